@@ -1,0 +1,1 @@
+"""Runs krl bundles."""

@@ -1,0 +1,109 @@
+"""Files and folders that are either whole or not there: atomic writes, hashes, safe relative paths."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+__all__ = ["atomic_folder", "atomic_path", "inside", "sha256_bytes", "sha256_file", "write_atomic"]
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Return the hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Return ``folder/relative`` if it stays within ``folder``.
+
+    Raises:
+        ValueError: ``relative`` is absolute, has ``..``, a backslash or a drive, or leaves the folder by a link.
+    """
+    pure = PurePosixPath(relative)
+    unsafe = pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative or "\0" in relative
+    if unsafe or not pure.parts:
+        raise ValueError(f"path {relative!r} leaves its folder")
+    path = folder.joinpath(*pure.parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"path {relative!r} leaves its folder through a symbolic link")
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems cannot sync a folder; the rename is still atomic
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; it takes ``target``'s place when the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write a whole file, or leave the old one as it was."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``; it becomes ``target`` when the block ends without error.
+
+    With ``replace`` an existing folder is moved aside first and removed last, so that it is never lost
+    before the new one stands.
+
+    Raises:
+        FileExistsError: ``target`` exists and ``replace`` is false.
+    """
+    if target.exists() and not replace:
+        raise FileExistsError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if target.exists():
+            old = temporary.with_suffix(".old")
+            target.rename(old)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

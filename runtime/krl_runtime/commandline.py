@@ -1,0 +1,272 @@
+"""What the four commands share: exit codes, error messages, configuration files, JSON, tables, progress.
+
+Exit codes: 0 done, 1 an unexpected failure or a check whose answer is no, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import KrlError, UsageError, require
+
+__all__ = ["dispatch", "guard", "print_json", "progress", "table"]
+
+_Item = TypeVar("_Item")
+
+
+def guard(prog: str, command: Callable[[], int | None]) -> int:
+    """Run a command and turn what it raises into a message on standard error and an exit code.
+
+    Args:
+        prog: Name of the command, for messages.
+        command: What to run; its return value, or 0 for ``None``, becomes the exit code.
+
+    Returns:
+        The exit code.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("krl")
+    logger.handlers[:] = [handler]
+    logger.setLevel(os.environ.get("KRL_LOG_LEVEL", "INFO").upper())
+    logger.propagate = False
+    try:
+        return command() or 0
+    except KrlError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; nothing to flush into
+        return 0
+    except OSError as error:
+        message = _explain(error)
+        if message is None:
+            traceback.print_exc()
+            return 1
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print(f"{prog}: this is a failure of krl, not of your input; please report it", file=sys.stderr)
+        return 1
+
+
+def _explain(error: OSError) -> str | None:
+    """Return a sentence for the errors of an operating system that a user can mend, ``None`` for others."""
+    where = f" ({error.filename})" if error.filename else ""
+    sentences = {
+        errno.ENOSPC: "the disk is full; what was there before is untouched; free some space and run it again",
+        errno.EDQUOT: "the disk quota is used up; what was there before is untouched; free some space",
+        errno.EACCES: "permission denied; check the owner and the mode of the file or folder",
+        errno.EPERM: "operation not permitted; check the owner and the mode of the file or folder",
+        errno.EROFS: "the file system is read-only; write somewhere else",
+        errno.ENOENT: "no such file or folder",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EISDIR: "this is a folder; a file is needed",
+        errno.EEXIST: "it exists already; give another name",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.EFBIG: "the file grew beyond what this file system or limit allows; what was there before is untouched",
+    }
+    sentence = sentences.get(error.errno or 0)
+    return sentence + where if sentence else None
+
+
+def dispatch(
+    prog: str, description: str, commands: Mapping[str, Callable[[Any], int | None]], argv: Sequence[str] | None = None
+) -> int:
+    """Parse ``prog COMMAND [options]`` with tyro and run the command, guarded.
+
+    Each command is a function of one frozen dataclass, whose fields are the options. ``--config FILE.yaml`` is
+    accepted by all of them: its keys are field names (sections are allowed), its values are what would stand
+    on the command line, and what does stand there wins. Unknown keys are refused.
+
+    Args:
+        prog: Name of the program.
+        description: One paragraph for ``--help``.
+        commands: By name; the annotation of the only parameter is the configuration.
+        argv: Arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    return guard(prog, lambda: _dispatch(prog, description, commands, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _dispatch(
+    prog: str, description: str, commands: Mapping[str, Callable[[Any], int | None]], argv: list[str]
+) -> int | None:
+    import typing
+
+    tyro = require("tyro", extra="train", purpose=f"the {prog} command")
+    from ._version import __version__
+
+    if argv and argv[0] in ("-V", "--version"):
+        print(f"{prog} {__version__}")
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {prog} COMMAND [options]\n\n{description}\n\ncommands:")
+        for name, command in commands.items():
+            summary = (command.__doc__ or "").strip().partition("\n")[0]
+            print(f"  {name:<14} {summary}")
+        print(f"\n{prog} COMMAND --help lists a command's options; --config FILE.yaml reads them from a file.")
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        raise UsageError(f"unknown command {argv[0]!r}{_suggest(argv[0], commands)}; accepted: {', '.join(commands)}")
+    command = commands[argv[0]]
+    hints = typing.get_type_hints(command, include_extras=True)
+    configuration = next(hint for name, hint in hints.items() if name != "return")
+    arguments = _read_config(argv[1:])
+    options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    parsed = tyro.cli(
+        configuration, prog=f"{prog} {argv[0]}", description=command.__doc__, args=arguments, config=options
+    )
+    return command(parsed)
+
+
+def _suggest(word: str, accepted: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(accepted), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _read_config(arguments: list[str]) -> list[str]:
+    """Replace ``--config FILE`` by the options in the file, put before the others so that the others win."""
+    rest, options = [], []
+    items = iter(arguments)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name != "--config":
+            rest.append(item)
+            continue
+        path = value if equals else next(items, None)
+        if path is None:
+            raise UsageError("--config needs a YAML file")
+        options += _yaml_options(Path(path))
+    return options + rest
+
+
+def _yaml_options(path: Path) -> list[str]:
+    yaml = require("yaml", extra="train", purpose="--config")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"configuration {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"configuration {path} is not a mapping of option names to values")
+    return list(_flatten(values, path))
+
+
+def _flatten(values: Mapping[str, Any], path: Path) -> Iterator[str]:
+    for key, value in values.items():
+        option = f"--{str(key).replace('_', '-')}"
+        if isinstance(value, dict):
+            yield from _flatten(value, path)
+        elif isinstance(value, bool):
+            yield option if value else f"--no-{option[2:]}"
+        elif isinstance(value, list):
+            yield option
+            yield from (str(item) for item in value)
+        else:
+            yield option
+            yield str(value)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy values, paths and the like into JSON types."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return str(value)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a plain-text table; columns whose every cell is a number are aligned to the right.
+
+    Args:
+        header: Column titles.
+        rows: One sequence of cells for each row; ``None`` is shown as a dash.
+    """
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(items: Sequence[str]) -> str:
+        padded = (
+            item.rjust(width) if right else item.ljust(width)
+            for item, width, right in zip(items, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(header)), "  ".join("-" * width for width in widths), *(line(row) for row in cells)])
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell[:1].isdigit() or (cell[:1] in "+-−<≤≥>" and cell[1:2].isdigit())
+
+
+@contextmanager
+def _bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda: bars.advance(task)
+
+
+def progress(items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:
+    """Yield ``items`` while a progress bar with an ETA is shown on standard error, if that is a terminal.
+
+    Args:
+        items: What to go through.
+        description: What is being done, for people.
+        total: Number of items, where ``items`` has no length.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    try:
+        import rich.progress  # noqa: F401
+    except ModuleNotFoundError:  # the slim runtime does not bring rich; nothing but the bar is lost
+        yield from items
+        return
+    with _bar(description, total) as advance:
+        for item in items:
+            yield item
+            advance()

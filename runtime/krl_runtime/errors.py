@@ -1,0 +1,115 @@
+"""Every error that krl raises on purpose.
+
+::
+
+    KrlError
+    ├── UsageError            an argument, a configuration or a combination of them is not acceptable
+    ├── ImageError            one picture cannot be decoded
+    ├── DataError             a data set or folder of pictures cannot be used
+    ├── RunError              a run folder is missing, damaged, or of another schema version
+    ├── BundleError           a bundle is missing, damaged, forged, or of another schema version
+    ├── BackendError          no backend can run this model on this machine as asked
+    ├── ModelError            a network or ONNX graph cannot be built, loaded, converted or exported
+    ├── TrainingError         training cannot go on (a loss that is not a number, say)
+    ├── CheckFailedError      a check was run and its answer is no (parity, accuracy gate, self-test)
+    └── MissingExtraError     an optional library is not installed; names the extra to install
+
+A message says which item, what was given, what is accepted, and what to do next. The command line turns a
+``KrlError`` into that message and exit code 2; ``CheckFailedError`` exits 1, because the command itself worked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CheckFailedError",
+    "DataError",
+    "ImageError",
+    "KrlError",
+    "MissingExtraError",
+    "ModelError",
+    "RunError",
+    "TrainingError",
+    "UsageError",
+    "require",
+]
+
+
+class KrlError(Exception):
+    """Root of all errors raised on purpose by krl."""
+
+    exit_code = 2
+
+
+class UsageError(KrlError):
+    """An argument, a configuration or a combination of them is not acceptable."""
+
+
+class ImageError(KrlError):
+    """One picture cannot be decoded, or is larger than the limit."""
+
+
+class DataError(KrlError):
+    """A data set or folder of pictures cannot be used."""
+
+
+class RunError(KrlError):
+    """A run folder is missing, damaged, or of another schema version."""
+
+
+class BundleError(KrlError):
+    """A bundle is missing, damaged, forged, or of another schema version."""
+
+
+class BackendError(KrlError):
+    """No backend can run this model on this machine as asked."""
+
+
+class ModelError(KrlError):
+    """A network or an ONNX graph cannot be built, loaded, converted or exported."""
+
+
+class TrainingError(KrlError):
+    """Training cannot go on, for instance because the loss is not a number."""
+
+
+class CheckFailedError(KrlError):
+    """A check was run and its answer is no: parity, an accuracy gate, a self-test."""
+
+    exit_code = 1
+
+
+class MissingExtraError(KrlError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        """Name the library that is missing, the extra that brings it, and what it was wanted for."""
+        self.library = library
+        self.extra = extra
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed; install it with: pip install 'krl[{extra}]'"
+        )
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional library where it is used.
+
+    Args:
+        module: Dotted name of the module to import.
+        extra: The extra of the ``krl`` distribution that installs it.
+        purpose: What needs it, as the beginning of a sentence ("reading the digits data set").
+
+    Raises:
+        MissingExtraError: The library itself is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != library:
+            raise
+        raise MissingExtraError(library, extra, purpose) from error

@@ -1,0 +1,1 @@
+"""Training of teachers: data to a run."""

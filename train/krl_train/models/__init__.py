@@ -1,0 +1,9 @@
+"""Networks by name, and the wrapper that gives a network its own normalisation."""
+
+from __future__ import annotations
+
+from .build import build_model, native_size
+from .cifar import cifar_names
+from .network import Network, count_macs, count_parameters
+
+__all__ = ["Network", "build_model", "cifar_names", "count_macs", "count_parameters", "native_size"]

@@ -1,0 +1,65 @@
+"""A network that takes pixels: normalisation is part of it, in training, in distillation and in the exported graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from krl_runtime.preprocess import Preprocessing
+
+__all__ = ["Network", "count_macs", "count_parameters"]
+
+
+class Network(nn.Module):
+    """A backbone behind its normalisation.
+
+    A teacher and its student see the same pixels, each normalised in its own way; and what is exported is what
+    was trained, with ``uint8`` at its input.
+
+    Args:
+        backbone: Maps normalised ``[N, C, H, W]`` of float32 to logits ``[N, classes]``.
+        preprocessing: Its ``mean`` and ``std`` are applied here.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.preprocessing = preprocessing
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        # (x / 255 - mean) / std as one multiplication and one addition
+        scale, offset = 1 / (255 * std), -mean / std
+        self.register_buffer("scale", scale.float().reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("offset", offset.float().reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels ``[N, C, H, W]``, uint8 or floating point, in the range 0 to 255, to logits ``[N, classes]``."""
+        logits: Tensor = self.backbone(pixels.to(self.scale.dtype) * self.scale + self.offset)
+        return logits
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the multiply-accumulate operations of one forward pass, in convolutions and matrix products.
+
+    Args:
+        model: Takes ``[1, *shape]`` of uint8.
+        shape: Channels, height and width of one input.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
+    model.train(was_training)
+    return int(counter.get_total_flops()) // 2

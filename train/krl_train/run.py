@@ -1,0 +1,229 @@
+"""The run: the folder that a training or compression command leaves, and resumes from. This module owns its format.
+
+``run.json`` says what was done and what came of it; ``model.safetensors`` has the weights of the backbone;
+``checkpoint/`` stands there while the command is at work.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from krl_runtime._files import sha256_bytes, sha256_file, write_atomic
+from krl_runtime.errors import KrlError, ModelError, RunError
+from krl_runtime.preprocess import Preprocessing
+
+from .models import Network, build_model
+
+__all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "package_versions"]
+
+SCHEMA_VERSION = 1
+RECORD = "run.json"
+WEIGHTS = "model.safetensors"
+_KIND = "krl-run"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What ``build_model`` needs to make the network again."""
+
+    name: str
+    num_classes: int
+    in_channels: int
+
+    def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
+        """Return the network with its normalisation, freshly initialised or with the published weights."""
+        backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
+        return Network(backbone, preprocessing)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of ``run.json``.
+
+    Attributes:
+        task: ``"classification"``.
+        model: The network.
+        preprocessing: From a picture to the network's input.
+        labels: Class names in the order of the logits.
+        command: The command that made the run, as ``"krl-train fit"``.
+        configuration: The full resolved configuration of that command.
+        seed: Seed of all randomness.
+        data: Identity of the training and validation data: name or path, counts, hashes.
+        parent: Path and hash of the run that this one comes from (the teacher of a student), if any.
+        metrics: Final metrics.
+        history: Metrics of each epoch.
+        versions: Versions of the packages and of Python.
+        weights_sha256: Hash of ``model.safetensors``; empty while the run is not finished.
+        schema_version: Version of this format.
+    """
+
+    task: str
+    model: ModelSpec
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    command: str
+    configuration: Mapping[str, Any]
+    seed: int
+    data: Mapping[str, Any]
+    parent: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    weights_sha256: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def to_bytes(self) -> bytes:
+        """Return the content of ``run.json``."""
+        values = {"kind": _KIND, **asdict(self), "preprocessing": self.preprocessing.to_dict()}
+        return json.dumps(values, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> RunRecord:
+        """Parse and check ``run.json``.
+
+        Args:
+            data: The file's bytes.
+            where: Its path, for messages.
+
+        Raises:
+            RunError: It is not a run's record, or of another schema version.
+        """
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{where} is not valid JSON ({error}); the run is damaged") from error
+        if not isinstance(values, dict) or values.pop("kind", None) != _KIND:
+            raise RunError(f"{where} is not the record of a krl run")
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise RunError(
+                f"{where} has schema version {values.get('schema_version')}; this krl reads version {SCHEMA_VERSION}; "
+                "train again, or use the krl that made it"
+            )
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise RunError(f"{where} has unknown keys {unknown}; it was not written by this krl")
+        try:
+            return cls(
+                **{
+                    **values,
+                    "model": ModelSpec(**values["model"]),
+                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
+                    "labels": tuple(values["labels"]),
+                    "history": tuple(values["history"]),
+                }
+            )
+        except (KeyError, TypeError, KrlError) as error:
+            raise RunError(f"{where} is not the record of a krl run: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    path: Path
+    record: RunRecord
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a finished run and check that its weights are those that it was written with.
+
+        Raises:
+            RunError: There is no run, it is not finished, damaged, or of another schema version.
+        """
+        folder = Path(path)
+        file = folder / RECORD
+        if not file.is_file():
+            what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+            raise RunError(f"run {folder} {what}; a run is the folder that krl-train fit, import or krl-compress makes")
+        record = RunRecord.from_bytes(file.read_bytes(), str(file))
+        if not record.weights_sha256:
+            raise RunError(f"run {folder} is not finished; continue it with the same command and --resume")
+        weights = folder / WEIGHTS
+        if not weights.is_file():
+            raise RunError(f"run {folder}: {WEIGHTS} is missing; copy the whole folder again")
+        if sha256_file(weights) != record.weights_sha256:
+            raise RunError(f"run {folder}: {WEIGHTS} is damaged or was changed (its SHA-256 is not the record's)")
+        return cls(folder, record)
+
+    @classmethod
+    def write(cls, path: str | Path, record: RunRecord, state: Mapping[str, Tensor]) -> Run:
+        """Write weights and record, each atomically, the record last.
+
+        Args:
+            path: The run's folder.
+            record: Its ``weights_sha256`` and ``versions`` are filled in here.
+            state: State of the backbone.
+
+        Raises:
+            ModelError: A weight is not a finite number.
+        """
+        folder = Path(path)
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        _check_finite(state, f"run {folder}")
+        finished = RunRecord(
+            **{**_shallow(record), "weights_sha256": sha256_bytes(data), "versions": package_versions()}
+        )
+        write_atomic(folder / WEIGHTS, data)
+        write_atomic(folder / RECORD, finished.to_bytes())
+        return cls(folder, finished)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the backbone's weights.
+
+        Raises:
+            RunError: The file is not a safetensors file, or a weight is not a finite number.
+        """
+        try:
+            state = load_file(self.path / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"run {self.path}: {WEIGHTS} cannot be read: {error}") from error
+        try:
+            _check_finite(state, f"run {self.path}")
+        except ModelError as error:
+            raise RunError(str(error)) from error
+        return state
+
+    def network(self) -> Network:
+        """Return the trained network in eval mode, on the CPU.
+
+        Raises:
+            RunError: The weights do not fit the network that the record names.
+        """
+        network = self.record.model.build(self.record.preprocessing)
+        try:
+            network.backbone.load_state_dict(self.state())
+        except RuntimeError as error:
+            raise RunError(f"run {self.path}: its weights do not fit {self.record.model.name}: {error}") from error
+        return network.eval()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("krl", "torch", "torchvision", "accelerate", "numpy", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _shallow(record: RunRecord) -> dict[str, Any]:
+    return {item.name: getattr(record, item.name) for item in fields(record)}
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise ModelError(f"{where}: {len(bad)} tensors have values that are not finite numbers: {', '.join(bad[:5])}")
