@@ -1,1 +1,1 @@
-"""compress"""
+"""Compression: teacher run to student run."""

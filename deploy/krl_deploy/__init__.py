@@ -1,1 +1,1 @@
-"""deploy"""
+"""Deployment: run to bundle."""
