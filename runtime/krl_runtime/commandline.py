@@ -18,9 +18,18 @@ from typing import Any, TypeVar
 
 from .errors import KrlError, UsageError, require
 
-__all__ = ["dispatch", "guard", "print_json", "progress", "table"]
+__all__ = ["dispatch", "guard", "print_json", "progress", "progress_bar", "table"]
 
 _Item = TypeVar("_Item")
+
+
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what ``sys.stderr`` is at the time, so that lines do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def guard(prog: str, command: Callable[[], int | None]) -> int:
@@ -33,7 +42,7 @@ def guard(prog: str, command: Callable[[], int | None]) -> int:
     Returns:
         The exit code.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("krl")
     logger.handlers[:] = [handler]
@@ -224,32 +233,33 @@ def _is_number(cell: str) -> bool:
 
 
 @contextmanager
-def _bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def progress_bar(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show a progress bar with an ETA on standard error, if that is a terminal; yield what advances it by one.
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
+    Args:
+        description: What is being done, for people.
+        total: Number of items, ``None`` where it is not known.
+        done: Number of items that are done already.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as EtaColumn
+    except ModuleNotFoundError:  # the slim runtime does not bring rich; nothing but the bar is lost
+        yield lambda: None
+        return
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), EtaColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total)
+        task = bars.add_task(description, total=total, completed=done)
         yield lambda: bars.advance(task)
 
 
 def progress(items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:
-    """Yield ``items`` while a progress bar with an ETA is shown on standard error, if that is a terminal.
+    """Yield ``items`` under a progress bar.
 
     Args:
         items: What to go through.
@@ -258,15 +268,7 @@ def progress(items: Iterable[_Item], description: str, total: int | None = None)
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    try:
-        import rich.progress  # noqa: F401
-    except ModuleNotFoundError:  # the slim runtime does not bring rich; nothing but the bar is lost
-        yield from items
-        return
-    with _bar(description, total) as advance:
+    with progress_bar(description, total) as advance:
         for item in items:
             yield item
             advance()

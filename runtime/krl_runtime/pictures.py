@@ -18,7 +18,7 @@ from .commandline import progress
 from .errors import DataError, ImageError
 from .preprocess import IMAGE_SUFFIXES, Preprocessing
 
-__all__ = ["OnBadImage", "Picture", "PictureFolder", "decode", "find_pictures", "identity", "open_folder"]
+__all__ = ["OnBadImage", "Picture", "PictureFolder", "decode", "find_pictures", "identity", "open_folder", "report_bad"]
 
 _log = logging.getLogger("krl")
 
@@ -105,7 +105,7 @@ def find_pictures(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
                 continue
             path = Path(directory, name)
             (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    _report(others, "is not a picture", on_bad)
+    report_bad([f"{path} is not a picture" for path in others], on_bad)
     if not pictures:
         raise DataError(f"{folder} holds no pictures; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
     return pictures
@@ -210,7 +210,7 @@ def decode(
             else:
                 pixels[len(good)] = result
                 good.append(picture)
-    _report(bad, "", on_bad)
+    report_bad(bad, on_bad)
     if not good:
         raise DataError("no picture is left: none of the files can be decoded")
     return pixels[: len(good)], tuple(good)
@@ -223,10 +223,19 @@ def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
 
 
-def _report(bad: Sequence[object], what: str, on_bad: OnBadImage) -> None:
+def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
+    """Refuse or log files that cannot be used, each by its name and cause.
+
+    Args:
+        bad: Errors or sentences, each of which names its file.
+        on_bad: What to do.
+
+    Raises:
+        DataError: There are such files and ``on_bad`` is ``"refuse"``.
+    """
     if not bad:
         return
-    shown = "; ".join(f"{item} {what}".strip() for item in bad[:_SHOWN])
+    shown = "; ".join(str(item) for item in bad[:_SHOWN])
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     if on_bad == "refuse":
         raise DataError(

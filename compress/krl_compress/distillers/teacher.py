@@ -1,0 +1,63 @@
+"""Teachers: what answers for a batch of views."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krl_train.models import Network
+from krl_train.tasks import Batch
+
+__all__ = ["FrozenTeacher", "Teacher"]
+
+
+class Teacher(Protocol):
+    """Answers for the views of a batch."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return logits ``[N, classes]`` of float32, without a gradient."""
+        ...
+
+
+class FrozenTeacher:
+    """A trained network that cannot change.
+
+    It is not a module, on purpose: whatever holds it has no parameters of it to train, move, save or share, and no
+    ``train()`` of a parent reaches it. Eval mode is restored at each call, whatever anyone did to the network.
+
+    Args:
+        network: The teacher; it normalises in its own way.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return logits ``[N, classes]`` of float32 for the very views that the student sees."""
+        return self.logits(batch.pixels)
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return logits ``[N, classes]`` of float32 for pixels ``[N, C, H, W]``, 0 to 255."""
+        self.network.to(pixels.device).eval()
+        logits: Tensor = self.network(self._fit(pixels))
+        return logits.float()
+
+    def _fit(self, pixels: Tensor) -> Tensor:
+        """Show the same view at the size and in the colours that the teacher takes."""
+        wanted = self.network.preprocessing
+        if pixels.shape[1] != wanted.channels:
+            if wanted.channels == 3:
+                pixels = pixels.expand(-1, 3, -1, -1)
+            else:
+                # ITU-R 601 luma, as Pillow converts to grey
+                weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).reshape(1, 3, 1, 1)
+                pixels = (pixels.float() * weights).sum(1, keepdim=True)
+        size = (wanted.height, wanted.width)
+        if tuple(pixels.shape[2:]) != size:
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        return pixels

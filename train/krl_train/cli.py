@@ -1,0 +1,93 @@
+"""The command ``krl-train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.commandline import dispatch, print_json, table
+
+from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["main"]
+
+
+def fit(config: FitConfig) -> None:
+    """Train a classifier on labelled pictures."""
+    from .fit import fit as run_fit
+
+    _show_run(run_fit(config), config.json)
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure a run on its own data or on any other."""
+    from .evaluate import evaluate as run_evaluate
+
+    result = run_evaluate(config)
+    if config.json:
+        print_json(result)
+        return
+    print(f"{result['run']} on {result['count']} pictures of {result['data']} ({result['split']})")
+    print(_metrics_table(result))
+    worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)
+    print("\n" + table(("class", "recall"), [(name, f"{value:.4f}") for value, name in worst]))
+
+
+def import_(config: ImportConfig) -> None:
+    """Turn foreign weights into a run, and measure them."""
+    from .transfer import import_weights
+
+    _show_run(import_weights(config), config.json)
+
+
+def unpack(config: UnpackConfig) -> None:
+    """Write a named data set as a folder of PNG files, train/CLASS and val/CLASS."""
+    from krl_runtime._files import atomic_folder
+
+    from .data import open_source
+    from .data.sources import unpack as write
+
+    source = open_source(config.data)
+    with atomic_folder(config.out) as folder:
+        count = write(source, folder)
+    print(f"{count} pictures in {config.out}")
+
+
+def _show_run(run: Run, json: bool) -> None:
+    summary: dict[str, Any] = {
+        "run": str(run.path),
+        "model": run.record.model.name,
+        "labels": list(run.record.labels),
+        **run.record.metrics,
+    }
+    if json:
+        print_json(summary)
+        return
+    print(f"{run.path}: {run.record.model.name}")
+    print(_metrics_table(run.record.metrics))
+
+
+def _metrics_table(metrics: Mapping[str, Any]) -> str:
+    shown = ("top1", "top5", "loss", "count", "parameters", "macs", "train_seconds")
+    return table(("metric", "value"), [(name, metrics[name]) for name in shown if name in metrics])
+
+
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "import": import_,
+    "unpack": unpack,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return dispatch("krl-train", "Train large image models, or take in foreign ones.", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+"""Pictures for training: named data sets and folders, decoded with the device's own preprocessing."""
+
+from __future__ import annotations
+
+from .augment import Augmentation
+from .pixels import PixelSet
+from .sources import Source, balanced, load_split, open_source, preprocessing_for
+
+__all__ = ["Augmentation", "PixelSet", "Source", "balanced", "load_split", "open_source", "preprocessing_for"]

@@ -1,0 +1,142 @@
+"""Random views of pictures, whole batches at a time.
+
+A view depends on the seed, the picture's index and the view's number alone: not on the batch it is in, nor on
+the process that computes it. So a run that is resumed or spread over several processes sees the same views, and
+a teacher's answers to them can be stored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krl_runtime.errors import UsageError
+from krl_runtime.preprocess import Preprocessing
+from krl_train.config import AugmentConfig
+
+__all__ = ["Augmentation"]
+
+
+def _uniform(seed: int, indices: npt.NDArray[np.int64], view: int, draw: int) -> npt.NDArray[np.float64]:
+    """Return numbers in [0, 1), one for each index, by the splitmix64 hash of all arguments."""
+    with np.errstate(over="ignore"):
+        x = indices.astype(np.uint64)
+        for value in (seed, view, draw):
+            x = x + np.uint64((value * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random shift, mirroring, rotation and zoom.
+
+    Attributes:
+        preprocessing: Size of the views.
+        margin: Extra pixels on every side of the pictures that are given; shifts use them.
+        padding: Black pixels put around the picture before it is shifted.
+        flip: Whether half of the views are mirrored.
+        rotate: Largest angle in degrees.
+        zoom: Largest magnification.
+        seed: Seed of all of it.
+        enabled: Whether views differ from the centre crop at all.
+    """
+
+    preprocessing: Preprocessing
+    margin: int
+    padding: int
+    flip: bool
+    rotate: float
+    zoom: float
+    seed: int
+    enabled: bool = True
+
+    @classmethod
+    def resolve(cls, config: AugmentConfig, preprocessing: Preprocessing, *, flip: bool, seed: int) -> Augmentation:
+        """Fill in what the configuration leaves open.
+
+        Args:
+            config: What the user asked for.
+            preprocessing: Size of the views.
+            flip: Whether mirrored pictures of this data keep their class.
+            seed: Seed of the run.
+
+        Raises:
+            UsageError: The padding is as large as the picture.
+        """
+        height, width = preprocessing.height, preprocessing.width
+        side = min(height, width)
+        margin = int((side / preprocessing.crop_fraction - side) / 2) if preprocessing.resize == "crop" else 0
+        default = max(1, side // 8) if side <= 64 else 0
+        padding = default if config.crop_padding is None else config.crop_padding
+        if padding >= side:
+            raise UsageError(f"--crop-padding is {padding}; accepted: below the side of the input, {side}")
+        return cls(
+            preprocessing=preprocessing,
+            margin=margin if config.augment else 0,
+            padding=padding,
+            flip=flip if config.flip is None else config.flip,
+            rotate=config.rotate,
+            zoom=config.zoom,
+            seed=seed,
+            enabled=config.augment,
+        )
+
+    def __call__(self, pixels: Tensor, indices: npt.NDArray[np.int64], view: int) -> Tensor:
+        """Return the views.
+
+        Args:
+            pixels: ``[N, C, height + 2 * margin, width + 2 * margin]`` of uint8.
+            indices: The pictures' indices in the data set, ``[N]``.
+            view: Number of the view, for instance the epoch.
+
+        Returns:
+            ``[N, C, height, width]``: uint8, or float32 in 0 to 255 after rotation or zoom.
+        """
+        if not self.enabled:
+            return self.centre(pixels)
+        height, width = self.preprocessing.height, self.preprocessing.width
+        draws = [_uniform(self.seed, indices, view, draw) for draw in range(5)]
+        padded = F.pad(pixels, (self.padding,) * 4) if self.padding else pixels
+        rows = self._window(padded.shape[2], height, draws[0])
+        columns = self._window(padded.shape[3], width, draws[1])
+        if self.flip:
+            mirrored = torch.from_numpy(draws[2] < 0.5)[:, None]
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        rows, columns = rows.to(pixels.device), columns.to(pixels.device)
+        batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+        # Indexed as NHWC, so that the result is in channels-last layout already.
+        views = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if self.rotate == 0 and self.zoom == 1:
+            return views
+        return self._turn(views, draws[3], draws[4])
+
+    def centre(self, pixels: Tensor) -> Tensor:
+        """Return the views that evaluation uses: the centre crop, or the pictures themselves without a margin."""
+        if self.margin == 0:
+            return pixels
+        return pixels[:, :, self.margin : -self.margin, self.margin : -self.margin]
+
+    @staticmethod
+    def _window(available: int, wanted: int, draw: npt.NDArray[np.float64]) -> Tensor:
+        offsets = torch.from_numpy((draw * (available - wanted + 1)).astype(np.int64))
+        return offsets[:, None] + torch.arange(wanted)[None]
+
+    def _turn(self, views: Tensor, angle_draw: npt.NDArray[np.float64], zoom_draw: npt.NDArray[np.float64]) -> Tensor:
+        angle = (2 * angle_draw - 1) * math.radians(self.rotate)
+        scale = 1 / (1 + zoom_draw * (self.zoom - 1))
+        ratio = views.shape[2] / views.shape[3]
+        cosine, sine, zero = np.cos(angle) * scale, np.sin(angle) * scale, np.zeros_like(angle)
+        # Sampling positions are in units of half the side, so that a turn on an oblong picture needs its ratio.
+        matrices = np.stack([np.stack([cosine, -sine * ratio, zero], 1), np.stack([sine / ratio, cosine, zero], 1)], 1)
+        theta = torch.from_numpy(matrices).to(views.device, torch.float32)
+        grid = F.affine_grid(theta, list(views.shape), align_corners=False)
+        return F.grid_sample(views.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -1,0 +1,120 @@
+"""Decoded pictures: kept in memory where they fit, read again in each epoch where they do not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from krl_runtime._files import sha256_bytes, sha256_file
+from krl_runtime.commandline import progress
+from krl_runtime.errors import ImageError
+from krl_runtime.pictures import OnBadImage, Picture, decode, identity, report_bad
+from krl_runtime.preprocess import Preprocessing
+
+__all__ = ["PixelSet"]
+
+
+class PixelSet:
+    """Pictures of one split, as a network takes them, with room for random crops.
+
+    Attributes:
+        labels: Class indices, ``[N]`` of int64.
+        identity: Hash of the pictures and labels, in their order.
+        margin: Extra pixels on every side of each picture.
+    """
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], margin: int = 0) -> None:
+        """Keep decoded pictures ``[N, C, H + 2 * margin, W + 2 * margin]`` in memory."""
+        self.labels = torch.tensor(list(labels), dtype=torch.int64)
+        self.identity = identity(pixels, labels)
+        self.margin = margin
+        self._pixels: Tensor | None = torch.from_numpy(pixels)
+
+    @classmethod
+    def from_pictures(
+        cls,
+        pictures: Sequence[Picture],
+        preprocessing: Preprocessing,
+        *,
+        margin: int,
+        on_bad: OnBadImage,
+        memory_limit: int,
+    ) -> PixelSet:
+        """Read picture files.
+
+        Args:
+            pictures: What to read.
+            preprocessing: From a picture to ``uint8``.
+            margin: Extra pixels on every side.
+            on_bad: What to do with files that cannot be decoded.
+            memory_limit: Bytes of decoded pictures that may be kept in memory.
+
+        Raises:
+            DataError: No picture can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
+        """
+        channels, height, width = preprocessing.shape
+        size = len(pictures) * channels * (height + 2 * margin) * (width + 2 * margin)
+        if size <= memory_limit:
+            pixels, kept = decode(pictures, preprocessing, margin=margin, on_bad=on_bad)
+            return cls(pixels, [picture.label for picture in kept], margin)
+        return _PixelsOnDisk(pictures, preprocessing, margin, on_bad)
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
+    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Return pictures ``[len(indices), C, H + 2 * margin, W + 2 * margin]`` of uint8, on the CPU."""
+        assert self._pixels is not None  # noqa: S101  for the type checker; the subclass overrides this
+        return self._pixels[torch.from_numpy(indices)]
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel over (up to 5,000 of) the pictures, in units of 0 to 1."""
+        step = max(1, len(self) // 5000)
+        pixels = self.pixels(np.arange(0, len(self), step)).numpy()
+        axes = (0, 2, 3)
+        mean = pixels.mean(axes, dtype=np.float64) / 255
+        std = np.maximum(pixels.std(axes, dtype=np.float64) / 255, 1 / 255)
+        return tuple(round(float(value), 4) for value in mean), tuple(round(float(value), 4) for value in std)
+
+
+class _PixelsOnDisk(PixelSet):
+    """Pictures that are decoded each time they are asked for, after all of them were tried once."""
+
+    def __init__(
+        self, pictures: Sequence[Picture], preprocessing: Preprocessing, margin: int, on_bad: OnBadImage
+    ) -> None:
+        self.margin = margin
+        self._preprocessing = preprocessing
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        hashes, bad, good = [], [], []
+        tried = self._pool.map(self._try, pictures)
+        for picture, result in zip(progress(pictures, "checking pictures"), tried, strict=True):
+            if isinstance(result, ImageError):
+                bad.append(result)
+            else:
+                good.append(picture)
+                hashes.append(f"{picture.label}:{result}")
+        report_bad(bad, on_bad)
+        self._pictures = good
+        self.labels = torch.tensor([picture.label for picture in good], dtype=torch.int64)
+        self.identity = sha256_bytes(f"{preprocessing}:{margin}:{','.join(hashes)}".encode())
+
+    def _try(self, picture: Picture) -> str | ImageError:
+        try:
+            self._preprocessing(picture.path)
+        except ImageError as error:
+            return error
+        return sha256_file(picture.path)
+
+    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        chosen = [self._pictures[index].path for index in indices]
+        return torch.from_numpy(
+            np.stack(list(self._pool.map(lambda path: self._preprocessing(path, margin=self.margin), chosen)))
+        )

@@ -1,0 +1,295 @@
+"""Data sets by name or by folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from krl_runtime.errors import DataError, UsageError, require
+from krl_runtime.pictures import Picture, PictureFolder, open_folder
+from krl_runtime.preprocess import Preprocessing, open_image
+from krl_train.config import DataConfig, InputConfig
+from krl_train.models import native_size
+
+from .pixels import PixelSet
+
+if TYPE_CHECKING:
+    from krl_train.run import RunRecord
+
+__all__ = ["Source", "balanced", "load_split", "open_source", "preprocessing_for"]
+
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+_MIRROR_CHANGES_CLASS = ("digits", "mnist")
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LARGEST_NATIVE = 64
+
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be read.
+
+    Attributes:
+        name: Its name, or the folder's absolute path.
+        labels: Class names in the order of the class indices.
+        channels: 1 where all pictures are known to be grey, else 3.
+        size: Height and width where all pictures are known to share them and they are small.
+        flip: Whether mirrored pictures keep their class.
+        config: What the user asked for.
+        folder: The listed folder, for pictures on disk.
+        arrays: ``"train"`` and ``"val"`` for named sets: pictures ``[N, H, W, C]`` of uint8, and class indices.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    channels: int
+    size: tuple[int, int] | None
+    flip: bool
+    config: DataConfig
+    folder: PictureFolder | None = None
+    arrays: Mapping[str, Arrays] = field(default_factory=dict)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the data set itself says what is for training and what for validation."""
+        return self.folder is None or "all" not in self.folder.splits
+
+    def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
+        """Read one split.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"all"``.
+            preprocessing: From a picture to ``uint8``.
+            margin: Extra pixels on every side, for random crops.
+            limit: Number of pictures at most, the same number of each class.
+
+        Raises:
+            DataError: The split is empty, or a picture cannot be decoded and is not to be skipped.
+        """
+        if self.folder is not None:
+            pictures = self.folder.split(split, val_fraction=self.config.val_fraction)
+            chosen = balanced([picture.label for picture in pictures], limit)
+            return PixelSet.from_pictures(
+                [pictures[index] for index in chosen],
+                preprocessing,
+                margin=margin,
+                on_bad=self.config.on_bad_image,
+                memory_limit=self.config.memory_limit_mb * 2**20,
+            )
+        parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
+        pictures_array = np.concatenate([part[0] for part in parts])
+        labels = np.concatenate([part[1] for part in parts])
+        chosen = balanced(labels.tolist(), limit)
+        return PixelSet(_prepare(pictures_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+
+    def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
+        """Return what ``run.json`` says of the data: its name, how it was read, counts and identities."""
+        splits = {name: {"count": len(part), "identity": part.identity} for name, part in sets.items()}
+        return {
+            "source": self.name,
+            "root": str(self.config.data_root.resolve()),
+            "val_fraction": self.config.val_fraction,
+            "on_bad_image": self.config.on_bad_image,
+            **splits,
+        }
+
+
+def open_source(config: DataConfig) -> Source:
+    """Open a data set by name or folder.
+
+    Raises:
+        UsageError: No data set is named.
+        DataError: It is not known, not there, or cannot be used.
+        MissingExtraError: The library that reads it is not installed.
+    """
+    if config.data is None:
+        raise UsageError("no data is named; give --data digits, mnist, cifar10 … or a folder of pictures")
+    if config.data == "digits":
+        return _digits(config)
+    if config.data in _TORCHVISION:
+        return _torchvision(config)
+    root = Path(config.data)
+    if not root.exists():
+        known = ", ".join(("digits", *_TORCHVISION))
+        raise DataError(f"data {config.data!r} is neither a folder nor a known data set; known: {known}")
+    folder = open_folder(root, on_bad=config.on_bad_image)
+    if not folder.labels:
+        raise DataError(f"{root} has pictures but no classes; put the pictures of each class into a folder of its name")
+    if len(folder.labels) < 2:
+        raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
+    size, channels = _peek(folder)
+    return Source(str(root.resolve()), folder.labels, channels, size, flip=True, config=config, folder=folder)
+
+
+def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretrained: bool = False) -> Preprocessing:
+    """Fill in what the configuration leaves open about the network's input.
+
+    Args:
+        config: What the user asked for.
+        source: The data; its size counts for networks that take any, and it is measured for mean and std.
+        model: Name of the network.
+        pretrained: Whether the network was trained on ImageNet's mean and std.
+    """
+    native = native_size(model)
+    if config.size is not None:
+        height, width = config.size[0], config.size[-1]
+    elif native is None:
+        height, width = source.size or (32, 32)
+    else:
+        height = width = native
+    channels = config.channels or (source.channels if native is None else 3)
+    fraction = config.crop_fraction or (1.0 if min(height, width) <= _LARGEST_NATIVE else 0.875)
+    base = Preprocessing(
+        height=height,
+        width=width,
+        channels=channels,
+        resize=config.resize or "crop",
+        crop_fraction=fraction,
+        interpolation=config.interpolation or "bilinear",
+        mean=config.mean or (_IMAGENET_MEAN if channels == 3 else (0.5,)),
+        std=config.std or (_IMAGENET_STD if channels == 3 else (0.5,)),
+    )
+    if pretrained or (config.mean and config.std):
+        return base
+    sample = source.read("train", base, limit=2000)
+    mean, std = sample.statistics()
+    return replace(base, mean=config.mean or mean, std=config.std or std)
+
+
+def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """Read again the data that a run was trained on.
+
+    Args:
+        record: The run's record.
+        split: ``"train"`` or ``"val"``.
+        limit: Number of pictures at most, the same number of each class.
+
+    Returns:
+        The pictures as the network takes them, ``[N, C, H, W]`` of uint8, and their class indices.
+
+    Raises:
+        DataError: The data is not where it was.
+    """
+    config = DataConfig(
+        data=record.data["source"],
+        data_root=Path(record.data["root"]),
+        val_fraction=record.data["val_fraction"],
+        on_bad_image=record.data["on_bad_image"],
+    )
+    part = open_source(config).read(split, record.preprocessing, limit=limit)
+    return part.pixels(np.arange(len(part))).numpy(), part.labels.tolist()
+
+
+def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
+    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    seen: dict[int, int] = {}
+    rank = []
+    for position, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        rank.append((seen[label], label, position))
+    return sorted(position for *_, position in sorted(rank)[:limit])
+
+
+def _prepare(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:
+    same = pictures.shape[1:] == (preprocessing.height, preprocessing.width, preprocessing.channels)
+    if same and margin == 0:
+        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))  # what the preprocessing would return
+    return np.stack([preprocessing(picture, margin=margin) for picture in pictures])
+
+
+def _peek(folder: PictureFolder) -> tuple[tuple[int, int] | None, int]:
+    """Look at a few files: their common size if it is small, and whether they are all grey."""
+    pictures: list[Picture] = [picture for split in folder.splits.values() for picture in split]
+    sizes, modes = set(), set()
+    for picture in pictures[:: max(1, len(pictures) // 16)]:
+        try:
+            with Image.open(picture.path) as image:
+                sizes.add((image.height, image.width))
+                modes.add(image.mode)
+        except OSError:  # reading the split names it
+            continue
+    size = sizes.pop() if len(sizes) == 1 else None
+    grey = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
+    return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if grey else 3)
+
+
+def _digits(config: DataConfig) -> Source:
+    datasets = require("sklearn.datasets", extra="train", purpose="the embedded digits data set")
+    digits = datasets.load_digits()
+    # 17 levels, 0 to 16
+    pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    threshold = int(config.val_fraction * 2**64)
+    held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in pictures])
+    arrays = {"train": (pictures[~held_out], labels[~held_out]), "val": (pictures[held_out], labels[held_out])}
+    names = tuple(str(name) for name in digits.target_names)
+    return Source("digits", names, 1, (8, 8), flip=False, config=config, arrays=arrays)
+
+
+def _torchvision(config: DataConfig) -> Source:
+    datasets = require("torchvision.datasets", extra="train", purpose=f"data set {config.data}")
+    name = str(config.data)
+    kind = getattr(datasets, _TORCHVISION[name])
+    arrays: dict[str, Arrays] = {}
+    labels: tuple[str, ...] = ()
+    for split in ("train", "val"):
+        try:
+            part = kind(root=str(config.data_root), train=split == "train", download=config.download)
+        except (RuntimeError, OSError) as error:  # not found or corrupted; urllib's errors are OSErrors
+            raise DataError(
+                f"data set {name} is not usable in {config.data_root} ({error}); give its place with --data-root, "
+                "or --download"
+            ) from error
+        pictures = np.asarray(part.data, dtype=np.uint8)
+        arrays[split] = (pictures if pictures.ndim == 4 else pictures[..., None], np.asarray(part.targets, np.int64))
+        labels = tuple(str(item) for item in part.classes)
+    first = arrays["train"][0]
+    return Source(
+        name,
+        labels,
+        first.shape[3],
+        (first.shape[1], first.shape[2]),
+        flip=name not in _MIRROR_CHANGES_CLASS,
+        config=config,
+        arrays=arrays,
+    )
+
+
+def unpack(source: Source, out: Path) -> int:
+    """Write a named data set as a folder, ``train/CLASS/*.png`` and ``val/CLASS/*.png``, without loss.
+
+    Args:
+        source: A named data set.
+        out: An existing, empty folder.
+
+    Returns:
+        The number of pictures written.
+
+    Raises:
+        UsageError: The data set is a folder already.
+    """
+    if not source.arrays:
+        raise UsageError(f"{source.name} is a folder of pictures already; use it as it is")
+    count = 0
+    for split, (pictures, labels) in source.arrays.items():
+        for label in source.labels:
+            (out / split / _file_name(label)).mkdir(parents=True)
+        for index, (picture, label_index) in enumerate(zip(pictures, labels.tolist(), strict=True)):
+            image = open_image(picture, mode="L" if source.channels == 1 else "RGB")
+            image.save(out / split / _file_name(source.labels[label_index]) / f"{index:05d}.png")
+            count += 1
+    return count
+
+
+def _file_name(label: str) -> str:
+    return label.replace("/", "-").replace("\\", "-")

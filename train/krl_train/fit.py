@@ -1,0 +1,251 @@
+"""``krl-train fit``: data to a run. ``train_classifier`` is what distillation trains its students with, too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krl_runtime._files import write_atomic
+from krl_runtime.errors import RunError, UsageError
+from krl_runtime.preprocess import Preprocessing
+
+from .config import AugmentConfig, FitConfig, LoopConfig, OptimConfig, to_plain
+from .data import Augmentation, PixelSet, Source, open_source, preprocessing_for
+from .loop import CHECKPOINT, BatchStream, Trainer
+from .models import Network, count_macs, count_parameters
+from .run import RECORD, WEIGHTS, ModelSpec, Run, RunRecord, package_versions
+from .tasks import ClassificationTask, Objective, Supervised
+
+__all__ = ["Training", "fit", "initialise_from", "prepare_out", "read_training", "train_classifier"]
+
+_log = logging.getLogger("krl")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Data of a classifier's training, read.
+
+    Attributes:
+        source: Where it comes from.
+        train: Training pictures.
+        val: Validation pictures.
+        augmentation: Makes the training views.
+    """
+
+    source: Source
+    train: PixelSet
+    val: PixelSet
+    augmentation: Augmentation
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the data."""
+        return self.source.describe({"train": self.train, "val": self.val})
+
+
+def read_training(source: Source, preprocessing: Preprocessing, augment: AugmentConfig, seed: int) -> Training:
+    """Read both splits of a data set.
+
+    Args:
+        source: The data set.
+        preprocessing: From a picture to ``uint8``.
+        augment: How training views are made.
+        seed: Seed of the views.
+
+    Raises:
+        DataError: A split is empty, or pictures cannot be used.
+    """
+    augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=seed)
+    train = source.read("train", preprocessing, margin=augmentation.margin, limit=source.config.limit)
+    val = source.read("val", preprocessing, limit=source.config.val_limit)
+    return Training(source, train, val, augmentation)
+
+
+def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> Run | None:
+    """Make the folder of a new run, or check that an interrupted one can be continued.
+
+    Args:
+        out: The run's folder.
+        record: What the run will be; while it is not finished, this is its ``run.json``.
+        resume: Whether to continue what is there.
+        overwrite: Whether to replace what is there.
+
+    Returns:
+        The run, if it is finished already and to be resumed: there is nothing left to do.
+
+    Raises:
+        RunError: There is a run and neither flag is given, or it was made with another configuration.
+        UsageError: Both flags are given, or the folder holds something that is not a run.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    file = out / RECORD
+    main = os.environ.get("RANK", "0") == "0"  # of several processes one prepares the folder
+    if file.is_file() and resume:
+        there = RunRecord.from_bytes(file.read_bytes(), str(file))
+        _same_configuration(out, there, record)
+        return Run.open(out) if there.weights_sha256 else None
+    if not main:
+        return None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not file.is_file():
+            raise UsageError(f"{out} exists and is not a run; give another --out")
+        if not overwrite:
+            raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
+        for name in (RECORD, WEIGHTS):
+            (out / name).unlink(missing_ok=True)
+        for name in (CHECKPOINT.parent.name, "events"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    write_atomic(file, replace(record, versions=package_versions()).to_bytes())
+    return None
+
+
+_MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}
+
+
+def _same_configuration(out: Path, there: RunRecord, record: RunRecord) -> None:
+    old, new = _leaves(there.configuration), _leaves(record.configuration)
+    changed = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(set(old) | set(new))
+        if name not in _MAY_DIFFER and old.get(name) != new.get(name)
+    ]
+    if there.data != dict(record.data):
+        changed.append("the data is not the same")
+    if there.parent != record.parent:
+        changed.append("the parent run is not the same")
+    if changed:
+        raise RunError(
+            f"run {out} cannot be resumed, its configuration differs: {'; '.join(changed)}. Give the same options, "
+            "or --overwrite"
+        )
+
+
+def _leaves(values: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def train_classifier(
+    make_objective: Callable[[Network], Objective],
+    network: Network,
+    training: Training,
+    record: RunRecord,
+    optim: OptimConfig,
+    loop: LoopConfig,
+    out: Path,
+    *,
+    views: int | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a network and write its run.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        network: The network, initialised.
+        training: The data.
+        record: What ``run.json`` will say, but for the results.
+        optim: How weights are moved.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The loss is not a finite number.
+    """
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, views)
+    task = ClassificationTask(
+        make_objective(network),
+        optim,
+        steps=loop.epochs * stream.steps,
+        batch_size=loop.batch_size,
+        val=training.val,
+        labels=record.labels,
+    )
+    trainer = Trainer(loop, task, stream, out)
+    if resume and trainer.resume():
+        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    metrics = trainer.fit()
+    costs = {
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, network.preprocessing.shape),
+        "train_seconds": round(trainer.state.seconds, 1),
+    }
+    finished = replace(record, metrics={**record.metrics, **metrics, **costs}, history=tuple(trainer.state.history))
+    run = Run(out, finished)
+    if trainer.accelerator.is_main_process:
+        run = Run.write(out, finished, task.state())
+        shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def fit(config: FitConfig) -> Run:
+    """Train a classifier from labels.
+
+    Raises:
+        KrlError: The data, the network or the configuration cannot be used, or training failed.
+    """
+    source = open_source(config.data)
+    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
+    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    spec = ModelSpec(config.model, len(source.labels), preprocessing.channels)
+    init = Run.open(config.init) if config.init is not None else None
+    record = RunRecord(
+        task="classification",
+        model=spec,
+        preprocessing=preprocessing,
+        labels=source.labels,
+        command="krl-train fit",
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.describe(),
+        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
+    )
+    torch.manual_seed(config.loop.seed)
+    network = spec.build(preprocessing, pretrained=config.pretrained)
+    if init is not None:
+        initialise_from(network, init)
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        _log.info("run %s is finished already", config.out)
+        return finished
+    return train_classifier(
+        lambda made: Supervised(made, config.optim.label_smoothing),
+        network,
+        training,
+        record,
+        config.optim,
+        config.loop,
+        config.out,
+        resume=config.resume,
+    )
+
+
+def initialise_from(network: Network, run: Run) -> None:
+    """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
+
+    Raises:
+        RunError: The run is of another network.
+    """
+    mine, theirs = network.backbone.state_dict(), run.state()
+    if set(mine) != set(theirs):
+        raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
+    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
+    if len(mine) - len(fitting) > 2:  # more than the last layer's weight and bias
+        raise RunError(
+            f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
+        )
+    network.backbone.load_state_dict({**mine, **fitting})
+    left = sorted(set(mine) - set(fitting))
+    if left:
+        _log.info("new last layer, for other labels: %s", ", ".join(left))

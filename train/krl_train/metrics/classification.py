@@ -1,0 +1,87 @@
+"""Top-1, top-5, loss, recall of each class and the confusion matrix of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassRecall
+
+from krl_train.data.pixels import PixelSet
+
+__all__ = ["evaluate_classifier"]
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    network: nn.Module,
+    data: PixelSet,
+    labels: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    rank: int = 0,
+    world: int = 1,
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """Measure a classifier in float32.
+
+    Args:
+        network: Takes pixels ``[N, C, H, W]`` of uint8; it is in eval mode afterwards.
+        data: The pictures.
+        labels: Class names in the order of the logits.
+        device: Where the network is.
+        batch_size: Pictures in one step.
+        rank: Of this process; each process takes every ``world``-th picture, and all get the same answer.
+        world: Number of processes.
+        channels_last: Whether to give pictures in channels-last layout.
+
+    Returns:
+        ``count``, ``top1`` and ``top5`` (shares, 0 to 1; top-5 of fewer than five classes is 1), ``loss`` (mean
+        cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without pictures), ``confusion``
+        (``[true][predicted]`` counts).
+    """
+    classes = len(labels)
+    metrics: dict[str, Metric] = {
+        "top1": MulticlassAccuracy(classes, top_k=1, average="micro"),
+        "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro"),
+        "recall": MulticlassRecall(classes, average=None),
+        "confusion": MulticlassConfusionMatrix(classes),
+        "loss": MeanMetric(),
+    }
+    for metric in metrics.values():
+        metric.to(device)
+    network.eval()
+    mine = np.arange(rank, len(data), world)
+    for start in range(0, len(mine), batch_size):
+        indices = mine[start : start + batch_size]
+        pixels = _centre(data, indices).to(device)
+        if channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        logits = network(pixels).float()
+        targets = data.labels[torch.from_numpy(indices)].to(device)
+        metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
+        for name in ("top1", "top5", "recall", "confusion"):
+            metrics[name].update(logits, targets)
+    return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
+
+
+def _centre(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+    pixels = data.pixels(indices)
+    margin = data.margin
+    return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
+
+
+def _result(values: dict[str, Tensor], labels: Sequence[str], count: int) -> dict[str, Any]:
+    confusion = values["confusion"].long().tolist()
+    recall = {
+        label: round(float(value), 6) if sum(row) else None
+        for label, value, row in zip(labels, values["recall"].tolist(), confusion, strict=True)
+    }
+    shares = {name: round(float(values[name]), 6) for name in ("top1", "top5", "loss")}
+    return {"count": count, **shares, "recall": recall, "confusion": confusion}

@@ -1,0 +1,92 @@
+"""What the training loop asks of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["Batch", "Learner", "Placement", "Task", "Update"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's pictures, on the device.
+
+    Attributes:
+        pixels: Views ``[N, C, H, W]``, uint8 or float32, 0 to 255.
+        labels: Class indices ``[N]`` of int64.
+        indices: The pictures' indices in the training set, ``[N]`` of int64, on the CPU.
+        view: Number of the view that all of them are shown in.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
+    view: int
+
+
+@dataclass
+class Learner:
+    """A module that is trained, with its optimiser, schedule and (where wanted) moving average.
+
+    The loop replaces ``module`` and ``optimizer`` by prepared ones (device, several processes), and checkpoints all.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    clip_norm: float | None = None
+    average: AveragedModel | None = None
+    average_of: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an evaluation runs: the device, this process's rank, the number of processes, the memory layout."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    channels_last: bool = False
+
+
+Update: TypeAlias = Callable[[str, Tensor], None]
+"""Called by a step as ``update(learner_name, loss)``: backward, clip, optimiser, schedule, moving average."""
+
+
+class Task(ABC):
+    """Something that can be trained: it owns its learners and says what a step and an evaluation are."""
+
+    learners: Mapping[str, Learner]
+
+    @abstractmethod
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            batch: The pictures.
+            update: Moves the weights of a learner along a loss.
+
+        Returns:
+            Named scalars for the log; ``"loss"`` is among them and is watched for NaN.
+        """
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch, for instance put modules into training mode."""
+        for learner in self.learners.values():
+            learner.module.train()
+
+    @abstractmethod
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Return metrics on the validation data; all processes call it and get the same answer."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights that the run keeps."""
