@@ -92,8 +92,8 @@ class AugmentConfig:
 
     augment: bool = True
     """Whether to augment at all."""
-    flip: bool | None = None
-    """Mirror half of the pictures; left out: yes for photographs, no for digits and other signs."""
+    flip: Literal["auto", "horizontal", "none"] = "auto"
+    """Mirror half of the pictures, or none; auto mirrors all but digits and other signs."""
     crop_padding: int | None = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
     rotate: float = 0.0

@@ -83,7 +83,7 @@ class Augmentation:
             preprocessing=preprocessing,
             margin=margin if config.augment else 0,
             padding=padding,
-            flip=flip if config.flip is None else config.flip,
+            flip=flip if config.flip == "auto" else config.flip == "horizontal",
             rotate=config.rotate,
             zoom=config.zoom,
             seed=seed,
