@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from _helpers.pictures import make_split_folder
+from krl_compress.cli import main
+from krl_compress.config import CacheConfig, DistillConfig
+from krl_compress.distill import distill
+from krl_compress.distillers import FrozenTeacher, TeacherStudent
+from krl_compress.teacher_cache import StoredTeacher
+from krl_runtime.errors import RunError, UsageError
+from krl_runtime.preprocess import Preprocessing
+from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet
+from krl_train.fit import fit
+from krl_train.models import Network, build_model
+from krl_train.run import Run
+from krl_train.tasks import Batch, ClassificationTask
+
+LOOP = LoopConfig(epochs=2, batch_size=64, device="cpu", precision="fp32")
+DIGITS = DataConfig(data="digits", limit=640, val_limit=200)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    return fit(FitConfig(model="resnet20", out=out, data=DIGITS, loop=replace(LOOP, epochs=8)))
+
+
+def config(teacher: Run, out: Path, **changes) -> DistillConfig:
+    data = DataConfig(limit=320, val_limit=100)
+    base = DistillConfig(teacher=str(teacher.path), student="dscnn-0.25", out=out, data=data, loop=LOOP)
+    return replace(base, **changes)
+
+
+def network(name: str = "resnet8", seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(build_model(name, 4, 3), Preprocessing(16, 16))
+
+
+def batch(count: int = 8, size: int = 16, channels: int = 3) -> Batch:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (count, channels, size, size)).astype(np.uint8))
+    return Batch(pixels, torch.arange(count) % 4, torch.arange(count), 0)
+
+
+def test_loss_is_the_formula() -> None:
+    student, tutor = network(seed=0).eval(), network(seed=1).eval()
+    objective = TeacherStudent(student, FrozenTeacher(tutor), alpha=0.3, temperature=4.0)
+    objective.eval()
+    parts = {name: value.item() for name, value in objective(batch()).items()}
+    with torch.no_grad():
+        z_s, z_t = (net(batch().pixels).double().numpy() for net in (student, tutor))
+
+    def softmax(z):
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    ce = -np.mean(np.log(softmax(z_s)[np.arange(8), np.arange(8) % 4]))
+    p_t, p_s = softmax(z_t / 4), softmax(z_s / 4)
+    kl = np.mean(np.sum(p_t * (np.log(p_t) - np.log(p_s)), 1))
+    assert parts["task_loss"] == pytest.approx(ce, rel=1e-5)
+    assert parts["kd_loss"] == pytest.approx(16 * kl, rel=1e-5)
+    assert parts["loss"] == pytest.approx(0.3 * ce + 0.7 * 16 * kl, rel=1e-5)
+
+
+def test_teacher_does_not_change_whatever_anyone_calls() -> None:
+    tutor = network(seed=1)
+    before = {name: value.clone() for name, value in tutor.state_dict().items()}
+    objective = TeacherStudent(network(), FrozenTeacher(tutor), alpha=0.1, temperature=4.0)
+    data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
+    optim = OptimConfig(lr=1.0, weight_decay=0.5, warmup=0.0)
+    task = ClassificationTask(objective, optim, steps=3, batch_size=8, val=data, labels=tuple("abcd"))
+    learner = task.learners["model"]
+
+    def update(name: str, loss: torch.Tensor) -> None:
+        learner.optimizer.zero_grad()
+        loss.backward()
+        learner.optimizer.step()
+
+    for _ in range(3):
+        objective.train()
+        tutor.train().requires_grad_(True)  # even this
+        answers = objective.teacher(batch())
+        assert not answers.requires_grad
+        task.step(batch(), update)
+    assert not tutor.training
+    assert all(torch.equal(value, before[name]) for name, value in tutor.state_dict().items())
+    held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
+    assert held.isdisjoint({id(parameter) for parameter in tutor.parameters()})
+    assert not any("teacher" in name for name in objective.state_dict())
+
+
+def test_both_nets_see_the_same_view() -> None:
+    seen = []
+
+    class Spy:
+        def __call__(self, given: Batch) -> torch.Tensor:
+            seen.append(given.pixels)
+            return torch.zeros(len(given.pixels), 4)
+
+    student = network()
+    student.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    TeacherStudent(student, Spy(), alpha=0.1, temperature=4.0)(batch())
+    assert seen[0] is seen[1]
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(1, 3), (3, 1), (3, 3)])
+def test_teacher_gets_the_view_in_its_own_size_and_colours(channels: int, wanted: int) -> None:
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(24, 24, channels=wanted, mean=(0.5,) * wanted, std=(0.25,) * wanted)
+    tutor = Network(build_model("resnet8", 4, wanted), preprocessing)
+    shapes = []
+    tutor.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
+    flat = torch.full((2, channels, 16, 16), 100, dtype=torch.uint8)
+    teacher = FrozenTeacher(tutor)
+    answers = teacher.logits(flat)
+    assert shapes == [(2, wanted, 24, 24)]
+    # a flat picture stays flat whatever is done to its size and colours
+    torch.testing.assert_close(answers, teacher.logits(torch.full((2, wanted, 24, 24), 100, dtype=torch.uint8)))
+
+
+class TestStoredTeacher:
+    @pytest.fixture
+    def parts(self):
+        data = PixelSet(batch(24).pixels.numpy(), [0, 1, 2, 3] * 6)
+        augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(16, 16), flip=True, seed=5)
+        return FrozenTeacher(network(seed=1)), data, augmentation
+
+    def test_answers_are_the_teachers_own(self, parts, tmp_path: Path) -> None:
+        teacher, data, augmentation = parts
+        stored = StoredTeacher(teacher, "hash", data, augmentation, views=2, folder=tmp_path)
+        assert stored.fill(torch.device("cpu"), batch_size=7) == 2
+        indices = np.array([3, 17, 8])
+        for view in (0, 1):
+            views = augmentation(data.pixels(indices), indices, view)
+            given = Batch(views, torch.zeros(3), torch.from_numpy(indices), view)
+            torch.testing.assert_close(stored(given), teacher(given), rtol=1e-5, atol=1e-5)
+
+    def test_they_are_shared_and_keyed_by_identity(self, parts, tmp_path: Path) -> None:
+        teacher, data, augmentation = parts
+        cpu = torch.device("cpu")
+
+        def fill(weights: str = "hash", data: PixelSet = data, augmentation=augmentation, views: int = 1) -> int:
+            return StoredTeacher(teacher, weights, data, augmentation, views=views, folder=tmp_path).fill(cpu)
+
+        assert fill() == 1
+        assert fill() == 0
+        assert fill(views=3) == 2  # one of three is there already
+        assert fill(weights="other") == 1
+        assert fill(augmentation=replace(augmentation, seed=6)) == 1
+        assert fill(data=PixelSet(batch(24).pixels.numpy() ^ 1, [0, 1, 2, 3] * 6)) == 1
+        assert len(list(tmp_path.iterdir())) == 4
+
+    def test_damaged_answers_are_computed_again(self, parts, tmp_path: Path) -> None:
+        teacher, data, augmentation = parts
+        stored = StoredTeacher(teacher, "hash", data, augmentation, views=1, folder=tmp_path)
+        stored.fill(torch.device("cpu"))
+        file = next(stored.folder.glob("*.npy"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-40] + b"\0" * 40)
+        assert stored.fill(torch.device("cpu")) == 1
+        assert file.read_bytes() == whole
+
+
+def test_the_flow_with_baseline_and_json(teacher: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--teacher", str(teacher.path), "--student", "dscnn-0.25", "--out", str(tmp_path / "student")]
+    options += ["--epochs", "8", "--batch-size", "64", "--precision", "fp32", "--baseline", "--json"]
+    assert main(["distill", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    run, baseline = Run.open(tmp_path / "student"), Run.open(tmp_path / "student" / "baseline")
+    assert result["student"]["top1"] == run.record.metrics["top1"] > 0.8
+    assert result["baseline"]["top1"] == baseline.record.metrics["top1"]
+    assert result["teacher"]["parameters"] > 20 * result["student"]["parameters"]
+    assert run.record.data["source"] == "digits"  # the teacher's data, as nothing else was named
+    assert run.record.preprocessing == teacher.record.preprocessing
+    assert run.record.parent["weights_sha256"] == teacher.record.weights_sha256
+    assert set(run.record.history[0]) >= {"loss", "task_loss", "kd_loss", "val_top1"}
+    assert "kd_loss" not in baseline.record.history[0]
+
+
+def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = CacheConfig(cache_teacher=True, views=2, cache_dir=tmp_path / "cache")
+    with caplog.at_level("INFO", "krl"):
+        distill(config(teacher, tmp_path / "a", cache=cache))
+        distill(config(teacher, tmp_path / "b", cache=cache, student="resnet8"))
+    assert "2 views computed, 0 reused" in caplog.text
+    assert "0 views computed, 2 reused" in caplog.text
+    # a stored teacher and a live one teach the same, where the views are the same
+    once = replace(LOOP, epochs=1)
+    cached = distill(config(teacher, tmp_path / "c", cache=replace(cache, views=1), loop=once)).state()
+    live = distill(config(teacher, tmp_path / "d", loop=once)).state()
+    for name, value in cached.items():
+        torch.testing.assert_close(value, live[name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from krl_train.loop import Trainer
+
+    whole = distill(config(teacher, tmp_path / "whole", baseline=True))
+    real = Trainer.save
+    saves: list[int] = []
+
+    def stop_in_the_students_training(trainer: Trainer) -> None:
+        real(trainer)
+        saves.append(1)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", stop_in_the_students_training)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config(teacher, tmp_path / "stopped", baseline=True))
+    monkeypatch.setattr(Trainer, "save", real)
+    resumed = distill(config(teacher, tmp_path / "stopped", baseline=True, resume=True))
+    assert resumed.record.weights_sha256 == whole.record.weights_sha256
+    assert resumed.record.metrics["baseline"]["top1"] == whole.record.metrics["baseline"]["top1"]
+
+
+def test_a_student_may_start_from_a_run_and_see_another_size(teacher: Run, tmp_path: Path) -> None:
+    first = distill(config(teacher, tmp_path / "first"))
+    gentle = OptimConfig(lr=1e-9)
+    second = distill(config(teacher, tmp_path / "second", student=str(first.path), optim=gentle))
+    assert torch.allclose(first.state()["linear.weight"], second.state()["linear.weight"], atol=1e-5)
+    wide = distill(config(teacher, tmp_path / "wide", input=InputConfig(size=(12,), channels=3)))
+    assert wide.record.preprocessing.shape == (3, 12, 12)
+    assert len(wide.record.preprocessing.mean) == 3
+
+
+def test_a_student_that_does_not_fit_the_labels_is_refused(teacher: Run, tmp_path: Path) -> None:
+    folder = make_split_folder(tmp_path / "data", classes=("cat", "dog"))
+    with pytest.raises(UsageError, match=r"teacher: 10 \(0, 1, .*data: 2 \(cat, dog\)"):
+        distill(config(teacher, tmp_path / "x", data=DataConfig(data=str(folder))))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"teacher": "runs/nowhere"}, UsageError, "teacher runs/nowhere does not exist"),
+        ({"teacher": "resnet18"}, UsageError, "with --pretrained"),
+        ({"teacher": "resnet56", "pretrained": True}, UsageError, "not a run's folder"),
+    ],
+)
+def test_unusable_teachers(teacher: Run, tmp_path: Path, changes, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        distill(replace(config(teacher, tmp_path / "x"), **changes))
+
+
+def test_a_damaged_teacher_is_refused(teacher: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(teacher.path, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(RunError, match="damaged or was changed"):
+        distill(config(replace(teacher, path=copy), tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DistillConfig("t", "s", Path("o"), alpha=1.5), "--alpha is 1.5"),
+        (lambda: DistillConfig("t", "s", Path("o"), temperature=0), "--temperature is 0"),
+        (lambda: CacheConfig(views=0), "--views is 0"),
+    ],
+)
+def test_out_of_range_values_are_refused(make, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
