@@ -1,0 +1,65 @@
+"""Distillation losses: pure functions of tensors, computed in float32 at least, the teacher always detached.
+
+What holds for all of one kind stands at the top of its module: :mod:`.logits` and :mod:`.decoupled` (logits, the
+latter with labels), :mod:`.features` (feature maps), :mod:`.relations` (relations in a batch). :mod:`.adapters` has the
+modules with parameters or memory.
+"""
+
+from __future__ import annotations
+
+from .adapters import CRD, Review, regressor
+from .decoupled import dkd, dkd_parts, nkd, rld, wsld
+from .features import at, fsp, hcl, hint, nst, wkd_f
+from .logits import (
+    batch_correlation,
+    class_correlation,
+    dist,
+    hard_label,
+    kd,
+    logistic,
+    logit_mse,
+    mlkd,
+    soft_bce,
+    standardise,
+    standardise_logits,
+    ttm,
+    wttm,
+)
+from .relations import cc, cc_kernel, crd_contrast, pkt, rkd_angle, rkd_distance, sp
+
+__all__ = [
+    "CRD",
+    "Review",
+    "at",
+    "batch_correlation",
+    "cc",
+    "cc_kernel",
+    "class_correlation",
+    "crd_contrast",
+    "dist",
+    "dkd",
+    "dkd_parts",
+    "fsp",
+    "hard_label",
+    "hcl",
+    "hint",
+    "kd",
+    "logistic",
+    "logit_mse",
+    "mlkd",
+    "nkd",
+    "nst",
+    "pkt",
+    "regressor",
+    "rkd_angle",
+    "rkd_distance",
+    "rld",
+    "soft_bce",
+    "sp",
+    "standardise",
+    "standardise_logits",
+    "ttm",
+    "wkd_f",
+    "wsld",
+    "wttm",
+]

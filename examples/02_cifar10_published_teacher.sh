@@ -1,0 +1,19 @@
+#!/bin/sh
+# A published resnet56 teaches a resnet8 (75 thousand parameters) on CIFAR-10, beside the same student without a teacher.
+#
+#   sh examples/02_cifar10_published_teacher.sh DATA WEIGHTS OUT [EPOCHS]
+#
+# DATA     folder with train/CLASS/*.png and val/CLASS/*.png
+# WEIGHTS  cifar10_resnet56-*.th of akamaster/pytorch_resnet_cifar10
+# OUT      where runs and the bundle go
+set -eu
+data=$1 weights=$2 out=$3 epochs=${4:-30}
+set -x
+krl-train import --weights "$weights" --model resnet56 --mean .485 .456 .406 --std .229 .224 .225 \
+    --data "$data" --out "$out/teacher"
+krl-compress distill --teacher "$out/teacher" --student resnet8 --data "$data" --epochs "$epochs" --baseline \
+    --out "$out/resnet8"
+krl-deploy export "$out/resnet8" -o "$out/resnet8.krl"
+krl-deploy half "$out/resnet8.krl" --data "$data"
+krl-deploy quantize "$out/resnet8.krl" --data "$data"
+krl-runtime selftest "$out/resnet8.krl"
