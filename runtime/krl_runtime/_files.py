@@ -1,11 +1,12 @@
-"""Files and folders that are either whole or not there: atomic writes, hashes, safe relative paths."""
+"""Files and folders that are either whole or not there: atomic writes, hashes, safe relative paths.
+
+Standard modules that only writing or hashing needs are imported there: ``import krl_runtime`` stays light.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,11 +16,15 @@ __all__ = ["atomic_folder", "atomic_path", "inside", "sha256_bytes", "sha256_fil
 
 def sha256_bytes(data: bytes | memoryview) -> str:
     """Return the hexadecimal SHA-256 of ``data``."""
+    import hashlib
+
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -56,6 +61,8 @@ def _sync(path: Path) -> None:
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; it takes ``target``'s place when the block ends without error."""
+    import tempfile
+
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(descriptor)
@@ -86,8 +93,11 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: ``target`` exists and ``replace`` is false.
     """
+    import shutil
+    import tempfile
+
     if target.exists() and not replace:
-        raise FileExistsError(f"{target} exists already")
+        raise FileExistsError(errno.EEXIST, "it exists already", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     temporary.chmod(0o755)

@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ._files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
 from .errors import BundleError, KrlError
 from .preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "Bundle", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
 
@@ -70,6 +72,12 @@ class Engine:
         gpu: The GPU's name.
         platform: As ``"linux-aarch64"``.
         profile: Smallest, best and largest batch size.
+        version_compatible: Whether newer TensorRT of the same major version runs it as well; it carries its own
+            runtime then.
+        hardware_compatibility: ``"none"``, ``"ampere-plus"`` (any GPU from compute capability 8.0 on, no Jetson) or
+            ``"same-compute-capability"``.
+        dla_core: The DLA core that it was built for, if any.
+        stripped: Whether its weights were left out; they are taken from the variant's ONNX file when it is loaded.
     """
 
     file: str
@@ -80,6 +88,10 @@ class Engine:
     gpu: str
     platform: str
     profile: tuple[int, int, int]
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    dla_core: int | None = None
+    stripped: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,13 +184,13 @@ class Manifest:
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"unknown keys {unknown}")
-        return cls(
+        manifest = cls(
             **{
                 **values,
                 "inputs": tuple(_tensor(item) for item in values["inputs"]),
                 "outputs": tuple(_tensor(item) for item in values["outputs"]),
                 "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-                "labels": tuple(str(label) for label in values["labels"]),
+                "labels": tuple(values["labels"]),
                 "variants": {name: Variant(**item) for name, item in values["variants"].items()},
                 "engines": {
                     name: Engine(**{**item, "profile": tuple(item["profile"])})
@@ -187,6 +199,45 @@ class Manifest:
                 "files": {name: FileEntry(**item) for name, item in values["files"].items()},
             }
         )
+        parts = (manifest.variants, manifest.engines, manifest.files)
+        for item in (
+            manifest,
+            *manifest.inputs,
+            *manifest.outputs,
+            *(item for part in parts for item in part.values()),
+        ):
+            _check_types(item)
+        return manifest
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "bool": bool,
+    "float": (float, int),
+    "int": int,
+    "int | None": (int, type(None)),
+    "str": str,
+    "str | None": (str, type(None)),
+    "Mapping[str, Any]": dict,
+    "Mapping[str, str]": dict,
+}
+_ITEM_TYPES: dict[str, type | tuple[type, ...]] = {
+    "Mapping[str, str]": str,
+    "tuple[int, int, int]": int,
+    "tuple[int | str, ...]": (int, str),
+    "tuple[str, ...]": str,
+}
+
+
+def _check_types(item: Any) -> None:
+    """Check the values of a dataclass that was built from JSON: a forged manifest must not raise later, elsewhere."""
+    for entry in fields(item):
+        value, declared = getattr(item, entry.name), str(entry.type)
+        wrong = declared in _TYPES and not isinstance(value, _TYPES[declared])
+        if not wrong and declared in _ITEM_TYPES:
+            items = value.values() if isinstance(value, dict) else value
+            wrong = not all(isinstance(part, _ITEM_TYPES[declared]) for part in items)
+        if wrong or (declared == "tuple[int, int, int]" and len(value) != 3):
+            raise TypeError(f"{entry.name} is {value!r}; accepted: {declared}")
 
 
 def _tensor(values: dict[str, Any]) -> TensorSpec:
@@ -333,9 +384,9 @@ class Bundle:
         if path.stat().st_size > _MAX_GOLDEN_BYTES:
             raise BundleError(f"bundle {self.path}: {path.name} is larger than {_MAX_GOLDEN_BYTES} bytes")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
             raise BundleError(f"bundle {self.path}: {path.name} is not a readable npz file: {error}") from error
 
     def _check_references(self) -> None:

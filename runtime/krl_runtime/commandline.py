@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 an unexpected failure or a check whose answer is no, 2 bad
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,10 +47,15 @@ def guard(prog: str, command: Callable[[], int | None]) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("krl")
     logger.handlers[:] = [handler]
-    logger.setLevel(os.environ.get("KRL_LOG_LEVEL", "INFO").upper())
     logger.propagate = False
     try:
-        return command() or 0
+        logger.setLevel(_log_level())
+        if os.environ.get("RANK", "0") == "0":
+            return command() or 0
+        # Of several training processes one speaks.
+        logger.setLevel("ERROR")
+        with redirect_stdout(io.StringIO()):
+            return command() or 0
     except KrlError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -70,6 +76,14 @@ def guard(prog: str, command: Callable[[], int | None]) -> int:
         traceback.print_exc()
         print(f"{prog}: this is a failure of krl, not of your input; please report it", file=sys.stderr)
         return 1
+
+
+def _log_level() -> str:
+    accepted = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    level = os.environ.get("KRL_LOG_LEVEL", "INFO").upper()
+    if level not in accepted:
+        raise UsageError(f"KRL_LOG_LEVEL is {level!r}; accepted: {', '.join(accepted)}")
+    return level
 
 
 def _explain(error: OSError) -> str | None:

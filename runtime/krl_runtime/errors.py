@@ -91,8 +91,19 @@ class MissingExtraError(KrlError):
         self.library = library
         self.extra = extra
         super().__init__(
-            f"{purpose} needs {library}, which is not installed; install it with: pip install 'krl[{extra}]'"
+            f"{purpose} needs {library}, which is not installed; install it with: "
+            f"pip install '{_distribution()}[{extra}]'"
         )
+
+
+def _distribution() -> str:
+    """Return the distribution that brought this package: ``krl``, or ``krl-runtime`` on a device."""
+    from importlib import metadata
+
+    try:
+        return str(metadata.metadata("krl-runtime")["Name"])
+    except metadata.PackageNotFoundError:
+        return "krl"
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -18,7 +18,17 @@ from .commandline import progress
 from .errors import DataError, ImageError
 from .preprocess import IMAGE_SUFFIXES, Preprocessing
 
-__all__ = ["OnBadImage", "Picture", "PictureFolder", "decode", "find_pictures", "identity", "open_folder", "report_bad"]
+__all__ = [
+    "OnBadImage",
+    "Picture",
+    "PictureFolder",
+    "balanced",
+    "decode",
+    "find_pictures",
+    "identity",
+    "open_folder",
+    "report_bad",
+]
 
 _log = logging.getLogger("krl")
 
@@ -174,8 +184,25 @@ def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[P
     return tuple(classes), tuple(pictures)
 
 
+def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
+    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    seen: dict[int, int] = {}
+    rank = []
+    for position, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        rank.append((seen[label], label, position))
+    return sorted(position for *_, position in sorted(rank)[:limit])
+
+
 def decode(
-    pictures: Sequence[Picture], preprocessing: Preprocessing, *, margin: int = 0, on_bad: OnBadImage = "refuse"
+    pictures: Sequence[Picture],
+    preprocessing: Preprocessing,
+    *,
+    margin: int = 0,
+    on_bad: OnBadImage = "refuse",
+    description: str | None = "decoding pictures",
 ) -> tuple[npt.NDArray[np.uint8], tuple[Picture, ...]]:
     """Decode pictures into one array, with the preprocessing that the device uses.
 
@@ -184,6 +211,7 @@ def decode(
         preprocessing: From a picture to ``uint8``.
         margin: Extra pixels on every side; see ``Preprocessing.__call__``.
         on_bad: What to do with files that cannot be decoded.
+        description: Text of the progress bar; ``None`` shows none, for callers that decode a part at a time.
 
     Returns:
         The array ``[N, channels, height + 2 * margin, width + 2 * margin]`` of uint8, and its ``N`` pictures.
@@ -204,7 +232,8 @@ def decode(
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         results = pool.map(read, pictures, chunksize=16)
-        for picture, result in zip(progress(pictures, "decoding pictures"), results, strict=True):
+        shown = pictures if description is None else progress(pictures, description)
+        for picture, result in zip(shown, results, strict=True):
             if isinstance(result, ImageError):
                 bad.append(result)
             else:

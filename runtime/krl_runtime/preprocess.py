@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "Preprocessing", "open_image"]
 
@@ -123,7 +124,7 @@ class Preprocessing:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**plain)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"preprocessing: {error}") from error
 
     def __call__(self, source: ImageSource, *, margin: int = 0) -> npt.NDArray[np.uint8]:
@@ -180,9 +181,7 @@ def open_image(source: ImageSource, *, mode: str) -> Image.Image:
     """
     name = _describe(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS below is our limit
-            return _decode(source, mode, name)
+        return _decode(source, mode, name)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -193,7 +192,7 @@ def open_image(source: ImageSource, *, mode: str) -> Image.Image:
         raise ImageError(f"{name}: no permission to read it") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture that Pillow can read (JPEG, PNG, WebP, BMP, TIFF, GIF …)") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning, where it is an error
         raise ImageError(f"{name}: {error}; at most {MAX_PIXELS} pixels are accepted") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # Pillow's decoders raise any of these on damaged files.
@@ -233,6 +232,8 @@ def _finish(image: Image.Image, mode: str, name: str) -> Image.Image:
         raise ImageError(f"{name} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are accepted")
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        from PIL import ImageOps
+
         image = ImageOps.exif_transpose(image)
     return _convert(image, mode)
 

@@ -1,0 +1,284 @@
+"""What TensorRT stands on: the installed library, the GPU, and memory, streams and graphs on it.
+
+CUDA is called through ``cuda.bindings`` (cuda-python 12.8 to 13.x), whose calls return ``(error, *results)``; each
+one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` chooses among several.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+
+from krl_runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from cuda.bindings import runtime as cudart
+
+__all__ = [
+    "MINIMUM_TENSORRT",
+    "Buffer",
+    "Gpu",
+    "Graph",
+    "NoTensorRTError",
+    "Stream",
+    "call",
+    "current_gpu",
+    "jetson_release",
+    "platform_key",
+    "tensorrt_version",
+    "version_tuple",
+]
+
+MINIMUM_TENSORRT = (10, 3)
+"""The oldest TensorRT that krl runs on: JetPack 6.1's."""
+
+_P = ParamSpec("_P")
+
+_HINTS = {
+    "cudaErrorMemoryAllocation": "the GPU is out of memory",
+    "cudaErrorNoDevice": "the driver sees no GPU",
+    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing, or older than this cuda-python needs; a driver for "
+    "CUDA 12 (JetPack 6, say) needs: pip install 'cuda-python<13'",
+}
+
+
+class NoTensorRTError(BackendError):
+    """TensorRT, cuda-python or a GPU is not there at all; what does not need them can still be done."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: Its product name.
+        compute_capability: As ``"8.7"``.
+        total_bytes: Its memory; on a Jetson the memory that it shares with the CPU.
+        free_bytes: What of that is free now.
+    """
+
+    name: str
+    compute_capability: str
+    total_bytes: int
+    free_bytes: int
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """Return the numbers at the beginning of a version: ``(10, 13, 3, 9)`` of ``"10.13.3.9.post1"``."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def platform_key() -> str:
+    """Return this machine's operating system and processor as ``"linux-aarch64"``."""
+    return f"{sys.platform}-{platform.machine().lower()}"
+
+
+def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
+    """Return the release of Jetson Linux (L4T) as ``"36.4.3"``, or ``None`` on any other machine."""
+    try:
+        match = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def tensorrt_version() -> str:
+    """Return the version of the installed TensorRT, as ``"10.3.0"``.
+
+    Raises:
+        NoTensorRTError: It is not installed; the message says how to install it on this kind of machine.
+        BackendError: It is older than ``MINIMUM_TENSORRT``, or its libraries cannot be loaded.
+    """
+    try:
+        import tensorrt as trt
+    except ModuleNotFoundError as error:
+        if error.name != "tensorrt":
+            raise BackendError(f"TensorRT's Python package cannot be imported: {error}") from error
+        raise NoTensorRTError(f"TensorRT is not installed here; {_how_to_install()}") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"TensorRT's Python package is here, but its libraries cannot be loaded: {error}") from error
+    version: str = trt.__version__
+    if version_tuple(version) < MINIMUM_TENSORRT:
+        minimum = ".".join(map(str, MINIMUM_TENSORRT))
+        raise BackendError(f"TensorRT {version} is installed; krl needs {minimum} or newer (JetPack 6.1 or newer)")
+    return version
+
+
+def _how_to_install() -> str:
+    if jetson_release() is not None:
+        return (
+            "on a Jetson it comes with JetPack (sudo apt install nvidia-jetpack) for the system's own Python: use "
+            "that one, or an environment made with python3 -m venv --system-site-packages"
+        )
+    return "install it with: pip install 'krl[tensorrt]'"
+
+
+def current_gpu() -> Gpu:
+    """Return the GPU that engines run on: CUDA's first device.
+
+    Raises:
+        NoTensorRTError: cuda-python is not installed, or there is no GPU or no driver that it can use.
+    """
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError as error:
+        raise NoTensorRTError(
+            "cuda-python is not installed here; install it with: pip install cuda-python (with CUDA 12, as on "
+            "JetPack 6: pip install 'cuda-python>=12.8,<13')"
+        ) from error
+    try:
+        call(cudart.cudaGetDeviceCount)
+        properties: cudart.cudaDeviceProp = call(cudart.cudaGetDeviceProperties, 0)
+        free, total = call(cudart.cudaMemGetInfo)
+    except NoTensorRTError:
+        raise
+    except BackendError as error:
+        raise NoTensorRTError(f"no NVIDIA GPU can be used here: {error}") from error
+    name = properties.name.decode(errors="replace").rstrip("\0")
+    return Gpu(name, f"{properties.major}.{properties.minor}", total, free)
+
+
+def call(function: Callable[_P, tuple[Any, ...]], *args: _P.args, **kwargs: _P.kwargs) -> Any:
+    """Call a function of ``cuda.bindings`` and check it.
+
+    Returns:
+        What it returns after the error code: nothing, one value, or a list of several.
+
+    Raises:
+        BackendError: The call failed; the message names the call and the error.
+        NoTensorRTError: There is no driver to call.
+    """
+    try:
+        error, *results = function(*args, **kwargs)
+    except RuntimeError as problem:  # before 12.9 a missing driver is an exception, not an error code
+        raise NoTensorRTError(f"no NVIDIA driver can be used here: {problem}") from problem
+    _check(function, error)
+    return results[0] if len(results) == 1 else results or None
+
+
+def _check(function: Callable[..., object], error: cudart.cudaError_t) -> None:
+    if error != 0:
+        hint = _HINTS.get(error.name)
+        raise BackendError(f"CUDA call {function.__name__} failed with {error.name}{f': {hint}' if hint else ''}")
+
+
+class Stream:
+    """A CUDA stream of its own, which does not wait for the default one."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime as cudart
+
+        self.handle: cudart.cudaStream_t = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+
+    def __int__(self) -> int:
+        """Return the handle as TensorRT takes it."""
+        return int(self.handle)
+
+    def synchronize(self) -> None:
+        """Wait until all that was put on the stream is done; errors of that work come out here."""
+        from cuda.bindings import runtime as cudart
+
+        call(cudart.cudaStreamSynchronize, self.handle)
+
+    def close(self) -> None:
+        """Destroy the stream."""
+        from cuda.bindings import runtime as cudart
+
+        call(cudart.cudaStreamDestroy, self.handle)
+
+
+class Buffer:
+    """Device memory, and as much pinned host memory to copy it from and to.
+
+    Attributes:
+        device: Address on the GPU.
+        host: The pinned memory, uint8 of shape ``[nbytes]``; not to be used after ``close``.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """Allocate ``nbytes`` bytes on both sides."""
+        from cuda.bindings import runtime as cudart
+
+        self.device = int(call(cudart.cudaMalloc, nbytes))
+        try:
+            self._address = int(call(cudart.cudaMallocHost, nbytes))
+        except BackendError:
+            call(cudart.cudaFree, self.device)
+            raise
+        memory = (ctypes.c_uint8 * nbytes).from_address(self._address)
+        self.host: npt.NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+
+    def upload(self, nbytes: int, stream: Stream) -> None:
+        """Put a copy of the first ``nbytes`` bytes from the host to the device on the stream."""
+        from cuda.bindings import runtime as cudart
+
+        kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(cudart.cudaMemcpyAsync, self.device, self._address, nbytes, kind, stream.handle)
+
+    def download(self, nbytes: int, stream: Stream) -> None:
+        """Put a copy of the first ``nbytes`` bytes from the device to the host on the stream."""
+        from cuda.bindings import runtime as cudart
+
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(cudart.cudaMemcpyAsync, self._address, self.device, nbytes, kind, stream.handle)
+
+    def close(self) -> None:
+        """Free both."""
+        from cuda.bindings import runtime as cudart
+
+        try:
+            call(cudart.cudaFree, self.device)
+        finally:
+            call(cudart.cudaFreeHost, self._address)
+
+
+class Graph:
+    """A CUDA graph: work that was captured from a stream once and is launched again as a whole."""
+
+    def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
+        """Capture what ``enqueue`` puts on ``stream``; nothing of it is run.
+
+        Raises:
+            BackendError: Some of that work cannot be captured. The stream can be used on.
+        """
+        from cuda.bindings import runtime as cudart
+
+        # Only this thread is watched while it captures: others may allocate memory at the same time.
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(cudart.cudaStreamBeginCapture, stream.handle, mode)
+        graph = None
+        try:
+            try:
+                enqueue()
+            finally:
+                error, graph = cudart.cudaStreamEndCapture(stream.handle)
+            _check(cudart.cudaStreamEndCapture, error)
+            self._executable = call(cudart.cudaGraphInstantiate, graph, 0)
+        except BackendError:
+            cudart.cudaGetLastError()  # clears it: or the next kernel that is launched would be blamed
+            raise
+        finally:
+            if graph is not None:
+                cudart.cudaGraphDestroy(graph)
+
+    def launch(self, stream: Stream) -> None:
+        """Put the captured work on the stream."""
+        from cuda.bindings import runtime as cudart
+
+        call(cudart.cudaGraphLaunch, self._executable, stream.handle)
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        from cuda.bindings import runtime as cudart
+
+        call(cudart.cudaGraphExecDestroy, self._executable)

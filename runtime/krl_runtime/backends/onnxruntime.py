@@ -1,0 +1,258 @@
+"""ONNX Runtime on the CPU and on CUDA.
+
+ONNX Runtime falls back to the CPU in silence: ``get_available_providers()`` names providers that cannot load, and
+a session asked for CUDA is made on the CPU with nothing but a log line. So a CUDA session is made with that
+fallback disabled, and asked afterwards where it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.bundle import Bundle, TensorSpec
+from krl_runtime.errors import BackendError, require
+
+from .base import check_inputs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["NoCudaProviderError", "OnnxRuntimeBackend", "open_cpu", "open_cuda", "open_session"]
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
+_FATAL = 4  # ONNX Runtime's log level; below it, what it raises is also printed
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}
+
+
+class NoCudaProviderError(BackendError):
+    """The ONNX Runtime that is installed was built without CUDA."""
+
+
+class OnnxRuntimeBackend:
+    """Runs one ONNX file in one session; several threads may call it at once."""
+
+    def __init__(self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self.name = name
+        self._session: Any = session
+        self._inputs = tuple(inputs)
+        self._outputs = [spec.name for spec in outputs]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once; see ``Backend.run``."""
+        session = self._session
+        if session is None:
+            raise BackendError(f"{self.name} is closed; load the bundle again")
+        check_inputs(self._inputs, inputs)
+        try:
+            outputs = session.run(self._outputs, inputs)
+        except Exception as error:  # ONNX Runtime's own types share no base class but this one
+            raise BackendError(f"{self.name} failed: {_plain(error)}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Let go of the session; calls that are under way in other threads end as usual."""
+        self._session = None
+
+
+def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRuntimeBackend:
+    """Open a variant on ONNX Runtime's CPU provider, in the form that is fast there.
+
+    Args:
+        bundle: The bundle.
+        variant: Name of one of its variants.
+        threads: Threads for one call; ``None`` leaves it to ONNX Runtime, which takes one for each physical core.
+
+    Raises:
+        BundleError: The ONNX file is missing, damaged or changed.
+        BackendError: ONNX Runtime cannot run the file, or the graph is not the one that the manifest describes.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    chosen = bundle.manifest.variants[variant]
+    path = bundle.file(chosen.cpu_file or chosen.file)
+    return _backend("onnxruntime-cpu", open_session(path, cuda=False, threads=threads), bundle, variant)
+
+
+def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple[OnnxRuntimeBackend, str]:
+    """Open a variant on ONNX Runtime's CUDA provider.
+
+    Args:
+        bundle: The bundle.
+        variant: Name of one of its variants.
+        threads: Threads for nodes that stay on the CPU; see ``open_cpu``.
+
+    Returns:
+        The backend, and which nodes ONNX Runtime keeps on the CPU; empty if none.
+
+    Raises:
+        BundleError: The ONNX file is missing, damaged or changed.
+        BackendError: There is no CUDA provider, it cannot start here, or it cannot run the file.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    path = bundle.file(bundle.manifest.variants[variant].file)
+    try:
+        session, remark = open_session(path, cuda=True, threads=threads), ""
+    except NoCudaProviderError:
+        raise
+    except BackendError:
+        # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose (shapes, say), or because CUDA is
+        # out of order? Without the strictness the session itself tells.
+        session = open_session(path, cuda=True, threads=threads, strict=False)
+        remark = _left_on_cpu(session)
+    return _backend("onnxruntime-cuda", session, bundle, variant), remark
+
+
+def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True) -> Any:
+    """Make an ONNX Runtime session that runs where it was asked to.
+
+    Args:
+        model: An ONNX file, or its bytes. Weights in further files are refused, since nobody has hashed them.
+        cuda: Whether to run on CUDA; otherwise on the CPU.
+        threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        strict: Whether every node has to run on CUDA.
+
+    Raises:
+        BackendError: The provider is not there or cannot start, or the file is damaged or has what it cannot run.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
+    options = ort.SessionOptions()
+    # Anything less costs a factor of 3 on depthwise networks: the blocked layout comes with the highest level.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Spinning stays as it is: without it, small networks on two threads take 1.3 to 1.6 times as long. Programs
+    # that call from many threads ask for threads=1, which has neither pool nor spinning.
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = _FATAL
+    if cuda:
+        _prepare_cuda(ort)
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    provider = _CUDA if cuda else _CPU
+    if not _whole(model):
+        raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
+    try:
+        session = ort.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's own types share no base class but this one
+        raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            "ONNX Runtime's CUDA provider did not start, it would have run on the CPU instead; look with nvidia-smi "
+            "whether the driver sees a GPU, and which CUDA it supports"
+        )
+    return session
+
+
+def _whole(model: Path | bytes) -> bool:
+    """Whether an ONNX file keeps all its weights inside: nobody has hashed others."""
+    import mmap
+
+    if isinstance(model, bytes):
+        return _EXTERNAL not in model
+    if model.stat().st_size == 0:  # which cannot be mapped
+        return True
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(_EXTERNAL) < 0
+
+
+def _prepare_cuda(ort: Any) -> None:
+    """Load the CUDA libraries that came with Python packages, and say which one is missing."""
+    if _CUDA not in ort.get_available_providers():
+        raise NoCudaProviderError(
+            f"the onnxruntime {ort.__version__} that is installed has no CUDA provider; on a machine with an NVIDIA "
+            "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; that is told below
+            ort.preload_dlls()
+    cause = _missing_library(Path(ort.__file__).parent / "capi")
+    if cause:
+        raise BackendError(
+            f"ONNX Runtime's CUDA provider cannot load: {cause}; install the CUDA and cuDNN that onnxruntime-gpu "
+            f"{ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]'), and the NVIDIA driver"
+        )
+
+
+def _missing_library(folder: Path) -> str | None:
+    """Return the loader's sentence on the first library that the CUDA provider needs and does not find."""
+    import ctypes
+
+    for library in folder.glob("libonnxruntime_providers_cuda.so"):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            # Symbols of ONNX Runtime itself are not there yet; that is no fault.
+            return str(error) if "cannot open shared object" in str(error) else None
+    return None
+
+
+def _left_on_cpu(session: Any) -> str:
+    """Return a phrase on the nodes that a CUDA session keeps on the CPU."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # older versions do not tell
+        return "some nodes stay on the CPU"
+    nodes = [
+        (part.ep_name, node.op_type)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
+    left = Counter(kind for provider, kind in nodes if provider != _CUDA)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
+    return f"{left.total()} of {len(nodes)} nodes stay on the CPU: {kinds}"
+
+
+def _backend(name: str, session: Any, bundle: Bundle, variant: str) -> OnnxRuntimeBackend:
+    """Check that the graph is the one that the manifest describes."""
+    manifest = bundle.manifest
+    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
+    for what, found, expected in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
+        by_name = {spec.name: spec for spec in found}
+        same = all(spec.name in by_name and _agree(by_name[spec.name], spec) for spec in expected)
+        if not same or (what == "inputs" and len(found) != len(expected)):
+            raise BackendError(
+                f"the graph of variant {variant} has {what} {_show(found)}, the manifest says {_show(expected)}; "
+                "export the bundle again"
+            )
+    return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs)
+
+
+def _specs(nodes: Iterable[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple("?" if d is None else d for d in node.shape))
+        for node in nodes
+    ]
+
+
+def _agree(found: TensorSpec, expected: TensorSpec) -> bool:
+    """Whether dtype, rank and those dimensions agree that are numbers on both sides."""
+    return (
+        found.dtype == expected.dtype
+        and len(found.shape) == len(expected.shape)
+        and all(
+            a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(found.shape, expected.shape, strict=True)
+        )
+    )
+
+
+def _show(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs) or "none"
+
+
+def _plain(error: Exception) -> str:
+    """Return ONNX Runtime's message without its error codes and line ends."""
+    message = " ".join(str(error).split())
+    return message.rpartition(" : ")[2] if message.startswith("[ONNXRuntimeError]") else message

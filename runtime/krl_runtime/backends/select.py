@@ -1,0 +1,167 @@
+"""Which backend runs a bundle, which variant of it, and why: nothing falls back silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+
+from .base import Backend
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["KINDS", "Kind", "SelectedBackend", "choose_variant", "open_backend", "select_backend"]
+
+Kind: TypeAlias = Literal["tensorrt", "cuda", "cpu"]
+"""A TensorRT engine, ONNX Runtime on CUDA, or ONNX Runtime on the CPU."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All kinds, in the order in which they are tried."""
+
+
+@dataclass(frozen=True)
+class SelectedBackend:
+    """The backend that runs a model, and why it was chosen.
+
+    Attributes:
+        backend: What runs the graph.
+        variant: The variant that it runs.
+        reason: One sentence: what runs, which variant and why, and the cause for each backend that was passed over.
+        passed_over: The causes by kind of backend.
+    """
+
+    backend: Backend
+    variant: str
+    reason: str
+    passed_over: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """``"tensorrt"``, ``"onnxruntime-cuda"`` or ``"onnxruntime-cpu"``: what really runs."""
+        return self.backend.name
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once; see ``Backend.run``."""
+        return self.backend.run(inputs)
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+        self.backend.close()
+
+
+def select_backend(
+    bundle: Bundle,
+    *,
+    variant: str | None = None,
+    backend: Kind | Literal["auto"] | None = None,
+    require: Kind | None = None,
+    threads: int | None = None,
+) -> SelectedBackend:
+    """Open the first backend that can run a bundle here: TensorRT, then ONNX Runtime on CUDA, then on the CPU.
+
+    Args:
+        bundle: The bundle.
+        variant: The variant to run; ``None`` takes the bundle's default for the device.
+        backend: Where to begin in that order; ``None`` and ``"auto"`` begin with TensorRT.
+        require: The only kind of backend that is acceptable.
+        threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+
+    Raises:
+        UsageError: An argument is not one of the accepted values.
+        BackendError: No backend can run the bundle, or not the one that is required; the message has each cause.
+        BundleError: A file that is needed is missing, damaged or changed.
+    """
+    asked, candidates = _candidates(backend, require)
+    if variant is not None and variant not in bundle.manifest.variants:
+        raise UsageError(
+            f"bundle {bundle.path} has no variant {variant!r}; it has: {', '.join(bundle.manifest.variants)}; "
+            "krl-deploy half and krl-deploy quantize make others"
+        )
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; accepted: 1 or more, or nothing for one on each physical core")
+    causes: dict[str, str] = {}
+    for kind in KINDS:
+        if kind not in candidates:
+            causes[kind] = f"{asked} was asked for"
+            continue
+        name, why = choose_variant(bundle, kind) if variant is None else (variant, "as asked")
+        try:
+            opened, remark = open_backend(kind, bundle, name, threads)
+        except (BackendError, MissingExtraError) as error:
+            causes[kind] = str(error)
+            continue
+        remark = f"; {remark}" if remark else ""
+        reason = f"{opened.name} runs variant {name} ({why}{remark})"
+        if causes:
+            reason += f"; passed over: {_listed(causes)}"
+        return SelectedBackend(opened, name, reason, causes)
+    if require is not None:
+        raise BackendError(f"bundle {bundle.path} cannot run on {require}, which is required: {causes[require]}")
+    raise BackendError(
+        f"no backend can run bundle {bundle.path}: {_listed(causes)}; krl-runtime doctor says what this machine has"
+    )
+
+
+def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
+    """Return the variant that a kind of backend runs unless told otherwise, and why, as a phrase."""
+    manifest = bundle.manifest
+    device = "cpu" if kind == "cpu" else "cuda"
+    if device in manifest.default_variants:
+        return manifest.default_variants[device], f"the bundle's default on {device}"
+    built = sorted({engine.variant for engine in manifest.engines.values()})
+    if kind == "tensorrt" and built and "fp32" not in built:
+        return built[0], "the variant that has an engine"
+    return "fp32", f"the bundle names no default for {device}"
+
+
+def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None = None) -> tuple[Backend, str]:
+    """Open one variant on one kind of backend, with nothing to fall back on.
+
+    Args:
+        kind: The kind of backend.
+        bundle: The bundle.
+        variant: Name of one of its variants.
+        threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+
+    Returns:
+        The backend, and a remark for people on how it runs there, mostly empty.
+
+    Raises:
+        BackendError: The kind of backend is not there, or cannot run this variant; the message is the cause.
+        MissingExtraError: Its library is not installed.
+        BundleError: A file that is needed is missing, damaged or changed.
+    """
+    if kind == "tensorrt":
+        if not bundle.manifest.engines:
+            raise BackendError("the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device")
+        from .tensorrt import open_engine
+
+        return open_engine(bundle, variant), ""
+    from .onnxruntime import open_cpu, open_cuda
+
+    if kind == "cuda":
+        return open_cuda(bundle, variant, threads)
+    return open_cpu(bundle, variant, threads), ""
+
+
+def _candidates(backend: str | None, require: str | None) -> tuple[str, tuple[Kind, ...]]:
+    """Return what was asked for, in words, and the kinds to try."""
+    for what, value, accepted in (("backend", backend, ("auto", *KINDS)), ("require", require, KINDS)):
+        if value is not None and value not in accepted:
+            raise UsageError(f"{what} is {value!r}; accepted: {', '.join(accepted)}")
+    if require is not None:
+        if backend not in (None, "auto", require):
+            raise UsageError(f"backend is {backend!r} but require is {require!r}; give one of them")
+        return f"{require} alone", tuple(kind for kind in KINDS if kind == require)
+    for first, kind in enumerate(KINDS):
+        if kind == backend:
+            return f"backend {backend}", KINDS[first:]
+    return "", KINDS
+
+
+def _listed(causes: Mapping[str, str]) -> str:
+    return ", ".join(f"{kind} ({cause})" for kind, cause in causes.items())

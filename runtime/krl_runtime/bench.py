@@ -1,0 +1,105 @@
+"""How fast a loaded classifier answers on this device, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .bundle import Bundle
+from .commandline import progress
+from .errors import UsageError
+from .pipelines.classifier import Classifier
+from .selftest import golden_arrays
+
+__all__ = ["bench", "golden_picture"]
+
+_SIZE = (640, 480)
+_STAGES = ("preprocess", "inference", "postprocess")
+
+
+def golden_picture(bundle: Bundle) -> bytes:
+    """Return a bundle's first golden input as a JPEG of 640×480 pixels, for want of a picture of the user's.
+
+    Raises:
+        BundleError: There are no golden inputs, or they are damaged.
+    """
+    pixels = golden_arrays(bundle)[bundle.manifest.inputs[0].name][0]
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    file = io.BytesIO()
+    image.resize(_SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def bench(
+    model: Classifier, picture: bytes, *, batch: int = 1, warmup: int = 10, iterations: int = 100
+) -> dict[str, Any]:
+    """Measure a classifier from encoded bytes to answers.
+
+    Args:
+        model: The loaded model.
+        picture: An encoded picture; it is decoded anew each time.
+        batch: Pictures for one run of the network.
+        warmup: Iterations that are not counted.
+        iterations: Iterations that are.
+
+    Returns:
+        Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
+        ``stages_ms``, ``throughput_per_s`` in pictures, ``first_answer_ms`` (before the warm-up) and
+        ``peak_memory_mib`` of the process (``None`` where the system does not tell).
+
+    Raises:
+        UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative.
+        ImageError: The picture cannot be decoded.
+        BackendError: The network does not take such a batch, or the device failed.
+    """
+    if batch < 1 or iterations < 1 or warmup < 0:
+        raise UsageError(
+            f"batch is {batch}, iterations {iterations}, warmup {warmup}; accepted: 1 or more for the first two, "
+            "0 or more for the last"
+        )
+    first = sum(_iteration(model, picture, batch))
+    for _ in range(warmup):
+        _iteration(model, picture, batch)
+    rows = [_iteration(model, picture, batch) for _ in progress(range(iterations), "measuring")]
+    times = np.asarray(rows) * 1e3
+    return {
+        "batch": batch,
+        "warmup": warmup,
+        "iterations": iterations,
+        "latency_ms": _summary(times.sum(axis=1)),
+        "stages_ms": {stage: _summary(times[:, column]) for column, stage in enumerate(_STAGES)},
+        "throughput_per_s": batch * iterations / (times.sum() / 1e3),
+        "first_answer_ms": first * 1e3,
+        "peak_memory_mib": _peak_memory(),
+    }
+
+
+def _iteration(model: Classifier, picture: bytes, batch: int) -> tuple[float, float, float]:
+    """Return the seconds that each stage took."""
+    begin = perf_counter()
+    pixels = np.stack([model.preprocessing(picture) for _ in range(batch)])
+    ready = perf_counter()
+    logits = model.logits(pixels)
+    run = perf_counter()
+    model.interpret(logits)
+    return ready - begin, run - ready, perf_counter() - run
+
+
+def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(times, (50, 95, 99))
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "mean": float(np.mean(times))}
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

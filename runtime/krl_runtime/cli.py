@@ -1,0 +1,306 @@
+"""The command ``krl-runtime``: classify pictures, and look at a bundle and at this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .bundle import Bundle
+from .commandline import guard, print_json, progress, table
+from .errors import BackendError, CheckFailedError, DataError, ImageError
+from .pictures import OnBadImage, find_pictures, report_bad
+from .pipelines import load
+from .pipelines.classifier import Classification, Classifier
+
+__all__ = ["main"]
+
+_PROG = "krl-runtime"
+_log = logging.getLogger("krl")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``krl-runtime``.
+
+    Args:
+        argv: Arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 a check whose answer is no, 2 bad input, 130 interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    return guard(_PROG, lambda: arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=_PROG, description="Runs krl bundles on TensorRT or ONNX Runtime.")
+    parser.add_argument("-V", "--version", action="version", version=f"{_PROG} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    classify = _command(commands, "classify", _classify, "say what pictures show")
+    _bundle(classify)
+    classify.add_argument("pictures", nargs="+", type=Path, metavar="FILE", help="pictures, or folders of pictures")
+    classify.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes in an answer (default: 5)")
+    classify.add_argument(
+        "--on-bad-image",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="refuse: one unreadable file, and nothing is answered (default); skip: name it and go on",
+    )
+    _model_options(classify)
+
+    info = _command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
+    _bundle(info)
+
+    test = _command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
+    _bundle(test)
+    _threads(test)
+
+    bench = _command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
+    _bundle(bench)
+    bench.add_argument("--image", type=Path, metavar="FILE", help="picture to measure with (default: a golden input)")
+    bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="pictures for one run (default: 1)")
+    bench.add_argument("--warmup", type=_natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
+    bench.add_argument("--iterations", type=_positive, default=100, metavar="N", help="iterations (default: 100)")
+    _model_options(bench)
+
+    _command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="NAME.krl", help="the bundle, a folder")
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads for one call (default: one a physical core)"
+    )
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", metavar="NAME", help="fp32, fp16 or int8 (default: the bundle's for the device)")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "tensorrt", "cuda", "cpu"),
+        default="auto",
+        help="where to begin in the order TensorRT, CUDA, CPU (default: auto, at the beginning)",
+    )
+    parser.add_argument("--require", choices=("tensorrt", "cuda", "cpu"), help="run on this or not at all")
+    _threads(parser)
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(minimum: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {minimum} or more")
+    return int(text)
+
+
+def _load(arguments: argparse.Namespace) -> Classifier:
+    return load(
+        arguments.bundle,
+        variant=arguments.variant,
+        backend=arguments.backend,
+        require=arguments.require,
+        threads=arguments.threads,
+    )
+
+
+def _where(model: Classifier) -> dict[str, Any]:
+    """Return what was loaded, for JSON."""
+    return {
+        "bundle": str(model.bundle.path),
+        "backend": model.backend.name,
+        "variant": model.backend.variant,
+        "reason": model.backend.reason,
+    }
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    files = _expand(arguments.pictures, arguments.on_bad_image)
+    with _load(arguments) as model:
+        answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
+        report_bad(list(bad.values()), arguments.on_bad_image)
+        if not answers:
+            raise DataError("no picture is left: none of the files can be decoded")
+        if arguments.json:
+            results = [{"file": file, **answer.to_dict()} for file, answer in answers.items()]
+            for result in results:
+                del result["logits"]
+            skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
+            print_json({**_where(model), "results": results, "skipped": skipped})
+            return
+    rows = [
+        (
+            file,
+            answer.label,
+            f"{answer.score:.1%}",
+            ", ".join(f"{label} {score:.1%}" for label, score in answer.top[1:]),
+        )
+        for file, answer in answers.items()
+    ]
+    print(table(("file", "answer", "score", "then"), rows))
+
+
+def _expand(paths: Sequence[Path], on_bad: OnBadImage) -> list[Path]:
+    """Replace folders by the pictures in them."""
+    files: list[Path] = []
+    for path in paths:
+        files += find_pictures(path, on_bad=on_bad) if path.is_dir() else [path]
+    return list(dict.fromkeys(files))
+
+
+def _answer(
+    model: Classifier, files: Sequence[Path], top_k: int, *, go_on: bool
+) -> tuple[dict[str, Classification], dict[str, str]]:
+    """Classify files one by one; return the answers, and the causes for those that cannot be read.
+
+    Without ``go_on`` the first unreadable file makes the answers worthless: the rest is only looked through, so
+    that all unreadable files can be named.
+    """
+    answers: dict[str, Classification] = {}
+    bad: dict[str, str] = {}
+    for file in progress(files, "classifying"):
+        try:
+            pixels = model.preprocessing(file)
+        except ImageError as error:
+            bad[str(file)] = str(error)
+            continue
+        if go_on or not bad:
+            (answers[str(file)],) = model.interpret(model.logits(pixels[None]), top_k=top_k)
+    return answers, bad
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    bundle = Bundle.open(arguments.bundle)
+    bundle.verify()
+    manifest = bundle.manifest
+    if arguments.json:
+        print_json({"path": str(bundle.path), "verified": True, **json.loads(manifest.to_bytes())})
+        return
+    labels = ", ".join(manifest.labels[:8]) + (" …" if len(manifest.labels) > 8 else "")
+    rows = [
+        ("name", manifest.name),
+        ("task", manifest.task),
+        ("input", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs)),
+        ("output", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.outputs)),
+        ("preprocessing", ", ".join(f"{key} {value}" for key, value in manifest.preprocessing.to_dict().items())),
+        ("labels", f"{len(manifest.labels)}: {labels}"),
+        ("defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"),
+        *((f"evidence {key}", json.dumps(value, ensure_ascii=False)) for key, value in manifest.evidence.items()),
+        *((f"source {key}", json.dumps(value, ensure_ascii=False)) for key, value in manifest.source.items()),
+        ("files", f"{len(manifest.files)}, every SHA-256 checked"),
+    ]
+    print(table(("field", "value"), rows))
+    variants = [
+        (name, variant.file, manifest.files[variant.file].size, variant.cpu_file, variant.tolerance, variant.agreement)
+        for name, variant in manifest.variants.items()
+    ]
+    print("\n" + table(("variant", "file", "bytes", "file for CPUs", "tolerance", "agreement"), variants))
+    if manifest.engines:
+        engines = [
+            (engine.variant, engine.tensorrt, engine.gpu, engine.platform, "..".join(map(str, engine.profile)))
+            for engine in manifest.engines.values()
+        ]
+        print("\n" + table(("engine of", "TensorRT", "GPU", "platform", "batch min..best..max"), engines))
+
+
+def _selftest(arguments: argparse.Namespace) -> None:
+    from .selftest import selftest
+
+    bundle = Bundle.open(arguments.bundle)
+    replays = selftest(bundle, threads=arguments.threads)
+    failed = [replay for replay in replays if replay.state == "failed"]
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "passed": not failed, "replays": [asdict(item) for item in replays]})
+    else:
+        rows = [
+            (
+                replay.variant,
+                replay.kind,
+                replay.state,
+                None if replay.max_abs_error is None else f"{replay.max_abs_error:.2e}",
+                replay.tolerance,
+                None if replay.agreement is None else f"{replay.agreement:.1%}",
+                replay.required_agreement,
+                replay.cause.partition("; ")[0],  # krl-runtime doctor has the advice
+            )
+            for replay in replays
+        ]
+        header = ("variant", "backend", "state", "max error", "tolerance", "top-1 agreement", "required", "cause")
+        print(table(header, rows))
+    if failed:
+        names = ", ".join(f"{replay.variant} on {replay.kind}" for replay in failed)
+        raise CheckFailedError(f"{len(failed)} of {len(replays)} replays failed: {names}")
+    if all(replay.state == "unavailable" for replay in replays):
+        raise BackendError(f"nothing was tested: no backend is here; {_PROG} doctor says why")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from time import perf_counter
+
+    from .bench import bench, golden_picture
+
+    begin = perf_counter()
+    model = _load(arguments)
+    load_ms = (perf_counter() - begin) * 1e3
+    with model:
+        picture = arguments.image.read_bytes() if arguments.image else golden_picture(model.bundle)
+        counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
+        result = {
+            **_where(model),
+            "threads": arguments.threads,
+            "cpus": os.cpu_count(),
+            "picture": str(arguments.image or "the first golden input as a JPEG of 640x480"),
+            "load_ms": load_ms,
+            **bench(model, picture, **counts),
+        }
+    if arguments.json:
+        print_json(result)
+        return
+    times = {"whole": result["latency_ms"], **result["stages_ms"]}
+    rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
+    memory = result["peak_memory_mib"]
+    print(table(("milliseconds", *result["latency_ms"]), rows))
+    print(f"\npicture:        {result['picture']}, {result['batch']} in a run, {result['iterations']} runs")
+    print(f"throughput:     {result['throughput_per_s']:.1f} pictures/s")
+    print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
+    print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from .doctor import can_run, examine
+
+    findings = examine()
+    if arguments.json:
+        print_json({"can_run": can_run(findings), "findings": [asdict(finding) for finding in findings]})
+    else:
+        rows = [(finding.component, finding.state, finding.detail, finding.advice) for finding in findings]
+        print(table(("component", "state", "found", "what to do"), rows))
+    if not can_run(findings):
+        raise CheckFailedError("no backend can run here; the table says what to install")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""Pictures in, class names out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BundleError, ImageError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from krl_runtime.preprocess import ImageSource
+
+__all__ = ["Classification", "Classifier", "batch_limit"]
+
+_BATCH = 16  # on a CPU larger batches are no faster, and their activations take memory
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a classifier says of one picture.
+
+    Attributes:
+        label: The most probable class.
+        index: Its place among the labels.
+        score: Its softmax probability, 0 to 1.
+        top: The most probable classes and their probabilities, the best first; ``top[0]`` is ``(label, score)``.
+        logits: The network's outputs ``[classes]``, float32, in the order of the labels.
+    """
+
+    label: str
+    index: int
+    score: float
+    top: tuple[tuple[str, float], ...]
+    logits: npt.NDArray[np.float32] = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """Return the classes and their probabilities in one line, the best first."""
+        return ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "label": self.label,
+            "index": self.index,
+            "score": self.score,
+            "top": [{"label": label, "score": score} for label, score in self.top],
+            "logits": self.logits.tolist(),
+        }
+
+
+class Classifier:
+    """Answers which class a picture shows. Made by ``krl_runtime.load``; several threads may call it at once.
+
+    Attributes:
+        bundle: What was loaded.
+        labels: Class names in the order of the logits.
+        preprocessing: From a picture to the network's input.
+        backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
+    """
+
+    def __init__(self, bundle: Bundle, backend: SelectedBackend) -> None:
+        self.bundle = bundle
+        self.labels = bundle.manifest.labels
+        self.preprocessing = bundle.manifest.preprocessing
+        self.backend = backend
+        self._input = bundle.manifest.inputs[0].name
+        self._output = bundle.manifest.outputs[0].name
+        self._limit = batch_limit(bundle)
+
+    @staticmethod
+    def check(bundle: Bundle) -> None:
+        """Check that a bundle's tensors, preprocessing and labels fit each other and this pipeline.
+
+        Raises:
+            BundleError: They do not.
+        """
+        manifest = bundle.manifest
+        shape, classes = list(manifest.preprocessing.shape), len(manifest.labels)
+        inputs = [(spec.dtype, list(spec.shape[1:])) for spec in manifest.inputs]
+        outputs = [list(spec.shape[1:]) for spec in manifest.outputs[:1]]
+        if inputs != [("uint8", shape)] or outputs != [[classes]] or not classes:
+            raise BundleError(
+                f"bundle {bundle.path} is no classifier: it has inputs {inputs}, outputs {outputs} and {classes} "
+                f"labels; accepted: one input of uint8 [batch, {', '.join(map(str, shape))}], as its preprocessing "
+                "says, and logits [batch, labels]; export it again"
+            )
+        batch = manifest.inputs[0].shape[0]
+        if isinstance(batch, int) and batch != 1:
+            raise BundleError(
+                f"bundle {bundle.path}: its graph takes {batch} pictures at once; accepted: 1 or any number"
+            )
+
+    @overload
+    def __call__(self, source: list[Any] | tuple[Any, ...], *, top_k: int = ...) -> list[Classification]: ...
+    @overload
+    def __call__(self, source: npt.NDArray[np.uint8], *, top_k: int = ...) -> Any: ...
+    @overload
+    def __call__(self, source: ImageSource, *, top_k: int = ...) -> Classification: ...
+    def __call__(self, source: Any, *, top_k: int = 5) -> Classification | list[Classification]:
+        """Classify one picture or several.
+
+        Args:
+            source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
+                ``[H, W, C]`` (RGB); or a list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
+            top_k: How many classes an answer names, from 1; at most as many as there are.
+
+        Returns:
+            One answer for one picture; a list of them, in order, for several.
+
+        Raises:
+            ImageError: A picture is truncated, not a picture, too large, or of a type that is not accepted.
+            ModelError: The network answered with numbers that are not finite.
+            BackendError: The device failed, or the model is closed.
+            UsageError: ``top_k`` is less than 1.
+        """
+        if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
+            return self.interpret(self.logits(self.preprocessing(source)[None]), top_k=top_k)[0]
+        answers: list[Classification] = []
+        for start in range(0, len(source), self._limit):
+            pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
+            answers += self.interpret(self.logits(pixels), top_k=top_k)
+        return answers
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the network on its inputs as they are, in one batch.
+
+        Args:
+            pixels: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``.
+
+        Returns:
+            Logits ``[N, classes]``, float32.
+
+        Raises:
+            BackendError: ``pixels`` has another dtype or shape, the device failed, or the model is closed.
+        """
+        return self.backend.run({self._input: pixels})[self._output].astype(np.float32, copy=False)
+
+    def interpret(self, logits: npt.NDArray[np.float32], *, top_k: int = 5) -> list[Classification]:
+        """Turn logits into answers.
+
+        Args:
+            logits: ``[N, classes]``, float32.
+            top_k: How many classes an answer names, from 1; at most as many as there are.
+
+        Raises:
+            ModelError: A logit is not a finite number.
+            UsageError: ``top_k`` is less than 1, or ``logits`` has another shape.
+        """
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
+        if logits.ndim != 2 or logits.shape[1] != len(self.labels):
+            raise UsageError(f"logits have shape {list(logits.shape)}; accepted: [batch, {len(self.labels)}]")
+        return [self._answer(row, top_k) for row in logits]
+
+    def _answer(self, logits: npt.NDArray[np.float32], top_k: int) -> Classification:
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                f"variant {self.backend.variant} on {self.backend.name} answered with logits that are not finite "
+                f"numbers, so there is no answer; load another variant, and run krl-runtime selftest {self.bundle.path}"
+            )
+        # The largest logit becomes exp(0) = 1, so that nothing overflows.
+        powers = np.exp(logits.astype(np.float64) - logits.max())
+        scores = powers / powers.sum()
+        best = np.argsort(-logits, kind="stable")[:top_k].tolist()
+        top = tuple((self.labels[index], float(scores[index])) for index in best)
+        return Classification(top[0][0], best[0], top[0][1], top, logits)
+
+    def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
+        pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)
+        for row, index in enumerate(chosen):
+            try:
+                pixels[row] = self.preprocessing(sources[index])
+            except ImageError as error:
+                raise ImageError(f"item {index} of {len(sources)}: {error}") from error
+        return pixels
+
+    def close(self) -> None:
+        """Free what the model holds; calling it afterwards raises ``BackendError``."""
+        self.backend.close()
+
+    def __enter__(self) -> Classifier:
+        """Return the model."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the model."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Return name, number of classes, backend and variant."""
+        return (
+            f"Classifier({self.bundle.manifest.name!r}, {len(self.labels)} classes, "
+            f"variant {self.backend.variant} on {self.backend.name})"
+        )
+
+
+def batch_limit(bundle: Bundle) -> int:
+    """Return how many inputs of a bundle are run at once: 1 where its graph takes no more, else a modest number."""
+    return 1 if bundle.manifest.inputs[0].shape[0] == 1 else _BATCH

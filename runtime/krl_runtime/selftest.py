@@ -1,0 +1,132 @@
+"""Replays a bundle's golden inputs on this device: every variant on every backend that is here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .backends.base import Backend, check_inputs
+from .backends.select import KINDS, Kind, open_backend
+from .bundle import Bundle, Variant
+from .errors import BackendError, BundleError, MissingExtraError
+from .pipelines.classifier import batch_limit
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Replay", "golden_arrays", "selftest"]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The outcome of one variant on one kind of backend.
+
+    Attributes:
+        variant: Name of the variant.
+        kind: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``.
+        state: ``"passed"``, ``"failed"``, or ``"unavailable"`` where this machine has no such backend.
+        inputs: Number of golden inputs that were replayed.
+        max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
+        tolerance: The largest that the bundle accepts.
+        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where nothing ran.
+        required_agreement: The smallest that the bundle accepts.
+        cause: Why it failed or is not available.
+    """
+
+    variant: str
+    kind: Kind
+    state: Literal["passed", "failed", "unavailable"]
+    inputs: int = 0
+    max_abs_error: float | None = None
+    tolerance: float | None = None
+    agreement: float | None = None
+    required_agreement: float | None = None
+    cause: str = ""
+
+
+def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...]:
+    """Check every file of a bundle, then run its golden inputs through each variant and backend.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+
+    Raises:
+        BundleError: A file is missing, damaged or changed, or there are no golden inputs.
+    """
+    bundle.verify()
+    golden = golden_arrays(bundle)
+    return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in KINDS)
+
+
+def golden_arrays(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
+    """Return a bundle's golden inputs and outputs, under their names, each ``[N, ...]`` with the same ``N``.
+
+    Raises:
+        BundleError: There are none, the file is damaged, or an array has not the dtype and shape of the manifest.
+    """
+    golden = bundle.golden()
+    # Any number of them, whatever batch size the graph takes.
+    graph = (*bundle.manifest.inputs, *bundle.manifest.outputs)
+    try:
+        check_inputs([replace(spec, shape=("N", *spec.shape[1:])) for spec in graph], golden)
+    except BackendError as error:
+        raise BundleError(f"bundle {bundle.path}: golden file: {error}; export the bundle again") from error
+    if len({len(array) for array in golden.values()}) != 1:
+        raise BundleError(f"bundle {bundle.path}: the golden file's arrays differ in length; export the bundle again")
+    return golden
+
+
+def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray[Any]], threads: int | None) -> Replay:
+    try:
+        backend, _ = open_backend(kind, bundle, name, threads)
+    except MissingExtraError as error:
+        return Replay(name, kind, "unavailable", cause=str(error))
+    except BackendError as error:
+        # Where ONNX Runtime is installed its CPU provider is there: then it is the variant that is at fault.
+        return Replay(name, kind, "failed" if kind == "cpu" else "unavailable", cause=str(error))
+    try:
+        return _judge(bundle, name, kind, backend, golden)
+    except BackendError as error:
+        return Replay(name, kind, "failed", cause=str(error))
+    finally:
+        backend.close()
+
+
+def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
+    variant: Variant = bundle.manifest.variants[name]
+    outputs = _replay(bundle, backend, golden)
+    errors = [float(np.abs(outputs[key].astype(np.float64) - golden[key]).max()) for key in outputs]
+    key = bundle.manifest.outputs[0].name
+    agreement = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
+    error = float(np.max(errors))  # a NaN in any of them stays a NaN, and passes nothing
+    causes = []
+    if not error <= variant.tolerance:
+        causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
+    if not agreement >= variant.agreement:
+        causes.append(f"top-1 agrees on {agreement:.1%} of the golden inputs, required are {variant.agreement:.1%}")
+    return Replay(
+        name,
+        kind,
+        "failed" if causes else "passed",
+        inputs=len(golden[key]),
+        max_abs_error=error,
+        tolerance=variant.tolerance,
+        agreement=agreement,
+        required_agreement=variant.agreement,
+        cause="; ".join(causes),
+    )
+
+
+def _replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Run all golden inputs in batches of a bounded size; return the outputs under their names."""
+    inputs = [spec.name for spec in bundle.manifest.inputs]
+    limit = batch_limit(bundle)
+    parts = [
+        backend.run({name: golden[name][start : start + limit] for name in inputs})
+        for start in range(0, len(golden[inputs[0]]), limit)
+    ]
+    return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in bundle.manifest.outputs}

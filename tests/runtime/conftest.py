@@ -1,0 +1,41 @@
+"""What the runtime's tests share: a bundle, picture files, and the logger as a program finds it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from _helpers.bundles import write_bundle
+from krl_runtime import Bundle
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """Undo what ``commandline.guard`` does to the logger, which would hide its lines from ``caplog``."""
+    yield
+    logger = logging.getLogger("krl")
+    logger.handlers[:] = []
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "tiny.krl", variants=("fp32", "fp16", "int8"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Three PNG files of different sizes in a folder of their own."""
+    rng = np.random.default_rng(7)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    files = [folder / f"{name}.png" for name in "abc"]
+    for index, file in enumerate(files):
+        Image.fromarray(rng.integers(0, 256, (30 + index, 20, 3), dtype=np.uint8)).save(file)
+    return files

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from _helpers.bundles import LABELS, TinyNet, write_bundle
+from _helpers.pictures import SHARED_DATA
+from krl_runtime import (
+    BackendError,
+    Bundle,
+    BundleError,
+    Classification,
+    Classifier,
+    ImageError,
+    ModelError,
+    Preprocessing,
+    UsageError,
+    load,
+)
+from krl_runtime.bundle import TensorSpec
+
+
+@pytest.fixture
+def model(bundle: Bundle) -> Classifier:
+    return load(bundle.path, threads=1)
+
+
+def noise(count: int, height: int = 12, width: int = 10) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    values = [math.exp(float(value)) for value in logits]
+    return np.array(values) / math.fsum(values)
+
+
+# Answers.
+
+
+def test_from_a_picture_file_to_the_answer_as_numpy_computes_it(model: Classifier, pictures: list[Path]):
+    net = TinyNet.random(model.preprocessing, 4)
+    for picture in pictures:
+        logits = net.logits(model.preprocessing(picture)[None])[0]
+        answer = model(picture)
+        assert np.abs(answer.logits - logits).max() < 1e-5
+        assert answer.index == logits.argmax()
+        assert answer.label == LABELS[answer.index]
+        assert answer.score == pytest.approx(softmax(logits)[answer.index], abs=1e-6)
+
+
+def test_an_answer(model: Classifier):
+    (answer,) = model.interpret(np.float32([[1, 3, 2, 0]]), top_k=3)
+    # exp(3) / (exp(0) + exp(1) + exp(2) + exp(3)) and so on
+    assert (answer.label, answer.index) == ("dog", 1)
+    assert answer.score == pytest.approx(0.6439142598879724, abs=1e-12)
+    assert [label for label, _ in answer.top] == ["dog", "frog", "cat"]
+    assert [score for _, score in answer.top] == pytest.approx(
+        [0.6439142598879724, 0.23688281808991013, 0.08714431874203257], abs=1e-12
+    )
+    assert answer.top[0] == (answer.label, answer.score)
+    assert type(answer.score) is float
+    assert type(answer.index) is int
+    assert str(answer) == "dog 64.4%, frog 23.7%, cat 8.7%"
+    assert repr(answer).startswith("Classification(label='dog', index=1, score=0.64")
+    assert "logits" not in repr(answer)
+    assert answer.logits.dtype == np.float32
+
+
+def test_an_answer_serialises_compares_and_does_not_change(model: Classifier):
+    answer, same = model.interpret(np.float32([[1, 3, 2, 0]] * 2), top_k=2)
+    values = json.loads(json.dumps(answer.to_dict()))
+    assert values["label"] == "dog"
+    assert values["top"][1] == {"label": "frog", "score": pytest.approx(0.2368828)}
+    assert values["logits"] == [1, 3, 2, 0]
+    assert values.keys() == {field.name for field in dataclasses.fields(Classification)}
+    assert answer == same
+    assert hash(answer) == hash(same)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer.label = "cat"
+
+
+@pytest.mark.parametrize(
+    ("logits", "scores"),
+    [
+        ([1000, 1000, -1000, 0], [0.5, 0.5, 0, 0]),
+        ([3e38, -3e38, 0, 0], [1, 0, 0, 0]),
+        ([-1000, -1000, -1000, -1000], [0.25] * 4),
+        ([88, 89, 90, 87], [0.08714431874203257, 0.23688281808991013, 0.6439142598879724, 0.03205860328008499]),
+    ],
+)
+def test_softmax_is_stable(model: Classifier, logits: list[float], scores: list[float]):
+    (answer,) = model.interpret(np.float32([logits]))
+    by_label = dict(answer.top)
+    assert [by_label[label] for label in LABELS] == pytest.approx(scores, abs=1e-6)
+
+
+def test_ties_go_to_the_first_label(model: Classifier):
+    (answer,) = model.interpret(np.float32([[2, 5, 5, 2]]))
+    assert [label for label, _ in answer.top] == ["dog", "frog", "cat", "ship"]
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (4, 4), (100, 4)])
+def test_top_k(model: Classifier, top_k: int, count: int):
+    assert len(model(noise(1)[0], top_k=top_k).top) == count
+
+
+def test_top_k_is_checked(model: Classifier):
+    with pytest.raises(UsageError, match="top_k is 0; accepted: 1 or more"):
+        model(noise(1)[0], top_k=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_no_answer(model: Classifier, value: float):
+    logits = np.zeros((2, 4), np.float32)
+    logits[1, 2] = value
+    with pytest.raises(ModelError, match="variant fp32 on onnxruntime-cpu answered with logits that are not finite"):
+        model.interpret(logits)
+
+
+def test_a_network_that_overflows_gives_no_answer(tmp_path: Path):
+    net = TinyNet.random(Preprocessing(12, 10), 4)
+    broken = replace(net, bias=np.float32([np.nan, 0, 0, 0])).onnx()
+    model = load(write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": broken}).path)
+    with pytest.raises(ModelError, match="load another variant, and run krl-runtime selftest"):
+        model(noise(1)[0])
+
+
+# Sources.
+
+
+def test_every_kind_of_source_gives_the_same_answer(model: Classifier, pictures: list[Path]):
+    data = pictures[0].read_bytes()
+    array = np.asarray(Image.open(pictures[0]))
+    expected = model(array)
+    with pictures[0].open("rb") as file:
+        for source in (pictures[0], str(pictures[0]), data, io.BytesIO(data), file, Image.open(pictures[0])):
+            answer = model(source)
+            assert answer == expected
+            assert np.array_equal(answer.logits, expected.logits)
+
+
+def test_lists_tuples_and_arrays_of_pictures(model: Classifier, pictures: list[Path]):
+    alone = [model(picture) for picture in pictures]
+    assert model(pictures) == alone
+    assert model(tuple(pictures)) == alone
+    mixed = [pictures[0], pictures[1].read_bytes(), np.asarray(Image.open(pictures[2]))]
+    assert model(mixed) == alone
+    stack = noise(3, 20, 30)
+    assert model(stack) == [model(picture) for picture in stack]
+    assert model([]) == []
+    assert model(stack[:0]) == []
+    assert model(pictures[:1]) == alone[:1]
+    grey = stack[0, :, :, 0]
+    assert model(grey) == model([grey])[0]
+
+
+def test_long_lists_run_in_batches_of_a_bounded_size(model: Classifier, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    run = model.backend.backend.run
+    monkeypatch.setattr(model.backend.backend, "run", lambda inputs: sizes.append(len(inputs["pixels"])) or run(inputs))
+    pictures = noise(40)
+    answers = model(list(pictures), top_k=2)
+    assert sizes == [16, 16, 8]
+    assert [answer.label for answer in answers] == [model(picture).label for picture in pictures]
+    assert all(len(answer.top) == 2 for answer in answers)
+
+
+def test_a_graph_for_one_picture_gets_one_at_a_time(tmp_path: Path):
+    model = load(write_bundle(tmp_path / "a.krl", batch=1).path)
+    pictures = noise(3)
+    assert model(pictures) == [model(picture) for picture in pictures]
+
+
+def test_bad_items_of_a_list_are_named(model: Classifier, pictures: list[Path]):
+    pictures[1].write_bytes(pictures[1].read_bytes()[:100])
+    with pytest.raises(ImageError, match=r"^item 1 of 3: picture .*b\.png is damaged or truncated"):
+        model(pictures)
+    with pytest.raises(ImageError, match=r"^item 0 of 2: picture given as list; accepted: a path"):
+        model([[1], [2]])
+    with pytest.raises(ImageError, match="picture given as generator; accepted"):
+        model(picture for picture in pictures)
+    with pytest.raises(ImageError, match=r"item 0 of 2: .*dtype float64"):
+        model(np.zeros((2, 5, 5, 3)))
+
+
+# Arrays that are inputs of the network already.
+
+
+def test_logits(model: Classifier):
+    pixels = model.bundle.golden()["pixels"]
+    logits = model.logits(pixels)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - model.bundle.golden()["logits"]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((1, 3, 12, 10), np.float32), "input 'pixels' has dtype float32"),
+        (np.zeros((3, 12, 10), np.uint8), r"shape \[3, 12, 10\]; accepted: uint8 of shape \[batch, 3, 12, 10\]"),
+        (np.zeros((1, 12, 10, 3), np.uint8), r"shape \[1, 12, 10, 3\]"),
+        (np.zeros((1, 1, 12, 10), np.uint8), r"shape \[1, 1, 12, 10\]"),
+        ([[0]], "input 'pixels' is a list; accepted: a numpy array"),
+    ],
+)
+def test_logits_of_wrong_arrays(model: Classifier, pixels: np.ndarray, message: str):
+    with pytest.raises(BackendError, match=message):
+        model.logits(pixels)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 3), (1, 4, 1)])
+def test_interpreting_other_shapes(model: Classifier, shape: tuple[int, ...]):
+    with pytest.raises(UsageError, match=r"logits have shape .*; accepted: \[batch, 4\]"):
+        model.interpret(np.zeros(shape, np.float32))
+
+
+# Life cycle and threads.
+
+
+def test_a_closed_model_says_so(bundle: Bundle):
+    with load(bundle.path) as model:
+        model(noise(1)[0])
+    with pytest.raises(BackendError, match="onnxruntime-cpu is closed; load the bundle again"):
+        model(noise(1)[0])
+    model.close()
+
+
+def test_repr(model: Classifier):
+    assert repr(model) == "Classifier('tiny', 4 classes, variant fp32 on onnxruntime-cpu)"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_eight_threads_give_what_one_gives(bundle: Bundle, threads: int):
+    model = load(bundle.path, threads=threads)
+    files = []
+    for picture in noise(32, 40, 30):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG")
+        files.append(file.getvalue())
+    serial = [model(file) for file in files]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for together, alone in zip(pool.map(model, files), serial, strict=True):
+                assert together == alone
+                assert np.array_equal(together.logits, alone.logits)
+
+
+def test_closing_while_threads_are_calling(bundle: Bundle):
+    model = load(bundle.path, threads=1)
+    picture = noise(1)[0]
+    expected = model(picture)
+
+    def call(number: int) -> Classification | str:
+        if number == 40:
+            model.close()
+        try:
+            return model(picture)
+        except BackendError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(call, range(80)))
+    assert all(outcome == expected or "is closed" in outcome for outcome in outcomes)
+    assert outcomes[0] == expected
+    assert "is closed" in outcomes[-1]
+
+
+# Bundles that are not for this pipeline.
+
+
+def test_another_task(tmp_path: Path):
+    bundle = write_bundle(tmp_path / "a.krl", task="generation")
+    with pytest.raises(BundleError, match="is for the task 'generation'; this krl-runtime knows: classification"):
+        load(bundle.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ("cat", "dog")},
+        {"labels": ()},
+        {"preprocessing": Preprocessing(12, 12)},
+        {"inputs": ()},
+        {"outputs": ()},
+        {"inputs": (TensorSpec("pixels", "float32", ("batch", 3, 12, 10)),)},
+        {"inputs": (TensorSpec("pixels", "uint8", ()),)},
+        {"inputs": (TensorSpec("pixels", "uint8", ("batch", 3, 12, 10)), TensorSpec("x", "uint8", (1,)))},
+        {"outputs": (TensorSpec("logits", "float32", ("batch", 4, 1)),)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_tensors_labels_and_preprocessing_have_to_fit(bundle: Bundle, changes: dict):
+    other = Bundle.create(
+        bundle.path.parent / "b.krl",
+        replace(bundle.manifest, **changes),
+        {name: bundle.file(name) for name in bundle.manifest.files},
+    )
+    with pytest.raises(BundleError, match=r"is no classifier: it has inputs .* accepted: one input of uint8 \[batch"):
+        load(other.path)
+
+
+def test_a_fixed_batch_of_several_is_refused(tmp_path: Path):
+    with pytest.raises(BundleError, match="its graph takes 4 pictures at once; accepted: 1 or any number"):
+        load(write_bundle(tmp_path / "a.krl", batch=4).path)
+
+
+# Real photographs.
+
+
+def test_real_photographs_as_one_by_one_as_in_batches(tmp_path: Path):
+    folder = SHARED_DATA / "natural224"
+    if not folder.is_dir():
+        pytest.skip("needs the shared pictures")
+    files = sorted(folder.glob("*.jpg"))[:20]
+    spec = Preprocessing(64, 64, crop_fraction=0.875)
+    model = load(write_bundle(tmp_path / "a.krl", preprocessing=spec).path, threads=1)
+    net = TinyNet.random(spec, 4)
+    together = model(files)
+    for file, answer in zip(files, together, strict=True):
+        assert np.abs(answer.logits - net.logits(spec(file)[None])[0]).max() < 1e-5
+        assert np.abs(model(file).logits - answer.logits).max() < 1e-5

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from krl_runtime import errors
+from krl_runtime.errors import CheckFailedError, KrlError, MissingExtraError, require
+
+
+def test_every_error_is_a_krl_error_with_exit_code_2_but_the_failed_check():
+    for name in errors.__all__:
+        if name != "require":
+            assert issubclass(getattr(errors, name), KrlError)
+            assert getattr(errors, name).exit_code == (1 if name == "CheckFailedError" else 2)
+    assert CheckFailedError.exit_code == 1
+
+
+def test_require_returns_the_module():
+    import json.decoder
+
+    assert require("json.decoder", extra="x", purpose="a test") is json.decoder
+
+
+def test_require_names_library_purpose_and_extra(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", missing)
+    with pytest.raises(MissingExtraError) as caught:
+        require("no_such_library.part", extra="cpu", purpose="running a model")
+    assert (caught.value.library, caught.value.extra) == ("no_such_library", "cpu")
+    assert str(caught.value) == (
+        "running a model needs no_such_library, which is not installed; install it with: pip install 'krl[cpu]'"
+    )
+
+
+def test_require_names_the_slim_distribution_where_that_is_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metadata, "metadata", lambda name: {"Name": name})
+    with pytest.raises(MissingExtraError, match=r"pip install 'krl-runtime\[gpu\]'"):
+        require("no_such_library", extra="gpu", purpose="x")
+
+
+def test_require_lets_a_broken_library_speak_for_itself(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken_library.py").write_text("import not_there_either\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="not_there_either"):
+        require("broken_library", extra="x", purpose="x")

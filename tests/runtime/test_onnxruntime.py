@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from _helpers.bundles import TinyNet, write_bundle
+from _helpers.fakes import FakeSession, fake_gpu_runtime
+from krl_runtime import BackendError, Bundle, Preprocessing, load
+from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_cpu, open_cuda, open_session
+from krl_runtime.bundle import TensorSpec
+
+ADD = onnx.helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "add",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    ),
+    opset_imports=[helper.make_opsetid("", 18)],
+    ir_version=8,
+)
+
+
+def pixels(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 3, 12, 10), dtype=np.uint8)
+
+
+# What runs is right.
+
+
+def test_logits_are_those_of_numpy(bundle: Bundle):
+    net = TinyNet.random(bundle.manifest.preprocessing, 4)
+    backend = open_cpu(bundle, "fp32", threads=1)
+    assert backend.name == "onnxruntime-cpu"
+    for count in (1, 5):
+        outputs = backend.run({"pixels": pixels(count)})
+        assert list(outputs) == ["logits"]
+        assert outputs["logits"].dtype == np.float32
+        assert np.abs(outputs["logits"] - net.logits(pixels(count))).max() < 1e-5
+
+
+def test_outputs_belong_to_the_caller(bundle: Bundle):
+    backend = open_cpu(bundle, "fp32")
+    first = backend.run({"pixels": pixels()})["logits"]
+    kept = first.copy()
+    backend.run({"pixels": 255 - pixels()})
+    assert np.array_equal(first, kept)
+    first[:] = 0
+    assert np.array_equal(backend.run({"pixels": pixels()})["logits"], kept)
+
+
+def test_arrays_that_are_not_contiguous(bundle: Bundle):
+    backend = open_cpu(bundle, "fp32")
+    wide = np.ascontiguousarray(pixels().transpose(0, 2, 3, 1))
+    assert np.array_equal(
+        backend.run({"pixels": wide.transpose(0, 3, 1, 2)})["logits"], backend.run({"pixels": pixels()})["logits"]
+    )
+
+
+def test_grey_and_fixed_batch(tmp_path: Path):
+    grey = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.25,))
+    bundle = write_bundle(tmp_path / "grey.krl", preprocessing=grey, batch=1)
+    backend = open_cpu(bundle, "fp32")
+    one = np.full((1, 1, 8, 8), 200, np.uint8)
+    assert np.abs(backend.run({"pixels": one})["logits"] - TinyNet.random(grey, 4).logits(one)).max() < 1e-5
+    with pytest.raises(BackendError, match=r"shape \[2, 1, 8, 8\]; accepted: uint8 of shape \[1, 1, 8, 8\]"):
+        backend.run({"pixels": np.concatenate([one, one])})
+
+
+# Wrong inputs are named.
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input 'pixels' is missing; given: nothing"),
+        ({"image": pixels()}, "input 'pixels' is missing; given: image"),
+        ({"pixels": pixels(), "mask": pixels()}, "the graph has no input 'mask'; it has: pixels"),
+        ({"pixels": [[1]]}, "input 'pixels' is a list; accepted: a numpy array"),
+        (
+            {"pixels": pixels().astype(np.float32)},
+            r"input 'pixels' has dtype float32 and shape \[2, 3, 12, 10\]; accepted: uint8 of shape",
+        ),
+        ({"pixels": pixels()[0]}, r"has dtype uint8 and shape \[3, 12, 10\]; accepted: uint8 of shape"),
+        ({"pixels": pixels().transpose(0, 2, 3, 1)}, r"shape \[2, 12, 10, 3\]"),
+        ({"pixels": pixels()[:0]}, r"shape \[0, 3, 12, 10\]"),
+    ],
+)
+def test_wrong_inputs(bundle: Bundle, inputs: dict, message: str):
+    with pytest.raises(BackendError, match=message):
+        open_cpu(bundle, "fp32").run(inputs)
+
+
+def test_errors_while_running(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    backend = open_cpu(bundle, "fp32")
+
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code\n while running Conv")
+
+    monkeypatch.setattr(backend, "_session", Failing())
+    with pytest.raises(BackendError, match=r"^onnxruntime-cpu failed: Non-zero status code while running Conv$"):
+        backend.run({"pixels": pixels()})
+
+
+# Files that cannot be run.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "cannot open the model"),
+        (b"garbage", "[Pp]rotobuf parsing failed"),
+        (ADD.SerializeToString()[:60], "cannot open the model"),
+    ],
+    ids=["empty", "garbage", "truncated"],
+)
+def test_damaged_models_that_the_manifest_vouches_for(tmp_path: Path, data: bytes, message: str, capfd):
+    bundle = write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": data})
+    with pytest.raises(BackendError, match=message):
+        load(bundle.path)
+    assert capfd.readouterr().err == ""  # told once, by us
+
+
+def test_unsupported_operators_are_named(tmp_path: Path):
+    model = onnx.ModelProto()
+    model.CopyFrom(ADD)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    bundle = write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": model.SerializeToString()})
+    with pytest.raises(BackendError, match="NoSuchOperator"):
+        load(bundle.path)
+
+
+def test_mutated_models_are_refused_or_run(tmp_path: Path):
+    """A fixed seed; the manifest vouches for each."""
+    rng = np.random.default_rng(3)
+    good = np.frombuffer(TinyNet.random(Preprocessing(12, 10), 4).onnx(), np.uint8)
+    outcomes = set()
+    for number in range(60):
+        broken = good.copy()
+        broken[rng.integers(0, len(good), 3)] = rng.integers(0, 256, 3)
+        bundle = write_bundle(tmp_path / f"{number}.krl", golden=0, contents={"model.fp32.onnx": broken.tobytes()})
+        try:
+            with load(bundle.path, threads=1) as model:
+                outcomes.add(model.logits(pixels(1)).shape)
+        except BackendError:
+            outcomes.add("refused")
+    assert outcomes == {(1, 4), "refused"}
+
+
+def test_weights_outside_the_hashed_file_are_refused(tmp_path: Path):
+    model = onnx.load_from_string(TinyNet.random(Preprocessing(12, 10), 4).onnx())
+    onnx.save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0)
+    bundle = write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": tmp_path / "m.onnx"})
+    shutil.copy(tmp_path / "w.bin", bundle.path)  # nothing in the manifest vouches for it
+    onnxruntime.InferenceSession(bundle.file("model.fp32.onnx"), providers=["CPUExecutionProvider"])  # takes it
+    with pytest.raises(BackendError, match="keeps weights in other files; save it with its weights inside"):
+        load(bundle.path)
+    with pytest.raises(BackendError, match="keeps weights in other files"):
+        open_session((tmp_path / "m.onnx").read_bytes(), cuda=False)
+
+
+def test_a_graph_that_is_not_the_manifests(tmp_path: Path, bundle: Bundle):
+    contents = {"model.fp32.onnx": ADD.SerializeToString()}
+    with pytest.raises(BackendError) as caught:
+        load(write_bundle(tmp_path / "a.krl", contents=contents).path)
+    assert (
+        "the graph of variant fp32 has inputs x float32 [n], the manifest says pixels uint8 [batch, 3, 12, 10]; "
+        "export the bundle again"
+    ) in str(caught.value)
+    outputs = (*bundle.manifest.outputs, TensorSpec("features", "float32", ("batch", 5)))
+    with pytest.raises(BackendError, match=r"has outputs logits float32 \[batch, 4\], the manifest says .*features"):
+        open_cpu(Bundle(bundle.path, replace(bundle.manifest, outputs=outputs)), "fp32")
+    inputs = (replace(bundle.manifest.inputs[0], shape=("batch", 3, "height", "width")),)
+    open_cpu(Bundle(bundle.path, replace(bundle.manifest, inputs=inputs)), "fp32")
+    with pytest.raises(BackendError, match=r"the manifest says none"):
+        open_cpu(Bundle(bundle.path, replace(bundle.manifest, inputs=())), "fp32")
+
+
+def test_unknown_dimensions_and_types_of_a_graph(tmp_path: Path, bundle: Bundle):
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["words"], ["same"])],
+        "words",
+        [helper.make_tensor_value_info("words", TensorProto.STRING, [None])],
+        [helper.make_tensor_value_info("same", TensorProto.STRING, [None])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    with pytest.raises(BackendError, match=r"has inputs words tensor\(string\) \[\?\]"):
+        load(write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": model.SerializeToString()}).path)
+
+
+# CUDA: never the CPU in silence. The real machine of the tests has no GPU.
+
+
+def test_no_cuda_provider(bundle: Bundle):
+    with pytest.raises(NoCudaProviderError, match="that is installed has no CUDA provider; on a machine with"):
+        open_cuda(bundle, "fp32")
+
+
+def test_cuda_that_works(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_gpu_runtime(monkeypatch, tmp_path)
+    backend, remark = open_cuda(bundle, "fp32")
+    assert (backend.name, remark) == ("onnxruntime-cuda", "")
+
+
+def test_cuda_that_falls_back_in_silence_is_refused(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for ignores in (False, True):
+        fake_gpu_runtime(monkeypatch, tmp_path, works=False, ignores_strictness=ignores)
+        with pytest.raises(BackendError, match="did not start, it would have run on the CPU instead"):
+            open_cuda(bundle, "fp32")
+        assert load(bundle.path).backend.name == "onnxruntime-cpu"
+        with pytest.raises(BackendError, match=r"cannot run on cuda, which is required: .*did not start"):
+            load(bundle.path, require="cuda")
+
+
+def test_nodes_left_on_the_cpu_are_told(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_gpu_runtime(monkeypatch, tmp_path, left_on_cpu=("Shape", "Gather", "Shape"))
+    assert load(bundle.path, require="cuda").backend.reason.startswith(
+        "onnxruntime-cuda runs variant fp32 (the bundle names no default for cuda; 3 of 4 nodes stay on the CPU: "
+        "2 Shape, 1 Gather)"
+    )
+    monkeypatch.delattr(FakeSession, "get_provider_graph_assignment_info")
+    monkeypatch.setattr(FakeSession, "__getattr__", lambda self, name: getattr(self._real, check_name(name)))
+    assert "; some nodes stay on the CPU)" in load(bundle.path, require="cuda").backend.reason
+
+
+def check_name(name: str) -> str:
+    if name == "get_provider_graph_assignment_info":
+        raise AttributeError(name)
+    return name
+
+
+def test_a_missing_library_of_cuda_is_named(bundle: Bundle, tmp_path: Path, monkeypatch, capsys):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler to make a library that lacks another")
+    folder = tmp_path / "capi"
+    folder.mkdir()
+    (tmp_path / "empty.c").write_text("int nothing;\n")
+    needed = tmp_path / "libneeded.so.13"
+    library = folder / "libonnxruntime_providers_cuda.so"
+    shared = [compiler, "-shared", "-fPIC", str(tmp_path / "empty.c")]
+    subprocess.run([*shared, "-Wl,-soname,libneeded.so.13", "-o", str(needed)], check=True)
+    subprocess.run([*shared, "-Wl,--no-as-needed", str(needed), "-o", str(library)], check=True)
+    needed.unlink()
+    fake_gpu_runtime(monkeypatch, tmp_path, preload="Failed to load libneeded.so.13")
+    with pytest.raises(BackendError, match=r"cannot load: libneeded\.so\.13: cannot open shared object file") as caught:
+        open_cuda(bundle, "fp32")
+    assert "install the CUDA and cuDNN that onnxruntime-gpu 1.99.0 was built for" in str(caught.value)
+    # A library that is there but needs symbols of its host is not at fault; and nothing is printed.
+    library.write_bytes(b"not a library")
+    open_cuda(bundle, "fp32")
+    assert capsys.readouterr().out == ""
+
+
+def test_sessions_from_bytes():
+    session = open_session(ADD.SerializeToString(), cuda=False, threads=1)
+    assert session.run(None, {"x": np.float32([1, 2])})[0].tolist() == [2, 4]
+    assert session.get_providers() == ["CPUExecutionProvider"]
