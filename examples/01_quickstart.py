@@ -38,7 +38,7 @@ def row(title: str, run_folder: Path, bundle: Path, variant: str) -> tuple[objec
     manifest = json.loads((bundle / "manifest.json").read_text())
     entry = manifest["variants"][variant]
     file = entry["cpu_file"] or entry["file"]
-    top1 = manifest["evidence"]["int8"]["top1"] if variant == "int8" else metrics["top1"]
+    top1 = manifest["evidence"]["int8"]["scores"]["int8.cpu"]["top1"] if variant == "int8" else metrics["top1"]
     return (
         title,
         f"{metrics['parameters']:,}",

@@ -4,44 +4,113 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime.commandline import dispatch, print_json, table
 
-from .config import DistillConfig
+from .config import DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
 
 __all__ = ["main"]
 
+_RECIPES = Path(__file__).parent / "recipes"
+_COLUMNS = ("top1", "loss", "parameters", "macs", "train_seconds")
+
 
 def distill(config: DistillConfig) -> None:
-    """Train a small student with a large teacher."""
+    """Train a small student with a large teacher, or with several."""
     from .distill import distill as run_distill
 
     run = run_distill(config)
     metrics = run.record.metrics
+    beside = ("teacher", "teachers", "baseline")
     result: dict[str, Any] = {
         "run": str(run.path),
         "model": run.record.model.name,
-        "teacher": metrics["teacher"],
-        "baseline": metrics.get("baseline"),
-        "student": {name: value for name, value in metrics.items() if name not in ("teacher", "baseline")},
+        **{name: metrics.get(name) for name in beside},
+        "student": {name: value for name, value in metrics.items() if name not in beside},
     }
     if config.json:
         print_json(result)
         return
     print(f"{run.path}: {run.record.model.name}")
-    names = {"teacher": "teacher", "baseline": "student without teacher", "student": "student"}
-    columns = ("top1", "loss", "parameters", "macs", "train_seconds")
-    rows = [(title, *(result[name].get(column) for column in columns)) for name, title in names.items() if result[name]]
-    print(table(("", *columns), rows))
+    names = [f"teacher {name}" for name in config.teacher]
+    rows = [(name, *_cells(measured)) for name, measured in zip(names, metrics["teachers"], strict=True)]
+    if result["baseline"]:
+        rows.append(("student without teacher", *_cells(result["baseline"])))
+    print(table(("", *_COLUMNS), [*rows, ("student", *_cells(result["student"]))]))
 
 
-COMMANDS: dict[str, Callable[[Any], int | None]] = {"distill": distill}
+def mutual(config: MutualConfig) -> None:
+    """Train networks that teach each other."""
+    from .together import mutual as run_mutual
+
+    _show(run_mutual(config), config.json)
+
+
+def joint(config: JointConfig) -> None:
+    """Train a teacher and, at the same time, a student that learns from it."""
+    from .together import joint as run_joint
+
+    _show(run_joint(config), config.json)
+
+
+def study(config: StudyConfig) -> None:
+    """Compare methods on the same budget, data and seeds."""
+    from .study import show
+    from .study import study as run_study
+
+    result = run_study(config)
+    print_json(result) if config.json else print(show(result))
+
+
+def recipes(config: RecipesConfig) -> None:
+    """List the recipes, or show one."""
+    if config.name is None:
+        found = [(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for path in _files()]
+        print(table(("recipe", "what it is"), found))
+        return
+    path = next((path for path in _files() if path.stem == config.name), None)
+    if path is None:
+        from krl_runtime.errors import UsageError
+
+        raise UsageError(f"recipe {config.name!r} is not known; krl-compress recipes lists them")
+    print(path.read_text(encoding="utf-8"), end="")
+
+
+def _files() -> list[Path]:
+    return sorted(_RECIPES.glob("*.yaml"))
+
+
+def _show(runs: list[Run], json: bool) -> None:
+    if json:
+        print_json(
+            {"runs": [{"run": str(run.path), "model": run.record.model.name, **run.record.metrics} for run in runs]}
+        )
+        return
+    rows = [(f"{run.path}: {run.record.model.name}", *_cells(run.record.metrics)) for run in runs]
+    print(table(("", *_COLUMNS), rows))
+
+
+def _cells(metrics: dict[str, Any] | Any) -> list[Any]:
+    return [metrics.get(column) for column in _COLUMNS]
+
+
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
+    "distill": distill,
+    "mutual": mutual,
+    "joint": joint,
+    "study": study,
+    "recipes": recipes,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return dispatch("krl-compress", "Make large image models small.", COMMANDS, argv)
+    return dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=_RECIPES)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from krl_runtime.errors import UsageError
 from krl_train.config import AugmentConfig, DataConfig, InputConfig, LoopConfig, OptimConfig, OutOption
 
-__all__ = ["CacheConfig", "DistillConfig"]
+__all__ = ["CacheConfig", "DistillConfig", "JointConfig", "LossConfig", "MutualConfig", "RecipesConfig", "StudyConfig"]
+
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True)
@@ -19,29 +24,55 @@ class CacheConfig:
     """Compute the teacher's logits once for --views fixed views of each picture, store and reuse them."""
     views: int = 1
     """Number of fixed views of each picture, with --cache-teacher; epochs go through them in turn."""
+    cache_top_k: int | None = None
+    """Store each view's largest k probabilities alone; the rest is taken to be spread evenly."""
     cache_dir: Path = Path("~/.cache/krl/teachers")
-    """Where stored logits lie; students and runs with the same teacher, data and views share them."""
+    """Where stored answers lie; students and runs with the same teacher, data and views share them."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.views < 1:
             raise UsageError(f"--views is {self.views}; accepted: 1 or more")
+        if self.cache_top_k is not None and self.cache_top_k < 1:
+            raise UsageError(f"--cache-top-k is {self.cache_top_k}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    alpha: float = 0.1
+    """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
+    temperature: float = 4.0
+    """T, by which both nets' logits are divided, where no --loss is given."""
+    loss: Repeated = ()
+    """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardise,...]; may be given several times, and then nothing
+    else counts: --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4. Without ce the labels do not count."""
+    at: Repeated = ()
+    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
+    map of each resolution that both networks have."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"--alpha is {self.alpha}; accepted: 0 (teacher alone) to 1 (labels alone)")
+        if not self.temperature > 0:
+            raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Options of ``krl-compress distill``."""
 
-    teacher: str
-    """A run (of krl-train fit, import, or of krl-compress), or a torchvision classifier with --pretrained."""
+    teacher: Repeated
+    """A run (of krl-train fit, import, or of krl-compress), or a torchvision classifier with --pretrained; may be given
+    several times, to learn from several teachers at once."""
     student: str
     """A network by name, as in krl-train fit, or a run to start from."""
     out: OutOption
     """The student's run folder."""
-    alpha: float = 0.1
-    """Weight of the labels: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
-    temperature: float = 4.0
-    """T, by which both nets' logits are divided."""
+    fusion: Literal["mean", "confidence", "class"] = "mean"
+    """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: bool = False
@@ -52,6 +83,7 @@ class DistillConfig:
     """Replace the run in --out."""
     json: bool = False
     """Print the result as one JSON object."""
+    losses: LossConfig = field(default_factory=LossConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -59,9 +91,88 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+
+@dataclass(frozen=True)
+class MutualConfig:
+    """Options of ``krl-compress mutual``."""
+
+    peer: Repeated
+    """A network by name; give two or more, the same one as often as wanted."""
+    out: OutOption
+    """The run folder of the first network; the others are in net1, net2 … inside."""
+    temperature: float = 1.0
+    """T, by which all logits are divided."""
+    weight: float = 1.0
+    """Factor of what the networks learn from each other."""
+    resume: bool = False
+    """Continue the interrupted run in --out."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Options of ``krl-compress joint``."""
+
+    teacher: str
+    """The large network by name; it is trained on the labels."""
+    student: str
+    """The small network by name; it learns from labels and from the teacher as it grows."""
+    out: OutOption
+    """The student's run folder; the teacher's is net1 inside."""
+    temperature: float = 4.0
+    """T, by which both nets' logits are divided."""
+    weight: float = 1.0
+    """Lambda, the factor of what the student learns from the teacher."""
+    resume: bool = False
+    """Continue the interrupted run in --out."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Options of ``krl-compress study``."""
+
+    teacher: str
+    """The teacher's run."""
+    student: Repeated
+    """A student's network by name; may be given several times."""
+    out: OutOption
+    """Folder of the study: a run for each student, method and seed, the table, the plot and study.json."""
+    methods: str = "kd,dkd,dist,kd-ls"
+    """Names of recipes (krl-compress recipes lists them), separated by commas; the student without a teacher is
+    always trained as well."""
+    seeds: int = 3
+    """Number of seeds, from 0."""
+    options: str = ""
+    """Options for every training, as on the command line of distill: '--data FOLDER --epochs 30 --lr 0.05'."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"--alpha is {self.alpha}; accepted: 0 (teacher alone) to 1 (labels alone)")
-        if not self.temperature > 0:
-            raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
+        if self.seeds < 1:
+            raise UsageError(f"--seeds is {self.seeds}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class RecipesConfig:
+    """Options of ``krl-compress recipes``."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Show this one."""

@@ -21,9 +21,9 @@ from krl_train.models import Network, count_macs, count_parameters, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 
-from .config import DistillConfig
-from .distillers import FrozenTeacher, Teacher, TeacherStudent
-from .teacher_cache import StoredTeacher
+from .config import DistillConfig, LossConfig
+from .distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
+from .teacher_store import StoredTeacher
 
 __all__ = ["distill"]
 
@@ -36,6 +36,7 @@ BASELINE = "baseline"
 class _LoadedTeacher:
     """A teacher and where it comes from."""
 
+    name: str
     network: Network
     identity: dict[str, Any]
     labels: tuple[str, ...] | None
@@ -51,12 +52,16 @@ def distill(config: DistillConfig) -> Run:
     Raises:
         KrlError: The teacher, the student, the data or the configuration cannot be used, or training failed.
     """
-    teacher = _load_teacher(config)
-    source = _open_data(config, teacher)
-    _check_labels(teacher, source.labels, config.teacher)
+    terms = resolve_terms(config.losses, config.optim.label_smoothing)
+    teachers = [_load_teacher(name, config.pretrained) for name in config.teacher]
+    if not teachers:
+        raise UsageError("no teacher is named; give --teacher RUN")
+    source = _open_data(config, teachers[0])
+    for teacher in teachers:
+        _check_labels(teacher, source.labels)
     start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
     name = start.record.model.name if start else config.student
-    preprocessing = preprocessing_for(_input(config.input, teacher.network.preprocessing, name), source, name)
+    preprocessing = preprocessing_for(_input(config.input, teachers[0].network.preprocessing, name), source, name)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = RunRecord(
         task="classification",
@@ -67,46 +72,61 @@ def distill(config: DistillConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=training.describe(),
-        parent=teacher.identity,
+        parent={"teachers": [teacher.identity for teacher in teachers]},
     )
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         _log.info("run %s is finished already", config.out)
         return finished
-    metrics: dict[str, Any] = {"teacher": _measure_teacher(teacher, training, config)}
+    measured = [_measure_teacher(teacher, training, config) for teacher in teachers]
+    metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured}
     if config.baseline:
         metrics[BASELINE] = _train_baseline(config, record, training, start).record.metrics
-    answers = _answers(teacher, training, config)
+    answers = _fuse(teachers, measured, training, config)
 
     def objective(network: Network) -> Objective:
-        return TeacherStudent(
-            network,
-            answers,
-            alpha=config.alpha,
-            temperature=config.temperature,
-            label_smoothing=config.optim.label_smoothing,
-        )
+        return Distiller(network, answers, terms, at=config.losses.at, labels=training.train.labels)
 
     return _train(config, replace(record, metrics=metrics), training, start, objective, config.out)
 
 
-def _load_teacher(config: DistillConfig) -> _LoadedTeacher:
-    folder = Path(config.teacher)
+def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
+    """Return the terms that a configuration asks for: those of ``--loss``, or Hinton's two.
+
+    Args:
+        config: What the user asked for.
+        label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
+
+    Raises:
+        UsageError: A term is not known.
+    """
+    terms = [parse_term(text) for text in config.loss]
+    if not terms:
+        terms = [
+            TermSpec("ce", config.alpha),
+            TermSpec("kd", 1 - config.alpha, options={"temperature": config.temperature}),
+        ]
+    smooth = {"label_smoothing": label_smoothing}
+    return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
+
+
+def _load_teacher(name: str, pretrained: bool) -> _LoadedTeacher:
+    folder = Path(name)
     if folder.exists():
         run = Run.open(folder)
         identity = {"path": str(folder.resolve()), "weights_sha256": run.record.weights_sha256}
-        return _LoadedTeacher(run.network(), identity, run.record.labels, run.record)
-    if "/" in config.teacher and not config.teacher.startswith("timm/"):
-        raise UsageError(f"teacher {config.teacher} does not exist; give a run's folder or the name of a network")
-    size = native_size(config.teacher)
-    if size is None or not config.pretrained:
+        return _LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
+    if "/" in name and not name.startswith("timm/"):
+        raise UsageError(f"teacher {name} does not exist; give a run's folder or the name of a network")
+    size = native_size(name)
+    if size is None or not pretrained:
         raise UsageError(
-            f"teacher {config.teacher!r} is not a run's folder; a network's name is accepted for torchvision's and "
+            f"teacher {name!r} is not a run's folder; a network's name is accepted for torchvision's and "
             "timm's classifiers, with --pretrained (their published weights may then be downloaded)"
         )
     preprocessing = Preprocessing(height=size, width=size, crop_fraction=0.875)
-    network = ModelSpec(config.teacher, 1000, 3).build(preprocessing, pretrained=True)
-    return _LoadedTeacher(network, {"name": config.teacher, "weights_sha256": _state_hash(network)}, None, None)
+    network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
+    return _LoadedTeacher(name, network, {"name": name, "weights_sha256": _state_hash(network)}, None, None)
 
 
 def _state_hash(network: Network) -> str:
@@ -125,13 +145,13 @@ def _open_data(config: DistillConfig, teacher: _LoadedTeacher) -> Source:
     return open_source(data)
 
 
-def _check_labels(teacher: _LoadedTeacher, labels: tuple[str, ...], name: str) -> None:
+def _check_labels(teacher: _LoadedTeacher, labels: tuple[str, ...]) -> None:
     if teacher.labels is None:
         if len(labels) != 1000:
-            raise UsageError(f"teacher {name} knows ImageNet's 1000 classes, the data has {len(labels)}")
+            raise UsageError(f"teacher {teacher.name} knows ImageNet's 1000 classes, the data has {len(labels)}")
     elif teacher.labels != labels:
         raise UsageError(
-            f"teacher {name} and the data do not have the same labels in the same order; teacher: "
+            f"teacher {teacher.name} and the data do not have the same labels in the same order; teacher: "
             f"{_some(teacher.labels)}; data: {_some(labels)}"
         )
 
@@ -165,21 +185,35 @@ def _measure_teacher(teacher: _LoadedTeacher, training: Training, config: Distil
         "top1": measured["top1"],
         "loss": measured["loss"],
         "count": measured["count"],
+        "recall": measured["recall"],
         "parameters": count_parameters(network),
         "macs": count_macs(network, network.preprocessing.shape),
     }
+
+
+def _fuse(
+    teachers: list[_LoadedTeacher], measured: list[dict[str, Any]], training: Training, config: DistillConfig
+) -> Teacher:
+    answers = [_answers(teacher, training, config) for teacher in teachers]
+    if len(answers) == 1:
+        return answers[0]
+    recall = torch.tensor([[value or 0.0 for value in each["recall"].values()] for each in measured])
+    return FusedTeacher(answers, config.fusion, recall)
 
 
 def _answers(teacher: _LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
     frozen = FrozenTeacher(teacher.network)
     if not config.cache.cache_teacher:
         return frozen
+    if config.augment.mixup:
+        raise UsageError("--mixup makes views that are not stored; leave out --cache-teacher")
     stored = StoredTeacher(
         frozen,
         teacher.identity["weights_sha256"],
         training.train,
         training.augmentation,
         views=config.cache.views,
+        top_k=config.cache.cache_top_k,
         folder=config.cache.cache_dir,
     )
     with process_first(config.loop.device):

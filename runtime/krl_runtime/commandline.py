@@ -107,28 +107,40 @@ def _explain(error: OSError) -> str | None:
 
 
 def dispatch(
-    prog: str, description: str, commands: Mapping[str, Callable[[Any], int | None]], argv: Sequence[str] | None = None
+    prog: str,
+    description: str,
+    commands: Mapping[str, Callable[[Any], int | None]],
+    argv: Sequence[str] | None = None,
+    *,
+    recipes: Path | None = None,
 ) -> int:
     """Parse ``prog COMMAND [options]`` with tyro and run the command, guarded.
 
     Each command is a function of one frozen dataclass, whose fields are the options. ``--config FILE.yaml`` is
     accepted by all of them: its keys are field names (sections are allowed), its values are what would stand
-    on the command line, and what does stand there wins. Unknown keys are refused.
+    on the command line, and what does stand there wins. Unknown keys are refused. ``--recipe NAME`` is short for
+    a file that comes with the program.
 
     Args:
         prog: Name of the program.
         description: One paragraph for ``--help``.
         commands: By name; the annotation of the only parameter is the configuration.
         argv: Arguments; those of the process by default.
+        recipes: Folder of the files that ``--recipe`` names, without their suffix.
 
     Returns:
         The exit code.
     """
-    return guard(prog, lambda: _dispatch(prog, description, commands, list(sys.argv[1:] if argv is None else argv)))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guard(prog, lambda: _dispatch(prog, description, commands, arguments, recipes))
 
 
 def _dispatch(
-    prog: str, description: str, commands: Mapping[str, Callable[[Any], int | None]], argv: list[str]
+    prog: str,
+    description: str,
+    commands: Mapping[str, Callable[[Any], int | None]],
+    argv: list[str],
+    recipes: Path | None,
 ) -> int | None:
     import typing
 
@@ -144,13 +156,15 @@ def _dispatch(
             summary = (command.__doc__ or "").strip().partition("\n")[0]
             print(f"  {name:<14} {summary}")
         print(f"\n{prog} COMMAND --help lists a command's options; --config FILE.yaml reads them from a file.")
+        if recipes is not None:
+            print("--recipe NAME reads them from a file that comes with krl.")
         return 0 if argv else 2
     if argv[0] not in commands:
         raise UsageError(f"unknown command {argv[0]!r}{_suggest(argv[0], commands)}; accepted: {', '.join(commands)}")
     command = commands[argv[0]]
     hints = typing.get_type_hints(command, include_extras=True)
     configuration = next(hint for name, hint in hints.items() if name != "return")
-    arguments = _read_config(argv[1:])
+    arguments = _read_config(argv[1:], recipes, set(_repeated(configuration)))
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     parsed = tyro.cli(
         configuration, prog=f"{prog} {argv[0]}", description=command.__doc__, args=arguments, config=options
@@ -165,23 +179,56 @@ def _suggest(word: str, accepted: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _read_config(arguments: list[str]) -> list[str]:
-    """Replace ``--config FILE`` by the options in the file, put before the others so that the others win."""
-    rest, options = [], []
+def _read_config(arguments: list[str], recipes: Path | None, repeated: set[str]) -> list[str]:
+    """Replace ``--config FILE`` and ``--recipe NAME`` by the options in the file.
+
+    They are put before the other options, so that the others win; an option that may be repeated is taken from the
+    command line where that has it, else from the last file that has it.
+    """
+    rest: list[str] = []
+    files: list[list[tuple[str, list[str]]]] = []
     items = iter(arguments)
     for item in items:
         name, equals, value = item.partition("=")
-        if name != "--config":
+        if name != "--config" and not (name == "--recipe" and recipes is not None):
             rest.append(item)
             continue
-        path = value if equals else next(items, None)
-        if path is None:
-            raise UsageError("--config needs a YAML file")
-        options += _yaml_options(Path(path))
+        given = value if equals else next(items, None)
+        if given is None:
+            raise UsageError(f"{name} needs {'a YAML file' if name == '--config' else 'a name'}")
+        path = Path(given) if recipes is None or name == "--config" else _recipe(given, recipes)
+        files.append(list(_yaml_options(path, repeated)))
+    settled = {item.partition("=")[0] for item in rest} & repeated
+    options: list[str] = []
+    for file in reversed(files):  # a repeated option counts where it is given last
+        options = [part for option, values in file if option not in settled for part in (option, *values)] + options
+        settled |= {option for option, _ in file} & repeated
     return options + rest
 
 
-def _yaml_options(path: Path) -> list[str]:
+def _recipe(name: str, recipes: Path) -> Path:
+    known = sorted(path.stem for path in recipes.glob("*.yaml"))
+    if name not in known:
+        raise UsageError(f"--recipe {name}: not known{_suggest(name, known)}; accepted: {', '.join(known)}")
+    return recipes / f"{name}.yaml"
+
+
+def _repeated(configuration: Any) -> Iterator[str]:
+    """Yield the options of a configuration that may be given several times."""
+    import dataclasses
+    import typing
+
+    tyro = require("tyro", extra="train", purpose="the command line")
+    hints = typing.get_type_hints(configuration, include_extras=True)
+    for item in dataclasses.fields(configuration):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _repeated(hint)
+        elif tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ()):
+            yield f"--{item.name.replace('_', '-')}"
+
+
+def _yaml_options(path: Path, repeated: set[str]) -> Iterator[tuple[str, list[str]]]:
     yaml = require("yaml", extra="train", purpose="--config")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -189,22 +236,20 @@ def _yaml_options(path: Path) -> list[str]:
         raise UsageError(f"configuration {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"configuration {path} is not a mapping of option names to values")
-    return list(_flatten(values, path))
+    return _flatten(values, repeated)
 
 
-def _flatten(values: Mapping[str, Any], path: Path) -> Iterator[str]:
+def _flatten(values: Mapping[str, Any], repeated: set[str]) -> Iterator[tuple[str, list[str]]]:
     for key, value in values.items():
         option = f"--{str(key).replace('_', '-')}"
         if isinstance(value, dict):
-            yield from _flatten(value, path)
+            yield from _flatten(value, repeated)
         elif isinstance(value, bool):
-            yield option if value else f"--no-{option[2:]}"
-        elif isinstance(value, list):
-            yield option
-            yield from (str(item) for item in value)
+            yield (option if value else f"--no-{option[2:]}"), []
+        elif isinstance(value, list) and option in repeated:
+            yield from ((option, [str(item)]) for item in value)
         else:
-            yield option
-            yield str(value)
+            yield option, [str(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def print_json(value: Any) -> None:

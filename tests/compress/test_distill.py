@@ -11,10 +11,10 @@ import torch
 
 from _helpers.pictures import make_split_folder
 from krl_compress.cli import main
-from krl_compress.config import CacheConfig, DistillConfig
+from krl_compress.config import CacheConfig, DistillConfig, LossConfig
 from krl_compress.distill import distill
-from krl_compress.distillers import FrozenTeacher, TeacherStudent
-from krl_compress.teacher_cache import StoredTeacher
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.teacher_store import StoredTeacher
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def config(teacher: Run, out: Path, **changes) -> DistillConfig:
     data = DataConfig(limit=320, val_limit=100)
-    base = DistillConfig(teacher=str(teacher.path), student="dscnn-0.25", out=out, data=data, loop=LOOP)
+    base = DistillConfig(teacher=(str(teacher.path),), student="dscnn-0.25", out=out, data=data, loop=LOOP)
     return replace(base, **changes)
 
 
@@ -51,9 +51,13 @@ def batch(count: int = 8, size: int = 16, channels: int = 3) -> Batch:
     return Batch(pixels, torch.arange(count) % 4, torch.arange(count), 0)
 
 
+def hinton(student: Network, teacher, alpha: float = 0.1) -> Distiller:
+    return Distiller(student, teacher, [parse_term(f"ce:weight={alpha}"), parse_term(f"kd:weight={1 - alpha}")])
+
+
 def test_loss_is_the_formula() -> None:
     student, tutor = network(seed=0).eval(), network(seed=1).eval()
-    objective = TeacherStudent(student, FrozenTeacher(tutor), alpha=0.3, temperature=4.0)
+    objective = hinton(student, FrozenTeacher(tutor), alpha=0.3)
     objective.eval()
     parts = {name: value.item() for name, value in objective(batch()).items()}
     with torch.no_grad():
@@ -66,15 +70,15 @@ def test_loss_is_the_formula() -> None:
     ce = -np.mean(np.log(softmax(z_s)[np.arange(8), np.arange(8) % 4]))
     p_t, p_s = softmax(z_t / 4), softmax(z_s / 4)
     kl = np.mean(np.sum(p_t * (np.log(p_t) - np.log(p_s)), 1))
-    assert parts["task_loss"] == pytest.approx(ce, rel=1e-5)
-    assert parts["kd_loss"] == pytest.approx(16 * kl, rel=1e-5)
+    assert parts["ce"] == pytest.approx(ce, rel=1e-5)
+    assert parts["kd"] == pytest.approx(16 * kl, rel=1e-5)
     assert parts["loss"] == pytest.approx(0.3 * ce + 0.7 * 16 * kl, rel=1e-5)
 
 
 def test_teacher_does_not_change_whatever_anyone_calls() -> None:
     tutor = network(seed=1)
     before = {name: value.clone() for name, value in tutor.state_dict().items()}
-    objective = TeacherStudent(network(), FrozenTeacher(tutor), alpha=0.1, temperature=4.0)
+    objective = hinton(network(), FrozenTeacher(tutor))
     data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
     optim = OptimConfig(lr=1.0, weight_decay=0.5, warmup=0.0)
     task = ClassificationTask(objective, optim, steps=3, batch_size=8, val=data, labels=tuple("abcd"))
@@ -108,7 +112,7 @@ def test_both_nets_see_the_same_view() -> None:
 
     student = network()
     student.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    TeacherStudent(student, Spy(), alpha=0.1, temperature=4.0)(batch())
+    hinton(student, Spy())(batch())
     assert seen[0] is seen[1]
 
 
@@ -181,9 +185,9 @@ def test_the_flow_with_baseline_and_json(teacher: Run, tmp_path: Path, capsys: p
     assert result["teacher"]["parameters"] > 20 * result["student"]["parameters"]
     assert run.record.data["source"] == "digits"  # the teacher's data, as nothing else was named
     assert run.record.preprocessing == teacher.record.preprocessing
-    assert run.record.parent["weights_sha256"] == teacher.record.weights_sha256
-    assert set(run.record.history[0]) >= {"loss", "task_loss", "kd_loss", "val_top1"}
-    assert "kd_loss" not in baseline.record.history[0]
+    assert run.record.parent["teachers"][0]["weights_sha256"] == teacher.record.weights_sha256
+    assert set(run.record.history[0]) >= {"loss", "ce", "kd", "val_top1"}
+    assert "kd" not in baseline.record.history[0]
 
 
 def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -191,8 +195,8 @@ def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest
     with caplog.at_level("INFO", "krl"):
         distill(config(teacher, tmp_path / "a", cache=cache))
         distill(config(teacher, tmp_path / "b", cache=cache, student="resnet8"))
-    assert "2 views computed, 0 reused" in caplog.text
-    assert "0 views computed, 2 reused" in caplog.text
+    assert "2 parts computed, 0 reused" in caplog.text
+    assert "0 parts computed, 2 reused" in caplog.text
     # a stored teacher and a live one teach the same, where the views are the same
     once = replace(LOOP, epochs=1)
     cached = distill(config(teacher, tmp_path / "c", cache=replace(cache, views=1), loop=once)).state()
@@ -243,9 +247,9 @@ def test_a_student_that_does_not_fit_the_labels_is_refused(teacher: Run, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"teacher": "runs/nowhere"}, UsageError, "teacher runs/nowhere does not exist"),
-        ({"teacher": "resnet18"}, UsageError, "with --pretrained"),
-        ({"teacher": "resnet56", "pretrained": True}, UsageError, "not a run's folder"),
+        ({"teacher": ("runs/nowhere",)}, UsageError, "teacher runs/nowhere does not exist"),
+        ({"teacher": ("resnet18",)}, UsageError, "with --pretrained"),
+        ({"teacher": ("resnet56",), "pretrained": True}, UsageError, "not a run's folder"),
     ],
 )
 def test_unusable_teachers(teacher: Run, tmp_path: Path, changes, error, message: str) -> None:
@@ -264,8 +268,8 @@ def test_a_damaged_teacher_is_refused(teacher: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DistillConfig("t", "s", Path("o"), alpha=1.5), "--alpha is 1.5"),
-        (lambda: DistillConfig("t", "s", Path("o"), temperature=0), "--temperature is 0"),
+        (lambda: LossConfig(alpha=1.5), "--alpha is 1.5"),
+        (lambda: LossConfig(temperature=0), "--temperature is 0"),
         (lambda: CacheConfig(views=0), "--views is 0"),
     ],
 )

@@ -100,11 +100,15 @@ class AugmentConfig:
     """Rotate by up to this many degrees to either side."""
     zoom: float = 1.0
     """Magnify by up to this factor, 1 or more."""
+    mixup: float = 0.0
+    """Mix each view with another of its batch, by a share drawn from Beta(mixup, mixup); 0 is off."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.zoom < 1:
             raise UsageError(f"--zoom is {self.zoom}; accepted: 1 or more")
+        if self.mixup < 0:
+            raise UsageError(f"--mixup is {self.mixup}; accepted: 0 or more")
         if self.crop_padding is not None and self.crop_padding < 0:
             raise UsageError(f"--crop-padding is {self.crop_padding}; accepted: 0 or more")
 
@@ -114,11 +118,13 @@ class OptimConfig:
     """How weights are moved."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum, or AdamW."""
+    """SGD with momentum, or AdamW."""
     lr: float | None = None
     """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum."""
     weight_decay: float = 5e-4
     """Weight decay, on all parameters as in the published protocols."""
     schedule: Literal["cosine", "multistep", "constant"] = "cosine"

@@ -23,7 +23,7 @@ from .models import Network, count_macs, count_parameters
 from .run import RECORD, WEIGHTS, ModelSpec, Run, RunRecord, package_versions
 from .tasks import ClassificationTask, Objective, Supervised
 
-__all__ = ["Training", "fit", "initialise_from", "prepare_out", "read_training", "train_classifier"]
+__all__ = ["Training", "costs", "fit", "initialise_from", "prepare_out", "read_training", "train_classifier"]
 
 _log = logging.getLogger("krl")
 
@@ -175,18 +175,33 @@ def train_classifier(
     if resume and trainer.resume():
         _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
     metrics = trainer.fit()
-    costs = {
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, network.preprocessing.shape),
-        "train_seconds": round(trainer.state.seconds, 1),
-    }
-    finished = replace(record, metrics={**record.metrics, **metrics, **costs}, history=tuple(trainer.state.history))
+    finished = replace(
+        record, metrics={**record.metrics, **metrics, **costs(network, trainer)}, history=tuple(trainer.state.history)
+    )
     run = Run(out, finished)
     if trainer.accelerator.is_main_process:
         run = Run.write(out, finished, task.state())
         shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return run
+
+
+def costs(network: Network, trainer: Trainer) -> dict[str, Any]:
+    """Return what a network and its training cost: parameters, MACs, seconds, and this process's peak memory in MiB."""
+    import resource
+
+    device = trainer.placement.device
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
+    gpu = (
+        {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
+    )
+    return {
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, network.preprocessing.shape),
+        "train_seconds": round(trainer.state.seconds, 1),
+        "peak_memory_mib": round(peak),
+        **gpu,
+    }
 
 
 def fit(config: FitConfig) -> Run:

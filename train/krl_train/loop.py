@@ -129,10 +129,15 @@ class BatchStream:
                 if step + 1 < self.steps:
                     upcoming = pool.submit(load, step + 1)
                 views = self.augmentation(pixels.to(placement.device), indices, view)
+                positions = torch.from_numpy(indices)
+                labels = self.data.labels[positions].to(placement.device)
+                partners, share = None, None
+                if self.augmentation.mixup:
+                    views, share = self.augmentation.mix(views, epoch, step)
+                    partners = labels.roll(1)
                 if placement.channels_last:
                     views = views.contiguous(memory_format=torch.channels_last)
-                positions = torch.from_numpy(indices)
-                yield Batch(views, self.data.labels[positions].to(placement.device), positions, view)
+                yield Batch(views, labels, positions, view, epoch, partners, share)
 
 
 @dataclass

@@ -30,7 +30,7 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], bat
     lr = config.lr if config.lr is not None else _DEFAULT_LR[config.optimizer] * batch_size / _REFERENCE_BATCH
     if config.optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=lr, weight_decay=config.weight_decay)
-    nesterov = config.momentum > 0
+    nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(
         trained, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay
     )

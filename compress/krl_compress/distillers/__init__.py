@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from .distiller import Distiller
+from .fusion import FusedTeacher, Fusion
+from .peers import PeerTask
 from .teacher import FrozenTeacher, Teacher
-from .teacher_student import TeacherStudent
+from .terms import KINDS, TermSpec, parse_term
 
-__all__ = ["FrozenTeacher", "Teacher", "TeacherStudent"]
+__all__ = [
+    "KINDS",
+    "Distiller",
+    "FrozenTeacher",
+    "FusedTeacher",
+    "Fusion",
+    "PeerTask",
+    "Teacher",
+    "TermSpec",
+    "parse_term",
+]

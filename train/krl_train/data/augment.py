@@ -46,6 +46,7 @@ class Augmentation:
         flip: Whether half of the views are mirrored.
         rotate: Largest angle in degrees.
         zoom: Largest magnification.
+        mixup: Parameter of the Beta distribution of mixup's share; 0 is off.
         seed: Seed of all of it.
         enabled: Whether views differ from the centre crop at all.
     """
@@ -56,6 +57,7 @@ class Augmentation:
     flip: bool
     rotate: float
     zoom: float
+    mixup: float
     seed: int
     enabled: bool = True
 
@@ -86,6 +88,7 @@ class Augmentation:
             flip=flip if config.flip == "auto" else config.flip == "horizontal",
             rotate=config.rotate,
             zoom=config.zoom,
+            mixup=config.mixup if config.augment else 0.0,
             seed=seed,
             enabled=config.augment,
         )
@@ -118,6 +121,25 @@ class Augmentation:
         if self.rotate == 0 and self.zoom == 1:
             return views
         return self._turn(views, draws[3], draws[4])
+
+    def mix(self, views: Tensor, epoch: int, step: int) -> tuple[Tensor, float]:
+        """Mix each view with its neighbour in the batch (mixup, https://arxiv.org/abs/1710.09412).
+
+        One share for the whole batch, the larger part from the view itself; both depend on the seed, the epoch and
+        the step alone, so that several processes draw the same.
+
+        Args:
+            views: ``[N, C, height, width]``.
+            epoch: From 0.
+            step: In the epoch, from 0.
+
+        Returns:
+            The mixed views, float32 in 0 to 255; their partners are ``roll(1)`` of the batch. And the share.
+        """
+        share = float(np.random.default_rng((self.seed, epoch, step)).beta(self.mixup, self.mixup))
+        share = max(share, 1 - share)
+        mixed = views.float()
+        return share * mixed + (1 - share) * mixed.roll(1, 0), share
 
     def centre(self, pixels: Tensor) -> Tensor:
         """Return the views that evaluation uses: the centre crop, or the pictures themselves without a margin."""

@@ -24,12 +24,18 @@ class Batch:
         labels: Class indices ``[N]`` of int64.
         indices: The pictures' indices in the training set, ``[N]`` of int64, on the CPU.
         view: Number of the view that all of them are shown in.
+        epoch: From 0.
+        partners: With mixup, the class indices of the pictures that were mixed in, ``[N]``.
+        share: With mixup, how much of each view is the picture that ``labels`` names, 0.5 to 1.
     """
 
     pixels: Tensor
     labels: Tensor
     indices: Tensor
     view: int
+    epoch: int = 0
+    partners: Tensor | None = None
+    share: float | None = None
 
 
 @dataclass

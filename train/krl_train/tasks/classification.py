@@ -48,7 +48,11 @@ class Supervised(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": mean cross-entropy in nats}``."""
         logits = self.network(batch.pixels).float()
-        return {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        if batch.partners is not None and batch.share is not None:
+            other = F.cross_entropy(logits, batch.partners, label_smoothing=self.label_smoothing)
+            loss = batch.share * loss + (1 - batch.share) * other
+        return {"loss": loss}
 
 
 class ClassificationTask(Task):

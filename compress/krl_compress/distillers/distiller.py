@@ -1,0 +1,198 @@
+"""The distiller: teacher, student and weighted losses as one objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krl_compress import losses
+from krl_runtime.errors import UsageError
+from krl_train.models import Network
+from krl_train.tasks import Batch, Objective
+
+from .gather import gather_batch
+from .places import Features, Place, Taps, match_places
+from .teacher import FrozenTeacher, Teacher
+from .terms import TermSpec
+
+__all__ = ["Distiller"]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What both networks answered to one batch; the teacher's side carries no gradient."""
+
+    student: Tensor
+    teacher: Tensor | None
+    student_features: Features
+    teacher_features: Features
+    batch: Batch
+
+
+class Distiller(Objective):
+    """Minimises Σ weight · loss over its terms; both nets see the same views.
+
+    With the terms ``ce:weight=α`` and ``kd:weight=1−α,temperature=T`` this is Hinton's distillation,
+    α · CE + (1 − α) · T² · KL (https://arxiv.org/abs/1503.02531).
+
+    Args:
+        network: The student.
+        teacher: Answers without a gradient; ``None`` where only labels count. Features can be taken from a
+            ``FrozenTeacher`` alone.
+        terms: The losses.
+        at: Pairs of places for feature losses, ``"student=teacher"``; found by resolution where there are none.
+        labels: Class index of every training picture, ``[M]``, for losses that draw other classes (CRD).
+
+    Raises:
+        UsageError: A loss needs features and the teacher is stored, or the networks share no place.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        teacher: Teacher | None,
+        terms: Sequence[TermSpec],
+        *,
+        at: Sequence[str] = (),
+        labels: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if not terms:
+            raise UsageError("there is no loss to minimise; give --loss")
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise UsageError(f"a loss is given twice: {', '.join(names)}; each may be given once")
+        self.network = network
+        self.teacher = teacher
+        self.terms = tuple(terms)
+        self.adapters = nn.ModuleDict()
+        self.student_taps: Taps | None = None
+        self.teacher_taps: Taps | None = None
+        self.places: list[tuple[Place, Place]] = []
+        if any(term.kind.sees not in ("labels", "logits", "logits+labels") for term in terms):
+            self._prepare_features(at, labels)
+
+    def _prepare_features(self, at: Sequence[str], labels: Tensor | None) -> None:
+        if not isinstance(self.teacher, FrozenTeacher):
+            raise UsageError(
+                "losses on features need one live teacher: leave out --cache-teacher, and give a single --teacher"
+            )
+        sees = {term.kind.sees for term in self.terms}
+        if sees & {"map", "maps", "review"}:
+            self.places = match_places(self.network, self.teacher.network, at)
+        embedding = bool(sees & {"embedding", "crd", "review"})
+        self.student_taps = Taps(self.network, [pair[0].name for pair in self.places], embedding=embedding)
+        self.teacher_taps = Taps(self.teacher.network, [pair[1].name for pair in self.places], embedding=embedding)
+        lengths = [taps.shapes().get("embedding", ()) for taps in (self.student_taps, self.teacher_taps)]
+        for term in self.terms:
+            adapter = self._adapter(term, [length[0] if length else 0 for length in lengths], labels)
+            if adapter is not None:
+                self.adapters[term.name] = adapter
+
+    def _adapter(self, term: TermSpec, lengths: list[int], labels: Tensor | None) -> nn.Module | None:
+        kind = term.kind
+        options: dict[str, Any] = dict(term.options)
+        if kind.sees == "crd":
+            if labels is None:
+                raise UsageError("crd needs the class of every training picture")
+            return losses.CRD(lengths[0], lengths[1], labels, **options)
+        if kind.sees == "review":
+            channels = [[pair[side].shape[0] for pair in self.places] + [lengths[side]] for side in (0, 1)]
+            return losses.Review(channels[0], channels[1], **options)
+        if kind.adapter is None:
+            return None
+        student, teacher = self._one_place(term)
+        if kind.adapter == "projection":
+            return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
+        return losses.regressor(student.shape, teacher.shape)
+
+    def _one_place(self, term: TermSpec) -> tuple[Place, Place]:
+        """Return the place of a loss that takes one: the middle one for hints, as in the paper, else the last."""
+        return self.places[self._index(term)]
+
+    def _index(self, term: TermSpec) -> int:
+        return len(self.places) // 2 if term.name == "fitnet" else len(self.places) - 1
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``"loss"`` and each term before weighting under its name, all scalars."""
+        with self.student_taps.reading() if self.student_taps else nullcontext(Features()) as student_features:
+            student = self.network(batch.pixels).float()
+        with self.teacher_taps.reading() if self.teacher_taps else nullcontext(Features()) as teacher_features:
+            asked = self.teacher is not None and any(term.kind.sees != "labels" for term in self.terms)
+            teacher = self.teacher(batch) if asked and self.teacher is not None else None
+        seen = _Seen(student, teacher, student_features, teacher_features, batch)
+        parts = {term.name: self._value(term, seen) for term in self.terms}
+        weighted = [term.factor(batch.epoch) * parts[term.name] for term in self.terms]
+        return {"loss": torch.stack(weighted).sum(), **parts}
+
+    def _value(self, term: TermSpec, seen: _Seen) -> Tensor:
+        kind, options = term.kind, dict(term.options)
+        if kind.sees == "labels":
+            return _on_labels(term, seen)
+        if kind.sees in ("logits", "logits+labels"):
+            return self._on_logits(term, seen)
+        if kind.sees == "maps":
+            pairs = zip(seen.student_features.maps, seen.teacher_features.maps, strict=True)
+            return torch.stack([kind.function(mine, theirs, **options) for mine, theirs in pairs]).sum()
+        if kind.sees == "map":
+            index = self._index(term)
+            mine, theirs = seen.student_features.maps[index], seen.teacher_features.maps[index]
+            if term.name in self.adapters:
+                mine = self.adapters[term.name](mine)
+            return _call(term, (mine, theirs), options)
+        if kind.sees == "review":
+            return self._review(term, seen)
+        mine, theirs = _embeddings(seen)
+        if kind.sees == "crd":
+            index_on_device = seen.batch.indices.to(mine.device)
+            gathered = [gather_batch(item) for item in (mine, theirs, index_on_device)]
+            value: Tensor = self.adapters[term.name](*gathered)
+            return value
+        return _call(term, (mine, theirs), options)
+
+    def _on_logits(self, term: TermSpec, seen: _Seen) -> Tensor:
+        if seen.teacher is None:
+            raise UsageError(f"--loss {term.name} needs a teacher")
+        arguments = [seen.student, seen.teacher]
+        if term.kind.sees == "logits+labels":
+            if seen.batch.share is not None:
+                raise UsageError(f"--loss {term.name} needs one label for each picture, which --mixup takes away")
+            arguments.append(seen.batch.labels)
+        return _call(term, arguments, dict(term.options))
+
+    def _review(self, term: TermSpec, seen: _Seen) -> Tensor:
+        """Review all maps and, as the authors do, the pooled feature as the deepest of them."""
+        embeddings = _embeddings(seen)
+        mine = [*seen.student_features.maps, embeddings[0][:, :, None, None]]
+        theirs = [*seen.teacher_features.maps, embeddings[1][:, :, None, None]]
+        reviewed = self.adapters[term.name](mine, [tuple(item.shape[2:]) for item in theirs])
+        return torch.stack([losses.hcl(a, b) for a, b in zip(reviewed, theirs, strict=True)]).sum()
+
+
+def _on_labels(term: TermSpec, seen: _Seen) -> Tensor:
+    batch = seen.batch
+    value: Tensor = term.kind.function(seen.student, batch.labels, **term.options)
+    if batch.share is None or batch.partners is None:
+        return value
+    other: Tensor = term.kind.function(seen.student, batch.partners, **term.options)
+    return batch.share * value + (1 - batch.share) * other
+
+
+def _call(term: TermSpec, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
+    function = losses.standardise(term.kind.function) if term.standardise else term.kind.function
+    if term.kind.couples:
+        arguments = [gather_batch(item) for item in arguments]
+    value: Tensor = function(*arguments, **options)
+    return value
+
+
+def _embeddings(seen: _Seen) -> tuple[Tensor, Tensor]:
+    mine, theirs = seen.student_features.embedding, seen.teacher_features.embedding
+    assert mine is not None  # noqa: S101  for the type checker: the taps were set up for it
+    assert theirs is not None  # noqa: S101
+    return mine, theirs

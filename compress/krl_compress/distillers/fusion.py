@@ -1,0 +1,63 @@
+"""Several teachers answer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krl_runtime.errors import UsageError
+from krl_train.tasks import Batch
+
+from .teacher import Teacher
+
+__all__ = ["FusedTeacher", "Fusion"]
+
+Fusion: TypeAlias = Literal["mean", "confidence", "class"]
+
+
+class FusedTeacher:
+    """Weighs several teachers' logits, which may come from different architectures and input sizes.
+
+    - ``"mean"``: the mean of the logits, that is the geometric mean of the probabilities.
+    - ``"confidence"``: w_k = (1 − softmax_k(CE_k)) / (K − 1), with each teacher's cross-entropy to the label: a teacher
+      that is wrong on a picture counts less there (Confidence-Aware Multi-Teacher KD, https://arxiv.org/abs/2201.00007).
+    - ``"class"``: for each picture, the teacher that was best on its class alone.
+
+    Args:
+        teachers: Two or more.
+        fusion: How they are weighed.
+        recall: For ``"class"``, each teacher's recall of each class, ``[K, classes]``, measured beforehand.
+
+    Raises:
+        UsageError: There are fewer than two teachers, or the recalls are missing.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], fusion: Fusion, recall: Tensor | None = None) -> None:
+        if len(teachers) < 2:
+            raise UsageError(f"{len(teachers)} teachers; fusion takes two or more")
+        if fusion == "class" and recall is None:
+            raise UsageError("fusion by class needs each teacher's recall of each class")
+        self.teachers, self.fusion = list(teachers), fusion
+        self.best = None if recall is None else recall.argmax(0)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the fused logits ``[N, classes]`` of float32."""
+        logits = torch.stack([teacher(batch) for teacher in self.teachers])
+        return (self._weights(logits, batch.labels)[:, :, None] * logits).sum(0)
+
+    def _weights(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return each teacher's weight for each picture, ``[K, N]``; they add up to 1."""
+        count = len(logits)
+        if self.fusion == "mean":
+            return torch.full(logits.shape[:2], 1 / count, device=logits.device)
+        if self.fusion == "confidence":
+            targets = labels.repeat(count)
+            entropies = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(logits.shape[:2])
+            return (1 - entropies.softmax(0)) / (count - 1)
+        assert self.best is not None  # noqa: S101  for the type checker; checked when it was made
+        return F.one_hot(self.best.to(labels.device)[labels], count).T.to(logits.dtype)

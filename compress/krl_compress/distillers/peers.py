@@ -1,0 +1,110 @@
+"""Networks that are trained at the same time and teach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krl_compress.losses import kd
+from krl_runtime.errors import UsageError
+from krl_train.config import OptimConfig
+from krl_train.data import PixelSet
+from krl_train.metrics import evaluate_classifier
+from krl_train.models import Network
+from krl_train.optim import build_optimizer, build_schedule
+from krl_train.tasks import Batch, Learner, Placement, Task, Update
+
+__all__ = ["PeerTask"]
+
+
+class PeerTask(Task):
+    """Trains several networks at once; each learns from labels and from some of the others.
+
+    L_i = CE_i + λ · mean_{j in tutors(i)} T² · KL(p_j ‖ p_i), tutors detached. All forward passes come first, then all
+    updates.
+
+    - Mutual learning: everybody is everybody's tutor, T = 1, λ = 1 (Deep Mutual Learning,
+      https://arxiv.org/abs/1706.00384; K − 1 tutors are averaged as there).
+    - Joint training: the student's only tutor is the teacher, who has none and is trained on labels meanwhile.
+
+    Args:
+        networks: Two or more, with the same classes and the same input.
+        tutors: For each network the indices of those it learns from.
+        optim: How weights are moved; each network has an optimiser of its own.
+        temperature: T.
+        weight: λ.
+        steps: Number of optimisation steps in the whole training.
+        batch_size: Pictures in one step over all processes.
+        val: Validation pictures.
+        labels: Class names.
+
+    Raises:
+        UsageError: There are fewer than two networks.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        tutors: Sequence[Sequence[int]],
+        optim: OptimConfig,
+        *,
+        temperature: float,
+        weight: float,
+        steps: int,
+        batch_size: int,
+        val: PixelSet,
+        labels: tuple[str, ...],
+    ) -> None:
+        if len(networks) < 2:
+            raise UsageError(f"{len(networks)} networks; two or more can teach each other")
+        self.networks, self.tutors = list(networks), [list(each) for each in tutors]
+        self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
+        self.val, self.labels = val, labels
+        self.learners: dict[str, Learner] = {}
+        for index, network in enumerate(networks):
+            optimizer = build_optimizer(optim, network.parameters(), batch_size)
+            schedule = build_schedule(optim, optimizer, steps)
+            self.learners[f"net{index}"] = Learner(network, optimizer, schedule, optim.clip_norm)
+
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Let all networks answer, then move each along its loss."""
+        answers: list[Tensor] = [learner.module(batch.pixels).float() for learner in self.learners.values()]
+        parts: dict[str, Tensor] = {}
+        for index, logits in enumerate(answers):
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            if self.tutors[index]:
+                lessons = [kd(logits, answers[tutor], temperature=self.temperature) for tutor in self.tutors[index]]
+                loss = loss + self.weight * torch.stack(lessons).mean()
+            parts[f"net{index}"] = loss
+        for name, loss in list(parts.items()):
+            update(name, loss)
+        detached = {name: value.detach() for name, value in parts.items()}
+        return {"loss": torch.stack(list(detached.values())).sum(), **detached}
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Measure all networks: the first one's metrics, and every ``top1`` as ``net0_top1`` and so on."""
+        measured = self.evaluate_all(placement)
+        return {**measured[0], **{f"net{index}_top1": each["top1"] for index, each in enumerate(measured)}}
+
+    def evaluate_all(self, placement: Placement) -> list[dict[str, Any]]:
+        """Return the metrics of each network."""
+        return [
+            evaluate_classifier(
+                network,
+                self.val,
+                self.labels,
+                device=placement.device,
+                rank=placement.rank,
+                world=placement.world,
+                channels_last=placement.channels_last,
+            )
+            for network in self.networks
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the first network's weights."""
+        return self.networks[0].backbone.state_dict()

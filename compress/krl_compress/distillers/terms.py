@@ -1,0 +1,151 @@
+"""Terms of a distillation objective: a loss by name, its weight and warm-up, and what it needs to see."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from krl_compress import losses
+from krl_runtime.errors import UsageError
+
+__all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
+
+Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd"]
+"""What a loss is given: labels with the student's logits; both nets' logits; those and labels; the last shared map;
+every shared map; all maps reviewed; the classifier's input; that and the samples' indices."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A loss that can be a term.
+
+    Attributes:
+        function: The pure function (for ``"crd"`` and ``"review"`` the module that wraps it).
+        sees: What it is given.
+        weight: The weight that is usual in the literature.
+        couples: Whether a sample's loss depends on the others in the batch, so that processes must share them.
+        adapter: What brings the student's map to the teacher's shape: ``"regressor"``, ``"projection"`` (1×1), or none.
+    """
+
+    function: Callable[..., Any]
+    sees: Sees
+    weight: float = 1.0
+    couples: bool = False
+    adapter: Literal["regressor", "projection"] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the hyperparameters by name, with their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        fixed = {"chunk", "seed", "middle"}
+        return {
+            item.name: item.default
+            for item in parameters
+            if item.kind is inspect.Parameter.KEYWORD_ONLY and item.name not in fixed
+        }
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
+    """Return relational distillation with the usual weights of its two parts (classification)."""
+    return distance * losses.rkd_distance(student, teacher) + angle * losses.rkd_angle(student, teacher)
+
+
+# Weights: RepDistiller's scripts and the papers' own; see the docstring of each function.
+KINDS: Mapping[str, Kind] = {
+    "ce": Kind(_cross_entropy, "labels"),
+    "kd": Kind(losses.kd, "logits", weight=0.9),
+    "logistic": Kind(losses.logistic, "logits"),
+    "soft_bce": Kind(losses.soft_bce, "logits"),
+    "hard_label": Kind(losses.hard_label, "logits", weight=0.5),
+    "logit_mse": Kind(losses.logit_mse, "logits"),
+    "dist": Kind(losses.dist, "logits", weight=2.0, couples=True),
+    "ttm": Kind(losses.ttm, "logits", weight=45.0),
+    "wttm": Kind(losses.wttm, "logits", weight=4.0),
+    "mlkd": Kind(losses.mlkd, "logits", couples=True),
+    "dkd": Kind(losses.dkd, "logits+labels"),
+    "nkd": Kind(losses.nkd, "logits+labels"),
+    "rld": Kind(losses.rld, "logits+labels"),
+    "wsld": Kind(losses.wsld, "logits+labels"),
+    "fitnet": Kind(losses.hint, "map", weight=100.0, adapter="regressor"),
+    "wkd_f": Kind(losses.wkd_f, "map", weight=0.08, adapter="projection"),
+    "at": Kind(losses.at, "maps", weight=1000.0),
+    "nst": Kind(losses.nst, "map", weight=50.0),
+    "sp": Kind(losses.sp, "map", weight=3000.0, couples=True),
+    "reviewkd": Kind(losses.Review, "review"),
+    "rkd": Kind(_rkd, "embedding", couples=True),
+    "pkt": Kind(losses.pkt, "embedding", weight=30000.0, couples=True),
+    "cc": Kind(losses.cc_kernel, "embedding", weight=1.0, couples=True),
+    "crd": Kind(losses.CRD, "crd", weight=0.8, couples=True),
+}
+"""The losses by the name that ``--loss`` takes."""
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """A term as it is asked for.
+
+    Attributes:
+        name: Key of ``KINDS``.
+        weight: Factor of the loss.
+        warmup: Epochs over which the weight grows linearly to its value; the first epoch counts as one.
+        standardise: Whether both nets' logits are standardised first (https://arxiv.org/abs/2403.01427).
+        options: Hyperparameters of the loss.
+    """
+
+    name: str
+    weight: float
+    warmup: int = 0
+    standardise: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """The loss."""
+        return KINDS[self.name]
+
+    def factor(self, epoch: int) -> float:
+        """Return the weight in one epoch, counted from 0."""
+        return self.weight * (min((epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)
+
+
+def parse_term(text: str) -> TermSpec:
+    """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardise"``.
+
+    Raises:
+        UsageError: The name or a key is not known, or a value is not a number.
+    """
+    name, _, rest = text.partition(":")
+    if name not in KINDS:
+        raise UsageError(f"--loss {text}: unknown loss {name!r}{_suggest(name, KINDS)}; accepted: {', '.join(KINDS)}")
+    kind = KINDS[name]
+    options = kind.options()
+    values: dict[str, float] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if key not in options and key not in ("weight", "warmup", "standardise"):
+            accepted = ", ".join(("weight", "warmup", "standardise", *options))
+            raise UsageError(f"--loss {text}: {name} has no {key!r}{_suggest(key, options)}; accepted: {accepted}")
+        try:
+            values[key] = float(value) if equals else 1.0
+        except ValueError:
+            raise UsageError(f"--loss {text}: {key} is {value!r}; accepted: a number") from None
+    standardise = bool(values.pop("standardise", 0))
+    if standardise and kind.sees not in ("logits", "logits+labels"):
+        raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardise")
+    spec = TermSpec(name, values.pop("weight", kind.weight), int(values.pop("warmup", 0)), standardise)
+    whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
+    return TermSpec(spec.name, spec.weight, spec.warmup, spec.standardise, whole)
+
+
+def _suggest(word: str, accepted: Any) -> str:
+    close = difflib.get_close_matches(word, list(accepted), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

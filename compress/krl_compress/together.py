@@ -1,0 +1,124 @@
+"""``krl-compress mutual`` and ``joint``: networks that are trained at the same time."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from krl_runtime.errors import UsageError
+from krl_train.config import to_plain
+from krl_train.data import open_source, preprocessing_for
+from krl_train.fit import costs, prepare_out, read_training
+from krl_train.loop import CHECKPOINT, BatchStream, Trainer
+from krl_train.models import Network
+from krl_train.run import ModelSpec, Run, RunRecord
+
+from .config import JointConfig, MutualConfig
+from .distillers import PeerTask
+
+__all__ = ["joint", "mutual"]
+
+_log = logging.getLogger("krl")
+
+
+def mutual(config: MutualConfig) -> list[Run]:
+    """Train networks that all learn from each other (deep mutual learning).
+
+    Returns:
+        The networks' runs; the first one's folder is ``config.out``.
+
+    Raises:
+        KrlError: A network, the data or the configuration cannot be used, or training failed.
+    """
+    count = len(config.peer)
+    if count < 2:
+        raise UsageError(f"--peer is given {count} times; give two networks or more")
+    tutors = [[other for other in range(count) if other != index] for index in range(count)]
+    return _train(config, config.peer, tutors, "krl-compress mutual")
+
+
+def joint(config: JointConfig) -> list[Run]:
+    """Train a teacher on labels and, at the same time, a student on labels and on the teacher.
+
+    Returns:
+        The student's run and the teacher's; the student's folder is ``config.out``.
+
+    Raises:
+        KrlError: A network, the data or the configuration cannot be used, or training failed.
+    """
+    return _train(config, (config.student, config.teacher), [[1], []], "krl-compress joint")
+
+
+def _train(
+    config: MutualConfig | JointConfig, names: Sequence[str], tutors: Sequence[Sequence[int]], command: str
+) -> list[Run]:
+    source = open_source(config.data)
+    preprocessing = preprocessing_for(config.input, source, names[0])
+    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    records = [
+        RunRecord(
+            task="classification",
+            model=ModelSpec(name, len(source.labels), preprocessing.channels),
+            preprocessing=preprocessing,
+            labels=source.labels,
+            command=command,
+            configuration=to_plain(config),
+            seed=config.loop.seed,
+            data=training.describe(),
+        )
+        for name in names
+    ]
+    finished = prepare_out(config.out, records[0], resume=config.resume, overwrite=config.overwrite)
+    folders = [config.out, *(config.out / f"net{index}" for index in range(1, len(names)))]
+    if finished is not None:
+        _log.info("run %s is finished already", config.out)
+        return [Run.open(folder) for folder in folders]
+    # Each starts from weights of its own: equal peers would have nothing to teach.
+    networks = [_build(record, config.loop.seed + index) for index, record in enumerate(records)]
+    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    task = PeerTask(
+        networks,
+        tutors,
+        config.optim,
+        temperature=config.temperature,
+        weight=config.weight,
+        steps=config.loop.epochs * stream.steps,
+        batch_size=config.loop.batch_size,
+        val=training.val,
+        labels=source.labels,
+    )
+    trainer = Trainer(config.loop, task, stream, config.out)
+    if config.resume and trainer.resume():
+        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    trainer.fit()
+    runs = _write(trainer, task, networks, records, folders)
+    trainer.accelerator.wait_for_everyone()
+    return runs
+
+
+def _build(record: RunRecord, seed: int) -> Network:
+    torch.manual_seed(seed)
+    return record.model.build(record.preprocessing)
+
+
+def _write(
+    trainer: Trainer, task: PeerTask, networks: Sequence[Network], records: Sequence[RunRecord], folders: Sequence[Path]
+) -> list[Run]:
+    """Write all runs, the first one last: while it is not finished, the command can be resumed."""
+    runs = []
+    history = tuple(trainer.state.history)
+    measured = task.evaluate_all(trainer.placement)
+    for network, record, folder, metrics in reversed(list(zip(networks, records, folders, measured, strict=True))):
+        done = replace(record, metrics={**metrics, **costs(network, trainer)}, history=history)
+        if trainer.accelerator.is_main_process:
+            runs.append(Run.write(folder, done, network.backbone.state_dict()))
+        else:
+            runs.append(Run(folder, done))
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folders[0] / CHECKPOINT.parent, ignore_errors=True)
+    return runs[::-1]
