@@ -45,7 +45,8 @@ def study(config: StudyConfig) -> dict[str, Any]:
 
     Returns:
         What ``study.json`` says: ``rows`` with ``student``, ``method``, ``top1`` (mean over seeds, 0 to 1),
-        ``deviation`` (sample standard deviation), ``gain`` over the baseline in points, ``seconds``, ``peak_memory_mib``.
+        ``deviation`` (sample standard deviation), ``gain`` over the baseline in points, ``seconds``,
+        ``peak_memory_mib``.
 
     Raises:
         UsageError: A method is not known.

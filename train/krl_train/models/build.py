@@ -43,9 +43,21 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
         if pretrained:
             raise ModelError(f"model {name} has no pretrained weights here; krl-train import takes foreign ones")
         return small
-    if name.startswith("timm/"):
-        return _timm_model(name, num_classes, in_channels, pretrained)
-    return _torchvision_model(name, num_classes, in_channels, pretrained)
+    make = _timm_model if name.startswith("timm/") else _torchvision_model
+    return _with_short_memory(make(name, num_classes, in_channels, pretrained))
+
+
+def _with_short_memory(model: nn.Module) -> nn.Module:
+    """Let batch normalisation forget its first statistics within tens of steps, not hundreds.
+
+    Some networks (MobileNetV3, MNASNet, EfficientNet) come with a momentum of 0.01 or less, for the hundred thousand
+    steps of ImageNet. In the few hundred steps of a small data set their running variance still remembers the 1 that it
+    started from, and a network that trains well answers the same to every picture when it is evaluated.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+            module.momentum = max(module.momentum, 0.1)
+    return model
 
 
 def _timm_model(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
