@@ -49,9 +49,9 @@ def test_batch_statistics_are_learnt_within_the_steps_of_a_small_data_set() -> N
     torch.manual_seed(0)
     model = build_model("mobilenet_v3_small", 3)
     model.classifier[2].p = 0.0  # dropout would be a difference of its own
-    pixels = torch.randn(64, 3, 32, 32)
+    pixels = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
-        for _ in range(60):
+        for _ in range(160):
             trained = model(pixels)
         model.eval()
         evaluated = model(pixels)
