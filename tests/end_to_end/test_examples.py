@@ -1,0 +1,67 @@
+"""Every example runs as it stands, on real pictures where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _helpers.pictures import SHARED_DATA
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def _run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": programs, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def _subset(source: Path, target: Path, count: int) -> Path:
+    for folder in sorted(path for path in source.rglob("*") if path.is_dir()):
+        files = sorted(path for path in folder.iterdir() if path.is_file())[:count]
+        for file in files:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    return target
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    done = _run(sys.executable, str(EXAMPLES / "01_quickstart.py"), "work", cwd=tmp_path)
+    table = done.stdout[done.stdout.rindex("On ") :]
+    titles = [line for line in table.splitlines() if line.startswith(("teacher", "student", "distilled"))]
+    assert len(titles) == 4
+    accuracies = [float(re.split(r"\s{2,}", line)[4]) for line in titles]
+    assert accuracies[0] > 97  # the teacher
+    assert min(accuracies) > 90
+    assert abs(accuracies[2] - accuracies[3]) <= 1  # INT8 against FP32, in points
+    # each step was printed as a command that can be repeated
+    assert done.stdout.count("\n$ krl-") >= 9
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "cifar10").is_dir(), reason="the shared data is not here")
+def test_published_teacher(tmp_path: Path) -> None:
+    data = _subset(SHARED_DATA / "cifar10", tmp_path / "data", 40)
+    weights = next((SHARED_DATA / "models").glob("cifar10_resnet56-*.th"))
+    script = EXAMPLES / "02_cifar10_published_teacher.sh"
+    done = _run("sh", str(script), str(data), str(weights), str(tmp_path / "out"), "3", cwd=tmp_path)
+    assert "student without teacher" in done.stdout
+    assert (tmp_path / "out" / "resnet8.krl" / "model.int8.onnx").is_file()
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "flowers128").is_dir(), reason="the shared data is not here")
+def test_photographs(tmp_path: Path) -> None:
+    data = _subset(SHARED_DATA / "flowers128" / "train", tmp_path / "data", 40)
+    script = EXAMPLES / "03_flowers_photographs.sh"
+    _run("sh", str(script), str(data), str(tmp_path / "out"), "2", "2", "64", cwd=tmp_path)
+    assert (tmp_path / "out" / "student.krl" / "model.fp16.onnx").is_file()
