@@ -1,1 +1,1 @@
-"""Deployment: run to bundle."""
+"""Turns runs and foreign ONNX files into bundles, types them for FP16 and INT8, and builds engines from them."""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from _helpers.pictures import SHARED_DATA
 
 ROOT = Path(__file__).parents[2]

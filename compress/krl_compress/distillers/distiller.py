@@ -74,7 +74,9 @@ class Distiller(Objective):
         self.student_taps: Taps | None = None
         self.teacher_taps: Taps | None = None
         self.places: list[tuple[Place, Place]] = []
-        if any(term.kind.sees not in ("labels", "logits", "logits+labels") for term in terms):
+        on_features = [term.kind.sees not in ("labels", "logits", "logits+labels") for term in terms]
+        self._features_alone = all(on_features)
+        if any(on_features):
             self._prepare_features(at, labels)
 
     def _prepare_features(self, at: Sequence[str], labels: Tensor | None) -> None:
@@ -128,6 +130,8 @@ class Distiller(Objective):
         seen = _Seen(student, teacher, student_features, teacher_features, batch)
         parts = {term.name: self._value(term, seen) for term in self.terms}
         weighted = [term.factor(batch.epoch) * parts[term.name] for term in self.terms]
+        if self._features_alone:  # the classifier must take part, or distributed training waits for its gradient
+            weighted.append(0 * student.sum())
         return {"loss": torch.stack(weighted).sum(), **parts}
 
     def _value(self, term: TermSpec, seen: _Seen) -> Tensor:

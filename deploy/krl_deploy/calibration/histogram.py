@@ -1,0 +1,76 @@
+"""A histogram that takes any number of values in constant memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.errors import ModelError
+
+__all__ = ["Histogram"]
+
+_BINS = 8192
+
+
+class Histogram:
+    """Counts values in equal bins between ``-limit`` and ``limit``.
+
+    A value outside doubles the limit, and pairs of bins become one: no value is ever lost, and no bin is wider
+    than 1/2048 of the largest magnitude. 0 is always the edge between two bins.
+
+    Attributes:
+        limit: End of the last bin; 0 until the first value that is not 0.
+        counts: Number of values in each bin.
+        low: Smallest value, exactly.
+        high: Largest value, exactly.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 0.0
+        self.counts = np.zeros(_BINS, np.int64)
+        self.low = np.inf
+        self.high = -np.inf
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count the values of an array of any shape.
+
+        Raises:
+            ModelError: A value is not a finite number.
+        """
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(low + high):
+            raise ModelError("values are not finite numbers")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(-low, high))
+        scale = _BINS / 2 / self.limit if self.limit else 0.0
+        bins = (values.ravel() * np.float32(scale) + np.float32(_BINS / 2)).astype(np.int32)
+        np.minimum(bins, _BINS - 1, out=bins)
+        self.counts += np.bincount(bins, minlength=_BINS)
+
+    def _widen(self, magnitude: float) -> None:
+        if self.limit == 0.0:
+            self.limit = magnitude
+        while self.limit < magnitude:
+            inner = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(_BINS, np.int64)
+            self.counts[_BINS // 4 : _BINS // 4 + _BINS // 2] = inner
+            self.limit *= 2
+
+    def percentile(self, share: float) -> tuple[float, float]:
+        """Return the interval that leaves out an equal part of the values at both ends.
+
+        Args:
+            share: Percentage of the values that the interval holds, above 50, up to 100.
+
+        Returns:
+            Its ends: edges of bins, within the smallest and largest value.
+        """
+        if self.limit == 0.0:
+            return 0.0, 0.0
+        outside = (100 - share) / 200 * self.counts.sum()
+        below = np.cumsum(self.counts)
+        first = int(np.searchsorted(below, outside, side="right"))
+        last = int(np.searchsorted(below, below[-1] - outside, side="left"))
+        width = 2 * self.limit / _BINS
+        low, high = first * width - self.limit, (last + 1) * width - self.limit
+        return max(low, self.low), min(high, self.high)

@@ -1,0 +1,104 @@
+"""The command ``krl-deploy``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from krl_runtime.commandline import dispatch, print_json, table
+
+from .config import AdoptConfig, ExportConfig, HalfConfig, QuantizeConfig
+from .package import PackageConfig
+from .tensorrt.commands import build_engine, inspect_engine
+
+__all__ = ["main"]
+
+
+def export(config: ExportConfig) -> None:
+    """Turn a run into a bundle: ONNX with preprocessing inside, checked against torch on real inputs."""
+    from .export import export as run_export
+
+    result = run_export(config)
+    if config.json:
+        print_json(result)
+        return
+    parity = result["parity"]
+    facts = {
+        "model": f"{result['model']}, {result['labels']} classes",
+        "parameters": f"{result['parameters']:,}",
+        "MACs": f"{result['macs']:,}",
+        "file": f"{result['file_bytes'] / 2**20:.2f} MiB, opset {result['opset']}",
+        "largest logit error": f"{parity['max_abs_error']:.3g} on {parity['inputs']} real inputs",
+    }
+    print(table(("bundle", result["bundle"]), facts.items()))
+
+
+def adopt(config: AdoptConfig) -> None:
+    """Turn a foreign ONNX classifier into a bundle: preprocessing is put into the graph."""
+    from .adopt import adopt as run_adopt
+
+    result = run_adopt(config)
+    if config.json:
+        print_json(result)
+        return
+    top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2%} on {result['count']} pictures"
+    facts = {"input": result["input"], "opset": result["opset"], "changes": "; ".join(result["changes"]), "top-1": top1}
+    print(table(("bundle", result["bundle"]), facts.items()))
+
+
+def half(config: HalfConfig) -> None:
+    """Add an FP16 variant to a bundle, with the precision written into the graph."""
+    from .half import half as run_half
+
+    result, shown = run_half(config)
+    _show(result, shown, config.json)
+
+
+def quantize(config: QuantizeConfig) -> None:
+    """Add an INT8 variant to a bundle, calibrated and measured on real pictures."""
+    from .quantize import quantize as run_quantize
+
+    result, shown = run_quantize(config)
+    _show(result, shown, config.json)
+    if not config.json:
+        print(f"default on a CPU: {result['default_on_cpu']} (INT8 runs at {result['speedup']:.2f} times FP32's speed)")
+
+
+def package(config: PackageConfig) -> None:
+    """Write a bundle for another server: a model repository of the Triton Inference Server."""
+    from .package import package as run_package
+
+    result = run_package(config)
+    if config.json:
+        print_json(result)
+        return
+    print(table(("field", "value"), result.items()))
+
+
+def _show(result: Mapping[str, Any], shown: str, json: bool) -> None:
+    if json:
+        print_json(result)
+        return
+    print(f"{result['bundle']}, measured on {result['pictures']['count']} pictures of {result['pictures']['data']}")
+    print(shown)
+
+
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
+    "export": export,
+    "adopt": adopt,
+    "half": half,
+    "quantize": quantize,
+    "build-engine": build_engine,
+    "inspect-engine": inspect_engine,
+    "package": package,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return dispatch("krl-deploy", "Turn trained networks into bundles that run at the edge.", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

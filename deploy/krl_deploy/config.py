@@ -1,0 +1,163 @@
+"""Configurations of the commands: each is at once the Python API, the command line and the YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from krl_runtime.errors import UsageError
+from krl_runtime.pictures import OnBadImage
+
+from .calibration.record import Method
+
+__all__ = ["AdoptConfig", "ExportConfig", "HalfConfig", "QuantizeConfig"]
+
+_OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+def _check_fraction(value: float) -> None:
+    if not 0 < value < 1:
+        raise UsageError(f"--val-fraction is {value}; accepted: between 0 and 1")
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of ``krl-deploy export``."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: _OutOption
+    """The bundle to make, by custom NAME.krl."""
+    data: Path | None = None
+    """Folder of real pictures for the parity check and the golden inputs; left out: the data of the run."""
+    golden: int = 16
+    """Number of real inputs that are stored with torch's outputs, for the self-test on any device."""
+    opset: Literal[18, 19, 20] = 20
+    """Version of the ONNX operators; TensorRT 10.3 and later take all of these."""
+    tolerance: float = 1e-4
+    """Largest absolute difference from torch's logits that is accepted, unless torch's own rounding is larger."""
+    on_bad_image: OnBadImage = "refuse"
+    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    overwrite: bool = False
+    """Replace an existing bundle."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_counts(golden=self.golden)
+        if not self.tolerance > 0:
+            raise UsageError(f"--tolerance is {self.tolerance}; accepted: above 0")
+
+
+@dataclass(frozen=True)
+class AdoptConfig:
+    """Options of ``krl-deploy adopt``."""
+
+    model: tyro.conf.Positional[Path]
+    """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes]."""
+    out: _OutOption
+    """The bundle to make, by custom NAME.krl."""
+    labels: tuple[str, ...]
+    """Class names in the order of the outputs, or one file with a name on each line."""
+    data: Path
+    """Folder of real pictures for the golden inputs, and for the accuracy where its classes are the labels."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from each channel, in units of --input-range; left out: 0."""
+    std: tuple[float, ...] | None = None
+    """Divides each channel, in units of --input-range; left out: 1."""
+    input_range: Literal["0-1", "0-255"] = "0-1"
+    """What the model takes before mean and std: pixels divided by 255, or as they are."""
+    height: int | None = None
+    """Height of the input; needed where the model leaves it open."""
+    width: int | None = None
+    """Width of the input; needed where the model leaves it open."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """Keep proportions and cut the centre out, or stretch."""
+    crop_fraction: float = 1.0
+    """Share of the scaled picture that the centre crop keeps; 0.875 is usual for ImageNet."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Filter for resizing."""
+    golden: int = 16
+    """Number of real inputs that are stored with their outputs, for the self-test on any device."""
+    val_limit: int = 2000
+    """Measure accuracy on this many pictures at most."""
+    on_bad_image: OnBadImage = "refuse"
+    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    overwrite: bool = False
+    """Replace an existing bundle."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_counts(golden=self.golden, val_limit=self.val_limit)
+
+
+@dataclass(frozen=True)
+class HalfConfig:
+    """Options of ``krl-deploy half``."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle that gets an FP16 variant."""
+    data: Path | None = None
+    """Folder of real pictures to look for overflow and to measure on; left out: the golden inputs alone."""
+    val_limit: int = 512
+    """Measure on this many pictures at most."""
+    val_fraction: float = 0.2
+    """Share of --data to measure on, where it is not split already."""
+    on_bad_image: OnBadImage = "refuse"
+    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_counts(val_limit=self.val_limit)
+        _check_fraction(self.val_fraction)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Options of ``krl-deploy quantize``."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle that gets an INT8 variant."""
+    data: Path
+    """Folder of real pictures: train/CLASS/* and val/CLASS/*, CLASS/*, or pictures without classes."""
+    limit: int = 512
+    """Calibrate on this many pictures at most, the same number of each class."""
+    val_limit: int = 2000
+    """Measure on this many pictures at most, the same number of each class."""
+    val_fraction: float = 0.2
+    """Share of --data to measure on and not to calibrate on, where it is not split already."""
+    max_drop: float = 1.0
+    """Largest loss of top-1 accuracy that is accepted, in percentage points."""
+    method: Method = "minmax"
+    """How ranges follow from what calibration saw: all values, or all but a few at both ends."""
+    percentile: float = 99.999
+    """Percentage of the values that a range holds, with --method percentile."""
+    reuse_calibration: bool = False
+    """Take the ranges in the bundle, if they are of this model and of these pictures."""
+    on_bad_image: OnBadImage = "refuse"
+    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_counts(limit=self.limit, val_limit=self.val_limit)
+        _check_fraction(self.val_fraction)
+        if not 50 < self.percentile <= 100:
+            raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
+        if not self.max_drop >= 0:
+            raise UsageError(f"--max-drop is {self.max_drop}; accepted: 0 or more percentage points")

@@ -1,0 +1,215 @@
+"""The tidy form that every other pass builds on.
+
+Constants are initialisers, each weighted node has its own, batch normalisation and constant factors stand inside
+the convolution before them, and nothing is left that only passes a tensor on. What was shared through ``Identity``
+kept ONNX Runtime from quantising 16 of the 20 convolutions of a resnet18.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from .edit import GraphEditor, attribute
+
+__all__ = ["clean"]
+
+_MAX_FOLDED_BYTES = 64 * 1024 * 1024
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an equivalent model in the tidy form, without what exporters write about themselves.
+
+    Raises:
+        ModelError: The graph cannot be rewritten, or the result would not be valid.
+    """
+    graph = GraphEditor(model)
+    _constants_to_initialisers(graph)
+    _drop_pass_through(graph)
+    _fold_constants(graph)
+    _fold_affine(graph)
+    _matmul_bias(graph)
+    _unshare(graph)
+    result = graph.close()
+    _forget_origin(result)
+    return result
+
+
+def _constants_to_initialisers(graph: GraphEditor) -> None:
+    moved = []
+    for node in graph.nodes:
+        tensor = attribute(node, "value", None) if node.op_type == "Constant" else None
+        if tensor is not None:
+            graph.constants[node.output[0]] = tensor
+            tensor.name = node.output[0]
+            moved.append(node)
+    graph.remove(moved)
+
+
+def _drop_pass_through(graph: GraphEditor) -> None:
+    """Take out ``Identity`` and ``Dropout``; one that makes a graph's output hands its name to what feeds it."""
+    for node in [node for node in graph.nodes if node.op_type in ("Identity", "Dropout")]:
+        source, output = node.input[0], node.output[0]
+        if len(node.output) > 1 and any(node.output[1] in other.input for other in graph.nodes):
+            continue  # somebody reads the mask
+        if output not in graph.outputs:
+            graph.remove([node])
+            graph.reroute(output, source)
+            continue
+        producer = graph.producers().get(source)
+        if producer is None or source in graph.outputs:
+            continue
+        graph.remove([node])
+        producer.output[:] = [output if name == source else name for name in producer.output]
+        graph.reroute(source, output)
+
+
+def _fold_constants(graph: GraphEditor) -> None:
+    """Compute the nodes whose every input is an initialiser."""
+    folded = []
+    for node in graph.nodes:
+        inputs = [name for name in node.input if name]
+        known = inputs and all(name in graph.constants for name in inputs)
+        if not known or node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
+            continue
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or any(out in graph.outputs for out in node.output):
+            continue  # a quantised weight stays quantised
+        values = _compute(graph, node, inputs)
+        if sum(value.nbytes for value in values) > _MAX_FOLDED_BYTES:
+            continue
+        for name, value in zip(node.output, values, strict=True):
+            graph.constants[name] = numpy_helper.from_array(value, name)
+        folded.append(node)
+    graph.remove(folded)
+
+
+def _compute(graph: GraphEditor, node: NodeProto, inputs: list[str]) -> list[npt.NDArray[Any]]:
+    values = [helper.make_tensor_value_info(name, graph.dtype(name), None) for name in inputs]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+    small = helper.make_graph([node], "fold", values, outputs)
+    evaluator = ReferenceEvaluator(helper.make_model(small, opset_imports=graph.opset_imports))
+    return [np.asarray(value) for value in evaluator.run(None, {name: graph.constant(name) for name in inputs})]
+
+
+def _fold_affine(graph: GraphEditor) -> None:
+    """Move batch normalisation and constant ``Mul`` and ``Add`` for each channel into the convolution before them."""
+    changed = True
+    while changed:
+        changed = False
+        producers, consumers = graph.producers(), graph.consumers()
+        for node in graph.nodes:
+            found = _affine(graph, node)
+            if found is None:
+                continue
+            source, factor, offset = found
+            conv = producers.get(source)
+            if conv is None or conv.op_type not in ("Conv", "ConvTranspose") or source in graph.outputs:
+                continue
+            if len(consumers[source]) != 1 or not _scale_convolution(graph, conv, factor, offset):
+                continue
+            graph.remove([node])
+            conv.output[0] = node.output[0]
+            changed = True
+            break
+
+
+_Array = npt.NDArray[Any]
+
+
+def _affine(graph: GraphEditor, node: NodeProto) -> tuple[str, _Array, _Array] | None:
+    """Return (input, factor, offset), one number or one for each channel, if that is all that a node computes."""
+    if node.op_type == "BatchNormalization" and len(node.output) == 1:
+        parts = [graph.constant(name) for name in node.input[1:5]]
+        if any(part is None for part in parts):
+            return None
+        gamma, beta, mean, variance = (np.asarray(part, np.float64) for part in parts)
+        factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        return node.input[0], factor, beta - mean * factor
+    if node.op_type not in ("Add", "Mul"):
+        return None
+    for source, name in (tuple(node.input), tuple(node.input)[::-1]):
+        value = graph.constant(name)
+        rank = len(graph.shape(source) or ())
+        if value is None or graph.constant(source) is not None or rank < 3 or value.ndim > rank:
+            continue
+        channels = (1,) * (rank - value.ndim) + value.shape
+        if any(size != 1 for axis, size in enumerate(channels) if axis != 1):
+            continue
+        flat = value.astype(np.float64).reshape(-1)
+        return (source, np.ones(1), flat) if node.op_type == "Add" else (source, flat, np.zeros(1))
+    return None
+
+
+def _scale_convolution(graph: GraphEditor, conv: NodeProto, factor: _Array, offset: _Array) -> bool:
+    """Multiply a convolution's output channels by ``factor`` and add ``offset``; return whether that was possible."""
+    weight = graph.constant(conv.input[1])
+    has_bias = len(conv.input) > 2 and conv.input[2] != ""
+    bias = graph.constant(conv.input[2]) if has_bias else np.zeros(1)
+    groups = attribute(conv, "group", 1)
+    transposed = conv.op_type == "ConvTranspose"
+    if weight is None or bias is None or weight.dtype != np.float32 or (transposed and groups != 1):
+        return False
+    channels = weight.shape[1 if transposed else 0]
+    factor, offset = np.broadcast_to(factor, channels), np.broadcast_to(offset, channels)
+    shape = [1, -1] if transposed else [-1, 1]
+    scaled = weight.astype(np.float64) * factor.reshape(shape + [1] * (weight.ndim - 2))
+    moved = (bias.astype(np.float64) * factor + offset).astype(np.float32)
+    conv.input[1] = graph.add_constant(conv.input[1], scaled.astype(np.float32))
+    name = graph.add_constant(conv.input[2] if has_bias else f"{conv.input[1]}_bias", moved)
+    conv.input[:] = [*conv.input[:2], name]
+    return True
+
+
+def _matmul_bias(graph: GraphEditor) -> None:
+    """Write ``MatMul`` of a matrix and a constant matrix, and a constant ``Add`` after it, as one ``Gemm``."""
+    consumers = graph.consumers()
+    for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
+        weight, readers = graph.constant(node.input[1]), consumers[node.output[0]]
+        if weight is None or weight.ndim != 2 or len(graph.shape(node.input[0]) or ()) != 2 or len(readers) != 1:
+            continue
+        add, product = readers[0], node.output[0]
+        if add.op_type != "Add" or product in graph.outputs:
+            continue
+        other = add.input[1] if add.input[0] == product else add.input[0]
+        bias = graph.constant(other)
+        if bias is None or bias.size != weight.shape[1] or bias.shape[-1] != bias.size:
+            continue
+        flat = graph.add_constant(f"{node.input[1]}_bias", bias.reshape(-1))
+        gemm = helper.make_node("Gemm", [*node.input, flat], [add.output[0]], name=node.name or f"Gemm_{product}")
+        graph.nodes[graph.nodes.index(node)] = gemm
+        graph.remove([add])
+
+
+def _unshare(graph: GraphEditor) -> None:
+    """Give each weighted node weights and biases that no other node reads."""
+    readers: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op_type not in _WEIGHTED:
+            continue
+        for position, name in enumerate(node.input):
+            value = graph.constant(name)
+            if position == 0 or value is None:
+                continue
+            readers[name] = readers.get(name, 0) + 1
+            if readers[name] > 1:
+                node.input[position] = graph.add_constant(name, value)
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop stack traces, source paths and comments: they name the machine of whoever exported the model."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    for item in [*model.graph.node, *model.graph.initializer, *model.graph.value_info]:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for value in [*model.graph.input, *model.graph.output]:
+        value.doc_string = ""
+        del value.metadata_props[:]

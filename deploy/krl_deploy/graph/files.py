@@ -1,0 +1,82 @@
+"""Reading ONNX files that may come from anywhere, and writing ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import helper
+from onnx.external_data_helper import uses_external_data
+
+from krl_runtime.errors import ModelError
+
+__all__ = ["MAX_BYTES", "opset_of", "read_model", "to_bytes"]
+
+MAX_BYTES = 2**31 - 1
+"""A protobuf message cannot be larger; models above it need external data, which bundles do not take."""
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file that holds all of its weights, and check it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model. Initialisers that old files list among the inputs are inputs no longer.
+
+    Raises:
+        ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files.
+    """
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ModelError(f"model {path} {what}; give an ONNX file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"model {path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are accepted")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError; protobuf has no types
+        raise ModelError(f"model {path} is not an ONNX file, or is damaged: {error}") from error
+    if not model.graph.node:
+        raise ModelError(f"model {path} is not an ONNX file, or its graph is empty")
+    external = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
+    if external:
+        raise ModelError(
+            f"model {path} keeps {len(external)} weights in other files ({external[0]} …); write it as one file first, "
+            "for instance with onnx.save(onnx.load(FILE), NEW)"
+        )
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"model {path} is not valid ONNX: {_first_line(error)}") from error
+    # Before IR version 4 initialisers had to be inputs as well, and models of newer opsets need newer versions.
+    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return model
+
+
+def to_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the same bytes for the same model, on every machine.
+
+    Raises:
+        ModelError: The model is larger than a protobuf message can be.
+    """
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+    except (ValueError, MemoryError) as error:
+        raise ModelError(f"the model is larger than {MAX_BYTES} bytes and cannot be one ONNX file: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise ModelError(f"the model has {len(data)} bytes; one ONNX file has at most {MAX_BYTES}")
+    return data
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that a model was written with."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,238 @@
+"""Write a bundle as a model repository of NVIDIA's Triton Inference Server.
+
+Layout and configuration as Triton's documentation has them (``model_repository.md``, ``model_configuration.md``)::
+
+    REPOSITORY/NAME/config.pbtxt     batching, tensors, where it runs
+                    labels.txt       class names, for Triton's classification extension
+                    1/model.onnx     or model.plan, a TensorRT engine
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from krl_runtime._files import atomic_folder
+from krl_runtime.backends.select import Kind, choose_variant
+from krl_runtime.bundle import Bundle, Engine, TensorSpec
+from krl_runtime.errors import UsageError
+from krl_runtime.serve.protocol import DATATYPES
+
+__all__ = ["PackageConfig", "package"]
+
+_log = logging.getLogger("krl")
+
+_LABELS = "labels.txt"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class PackageConfig:
+    """Options of ``krl-deploy package``."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle NAME.krl."""
+    to: Literal["triton"]
+    """What to write: triton, a model repository of the Triton Inference Server."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The repository, a folder; the model becomes a folder in it."""
+    backend: Literal["auto", "tensorrt", "cuda", "cpu"] = "auto"
+    """A TensorRT engine of the bundle, or ONNX Runtime on CUDA or the CPU; auto: an engine if there is one."""
+    variant: str | None = None
+    """fp32, fp16 or int8; left out: what the bundle names for the backend."""
+    engine: str | None = None
+    """Key of the engine, as krl-deploy inspect-engine lists them; needed where several match."""
+    name: str | None = None
+    """Name of the model in the repository; left out: the bundle's."""
+    max_batch: int = 16
+    """Pictures that Triton runs at once at most; an engine's profile may allow fewer."""
+    max_delay_us: int = 1000
+    """Microseconds that Triton may wait for more pictures before it runs what it has."""
+    instances: int = 1
+    """Copies of the model that run side by side."""
+    overwrite: bool = False
+    """Replace a model of this name in the repository."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for option, value, least in (
+            ("--max-batch", self.max_batch, 1),
+            ("--max-delay-us", self.max_delay_us, 0),
+            ("--instances", self.instances, 1),
+        ):
+            if value < least:
+                raise UsageError(f"{option} is {value}; accepted: {least} or more")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is packaged: a file of the bundle, its name in the repository, the largest batch (0: it takes none)."""
+
+    kind: Kind
+    variant: str
+    file: str
+    target: str
+    max_batch: int
+
+
+def package(config: PackageConfig) -> dict[str, Any]:
+    """Write the model into the repository, whole or not at all.
+
+    Returns:
+        Plain JSON types: where it lies, and what it is.
+
+    Raises:
+        BundleError: The bundle or one of its files is missing, damaged or forged.
+        UsageError: The bundle has no such variant or engine, Triton cannot run it, or the name is taken or not
+            acceptable.
+    """
+    bundle = Bundle.open(config.bundle)
+    manifest = bundle.manifest
+    name = config.name or manifest.name
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a model's name in Triton; accepted with --name: letters, digits, _ . -")
+    if any("\n" in label or "\r" in label for label in manifest.labels):
+        raise UsageError("a label has a line break, and Triton reads one label from each line; export with others")
+    source = _choose(bundle, config)
+    folder = config.out / name
+    if folder.exists() and not config.overwrite:
+        raise UsageError(f"{folder} exists already; give another --name, or --overwrite to replace it")
+    if folder.exists() and not (folder / "config.pbtxt").is_file():
+        raise UsageError(f"{folder} is not a model of a Triton repository, so it is not replaced; give another --name")
+    content = bundle.file(source.file).read_bytes()
+    with atomic_folder(folder, replace=config.overwrite) as temporary:
+        (temporary / "1").mkdir()
+        (temporary / "1" / source.target).write_bytes(content)
+        if manifest.labels:
+            (temporary / _LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
+        (temporary / "config.pbtxt").write_text(_configuration(bundle, source, name, config), encoding="utf-8")
+    return {
+        "model": str(folder),
+        "name": name,
+        "variant": source.variant,
+        "file": source.file,
+        "backend": source.kind,
+        "max_batch": source.max_batch,
+    }
+
+
+def _choose(bundle: Bundle, config: PackageConfig) -> _Source:
+    manifest = bundle.manifest
+    kind: Kind = "cuda" if config.backend == "auto" else config.backend
+    if config.engine is not None or (config.backend == "auto" and manifest.engines):
+        kind = "tensorrt"
+    if config.engine is not None and config.backend not in ("auto", "tensorrt"):
+        raise UsageError(f"--engine is for the backend tensorrt, not {config.backend}; leave one of them out")
+    if config.variant is not None and config.variant not in manifest.variants:
+        raise UsageError(f"the bundle has no variant {config.variant!r}; it has: {', '.join(manifest.variants)}")
+    if kind == "tensorrt":
+        return _engine(bundle, config)
+    variant = config.variant or choose_variant(bundle, kind)[0]
+    chosen = manifest.variants[variant]
+    file = chosen.cpu_file or chosen.file if kind == "cpu" else chosen.file
+    batched = not isinstance(manifest.inputs[0].shape[0], int)
+    return _Source(kind, variant, file, "model.onnx", config.max_batch if batched else 0)
+
+
+def _engine(bundle: Bundle, config: PackageConfig) -> _Source:
+    """Return the one engine that fits."""
+    engines = bundle.manifest.engines
+    if not engines:
+        raise UsageError("the bundle has no TensorRT engine; krl-deploy build-engine adds one, on the device")
+    matching = {
+        key: engine
+        for key, engine in engines.items()
+        if key == (config.engine or key) and engine.variant == (config.variant or engine.variant)
+    }
+    if len(matching) != 1:
+        listed = "; ".join(
+            f"{key} ({engine.variant}, TensorRT {engine.tensorrt}, {engine.gpu})" for key, engine in engines.items()
+        )
+        raise UsageError(f"{len(matching)} engines match; choose one with --engine; the bundle has: {listed}")
+    ((key, engine),) = matching.items()
+    _check_engine(key, engine)
+    batched = not isinstance(bundle.manifest.inputs[0].shape[0], int)
+    largest = min(config.max_batch, engine.profile[2]) if batched else 0
+    return _Source("tensorrt", engine.variant, engine.file, "model.plan", largest)
+
+
+def _check_engine(key: str, engine: Engine) -> None:
+    if engine.stripped:
+        raise UsageError(f"engine {key} was built without its weights, which Triton cannot put in; build one with them")
+    if engine.profile[0] > 1:
+        raise UsageError(
+            f"engine {key} takes batches from {engine.profile[0]} on, and Triton sends single pictures too; build one "
+            f"with --profile 1,{engine.profile[1]},{engine.profile[2]}"
+        )
+    _log.info(
+        "Triton must have TensorRT %s%s and a GPU like %s (compute capability %s)",
+        engine.tensorrt,
+        " or newer, started with --backend-config=tensorrt,version-compatible=true,"
+        if engine.version_compatible
+        else "",
+        engine.gpu,
+        engine.compute_capability,
+    )
+
+
+def _configuration(bundle: Bundle, source: _Source, name: str, config: PackageConfig) -> str:
+    """Return ``config.pbtxt``: Triton's ``ModelConfig``, in protobuf's text format."""
+    manifest = bundle.manifest
+    labels = f"label_filename: {_quoted(_LABELS)}" if manifest.labels else ""
+    lines = [
+        f"name: {_quoted(name)}",
+        f"backend: {_quoted('tensorrt' if source.kind == 'tensorrt' else 'onnxruntime')}",
+        f"max_batch_size: {source.max_batch}",
+        *(_tensor("input", spec, source) for spec in manifest.inputs),
+        *(_tensor("output", spec, source, labels) for spec in manifest.outputs),
+        f"instance_group [ {{ count: {config.instances} kind: KIND_{'CPU' if source.kind == 'cpu' else 'GPU'} }} ]",
+    ]
+    if source.max_batch:
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {config.max_delay_us} }}")
+    # The first request does not wait for what the backend does only once.
+    zeros = " ".join(
+        f"inputs {{ key: {_quoted(spec.name)} value {{ {_type(spec)} {_dims(spec, source)} zero_data: true }} }}"
+        for spec in manifest.inputs
+    )
+    lines.append(f'model_warmup [ {{ name: "zeros" batch_size: 1 {zeros} }} ]')
+    facts = {
+        "krl_bundle_digest": manifest.digest,
+        "krl_variant": source.variant,
+        "krl_preprocessing": json.dumps(manifest.preprocessing.to_dict(), sort_keys=True),
+    }
+    lines += [
+        f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+        for key, value in facts.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(kind: str, spec: TensorSpec, source: _Source, more: str = "") -> str:
+    parts = [f"name: {_quoted(spec.name)}", _type(spec), _dims(spec, source), more]
+    return f"{kind} [ {{ {' '.join(part for part in parts if part)} }} ]"
+
+
+def _type(spec: TensorSpec) -> str:
+    return f"data_type: TYPE_{DATATYPES[spec.dtype]}"
+
+
+def _dims(spec: TensorSpec, source: _Source) -> str:
+    """Return the shape; where Triton batches, it adds the first dimension itself."""
+    sizes = spec.shape[1:] if source.max_batch else spec.shape
+    return f"dims: [ {', '.join(str(size if isinstance(size, int) else -1) for size in sizes)} ]"
+
+
+def _quoted(text: str) -> str:
+    """Return a string literal of protobuf's text format, in ASCII: other bytes as octal escapes."""
+    escaped = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode()
+    )
+    return f'"{escaped}"'

@@ -1,0 +1,237 @@
+"""``krl-deploy quantize``: from a bundle and real pictures to an INT8 variant, measured before it is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+
+from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.errors import BundleError, CheckFailedError, ModelError
+from krl_runtime.pictures import Picture, decode, identity
+
+from .calibration.collect import collect
+from .calibration.lint import check_pictures
+from .calibration.record import Calibration, Identity
+from .config import QuantizeConfig
+from .data import choose, open_data, with_label_indices
+from .graph.cpu import to_cpu
+from .graph.files import read_model, to_bytes
+from .graph.qdq import Quantised, to_tensorrt
+from .report import Row, score_table
+from .verify import (
+    Score,
+    against_golden,
+    compare,
+    count_convolutions,
+    decoded,
+    interleaved_latency,
+    machine,
+    open_cpu,
+    optimised_graph,
+)
+
+__all__ = ["quantize", "tensors_to_calibrate"]
+
+_log = logging.getLogger("krl")
+
+_CALIBRATION = "calibration.json"
+_FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
+_WORTHWHILE = 1.1
+_SLACK = "twice the largest logit error on the golden inputs, and their agreement less two of them"
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """Both INT8 forms, the files, and sessions that run them beside FP32 (``"fp32"``, ``"int8"``, ``"int8.cpu"``)."""
+
+    tensorrt: Quantised
+    cpu: Quantised
+    files: Mapping[str, bytes]
+    sessions: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What pictures and clock say; ``drop`` is in percentage points of top-1, ``None`` without labels."""
+
+    count: int
+    scores: Mapping[str, Score]
+    drop: float | None
+    latency: Mapping[str, float]
+    convolutions: Mapping[str, int]
+
+    @property
+    def speedup(self) -> float:
+        return self.latency["fp32"] / self.latency["int8.cpu"]
+
+    def rows(self, forms: _Forms) -> list[Row]:
+        names = {"fp32": "fp32", "int8": "int8 (TensorRT, GPU)", "int8.cpu": "int8 (CPU)"}
+        return [
+            Row(names[name], len(forms.files[name]), self.scores[name], self.latency.get(name)) for name in forms.files
+        ]
+
+
+class _Asked(dict[str, tuple[float, float]]):
+    """Ranges that exist for every tensor, and remember which were asked for."""
+
+    def __missing__(self, name: str) -> tuple[float, float]:
+        self[name] = (0.0, 1.0)
+        return self[name]
+
+
+def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors whose ranges the two emitters need, found by asking the emitters.
+
+    Raises:
+        ModelError: The model cannot be quantised.
+    """
+    asked = _Asked()
+    forms = to_tensorrt(model, asked), to_cpu(model, asked)
+    if not asked:
+        reasons = sorted({why for form in forms for why in form.kept_float.values()})
+        raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
+    return list(asked)
+
+
+def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
+    """Calibrate, write both INT8 forms, measure them against FP32, and add them to the bundle if they pass.
+
+    Returns:
+        What was measured as plain JSON types, and the same as a table.
+
+    Raises:
+        CheckFailedError: INT8 loses more than ``max_drop``, or ``reuse_calibration`` found another calibration.
+        DataError: The pictures cannot be used, or are not real ones.
+        ModelError: The model cannot be quantised.
+        BundleError: The bundle is damaged, or has no golden inputs.
+    """
+    bundle = Bundle.open(config.bundle)
+    golden = bundle.golden()
+    folder = open_data(config.data, on_bad=config.on_bad_image)
+    path = bundle.file(bundle.manifest.variants["fp32"].file)
+    train = choose(folder, "train", config.limit, val_fraction=config.val_fraction)
+    calibration = _calibrate(config, bundle, read_model(path), train)
+    forms = _emit(path.read_bytes(), calibration)
+    val = choose(folder, "val", config.val_limit, val_fraction=config.val_fraction)
+    measured = _measure(config, bundle, forms, with_label_indices(val, folder, bundle.manifest.labels), golden)
+    shown = score_table(measured.rows(forms))
+    _check_drop(config, measured, shown)
+    evidence = _evidence(folder.root.name, calibration, forms, measured)
+    default = _default(config, measured)
+    bundle.update(
+        {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()},
+        variants={**bundle.manifest.variants, "int8": _variant(bundle, forms, golden)},
+        default_variants={**bundle.manifest.default_variants, "cpu": default},
+        calibration=_CALIBRATION,
+        evidence={**bundle.manifest.evidence, "int8": evidence},
+    )
+    return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
+
+
+def _calibrate(
+    config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, pictures: Sequence[Picture]
+) -> Calibration:
+    manifest = bundle.manifest
+    needed = tensors_to_calibrate(model)
+    pixels, used = decode(pictures, manifest.preprocessing, on_bad=config.on_bad_image)
+    check_pictures(pixels)
+    now = Identity(
+        graph_sha256=manifest.files[manifest.variants["fp32"].file].sha256,
+        preprocessing=manifest.preprocessing.to_dict(),
+        pictures=identity(pixels, [picture.label for picture in used]),
+        count=len(used),
+        method=config.method if config.method == "minmax" else f"{config.method} {config.percentile:g}",
+    )
+    if config.reuse_calibration:
+        if manifest.calibration is None:
+            raise BundleError(f"bundle {bundle.path} has no calibration; run it without --reuse-calibration")
+        kept = Calibration.from_bytes(bundle.file(manifest.calibration).read_bytes())
+        kept.check(now)
+        return kept
+    return Calibration(now, collect(model, needed, pixels, method=config.method, share=config.percentile))
+
+
+def _emit(fp32: bytes, calibration: Calibration) -> _Forms:
+    model = onnx.load_model_from_string(fp32)
+    tensorrt, cpu = to_tensorrt(model, calibration.ranges), to_cpu(model, calibration.ranges)
+    files = {"fp32": fp32, "int8": to_bytes(tensorrt.model), "int8.cpu": to_bytes(cpu.model)}
+    return _Forms(tensorrt, cpu, files, {name: open_cpu(data) for name, data in files.items()})
+
+
+def _measure(
+    config: QuantizeConfig,
+    bundle: Bundle,
+    forms: _Forms,
+    pictures: Sequence[Picture],
+    golden: Mapping[str, npt.NDArray[Any]],
+) -> _Measured:
+    manifest = bundle.manifest
+    if not forms.tensorrt.count:
+        reasons = "; ".join(sorted(set(forms.tensorrt.kept_float.values())))
+        _log.warning("TensorRT's form has nothing in INT8, no operator is wide enough: %s", reasons)
+    convolutions = count_convolutions(optimised_graph(forms.files["int8.cpu"]))
+    if convolutions["float_convolutions"]:
+        _log.warning(
+            "%d of %d convolutions stay in floating point on ONNX Runtime's CPU provider",
+            convolutions["float_convolutions"],
+            sum(convolutions.values()),
+        )
+    count, scores = compare(forms.sessions, decoded(pictures, manifest.preprocessing, on_bad=config.on_bad_image))
+    timed = {name: forms.sessions[name] for name in ("fp32", "int8.cpu")}
+    latency = interleaved_latency(timed, golden[manifest.inputs[0].name][:1])
+    top1 = [score.top1 for score in scores.values() if score.top1 is not None]
+    drop = (top1[0] - min(top1[1:])) * 100 if top1 else None
+    return _Measured(count, scores, drop, latency, convolutions)
+
+
+def _check_drop(config: QuantizeConfig, measured: _Measured, shown: str) -> None:
+    if measured.drop is None:
+        _log.warning("the pictures have no labels of the model: --max-drop was not checked, only agreement measured")
+    elif measured.drop > config.max_drop:
+        raise CheckFailedError(
+            f"INT8 loses {measured.drop:.2f} points of top-1 on {measured.count} pictures, accepted are "
+            f"{config.max_drop:g}; the bundle is unchanged. Try another --method or a higher --limit\n{shown}"
+        )
+
+
+def _default(config: QuantizeConfig, measured: _Measured) -> str:
+    """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
+    apart = (1 - min(score.agreement for score in measured.scores.values())) * 100
+    loss = apart if measured.drop is None else measured.drop
+    if loss <= config.max_drop and measured.speedup >= _WORTHWHILE:
+        return "int8"
+    _log.info(
+        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f points at most",
+        measured.speedup,
+        loss,
+    )
+    return "fp32"
+
+
+def _variant(bundle: Bundle, forms: _Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
+    """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
+    pixels, expected = (golden[spec[0].name] for spec in (bundle.manifest.inputs, bundle.manifest.outputs))
+    error, agreement = against_golden([forms.sessions[name] for name in _FILES], pixels, expected)
+    return Variant("int8", _FILES["int8"], _FILES["int8.cpu"], 2 * error, max(0.0, agreement - 2 / len(expected)))
+
+
+def _evidence(data: str, calibration: Calibration, forms: _Forms, measured: _Measured) -> dict[str, Any]:
+    return {
+        "calibration": asdict(calibration.identity),
+        "pictures": {"data": data, "count": measured.count},
+        "scores": {name: asdict(score) for name, score in measured.scores.items()},
+        "drop_points": measured.drop,
+        "latency_ms": dict(measured.latency),
+        "latency_batch": 1,
+        "speedup": measured.speedup,
+        "machine": machine(),
+        "cpu_convolutions": dict(measured.convolutions),
+        "kept_float": {"tensorrt": forms.tensorrt.kept_float, "cpu": forms.cpu.kept_float},
+        "file_bytes": {name: len(data) for name, data in forms.files.items()},
+        "selftest_slack": _SLACK,
+    }

@@ -1,0 +1,78 @@
+"""JetPack: which TensorRT, CUDA and Python a Jetson has.
+
+Entries name their source; what no first-party page says is left empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krl_runtime.backends.cuda import jetson_release, version_tuple
+
+__all__ = ["JETPACKS", "JetPack", "jetpack_here", "jetpacks_with"]
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """One release of JetPack.
+
+    Attributes:
+        versions: Its version numbers.
+        l4t: The releases of Jetson Linux (L4T) that it comes with, by their first numbers.
+        python: Version of the system's Python, the only one that sees JetPack's TensorRT.
+        cuda: Version of CUDA; empty if not confirmed.
+        tensorrt: Version of TensorRT; empty if not confirmed.
+        boards: The families of boards that it runs on.
+        source: Where this comes from.
+    """
+
+    versions: tuple[str, ...]
+    l4t: tuple[str, ...]
+    python: str
+    cuda: str
+    tensorrt: str
+    boards: tuple[str, ...]
+    source: str
+
+    @property
+    def name(self) -> str:
+        """As ``"JetPack 6.1, 6.2"``."""
+        return f"JetPack {', '.join(self.versions)}"
+
+
+JETPACKS = (
+    JetPack(("5.0.2",), ("35.1",), "3.8", "11.4", "8.4.1", ("Xavier", "Orin"), "developer.nvidia.com: jetpack-sdk-502"),
+    JetPack(("5.1",), ("35.2",), "3.8", "11.4", "8.5.2", ("Xavier", "Orin"), "developer.nvidia.com: jetpack-sdk-51"),
+    JetPack(("6.0",), ("36.2", "36.3"), "3.10", "", "", ("Orin",), "docs.nvidia.com: jetson/jetpack/6.0DP"),
+    JetPack(("6.1", "6.2"), ("36.4", "36.5"), "3.10", "12.6", "10.3", ("Orin",), "pytorch/TensorRT: docs on JetPack"),
+    JetPack(
+        ("7.0", "7.1"),
+        ("38.2", "38.4"),
+        "3.12",
+        "13.0",
+        "10.13",
+        ("Thor",),
+        "NVIDIA's archive pages (L4T, CUDA); roboflow/inference #1935 and jetson-containers #1263 (TensorRT)",
+    ),
+    JetPack(
+        ("7.2",),
+        ("39.2",),
+        "3.12",
+        "13.2",
+        "10.16",
+        ("Orin", "Thor"),
+        "NVIDIA/TensorRT #4832, OE4T/meta-tegra #2224; from 7.2.2 on TensorRT 11.4.1 can be installed (its SBSA build)",
+    ),
+)
+"""Oldest first. krl needs TensorRT 10.3, hence JetPack 6.1; Xavier boards end with JetPack 5."""
+
+
+def jetpack_here() -> JetPack | None:
+    """Return the JetPack of this machine, ``None`` if it is no Jetson or its release is not known."""
+    release = version_tuple(jetson_release() or "")
+    return next((jp for jp in JETPACKS if any(version_tuple(l4t) == release[:2] for l4t in jp.l4t)), None)
+
+
+def jetpacks_with(major: int) -> tuple[JetPack, ...]:
+    """Return the releases of JetPack that come with a major version of TensorRT."""
+    return tuple(jp for jp in JETPACKS if version_tuple(jp.tensorrt)[:1] == (major,))

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from krl_compress.distillers import KINDS, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_term
+from krl_compress.distillers.places import Taps, list_places, match_places
+from krl_runtime.errors import UsageError
+from krl_runtime.preprocess import Preprocessing
+from krl_train.config import AugmentConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet
+from krl_train.loop import BatchStream
+from krl_train.models import Network, build_model
+from krl_train.tasks import Batch, Placement
+
+
+def network(name: str = "resnet8", seed: int = 0, classes: int = 4, size: int = 32) -> Network:
+    torch.manual_seed(seed)
+    return Network(build_model(name, classes, 3), Preprocessing(size, size))
+
+
+def batch(count: int = 8, size: int = 32, classes: int = 4) -> Batch:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, size, size)).astype(np.uint8))
+    return Batch(pixels, torch.arange(count) % classes, torch.arange(count), 0)
+
+
+LABELS = torch.arange(64) % 4
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "ce"])
+def test_every_loss_can_be_a_term_and_teaches(name: str) -> None:
+    options = ":negatives=32" if name == "crd" else ""
+    torch.manual_seed(3)
+    objective = Distiller(
+        network("resnet8"), FrozenTeacher(network("resnet20", seed=1)), [parse_term(name + options)], labels=LABELS
+    )
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1e-4)
+    parts = objective(batch())
+    assert set(parts) == {"loss", name}
+    assert parts["loss"].item() == pytest.approx(KINDS[name].weight * parts[name].item(), rel=1e-5)
+    parts["loss"].backward()
+    gradient = sum(p.grad.abs().sum() for p in objective.network.parameters() if p.grad is not None)
+    assert 0 < gradient < float("inf")
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in objective.teacher.network.parameters())
+    # nothing of a loss but the student's own weights is in what a run keeps
+    assert set(objective.network.backbone.state_dict()) == set(network("resnet8").backbone.state_dict())
+
+
+def test_terms_are_weighted_and_warmed_up() -> None:
+    terms = [parse_term("ce:weight=0.5"), parse_term("kd:weight=2,warmup=4,temperature=3")]
+    objective = Distiller(network(), FrozenTeacher(network("resnet20", seed=1)), terms).eval()
+    for epoch, factor in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+        parts = objective(replace(batch(), epoch=epoch))
+        expected = 0.5 * parts["ce"] + 2 * factor * parts["kd"]
+        torch.testing.assert_close(parts["loss"], expected)
+
+
+def test_standardised_terms_ignore_the_scale_of_logits() -> None:
+    from krl_compress.losses import kd, standardise
+
+    student, teacher = network(), network("resnet20", seed=1)
+    objective = Distiller(student, FrozenTeacher(teacher), [parse_term("kd:temperature=2,standardise")]).eval()
+    with torch.no_grad():
+        z_s, z_t = student.eval()(batch().pixels), teacher.eval()(batch().pixels)
+    value = objective(batch())["kd"]
+    torch.testing.assert_close(value.detach(), standardise(kd)(7 * z_s + 3, z_t, temperature=2.0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kdd", r"unknown loss 'kdd' \(did you mean 'kd'\?\); accepted: ce, kd"),
+        ("kd:temprature=3", r"kd has no 'temprature' \(did you mean 'temperature'\?\)"),
+        ("kd:temperature=warm", "temperature is 'warm'; accepted: a number"),
+        ("at:standardise", "does not compare logits"),
+    ],
+)
+def test_wrong_terms_say_what_is_accepted(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_term(text)
+
+
+def test_a_loss_given_twice_and_none_at_all() -> None:
+    with pytest.raises(UsageError, match="given twice"):
+        Distiller(network(), None, [parse_term("ce"), parse_term("ce:weight=2")])
+    with pytest.raises(UsageError, match="no loss to minimise"):
+        Distiller(network(), None, [])
+
+
+def test_places_of_cifar_networks_are_their_stages() -> None:
+    pairs = match_places(network("resnet8"), network("resnet56"), ())
+    assert [(a.name, b.name) for a, b in pairs] == [("layer1", "layer1"), ("layer2", "layer2"), ("layer3", "layer3")]
+    assert [a.shape for a, _ in pairs] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_places_match_by_resolution_across_architectures_and_sizes() -> None:
+    pairs = match_places(network("mobilenet_v3_small", size=64), network("resnet18", size=96), ())
+    assert [round(64 / a.shape[1]) for a, _ in pairs] == [round(96 / b.shape[1]) for _, b in pairs]
+    assert pairs[-1][1].name == "layer4"
+    assert len(pairs) >= 4
+
+
+def test_places_can_be_named_and_wrong_names_list_the_candidates() -> None:
+    pairs = match_places(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
+    assert [(a.name, b.name) for a, b in pairs] == [("layer2.0", "layer2.1"), ("layer3", "layer3")]
+    with pytest.raises(UsageError, match=r"--at layer9: the student has no feature map 'layer9'; it has: conv1 16"):
+        match_places(network("resnet8"), network("resnet20"), ["layer9"])
+    with pytest.raises(UsageError, match=r"teacher has no feature map 'stem'"):
+        match_places(network("resnet8"), network("resnet20"), ["layer1=stem"])
+
+
+def test_networks_without_a_common_resolution_list_the_candidates() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shrink = torch.nn.Conv2d(3, 4, 5, stride=5)
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.shrink(x).mean((2, 3)))
+
+    odd = Network(Flat(), Preprocessing(32, 32))
+    with pytest.raises(UsageError, match=r"share no resolution; name places with --at.*shrink 4×6×6.*layer1 16×32×32"):
+        match_places(odd, network("resnet8"), ())
+
+
+def test_taps_read_what_the_modules_put_out() -> None:
+    net = network("resnet8").eval()
+    taps = Taps(net, ["layer1", "layer3"], embedding=True)
+    with taps.reading() as features:
+        logits = net(batch().pixels)
+    x = net.backbone.bn1(net.backbone.conv1(batch().pixels * net.scale + net.offset)).relu()
+    first = net.backbone.layer1(x)
+    third = net.backbone.layer3(net.backbone.layer2(first))
+    torch.testing.assert_close(features.maps[0], first)
+    torch.testing.assert_close(features.maps[1], third)
+    torch.testing.assert_close(net.backbone.linear(features.embedding), logits)
+    assert not net.backbone.layer1._forward_hooks  # nothing stays behind
+    assert list_places(net)[0].name == "conv1"
+
+
+class Fixed:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+    def __call__(self, given: Batch) -> torch.Tensor:
+        return self.logits
+
+
+def test_fusion_is_the_hand_computed_mixture() -> None:
+    first, second = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 4.0]])
+    given = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]), torch.arange(2), 0)
+    teachers = [Fixed(first), Fixed(second)]
+    torch.testing.assert_close(FusedTeacher(teachers, "mean")(given), (first + second) / 2)
+
+    def ce(z: np.ndarray, y: int) -> float:
+        return float(np.log(np.exp(z).sum()) - z[y])
+
+    rows = []
+    for n, y in enumerate((0, 1)):
+        entropies = np.array([ce(first[n].numpy(), y), ce(second[n].numpy(), y)])
+        weights = 1 - np.exp(entropies) / np.exp(entropies).sum()  # K − 1 = 1
+        rows.append(weights[0] * first[n].numpy() + weights[1] * second[n].numpy())
+    np.testing.assert_allclose(FusedTeacher(teachers, "confidence")(given).numpy(), rows, rtol=1e-5)
+
+    recall = torch.tensor([[0.9, 0.2], [0.5, 0.6]])  # the first knows class 0 better, the second class 1
+    torch.testing.assert_close(FusedTeacher(teachers, "class", recall)(given), torch.stack([first[0], second[1]]))
+    with pytest.raises(UsageError, match="fusion takes two or more"):
+        FusedTeacher(teachers[:1], "mean")
+
+
+def test_features_need_a_live_teacher() -> None:
+    with pytest.raises(UsageError, match="need one live teacher"):
+        Distiller(network(), Fixed(torch.zeros(8, 4)), [parse_term("at")])
+
+
+def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32)).astype(np.uint8)
+    data = PixelSet(pixels, [0, 1, 2, 3] * 4)
+    config = AugmentConfig(mixup=1.0, crop_padding=0, flip="none")
+    augmentation = Augmentation.resolve(config, Preprocessing(32, 32), flip=True, seed=0)
+    mixed = next(BatchStream(data, augmentation, 8, seed=0).epoch(0, 0, Placement(torch.device("cpu"))))
+    assert mixed.share is not None
+    assert 0.5 <= mixed.share <= 1
+    plain = torch.from_numpy(pixels)[mixed.indices].float()
+    torch.testing.assert_close(mixed.pixels, mixed.share * plain + (1 - mixed.share) * plain.roll(1, 0))
+    objective = Distiller(network(), None, [parse_term("ce")]).eval()
+    logits = objective.network(mixed.pixels)
+    log_p = logits.log_softmax(1)
+    rows = torch.arange(8)
+    own, other = log_p[rows, data.labels[mixed.indices]], log_p[rows, data.labels[mixed.indices].roll(1)]
+    expected = -(mixed.share * own + (1 - mixed.share) * other).mean()
+    torch.testing.assert_close(objective(mixed)["ce"], expected)
+    with pytest.raises(UsageError, match="one label for each picture"):
+        Distiller(network(), FrozenTeacher(network("resnet20")), [parse_term("dkd")])(mixed)
+
+
+def test_peers_minimise_the_formula() -> None:
+    nets = [network("resnet8", seed=seed).eval() for seed in (0, 1, 2)]
+    data = PixelSet(batch().pixels.numpy(), batch().labels.tolist())
+    optim = OptimConfig(lr=0.1)
+
+    def losses(tutors, temperature: float, weight: float) -> list[float]:
+        task = PeerTask(
+            nets,
+            tutors,
+            optim,
+            temperature=temperature,
+            weight=weight,
+            steps=1,
+            batch_size=8,
+            val=data,
+            labels=tuple("abcd"),
+        )
+        parts = task.step(batch(), lambda name, loss: None)
+        return [parts[f"net{index}"].item() for index in range(3)]
+
+    with torch.no_grad():
+        z = [net(batch().pixels).double().numpy() for net in nets]
+
+    def softmax(logits: np.ndarray) -> np.ndarray:
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    def kl(p: np.ndarray, q: np.ndarray) -> float:
+        return float((p * np.log(p / q)).sum(1).mean())
+
+    y = np.arange(8) % 4
+    ce = [-np.log(softmax(each)[np.arange(8), y]).mean() for each in z]
+    p = [softmax(each) for each in z]
+    mutual = [ce[i] + sum(kl(p[j], p[i]) for j in range(3) if j != i) / 2 for i in range(3)]
+    np.testing.assert_allclose(losses([[1, 2], [0, 2], [0, 1]], 1.0, 1.0), mutual, rtol=1e-5)
+    q = [softmax(each / 4) for each in z]
+    joint = [ce[0] + 0.5 * 16 * kl(q[1], q[0]), ce[1], ce[2]]
+    np.testing.assert_allclose(losses([[1], [], []], 4.0, 0.5), joint, rtol=1e-5)
+
+
+def test_tutors_get_no_gradient_from_their_pupils() -> None:
+    nets = [network("resnet8", seed=seed) for seed in (0, 1)]
+    data = PixelSet(batch().pixels.numpy(), batch().labels.tolist())
+    task = PeerTask(
+        nets,
+        [[1], []],
+        OptimConfig(),
+        temperature=4.0,
+        weight=1.0,
+        steps=1,
+        batch_size=8,
+        val=data,
+        labels=tuple("abcd"),
+    )
+    found = {}
+
+    def update(name: str, loss: torch.Tensor) -> None:
+        for net in nets:
+            net.zero_grad()
+        loss.backward()
+        found[name] = [any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters()) for net in nets]
+
+    task.step(batch(), update)
+    assert found == {"net0": [True, False], "net1": [False, True]}
+
+
+TWO = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_runtime.preprocess import Preprocessing
+from krl_train.models import Network
+from krl_train.tasks import Batch
+
+class Net(torch.nn.Module):  # without batch normalisation, whose statistics are each process's own
+    def __init__(self, width):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.linear = torch.nn.Linear(width, 4)
+    def forward(self, x):
+        return self.linear(self.conv(x).tanh().mean((2, 3)))
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+mine = slice(rank, None, world)
+for name in sys.argv[1:]:
+    torch.manual_seed(0)
+    student, teacher = (Network(Net(width), Preprocessing(16, 16)).double() for width in (6, 9))
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=generator).double()
+    labels = torch.arange(8) % 4
+    objective = Distiller(student, FrozenTeacher(teacher), [parse_term(name)], labels=torch.arange(32) % 4).double()
+    model = DistributedDataParallel(objective)
+    parts = model(Batch(pixels[mine], labels[mine], torch.arange(8)[mine], 0))
+    parts["loss"].backward()
+    gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
+    if rank == 0:
+        print(repr(parts["loss"].item()), repr(gradient.norm().item()), repr(gradient.sum().item()))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compute_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    terms = ["rkd", "sp", "dist", "pkt", "mlkd", "cc", "crd:negatives=8", "kd"]
+    results = []
+    for processes in ("1", "2"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
+        command += ["--master-port", str(29000 + os.getpid() % 1000), str(script), *terms]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results.append(np.array([[float(value) for value in line.split()] for line in done.stdout.splitlines()]))
+    alone, shared = results
+    assert alone.shape == shared.shape == (len(terms), 3)
+    np.testing.assert_allclose(shared[:, 1:], alone[:, 1:], rtol=1e-6, err_msg="gradient norm and sum")
+    # the last is a mean over the samples: each process has its own half of it, and gradients are averaged
+    np.testing.assert_allclose(shared[:-1, 0], alone[:-1, 0], rtol=1e-6, err_msg="loss")

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from _helpers.graphs import constants, graph, node, ops, run
+from krl_deploy.graph.cleanup import clean
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2, 3, 6, 6)).astype(np.float32)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def same(model, **feeds):
+    cleaned = clean(model)
+    for before, after in zip(run(model, **feeds), run(cleaned, **feeds), strict=True):
+        np.testing.assert_allclose(after, before, atol=2e-5)
+    return cleaned
+
+
+def test_batch_normalisation_and_constant_factors_move_into_the_convolution():
+    nodes = [
+        node("Conv", ["x", "w"], "c", pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], "b", epsilon=1e-3),
+        node("Mul", ["b", "factor"], "m"),
+        node("Add", ["offset", "m"], "y"),
+    ]
+    values = {
+        "w": normal(4, 3, 3, 3),
+        "gamma": normal(4),
+        "beta": normal(4),
+        "mean": normal(4),
+        "var": np.abs(normal(4)) + 0.1,
+        "factor": normal(4, 1, 1),
+        "offset": normal(1, 4, 1, 1),
+    }
+    cleaned = same(graph(nodes, {"x": ["batch", 3, 6, 6]}, {"y": ["batch", 4, 6, 6]}, values), x=X)
+    assert ops(cleaned) == ["Conv"]
+
+
+def test_batch_normalisation_moves_into_a_transposed_convolution():
+    nodes = [
+        node("ConvTranspose", ["x", "w", "bias"], "c", strides=[2, 2]),
+        node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], "y"),
+    ]
+    values = {"w": normal(3, 5, 2, 2), "bias": normal(5), "gamma": normal(5), "beta": normal(5), "mean": normal(5)}
+    values["var"] = np.abs(normal(5)) + 0.1
+    cleaned = same(graph(nodes, {"x": ["batch", 3, 6, 6]}, {"y": ["batch", 5, 12, 12]}, values), x=X)
+    assert ops(cleaned) == ["ConvTranspose"]
+
+
+def test_what_others_read_is_not_folded():
+    """The convolution's output is read twice, once before the offset: folding would change the other reader."""
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Add", ["c", "offset"], "a"),
+        node("Mul", ["a", "c"], "y"),
+    ]
+    values = {"w": normal(4, 3, 1, 1), "offset": normal(4, 1, 1)}
+    cleaned = same(graph(nodes, {"x": ["batch", 3, 6, 6]}, {"y": ["batch", 4, 6, 6]}, values), x=X)
+    assert ops(cleaned) == ["Conv", "Add", "Mul"]
+
+
+def test_an_offset_along_another_axis_is_not_folded():
+    nodes = [node("Conv", ["x", "w"], "c"), node("Add", ["c", "offset"], "y")]
+    values = {"w": normal(4, 3, 1, 1), "offset": normal(6)}
+    cleaned = same(graph(nodes, {"x": ["batch", 3, 6, 6]}, {"y": ["batch", 4, 6, 6]}, values), x=X)
+    assert ops(cleaned) == ["Conv", "Add"]
+
+
+def test_constants_identity_and_dropout_go():
+    constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32([2.0]), "k"))
+    nodes = [
+        constant,
+        node("Identity", ["k"], "k2"),
+        node("Dropout", ["x"], "d"),
+        node("Mul", ["d", "k2"], "m"),
+        node("Identity", ["m"], "y"),
+    ]
+    cleaned = same(graph(nodes, {"x": [2]}, {"y": [2]}), x=np.float32([1, 3]))
+    assert ops(cleaned) == ["Mul"]
+    assert cleaned.graph.output[0].name == "y"
+
+
+def test_an_input_that_is_an_output_keeps_its_identity():
+    cleaned = same(graph([node("Identity", ["x"], "y")], {"x": [2]}, {"y": [2]}), x=np.float32([1, 3]))
+    assert ops(cleaned) == ["Identity"]
+
+
+def test_computations_on_constants_are_done_once():
+    nodes = [node("Reshape", ["p", "shape"], "w"), node("MatMul", ["x", "w"], "y")]
+    values = {"p": np.arange(6, dtype=np.float32), "shape": np.int64([2, 3])}
+    cleaned = same(graph(nodes, {"x": [1, 2]}, {"y": [1, 3]}, values), x=np.float32([[1, 1]]))
+    assert ops(cleaned) == ["MatMul"]
+    assert constants(cleaned)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_quantised_weight_is_not_folded_back():
+    nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
+    values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
+    cleaned = clean(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values))
+    assert ops(cleaned) == ["DequantizeLinear", "MatMul"]
+
+
+def test_shared_weights_and_biases_are_given_to_each_node():
+    """What legacy exports share through Identity kept ONNX Runtime from quantising 16 of 20 convolutions."""
+    nodes = [
+        node("Identity", ["bias"], "bias2"),
+        node("Conv", ["x", "w", "bias"], "a"),
+        node("Conv", ["a", "w", "bias2"], "y"),
+    ]
+    values = {"w": normal(3, 3, 1, 1), "bias": normal(3)}
+    cleaned = same(graph(nodes, {"x": ["batch", 3, 6, 6]}, {"y": ["batch", 3, 6, 6]}, values), x=X)
+    first, second = cleaned.graph.node
+    assert not set(first.input[1:]) & set(second.input[1:])
+
+
+def test_matmul_and_its_bias_become_one_gemm():
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Add", ["bias", "m"], "y")]
+    values = {"w": normal(6, 4), "bias": normal(1, 4)}
+    x = normal(2, 6)
+    cleaned = same(graph(nodes, {"x": ["batch", 6]}, {"y": ["batch", 4]}, values), x=x)
+    assert ops(cleaned) == ["Gemm"]
+
+
+def test_matmul_of_a_batch_of_matrices_stays():
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Add", ["m", "bias"], "y")]
+    values = {"w": normal(6, 4), "bias": normal(4)}
+    cleaned = same(graph(nodes, {"x": ["batch", 5, 6]}, {"y": ["batch", 5, 4]}, values), x=normal(2, 5, 6))
+    assert ops(cleaned) == ["MatMul", "Add"]
+
+
+def test_where_it_came_from_is_forgotten():
+    model = graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]})
+    entry = model.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "stack_trace", "/home/somebody/secret.py"
+    model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = "/home/somebody"
+    assert b"somebody" not in clean(model).SerializeToString()
