@@ -6,22 +6,26 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ._version import __version__
-from .bundle import Bundle
+from .bundle import MANIFEST, Bundle
 from .commandline import guard, print_json, progress, table
-from .errors import BackendError, CheckFailedError, DataError, ImageError
+from .errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
 from .pictures import OnBadImage, find_pictures, report_bad
 from .pipelines import load
 from .pipelines.classifier import Classification, Classifier
+from .serve import ServeConfig, serve
 
 __all__ = ["main"]
 
 _PROG = "krl-runtime"
+_KINDS = ("tensorrt", "cuda", "openvino-bf16", "openvino", "cpu")
+_MAX_DROP_HELP = "points of top-1 that a variant may lose by the bundle's evidence (default: 1)"
 _log = logging.getLogger("krl")
 
 
@@ -44,8 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     classify = _command(commands, "classify", _classify, "say what pictures show")
-    _bundle(classify)
-    classify.add_argument("pictures", nargs="+", type=Path, metavar="FILE", help="pictures, or folders of pictures")
+    classify.add_argument(
+        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
+    )
+    classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes in an answer (default: 5)")
     classify.add_argument(
         "--on-bad-image",
@@ -62,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     _bundle(test)
     _threads(test)
 
+    tune = _command(commands, "tune", _tune, "measure which variant and backend is fastest here, and keep it for load")
+    _bundle(tune)
+    tune.add_argument("--max-drop", type=_points, default=1.0, metavar="P", help=_MAX_DROP_HELP)
+    tune.add_argument(
+        "--threads", type=_positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
+    )
+    tune.add_argument("--rounds", type=_positive, default=7, metavar="N", help="measurements of each (default: 7)")
+
     bench = _command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
     _bundle(bench)
     bench.add_argument("--image", type=Path, metavar="FILE", help="picture to measure with (default: a golden input)")
@@ -69,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--warmup", type=_natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
     bench.add_argument("--iterations", type=_positive, default=100, metavar="N", help="iterations (default: 100)")
     _model_options(bench)
+
+    serve = _command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
+    _bundle(serve)
+    serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
+    for name, kind, default, text in (
+        ("port", _natural, ServeConfig.port, "port to listen on, 0 for any free one"),
+        ("workers", _positive, ServeConfig.workers, "requests worked on at once"),
+        ("queue", _natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
+        ("max-body-mb", _positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
+        ("max-megapixels", _positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
+    ):
+        serve.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    _model_options(serve, threads=1)
 
     _command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
     return parser
@@ -85,22 +112,24 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="NAME.krl", help="the bundle, a folder")
 
 
-def _threads(parser: argparse.ArgumentParser) -> None:
+def _threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    shown = default or "one a physical core"
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads for one call (default: one a physical core)"
+        "--threads", type=_positive, default=default, metavar="N", help=f"CPU threads for one call (default: {shown})"
     )
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
+def _model_options(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
     parser.add_argument("--variant", metavar="NAME", help="fp32, fp16 or int8 (default: the bundle's for the device)")
     parser.add_argument(
         "--backend",
-        choices=("auto", "tensorrt", "cuda", "cpu"),
+        choices=("auto", *_KINDS),
         default="auto",
-        help="where to begin in the order TensorRT, CUDA, CPU (default: auto, at the beginning)",
+        help="where to begin in the order TensorRT, CUDA, CPU, which has OpenVINO only if asked for (default: auto, "
+        f"what {_PROG} tune chose, else the beginning)",
     )
-    parser.add_argument("--require", choices=("tensorrt", "cuda", "cpu"), help="run on this or not at all")
-    _threads(parser)
+    parser.add_argument("--require", choices=_KINDS, help="run on this or not at all")
+    _threads(parser, threads)
 
 
 def _positive(text: str) -> int:
@@ -115,6 +144,16 @@ def _at_least(minimum: int, text: str) -> int:
     if not text.isdecimal() or int(text) < minimum:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {minimum} or more")
     return int(text)
+
+
+def _points(text: str) -> float:
+    try:
+        points = float(text)
+    except ValueError:
+        points = -1
+    if not 0 <= points <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: 0 to 100")
+    return points
 
 
 def _load(arguments: argparse.Namespace) -> Classifier:
@@ -138,7 +177,8 @@ def _where(model: Classifier) -> dict[str, Any]:
 
 
 def _classify(arguments: argparse.Namespace) -> None:
-    files = _expand(arguments.pictures, arguments.on_bad_image)
+    arguments.bundle, pictures = _bundle_and_pictures(arguments.bundle, arguments.paths)
+    files = _expand(pictures, arguments.on_bad_image)
     with _load(arguments) as model:
         answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
         report_bad(list(bad.values()), arguments.on_bad_image)
@@ -161,6 +201,23 @@ def _classify(arguments: argparse.Namespace) -> None:
         for file, answer in answers.items()
     ]
     print(table(("file", "answer", "score", "then"), rows))
+
+
+def _bundle_and_pictures(bundle: Path | None, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Tell the bundle from the pictures: what ``--bundle`` gives, else the one path that is a bundle.
+
+    Where none is, the first path is taken for it, so that the message says what is wrong with that one.
+    """
+    if bundle is not None:
+        return bundle, list(paths)
+    bundles = [path for path in paths if (path / MANIFEST).is_file()]
+    if len(bundles) > 1:
+        raise UsageError(f"{len(bundles)} bundles were given: {', '.join(map(str, bundles))}; give one")
+    chosen = bundles[0] if bundles else paths[0]
+    pictures = [path for path in paths if path != chosen]
+    if not pictures:
+        raise UsageError(f"no pictures were given beside {chosen}; accepted: a bundle, and picture files or folders")
+    return chosen, pictures
 
 
 def _expand(paths: Sequence[Path], on_bad: OnBadImage) -> list[Path]:
@@ -193,37 +250,14 @@ def _answer(
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from .info import describe
+
     bundle = Bundle.open(arguments.bundle)
     bundle.verify()
-    manifest = bundle.manifest
     if arguments.json:
-        print_json({"path": str(bundle.path), "verified": True, **json.loads(manifest.to_bytes())})
+        print_json({"path": str(bundle.path), "verified": True, **json.loads(bundle.manifest.to_bytes())})
         return
-    labels = ", ".join(manifest.labels[:8]) + (" …" if len(manifest.labels) > 8 else "")
-    rows = [
-        ("name", manifest.name),
-        ("task", manifest.task),
-        ("input", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs)),
-        ("output", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.outputs)),
-        ("preprocessing", ", ".join(f"{key} {value}" for key, value in manifest.preprocessing.to_dict().items())),
-        ("labels", f"{len(manifest.labels)}: {labels}"),
-        ("defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"),
-        *((f"evidence {key}", json.dumps(value, ensure_ascii=False)) for key, value in manifest.evidence.items()),
-        *((f"source {key}", json.dumps(value, ensure_ascii=False)) for key, value in manifest.source.items()),
-        ("files", f"{len(manifest.files)}, every SHA-256 checked"),
-    ]
-    print(table(("field", "value"), rows))
-    variants = [
-        (name, variant.file, manifest.files[variant.file].size, variant.cpu_file, variant.tolerance, variant.agreement)
-        for name, variant in manifest.variants.items()
-    ]
-    print("\n" + table(("variant", "file", "bytes", "file for CPUs", "tolerance", "agreement"), variants))
-    if manifest.engines:
-        engines = [
-            (engine.variant, engine.tensorrt, engine.gpu, engine.platform, "..".join(map(str, engine.profile)))
-            for engine in manifest.engines.values()
-        ]
-        print("\n" + table(("engine of", "TensorRT", "GPU", "platform", "batch min..best..max"), engines))
+    print(describe(bundle))
 
 
 def _selftest(arguments: argparse.Namespace) -> None:
@@ -257,6 +291,32 @@ def _selftest(arguments: argparse.Namespace) -> None:
         raise BackendError(f"nothing was tested: no backend is here; {_PROG} doctor says why")
 
 
+def _tune(arguments: argparse.Namespace) -> None:
+    from .tune import tune
+    from .tuning import tuning_file
+
+    bundle = Bundle.open(arguments.bundle)
+    tuning = tune(bundle, max_drop=arguments.max_drop, threads=arguments.threads, rounds=arguments.rounds)
+    file = tuning_file(bundle)
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "file": str(file), **asdict(tuning)})
+        return
+    best = tuning.measurements[0]
+    rows = [
+        (
+            item.variant,
+            item.kind,
+            item.threads,
+            None if item.milliseconds is None else f"{item.milliseconds:.3f}",
+            None if item.max_abs_error is None else f"{item.max_abs_error:.2e}",
+            item.cause.partition("; ")[0] or ("chosen" if item is best else ""),
+        )
+        for item in tuning.measurements
+    ]
+    print(table(("variant", "backend", "threads", "ms", "max error", "remark"), rows))
+    print(f"\nkept in {file}; krl_runtime.load uses it on this device until the bundle changes")
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     from time import perf_counter
 
@@ -287,6 +347,26 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(f"throughput:     {result['throughput_per_s']:.1f} pictures/s")
     print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
     print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    config = ServeConfig(
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        queue=arguments.queue,
+        max_body_bytes=arguments.max_body_mb << 20,
+        max_pixels=arguments.max_megapixels * 10**6,
+    )
+    with _load(arguments) as model:
+
+        def started(url: str) -> None:
+            _log.info("%s: listening on %s", model.bundle.manifest.name, url)
+            if arguments.json:
+                print_json({**_where(model), "url": url})
+                sys.stdout.flush()
+
+        serve(model, config, started=started)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import base64
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,7 @@ def examine() -> tuple[Finding, ...]:
         *_jetson(),
         _session(cuda=False),
         _session(cuda=True),
+        *_openvino(),
         _cuda(),
         _tensorrt(),
     )
@@ -106,6 +108,25 @@ def _session(*, cuda: bool) -> Finding:
     import onnxruntime
 
     return Finding(component, "ok", f"onnxruntime {onnxruntime.__version__} ran a model", runs_models=True)
+
+
+def _openvino() -> Iterator[Finding]:
+    """Run a model on OpenVINO; nothing where it is not installed, since nothing needs it."""
+    if find_spec("openvino") is None:
+        return
+    try:
+        import openvino
+
+        core = openvino.Core()
+        answer = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
+        if answer.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+    except Exception as error:  # see _session
+        yield _fault("openvino", error, "reinstall openvino")
+        return
+    can = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    detail = f"openvino {openvino.__version__.partition('-')[0]} ran a model; this CPU does {can}"
+    yield Finding("openvino", "ok", detail, runs_models=True)
 
 
 def _cuda() -> Finding:

@@ -35,6 +35,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "UsageError",
+    "distribution",
     "require",
 ]
 
@@ -92,11 +93,11 @@ class MissingExtraError(KrlError):
         self.extra = extra
         super().__init__(
             f"{purpose} needs {library}, which is not installed; install it with: "
-            f"pip install '{_distribution()}[{extra}]'"
+            f"pip install '{distribution()}[{extra}]'"
         )
 
 
-def _distribution() -> str:
+def distribution() -> str:
     """Return the distribution that brought this package: ``krl``, or ``krl-runtime`` on a device."""
     from importlib import metadata
 

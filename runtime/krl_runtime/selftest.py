@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .backends.base import Backend, check_inputs
 from .backends.select import KINDS, Kind, open_backend
-from .bundle import Bundle, Variant
+from .bundle import Bundle, Manifest, Variant
 from .errors import BackendError, BundleError, MissingExtraError
 from .pipelines.classifier import batch_limit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Replay", "golden_arrays", "selftest"]
+__all__ = ["Replay", "compare", "golden_arrays", "replay", "selftest"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Replay:
 
     Attributes:
         variant: Name of the variant.
-        kind: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``.
+        kind: ``"tensorrt"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` where that is installed.
         state: ``"passed"``, ``"failed"``, or ``"unavailable"`` where this machine has no such backend.
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
@@ -59,7 +60,9 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     """
     bundle.verify()
     golden = golden_arrays(bundle)
-    return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in KINDS)
+    # BF16 is left out: no variant's tolerance is meant for it; krl-runtime tune says what it is held to.
+    kinds: tuple[Kind, ...] = (*KINDS, "openvino") if find_spec("openvino") else KINDS
+    return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 
 
 def golden_arrays(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
@@ -86,8 +89,8 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
     except MissingExtraError as error:
         return Replay(name, kind, "unavailable", cause=str(error))
     except BackendError as error:
-        # Where ONNX Runtime is installed its CPU provider is there: then it is the variant that is at fault.
-        return Replay(name, kind, "failed" if kind == "cpu" else "unavailable", cause=str(error))
+        # Where they are installed they can run on any CPU: then it is the variant that is at fault.
+        return Replay(name, kind, "failed" if kind in ("cpu", "openvino") else "unavailable", cause=str(error))
     try:
         return _judge(bundle, name, kind, backend, golden)
     except BackendError as error:
@@ -98,9 +101,40 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
 
 def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
     variant: Variant = bundle.manifest.variants[name]
-    outputs = _replay(bundle, backend, golden)
-    errors = [float(np.abs(outputs[key].astype(np.float64) - golden[key]).max()) for key in outputs]
-    key = bundle.manifest.outputs[0].name
+    error, agreement, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
+    return Replay(
+        name,
+        kind,
+        "failed" if cause else "passed",
+        inputs=len(golden[bundle.manifest.outputs[0].name]),
+        max_abs_error=error,
+        tolerance=variant.tolerance,
+        agreement=agreement,
+        required_agreement=variant.agreement,
+        cause=cause,
+    )
+
+
+def compare(
+    manifest: Manifest,
+    variant: Variant,
+    outputs: Mapping[str, npt.NDArray[Any]],
+    golden: Mapping[str, npt.NDArray[Any]],
+) -> tuple[float, float, str]:
+    """Compare outputs with the golden ones.
+
+    Args:
+        manifest: Names the outputs; the first one has the top-1.
+        variant: Says what is accepted.
+        outputs: What was computed from the golden inputs, ``[N, ...]`` each.
+        golden: What torch computed from them.
+
+    Returns:
+        The largest absolute difference of any output, the share, 0 to 1, of inputs whose top-1 is the golden one,
+        and why that does not pass; empty if it does.
+    """
+    errors = [np.abs(outputs[spec.name].astype(np.float64) - golden[spec.name]).max() for spec in manifest.outputs]
+    key = manifest.outputs[0].name
     agreement = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
     error = float(np.max(errors))  # a NaN in any of them stays a NaN, and passes nothing
     causes = []
@@ -108,20 +142,10 @@ def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapp
         causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
     if not agreement >= variant.agreement:
         causes.append(f"top-1 agrees on {agreement:.1%} of the golden inputs, required are {variant.agreement:.1%}")
-    return Replay(
-        name,
-        kind,
-        "failed" if causes else "passed",
-        inputs=len(golden[key]),
-        max_abs_error=error,
-        tolerance=variant.tolerance,
-        agreement=agreement,
-        required_agreement=variant.agreement,
-        cause="; ".join(causes),
-    )
+    return error, agreement, "; ".join(causes)
 
 
-def _replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Run all golden inputs in batches of a bounded size; return the outputs under their names."""
     inputs = [spec.name for spec in bundle.manifest.inputs]
     limit = batch_limit(bundle)

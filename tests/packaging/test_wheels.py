@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "krl-train": ("fit", "evaluate", "import", "unpack"),
     "krl-compress": ("distill",),
-    "krl-deploy": ("export", "adopt", "quantize", "half", "build-engine", "inspect-engine"),
-    "krl-runtime": ("classify", "info", "selftest", "bench", "doctor"),
+    "krl-deploy": ("export", "adopt", "quantize", "half", "build-engine", "inspect-engine", "package"),
+    "krl-runtime": ("classify", "info", "selftest", "bench", "serve", "doctor"),
 }
 
 pytestmark = pytest.mark.slow

@@ -27,6 +27,7 @@ from krl_runtime import (
     load,
 )
 from krl_runtime.bundle import TensorSpec
+from krl_runtime.pipelines.classifier import _largest
 
 
 @pytest.fixture
@@ -106,6 +107,15 @@ def test_softmax_is_stable(model: Classifier, logits: list[float], scores: list[
 def test_ties_go_to_the_first_label(model: Classifier):
     (answer,) = model.interpret(np.float32([[2, 5, 5, 2]]))
     assert [label for label, _ in answer.top] == ["dog", "frog", "cat", "ship"]
+
+
+def test_the_largest_of_many_with_ties():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        values = rng.integers(-4, 5, 30).astype(np.float32)
+        expected = sorted(range(30), key=lambda place: (-values[place], place))
+        for count in (1, 5, 29, 30, 99):
+            assert _largest(values, count) == expected[:count]
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (4, 4), (100, 4)])

@@ -15,6 +15,9 @@ from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.doctor import Finding, can_run, examine
 
 
+pytestmark = pytest.mark.usefixtures("without_openvino")
+
+
 def found(component: str) -> Finding:
     (finding,) = [finding for finding in examine() if finding.component == component]
     return finding

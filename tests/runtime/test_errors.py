@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 
 import pytest
@@ -10,7 +11,7 @@ from krl_runtime.errors import CheckFailedError, KrlError, MissingExtraError, re
 
 def test_every_error_is_a_krl_error_with_exit_code_2_but_the_failed_check():
     for name in errors.__all__:
-        if name != "require":
+        if name not in ("distribution", "require"):
             assert issubclass(getattr(errors, name), KrlError)
             assert getattr(errors, name).exit_code == (1 if name == "CheckFailedError" else 2)
     assert CheckFailedError.exit_code == 1
@@ -46,3 +47,12 @@ def test_require_lets_a_broken_library_speak_for_itself(tmp_path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="not_there_either"):
         require("broken_library", extra="x", purpose="x")
+
+
+def test_tensorrt_is_installed_with_the_distribution_that_is_here(monkeypatch: pytest.MonkeyPatch):
+    from krl_runtime.backends import cuda
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(metadata, "metadata", lambda name: {"Name": name})
+    with pytest.raises(cuda.NoTensorRTError, match=r"pip install 'krl-runtime\[tensorrt\]'"):
+        cuda.tensorrt_version()

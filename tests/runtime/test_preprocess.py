@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from krl_runtime import ImageError, Preprocessing, UsageError
 from krl_runtime.preprocess import MAX_PIXELS, open_image
@@ -407,3 +410,93 @@ def test_to_dict_and_back():
     assert values["mean"] == [0.5]
     assert Preprocessing.from_dict(values) == spec
     assert (spec.shape, spec.mode, Preprocessing(8, 6).mode) == ((1, 8, 6), "L", "RGB")
+
+
+# Decoding scaled down.
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    """A real photograph, scaled up to what a camera gives; odd sizes, which JPEG pads."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    return Image.fromarray(datasets.load_sample_images().images[0]).resize((1283, 857), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("tolerance", [0.6, 1.5, 6.0])
+@pytest.mark.parametrize("extra", [{}, {"resize": "stretch"}, GREY], ids=["crop", "stretch", "grey"])
+def test_scaled_decoding_stays_within_its_tolerance(photograph, interpolation: str, tolerance: float, extra: dict):
+    exact = Preprocessing(64, 80, crop_fraction=0.875, interpolation=interpolation, **extra)
+    scaled = replace(exact, decode_tolerance=tolerance)
+    for data in (jpeg(photograph), jpeg(photograph, "MPO")):
+        difference = np.abs(scaled(data).astype(int) - exact(data))
+        assert 0 < difference.mean() <= tolerance
+    png = jpeg(photograph, "PNG")
+    assert np.array_equal(scaled(png), exact(png))
+    array = np.asarray(photograph)
+    assert np.array_equal(scaled(array), exact(array))
+    assert np.array_equal(scaled(photograph), exact(photograph))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_scaled_decoding_of_turned_pictures(photograph, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(photograph, exif=exif)
+    exact = Preprocessing(40, 90)
+    scaled = replace(exact, decode_tolerance=1.5)
+    for margin in (0, 8):
+        difference = np.abs(scaled(data, margin=margin).astype(int) - exact(data, margin=margin))
+        assert 0 < difference.mean() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "side", "scale"),
+    # A square of 1200 pixels: 1200 / side pixels for each of the output, of which 3, 2 or 1 have to be left.
+    [(0, 24, 1), (0.6, 401, 1), (0.6, 200, 2), (0.6, 100, 4), (0.6, 50, 8), (1.4, 150, 2), (1.5, 150, 4),
+     (5.9, 301, 1), (6, 600, 2), (6, 601, 1), (6, 150, 8), (255, 10, 8)],
+)  # fmt: skip
+def test_the_scale_of_the_decoder(monkeypatch: pytest.MonkeyPatch, tolerance: float, side: int, scale: int):
+    seen = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda self, *args: [draft(self, *args), seen.append(self.size)][0])
+    Preprocessing(side, side, decode_tolerance=tolerance)(encode(smooth(1200, 1200), "JPEG"))
+    assert seen == ([] if scale == 1 else [(1200 // scale, 1200 // scale)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decode_tolerance": 0.5}, "decode_tolerance is 0.5; accepted: 0 (exact), or 0.6 to 255"),
+        ({"decode_tolerance": -1}, "decode_tolerance is -1.0; accepted"),
+        ({"decode_tolerance": math.nan}, "decode_tolerance is nan; accepted"),
+        ({"decode_tolerance": 6, "interpolation": "nearest"}, "cannot be kept with interpolation nearest"),
+    ],
+)
+def test_the_tolerance_is_checked(changes: dict, message: str):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Preprocessing(8, 8, **changes)
+
+
+def test_exact_decoding_is_not_written_so_that_older_manifests_stay_valid():
+    assert "decode_tolerance" not in Preprocessing(8, 8).to_dict()
+    spec = Preprocessing(8, 8, decode_tolerance=1.5)
+    assert spec.to_dict()["decode_tolerance"] == 1.5
+    assert Preprocessing.from_dict(spec.to_dict()) == spec
+
+
+def test_an_array_of_the_right_size_is_not_taken_for_its_transpose():
+    assert Preprocessing(3, 5, crop_fraction=1.0)(noise(3, 5)).shape == (3, 3, 5)
+    grey = Preprocessing(6, 5, resize="stretch", **GREY)
+    picture = noise(6, 5)
+    assert np.array_equal(grey(picture), grey(Image.fromarray(picture)))
+    cut = Preprocessing(8, 8, crop_fraction=0.5)
+    picture = noise(8, 8)
+    assert np.array_equal(cut(picture), cut(Image.fromarray(picture)))
+    assert not np.array_equal(cut(picture), picture.transpose(2, 0, 1))

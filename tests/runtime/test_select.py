@@ -109,8 +109,8 @@ def test_backend_says_where_to_begin_and_goes_on_from_there(bundle: Bundle):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "gpu"}, "backend is 'gpu'; accepted: auto, tensorrt, cuda, cpu"),
-        ({"require": "auto"}, "require is 'auto'; accepted: tensorrt, cuda, cpu"),
+        ({"backend": "gpu"}, "backend is 'gpu'; accepted: auto, tensorrt, cuda, openvino-bf16, openvino, cpu"),
+        ({"require": "auto"}, "require is 'auto'; accepted: tensorrt, cuda, openvino-bf16, openvino, cpu"),
         ({"backend": "cpu", "require": "cuda"}, "backend is 'cpu' but require is 'cuda'; give one of them"),
         (
             {"variant": "int4"},

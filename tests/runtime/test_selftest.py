@@ -13,6 +13,8 @@ from krl_runtime import Bundle, BundleError, Preprocessing
 from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from krl_runtime.selftest import Replay, golden_arrays, selftest
 
+pytestmark = pytest.mark.usefixtures("without_openvino")
+
 SPEC = Preprocessing(12, 10)
 
 

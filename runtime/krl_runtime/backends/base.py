@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,16 +13,19 @@ from krl_runtime.errors import BackendError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.bundle import TensorSpec
+    from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "check_inputs"]
+__all__ = ["Backend", "check_graph", "check_inputs", "keeps_weights_inside"]
+
+_EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
 
 
 class Backend(Protocol):
     """Runs one graph on one device. Instances may be called from several threads at once."""
 
     name: str
-    """``"onnxruntime-cpu"``, ``"onnxruntime-cuda"`` or ``"tensorrt"``; what really runs, not what was asked for."""
+    """``"tensorrt"``, ``"onnxruntime-cuda"``, ``"onnxruntime-cpu"``, ``"openvino"`` or ``"openvino-bf16"``: what really
+    runs, not what was asked for."""
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once.
@@ -75,3 +79,53 @@ def _fits(given: Sequence[int], accepted: Sequence[int | str]) -> bool:
         size == dimension if isinstance(dimension, int) else size >= 1
         for size, dimension in zip(given, accepted, strict=True)
     )
+
+
+def check_graph(bundle: Bundle, variant: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Check that a graph is the one that the manifest describes.
+
+    Args:
+        bundle: The bundle.
+        variant: The variant that the graph belongs to, for the message.
+        inputs: What the graph takes; a dimension of any size is a string.
+        outputs: What it returns.
+
+    Raises:
+        BackendError: It is not.
+    """
+    manifest = bundle.manifest
+    for what, found, expected in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
+        by_name = {spec.name: spec for spec in found}
+        same = all(spec.name in by_name and _agree(by_name[spec.name], spec) for spec in expected)
+        if not same or (what == "inputs" and len(found) != len(expected)):
+            raise BackendError(
+                f"the graph of variant {variant} has {what} {_show(found)}, the manifest says {_show(expected)}; "
+                "export the bundle again"
+            )
+
+
+def _agree(found: TensorSpec, expected: TensorSpec) -> bool:
+    """Whether dtype, rank and those dimensions agree that are numbers on both sides."""
+    return (
+        found.dtype == expected.dtype
+        and len(found.shape) == len(expected.shape)
+        and all(
+            a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(found.shape, expected.shape, strict=True)
+        )
+    )
+
+
+def _show(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs) or "none"
+
+
+def keeps_weights_inside(model: Path | bytes) -> bool:
+    """Whether an ONNX file keeps all its weights inside: nobody has hashed those in others."""
+    import mmap
+
+    if isinstance(model, bytes):
+        return _EXTERNAL not in model
+    if model.stat().st_size == 0:  # which cannot be mapped
+        return True
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(_EXTERNAL) < 0

@@ -14,13 +14,16 @@ from .base import Backend
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["KINDS", "Kind", "SelectedBackend", "choose_variant", "open_backend", "select_backend"]
+__all__ = ["ALL_KINDS", "KINDS", "Kind", "SelectedBackend", "choose_variant", "open_backend", "select_backend"]
 
-Kind: TypeAlias = Literal["tensorrt", "cuda", "cpu"]
-"""A TensorRT engine, ONNX Runtime on CUDA, or ONNX Runtime on the CPU."""
+Kind: TypeAlias = Literal["tensorrt", "cuda", "openvino-bf16", "openvino", "cpu"]
+"""A TensorRT engine, ONNX Runtime on CUDA, OpenVINO on the CPU in BF16 or FP32, or ONNX Runtime on the CPU."""
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""All kinds, in the order in which they are tried."""
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All kinds."""
+
+KINDS: tuple[Kind, ...] = ("tensorrt", "cuda", "cpu")
+"""Those that are tried without being asked for, in this order; OpenVINO has to be asked for, or chosen by a tuning."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ def select_backend(
 ) -> SelectedBackend:
     """Open the first backend that can run a bundle here: TensorRT, then ONNX Runtime on CUDA, then on the CPU.
 
+    Where neither variant nor backend is asked for, and ``krl-runtime tune`` measured this bundle on this device, its
+    choice comes before that order.
+
     Args:
         bundle: The bundle.
         variant: The variant to run; ``None`` takes the bundle's default for the device.
@@ -83,19 +89,21 @@ def select_backend(
         )
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; accepted: 1 or more, or nothing for one on each physical core")
-    causes: dict[str, str] = {}
-    for kind in KINDS:
-        if kind not in candidates:
-            causes[kind] = f"{asked} was asked for"
-            continue
+    untuned = ""
+    if variant is None and require is None and backend in (None, "auto"):
+        tuned, untuned = _tuned(bundle, threads)
+        if tuned is not None:
+            return tuned
+    before = ALL_KINDS[: ALL_KINDS.index(candidates[0])]
+    causes: dict[str, str] = {kind: f"{asked} was asked for" for kind in before if kind in KINDS}
+    for kind in candidates:
         name, why = choose_variant(bundle, kind) if variant is None else (variant, "as asked")
         try:
             opened, remark = open_backend(kind, bundle, name, threads)
         except (BackendError, MissingExtraError) as error:
             causes[kind] = str(error)
             continue
-        remark = f"; {remark}" if remark else ""
-        reason = f"{opened.name} runs variant {name} ({why}{remark})"
+        reason = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
         if causes:
             reason += f"; passed over: {_listed(causes)}"
         return SelectedBackend(opened, name, reason, causes)
@@ -109,7 +117,7 @@ def select_backend(
 def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
     """Return the variant that a kind of backend runs unless told otherwise, and why, as a phrase."""
     manifest = bundle.manifest
-    device = "cpu" if kind == "cpu" else "cuda"
+    device = "cuda" if kind in ("tensorrt", "cuda") else "cpu"
     if device in manifest.default_variants:
         return manifest.default_variants[device], f"the bundle's default on {device}"
     built = sorted({engine.variant for engine in manifest.engines.values()})
@@ -141,6 +149,10 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         from .tensorrt import open_engine
 
         return open_engine(bundle, variant), ""
+    if kind in ("openvino", "openvino-bf16"):
+        from .openvino import open_openvino
+
+        return open_openvino(bundle, variant, threads, bf16=kind == "openvino-bf16"), ""
     from .onnxruntime import open_cpu, open_cuda
 
     if kind == "cuda":
@@ -148,19 +160,45 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
     return open_cpu(bundle, variant, threads), ""
 
 
-def _candidates(backend: str | None, require: str | None) -> tuple[str, tuple[Kind, ...]]:
+def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) -> tuple[str, tuple[Kind, ...]]:
     """Return what was asked for, in words, and the kinds to try."""
-    for what, value, accepted in (("backend", backend, ("auto", *KINDS)), ("require", require, KINDS)):
+    for what, value, accepted in (("backend", backend, ("auto", *ALL_KINDS)), ("require", require, ALL_KINDS)):
         if value is not None and value not in accepted:
             raise UsageError(f"{what} is {value!r}; accepted: {', '.join(accepted)}")
     if require is not None:
         if backend not in (None, "auto", require):
             raise UsageError(f"backend is {backend!r} but require is {require!r}; give one of them")
-        return f"{require} alone", tuple(kind for kind in KINDS if kind == require)
-    for first, kind in enumerate(KINDS):
-        if kind == backend:
-            return f"backend {backend}", KINDS[first:]
-    return "", KINDS
+        return f"{require} alone", (require,)
+    if backend is None or backend == "auto":
+        return "", KINDS
+    return f"backend {backend}", (KINDS[KINDS.index(backend) :] if backend in KINDS else (backend, "cpu"))
+
+
+def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None, str]:
+    """Open what a tuning of this device chose; return it, or why there is a tuning but it is not used, as a phrase."""
+    from krl_runtime.tuning import TuningError, read_tuning
+
+    try:
+        tuning = read_tuning(bundle)
+    except TuningError as error:
+        return None, f"without the tuning: {error}"
+    if tuning is None:
+        return None, ""
+    best = tuning.best(threads)
+    if best is None:
+        return None, f"without the tuning: it has no measurement with {threads} threads"
+    kind = next((kind for kind in ALL_KINDS if kind == best.kind), None)
+    if kind is None or best.variant not in bundle.manifest.variants or best.threads == 0:
+        return None, f"without the tuning: it names {best.variant} on {best.kind}, which this krl-runtime does not know"
+    try:
+        opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads)
+    except (BackendError, MissingExtraError) as error:
+        return None, f"without the tuning, whose choice {kind} cannot be opened: {error}"
+    causes: dict[str, str] = {other: told for other in ALL_KINDS if other != kind and (told := tuning.told(other))}
+    count = f" with {best.threads} {'thread' if best.threads == 1 else 'threads'}" if best.threads else ""
+    why = f"measured best on this device by krl-runtime tune: {best.milliseconds:.3g} ms{count}"
+    reason = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
+    return SelectedBackend(opened, best.variant, f"{reason}; passed over: {_listed(causes)}", causes), ""
 
 
 def _listed(causes: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -161,16 +162,18 @@ class Classifier:
         return [self._answer(row, top_k) for row in logits]
 
     def _answer(self, logits: npt.NDArray[np.float32], top_k: int) -> Classification:
-        if not np.isfinite(logits).all():
+        values = logits.astype(np.float64)
+        # Finite float32 numbers cannot overflow the sum in float64, and any other number makes it infinite or NaN.
+        if not math.isfinite(values.sum()):
             raise ModelError(
                 f"variant {self.backend.variant} on {self.backend.name} answered with logits that are not finite "
                 f"numbers, so there is no answer; load another variant, and run krl-runtime selftest {self.bundle.path}"
             )
+        best = _largest(values, top_k)
         # The largest logit becomes exp(0) = 1, so that nothing overflows.
-        powers = np.exp(logits.astype(np.float64) - logits.max())
-        scores = powers / powers.sum()
-        best = np.argsort(-logits, kind="stable")[:top_k].tolist()
-        top = tuple((self.labels[index], float(scores[index])) for index in best)
+        powers = np.exp(values - values[best[0]])
+        total = powers.sum()
+        top = tuple((self.labels[index], float(powers[index] / total)) for index in best)
         return Classification(top[0][0], best[0], top[0][1], top, logits)
 
     def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
@@ -202,6 +205,15 @@ class Classifier:
             f"Classifier({self.bundle.manifest.name!r}, {len(self.labels)} classes, "
             f"variant {self.backend.variant} on {self.backend.name})"
         )
+
+
+def _largest(values: npt.NDArray[np.float64], count: int) -> list[int]:
+    """Return the places of the largest values, the largest first, of equal ones the first first."""
+    places = list(range(len(values)))
+    if count < len(values):
+        # Those that can be among them: a few more than ``count`` where values are equal.
+        places = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
+    return sorted(places, key=values.__getitem__, reverse=True)[:count]
 
 
 def batch_limit(bundle: Bundle) -> int:

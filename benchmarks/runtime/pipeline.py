@@ -1,0 +1,182 @@
+"""From JPEG bytes to the top-5, beside torchvision's transforms with torch, and beside PIL, numpy and ONNX Runtime.
+
+All of them decode with Pillow and resize with its antialiased bilinear filter; the answers are compared.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from _common import interleaved, jpegs, machine, make_bundle, options, ratios, report
+from PIL import Image
+
+import krl_runtime
+from krl_runtime.bundle import Bundle
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+Answer = Callable[[bytes], list[int]]
+
+
+def with_torch(network: Any, threads: int) -> Answer:
+    """Return what torchvision's documentation shows."""
+    import torch
+    from torchvision import transforms
+
+    torch.set_num_threads(threads)
+    transform = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )
+    backbone = network.backbone
+
+    def answer(data: bytes) -> list[int]:
+        with torch.inference_mode():
+            picture = transform(Image.open(io.BytesIO(data)).convert("RGB"))
+            return backbone(picture[None]).softmax(1)[0].topk(5).indices.tolist()
+
+    return answer
+
+
+def with_numpy(bundle: Bundle, network: Any, threads: int) -> Answer:
+    """Return what people write for ONNX Runtime: a float graph, and normalisation in numpy."""
+    import onnxruntime
+    import torch
+
+    path = bundle.path.with_suffix(".float.onnx")
+    if not path.exists():
+        torch.onnx.export(network.backbone, (torch.zeros(1, 3, 224, 224),), path, dynamo=True, verbose=False)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def answer(data: bytes) -> list[int]:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        pixels = np.array(image.crop((left, top, left + 224, top + 224))) / 255
+        batch = ((pixels - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)
+        logits = session.run(None, {name: batch})[0][0]
+        powers = np.exp(logits - logits.max())
+        return np.argsort(powers / powers.sum())[::-1][:5].tolist()
+
+    return answer
+
+
+def with_krl(path: Path, threads: int, **arguments: Any) -> Answer:
+    """Return a loaded bundle."""
+    model = krl_runtime.load(path, threads=threads, **arguments)
+    names = {label: index for index, label in enumerate(model.labels)}
+    return lambda data: [names[label] for label, _ in model(data).top]
+
+
+def scaled(bundle: Bundle) -> Path:
+    """Return a bundle whose preprocessing lets the JPEG decoder scale."""
+    manifest = bundle.manifest
+    preprocessing = replace(manifest.preprocessing, decode_tolerance=6.0)
+    files = {name: bundle.file(name) for name in manifest.files}
+    path = bundle.path.with_suffix(".scaled.krl")
+    return Bundle.create(path, replace(manifest, preprocessing=preprocessing), files, replace=True).path
+
+
+def agreement(answers: dict[str, Answer], pictures: Sequence[bytes]) -> dict[str, float]:
+    """Return for each contender the share of pictures with the first one's top-1."""
+    first, *_ = answers
+    top = {name: [answer(data)[0] for data in pictures] for name, answer in answers.items()}
+    return {name: float(np.mean(np.equal(top[first], values))) for name, values in top.items()}
+
+
+def throughput(answer: Answer, pictures: Sequence[bytes], workers: int, seconds: float) -> float:
+    """Return pictures per second with this many threads calling."""
+    endless = itertools.cycle(pictures)
+    answer(pictures[0])
+    stop = time.perf_counter() + seconds
+
+    def work() -> int:
+        done = 0
+        while time.perf_counter() < stop:
+            answer(next(endless))
+            done += 1
+        return done
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        done = sum(future.result() for future in [pool.submit(work) for _ in range(workers)])
+    return done / (time.perf_counter() - begin)
+
+
+def on_all_cores(
+    bundle: Bundle, network: Any, pictures: Sequence[bytes], cores: int, rounds: int
+) -> dict[str, list[float]]:
+    """Return pictures per second, in turn: peers with a thread for each core in one call, krl with a worker each."""
+    measured: dict[str, list[float]] = {"torchvision + torch": [], "PIL + numpy + ORT": [], "krl": []}
+    peers = {"torchvision + torch": with_torch(network, cores), "PIL + numpy + ORT": with_numpy(bundle, network, cores)}
+    krl = with_krl(bundle.path, 1)
+    for _ in range(rounds):
+        for name, answer in peers.items():
+            measured[name].append(throughput(answer, pictures, 1, 0.7))
+        measured["krl"].append(throughput(krl, pictures, cores, 0.7))
+    return measured
+
+
+def main() -> None:
+    parser = options(str(__doc__), rounds=9, cores=2)
+    parser.add_argument("--model", default="mobilenet_v3_small", help="a torchvision classifier")
+    parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1440", "4000x3000"], help="of the pictures")
+    parser.add_argument("--openvino", action="store_true", help="measure krl on OpenVINO as well")
+    arguments = parser.parse_args()
+    bundle, network = make_bundle(arguments.model)
+    answers = {
+        "torchvision + torch": with_torch(network, 1),
+        "PIL + numpy + ORT": with_numpy(bundle, network, 1),
+        "krl": with_krl(bundle.path, 1),
+        "krl, scaled decoding": with_krl(scaled(bundle), 1),
+    }
+    if arguments.openvino:
+        answers["krl, OpenVINO"] = with_krl(bundle.path, 1, require="openvino")
+    result: dict[str, Any] = {"machine": machine(), "model": arguments.model, "one_thread": {}}
+    lines = []
+    for size in arguments.sizes:
+        width, height = map(int, size.split("x"))
+        pictures = jpegs(width, height)
+        endless = itertools.cycle(pictures)
+        blocks = interleaved(
+            {name: lambda answer=answer, it=endless: answer(next(it)) for name, answer in answers.items()},
+            rounds=arguments.rounds,
+        )
+        over_torch, over_numpy = (ratios(blocks, name) for name in list(answers)[:2])
+        same = agreement(answers, pictures)
+        lines.append(f"{arguments.model}, {size}, one thread: ms, times torch, times PIL + numpy + ORT, same top-1")
+        result["one_thread"][size] = {
+            name: {
+                "ms": median(values),
+                "over_torch": over_torch[name],
+                "over_numpy": over_numpy[name],
+                "same_top1": same[name],
+            }
+            for name, values in blocks.items()
+        }
+        for name, row in result["one_thread"][size].items():
+            lines.append(f"  {name:22}" + "".join(f"{value:9.3f}" for value in row.values()))
+    pictures = jpegs(640, 480)
+    rates = on_all_cores(bundle, network, pictures, arguments.cores, max(3, arguments.rounds // 3))
+    medians = {name: median(values) for name, values in rates.items()}
+    result["throughput"] = {"cores": arguments.cores, "per_second": medians}
+    for name in list(rates)[:2]:
+        factor = median(mine / peer for mine, peer in zip(rates["krl"], rates[name], strict=True))
+        result["throughput"][f"over {name}"] = factor
+        lines.append(f"throughput on {arguments.cores} cores, 640x480: {factor:.2f} times {name}")
+    report(result, lines, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A loaded model as an HTTP server: the Open Inference Protocol, picture upload, metrics, and a page to try it.
+
+``protocol`` reads and writes the protocol's messages, ``service`` runs the model in a bounded pool, ``app`` is the
+HTTP around it, and ``server`` listens. Only ``app``, ``metrics`` and ``server`` need the extra ``serve``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from krl_runtime.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from krl_runtime.pipelines.classifier import Classifier
+
+__all__ = ["ServeConfig", "serve"]
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Where a server listens and what it accepts.
+
+    Attributes:
+        host: Address to listen on; ``"0.0.0.0"`` for all of this machine's.
+        port: Port to listen on; 0 for any that is free.
+        workers: Requests that are worked on at once, each in a thread.
+        queue: Requests that may wait for a worker; one more is answered with 503.
+        max_body_bytes: Largest body of a request; a larger one is answered with 413.
+        max_pixels: Pictures with more pixels are answered with 413 before they are decoded.
+        read_seconds: Time for a request's body to arrive; after it the answer is 408.
+        grace_seconds: Time that requests under way get when the server is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = os.cpu_count() or 1
+    queue: int = 64
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    read_seconds: float = 30
+    grace_seconds: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("workers", "max_body_bytes", "max_pixels", "read_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; accepted: above 0")
+        for name in ("queue", "grace_seconds"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; accepted: 0 or more")
+        if not 0 <= self.port < 65536:
+            raise UsageError(f"port is {self.port}; accepted: 0 to 65535")
+
+
+def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], None] = lambda _: None) -> None:
+    """Answer requests until the process is told to stop (SIGINT or SIGTERM); requests under way are finished.
+
+    Args:
+        model: The loaded model; it is not closed.
+        config: Where to listen, and the limits.
+        started: Called with the server's address once it listens.
+
+    Raises:
+        UsageError: The address cannot be listened on.
+        BackendError: The model does not run.
+        MissingExtraError: The extra ``serve`` is not installed.
+    """
+    for library in ("starlette", "uvicorn", "prometheus_client"):
+        require(library, extra="serve", purpose="serving a model over HTTP")
+    from .server import run
+
+    run(model, config, started)

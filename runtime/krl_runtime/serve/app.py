@@ -1,0 +1,233 @@
+"""The HTTP around a service: routes, limits, and which error becomes which status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import perf_counter
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from krl_runtime._version import __version__
+from krl_runtime.errors import ImageError, KrlError, UsageError
+from krl_runtime.pipelines.classifier import Classifier
+
+from . import ServeConfig, protocol
+from .metrics import CONTENT_TYPE, Metrics
+from .service import BusyError, Service, TooLargeError
+
+__all__ = ["make_app"]
+
+_log = logging.getLogger("krl")
+
+_STATUS: tuple[tuple[type[KrlError], int], ...] = (
+    (TooLargeError, 413),
+    (ImageError, 400),
+    (UsageError, 400),
+    (KrlError, 500),
+)
+_PLATFORMS = {"tensorrt": "tensorrt_plan"}  # of all other backends: "onnxruntime_onnx"
+_LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender sees the answer
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+
+_Answer = Callable[[Request, bytes], Awaitable[Response]]
+
+
+def make_app(model: Classifier, config: ServeConfig) -> Starlette:
+    """Return the server as an ASGI application; its lifespan ends the threads.
+
+    Args:
+        model: The loaded model.
+        config: The limits; ``host`` and ``port`` are not used here.
+    """
+    return _Application(model, config).asgi()
+
+
+class _Application:
+    def __init__(self, model: Classifier, config: ServeConfig) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._service = Service(model, config, self._metrics)
+        self._page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+    def asgi(self) -> Starlette:
+        prefixes = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        per_model = [
+            Route(prefix + path, endpoint, methods=[method])
+            for prefix in prefixes
+            for path, endpoint, method in (
+                ("", self._model_metadata, "GET"),
+                ("/ready", self._ready, "GET"),
+                ("/infer", self._guarded("infer", self._infer), "POST"),
+            )
+        ]
+        return Starlette(
+            routes=[
+                Route("/", self._show_page),
+                Route("/classify", self._guarded("classify", self._classify), methods=["POST"]),
+                Route("/metrics", self._show_metrics),
+                Route("/v2", self._server_metadata),
+                Route("/v2/health", self._health),
+                Route("/v2/health/live", self._live),
+                Route("/v2/health/ready", self._ready),
+                *per_model,
+            ],
+            exception_handlers={HTTPException: _http_error},
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self._service.close()
+
+    # What only looks
+
+    async def _show_page(self, _: Request) -> Response:
+        return HTMLResponse(self._page, headers={"Content-Security-Policy": _POLICY})
+
+    async def _show_metrics(self, _: Request) -> Response:
+        return Response(self._metrics.render(self._service), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _live(self, _: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def _ready(self, request: Request) -> Response:
+        self._check_model(request)
+        ready = await self._service.ready()
+        return JSONResponse({"name": self._service.name, "ready": ready}, 200 if ready else 503)
+
+    async def _health(self, _: Request) -> Response:
+        ready = await self._service.ready()
+        return JSONResponse({"live": True, "ready": ready, **self._service.status()}, 200 if ready else 503)
+
+    async def _server_metadata(self, _: Request) -> Response:
+        return JSONResponse({"name": "krl", "version": __version__, "extensions": list(protocol.EXTENSIONS)})
+
+    async def _model_metadata(self, request: Request) -> Response:
+        self._check_model(request)
+        manifest = self._service.model.bundle.manifest
+        return JSONResponse(
+            {
+                "name": self._service.name,
+                "versions": ["1"],
+                "platform": _PLATFORMS.get(self._service.model.backend.name, "onnxruntime_onnx"),
+                "inputs": protocol.describe(manifest.inputs),
+                "outputs": protocol.describe(manifest.outputs),
+            }
+        )
+
+    def _check_model(self, request: Request) -> None:
+        name, version = request.path_params.get("model", self._service.name), request.path_params.get("version", "1")
+        if (name, version) != (self._service.name, "1"):
+            raise HTTPException(
+                404, f"no model {name!r} of version {version!r} here; accepted: {self._service.name!r} of version '1'"
+            )
+
+    # What runs the model
+
+    async def _classify(self, request: Request, body: bytes) -> Response:
+        text = request.query_params.get("top_k", "5")
+        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
+            raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(415, "send the picture itself as the body, not a form: curl --data-binary @picture.jpg")
+        return JSONResponse(await self._service.classify(body, int(text)))
+
+    async def _infer(self, request: Request, body: bytes) -> Response:
+        self._check_model(request)
+        text = request.headers.get(protocol.HEADER)
+        if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 19):
+            raise UsageError(f"{protocol.HEADER} is {text!r}; accepted: a number of bytes")
+        answer, length = await self._service.infer(body, None if text is None else int(text))
+        if length is None:
+            return Response(answer, media_type="application/json")
+        return Response(answer, media_type="application/octet-stream", headers={protocol.HEADER: str(length)})
+
+    def _guarded(self, endpoint: str, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler with limits around it, whose errors are answers, and which is counted and timed."""
+
+        async def handle(request: Request) -> Response:
+            begin = perf_counter()
+            response = await self._respond(request, answer)
+            self._metrics.request(endpoint, response.status_code, perf_counter() - begin)
+            return response
+
+        return handle
+
+    async def _respond(self, request: Request, answer: _Answer) -> Response:
+        try:
+            with self._service.place():
+                return await answer(request, await self._body(request))
+        except HTTPException as error:
+            return _error(error.status_code, error.detail)
+        except BusyError as error:
+            with suppress(HTTPException, ClientDisconnect):
+                await self._read(request, 0)
+            return _error(503, str(error), {"Retry-After": "1"})
+        except KrlError as error:
+            return _error(next(status for kind, status in _STATUS if isinstance(error, kind)), str(error))
+        except ClientDisconnect:
+            return _error(400, "the client went away before the request was complete")
+        except Exception:
+            _log.exception("a request failed; this is a failure of krl, please report it")
+            return _error(500, "an unexpected failure; the server's log has it")
+
+    async def _body(self, request: Request) -> bytes:
+        """Return the body, read within the limits: at most so many bodies, of so many bytes, are ever held."""
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "compressed bodies are not accepted; send it as it is")
+        limit = self._config.max_body_bytes
+        body = None
+        # A client that asks first (Expect: 100-continue) is told before it sends anything.
+        if not (int(request.headers.get("content-length", "0")) > limit and "expect" in request.headers):
+            body = await self._read(request, limit)
+        if body is None:
+            raise TooLargeError(f"the body is larger than {limit} bytes, which is the limit")
+        return body
+
+    async def _read(self, request: Request, keep: int) -> bytes | None:
+        """Return the body if it has no more than ``keep`` bytes; if it has more, read on a while and return ``None``.
+
+        An answer to a client that is still sending would be lost when the connection is closed.
+        """
+        chunks: list[bytes] = []
+        size = 0
+
+        async def read() -> None:
+            nonlocal size
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= keep:
+                    chunks.append(chunk)
+                elif size > _LARGEST_DISCARD * self._config.max_body_bytes:
+                    return
+                else:
+                    chunks.clear()
+
+        try:
+            await asyncio.wait_for(read(), self._config.read_seconds)
+        except asyncio.TimeoutError as error:
+            raise HTTPException(408, f"the body did not arrive within {self._config.read_seconds:g} seconds") from error
+        return b"".join(chunks) if size <= keep else None
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """Answer what starlette raises itself (404, 405) as the protocol wants it."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - that is what this is registered for
+    return _error(error.status_code, error.detail, error.headers)
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    if status in (408, 413):  # the rest of the body may still be on its way
+        headers = {"Connection": "close"}
+    return JSONResponse({"error": message}, status, headers=headers)

@@ -1,0 +1,65 @@
+"""What Prometheus reads at ``/metrics``."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from .service import Service
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Of what ``Metrics.render`` returns."""
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """Counts requests and times them, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._requests = Counter(
+            "krl_requests",
+            "Requests by what was asked and HTTP status.",
+            ["endpoint", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "krl_request_seconds",
+            "From the request's head to the answer, the body's arrival included.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._stages = Histogram(
+            "krl_stage_seconds",
+            "Stages of a request: queue, preprocess, inference.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._places = Gauge("krl_requests_in_progress", "Requests worked on or waiting.", registry=self._registry)
+        self._model = Gauge(
+            "krl_model_info", "The model and where it really runs; always 1.", ["model", "backend", "variant"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Take note of one stage of one request."""
+        self._stages.labels(name).observe(seconds)
+
+    def request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Take note of one answered request."""
+        self._requests.labels(endpoint, str(status)).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def render(self, service: Service) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        status = service.status()
+        self._model.clear()
+        self._model.labels(status["model"], status["backend"], status["variant"]).set(1)
+        self._places.set(service.taken)
+        return generate_latest(self._registry)

@@ -1,0 +1,98 @@
+"""Listens, says where, and stops cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+
+from krl_runtime.errors import UsageError
+from krl_runtime.pipelines.classifier import Classifier
+
+from . import ServeConfig
+from .app import make_app
+
+__all__ = ["address", "listen", "make_server", "run"]
+
+_log = logging.getLogger("krl")
+
+_CONNECTIONS = 1024
+
+
+def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> None:
+    """See ``krl_runtime.serve.serve``."""
+    # What the first inference costs more than others is paid here, and a model that does not run does not listen.
+    model.logits(np.zeros((1, *model.preprocessing.shape), np.uint8))
+    listener = listen(config.host, config.port)
+    server = make_server(make_app(model, config), config)
+    with listener, _stops_quietly():
+        started(address(listener))
+        server.run(sockets=[listener])
+    _log.info("%s: stopped", model.bundle.manifest.name)
+
+
+def make_server(app: Starlette, config: ServeConfig) -> uvicorn.Server:
+    """Return a server that is not running yet; ``should_exit = True`` stops it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=config.grace_seconds,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UsageError: The address is taken, not this machine's, or not allowed.
+    """
+    try:
+        family, kind, number, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(_CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; give another --host or --port (0 is any free one)"
+        ) from error
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Return the address of a listening socket, as ``"http://127.0.0.1:8000"``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _stops_quietly() -> Iterator[None]:
+    """Let the signals that stop a server end it without an error: uvicorn raises them once more when it has stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,233 @@
+"""Runs a model for a server: so many requests at once, so many in the queue, no more."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from krl_runtime.backends.base import check_inputs
+from krl_runtime.errors import BackendError, KrlError, UsageError
+from krl_runtime.pipelines.classifier import Classifier, batch_limit
+
+from . import ServeConfig, protocol
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["BusyError", "Observer", "Service", "TooLargeError"]
+
+_log = logging.getLogger("krl")
+
+_T = TypeVar("_T")
+
+
+class BusyError(KrlError):
+    """All workers are at work and the queue is full."""
+
+
+class TooLargeError(KrlError):
+    """A body or a picture is larger than the server accepts."""
+
+
+class Observer(Protocol):
+    """Is told how long each stage took; called from several threads."""
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Take note of one stage of one request: ``"queue"``, ``"preprocess"`` or ``"inference"``."""
+        ...
+
+
+class _Stopwatch:
+    """The stages of one request, in seconds."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.seconds: dict[str, float] = {}
+        self._observer = observer
+        self._last = perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The stage ends now; the next begins."""
+        now = perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+        self._observer.stage(stage, self.seconds[stage])
+
+
+class Service:
+    """A model and the threads that run it. All methods but ``close`` belong to one event loop.
+
+    Attributes:
+        model: The model; it is not closed here.
+    """
+
+    def __init__(self, model: Classifier, config: ServeConfig, observer: Observer) -> None:
+        self.model = model
+        self._config = config
+        self._observer = observer
+        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
+        self._limit = batch_limit(model.bundle)
+        self._taken = 0
+        self._fault: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.bundle.manifest.name
+
+    @property
+    def taken(self) -> int:
+        """Requests that are worked on or wait."""
+        return self._taken
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one place among workers and queue.
+
+        Raises:
+            BusyError: There is none.
+        """
+        places = self._config.workers + self._config.queue
+        if self._taken >= places:
+            raise BusyError(f"{places} requests are worked on or wait already; try again in a second")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    def status(self) -> dict[str, Any]:
+        """Return what runs where and why, for JSON: ``backend`` is what really runs, not what was asked for."""
+        backend = self.model.backend
+        return {
+            "model": self.name,
+            "backend": backend.name,
+            "variant": backend.variant,
+            "reason": backend.reason,
+            "fault": self._fault,
+            "workers": self._config.workers,
+            "queue": self._config.queue,
+            "requests": self._taken,
+        }
+
+    async def ready(self) -> bool:
+        """Whether the model answers. After a failure of the device this runs it once to find out."""
+        if self._fault is not None:
+            try:
+                await self._in_thread(self.warm_up)
+            except KrlError:
+                return False
+        return True
+
+    def warm_up(self) -> None:
+        """Run the network once, on a black picture.
+
+        Raises:
+            BackendError: It does not run.
+        """
+        self._logits(np.zeros((1, *self.model.preprocessing.shape), np.uint8))
+
+    async def classify(self, body: bytes, top_k: int) -> dict[str, Any]:
+        """Classify one encoded picture.
+
+        Args:
+            body: The picture as a file holds it.
+            top_k: How many classes the answer names.
+
+        Returns:
+            Plain JSON types: the answer, what ran, and ``time_ms`` for each stage.
+
+        Raises:
+            TooLargeError: It has too many pixels.
+            ImageError: It cannot be decoded.
+            BackendError: The device failed.
+            ModelError: The network answered with numbers that are not finite.
+        """
+        watch = _Stopwatch(self._observer)
+        return await self._in_thread(lambda: self._classify(body, top_k, watch))
+
+    async def infer(self, body: bytes, header_length: int | None) -> tuple[bytes, int | None]:
+        """Answer one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
+
+        Raises:
+            UsageError: The request is malformed, or its arrays are not what the network takes.
+            BackendError: The device failed.
+        """
+        watch = _Stopwatch(self._observer)
+        return await self._in_thread(lambda: self._infer(body, header_length, watch))
+
+    def close(self) -> None:
+        """Let the threads end when they have nothing to do any more."""
+        self._pool.shutdown()
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> dict[str, Any]:
+        watch.lap("queue")
+        self._check_size(body)
+        pixels = self.model.preprocessing(body)
+        watch.lap("preprocess")
+        logits = self._logits(pixels[None])
+        watch.lap("inference")
+        answer = self.model.interpret(logits, top_k=top_k)[0].to_dict()
+        del answer["logits"]
+        backend = self.model.backend
+        times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
+        where = {"model": self.name, "backend": backend.name, "variant": backend.variant}
+        return {**answer, **where, "time_ms": {**times, "whole": sum(times.values())}}
+
+    def _check_size(self, body: bytes) -> None:
+        """Refuse a picture by the size that its header tells, before any of it is decoded."""
+        try:
+            with Image.open(io.BytesIO(body)) as image:
+                width, height = image.size
+        except Image.DecompressionBombError as error:
+            raise TooLargeError(f"picture of {len(body)} bytes: {error}") from error
+        except Exception:  # whatever is wrong with it, preprocessing says it better
+            return
+        if width * height > self._config.max_pixels:
+            raise TooLargeError(
+                f"the picture has {width}x{height} pixels; at most {self._config.max_pixels} are accepted"
+            )
+
+    def _infer(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> tuple[bytes, int | None]:
+        watch.lap("queue")
+        manifest, backend = self.model.bundle.manifest, self.model.backend
+        request = protocol.parse(body, header_length, manifest.inputs, manifest.outputs)
+        try:
+            check_inputs(manifest.inputs, request.inputs)
+        except BackendError as error:
+            raise UsageError(str(error)) from error
+        watch.lap("preprocess")
+        outputs = self._run(request.inputs)
+        watch.lap("inference")
+        where = {"backend": backend.name, "variant": backend.variant}
+        return protocol.render(request, outputs, model=self.name, labels=manifest.labels, parameters=where)
+
+    def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        manifest = self.model.bundle.manifest
+        return self._run({manifest.inputs[0].name: pixels})[manifest.outputs[0].name].astype(np.float32, copy=False)
+
+    def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the network in parts of a bounded size, and remember whether the device failed."""
+        count = len(next(iter(inputs.values())))
+        try:
+            parts = [
+                self.model.backend.run({name: array[start : start + self._limit] for name, array in inputs.items()})
+                for start in range(0, count, self._limit)
+            ]
+        except BackendError as error:
+            self._fault = str(error)
+            _log.error("%s", error)
+            raise
+        self._fault = None
+        return parts[0] if len(parts) == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
