@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
 
     run(f"krl-train unpack --data digits --out {digits}")
     run(f"krl-train fit --data digits --model resnet20 --epochs 40 --out {teacher}")
-    run(f"krl-compress distill --teacher {teacher} --student dscnn-0.25 --epochs 40 --baseline --out {student}")
+    run(f"krl-compress distill --teacher {teacher} --student dscnn-0.25 --epochs 15 --baseline --out {student}")
     run(f"krl-deploy export {student} -o {bundle}")
     run(f"krl-deploy half {bundle}")
     run(f"krl-deploy quantize {bundle} --data {digits}")

@@ -88,6 +88,24 @@ def scaled(bundle: Bundle) -> Path:
     return Bundle.create(path, replace(manifest, preprocessing=preprocessing), files, replace=True).path
 
 
+def quantised(bundle: Bundle) -> Path:
+    """Return a bundle with an INT8 variant, calibrated with crops of the photographs, made once."""
+    from krl_deploy.config import QuantizeConfig
+    from krl_deploy.quantize import quantize
+
+    path = bundle.path.with_suffix(".int8.krl")
+    if not path.exists():
+        pictures = bundle.path.with_suffix(".pictures")
+        pictures.mkdir(exist_ok=True)
+        for index, data in enumerate(jpegs(320, 240, 64)):
+            (pictures / f"{index}.jpg").write_bytes(data)
+        files = {name: bundle.file(name) for name in bundle.manifest.files}
+        made = Bundle.create(path.with_suffix(".new"), bundle.manifest, files, replace=True)
+        quantize(QuantizeConfig(bundle=made.path, data=pictures, max_drop=100))
+        made.path.rename(path)
+    return path
+
+
 def agreement(answers: dict[str, Answer], pictures: Sequence[bytes]) -> dict[str, float]:
     """Return for each contender the share of pictures with the first one's top-1."""
     first, *_ = answers
@@ -132,7 +150,11 @@ def main() -> None:
     parser = options(str(__doc__), rounds=9, cores=2)
     parser.add_argument("--model", default="mobilenet_v3_small", help="a torchvision classifier")
     parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1440", "4000x3000"], help="of the pictures")
-    parser.add_argument("--openvino", action="store_true", help="measure krl on OpenVINO as well")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, on a busy machine"
+    )
+    parser.add_argument("--openvino", action="store_true", help="measure krl on OpenVINO in BF16 as well")
+    parser.add_argument("--int8", action="store_true", help="quantise with the photographs, and measure INT8 as well")
     arguments = parser.parse_args()
     bundle, network = make_bundle(arguments.model)
     answers = {
@@ -142,8 +164,15 @@ def main() -> None:
         "krl, scaled decoding": with_krl(scaled(bundle), 1),
     }
     if arguments.openvino:
-        answers["krl, OpenVINO"] = with_krl(bundle.path, 1, require="openvino")
-    result: dict[str, Any] = {"machine": machine(), "model": arguments.model, "one_thread": {}}
+        answers["krl, OpenVINO BF16"] = with_krl(bundle.path, 1, require="openvino-bf16")
+    if arguments.int8:
+        answers["krl, INT8"] = with_krl(quantised(bundle), 1, variant="int8")
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "model": arguments.model,
+        "clock": arguments.clock,
+        "one_thread": {},
+    }
     lines = []
     for size in arguments.sizes:
         width, height = map(int, size.split("x"))
@@ -152,10 +181,14 @@ def main() -> None:
         blocks = interleaved(
             {name: lambda answer=answer, it=endless: answer(next(it)) for name, answer in answers.items()},
             rounds=arguments.rounds,
+            clock=time.process_time if arguments.clock == "cpu" else time.perf_counter,
         )
         over_torch, over_numpy = (ratios(blocks, name) for name in list(answers)[:2])
         same = agreement(answers, pictures)
-        lines.append(f"{arguments.model}, {size}, one thread: ms, times torch, times PIL + numpy + ORT, same top-1")
+        lines.append(
+            f"{arguments.model}, {size}, one thread, {arguments.clock} clock: "
+            "ms, times torch, times PIL + numpy + ORT, same top-1"
+        )
         result["one_thread"][size] = {
             name: {
                 "ms": median(values),

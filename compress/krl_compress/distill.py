@@ -172,6 +172,7 @@ def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputCo
         resize=config.resize or teacher.resize,
         crop_fraction=config.crop_fraction or teacher.crop_fraction,
         interpolation=config.interpolation or teacher.interpolation,
+        decode_tolerance=teacher.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
         mean=config.mean or (teacher.mean if same else None),
         std=config.std or (teacher.std if same else None),
     )

@@ -114,6 +114,7 @@ def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
         resize=config.resize,
         crop_fraction=config.crop_fraction,
         interpolation=config.interpolation,
+        decode_tolerance=config.decode_tolerance,
         mean=tuple(value / unit for value in mean),
         std=tuple(value / unit for value in std),
     )

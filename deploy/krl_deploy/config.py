@@ -87,6 +87,8 @@ class AdoptConfig:
     """Share of the scaled picture that the centre crop keeps; 0.875 is usual for ImageNet."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Filter for resizing."""
+    decode_tolerance: float = 0.0
+    """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact), or 0.6 to 255."""
     golden: int = 16
     """Number of real inputs that are stored with their outputs, for the self-test on any device."""
     val_limit: int = 2000
@@ -143,9 +145,24 @@ class QuantizeConfig:
     max_drop: float = 1.0
     """Largest loss of top-1 accuracy that is accepted, in percentage points."""
     method: Method = "minmax"
-    """How ranges follow from what calibration saw: all values, or all but a few at both ends."""
+    """How ranges follow from what calibration saw: all values, all but a few at both ends (percentile), or what loses
+    least information (entropy) or has the least squared error (mse)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
+    equalise: bool = True
+    """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding."""
+    bias_correction: bool = True
+    """Let biases make up for what rounding the weights moves a layer's mean by."""
+    optimal_scales: bool = False
+    """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
+    around: Literal["fp16", "fp32"] = "fp16"
+    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32."""
+    plan: bool = False
+    """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
+    budget_seconds: float | None = None
+    """Stop --plan after this time; without a plan that passes, the bundle stays as it is."""
+    resume: bool = False
+    """Go on with a calibration that was interrupted."""
     reuse_calibration: bool = False
     """Take the ranges in the bundle, if they are of this model and of these pictures."""
     on_bad_image: OnBadImage = "refuse"
@@ -161,3 +178,7 @@ class QuantizeConfig:
             raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
         if not self.max_drop >= 0:
             raise UsageError(f"--max-drop is {self.max_drop}; accepted: 0 or more percentage points")
+        if self.budget_seconds is not None and not self.budget_seconds > 0:
+            raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
+        if self.budget_seconds is not None and not self.plan:
+            raise UsageError("--budget-seconds bounds the planner; give --plan as well")

@@ -95,7 +95,7 @@ def _source(run: Run) -> dict[str, Any]:
         "model": record.model.name,
         "weights_sha256": record.weights_sha256,
         "command": record.command,
-        "metrics": dict(record.metrics),
+        "metrics": {name: value for name, value in record.metrics.items() if isinstance(value, int | float)},
         "parent_sha256": (record.parent or {}).get("weights_sha256"),
         "trained_with": dict(record.versions),
         "exported_with": _versions(),

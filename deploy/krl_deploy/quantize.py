@@ -8,20 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy.typing as npt
-import onnx
 
 from krl_runtime.bundle import Bundle, Variant
-from krl_runtime.errors import BundleError, CheckFailedError, ModelError
-from krl_runtime.pictures import Picture, decode, identity
+from krl_runtime.errors import CheckFailedError
+from krl_runtime.pictures import Picture
 
-from .calibration.collect import collect
-from .calibration.lint import check_pictures
-from .calibration.record import Calibration, Identity
+from .calibrate import calibrate
+from .calibration.record import Calibration
 from .config import QuantizeConfig
 from .data import choose, open_data, with_label_indices
-from .graph.cpu import to_cpu
-from .graph.files import read_model, to_bytes
-from .graph.qdq import Quantised, to_tensorrt
+from .forms import Emitter, Forms
+from .graph.files import read_model
+from .planner import PLAN_FILES, Plan, make_plan
 from .report import Row, score_table
 from .verify import (
     Score,
@@ -35,7 +33,7 @@ from .verify import (
     optimised_graph,
 )
 
-__all__ = ["quantize", "tensors_to_calibrate"]
+__all__ = ["quantize"]
 
 _log = logging.getLogger("krl")
 
@@ -43,16 +41,10 @@ _CALIBRATION = "calibration.json"
 _FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
 _WORTHWHILE = 1.1
 _SLACK = "twice the largest logit error on the golden inputs, and their agreement less two of them"
-
-
-@dataclass(frozen=True)
-class _Forms:
-    """Both INT8 forms, the files, and sessions that run them beside FP32 (``"fp32"``, ``"int8"``, ``"int8.cpu"``)."""
-
-    tensorrt: Quantised
-    cpu: Quantised
-    files: Mapping[str, bytes]
-    sessions: Mapping[str, Any]
+_MEASURED = (
+    "int8: TensorRT's form with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
+    "Runtime's CPU provider; golden inputs: both files"
+)
 
 
 @dataclass(frozen=True)
@@ -69,33 +61,11 @@ class _Measured:
     def speedup(self) -> float:
         return self.latency["fp32"] / self.latency["int8.cpu"]
 
-    def rows(self, forms: _Forms) -> list[Row]:
+    def rows(self, forms: Forms) -> list[Row]:
         names = {"fp32": "fp32", "int8": "int8 (TensorRT, GPU)", "int8.cpu": "int8 (CPU)"}
         return [
             Row(names[name], len(forms.files[name]), self.scores[name], self.latency.get(name)) for name in forms.files
         ]
-
-
-class _Asked(dict[str, tuple[float, float]]):
-    """Ranges that exist for every tensor, and remember which were asked for."""
-
-    def __missing__(self, name: str) -> tuple[float, float]:
-        self[name] = (0.0, 1.0)
-        return self[name]
-
-
-def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors whose ranges the two emitters need, found by asking the emitters.
-
-    Raises:
-        ModelError: The model cannot be quantised.
-    """
-    asked = _Asked()
-    forms = to_tensorrt(model, asked), to_cpu(model, asked)
-    if not asked:
-        reasons = sorted({why for form in forms for why in form.kept_float.values()})
-        raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
-    return list(asked)
 
 
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
@@ -114,17 +84,29 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     golden = bundle.golden()
     folder = open_data(config.data, on_bad=config.on_bad_image)
     path = bundle.file(bundle.manifest.variants["fp32"].file)
-    train = choose(folder, "train", config.limit, val_fraction=config.val_fraction)
-    calibration = _calibrate(config, bundle, read_model(path), train)
-    forms = _emit(path.read_bytes(), calibration)
+    train: Sequence[Picture] = choose(folder, "train", config.limit, val_fraction=config.val_fraction)
     val = choose(folder, "val", config.val_limit, val_fraction=config.val_fraction)
-    measured = _measure(config, bundle, forms, with_label_indices(val, folder, bundle.manifest.labels), golden)
+    labelled = with_label_indices([*train, *val], folder, bundle.manifest.labels)
+    train, pictures = labelled[: len(train)], labelled[len(train) :]
+    calibration = calibrate(config, bundle, read_model(path), train)
+    emitter = Emitter(
+        path.read_bytes(),
+        calibration,
+        half=config.around == "fp16",
+        optimal_scales=config.optimal_scales,
+        bias_correction=config.bias_correction,
+    )
+    plan = make_plan(config, bundle, emitter, train, pictures) if config.plan else None
+    forms = emitter.emit(plan.keep if plan else None)
+    measured = _measure(config, bundle, forms, pictures, golden)
     shown = score_table(measured.rows(forms))
     _check_drop(config, measured, shown)
-    evidence = _evidence(folder.root.name, calibration, forms, measured)
+    evidence = _evidence(config, folder.root.name, calibration, forms, measured, plan)
     default = _default(config, measured)
+    files = {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()}
     bundle.update(
-        {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()},
+        {**files, **(plan.files(forms) if plan else {})},
+        remove=() if plan else PLAN_FILES,
         variants={**bundle.manifest.variants, "int8": _variant(bundle, forms, golden)},
         default_variants={**bundle.manifest.default_variants, "cpu": default},
         calibration=_CALIBRATION,
@@ -133,40 +115,10 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
 
 
-def _calibrate(
-    config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, pictures: Sequence[Picture]
-) -> Calibration:
-    manifest = bundle.manifest
-    needed = tensors_to_calibrate(model)
-    pixels, used = decode(pictures, manifest.preprocessing, on_bad=config.on_bad_image)
-    check_pictures(pixels)
-    now = Identity(
-        graph_sha256=manifest.files[manifest.variants["fp32"].file].sha256,
-        preprocessing=manifest.preprocessing.to_dict(),
-        pictures=identity(pixels, [picture.label for picture in used]),
-        count=len(used),
-        method=config.method if config.method == "minmax" else f"{config.method} {config.percentile:g}",
-    )
-    if config.reuse_calibration:
-        if manifest.calibration is None:
-            raise BundleError(f"bundle {bundle.path} has no calibration; run it without --reuse-calibration")
-        kept = Calibration.from_bytes(bundle.file(manifest.calibration).read_bytes())
-        kept.check(now)
-        return kept
-    return Calibration(now, collect(model, needed, pixels, method=config.method, share=config.percentile))
-
-
-def _emit(fp32: bytes, calibration: Calibration) -> _Forms:
-    model = onnx.load_model_from_string(fp32)
-    tensorrt, cpu = to_tensorrt(model, calibration.ranges), to_cpu(model, calibration.ranges)
-    files = {"fp32": fp32, "int8": to_bytes(tensorrt.model), "int8.cpu": to_bytes(cpu.model)}
-    return _Forms(tensorrt, cpu, files, {name: open_cpu(data) for name, data in files.items()})
-
-
 def _measure(
     config: QuantizeConfig,
     bundle: Bundle,
-    forms: _Forms,
+    forms: Forms,
     pictures: Sequence[Picture],
     golden: Mapping[str, npt.NDArray[Any]],
 ) -> _Measured:
@@ -195,7 +147,8 @@ def _check_drop(config: QuantizeConfig, measured: _Measured, shown: str) -> None
     elif measured.drop > config.max_drop:
         raise CheckFailedError(
             f"INT8 loses {measured.drop:.2f} points of top-1 on {measured.count} pictures, accepted are "
-            f"{config.max_drop:g}; the bundle is unchanged. Try another --method or a higher --limit\n{shown}"
+            f"{config.max_drop:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
+            f"floating point; another --method or a higher --limit may help as well\n{shown}"
         )
 
 
@@ -213,18 +166,32 @@ def _default(config: QuantizeConfig, measured: _Measured) -> str:
     return "fp32"
 
 
-def _variant(bundle: Bundle, forms: _Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
+def _variant(bundle: Bundle, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
     """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
     pixels, expected = (golden[spec[0].name] for spec in (bundle.manifest.inputs, bundle.manifest.outputs))
-    error, agreement = against_golden([forms.sessions[name] for name in _FILES], pixels, expected)
+    sessions = [forms.sessions["int8"], open_cpu(forms.files["int8"]), forms.sessions["int8.cpu"]]
+    error, agreement = against_golden(sessions, pixels, expected)
     return Variant("int8", _FILES["int8"], _FILES["int8.cpu"], 2 * error, max(0.0, agreement - 2 / len(expected)))
 
 
-def _evidence(data: str, calibration: Calibration, forms: _Forms, measured: _Measured) -> dict[str, Any]:
+def _evidence(
+    config: QuantizeConfig,
+    data: str,
+    calibration: Calibration,
+    forms: Forms,
+    measured: _Measured,
+    plan: Plan | None,
+) -> dict[str, Any]:
     return {
         "calibration": asdict(calibration.identity),
+        "bias_correction": config.bias_correction,
+        "optimal_scales": config.optimal_scales,
+        "equalised_activations": len(calibration.factors),
+        "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
+        "kept_fp32": dict(forms.fp32_around),
         "pictures": {"data": data, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
+        "measured": _MEASURED,
         "drop_points": measured.drop,
         "latency_ms": dict(measured.latency),
         "latency_batch": 1,
@@ -234,4 +201,5 @@ def _evidence(data: str, calibration: Calibration, forms: _Forms, measured: _Mea
         "kept_float": {"tensorrt": forms.tensorrt.kept_float, "cpu": forms.cpu.kept_float},
         "file_bytes": {name: len(data) for name, data in forms.files.items()},
         "selftest_slack": _SLACK,
+        **({"plan": plan.summary()} if plan else {}),
     }

@@ -9,8 +9,11 @@
         answer = model("rose.jpg")
         print(answer.label, answer.score)
 
-Importing this loads numpy and Pillow; a backend's library is imported when a bundle is loaded onto it.
+Importing this loads numpy and Pillow; the pipelines are imported when they are first asked for, and a backend's library
+when a bundle is loaded onto it.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .bundle import Bundle
@@ -27,9 +30,11 @@ from .errors import (
     TrainingError,
     UsageError,
 )
-from .pipelines import load
-from .pipelines.classifier import Classification, Classifier
 from .preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from .pipelines import load
+    from .pipelines.classifier import Classification, Classifier
 
 __all__ = [
     "BackendError",
@@ -50,3 +55,15 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+_LATER = ("Classification", "Classifier", "load")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the pipelines when one of their names is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import pipelines
+
+    globals().update({later: getattr(pipelines, later) for later in _LATER})
+    return globals()[name]

@@ -9,7 +9,7 @@ loaded from a bundle whose manifest vouches for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,9 @@ class Bundle:
             (temporary / MANIFEST).write_bytes(manifest.with_files(files).to_bytes())
         return cls.open(folder)
 
-    def update(self, contents: Mapping[str, Path | bytes], **changes: Any) -> Bundle:
+    def update(
+        self, contents: Mapping[str, Path | bytes], *, remove: Collection[str] = (), **changes: Any
+    ) -> Bundle:
         """Add or replace files and manifest fields, so that an interruption leaves a bundle that loads.
 
         All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes
@@ -98,6 +100,7 @@ class Bundle:
 
         Args:
             contents: For each path in the bundle its new bytes, or a file to copy.
+            remove: Files to take out, where they are there; what was made from them goes with them.
             changes: New values of ``Manifest`` fields.
 
         Returns:
@@ -113,7 +116,8 @@ class Bundle:
             for name, content in contents.items():
                 target = _safe(self.path, name)
                 entries[name] = _store(stack.enter_context(atomic_path(target)), content)
-            overwritten = {name for name in contents if name in self.manifest.files}
+            overwritten = {name for name in (*contents, *remove) if name in self.manifest.files}
+            entries = {name: entry for name, entry in entries.items() if name not in remove}
             interim = self.manifest.without_files(overwritten)
             if "fp32" not in interim.variants:
                 raise BundleError(f"bundle {self.path}: the FP32 reference is not replaced; export a new bundle")
@@ -122,6 +126,8 @@ class Bundle:
             final.write_bytes(manifest.to_bytes())
             if overwritten:
                 stack.enter_context(atomic_path(self.path / MANIFEST)).write_bytes(interim.to_bytes())
+        for name in remove:
+            _safe(self.path, name).unlink(missing_ok=True)
         return Bundle.open(self.path)
 
     def file(self, name: str) -> Path:
@@ -164,11 +170,13 @@ class Bundle:
         if self.manifest.golden is None:
             raise BundleError(f"bundle {self.path} has no golden inputs; export it again with real data")
         path = self.file(self.manifest.golden)
-        if path.stat().st_size > _MAX_GOLDEN_BYTES:
-            raise BundleError(f"bundle {self.path}: {path.name} is larger than {_MAX_GOLDEN_BYTES} bytes")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if sum(member.file_size for member in arrays.zip.infolist()) > _MAX_GOLDEN_BYTES:
+                    raise BundleError(f"bundle {self.path}: {path.name} unpacks to more than {_MAX_GOLDEN_BYTES} bytes")
                 return {name: arrays[name] for name in arrays.files}
+        except BundleError:
+            raise
         except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
             raise BundleError(f"bundle {self.path}: {path.name} is not a readable npz file: {error}") from error
 

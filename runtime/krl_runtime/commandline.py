@@ -17,11 +17,20 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import KrlError, UsageError, require
+from .errors import KrlError, MissingExtraError, UsageError, require
 
 __all__ = ["dispatch", "guard", "print_json", "progress", "progress_bar", "table"]
 
 _Item = TypeVar("_Item")
+
+
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "accelerate", "safetensors", "torchmetrics", "sklearn"), "train"),
+    "matplotlib": "compress",
+    **dict.fromkeys(("onnx", "onnxscript"), "deploy"),
+    "onnxruntime": "cpu",
+}
+"""Optional libraries that a whole command stands on, and the extra that brings each."""
 
 
 class _StandardError(logging.StreamHandler[Any]):
@@ -59,6 +68,13 @@ def guard(prog: str, command: Callable[[], int | None]) -> int:
     except KrlError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRAS:
+            traceback.print_exc()
+            return 1
+        print(f"{prog}: error: {MissingExtraError(library, _EXTRAS[library], 'this command')}", file=sys.stderr)
+        return MissingExtraError.exit_code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

@@ -345,8 +345,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips these to 255 instead of scaling them.
-        levels = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow asks for this step
     return image.convert(mode)

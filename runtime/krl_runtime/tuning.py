@@ -24,6 +24,7 @@ __all__ = ["Measurement", "Tuning", "TuningError", "cpu_count", "device", "devic
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
+_ENOUGH = 4096  # of the system's files: /proc/cpuinfo is long, and slow to make, where there are many CPUs
 
 
 class TuningError(KrlError):
@@ -89,7 +90,12 @@ class Tuning:
 
 def tuning_file(bundle: Bundle) -> Path:
     """Return the path of a bundle's tuning for this device, whether it exists or not."""
-    return bundle.path.with_name(f"{bundle.path.resolve().name}.tune") / f"{device_key()}.json"
+    return _folder(bundle) / f"{device_key()}.json"
+
+
+def _folder(bundle: Bundle) -> Path:
+    path = bundle.path.resolve()
+    return path.with_name(f"{path.name}.tune")
 
 
 def read_tuning(bundle: Bundle) -> Tuning | None:
@@ -98,6 +104,8 @@ def read_tuning(bundle: Bundle) -> Tuning | None:
     Raises:
         TuningError: The file is damaged, of another version, or was measured with another manifest.
     """
+    if not _folder(bundle).is_dir():  # most bundles: the device need not be looked at
+        return None
     path = tuning_file(bundle)
     if not path.exists():
         return None
@@ -173,6 +181,7 @@ def _processor() -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_ENOUGH)
     except OSError:
         return ""

@@ -6,6 +6,7 @@ crash, a hang and a memory limit that is hit end the process, and are seen as su
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import io
 import json
@@ -142,11 +143,11 @@ def mutate_json(values: Any, rng: random.Random) -> Any:
             case 2:
                 other, name = rng.choice(places)
                 if name in other if isinstance(other, dict) else name < len(other):
-                    holder[key] = json.loads(json.dumps(other[name]))
+                    holder[key] = copy.deepcopy(other[name])
             case 3 if isinstance(holder, list):
                 holder.insert(key, holder[key])
             case _:
-                holder[key] = rng.choice(ODD)
+                holder[key] = copy.deepcopy(rng.choice(ODD))
         if not values:
             break
     return values

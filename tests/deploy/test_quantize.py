@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from _helpers.graphs import graph, node, ops
+from krl_deploy import calibrate
 from krl_deploy import quantize as module
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.quantize import quantize, tensors_to_calibrate
+from krl_deploy.forms import tensors_to_calibrate
+from krl_deploy.quantize import quantize
 from krl_deploy.verify import count_convolutions, optimised_graph
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
@@ -95,7 +97,7 @@ def test_where_int8_is_no_faster_fp32_stays_the_default(bundle, digits, slow, ca
 
 
 def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, digits, fast, monkeypatch, capsys):
-    monkeypatch.setattr(module, "collect", lambda model, names, *_, **__: dict.fromkeys(names, (-0.01, 0.01)))
+    monkeypatch.setattr(calibrate, "collect", lambda model, names, *_, **__: dict.fromkeys(names, (-0.01, 0.01)))
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
@@ -137,7 +139,7 @@ def test_the_calibration_is_kept_and_reused_only_if_it_is_the_same(bundle, digit
     assert set(kept.ranges) == set(tensors_to_calibrate(model))
     assert all(low <= high for low, high in kept.ranges.values())
 
-    monkeypatch.setattr(module, "collect", lambda *_, **__: pytest.fail("calibrated again"))
+    monkeypatch.setattr(calibrate, "collect", lambda *_, **__: pytest.fail("calibrated again"))
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, reuse_calibration=True))
     assert result["calibration"]["pictures"] == kept.identity.pictures
     arguments = ["quantize", str(bundle.path), "--data", str(digits), "--limit", "60", "--reuse-calibration"]

@@ -52,6 +52,7 @@ def _write(folder: Path) -> list[Path]:
     [
         Preprocessing(64, 64, crop_fraction=0.875),
         Preprocessing(32, 48, resize="stretch", interpolation="bicubic"),
+        Preprocessing(64, 64, crop_fraction=0.875, decode_tolerance=6.0),
         Preprocessing(28, 28, channels=1, mean=(0.5,), std=(0.5,)),
     ],
 )

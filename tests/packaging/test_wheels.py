@@ -20,7 +20,7 @@ COMMANDS = {
     "krl-train": ("fit", "evaluate", "import", "unpack"),
     "krl-compress": ("distill",),
     "krl-deploy": ("export", "adopt", "quantize", "half", "build-engine", "inspect-engine", "package"),
-    "krl-runtime": ("classify", "info", "selftest", "bench", "serve", "doctor"),
+    "krl-runtime": ("classify", "info", "selftest", "tune", "bench", "serve", "doctor"),
 }
 
 pytestmark = pytest.mark.slow

@@ -213,3 +213,16 @@ def test_a_missing_tyro_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert run("make", "--name", "a") == 2
     assert "the krl-x command needs tyro, which is not installed" in capsys.readouterr().err
+
+
+def test_a_library_that_a_command_stands_on_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+
+    assert guard("krl-x", command) == 2
+    assert "this command needs torch" in capsys.readouterr().err
+
+    def broken() -> None:
+        raise ModuleNotFoundError("No module named 'ours'", name="ours")
+
+    assert guard("krl-x", broken) == 1

@@ -14,7 +14,6 @@ from krl_runtime import BackendError, doctor
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.doctor import Finding, can_run, examine
 
-
 pytestmark = pytest.mark.usefixtures("without_openvino")
 
 

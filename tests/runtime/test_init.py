@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import krl_runtime
 from krl_runtime import errors
 
@@ -15,13 +17,17 @@ HEAVY = (
 
 
 def test_all_is_what_is_public():
+    for name in krl_runtime.__all__:
+        assert getattr(krl_runtime, name) is not None
     public = [
         name
         for name, value in vars(krl_runtime).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        if not name.startswith("_") and not isinstance(value, ModuleType) and name not in ("Any", "TYPE_CHECKING")
     ]
     assert sorted([*public, "__version__"]) == sorted(krl_runtime.__all__)
     assert krl_runtime.__all__ == sorted(krl_runtime.__all__)
+    with pytest.raises(AttributeError, match="module 'krl_runtime' has no attribute 'lode'"):
+        krl_runtime.lode  # noqa: B018
 
 
 def test_every_error_is_exported():
@@ -54,7 +60,7 @@ def test_every_help_works_without_optional_libraries(tmp_path: Path):
         "import sys\nfor name in ('onnx', 'onnxruntime', 'rich', 'torch', 'tyro', 'yaml'): sys.modules[name] = None\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    for command in ((), ("classify",), ("info",), ("selftest",), ("bench",), ("doctor",)):
+    for command in ((), ("classify",), ("info",), ("selftest",), ("bench",), ("tune",), ("doctor",)):
         line = [sys.executable, "-m", "krl_runtime.cli", *command, "--help"]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr

@@ -232,6 +232,16 @@ def test_another_device_has_another_file(tuned: Bundle, monkeypatch: pytest.Monk
     assert "-1234-" in tuning_file(tuned).name
 
 
+def test_a_bundle_that_is_named_otherwise_is_the_same(tuned: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tuned.path)
+    assert read_tuning(Bundle.open(".")) == read_tuning(tuned)
+
+
+def test_without_a_tuning_the_device_is_not_looked_at(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "device", None)
+    assert read_tuning(bundle) is None
+
+
 def test_the_device_is_told_by_board_gpus_and_processor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "_read", lambda path: {"model": "NVIDIA Jetson Orin\0"}.get(path.name, ""))
     assert tuning.device()["board"] == "NVIDIA Jetson Orin"

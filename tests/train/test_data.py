@@ -88,6 +88,8 @@ def test_preprocessing_follows_network_and_data(tmp_path: Path) -> None:
     large = preprocessing_for(InputConfig(), source, "resnet18", pretrained=True)
     assert small.shape == (3, 16, 16)
     assert small.crop_fraction == 1.0
+    assert small.decode_tolerance == 0
+    assert preprocessing_for(InputConfig(decode_tolerance=1.5), source, "resnet20").decode_tolerance == 1.5
     assert (large.shape, large.crop_fraction, large.mean) == ((3, 224, 224), 0.875, (0.485, 0.456, 0.406))
     part = source.read("train", small)
     pixels = part.pixels(np.arange(len(part))).double().numpy() / 255

@@ -218,6 +218,18 @@ def test_a_loss_that_turns_bad_later_keeps_the_last_good_checkpoint(
     assert resumed.weights_sha256 == fit(config(tmp_path / "clean")).record.weights_sha256
 
 
+def test_a_run_that_never_started_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UsageError("refused")
+
+    monkeypatch.setattr("krl_train.fit.ClassificationTask", fail)
+    with pytest.raises(UsageError, match="refused"):
+        fit(config(tmp_path / "run"))
+    assert (tmp_path / "run" / RECORD).exists()
+    monkeypatch.undo()
+    assert fit(config(tmp_path / "run")).record.metrics
+
+
 def test_out_folders_are_not_lost(tmp_path: Path) -> None:
     fit(config(tmp_path / "run"))
     with pytest.raises(RunError, match=r"exists already; continue it with --resume, or replace it with --overwrite"):

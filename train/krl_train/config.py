@@ -75,6 +75,9 @@ class InputConfig:
     """Share of the scaled picture that the centre crop keeps: 1 up to 64 pixels, 0.875 above."""
     interpolation: str | None = None
     """Filter of the resizing: nearest, bilinear (the default), bicubic or lanczos."""
+    decode_tolerance: float | None = None
+    """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
+    to 255. The device decodes alike."""
     mean: tuple[float, ...] | None = None
     """Per channel, 0 to 1: measured on the training pictures, or ImageNet's for pretrained weights."""
     std: tuple[float, ...] | None = None

@@ -96,7 +96,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not file.is_file():
             raise UsageError(f"{out} exists and is not a run; give another --out")
-        if not overwrite:
+        if not overwrite and _has_something_to_lose(out):
             raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
         for name in (RECORD, WEIGHTS):
             (out / name).unlink(missing_ok=True)
@@ -104,6 +104,11 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
             shutil.rmtree(out / name, ignore_errors=True)
     write_atomic(file, replace(record, versions=package_versions()).to_bytes())
     return None
+
+
+def _has_something_to_lose(out: Path) -> bool:
+    """Whether a run got as far as its first checkpoint; one that was refused before that has only its record."""
+    return (out / WEIGHTS).exists() or (out / CHECKPOINT).exists()
 
 
 _MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +13,34 @@ from onnx import TensorProto, helper
 
 from krl_deploy.graph.files import to_bytes
 from krl_runtime.backends.onnxruntime import open_session
-from krl_runtime.commandline import progress
+from krl_runtime.commandline import progress_bar
 from krl_runtime.errors import ModelError
 
+from .checkpoint import Checkpoint
 from .histogram import Histogram
 from .record import Method
+from .threshold import entropy, mse
 
-__all__ = ["batches", "collect"]
+__all__ = ["batches", "collect", "with_outputs"]
 
 _VALUES_IN_BATCH = 1 << 19
 _BYTES_OF_TENSORS = 64 << 20
+_SECONDS_BETWEEN_SAVES = 5.0
+
+
+class _Reader(Protocol):
+    """What is kept of the tensors; ``state`` and ``restore`` are for an interruption."""
+
+    batch: int | str | None
+    size: int
+
+    def add(self, pixels: npt.NDArray[np.uint8]) -> None: ...
+
+    def state(self) -> dict[str, npt.NDArray[Any]]: ...
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None: ...
+
+    def ranges(self) -> dict[str, tuple[float, float]]: ...
 
 
 def collect(
@@ -31,6 +50,8 @@ def collect(
     *,
     method: Method = "minmax",
     share: float = 99.999,
+    checkpoint: Checkpoint | None = None,
+    size: int | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return the range of each tensor over pictures.
 
@@ -40,24 +61,31 @@ def collect(
         pixels: The pictures, uint8 ``[N, C, H, W]``.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that the range holds.
+        checkpoint: Where to keep what was counted so far, and from where to go on.
+        size: Pictures in a batch, where the graph leaves that open; left out: what memory allows.
 
     Raises:
         ModelError: A tensor takes values that are not finite numbers.
     """
-    if method == "minmax":
-        return _extremes(model, tensors, pixels)
-    histograms = {name: Histogram() for name in tensors}
-    session = open_session(to_bytes(_with_outputs(model, tensors)), cuda=False)
-    input_ = session.get_inputs()[0]
-    first = session.run(list(tensors), {input_.name: pixels[:1]})
-    size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first))))
-    for batch in progress(list(batches(pixels, input_.shape[0], size)), "calibrating"):
-        for name, value in zip(tensors, session.run(list(tensors), {input_.name: batch}), strict=True):
-            try:
-                histograms[name].add(value)
-            except ModelError as error:
-                raise ModelError(f"tensor {name}: {error} on a calibration picture; the model is broken") from error
-    return {name: histogram.percentile(share) for name, histogram in histograms.items()}
+    reader: _Reader = (
+        _Extremes(model, tensors, pixels) if method == "minmax" else _Histograms(model, tensors, pixels, method, share)
+    )
+    kept = checkpoint.load() if checkpoint else None
+    done = 0
+    if kept is not None:
+        done = int(kept["done"])
+        reader.restore(kept)
+    saved = time.monotonic()
+    with progress_bar("calibrating", len(pixels), done) as advance:
+        for batch in batches(pixels[done:], reader.batch, size or reader.size):
+            reader.add(batch)
+            done += len(batch)
+            for _ in batch:
+                advance()
+            if checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                checkpoint.save({"done": np.asarray(done), **reader.state()})
+                saved = time.monotonic()
+    return reader.ranges()
 
 
 def batches(pixels: npt.NDArray[Any], fixed: int | str | None, size: int) -> Iterator[npt.NDArray[Any]]:
@@ -73,34 +101,94 @@ def batches(pixels: npt.NDArray[Any], fixed: int | str | None, size: int) -> Ite
         yield pixels[start : start + step]
 
 
-def _extremes(
-    model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]
-) -> dict[str, tuple[float, float]]:
-    """Let the graph itself reduce each tensor to its smallest and largest value."""
-    extended = _with_outputs(model, [])
-    names = []
-    for tensor in tensors:
-        for op in ("ReduceMin", "ReduceMax"):
-            names.append(f"{tensor}::{op}")
-            extended.graph.node.append(helper.make_node(op, [tensor], [names[-1]], keepdims=0))
-            extended.graph.output.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, []))
-    session = open_session(to_bytes(extended), cuda=False)
-    input_ = session.get_inputs()[0]
-    low = np.full(len(tensors), np.inf)
-    high = np.full(len(tensors), -np.inf)
-    size = max(1, min(32, _VALUES_IN_BATCH // pixels[0].size))
-    for batch in progress(list(batches(pixels, input_.shape[0], size)), "calibrating"):
-        values: Any = np.array(session.run(names, {input_.name: batch}), np.float64)
-        bad = [tensors[int(index) // 2] for index in np.flatnonzero(~np.isfinite(values))]
+class _Extremes:
+    """The smallest and largest value of each tensor; the graph itself reduces them."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]) -> None:
+        extended = with_outputs(model, [])
+        self.tensors, self.names = list(tensors), list[str]()
+        for tensor in tensors:
+            for op in ("ReduceMin", "ReduceMax"):
+                self.names.append(f"{tensor}::{op}")
+                extended.graph.node.append(helper.make_node(op, [tensor], [self.names[-1]], keepdims=0))
+                extended.graph.output.append(helper.make_tensor_value_info(self.names[-1], TensorProto.FLOAT, []))
+        self.session = open_session(to_bytes(extended), cuda=False)
+        self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
+        self.size = max(1, min(32, _VALUES_IN_BATCH // pixels[0].size))
+        self.low = np.full(len(tensors), np.inf)
+        self.high = np.full(len(tensors), -np.inf)
+
+    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
+        values: Any = np.array(self.session.run(self.names, {self.session.get_inputs()[0].name: pixels}), np.float64)
+        bad = [self.tensors[int(index) // 2] for index in np.flatnonzero(~np.isfinite(values))]
         if bad:
             raise ModelError(
                 f"tensor {bad[0]}: values are not finite numbers on a calibration picture; the model is broken"
             )
-        low, high = np.minimum(low, values[::2]), np.maximum(high, values[1::2])
-    return {name: (float(a), float(b)) for name, a, b in zip(tensors, low, high, strict=True)}
+        self.low, self.high = np.minimum(self.low, values[::2]), np.maximum(self.high, values[1::2])
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        return {"low": self.low, "high": self.high}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.low, self.high = state["low"], state["high"]
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {name: (float(a), float(b)) for name, a, b in zip(self.tensors, self.low, self.high, strict=True)}
 
 
-def _with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+class _Histograms:
+    """A histogram of each tensor."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str],
+        pixels: npt.NDArray[np.uint8],
+        method: Method,
+        share: float,
+    ) -> None:
+        self.histograms = {name: Histogram() for name in tensors}
+        self.method, self.share = method, share
+        self.session = open_session(to_bytes(with_outputs(model, tensors)), cuda=False)
+        self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
+        first = self._run(next(batches(pixels, self.batch, 1)))
+        self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first))))
+
+    def _run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        values: list[npt.NDArray[np.float32]] = self.session.run(
+            list(self.histograms), {self.session.get_inputs()[0].name: pixels}
+        )
+        return values
+
+    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
+        for (name, histogram), value in zip(self.histograms.items(), self._run(pixels), strict=True):
+            try:
+                histogram.add(value)
+            except ModelError as error:
+                raise ModelError(f"tensor {name}: {error} on a calibration picture; the model is broken") from error
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        all_ = self.histograms.values()
+        scalars = np.array([(item.limit, item.low, item.high) for item in all_])
+        return {"scalars": scalars, "counts": np.stack([item.counts for item in all_])}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        for item, scalars, counts in zip(self.histograms.values(), state["scalars"], state["counts"], strict=True):
+            item.limit, item.low, item.high = (float(value) for value in scalars)
+            item.counts = counts.copy()
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {name: self._range(histogram) for name, histogram in self.histograms.items()}
+
+    def _range(self, histogram: Histogram) -> tuple[float, float]:
+        if self.method == "percentile":
+            return histogram.percentile(self.share)
+        return entropy(histogram) if self.method == "entropy" else mse(histogram)
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """Return a copy of a model that gives out these float32 tensors as well."""
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
     present = {value.name for value in extended.graph.output}

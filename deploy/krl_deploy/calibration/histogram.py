@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,10 +18,11 @@ class Histogram:
     """Counts values in equal bins between ``-limit`` and ``limit``.
 
     A value outside doubles the limit, and pairs of bins become one: no value is ever lost, and no bin is wider
-    than 1/2048 of the largest magnitude. 0 is always the edge between two bins.
+    than 1/2048 of the largest magnitude. 0 is always the edge between two bins. The limit is a power of two, so that
+    the counts do not depend on the order in which the values came, nor on how they were batched.
 
     Attributes:
-        limit: End of the last bin; 0 until the first value that is not 0.
+        limit: End of the last bin, a power of two; 0 until the first value that is not 0.
         counts: Number of values in each bin.
         low: Smallest value, exactly.
         high: Largest value, exactly.
@@ -48,13 +51,28 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=_BINS)
 
     def _widen(self, magnitude: float) -> None:
-        if self.limit == 0.0:
-            self.limit = magnitude
+        if self.limit == 0.0 and magnitude > 0.0:
+            fraction, exponent = math.frexp(magnitude)
+            self.limit = math.ldexp(1.0, exponent - (fraction == 0.5))
         while self.limit < magnitude:
             inner = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.zeros(_BINS, np.int64)
             self.counts[_BINS // 4 : _BINS // 4 + _BINS // 2] = inner
             self.limit *= 2
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2 * self.limit / _BINS
+
+    def magnitudes(self) -> npt.NDArray[np.float64]:
+        """Return the counts of absolute values in bins of ``width`` from 0 on, ``[4096]``."""
+        half = _BINS // 2
+        return (self.counts[half:] + self.counts[:half][::-1]).astype(np.float64)
+
+    def clipped(self, largest: float) -> tuple[float, float]:
+        """Return the range of the values, cut off at ``-largest`` and ``largest``."""
+        return max(self.low, -largest), min(self.high, largest)
 
     def percentile(self, share: float) -> tuple[float, float]:
         """Return the interval that leaves out an equal part of the values at both ends.
@@ -71,6 +89,5 @@ class Histogram:
         below = np.cumsum(self.counts)
         first = int(np.searchsorted(below, outside, side="right"))
         last = int(np.searchsorted(below, below[-1] - outside, side="left"))
-        width = 2 * self.limit / _BINS
-        low, high = first * width - self.limit, (last + 1) * width - self.limit
+        low, high = first * self.width - self.limit, (last + 1) * self.width - self.limit
         return max(low, self.low), min(high, self.high)

@@ -1,15 +1,16 @@
-"""Whether pictures are fit to calibrate on: real, varied, and enough of them."""
+"""Whether pictures are fit to calibrate on: real, varied, enough of them, of all classes; what they show of a net."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.errors import DataError
 
-__all__ = ["ENOUGH", "check_pictures"]
+__all__ = ["ENOUGH", "check_batches", "check_channels", "check_classes", "check_pictures"]
 
 _log = logging.getLogger("krl")
 
@@ -18,6 +19,8 @@ ENOUGH = 32
 
 _LEAST_CORRELATION = 0.1
 _SAMPLE = 256
+_BATCH_TOLERANCE = 0.01
+_SHOWN = 5
 
 
 def check_pictures(pixels: npt.NDArray[np.uint8]) -> None:
@@ -58,3 +61,68 @@ def _looks_random(picture: npt.NDArray[np.float32]) -> bool:
     across = float((centred[:, :, 1:] * centred[:, :, :-1]).mean())
     down = float((centred[:, 1:] * centred[:, :-1]).mean())
     return max(across, down) / power < _LEAST_CORRELATION
+
+
+def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
+    """Warn where classes have no picture.
+
+    Args:
+        labels: Index of the class of each picture, -1 where it is not known.
+        names: The classes.
+    """
+    if any(label < 0 for label in labels):
+        return  # without classes there is nothing to say of them
+    missing = [name for index, name in enumerate(names) if index not in set(labels)]
+    if missing:
+        _log.warning(
+            "no picture to calibrate on is of %d of the %d classes: %s; what only they show is not in the ranges; give "
+            "pictures of all classes, or a higher --limit",
+            len(missing),
+            len(names),
+            _some(missing),
+        )
+
+
+def check_channels(largest: Mapping[str, npt.NDArray[np.float32]], count: int) -> None:
+    """Warn of channels that no picture moves.
+
+    Args:
+        largest: For each activation the largest magnitude of each channel, ``[C]``.
+        count: Number of pictures.
+    """
+    dead = {name: int((values == 0).sum()) for name, values in largest.items() if (values == 0).any()}
+    if dead:
+        listed = [f"{name} ({number} of {len(largest[name])})" for name, number in dead.items()]
+        _log.warning(
+            "%d channels of %d activations are 0 on all %d pictures of a sample: %s; either the pictures do not show "
+            "what the net was trained on, or it can do without these channels",
+            sum(dead.values()),
+            len(dead),
+            count,
+            _some(listed),
+        )
+
+
+def check_batches(alone: Mapping[str, tuple[float, float]], together: Mapping[str, tuple[float, float]]) -> None:
+    """Warn of tensors whose range depends on how many pictures are in a batch.
+
+    Args:
+        alone: Ranges over pictures that were run one by one.
+        together: Ranges over the same pictures in one batch.
+    """
+    differing = []
+    for name, ends in alone.items():
+        largest = max(abs(value) for value in (*ends, *together[name]))
+        if max(abs(a - b) for a, b in zip(ends, together[name], strict=True)) > _BATCH_TOLERANCE * largest:
+            differing.append(name)
+    if differing:
+        _log.warning(
+            "the ranges of %d tensors change with the batch size: %s; the net mixes the pictures of a batch (batch "
+            "statistics that training left on?), so that no scale fits; export it in evaluation mode",
+            len(differing),
+            _some(differing),
+        )
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

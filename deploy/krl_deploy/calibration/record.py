@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from krl_runtime.errors import BundleError, CheckFailedError
 
+if TYPE_CHECKING:
+    from krl_deploy.graph.placement import Ranges
+
 __all__ = ["Calibration", "Identity", "Method"]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
-Method: TypeAlias = Literal["minmax", "percentile"]
-"""``"minmax"``: all values; ``"percentile"``: all but a small part at both ends."""
+Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+"""``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
+``krl_deploy.calibration.threshold``."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Identity:
         pictures: Hash of the decoded pictures.
         count: Number of pictures.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
+        equalise: Whether activations were equalised before.
     """
 
     graph_sha256: str
@@ -34,18 +39,32 @@ class Identity:
     pictures: str
     count: int
     method: str
+    equalise: bool
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of tensors, and their identity."""
+    """What was measured of a model's tensors on real pictures, and what it is true of.
+
+    The tensors are those of the equalised model, which is the FP32 model with ``factors`` applied.
+
+    Attributes:
+        identity: What all of it depends on.
+        ranges: Smallest and largest value that INT8 represents, of each tensor that is quantised.
+        extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
+        means: Mean of each channel on the sample, of what weighted operators read.
+        factors: What the channels of an activation are divided by, see ``krl_deploy.graph.equalise``.
+    """
 
     identity: Identity
-    ranges: Mapping[str, tuple[float, float]]
+    ranges: Ranges
+    extremes: Ranges = field(default_factory=dict)
+    means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the content of ``calibration.json``."""
-        values = {"schema_version": _SCHEMA_VERSION, "identity": asdict(self.identity), "ranges": dict(self.ranges)}
+        values = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
         return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
@@ -59,8 +78,15 @@ class Calibration:
             values = json.loads(data)
             if values["schema_version"] != _SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, not {_SCHEMA_VERSION}")
-            ranges = {name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()}
-            return cls(Identity(**values["identity"]), ranges)
+            ranges, extremes = (
+                {name: (float(low), float(high)) for name, (low, high) in values[key].items()}
+                for key in ("ranges", "extremes")
+            )
+            means, factors = (
+                {name: tuple(float(value) for value in channels) for name, channels in values[key].items()}
+                for key in ("means", "factors")
+            )
+            return cls(Identity(**values["identity"]), ranges, extremes, means, factors)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
 

@@ -10,6 +10,7 @@ On x86 processors without VNNI the multiplication of uint8 by int8 can saturate;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from onnx import NodeProto, helper
 
 from .edit import GraphEditor, attribute
 from .placement import Ranges, Weighted, why_narrow
-from .qdq import Quantised, dequantised_constant, open_quantisable, quantise_weight
+from .qdq import Quantised, open_quantisable
+from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
 
 __all__ = ["affine_parameters", "to_cpu"]
 
@@ -26,6 +28,7 @@ _LAYOUT = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "MaxPool", "DepthToSpace", "Identity"}
 )
 _ELEMENTWISE = frozenset({"Add", "Mul", "Concat"})
+_READ_IN_FLOAT = "its output is read in floating point, and INT8 convolutions write INT8"
 
 
 @dataclass(frozen=True)
@@ -48,26 +51,36 @@ def affine_parameters(low: float, high: float) -> tuple[np.float32, int]:
     return scale, int(np.clip(np.rint(-low / float(scale)), 0, 255))
 
 
-def to_cpu(model: onnx.ModelProto, ranges: Ranges) -> Quantised:
+def to_cpu(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    rounding: Rounding | None = None,
+    keep: Mapping[str, str] | None = None,
+) -> Quantised:
     """Write the INT8 graph for ONNX Runtime's CPU provider.
 
     Args:
         model: A clean float32 model.
         ranges: At least of the tensors that are quantised.
+        rounding: How weights become integers.
+        keep: Names of operators that stay in floating point, each with the reason.
 
     Raises:
         ModelError: The model cannot be quantised.
     """
     graph, candidates = open_quantisable(model)
-    return _Emitter(graph, ranges).emit(candidates)
+    return _Emitter(graph, ranges, rounding or Rounding(), keep or {}).emit(candidates)
 
 
 class _Emitter:
     """Walks the graph once, in the order of execution, and keeps for each tensor its float and its uint8 form."""
 
-    def __init__(self, graph: GraphEditor, ranges: Ranges) -> None:
+    def __init__(self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str]) -> None:
         self.graph = graph
         self.ranges = ranges
+        self.rounding = rounding
+        self.keep = keep
         self.consumers = graph.consumers()
         self.stored: dict[str, _Stored] = {}
         self.floats: dict[str, str] = {}
@@ -77,7 +90,10 @@ class _Emitter:
     def emit(self, candidates: list[Weighted]) -> Quantised:
         graph = self.graph
         weighted = {item.node.name: item for item in candidates}
-        kept = {name: _why_float(graph, item) for name, item in weighted.items()}
+        kept = {name: _why_float(graph, item) or self.keep.get(name) for name, item in weighted.items()}
+        kept |= {
+            name: _READ_IN_FLOAT for name in weighted if kept[name] is None and self._read_in_float(weighted[name])
+        }
         nodes, graph.nodes = graph.nodes, []
         for node in nodes:
             if id(node) in self.folded:
@@ -101,17 +117,21 @@ class _Emitter:
         graph, node = self.graph, item.node
         source = self._quantised(node.input[0])
         weight = graph.constant(node.input[1])
-        bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        bias = bias_of(graph, node)
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
         # A channel whose weights are almost 0 must not have a scale on which its bias overflows int32.
         least = np.abs(bias.astype(np.float64)) / (float(source.scale) * 2**30) if bias is not None else 0.0
-        values, scale = quantise_weight(weight, item.axis, least)
+        values, scale = quantise_weight(weight, item.axis, least, self.rounding)
+        shift = bias_shift(graph, item, values, scale, self.rounding.means)
         weights = dequantised_constant(graph, node.input[1], values, scale, item.axis)
         inputs = [self._dequantised(node.input[0]), weights]
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
         if bias is not None:
             steps = (source.scale * scale).astype(np.float32)
             counts = np.rint(bias.astype(np.float64) / steps).astype(np.int32)
-            inputs.append(dequantised_constant(graph, node.input[2], counts, steps, 0))
+            name = node.input[2] if len(node.input) > 2 and node.input[2] else f"{node.input[1]}_bias"
+            inputs.append(dequantised_constant(graph, name, counts, steps, 0))
         if node.op_type == "Conv":
             self._arithmetic(node, inputs)
         else:
@@ -126,6 +146,13 @@ class _Emitter:
         node.output[0] = raw
         self.graph.nodes.append(node)
         self._store(final, raw)
+
+    def _read_in_float(self, item: Weighted) -> bool:
+        """Return whether only operators that stay in floating point by choice read a convolution's output."""
+        readers = self.consumers[item.node.output[0]]
+        if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+            readers = self.consumers[readers[0].output[0]]
+        return item.node.op_type == "Conv" and bool(readers) and all(reader.name in self.keep for reader in readers)
 
     def _fold_activation(self, tensor: str) -> str:
         """Return the output of the ReLU (or clipping from 0) that alone reads ``tensor``, else ``tensor`` itself."""

@@ -3,6 +3,9 @@
 Nothing is left to a builder's flags, which TensorRT 11 does not have. A node stays in FP32 where calibration saw
 values near the end of FP16's range, where a constant does not survive the rounding, where ONNX does not define the
 operator in FP16, and before the first weighted operator (normalising pixels costs nothing and cancels digits).
+
+Around INT8 a ``QuantizeLinear`` has the precision of the tensor that it reads, and a ``DequantizeLinear`` that of the
+operators that read it, so that no ``Cast`` stands between a pair and what it fuses with.
 """
 
 from __future__ import annotations
@@ -21,12 +24,17 @@ from .files import opset_of
 from .placement import Ranges, weighted_depths
 from .qdq import QUANTISED_OPS
 
-__all__ = ["LARGEST", "Half", "float_tensors", "round_as_half", "to_half"]
+__all__ = ["LARGEST", "OPSET_OF_HALF_SCALES", "Half", "float_tensors", "round_as_half", "to_half"]
 
 LARGEST = 65504.0
 """The largest finite FP16 number."""
 
 _LIMIT = LARGEST / 2
+
+OPSET_OF_HALF_SCALES = 19
+"""From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
+
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -50,23 +58,32 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT]
 
 
-def to_half(model: onnx.ModelProto, ranges: Ranges) -> Half:
+def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False) -> Half:
     """Type a clean float32 model for FP16.
 
     Args:
         model: The model; it is not changed.
         ranges: Smallest and largest values of its tensors on real inputs; a tensor without is taken to fit.
+        around_int8: Whether the model has pairs of ``QuantizeLinear`` and ``DequantizeLinear`` (``to_tensorrt``'s,
+            with scales that are FP16 numbers).
 
     Raises:
-        ModelError: The model is quantised, or no node can compute in FP16.
+        ModelError: The model is quantised and not by such pairs, or its opset has no FP16 scales, or no node can
+            compute in FP16.
     """
-    if QUANTISED_OPS & {node.op_type for node in model.graph.node}:
+    present = QUANTISED_OPS & {node.op_type for node in model.graph.node}
+    if present - (_PAIR if around_int8 else frozenset()):
         raise ModelError("the model is quantised; FP16 is made from the float model")
+    if present and opset_of(model) < OPSET_OF_HALF_SCALES:
+        raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_HALF_SCALES}")
     graph = GraphEditor(model)
+    ranges = {**ranges, **_through_pairs(graph, ranges)}
     depths = weighted_depths(graph)
     halves: set[str] = set()
     kept: dict[str, str] = {}
     for node in graph.nodes:
+        if node.op_type in _PAIR:
+            continue  # follows its neighbours
         floats = [name for name in [*node.input, *node.output] if graph.dtype(name) == TensorProto.FLOAT]
         if not floats:
             continue
@@ -79,8 +96,37 @@ def to_half(model: onnx.ModelProto, ranges: Ranges) -> Half:
             kept[node.name] = reason
     if not halves:
         raise ModelError("no node of the model can compute in FP16; krl-runtime runs it in FP32 as it is")
+    halves |= _pairs_beside(graph, halves)
     _retype(graph, halves, opset_of(model))
     return Half(graph.close(), frozenset(halves), kept)
+
+
+def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Return the ranges of what ``DequantizeLinear`` nodes give out: those of what was quantised."""
+    producers = graph.producers()
+    found = {}
+    for node in graph.nodes:
+        source = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.op_type == "QuantizeLinear" and source.input[0] in ranges:
+            found[node.output[0]] = ranges[source.input[0]]
+    return found
+
+
+def _pairs_beside(graph: GraphEditor, halves: set[str]) -> set[str]:
+    """Return the names of the quantisers that read FP16, and of the dequantisers that FP16 nodes read."""
+    producers, consumers = graph.producers(), graph.consumers()
+    found = set()
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            source = producers.get(node.input[0])
+            beside = [source] if source is not None else []
+        elif node.op_type == "DequantizeLinear":
+            beside = consumers[node.output[0]]
+        else:
+            continue
+        if any(item.name in halves for item in beside):
+            found.add(node.name)
+    return found
 
 
 def _formal(node: NodeProto, opset: int) -> onnx.defs.OpSchema | None:

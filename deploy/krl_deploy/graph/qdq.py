@@ -7,10 +7,10 @@ TensorRT fuses the pairs into the kernels).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from krl_runtime.errors import ModelError
@@ -18,13 +18,12 @@ from krl_runtime.errors import ModelError
 from .edit import GraphEditor
 from .files import opset_of
 from .placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
+from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
 
 __all__ = [
     "QUANTISED_OPS",
     "Quantised",
-    "dequantised_constant",
     "open_quantisable",
-    "quantise_weight",
     "symmetric_scale",
     "to_tensorrt",
 ]
@@ -53,28 +52,6 @@ def symmetric_scale(low: float, high: float) -> np.float32:
     return np.float32(max(abs(low), abs(high)) / 127 or 1.0)
 
 
-def quantise_weight(
-    weight: npt.NDArray[np.float32], axis: int, least: npt.NDArray[np.float64] | float = 0.0
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantise a weight to int8, symmetrically, with one scale for each channel.
-
-    Args:
-        weight: Any shape, float32.
-        axis: Axis of the channels.
-        least: Smallest acceptable scale, or one for each channel.
-
-    Returns:
-        The values, in -127 to 127, rounded half to even, and the scales ``[channels]``.
-    """
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(axis=others).astype(np.float64) / 127, least)
-    # A scale must be positive and, with float32, not so small that its reciprocal overflows.
-    scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    values = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127)
-    return values.astype(np.int8), scale
-
-
 def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:
     """Open a model and return its weighted operators.
 
@@ -97,25 +74,37 @@ def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted
     return graph, candidates
 
 
-def to_tensorrt(model: onnx.ModelProto, ranges: Ranges) -> Quantised:
-    """Write the INT8 graph that TensorRT builds from.
+def to_tensorrt(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    rounding: Rounding | None = None,
+    keep: Mapping[str, str] | None = None,
+) -> Quantised:
+    """Write the INT8 graph that TensorRT builds from, with FP32 around INT8.
 
     Args:
         model: A clean float32 model.
         ranges: At least of the tensors that are quantised.
+        rounding: How weights become integers.
+        keep: Names of operators that stay in floating point, each with the reason.
 
     Raises:
         ModelError: The model cannot be quantised.
     """
     graph, candidates = open_quantisable(model)
-    reasons = {weighted.node.name: why_float_on_tensorrt(graph, weighted) for weighted in candidates}
+    rounding, keep = rounding or Rounding(), keep or {}
+    reasons = {
+        weighted.node.name: why_float_on_tensorrt(graph, weighted) or keep.get(weighted.node.name)
+        for weighted in candidates
+    }
     chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
     residuals = residual_inputs(graph, chosen)
     pairs: dict[str, str] = {}
 
     def pair(tensor: str) -> str:
         if tensor not in pairs:
-            scale = graph.add_constant(f"{tensor}_scale", np.asarray(symmetric_scale(*ranges[tensor])))
+            scale = graph.add_constant(f"{tensor}_scale", rounding.scale(symmetric_scale(*ranges[tensor])))
             zero = graph.add_constant(f"{tensor}_zero_point", np.zeros((), np.int8))
             quantised = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_quantised")
             pairs[tensor] = graph.add("DequantizeLinear", [quantised, scale, zero], f"{tensor}_dequantised")
@@ -125,19 +114,14 @@ def to_tensorrt(model: onnx.ModelProto, ranges: Ranges) -> Quantised:
         node = weighted.node
         weight = graph.constant(node.input[1])
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
-        values, scale = quantise_weight(weight, weighted.axis)
+        values, scale = quantise_weight(weight, weighted.axis, rounding=rounding)
+        shift = bias_shift(graph, weighted, values, scale, rounding.means)
+        if shift is not None:
+            bias = bias_of(graph, node)
+            name = node.input[2] if bias is not None else f"{node.input[1]}_bias"
+            node.input[:] = [*node.input[:2], graph.add_constant(name, shift if bias is None else bias + shift)]
         node.input[0] = pair(node.input[0])
         node.input[1] = dequantised_constant(graph, node.input[1], values, scale, weighted.axis)
     for node, index in residuals:
         node.input[index] = pair(node.input[index])
     return Quantised(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})
-
-
-def dequantised_constant(
-    graph: GraphEditor, name: str, values: npt.NDArray[np.signedinteger], scale: npt.NDArray[np.float32], axis: int
-) -> str:
-    """Add integer values, their scales and the node that turns them into floats; return the float tensor's name."""
-    stored = graph.add_constant(f"{name}_int{values.dtype.itemsize * 8}", values)
-    scales = graph.add_constant(f"{name}_scale", scale)
-    zeros = graph.add_constant(f"{name}_zero_point", np.zeros(scale.shape, values.dtype))
-    return graph.add("DequantizeLinear", [stored, scales, zeros], f"{name}_dequantised", axis=axis)

@@ -188,7 +188,7 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
     if best is None:
         return None, f"without the tuning: it has no measurement with {threads} threads"
     kind = next((kind for kind in ALL_KINDS if kind == best.kind), None)
-    if kind is None or best.variant not in bundle.manifest.variants or best.threads == 0:
+    if kind is None or best.variant not in bundle.manifest.variants or (best.threads is not None and best.threads < 1):
         return None, f"without the tuning: it names {best.variant} on {best.kind}, which this krl-runtime does not know"
     try:
         opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from krl_runtime.backends.select import Kind, select_backend
+from krl_runtime.backends.select import Kind, SelectedBackend, select_backend
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BundleError
+from krl_runtime.errors import BundleError, UsageError
 
-from .classifier import Classifier
+from .classifier import Classification, Classifier
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from krl_runtime.backends.warm import WarmStart
+
+__all__ = ["Classification", "Classifier", "load"]
 
 _PIPELINES = {"classification": Classifier}
 
@@ -23,20 +27,28 @@ def load(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    build: Literal["background"] | None = None,
+    build_command: Sequence[str] | None = None,
 ) -> Classifier:
     """Load a bundle onto the best backend that this machine has.
 
-    TensorRT is tried first (if the bundle has an engine that matches), then ONNX Runtime on CUDA, then on the CPU.
+    What ``krl-runtime tune`` measured best on this device comes first. Else TensorRT is tried (if the bundle has an
+    engine that matches), then ONNX Runtime on CUDA, then on the CPU; OpenVINO only if it is asked for.
     ``model.backend.reason`` says which was chosen and why, and one line of the logger ``"krl"`` says the same.
 
     Args:
         path: The bundle, a folder ``NAME.krl``.
         variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the one that the bundle names for the device,
             and FP32 where it names none.
-        backend: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``: where to begin in that order.
+        backend: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``: where to begin in that order; or ``"openvino"`` or
+            ``"openvino-bf16"``, before the CPU.
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
+        build: ``"background"``: where TensorRT is but no engine matches, answer at once on what else is there, build
+            the engine in another process, and change over to it when it has passed the golden inputs.
+            ``model.backend.state`` says how that stands, and ``model.backend.reason`` why it failed if it did.
+        build_command: What builds the engine and registers it in the bundle; by default ``krl-deploy build-engine``.
 
     Returns:
         The pipeline for the bundle's task.
@@ -48,6 +60,10 @@ def load(
     """
     import logging
 
+    if build not in (None, "background"):
+        raise UsageError(f"build is {build!r}; accepted: background, or nothing")
+    if build is not None and require not in (None, "tensorrt"):
+        raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
     bundle = Bundle.open(path)
     pipeline = _PIPELINES.get(bundle.manifest.task)
     if pipeline is None:
@@ -57,5 +73,10 @@ def load(
         )
     pipeline.check(bundle)
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
-    logging.getLogger("krl").info("%s: %s", bundle.manifest.name, chosen.reason)
-    return pipeline(bundle, chosen)
+    running: SelectedBackend | WarmStart = chosen
+    if build is not None:
+        from krl_runtime.backends.warm import warm_start
+
+        running = warm_start(bundle, chosen, variant, build_command)
+    logging.getLogger("krl").info("%s: %s", bundle.manifest.name, running.reason)
+    return pipeline(bundle, running)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from krl_runtime.errors import BundleError, ImageError, ModelError, UsageError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from krl_runtime.backends.warm import WarmStart
+    from krl_runtime.batching import Batcher
     from krl_runtime.preprocess import ImageSource
+    from krl_runtime.streams import Answered, Watch
 
 __all__ = ["Classification", "Classifier", "batch_limit"]
 
@@ -67,7 +71,7 @@ class Classifier:
         backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
     """
 
-    def __init__(self, bundle: Bundle, backend: SelectedBackend) -> None:
+    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
         self.bundle = bundle
         self.labels = bundle.manifest.labels
         self.preprocessing = bundle.manifest.preprocessing
@@ -129,6 +133,37 @@ class Classifier:
             pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
             answers += self.interpret(self.logits(pixels), top_k=top_k)
         return answers
+
+    async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+        """Classify one picture in a thread, so that the event loop goes on; see ``__call__`` for what is raised.
+
+        For many requests at once use ``batched``, which limits how many wait.
+        """
+        import asyncio
+
+        return cast("Classification", await asyncio.to_thread(self, source, top_k=top_k))
+
+    def stream(
+        self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
+    ) -> Iterator[Answered]:
+        """Answer every picture of a folder or an iterable, in order; see ``krl_runtime.streams.stream``."""
+        from krl_runtime.streams import stream
+
+        return stream(self, sources, top_k=top_k, workers=workers)
+
+    def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch:
+        """Answer the latest frame of a camera, and count those that were dropped; see ``krl_runtime.streams.Watch``."""
+        from krl_runtime.streams import Watch
+
+        return Watch(self, frames, top_k=top_k)
+
+    def batched(
+        self, *, max_batch: int = 16, max_delay: float = 0.002, max_waiting: int = 64, workers: int = 1
+    ) -> Batcher:
+        """Run the requests of many threads or coroutines together; see ``krl_runtime.batching.Batcher``."""
+        from krl_runtime.batching import Batcher
+
+        return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Run the network on its inputs as they are, in one batch.

@@ -8,7 +8,8 @@ import pytest
 from _helpers.graphs import assert_alike, constants, graph, measured_ranges, node, ops, producer, run
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import residual_inputs, weighted_nodes, why_float_on_tensorrt
-from krl_deploy.graph.qdq import quantise_weight, symmetric_scale, to_tensorrt
+from krl_deploy.graph.qdq import symmetric_scale, to_tensorrt
+from krl_deploy.graph.weights import quantise_weight
 from krl_runtime.errors import ModelError
 
 RNG = np.random.default_rng(0)

@@ -154,6 +154,7 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
         resize=config.resize or "crop",
         crop_fraction=fraction,
         interpolation=config.interpolation or "bilinear",
+        decode_tolerance=config.decode_tolerance or 0.0,
         mean=config.mean or (_IMAGENET_MEAN if channels == 3 else (0.5,)),
         std=config.std or (_IMAGENET_STD if channels == 3 else (0.5,)),
     )

@@ -1,0 +1,81 @@
+"""What single channels of activations do on real inputs: their means and largest magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import to_bytes
+from krl_runtime.backends.onnxruntime import open_session
+
+from .collect import batches, with_outputs
+
+__all__ = ["Channels", "measure_channels"]
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Channels:
+    """One activation.
+
+    Attributes:
+        mean: Of each channel over pictures and places, ``[C]``.
+        largest: Largest magnitude of each channel, ``[C]``.
+    """
+
+    mean: npt.NDArray[np.float32]
+    largest: npt.NDArray[np.float32]
+
+
+def measure_channels(
+    model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]
+) -> dict[str, Channels]:
+    """Measure activations channel by channel.
+
+    Args:
+        model: A float32 model with one input of pixels.
+        tensors: Names of float32 tensors; those that have neither 2 nor 4 dimensions are left out.
+        pixels: Pictures, uint8 ``[N, C, H, W]``.
+    """
+    graph = GraphEditor(model)
+    ranks = {name: len(graph.shape(name) or ()) for name in tensors}
+    found = [name for name in tensors if ranks[name] in (2, 4)]
+    if not found:
+        return {}
+    extended = with_outputs(model, [name for name in found if ranks[name] == 2])
+    outputs: list[str] = []
+    for name in found:
+        if ranks[name] == 2:
+            outputs += [name, name]
+            continue
+        # Pooling over whole planes is the same in every opset, as reductions along axes are not.
+        mean, size, largest = (f"{name}::{what}" for what in ("mean", "magnitude", "largest"))
+        for op, source, target in (
+            ("GlobalAveragePool", name, mean),
+            ("Abs", name, size),
+            ("GlobalMaxPool", size, largest),
+        ):
+            extended.graph.node.append(helper.make_node(op, [source], [target]))
+        outputs += [mean, largest]
+        for output in (mean, largest):
+            extended.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    session = open_session(to_bytes(extended), cuda=False)
+    input_ = session.get_inputs()[0]
+    sums: list[Any] = [0.0] * len(found)
+    most: list[Any] = [0.0] * len(found)
+    for batch in batches(pixels, input_.shape[0], _BATCH):
+        values = [value.reshape(value.shape[:2]) for value in session.run(outputs, {input_.name: batch})]
+        sums = [old + new.sum(axis=0, dtype=np.float64) for old, new in zip(sums, values[::2], strict=True)]
+        most = [np.maximum(old, np.abs(new).max(axis=0)) for old, new in zip(most, values[1::2], strict=True)]
+    return {
+        name: Channels((total / len(pixels)).astype(np.float32), np.asarray(high, np.float32))
+        for name, total, high in zip(found, sums, most, strict=True)
+    }

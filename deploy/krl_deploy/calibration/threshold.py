@@ -1,0 +1,87 @@
+"""Where to cut a tensor's values off, so that 8 bits lose least: two criteria over its histogram.
+
+Both look at magnitudes, since TensorRT's int8 is symmetric, and both leave the bin at 0 out of the account: 0 is
+represented exactly, and after a ReLU it holds half of all values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .histogram import Histogram
+
+__all__ = ["entropy", "mse"]
+
+_LEVELS = 128
+_STEP = 32
+"""Candidate thresholds are this many bins apart, 1/128 of the histogram's limit."""
+
+
+def entropy(histogram: Histogram) -> tuple[float, float]:
+    """Return the range that keeps most information (TensorRT's entropy calibration; Migacz, GTC 2017).
+
+    For each threshold ``T`` the values above it are added to the last bin below it, which gives ``P``; the bins below
+    it, without those, are merged into 128 levels and spread again over the bins that were not empty, which gives
+    ``Q``. The threshold with the smallest Kullback-Leibler divergence, the sum of ``P log(P / Q)``, is taken.
+
+    Returns:
+        The ends of the range, within the smallest and largest value.
+    """
+    counts = histogram.magnitudes()
+    counts[0] = 0
+    used = _used(counts)
+    if used <= _LEVELS:
+        return _everything(histogram)
+    candidates = [*range(_LEVELS, used, _STEP), used]
+    best = min(candidates, key=lambda bins: _divergence(counts[:used], bins))
+    return histogram.clipped(best * histogram.width)
+
+
+def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
+    """Return the divergence in nats between ``P`` and ``Q`` for a threshold after ``bins`` bins."""
+    kept = counts[:bins]
+    p = kept.copy()
+    p[-1] += counts[bins:].sum()
+    starts = np.arange(_LEVELS) * bins // _LEVELS
+    filled = np.add.reduceat((kept > 0).astype(np.float64), starts)
+    level = np.add.reduceat(kept, starts) / np.maximum(filled, 1)
+    q = np.repeat(level, np.diff([*starts, bins])) * (kept > 0)
+    if not q.any():
+        return float("inf")
+    p, q = p / p.sum(), q / q.sum()
+    some = p > 0
+    # The last bin may be empty but for what was cut off; a share of 0 there would make the divergence infinite.
+    return float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())
+
+
+def mse(histogram: Histogram) -> tuple[float, float]:
+    """Return the range with the smallest mean squared error.
+
+    A threshold ``T`` costs ``(T / 127)² / 12`` for each value below it (the variance of rounding) and ``(x − T)²``
+    for each value above it.
+
+    Returns:
+        The ends of the range, within the smallest and largest value.
+    """
+    counts = histogram.magnitudes()
+    counts[0] = 0
+    if not counts.any():
+        return _everything(histogram)
+    edges = np.arange(1, len(counts) + 1) * histogram.width
+    centres = edges - histogram.width / 2
+    # Sums over the values above each edge, of x⁰, x¹ and x².
+    above = [(counts * centres**power)[::-1].cumsum()[::-1] - counts * centres**power for power in range(3)]
+    clipping = above[2] - 2 * edges * above[1] + edges**2 * above[0]
+    rounding = (edges / (_LEVELS - 1)) ** 2 / 12 * (counts.sum() - above[0])
+    return histogram.clipped(float(edges[np.argmin(clipping + rounding)]))
+
+
+def _used(counts: npt.NDArray[np.float64]) -> int:
+    """Return the number of bins up to the last one that is not empty."""
+    filled = np.flatnonzero(counts)
+    return int(filled[-1]) + 1 if len(filled) else 0
+
+
+def _everything(histogram: Histogram) -> tuple[float, float]:
+    return (histogram.low, histogram.high) if histogram.limit else (0.0, 0.0)

@@ -1,0 +1,242 @@
+"""The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
+
+Each layer is quantised alone, in both forms, and the error of the logits on calibration pictures ranks the layers.
+Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one that loses
+no more than is accepted is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.commandline import progress, table
+from krl_runtime.errors import CheckFailedError, require
+from krl_runtime.pictures import Picture, decode
+
+from .config import QuantizeConfig
+from .forms import Emitter, Forms
+from .graph.edit import GraphEditor
+from .graph.files import to_bytes
+from .graph.placement import weighted_nodes
+from .plot import sensitivity_plot
+from .verify import logits_of, open_cpu
+
+__all__ = ["PLAN_FILES", "Plan", "make_plan"]
+
+_log = logging.getLogger("krl")
+
+_PLAN, _PLOT = "plan.json", "sensitivity.png"
+PLAN_FILES = (_PLAN, _PLOT)
+"""What the planner adds to a bundle."""
+
+_SCHEMA_VERSION = 1
+_SAMPLE = 32
+_SHARE_OF_SENSITIVITY = 0.6
+_WORST = 10
+_REASON = "kept in floating point by the plan"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted operator.
+
+    Attributes:
+        name: Of its node.
+        op: Its kind.
+        sensitivity: Root of the mean squared error of the logits, relative to their standard deviation, with this
+            layer alone in INT8: the larger one of both forms. ``None`` where the time was up before.
+    """
+
+    name: str
+    op: str
+    sensitivity: float | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A plan that was tried.
+
+    Attributes:
+        kept: Number of layers in floating point, the most sensitive ones.
+        loss: What both forms lose at most, in percentage points of top-1; of agreement where there are no labels.
+        agreement: Smallest share, 0 to 1, of the pictures with FP32's answer.
+    """
+
+    kept: int
+    loss: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first plan that passed, and why it is the one.
+
+    Attributes:
+        layers: In the order of execution.
+        attempts: In the order in which they were tried; the last one passed.
+        keep: Names of the layers that stay in floating point, each with the reason.
+        evidence: On what it was measured and how long that took.
+    """
+
+    layers: tuple[Layer, ...]
+    attempts: tuple[Attempt, ...]
+    keep: Mapping[str, str]
+    evidence: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the bundle's evidence says of the plan."""
+        return {
+            "file": _PLAN,
+            "plot": _PLOT,
+            "layers": len(self.layers),
+            "layers_kept_float": list(self.keep),
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            **self.evidence,
+        }
+
+    def files(self, forms: Forms) -> dict[str, bytes]:
+        """Return the files that the bundle gets."""
+        precisions = [_precisions(layer.name, forms) for layer in self.layers]
+        rows = [{**asdict(layer), **chosen} for layer, chosen in zip(self.layers, precisions, strict=True)]
+        values = {"schema_version": _SCHEMA_VERSION, **self.summary(), "layers": rows}
+        measured = [
+            (layer.name, layer.sensitivity or 0.0, row["tensorrt"])
+            for layer, row in zip(self.layers, precisions, strict=True)
+        ]
+        return {_PLAN: json.dumps(values, indent=1).encode() + b"\n", _PLOT: sensitivity_plot(measured)}
+
+
+def _precisions(name: str, forms: Forms) -> dict[str, str]:
+    around = "fp32" if forms.files["int8"] == forms.simulated or name in forms.fp32_around else "fp16"
+    return {
+        "tensorrt": around if name in forms.tensorrt.kept_float else "int8",
+        "cpu": "fp32" if name in forms.cpu.kept_float else "int8",
+    }
+
+
+def make_plan(
+    config: QuantizeConfig,
+    bundle: Bundle,
+    emitter: Emitter,
+    train: Sequence[Picture],
+    val: Sequence[Picture],
+) -> Plan:
+    """Measure the layers and return the first plan that passes.
+
+    Args:
+        config: The options.
+        bundle: For its preprocessing.
+        emitter: Of the model.
+        train: Calibration pictures; a sample of them ranks the layers.
+        val: Pictures to measure plans on, with the indices of the model's labels, -1 where they are not known.
+
+    Raises:
+        CheckFailedError: No plan passes, or the time was up before one did; says what was tried.
+        MissingExtraError: matplotlib is missing.
+    """
+    require("matplotlib", extra="deploy", purpose="the plot of the planner")
+    start = time.monotonic()
+    budget = config.budget_seconds or float("inf")
+    preprocessing = bundle.manifest.preprocessing
+    sample, _ = decode(train[:: -(-len(train) // _SAMPLE)], preprocessing, on_bad=config.on_bad_image)
+    layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
+    ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
+    pixels, used = decode(val, preprocessing, on_bad=config.on_bad_image)
+    judge = _Judge(emitter, pixels, np.array([picture.label for picture in used]))
+    attempts: list[Attempt] = []
+    for kept in _steps(len(layers)):
+        if attempts and time.monotonic() - start > budget:
+            break
+        keep = {layer.name: _REASON for layer in ranked[:kept]}
+        attempts.append(judge.attempt(keep))
+        _log.info(
+            "plan with %d of %d layers in floating point: loses %.2f points", kept, len(layers), attempts[-1].loss
+        )
+        if attempts[-1].loss <= config.max_drop:
+            evidence = {
+                "loss": judge.measure,
+                "max_drop": config.max_drop,
+                "ranked_on": len(sample),
+                "tried_on": len(pixels),
+                "seconds": time.monotonic() - start,
+            }
+            return Plan(tuple(layers), tuple(attempts), keep, evidence)
+    ended = "" if attempts[-1].kept == len(layers) else f" within --budget-seconds {budget:g}"
+    raise CheckFailedError(
+        f"no plan loses {config.max_drop:g} points or less{ended}; the bundle is unchanged\n"
+        + table(
+            ("layers in float", "points lost", "agreement"),
+            [(a.kept, f"{a.loss:.2f}", f"{a.agreement:.2%}") for a in attempts],
+        )
+        + f"\nmost sensitive of {len(layers)} layers:\n"
+        + table(("layer", "operator", "logit error alone"), [_cells(layer) for layer in ranked[:_WORST]])
+    )
+
+
+def _cells(layer: Layer) -> tuple[object, ...]:
+    return layer.name, layer.op, None if layer.sensitivity is None else f"{layer.sensitivity:.2%}"
+
+
+def _steps(count: int) -> list[int]:
+    """Return how many layers to keep in floating point, one attempt after the other: up to all of them."""
+    steps, kept = [], 0
+    while kept < count:
+        steps.append(kept)
+        kept = max(kept + 1, kept * 3 // 2)
+    return [*steps, count]
+
+
+def _sensitivities(emitter: Emitter, sample: npt.NDArray[np.uint8], deadline: float) -> list[Layer]:
+    nodes = {item.node.name: item.node.op_type for item in weighted_nodes(GraphEditor(emitter.model))}
+    writers = [emitter.tensorrt, emitter.cpu]
+    unable = [set(write(None).kept_float) for write in writers]
+    names = [name for name in nodes if not all(name in some for some in unable)]
+    reference = logits_of(open_cpu(emitter.fp32), sample)
+    found: list[Layer] = []
+    for name in progress(names, "measuring layers"):
+        if found and time.monotonic() > deadline:
+            found.append(Layer(name, nodes[name], None))
+            continue
+        others = {other: _REASON for other in nodes if other != name}
+        errors = [
+            _relative_error(logits_of(open_cpu(to_bytes(write(others).model)), sample), reference)
+            for write, never in zip(writers, unable, strict=True)
+            if name not in never
+        ]
+        found.append(Layer(name, nodes[name], max(errors)))
+    unmeasured = sum(layer.sensitivity is None for layer in found)
+    if unmeasured:
+        _log.warning("the time was up after %d of %d layers; the others rank last", len(found) - unmeasured, len(found))
+    return found
+
+
+def _relative_error(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(logits - reference).mean()) / max(float(reference.std()), 1e-12))
+
+
+class _Judge:
+    """What plans lose on the same pictures; FP32 runs over them once."""
+
+    def __init__(self, emitter: Emitter, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
+        self.emitter, self.pixels = emitter, pixels
+        self.reference = logits_of(open_cpu(emitter.fp32), pixels).argmax(axis=1)
+        known = bool((labels >= 0).all())
+        self.truth = labels if known else self.reference
+        self.measure = "points of top-1" if known else "points of agreement with fp32, for want of labels"
+
+    def attempt(self, keep: Mapping[str, str]) -> Attempt:
+        sessions = self.emitter.emit(keep).sessions
+        answers = [logits_of(sessions[name], self.pixels).argmax(axis=1) for name in ("int8", "int8.cpu")]
+        best = float((self.reference == self.truth).mean())
+        loss = max(best - float((given == self.truth).mean()) for given in answers)
+        agreement = min(float((given == self.reference).mean()) for given in answers)
+        return Attempt(len(keep), loss * 100, agreement)

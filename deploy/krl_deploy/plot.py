@@ -1,0 +1,39 @@
+"""The plot of what INT8 costs layer by layer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+__all__ = ["sensitivity_plot"]
+
+_COLOURS = {"int8": "tab:blue", "fp16": "tab:orange", "fp32": "tab:red"}
+_LONGEST_NAME = 40
+
+
+def sensitivity_plot(layers: Sequence[tuple[str, float, str]]) -> bytes:
+    """Return a PNG of horizontal bars, one for each layer, from the first layer at the top.
+
+    Args:
+        layers: Name, error of the logits relative to their standard deviation, and precision (``"int8"``, ``"fp16"``
+            or ``"fp32"``) of each layer.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(8, 1.2 + 0.22 * len(layers)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [name if len(name) <= _LONGEST_NAME else f"…{name[-_LONGEST_NAME:]}" for name, _, _ in layers]
+    places = range(len(layers))
+    axes.barh(places, [100 * error for _, error, _ in layers], color=[_COLOURS[kind] for _, _, kind in layers])
+    axes.set_yticks(places, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_xlabel("error of the logits with this layer alone in INT8, % of their standard deviation")
+    used = {kind for _, _, kind in layers}
+    axes.legend(handles=[Patch(color=colour, label=kind) for kind, colour in _COLOURS.items() if kind in used])
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=120, metadata={"Software": None})
+    return target.getvalue()

@@ -1,0 +1,249 @@
+"""A warm start: answers at once on what is there, while TensorRT's engine is built in another process."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Literal
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
+from krl_runtime.selftest import compare, golden_arrays, replay
+
+from .base import Backend
+from .cuda import current_gpu, tensorrt_version
+from .select import SelectedBackend, choose_variant, open_backend
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["WarmStart", "warm_start"]
+
+_log = logging.getLogger("krl")
+
+_TAIL = 400
+_PATIENCE = 5.0
+
+
+@dataclass
+class _Lease:
+    """A selected backend, the calls that are on it now, and whether new ones go elsewhere."""
+
+    selected: SelectedBackend
+    users: int = 0
+    retired: bool = False
+
+
+def warm_start(
+    bundle: Bundle, first: SelectedBackend, variant: str | None, command: Sequence[str] | None
+) -> SelectedBackend | WarmStart:
+    """Begin to build an engine in the background, if one can be built here.
+
+    Args:
+        bundle: The bundle.
+        first: What answers meanwhile.
+        variant: The variant to build; ``None`` takes the bundle's default for TensorRT.
+        command: What builds it and registers it in the bundle; ``None`` means ``krl-deploy build-engine``.
+
+    Returns:
+        What answers: ``first`` with the cause in its reason where nothing is built, else a ``WarmStart``.
+    """
+    if first.name == "tensorrt":
+        return first
+    variant = variant or choose_variant(bundle, "tensorrt")[0]
+    try:
+        tensorrt_version()
+        current_gpu()
+        golden = golden_arrays(bundle)
+        if command is None and find_spec("krl_deploy") is None:
+            raise BackendError(
+                f"krl-deploy, which builds it, is not installed; install it with: pip install 'krl[deploy]' "
+                f"(in place of {distribution()})"
+            )
+    except (BackendError, BundleError) as error:
+        return replace(first, reason=f"{first.reason}; no engine is built in the background: {error}")
+    default = (sys.executable, "-m", "krl_deploy", "build-engine", str(bundle.path), "--precision", variant)
+    return WarmStart(bundle, first, variant, golden, default if command is None else command)
+
+
+class WarmStart:
+    """What ``SelectedBackend`` is, but it changes once: to the engine, when that is built and has passed.
+
+    A call runs from beginning to end on one backend. The old one is closed when the last call on it is done. If the
+    build or the golden inputs fail, the old one stays, and ``reason`` says why.
+
+    Attributes:
+        state: ``"building"``, ``"done"``, ``"failed"`` or ``"closed"``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        first: SelectedBackend,
+        variant: str,
+        golden: Mapping[str, npt.NDArray[Any]],
+        command: Sequence[str],
+    ) -> None:
+        """Start the build; see ``warm_start`` for the arguments."""
+        self._bundle, self._variant, self._golden, self._command = bundle, variant, golden, command
+        self._lock = Lock()
+        self._lease = _Lease(first)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cause = ""
+        self.state: Literal["building", "done", "failed", "closed"] = "building"
+        self._thread = Thread(target=self._work, name="krl-warm-start", daemon=True)
+        self._thread.start()
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the graph now."""
+        return self._lease.selected.backend
+
+    @property
+    def name(self) -> str:
+        """The name of what runs now."""
+        return self._lease.selected.name
+
+    @property
+    def variant(self) -> str:
+        """The variant that runs now."""
+        return self._lease.selected.variant
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """The causes by kind of backend."""
+        return self._lease.selected.passed_over
+
+    @property
+    def reason(self) -> str:
+        """What runs now and why, and how the build stands."""
+        reason = self._lease.selected.reason
+        if self.state == "building":
+            return f"{reason}; an engine for variant {self._variant} is being built in the background"
+        return f"{reason}; the engine built in the background is not used: {self._cause}" if self._cause else reason
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once, on what is there when the call begins; see ``Backend.run``."""
+        with self._leased() as selected:
+            return selected.run(inputs)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the build has ended, one way or the other; return whether it has.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop the build and free what the backend holds; running it afterwards raises ``BackendError``."""
+        with self._lock:
+            self.state = "closed"
+            process = self._process
+        if process is not None:
+            _stop(process)
+        self._thread.join()
+        self._lease.selected.close()
+
+    @contextmanager
+    def _leased(self) -> Iterator[SelectedBackend]:
+        with self._lock:
+            lease = self._lease
+            lease.users += 1
+        try:
+            yield lease.selected
+        finally:
+            with self._lock:
+                lease.users -= 1
+                last = lease.retired and not lease.users
+            if last:
+                lease.selected.close()
+
+    def _work(self) -> None:
+        begin = time.monotonic()
+        try:
+            self._build()
+            opened = self._open()
+        except (BackendError, BundleError, MissingExtraError, OSError) as error:
+            self._fail(str(error))
+        except Exception as error:  # a thread has nobody else to tell
+            self._fail(f"{type(error).__name__}: {error}")
+        else:
+            seconds = time.monotonic() - begin
+            why = f"built in the background in {seconds:.0f} s, its golden outputs passed"
+            self._swap(SelectedBackend(opened, self._variant, f"tensorrt runs variant {self._variant} ({why})", {}))
+
+    def _build(self) -> None:
+        """Run the command to its end.
+
+        Raises:
+            BackendError: It failed, or this was closed.
+        """
+        # A file, not a pipe: if this process ends first, the build goes on, and the next start finds the engine.
+        with tempfile.TemporaryFile() as log:
+            with self._lock:
+                if self.state == "closed":
+                    raise BackendError("the model was closed")
+                self._process = subprocess.Popen(
+                    list(self._command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+                )
+            code = self._process.wait()
+            if code:
+                log.seek(0)
+                said = " ".join(log.read().decode(errors="replace").split())[-_TAIL:]
+                raise BackendError(f"the build ended with exit code {code}: {said or 'it said nothing'}")
+
+    def _open(self) -> Backend:
+        """Open the new engine, and let it answer the golden inputs.
+
+        Raises:
+            BackendError: It cannot be opened, or answers otherwise than it should.
+        """
+        bundle = Bundle.open(self._bundle.path)
+        opened, _ = open_backend("tensorrt", bundle, self._variant)
+        try:
+            chosen = bundle.manifest.variants[self._variant]
+            _, _, cause = compare(bundle.manifest, chosen, replay(bundle, opened, self._golden), self._golden)
+            if cause:
+                raise BackendError(f"it fails the golden inputs: {cause}")
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _swap(self, selected: SelectedBackend) -> None:
+        with self._lock:
+            closed = self.state == "closed"
+            if not closed:
+                old, self._lease, self.state = self._lease, _Lease(selected), "done"
+                old.retired, idle = True, not old.users
+        if closed:
+            selected.close()
+            return
+        if idle:
+            old.selected.close()
+        _log.info("%s: %s", self._bundle.manifest.name, selected.reason)
+
+    def _fail(self, cause: str) -> None:
+        with self._lock:
+            if self.state == "closed":
+                return
+            self.state, self._cause = "failed", cause
+        _log.warning("%s: %s", self._bundle.manifest.name, self.reason)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()

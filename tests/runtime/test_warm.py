@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from _helpers.bundles import SHIFTS, write_bundle
+from krl_runtime import BackendError, Bundle, Classifier, UsageError, load
+from krl_runtime.backends import tensorrt, warm
+from krl_runtime.backends.cuda import Gpu, NoTensorRTError
+from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend, open_cpu
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from krl_runtime.bundle import Bundle, Engine
+path, variant, signal = sys.argv[1:]
+while not Path(signal).exists():
+    time.sleep(0.005)
+engine = Engine("k.engine", variant, "0" * 64, "10.3.0", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+Bundle.open(path).update({"k.engine": b"plan"}, engines={"k": engine})
+"""
+
+
+class FakeEngine:
+    """Stands where TensorRT would: its answers are those of the variant's file, a little slower."""
+
+    name = "tensorrt"
+    shift = 0.0
+    opened: list[FakeEngine]
+
+    def __init__(self, bundle: Bundle, variant: str) -> None:
+        self._cpu = open_cpu(bundle, variant, 1)
+        self.closed = False
+        self.opened.append(self)
+
+    def run(self, inputs: dict) -> dict:
+        return {name: values + np.float32(self.shift) for name, values in self._cpu.run(inputs).items()}
+
+    def close(self) -> None:
+        self.closed = True
+        self._cpu.close()
+
+
+@pytest.fixture
+def jetson(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
+    """A machine with TensorRT and a GPU, and an engine that answers as it should."""
+    monkeypatch.setattr(warm, "tensorrt_version", lambda: "10.3.0")
+    monkeypatch.setattr(warm, "current_gpu", lambda: Gpu("Orin", "8.7", 1, 1))
+    engine = type("Engine", (FakeEngine,), {"opened": []})
+    monkeypatch.setattr(tensorrt, "open_engine", engine)
+    return engine
+
+
+@pytest.fixture
+def signal(tmp_path: Path) -> Path:
+    """The build ends when this file is there."""
+    return tmp_path / "signal"
+
+
+@pytest.fixture
+def model(bundle: Bundle, jetson: type[FakeEngine], signal: Path) -> Iterator[Classifier]:
+    command = [sys.executable, "-c", BUILDER, str(bundle.path), "fp16", str(signal)]
+    with load(bundle.path, variant="fp16", threads=1, build="background", build_command=command) as loaded:
+        yield loaded
+
+
+def test_it_answers_at_once_and_changes_over_when_the_engine_is_there(model: Classifier, signal: Path, jetson):
+    golden = model.bundle.golden()
+    before = model.logits(golden["pixels"])
+    assert (model.backend.name, model.backend.variant, model.backend.state) == ("onnxruntime-cpu", "fp16", "building")
+    assert model.backend.reason.endswith("; an engine for variant fp16 is being built in the background")
+    assert not model.backend.wait(0.01)
+    old = model.backend.backend
+    signal.touch()
+    assert model.backend.wait(60)
+    assert (model.backend.name, model.backend.state) == ("tensorrt", "done")
+    assert model.backend.reason.startswith("tensorrt runs variant fp16 (built in the background in ")
+    assert model.backend.passed_over == {}
+    assert model.backend.backend is jetson.opened[0]
+    assert np.allclose(model.logits(golden["pixels"]), before)
+    with pytest.raises(BackendError, match="is closed"):
+        old.run({"pixels": golden["pixels"]})
+
+
+def test_no_request_is_lost_or_answered_wrongly_while_it_changes_over(
+    model: Classifier, signal: Path, monkeypatch: pytest.MonkeyPatch, jetson
+):
+    """The engine is off by 0.001, within its tolerance: so each answer tells who gave it."""
+    monkeypatch.setattr(jetson, "shift", 0.001)
+    real = OnnxRuntimeBackend.run
+
+    def slow(self: OnnxRuntimeBackend, inputs: dict) -> dict:
+        time.sleep(0.002)  # between the check whether it is open and the run: where a careless swap closes it
+        return real(self, inputs)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", slow)
+    golden = model.bundle.golden()
+    expected = golden["logits"] + SHIFTS["model.fp16.onnx"]
+    stop = threading.Event()
+
+    def call(_: int) -> list[bool]:
+        new = []
+        while not stop.is_set() or not new or not new[-1]:
+            apart = model.logits(golden["pixels"]) - expected
+            new.append(bool(apart.mean() > 0.0005))
+            assert np.abs(apart - 0.001 * new[-1]).max() < 1e-4
+        return new
+
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(call, index) for index in range(8)]
+        time.sleep(0.05)
+        signal.touch()
+        assert model.backend.wait(60)
+        time.sleep(0.05)
+        stop.set()
+        for future in futures:
+            told = future.result(60)
+            assert told == sorted(told)  # first the old one, then the new one, never back
+            assert not told[0]
+    assert model.backend.name == "tensorrt"
+
+
+def test_a_build_that_fails_leaves_the_old_backend_and_a_reason(bundle: Bundle, jetson, caplog):
+    command = [sys.executable, "-c", "import sys; sys.exit('the GPU is on fire')"]
+    model = load(bundle.path, build="background", build_command=command)
+    assert model.backend.wait(60)
+    assert (model.backend.name, model.backend.state) == ("onnxruntime-cpu", "failed")
+    told = "the engine built in the background is not used: the build ended with exit code 1: the GPU is on fire"
+    assert model.backend.reason.endswith(told)
+    assert told in caplog.text
+    model(np.zeros((5, 5, 3), np.uint8))
+    assert jetson.opened == []
+
+
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [
+        ([sys.executable, "-c", ""], "the bundle has no TensorRT engine"),
+        (["/no/such/program"], "No such file or directory"),
+    ],
+)
+def test_a_build_that_builds_nothing(bundle: Bundle, jetson, command: list[str], cause: str):
+    model = load(bundle.path, build="background", build_command=command)
+    assert model.backend.wait(60)
+    assert model.backend.state == "failed"
+    assert cause in model.backend.reason
+
+
+@pytest.mark.parametrize(
+    ("shift", "cause"),
+    [(0.5, "it fails the golden inputs: the largest error 0.50"), (np.nan, "it fails the golden inputs: the largest")],
+)
+def test_an_engine_that_answers_wrongly_is_not_used(
+    model: Classifier, signal: Path, jetson, monkeypatch: pytest.MonkeyPatch, shift: float, cause: str
+):
+    monkeypatch.setattr(jetson, "shift", shift)
+    signal.touch()
+    assert model.backend.wait(60)
+    assert (model.backend.name, model.backend.state) == ("onnxruntime-cpu", "failed")
+    assert cause in model.backend.reason
+    assert jetson.opened[0].closed
+
+
+def test_an_engine_that_crashes_in_an_unknown_way_is_not_used(model: Classifier, signal: Path, jetson, monkeypatch):
+    def crash(self: FakeEngine, inputs: dict) -> dict:
+        raise ZeroDivisionError("unknown")
+
+    monkeypatch.setattr(jetson, "run", crash)
+    signal.touch()
+    assert model.backend.wait(60)
+    assert "not used: ZeroDivisionError: unknown" in model.backend.reason
+    assert model.backend.name == "onnxruntime-cpu"
+
+
+def test_closing_stops_the_build(model: Classifier):
+    while model.backend._process is None:
+        time.sleep(0.001)
+    process = model.backend._process
+    model.close()
+    assert process.poll() is not None
+    assert model.backend.state == "closed"
+    with pytest.raises(BackendError, match="is closed"):
+        model(np.zeros((5, 5, 3), np.uint8))
+    model.close()
+
+
+def test_the_default_command(bundle: Bundle, jetson, monkeypatch: pytest.MonkeyPatch):
+    commands = []
+
+    def refuse(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError("enough")
+
+    monkeypatch.setattr(warm.subprocess, "Popen", refuse)
+    bundle.update({}, default_variants={"cuda": "fp16", "cpu": "int8"})
+    model = load(bundle.path, build="background")
+    assert model.backend.wait(60)
+    assert commands == [[sys.executable, "-m", "krl_deploy", "build-engine", str(bundle.path), "--precision", "fp16"]]
+    assert "is not used: enough" in model.backend.reason
+
+
+# Where nothing is built.
+
+
+def test_with_an_engine_nothing_is_built(bundle: Bundle, jetson, signal: Path):
+    signal.touch()
+    exec(BUILDER.replace("sys.argv[1:]", repr([str(bundle.path), "fp32", str(signal)])), {})
+    model = load(bundle.path, build="background", build_command=["/no/such/program"])
+    assert model.backend.name == "tensorrt"
+    assert "background" not in model.backend.reason
+
+
+def test_without_tensorrt_nothing_is_built(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    def missing() -> str:
+        raise NoTensorRTError("TensorRT is not installed here; install it")
+
+    monkeypatch.setattr(warm, "tensorrt_version", missing)
+    model = load(bundle.path, build="background")
+    assert model.backend.name == "onnxruntime-cpu"
+    told = "; no engine is built in the background: TensorRT is not installed here; install it"
+    assert model.backend.reason.endswith(told)
+
+
+def test_without_golden_inputs_nothing_is_built(tmp_path: Path, jetson):
+    model = load(write_bundle(tmp_path / "a.krl", golden=0).path, build="background")
+    assert "no engine is built in the background: bundle" in model.backend.reason
+    assert "has no golden inputs" in model.backend.reason
+
+
+def test_without_krl_deploy_nothing_is_built(bundle: Bundle, jetson, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(warm, "find_spec", lambda name: None)
+    model = load(bundle.path, build="background")
+    assert "krl-deploy, which builds it, is not installed; install it with: pip install" in model.backend.reason
+
+
+def test_arguments_are_checked(bundle: Bundle):
+    with pytest.raises(UsageError, match="build is 'now'; accepted: background, or nothing"):
+        load(bundle.path, build="now")
+    with pytest.raises(UsageError, match="which is for TensorRT, but require is 'cpu'"):
+        load(bundle.path, build="background", require="cpu")
