@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from krl_runtime.errors import UsageError
-from krl_train.config import AugmentConfig, DataConfig, InputConfig, LoopConfig, OptimConfig, OutOption
+from krl_train.config import OutOption, TrainingConfig
 
 __all__ = ["CacheConfig", "DistillConfig", "JointConfig", "LossConfig", "MutualConfig", "RecipesConfig", "StudyConfig"]
 
@@ -60,8 +60,8 @@ class LossConfig:
             raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
 
 
-@dataclass(frozen=True)
-class DistillConfig:
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainingConfig):
     """Options of ``krl-compress distill``."""
 
     teacher: Repeated
@@ -69,79 +69,40 @@ class DistillConfig:
     several times, to learn from several teachers at once."""
     student: str
     """A network by name, as in krl-train fit, or a run to start from."""
-    out: OutOption
-    """The student's run folder."""
     fusion: Literal["mean", "confidence", "class"] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: bool = False
     """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
-    resume: bool = False
-    """Continue the interrupted run in --out."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    json: bool = False
-    """Print the result as one JSON object."""
     losses: LossConfig = field(default_factory=LossConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    input: InputConfig = field(default_factory=InputConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-@dataclass(frozen=True)
-class MutualConfig:
-    """Options of ``krl-compress mutual``."""
+@dataclass(frozen=True, kw_only=True)
+class MutualConfig(TrainingConfig):
+    """Options of ``krl-compress mutual``; the first network's run is --out, the others' are net1, net2 … inside."""
 
     peer: Repeated
     """A network by name; give two or more, the same one as often as wanted."""
-    out: OutOption
-    """The run folder of the first network; the others are in net1, net2 … inside."""
     temperature: float = 1.0
     """T, by which all logits are divided."""
     weight: float = 1.0
     """Factor of what the networks learn from each other."""
-    resume: bool = False
-    """Continue the interrupted run in --out."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    data: DataConfig = field(default_factory=DataConfig)
-    input: InputConfig = field(default_factory=InputConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-@dataclass(frozen=True)
-class JointConfig:
-    """Options of ``krl-compress joint``."""
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(TrainingConfig):
+    """Options of ``krl-compress joint``; the student's run is --out, the teacher's is net1 inside."""
 
     teacher: str
     """The large network by name; it is trained on the labels."""
     student: str
     """The small network by name; it learns from labels and from the teacher as it grows."""
-    out: OutOption
-    """The student's run folder; the teacher's is net1 inside."""
     temperature: float = 4.0
     """T, by which both nets' logits are divided."""
     weight: float = 1.0
     """Lambda, the factor of what the student learns from the teacher."""
-    resume: bool = False
-    """Continue the interrupted run in --out."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    data: DataConfig = field(default_factory=DataConfig)
-    input: InputConfig = field(default_factory=InputConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 @dataclass(frozen=True)

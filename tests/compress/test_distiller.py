@@ -18,7 +18,8 @@ from krl_train.config import AugmentConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
-from krl_train.tasks import Batch, Placement
+from krl_train.placement import Placement
+from krl_train.tasks import Batch
 
 
 def network(name: str = "resnet8", seed: int = 0, classes: int = 4, size: int = 32) -> Network:

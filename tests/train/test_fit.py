@@ -24,8 +24,8 @@ from krl_train.data import Augmentation, PixelSet
 from krl_train.fit import fit
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer, resolve_device
 from krl_train.optim import build_optimizer, learning_rate_factor
+from krl_train.placement import Placement
 from krl_train.run import RECORD, WEIGHTS, Run
-from krl_train.tasks import Placement
 
 
 def config(out: Path, data: str = "digits", **changes) -> FitConfig:

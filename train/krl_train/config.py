@@ -24,6 +24,7 @@ __all__ = [
     "LoopConfig",
     "OptimConfig",
     "OutOption",
+    "TrainingConfig",
     "UnpackConfig",
     "to_plain",
 ]
@@ -183,18 +184,12 @@ class LoopConfig:
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """Options of ``krl-train fit``."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What all commands that train a classifier share."""
 
-    model: str
-    """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME."""
     out: OutOption
     """The run's folder."""
-    pretrained: bool = False
-    """Start from published ImageNet weights; downloads them unless they are in the cache."""
-    init: Path | None = None
-    """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
     resume: bool = False
     """Continue the interrupted run in --out."""
     overwrite: bool = False
@@ -206,6 +201,18 @@ class FitConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TrainingConfig):
+    """Options of ``krl-train fit``."""
+
+    model: str
+    """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME."""
+    pretrained: bool = False
+    """Start from published ImageNet weights; downloads them unless they are in the cache."""
+    init: Path | None = None
+    """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .data import PixelSet, Source, open_source
 from .loop import resolve_device
 from .metrics import evaluate_classifier
 from .models import Network
+from .placement import Placement
 from .run import Run
 
 __all__ = ["evaluate", "evaluate_run", "pick_split"]
@@ -68,7 +69,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure a network on a device given by name; see ``evaluate_classifier``."""
     device = resolve_device(device_name)
-    return evaluate_classifier(network.to(device), data, labels, device=device, batch_size=batch_size)
+    return evaluate_classifier(network.to(device), data, labels, Placement(device), batch_size=batch_size)
 
 
 def _translate(classes: Tensor, names: Sequence[str], labels: Sequence[str], run: Path) -> Tensor:

@@ -27,7 +27,8 @@ from krl_runtime.errors import RunError, TrainingError, UsageError
 
 from .config import LoopConfig
 from .data import Augmentation, PixelSet
-from .tasks.base import Batch, Learner, Placement, Task
+from .placement import Placement
+from .tasks.base import Batch, Learner, Task
 
 __all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
 

@@ -16,7 +16,8 @@ from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
 from krl_train.optim import build_optimizer, build_schedule
-from krl_train.tasks import Batch, Learner, Placement, Task, Update
+from krl_train.placement import Placement
+from krl_train.tasks import Batch, Learner, Task, Update
 
 __all__ = ["PeerTask"]
 
@@ -97,10 +98,7 @@ class PeerTask(Task):
                 network,
                 self.val,
                 self.labels,
-                device=placement.device,
-                rank=placement.rank,
-                world=placement.world,
-                channels_last=placement.channels_last,
+                placement,
             )
             for network in self.networks
         ]

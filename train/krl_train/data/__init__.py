@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .augment import Augmentation
 from .pixels import PixelSet
-from .sources import Source, balanced, load_split, open_source, preprocessing_for
+from .sources import Source, load_split, open_source, preprocessing_for
 
-__all__ = ["Augmentation", "PixelSet", "Source", "balanced", "load_split", "open_source", "preprocessing_for"]
+__all__ = ["Augmentation", "PixelSet", "Source", "load_split", "open_source", "preprocessing_for"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError, require
-from krl_runtime.pictures import Picture, PictureFolder, open_folder
+from krl_runtime.pictures import Picture, PictureFolder, balanced, open_folder
 from krl_runtime.preprocess import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig
 from krl_train.models import native_size
@@ -23,7 +23,7 @@ from .pixels import PixelSet
 if TYPE_CHECKING:
     from krl_train.run import RunRecord
 
-__all__ = ["Source", "balanced", "load_split", "open_source", "preprocessing_for"]
+__all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _MIRROR_CHANGES_CLASS = ("digits", "mnist")
@@ -187,18 +187,6 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     )
     part = open_source(config).read(split, record.preprocessing, limit=limit)
     return part.pixels(np.arange(len(part))).numpy(), part.labels.tolist()
-
-
-def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
-    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
-    if limit is None or limit >= len(labels):
-        return list(range(len(labels)))
-    seen: dict[int, int] = {}
-    rank = []
-    for position, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        rank.append((seen[label], label, position))
-    return sorted(position for *_, position in sorted(rank)[:limit])
 
 
 def _prepare(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:

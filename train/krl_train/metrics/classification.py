@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassRecall
 
 from krl_train.data.pixels import PixelSet
+from krl_train.placement import Placement
 
 __all__ = ["evaluate_classifier"]
 
@@ -22,12 +23,9 @@ def evaluate_classifier(
     network: nn.Module,
     data: PixelSet,
     labels: Sequence[str],
+    placement: Placement,
     *,
-    device: torch.device,
     batch_size: int = 256,
-    rank: int = 0,
-    world: int = 1,
-    channels_last: bool = False,
 ) -> dict[str, Any]:
     """Measure a classifier in float32.
 
@@ -35,11 +33,8 @@ def evaluate_classifier(
         network: Takes pixels ``[N, C, H, W]`` of uint8; it is in eval mode afterwards.
         data: The pictures.
         labels: Class names in the order of the logits.
-        device: Where the network is.
+        placement: Where the network is; each process takes every ``world``-th picture, and all get the same answer.
         batch_size: Pictures in one step.
-        rank: Of this process; each process takes every ``world``-th picture, and all get the same answer.
-        world: Number of processes.
-        channels_last: Whether to give pictures in channels-last layout.
 
     Returns:
         ``count``, ``top1`` and ``top5`` (shares, 0 to 1; top-5 of fewer than five classes is 1), ``loss`` (mean
@@ -55,16 +50,16 @@ def evaluate_classifier(
         "loss": MeanMetric(),
     }
     for metric in metrics.values():
-        metric.to(device)
+        metric.to(placement.device)
     network.eval()
-    mine = np.arange(rank, len(data), world)
+    mine = np.arange(placement.rank, len(data), placement.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _centre(data, indices).to(device)
-        if channels_last:
+        pixels = _centre(data, indices).to(placement.device)
+        if placement.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         logits = network(pixels).float()
-        targets = data.labels[torch.from_numpy(indices)].to(device)
+        targets = data.labels[torch.from_numpy(indices)].to(placement.device)
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
         for name in ("top1", "top5", "recall", "confusion"):
             metrics[name].update(logits, targets)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Batch", "Learner", "Placement", "Task", "Update"]
+from krl_train.placement import Placement
+
+__all__ = ["Batch", "Learner", "Task", "Update"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,6 @@ class Learner:
     clip_norm: float | None = None
     average: AveragedModel | None = None
     average_of: nn.Module | None = None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where an evaluation runs: the device, this process's rank, the number of processes, the memory layout."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    channels_last: bool = False
 
 
 Update: TypeAlias = Callable[[str, Tensor], None]

@@ -15,8 +15,9 @@ from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
 from krl_train.optim import build_optimizer, build_schedule
+from krl_train.placement import Placement
 
-from .base import Batch, Learner, Placement, Task, Update
+from .base import Batch, Learner, Task, Update
 
 __all__ = ["ClassificationTask", "Objective", "Supervised"]
 
@@ -109,10 +110,7 @@ class ClassificationTask(Task):
             self._final(),
             self.val,
             self.labels,
-            device=placement.device,
-            rank=placement.rank,
-            world=placement.world,
-            channels_last=placement.channels_last,
+            placement,
         )
 
     def state(self) -> dict[str, Tensor]:
