@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,24 +87,41 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     assert stopped.value.code == 2
 
 
-def test_a_full_disk_is_said_and_loses_nothing(
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the write itself fails, half way."""
+    out = tmp_path / "run"
+    options = ["fit", "--model", "resnet8", "--data", "digits", "--limit", "64", "--val-limit", "20", "--epochs", "2"]
+    command = [sys.executable, "-m", "krl_train", *options, "--out", str(out)]
+    limit = 200_000  # a checkpoint has about 600,000 bytes
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the file grew beyond what this file system or limit allows" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((out / "checkpoint").iterdir()) == []  # nothing half written
+    assert main([*options, "--out", str(out)]) == 0
+
+
+def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
-    import krl_train.loop
-
     options = ["fit", "--model", "resnet8", "--data", "digits", "--limit", "64", "--val-limit", "20", "--epochs", "2"]
-    real = krl_train.loop.torch.save
-    calls: list[int] = []
+    real = Path.write_bytes
+    checkpoints: list[int] = []
 
-    def save(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(*args, **kwargs)
+    def write_bytes(path: Path, data: bytes) -> int:
+        if path.name.startswith(".state.pt"):
+            checkpoints.append(1)
+            if len(checkpoints) == 2:
+                real(path, data[:1000])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, data)
 
-    monkeypatch.setattr(krl_train.loop.torch, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     out = tmp_path / "run"
     assert main([*options, "--out", str(out)]) == 2
     assert "the disk is full" in capsys.readouterr().err

@@ -6,6 +6,7 @@ would have computed, and two processes see the pictures that one would have seen
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
@@ -284,8 +285,11 @@ class Trainer:
                 "schedule": learner.schedule.state_dict(),
                 "average": learner.average.state_dict() if learner.average is not None else None,
             }
+        # Through memory: on a full disk torch's own writer fails without saying so.
+        buffer = io.BytesIO()
+        torch.save({"state": vars(self.state), "learners": learners}, buffer)
         with atomic_path(out / CHECKPOINT) as temporary:
-            torch.save({"state": vars(self.state), "learners": learners}, temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def resume(self) -> bool:
         """Load the checkpoint of the run, if there is one.
