@@ -33,13 +33,12 @@ _EXTRAS = {
 """Optional libraries that a whole command stands on, and the extra that brings each."""
 
 
-class _StandardError(logging.StreamHandler[Any]):
+class _StandardError(logging.Handler):
     """Writes to what ``sys.stderr`` is at the time, so that lines do not tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        self.stream = sys.stderr
-        super().emit(record)
+        print(self.format(record), file=sys.stderr)
 
 
 def guard(prog: str, command: Callable[[], int | None]) -> int:
