@@ -328,7 +328,7 @@ def test_golden_files_with_pickles_are_refused(tmp_path: Path):
 
 def test_a_huge_golden_file_is_not_read(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_MAX_GOLDEN_BYTES", 100)
-    with pytest.raises(BundleError, match="larger than 100 bytes"):
+    with pytest.raises(BundleError, match="unpacks to more than 100 bytes"):
         bundle.golden()
 
 

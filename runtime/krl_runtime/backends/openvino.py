@@ -131,6 +131,7 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "NUM_STREAMS": streams,
+        "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core, whoever else is on it
         **({"INFERENCE_NUM_THREADS": threads * streams} if threads else {}),
     }
     return OpenVinoBackend(path, name, bundle, variant, settings)
