@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,26 @@ import onnx
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError
-from krl_runtime.pictures import Picture, decode, identity
+from krl_runtime.pictures import Picture, decode
+from krl_runtime.pictures import identity as identity_of
 
-from .calibration.channels import measure_channels
+from .calibration.channels import Channels, measure_channels
 from .calibration.checkpoint import Checkpoint
 from .calibration.collect import collect
 from .calibration.lint import check_batches, check_channels, check_classes, check_pictures
-from .calibration.record import Calibration, Identity
+from .calibration.record import Calibration, Equalise, Identity, Method
 from .config import QuantizeConfig
 from .forms import tensors_to_calibrate
 from .graph.edit import GraphEditor
-from .graph.equalise import equalisable, equalise, factors
+from .graph.equalise import equalisable, equalise, factors, is_uneven
 from .graph.half import float_tensors
 from .graph.placement import weighted_nodes
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "measure_tensors"]
 
-_SAMPLE = 128
+_SAMPLE = 64
 _ALONE = 8
+_ONE = np.ones(1, np.float32)
 
 
 def calibrate(
@@ -54,7 +56,7 @@ def calibrate(
     now = Identity(
         graph_sha256=manifest.files[manifest.variants["fp32"].file].sha256,
         preprocessing=manifest.preprocessing.to_dict(),
-        pictures=identity(pixels, [picture.label for picture in used]),
+        pictures=identity_of(pixels, [picture.label for picture in used]),
         count=len(used),
         method=f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method,
         equalise=config.equalise,
@@ -64,7 +66,15 @@ def calibrate(
     check_pictures(pixels)
     check_classes([picture.label for picture in used], manifest.labels)
     checkpoint = Checkpoint(_unfinished(bundle.path), now, resume=config.resume)
-    made = _measure(config, model, pixels, now, checkpoint)
+    made = measure_tensors(
+        model,
+        pixels,
+        now,
+        method=config.method,
+        share=config.percentile,
+        equalising=config.equalise,
+        checkpoint=checkpoint,
+    )
     checkpoint.remove()
     return made
 
@@ -81,26 +91,50 @@ def _unfinished(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.calibration.npz")
 
 
-def _measure(
-    config: QuantizeConfig,
+def measure_tensors(
     model: onnx.ModelProto,
     pixels: npt.NDArray[np.uint8],
-    now: Identity,
-    checkpoint: Checkpoint,
+    identity: Identity,
+    *,
+    method: Method = "minmax",
+    share: float = 99.999,
+    equalising: Equalise = "auto",
+    checkpoint: Checkpoint | None = None,
 ) -> Calibration:
-    """Look at single channels on a sample, equalise, and take the ranges over all pictures."""
+    """Look at single channels on a sample of the pictures, equalise, and take the ranges over all of them.
+
+    Args:
+        model: A clean float32 model.
+        pixels: The pictures, uint8 ``[N, C, H, W]``.
+        identity: What the calibration depends on.
+        method: See ``Method``.
+        share: For ``"percentile"``, the percentage of values that a range holds.
+        equalising: See ``Equalise``.
+        checkpoint: Where to keep what was counted so far, and from where to go on.
+
+    Raises:
+        ModelError: The model cannot be quantised, or takes values that are not finite numbers.
+    """
     sample = pixels[:: -(-len(pixels) // _SAMPLE)]
-    between = equalisable(model) if config.equalise else []
-    chosen = factors(model, {name: item.largest for name, item in measure_channels(model, between, sample).items()})
-    equal = equalise(model, chosen)
-    read = list(dict.fromkeys(item.node.input[0] for item in weighted_nodes(GraphEditor(equal))))
-    channels = measure_channels(equal, read, sample)
+    read = list(dict.fromkeys(item.node.input[0] for item in weighted_nodes(GraphEditor(model))))
+    channels = measure_channels(model, read, sample)
     check_channels({name: item.largest for name, item in channels.items()}, len(sample))
+    chosen = _factors(model, channels, equalising)
+    equal = equalise(model, chosen) if chosen else model
     extremes = collect(equal, float_tensors(equal), sample)
     if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         few = sample[:_ALONE]
         check_batches(*(collect(equal, read, few, size=size) for size in (1, len(few))))
     needed = tensors_to_calibrate(equal)
-    ranges = collect(equal, needed, pixels, method=config.method, share=config.percentile, checkpoint=checkpoint)
-    means = {name: tuple(item.mean.tolist()) for name, item in channels.items()}
-    return Calibration(now, ranges, extremes, means, {name: tuple(v.tolist()) for name, v in chosen.items()})
+    ranges = collect(equal, needed, pixels, method=method, share=share, checkpoint=checkpoint)
+    means = {name: tuple((item.mean / chosen.get(name, _ONE)).tolist()) for name, item in channels.items()}
+    return Calibration(identity, ranges, extremes, means, {name: tuple(v.tolist()) for name, v in chosen.items()})
+
+
+def _factors(
+    model: onnx.ModelProto, channels: Mapping[str, Channels], equalising: Equalise
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return by what the channels are divided of each activation that is to be equalised."""
+    between = [] if equalising == "none" else equalisable(model)
+    largest = {name: channels[name].largest for name in between}
+    return factors(model, {name: each for name, each in largest.items() if equalising == "all" or is_uneven(each)})

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krl_runtime.commandline import dispatch, print_json, table
+from krl_runtime.errors import CheckFailedError
 
-from .config import AdoptConfig, ExportConfig, HalfConfig, QuantizeConfig
+from .config import AdoptConfig, CheckConfig, ExportConfig, HalfConfig, QuantizeConfig
 from .package import PackageConfig
 from .tensorrt.commands import build_engine, inspect_engine
 
@@ -65,6 +66,24 @@ def quantize(config: QuantizeConfig) -> None:
         print(f"default on a CPU: {result['default_on_cpu']} (INT8 runs at {result['speedup']:.2f} times FP32's speed)")
 
 
+def check(config: CheckConfig) -> None:
+    """Say what is wrong with a model for a device, before the device has seen it."""
+    from .check.report import as_dict, as_text, counts
+    from .check.run import check_path, unknown
+    from .check.targets import parse_target
+
+    target = parse_target(config.target)
+    checked = check_path(config.model, target, config.precision)
+    open_questions = unknown(checked, target)
+    if config.json:
+        print_json({"model": str(config.model), **as_dict(checked, target, open_questions)})
+    else:
+        print(as_text(checked, target, open_questions))
+    errors = counts(checked)["error"]
+    if errors:
+        raise CheckFailedError(f"{config.model} is not ready for {target.name}: {errors} error{'s' * (errors > 1)}")
+
+
 def package(config: PackageConfig) -> None:
     """Write a bundle for another server: a model repository of the Triton Inference Server."""
     from .package import package as run_package
@@ -89,6 +108,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "adopt": adopt,
     "half": half,
     "quantize": quantize,
+    "check": check,
     "build-engine": build_engine,
     "inspect-engine": inspect_engine,
     "package": package,

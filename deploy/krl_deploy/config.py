@@ -11,9 +11,9 @@ import tyro
 from krl_runtime.errors import UsageError
 from krl_runtime.pictures import OnBadImage
 
-from .calibration.record import Method
+from .calibration.record import Equalise, Method
 
-__all__ = ["AdoptConfig", "ExportConfig", "HalfConfig", "QuantizeConfig"]
+__all__ = ["AdoptConfig", "CheckConfig", "ExportConfig", "HalfConfig", "QuantizeConfig"]
 
 _OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -144,13 +144,14 @@ class QuantizeConfig:
     """Share of --data to measure on and not to calibrate on, where it is not split already."""
     max_drop: float = 1.0
     """Largest loss of top-1 accuracy that is accepted, in percentage points."""
-    method: Method = "minmax"
+    method: Method = "percentile"
     """How ranges follow from what calibration saw: all values, all but a few at both ends (percentile), or what loses
     least information (entropy) or has the least squared error (mse)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
-    equalise: bool = True
-    """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding."""
+    equalise: Equalise = "auto"
+    """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding: where one
+    is much louder than the others, wherever it can be done, or nowhere."""
     bias_correction: bool = True
     """Let biases make up for what rounding the weights moves a layer's mean by."""
     optimal_scales: bool = False
@@ -182,3 +183,17 @@ class QuantizeConfig:
             raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
         if self.budget_seconds is not None and not self.plan:
             raise UsageError("--budget-seconds bounds the planner; give --plan as well")
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Options of ``krl-deploy check``."""
+
+    model: tyro.conf.Positional[Path]
+    """The ONNX file, or the bundle NAME.krl, of which every variant is checked."""
+    target: str
+    """Where it is to run: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, onnxruntime-cpu, …"""
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    """The one variant of a bundle to check."""
+    json: bool = False
+    """Print the result as one JSON object."""

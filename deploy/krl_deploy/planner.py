@@ -152,32 +152,42 @@ def make_plan(
     ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
     pixels, used = decode(val, preprocessing, on_bad=config.on_bad_image)
     judge = _Judge(emitter, pixels, np.array([picture.label for picture in used]))
+    attempts = _search(judge, ranked, config.max_drop, start + budget)
+    if attempts[-1].loss > config.max_drop:
+        in_time = "" if attempts[-1].kept == _steps(len(layers))[-1] else f" within --budget-seconds {budget:g}"
+        raise CheckFailedError(
+            f"no plan with a layer in INT8 loses {config.max_drop:g} {judge.measure} or less{in_time}; the bundle is "
+            f"unchanged\n{_tables(attempts, ranked)}"
+        )
+    evidence = {
+        "loss": judge.measure,
+        "max_drop": config.max_drop,
+        "ranked_on": len(sample),
+        "tried_on": len(pixels),
+        "seconds": time.monotonic() - start,
+    }
+    keep = {layer.name: _REASON for layer in ranked[: attempts[-1].kept]}
+    return Plan(tuple(layers), tuple(attempts), keep, evidence)
+
+
+def _search(judge: _Judge, ranked: Sequence[Layer], accepted: float, deadline: float) -> list[Attempt]:
+    """Try plans, at least one, until one loses no more than is accepted or the time is up."""
     attempts: list[Attempt] = []
-    for kept in _steps(len(layers)):
-        if attempts and time.monotonic() - start > budget:
+    for kept in _steps(len(ranked)):
+        if attempts and time.monotonic() > deadline:
             break
-        keep = {layer.name: _REASON for layer in ranked[:kept]}
-        attempts.append(judge.attempt(keep))
-        _log.info(
-            "plan with %d of %d layers in floating point: loses %.2f points", kept, len(layers), attempts[-1].loss
-        )
-        if attempts[-1].loss <= config.max_drop:
-            evidence = {
-                "loss": judge.measure,
-                "max_drop": config.max_drop,
-                "ranked_on": len(sample),
-                "tried_on": len(pixels),
-                "seconds": time.monotonic() - start,
-            }
-            return Plan(tuple(layers), tuple(attempts), keep, evidence)
-    ended = "" if attempts[-1].kept == len(layers) else f" within --budget-seconds {budget:g}"
-    raise CheckFailedError(
-        f"no plan loses {config.max_drop:g} points or less{ended}; the bundle is unchanged\n"
-        + table(
-            ("layers in float", "points lost", "agreement"),
-            [(a.kept, f"{a.loss:.2f}", f"{a.agreement:.2%}") for a in attempts],
-        )
-        + f"\nmost sensitive of {len(layers)} layers:\n"
+        attempts.append(judge.attempt({layer.name: _REASON for layer in ranked[:kept]}))
+        _log.info("%d of %d layers in floating point: loses %.2f points", kept, len(ranked), attempts[-1].loss)
+        if attempts[-1].loss <= accepted:
+            break
+    return attempts
+
+
+def _tables(attempts: Sequence[Attempt], ranked: Sequence[Layer]) -> str:
+    tried = [(each.kept, f"{each.loss:.2f}", f"{each.agreement:.2%}") for each in attempts]
+    return (
+        table(("layers in float", "points lost", "agreement"), tried)
+        + f"\nmost sensitive of {len(ranked)} layers:\n"
         + table(("layer", "operator", "logit error alone"), [_cells(layer) for layer in ranked[:_WORST]])
     )
 
@@ -187,12 +197,12 @@ def _cells(layer: Layer) -> tuple[object, ...]:
 
 
 def _steps(count: int) -> list[int]:
-    """Return how many layers to keep in floating point, one attempt after the other: up to all of them."""
+    """Return how many layers to keep in floating point, one attempt after the other; at least one is INT8."""
     steps, kept = [], 0
     while kept < count:
         steps.append(kept)
         kept = max(kept + 1, kept * 3 // 2)
-    return [*steps, count]
+    return steps
 
 
 def _sensitivities(emitter: Emitter, sample: npt.NDArray[np.uint8], deadline: float) -> list[Layer]:
@@ -239,4 +249,4 @@ class _Judge:
         best = float((self.reference == self.truth).mean())
         loss = max(best - float((given == self.truth).mean()) for given in answers)
         agreement = min(float((given == self.reference).mean()) for given in answers)
-        return Attempt(len(keep), loss * 100, agreement)
+        return Attempt(len(keep), round(loss * 100, 9), agreement)

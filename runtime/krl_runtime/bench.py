@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .board import board_state
 from .bundle import Bundle
 from .commandline import progress
 from .errors import UsageError
 from .pipelines.classifier import Classifier
 from .selftest import golden_arrays
 
-__all__ = ["bench", "golden_picture"]
+__all__ = ["bench", "board_rows", "golden_picture"]
 
 _SIZE = (640, 480)
 _STAGES = ("preprocess", "inference", "postprocess")
@@ -50,8 +51,9 @@ def bench(
 
     Returns:
         Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
-        ``stages_ms``, ``throughput_per_s`` in pictures, ``first_answer_ms`` (before the warm-up) and
-        ``peak_memory_mib`` of the process (``None`` where the system does not tell).
+        ``stages_ms``, ``throughput_per_s`` in pictures, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
+        of the process (``None`` where the system does not tell), and ``board``: what ``board_state`` told ``before``
+        the measured iterations and ``after`` them, ``None`` where it tells nothing.
 
     Raises:
         UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative.
@@ -66,7 +68,9 @@ def bench(
     first = sum(_iteration(model, picture, batch))
     for _ in range(warmup):
         _iteration(model, picture, batch)
+    before = board_state()
     rows = [_iteration(model, picture, batch) for _ in progress(range(iterations), "measuring")]
+    after = board_state()
     times = np.asarray(rows) * 1e3
     return {
         "batch": batch,
@@ -77,7 +81,23 @@ def bench(
         "throughput_per_s": batch * iterations / (times.sum() / 1e3),
         "first_answer_ms": first * 1e3,
         "peak_memory_mib": _peak_memory(),
+        "board": {"before": before, "after": after} if before or after else None,
     }
+
+
+def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object, object]]:
+    """Return what ``bench`` says of the board as lines of a table: what it is, before, after."""
+    flat: list[dict[str, object]] = []
+    for state in (board["before"], board["after"]):
+        clocks = state.get("clocks_mhz", {}).items()
+        flat.append(
+            {
+                **({"power mode": state["power_mode"]} if "power_mode" in state else {}),
+                **{f"{name} °C": f"{degrees:.1f}" for name, degrees in state.get("temperatures_c", {}).items()},
+                **{f"{name} MHz": f"{clock['current']:.0f} of {clock['maximum']:.0f}" for name, clock in clocks},
+            }
+        )
+    return [(name, flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}]
 
 
 def _iteration(model: Classifier, picture: bytes, batch: int) -> tuple[float, float, float]:

@@ -91,10 +91,15 @@ def _parser() -> argparse.ArgumentParser:
         ("port", _natural, ServeConfig.port, "port to listen on, 0 for any free one"),
         ("workers", _positive, ServeConfig.workers, "requests worked on at once"),
         ("queue", _natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
+        ("max-batch", _positive, ServeConfig.max_batch, "pictures of several requests to run together, for GPUs"),
+        ("max-delay-ms", _natural, int(ServeConfig.max_delay_seconds * 1000), "how long a picture waits for a batch"),
         ("max-body-mb", _positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
         ("max-megapixels", _positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
     ):
         serve.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    serve.add_argument(
+        "--build", choices=("background",), help="build a missing TensorRT engine meanwhile, and change over to it"
+    )
     _model_options(serve, threads=1)
 
     _command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
@@ -163,6 +168,7 @@ def _load(arguments: argparse.Namespace) -> Classifier:
         backend=arguments.backend,
         require=arguments.require,
         threads=arguments.threads,
+        build=getattr(arguments, "build", None),  # which only serve has
     )
 
 
@@ -320,7 +326,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from time import perf_counter
 
-    from .bench import bench, golden_picture
+    from .bench import bench, board_rows, golden_picture
 
     begin = perf_counter()
     model = _load(arguments)
@@ -347,6 +353,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(f"throughput:     {result['throughput_per_s']:.1f} pictures/s")
     print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
     print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
+    if result["board"]:
+        print("\n" + table(("board", "before", "after"), board_rows(result["board"])))
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -355,6 +363,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         workers=arguments.workers,
         queue=arguments.queue,
+        max_batch=arguments.max_batch,
+        max_delay_seconds=arguments.max_delay_ms / 1000,
         max_body_bytes=arguments.max_body_mb << 20,
         max_pixels=arguments.max_megapixels * 10**6,
     )

@@ -28,12 +28,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-SECONDS = 20  # that one mutant may take on a busy machine
 ADDRESS_SPACE = 6 * 2**30
 
 
-def run(kind: str, folder: Path, *, count: int, seed: int) -> dict[str, Any]:
-    """Try ``count`` mutants in a process of its own.
+def run(kind: str, folder: Path, *, count: int, seed: int, seconds: int = 20) -> dict[str, Any]:
+    """Try ``count`` mutants in a process of its own, each for at most ``seconds``.
 
     Returns:
         ``outcomes`` (how many gave which), ``failures`` (what is neither an answer nor a clean error), ``slowest`` in
@@ -41,7 +40,7 @@ def run(kind: str, folder: Path, *, count: int, seed: int) -> dict[str, Any]:
     """
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "_helpers.fuzz", kind, str(folder), str(count), str(seed)],
+        [sys.executable, "-m", "_helpers.fuzz", kind, str(folder), str(count), str(seed), str(seconds)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
@@ -95,6 +94,76 @@ def with_right_sums(png: bytes) -> bytes:
         parts.append(png[place : place + 4] + content + struct.pack(">I", zlib.crc32(content)))
         place += 12 + length
     return b"".join(parts) + png[place:]
+
+
+def png(width: int, height: int, *, bits: int = 8, colour: int = 0, extra: bytes = b"", rows: int = -1) -> bytes:
+    """Return a black PNG, small as a file whatever its size; nothing of it is ever held unpacked.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        bits: For each channel.
+        colour: 0 grey, 2 RGB, 6 RGBA.
+        extra: Further chunks.
+        rows: Bytes of packed rows, if others than the size says.
+    """
+    left = ((width * {0: 1, 2: 3, 6: 4}[colour] * bits + 7) // 8 + 1) * height if rows < 0 else rows
+    packer, parts = zlib.compressobj(9), []
+    while left > 0:
+        parts.append(packer.compress(bytes(min(left, 1 << 20))))
+        left -= 1 << 20
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    data = chunk(b"IDAT", b"".join(parts) + packer.flush())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + data + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return one chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that ask for much memory or time."""
+    packed = zlib.compress(bytes(300 * 2**20), 9)
+    jpeg = bytearray(seeds()[0])
+    place = jpeg.index(b"\xff\xc0") + 5
+    jpeg[place : place + 4] = struct.pack(">HH", 65_500, 65_500)
+    gif = io.BytesIO()
+    Image.new("L", (30, 30)).save(gif, "GIF")
+    screen = bytearray(gif.getvalue())
+    screen[6:10] = struct.pack("<HH", 65_535, 65_535)
+    return {
+        "3.6 gigapixels": png(60_000, 60_000, rows=10),
+        "largest grey": png(11_500, 11_500),
+        "largest RGBA": png(11_500, 11_500, colour=6),
+        "largest 16 bits": png(11_500, 11_500, bits=16),
+        "largest 1 bit": png(11_500, 11_500, bits=1),
+        "text": png(20, 20, extra=chunk(b"zTXt", b"a\0\0" + packed)),
+        "colour profile": png(20, 20, extra=chunk(b"iCCP", b"a\0\0" + packed)),
+        "international text": png(20, 20, extra=chunk(b"iTXt", b"a\0\1\0\0\0" + packed)),
+        "more rows than the size says": png(20, 20, rows=2_000_000_000),
+        "many chunks": png(20, 20, extra=chunk(b"tEXt", b"a\0b") * 100_000),
+        "JPEG of 4.3 gigapixels": bytes(jpeg),
+        "GIF of 4.3 gigapixels": bytes(screen),
+    }
+
+
+def explode(folder: Path) -> Callable[[random.Random], str]:
+    """Classify one bomb after the other; of those that are accepted, the network sees black."""
+    from _helpers.bundles import TinyNet, write_bundle
+    from krl_runtime import Preprocessing, load
+
+    spec = Preprocessing(12, 10)
+    model, net = load(write_bundle(folder / "a.krl", preprocessing=spec).path, threads=1), TinyNet.random(spec, 4)
+    expected = net.logits(np.zeros((1, *spec.shape), np.uint8))[0]
+    left = list(bombs().items())
+
+    def attempt(rng: random.Random) -> str:
+        name, data = left.pop(0)
+        np.testing.assert_allclose(model(data).logits, expected, atol=1e-4, err_msg=name)
+        return name
+
+    return attempt
 
 
 def seeds() -> list[bytes]:
@@ -253,11 +322,17 @@ KINDS: dict[str, Callable[[Path], Callable[[random.Random], str]]] = {
     "pictures": pictures,
     "manifests": manifests,
     "onnx": lambda folder: onnx(folder, forged=False),
+    "bombs": explode,
     "forged-onnx": lambda folder: onnx(folder, forged=True),
+    # what must not happen
+    "error": lambda folder: lambda rng: str(1 // 0),
+    "crash": lambda folder: lambda rng: os.abort(),
+    "hang": lambda folder: lambda rng: str(time.sleep(60)),
+    "memory": lambda folder: lambda rng: str(len(bytes(ADDRESS_SPACE))),
 }
 
 
-def main(kind: str, folder: Path, count: int, seed: int) -> None:
+def main(kind: str, folder: Path, count: int, seed: int, seconds: int) -> None:
     import resource
 
     from krl_runtime import KrlError
@@ -270,7 +345,7 @@ def main(kind: str, folder: Path, count: int, seed: int) -> None:
     for number in range(count):
         rng = random.Random(seed * 1_000_000 + number)
         (folder / "current").write_text(str(number))
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        faulthandler.dump_traceback_later(seconds, exit=True)
         begin = time.monotonic()
         try:
             outcome = attempt(rng)
@@ -289,4 +364,4 @@ def main(kind: str, folder: Path, count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -10,7 +10,19 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+DTYPES = {
+    name: getattr(TensorProto, kind)
+    for name, kind in (
+        ("float32", "FLOAT"),
+        ("float16", "FLOAT16"),
+        ("float64", "DOUBLE"),
+        ("uint8", "UINT8"),
+        ("int8", "INT8"),
+        ("int16", "INT16"),
+        ("int32", "INT32"),
+        ("int64", "INT64"),
+    )
+}
 
 
 def graph(

@@ -13,12 +13,15 @@ from PIL import Image
 from _helpers.graphs import graph, node, ops
 from krl_deploy import calibrate
 from krl_deploy import quantize as module
+from krl_deploy.calibration.checkpoint import Checkpoint
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
-from krl_deploy.config import QuantizeConfig
-from krl_deploy.forms import tensors_to_calibrate
+from krl_deploy.config import ExportConfig, QuantizeConfig
+from krl_deploy.export import export
+from krl_deploy.forms import Emitter, tensors_to_calibrate
+from krl_deploy.graph.files import opset_of
 from krl_deploy.quantize import quantize
-from krl_deploy.verify import count_convolutions, optimised_graph
+from krl_deploy.verify import count_convolutions, logits_of, open_cpu, optimised_graph
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 from krl_runtime.selftest import selftest
@@ -47,7 +50,7 @@ def test_the_whole_way(bundle, digits, capsys):
     assert result["scores"]["int8"]["agreement"] > 0.98
     assert result["scores"]["int8.cpu"]["agreement"] > 0.98
     assert result["calibration"]["count"] == 200
-    assert result["calibration"]["method"] == "minmax"
+    assert result["calibration"]["method"] == "percentile 99.999"
     assert result["pictures"] == {"data": "digits", "count": 300}
     assert result["cpu_convolutions"] == {"int8_convolutions": 13, "float_convolutions": 0}
     assert result["file_bytes"]["int8"] < result["file_bytes"]["fp32"]
@@ -155,7 +158,7 @@ def test_nothing_to_reuse(bundle, digits, capsys):
 
 
 def test_percentile(bundle, digits, fast):
-    wide, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64))
+    wide, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, method="minmax", max_drop=5))
     ranges = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
     config = QuantizeConfig(bundle.path, digits, limit=64, method="percentile", percentile=99.9, max_drop=5)
     result, _ = quantize(config)
@@ -169,10 +172,10 @@ def test_percentile(bundle, digits, fast):
 
 
 def test_ranges_do_not_depend_on_how_pictures_are_batched(bundle, digits, fast, monkeypatch):
-    quantize(QuantizeConfig(bundle.path, digits, limit=50))
+    quantize(QuantizeConfig(bundle.path, digits, limit=50, method="minmax", max_drop=5))
     first = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
     monkeypatch.setattr("krl_deploy.calibration.collect._VALUES_IN_BATCH", 256)
-    quantize(QuantizeConfig(bundle.path, digits, limit=50))
+    quantize(QuantizeConfig(bundle.path, digits, limit=50, method="minmax", max_drop=5))
     second = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
     for name, values in first.items():
         assert second[name] == pytest.approx(values, rel=1e-5, abs=1e-6)
@@ -300,6 +303,8 @@ def test_a_net_with_nothing_for_int8_is_refused():
         ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
         ({"percentile": 50.0}, "--percentile is 50.0"),
         ({"max_drop": -1.0}, "--max-drop is -1.0"),
+        ({"plan": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
+        ({"budget_seconds": 9.0}, "give --plan as well"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
     ],
 )
@@ -311,3 +316,93 @@ def test_options_out_of_range(options, message):
 def test_the_check_alone():
     with pytest.raises(CheckFailedError, match=r"INT8 loses 3\.00 points"):
         module._check_drop(QuantizeConfig(None, None), module._Measured(10, {}, 3.0, {}, {}), "table")
+
+
+def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64))
+    assert result["around"] == "fp16"
+    model = onnx.load(bundle.path / "model.int8.onnx")
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    cpu = onnx.load(bundle.path / "model.int8.cpu.onnx")
+    assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in cpu.graph.initializer}
+    assert [replay.state for replay in selftest(Bundle.open(bundle.path)) if replay.kind == "cpu"] == ["passed"] * 2
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp32", max_drop=2))
+    assert result["around"] == "fp32"
+    model = onnx.load(bundle.path / "model.int8.onnx")
+    assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in model.graph.initializer}
+
+
+def test_the_file_computes_what_was_measured(bundle, digits, fast):
+    """The simulation that is measured, against the shipped file itself."""
+    quantize(QuantizeConfig(bundle.path, digits, limit=64))
+    calibration = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes())
+    emitter = Emitter(
+        (bundle.path / "model.fp32.onnx").read_bytes(),
+        calibration,
+        half=True,
+        optimal_scales=False,
+        bias_correction=True,
+    )
+    forms = emitter.emit()
+    assert forms.files["int8"] == (bundle.path / "model.int8.onnx").read_bytes()
+    golden = bundle.golden()["pixels"]
+    shipped, simulated = logits_of(open_cpu(forms.files["int8"]), golden), logits_of(forms.sessions["int8"], golden)
+    exact = logits_of(forms.sessions["fp32"], golden)
+    assert np.abs(shipped - simulated).std() <= 0.02 * exact.std()
+
+
+def test_an_older_opset_is_raised_for_fp16(tmp_path, digits, run, fast):
+    export(ExportConfig(run.path, tmp_path / "old.krl", data=digits, opset=18))
+    result, _ = quantize(QuantizeConfig(tmp_path / "old.krl", digits, limit=64, max_drop=2))
+    assert result["around"] == "fp16"
+    assert opset_of(onnx.load(tmp_path / "old.krl" / "model.int8.onnx")) == 19
+
+
+def test_each_improvement_can_be_turned_off(bundle, digits, fast):
+    files = []
+    for options in ({}, {"bias_correction": False}, {"optimal_scales": True}, {"equalise": "all"}):
+        result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=200, max_drop=5, **options))
+        assert result["bias_correction"] == options.get("bias_correction", True)
+        assert result["optimal_scales"] == options.get("optimal_scales", False)
+        assert (result["equalised_activations"] > 0) == (options.get("equalise") == "all")
+        files.append((bundle.path / "model.int8.cpu.onnx").read_bytes())
+    assert len(set(files)) == 4
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_the_other_methods(bundle, digits, fast, method):
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=200, method=method, max_drop=10))
+    assert result["calibration"]["method"] == method
+    assert result["scores"]["int8"]["agreement"] > 0.9
+
+
+def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkeypatch, capsys):
+    monkeypatch.setattr("krl_deploy.calibration.collect._SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr("krl_deploy.calibration.collect._VALUES_IN_BATCH", 16 * 256)
+    original = Checkpoint.save
+
+    def pull_the_plug(self, arrays):
+        original(self, arrays)
+        raise KeyboardInterrupt
+
+    arguments = ["quantize", str(bundle.path), "--data", str(digits), "--limit", "100", "--max-drop", "5"]
+    arguments += ["--method", "minmax"]
+    before = tree(bundle.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "save", pull_the_plug)
+        assert main(arguments) == 130
+    assert tree(bundle.path) == before
+    unfinished = bundle.path.with_name("digits.krl.calibration.npz")
+    assert unfinished.exists()
+    assert main([*arguments, "--resume"]) == 0
+    assert "going on after 16 pictures" in capsys.readouterr().err
+    assert not unfinished.exists()
+    resumed = (bundle.path / "calibration.json").read_bytes()
+    assert main(arguments) == 0
+    assert (bundle.path / "calibration.json").read_bytes() == resumed
+
+
+def test_missing_classes_are_told(bundle, digits, fast, capsys):
+    assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "8", "--max-drop", "99"]) == 0
+    assert "no picture to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from PIL import Image
 
 from _helpers.bundles import TinyNet, write_bundle
 from krl_runtime import Bundle, BundleError, ImageError, Preprocessing, UsageError, load
-from krl_runtime.bench import bench, golden_picture
+from krl_runtime.bench import bench, board_rows, golden_picture
 
 
 def test_the_golden_picture_is_a_jpeg_of_the_first_golden_input(tmp_path):
@@ -76,3 +76,19 @@ def test_a_picture_that_is_none(bundle: Bundle):
 def test_where_the_system_does_not_tell_the_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert bench(load(bundle.path), golden_picture(bundle), iterations=1)["peak_memory_mib"] is None
+
+
+def test_what_the_board_tells(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    clock = {"current": 729.6, "maximum": 1728.0, "governor": "schedutil"}
+    cold = {"power_mode": "MAXN", "temperatures_c": {"cpu-thermal": 51.84}, "clocks_mhz": {"policy0": clock}}
+    hot = {"power_mode": "MAXN", "temperatures_c": {"cpu-thermal": 63, "gpu-thermal": 60}}
+    for told, expected in ([cold, hot], {"before": cold, "after": hot}), ([{}, {}], None):
+        states = iter(told)
+        monkeypatch.setattr("krl_runtime.bench.board_state", lambda states=states: next(states))
+        assert bench(load(bundle.path), golden_picture(bundle), warmup=0, iterations=1)["board"] == expected
+    assert board_rows({"before": cold, "after": hot}) == [
+        ("power mode", "MAXN", "MAXN"),
+        ("cpu-thermal °C", "51.8", "63.0"),
+        ("policy0 MHz", "730 of 1728", None),
+        ("gpu-thermal °C", None, "60.0"),
+    ]

@@ -326,6 +326,15 @@ def test_bench_as_json_with_a_picture(run, bundle: Bundle, pictures: list[Path])
     assert "no such file or folder (none.png)" in err
 
 
+def test_bench_on_a_board_that_tells_its_state(run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("krl_runtime.bench.board_state", lambda: {"power_mode": "MODE_30W"})
+    _, out, _ = run("bench", bundle.path, "--iterations", 1)
+    assert [line.split() for line in out.splitlines()[-3::2]] == [
+        ["board", "before", "after"],
+        ["power", "mode", "MODE_30W", "MODE_30W"],
+    ]
+
+
 def test_bench_where_the_memory_is_not_known(run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     _, out, _ = run("bench", bundle.path, "--iterations", 1)

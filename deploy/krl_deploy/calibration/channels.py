@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
@@ -19,7 +19,7 @@ from .collect import batches, with_outputs
 
 __all__ = ["Channels", "measure_channels"]
 
-_BATCH = 8
+_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,12 @@ def measure_channels(
     found = [name for name in tensors if ranks[name] in (2, 4)]
     if not found:
         return {}
-    extended = with_outputs(model, [name for name in found if ranks[name] == 2])
-    outputs: list[str] = []
-    for name in found:
-        if ranks[name] == 2:
-            outputs += [name, name]
-            continue
-        # Pooling over whole planes is the same in every opset, as reductions along axes are not.
-        mean, size, largest = (f"{name}::{what}" for what in ("mean", "magnitude", "largest"))
-        for op, source, target in (
-            ("GlobalAveragePool", name, mean),
-            ("Abs", name, size),
-            ("GlobalMaxPool", size, largest),
-        ):
-            extended.graph.node.append(helper.make_node(op, [source], [target]))
-        outputs += [mean, largest]
-        for output in (mean, largest):
-            extended.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
-    session = open_session(to_bytes(extended), cuda=False)
+    outputs = [
+        output
+        for name in found
+        for output in ([name, name] if ranks[name] == 2 else [f"{name}::mean", f"{name}::largest"])
+    ]
+    session = open_session(_with_pooling(model, [name for name in found if ranks[name] == 4], outputs), cuda=False)
     input_ = session.get_inputs()[0]
     sums: list[Any] = [0.0] * len(found)
     most: list[Any] = [0.0] * len(found)
@@ -79,3 +67,19 @@ def measure_channels(
         name: Channels((total / len(pixels)).astype(np.float32), np.asarray(high, np.float32))
         for name, total, high in zip(found, sums, most, strict=True)
     }
+
+
+def _with_pooling(model: onnx.ModelProto, planes: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Return the model with the mean and the largest magnitude of each plane of these tensors.
+
+    Pooling over whole planes is the same in every opset, as reductions along axes are not.
+    """
+    extended = with_outputs(model, outputs)
+    for name in planes:
+        for op, source, target in (
+            ("GlobalAveragePool", name, f"{name}::mean"),
+            ("Abs", name, f"{name}::magnitude"),
+            ("GlobalMaxPool", f"{name}::magnitude", f"{name}::largest"),
+        ):
+            extended.graph.node.append(helper.make_node(op, [source], [target]))
+    return to_bytes(extended)

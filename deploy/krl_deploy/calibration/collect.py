@@ -23,9 +23,10 @@ from .threshold import entropy, mse
 
 __all__ = ["batches", "collect", "with_outputs"]
 
-_VALUES_IN_BATCH = 1 << 19
+_VALUES_IN_BATCH = 1 << 18
 _BYTES_OF_TENSORS = 64 << 20
 _SECONDS_BETWEEN_SAVES = 5.0
+_REDUCTIONS = ("ReduceMin", "ReduceMax")
 
 
 class _Reader(Protocol):
@@ -105,14 +106,9 @@ class _Extremes:
     """The smallest and largest value of each tensor; the graph itself reduces them."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]) -> None:
-        extended = with_outputs(model, [])
-        self.tensors, self.names = list(tensors), list[str]()
-        for tensor in tensors:
-            for op in ("ReduceMin", "ReduceMax"):
-                self.names.append(f"{tensor}::{op}")
-                extended.graph.node.append(helper.make_node(op, [tensor], [self.names[-1]], keepdims=0))
-                extended.graph.output.append(helper.make_tensor_value_info(self.names[-1], TensorProto.FLOAT, []))
-        self.session = open_session(to_bytes(extended), cuda=False)
+        self.tensors = list(tensors)
+        self.names = [f"{tensor}::{op}" for tensor in tensors for op in _REDUCTIONS]
+        self.session = open_session(_with_reductions(model, tensors), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
         self.size = max(1, min(32, _VALUES_IN_BATCH // pixels[0].size))
         self.low = np.full(len(tensors), np.inf)
@@ -135,6 +131,16 @@ class _Extremes:
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         return {name: (float(a), float(b)) for name, a, b in zip(self.tensors, self.low, self.high, strict=True)}
+
+
+def _with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+    extended = with_outputs(model, [])
+    for tensor in tensors:
+        for op in _REDUCTIONS:
+            name = f"{tensor}::{op}"
+            extended.graph.node.append(helper.make_node(op, [tensor], [name], keepdims=0))
+            extended.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    return to_bytes(extended)
 
 
 class _Histograms:
@@ -192,7 +198,7 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
     present = {value.name for value in extended.graph.output}
-    for name in tensors:
+    for name in dict.fromkeys(tensors):
         if name not in present:
             extended.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     return extended

@@ -12,13 +12,16 @@ from krl_runtime.errors import BundleError, CheckFailedError
 if TYPE_CHECKING:
     from krl_deploy.graph.placement import Ranges
 
-__all__ = ["Calibration", "Identity", "Method"]
+__all__ = ["Calibration", "Equalise", "Identity", "Method"]
 
 _SCHEMA_VERSION = 2
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 """``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
 ``krl_deploy.calibration.threshold``."""
+
+Equalise: TypeAlias = Literal["auto", "all", "none"]
+"""Which activations are equalised: those with a channel much louder than the others, all that can be, or none."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Identity:
         pictures: Hash of the decoded pictures.
         count: Number of pictures.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
-        equalise: Whether activations were equalised before.
+        equalise: Which activations were equalised before.
     """
 
     graph_sha256: str
@@ -39,7 +42,7 @@ class Identity:
     pictures: str
     count: int
     method: str
-    equalise: bool
+    equalise: Equalise
 
 
 @dataclass(frozen=True)

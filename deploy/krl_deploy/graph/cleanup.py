@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from .edit import GraphEditor, attribute
 
-__all__ = ["clean"]
+__all__ = ["clean", "constants_to_initialisers"]
 
 _MAX_FOLDED_BYTES = 64 * 1024 * 1024
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -30,18 +30,20 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
         ModelError: The graph cannot be rewritten, or the result would not be valid.
     """
     graph = GraphEditor(model)
-    _constants_to_initialisers(graph)
+    constants_to_initialisers(graph)
     _drop_pass_through(graph)
     _fold_constants(graph)
     _fold_affine(graph)
     _matmul_bias(graph)
+    _shape_behind_cast(graph)
     _unshare(graph)
     result = graph.close()
     _forget_origin(result)
     return result
 
 
-def _constants_to_initialisers(graph: GraphEditor) -> None:
+def constants_to_initialisers(graph: GraphEditor) -> None:
+    """Turn ``Constant`` nodes that hold a tensor into initialisers."""
     moved = []
     for node in graph.nodes:
         tensor = attribute(node, "value", None) if node.op_type == "Constant" else None
@@ -184,6 +186,16 @@ def _matmul_bias(graph: GraphEditor) -> None:
         gemm = helper.make_node("Gemm", [*node.input, flat], [add.output[0]], name=node.name or f"Gemm_{product}")
         graph.nodes[graph.nodes.index(node)] = gemm
         graph.remove([add])
+
+
+def _shape_behind_cast(graph: GraphEditor) -> None:
+    """Take the shape of pixels behind their ``Cast``: NVIDIA's documents disagree on ``Shape`` of uint8."""
+    consumers = graph.consumers()
+    for node in graph.nodes:
+        if node.op_type in ("Shape", "Size") and graph.dtype(node.input[0]) == onnx.TensorProto.UINT8:
+            casts = [reader for reader in consumers[node.input[0]] if reader.op_type == "Cast"]
+            if casts:
+                node.input[0] = casts[0].output[0]
 
 
 def _unshare(graph: GraphEditor) -> None:

@@ -16,6 +16,9 @@ from krl_runtime.errors import ModelError
 
 __all__ = ["GraphEditor", "attribute", "infer"]
 
+_SMALL = 4096
+"""Bytes of an initialiser that shapes may depend on; weights are larger."""
+
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """Return the value of a node's attribute, or ``default`` where it is not given."""
@@ -182,10 +185,29 @@ class GraphEditor:
 
 def infer(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with the types and shapes of its tensors inferred anew, none of them stale."""
+    light = _without_weights(model)
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     fresh = onnx.ModelProto()
     fresh.CopyFrom(model)
-    fresh.graph.ClearField("value_info")
-    return onnx.shape_inference.infer_shapes(fresh, data_prop=True)
+    for values, found in ((fresh.graph.value_info, inferred.value_info), (fresh.graph.output, inferred.output)):
+        del values[:]
+        values.extend(found)
+    return fresh
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its large initialisers as inputs: inference makes several copies of what it is given."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    for item in ("node", "input", "output", "sparse_initializer"):
+        getattr(light.graph, item).extend(getattr(model.graph, item))
+    light.graph.name = model.graph.name or "graph"
+    named = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _SMALL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in named:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
 
 
 def _name(nodes: list[NodeProto]) -> None:

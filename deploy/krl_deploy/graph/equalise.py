@@ -22,13 +22,14 @@ from .edit import GraphEditor, attribute
 from .placement import weighted_nodes
 from .weights import bias_of
 
-__all__ = ["Factors", "equalisable", "equalise", "factors"]
+__all__ = ["Factors", "equalisable", "equalise", "factors", "is_uneven"]
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
 """For a tensor between two convolutions, what each of its channels is divided by, ``[C]``."""
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu"})
 _LARGEST = 1e3
+_LOUD = 4.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
     """Return whether nothing else reads what stands between a convolution and ``tensor``."""
     on_the_way = {source.output[0], tensor}
     return all(len(consumers[name]) == 1 and name not in graph.outputs for name in on_the_way)
+
+
+def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
+    """Return whether one channel is so loud that it takes more than 2 of 8 bits from the median one.
+
+    Below that, measured, equalisation gains little, and with few pictures it loses: channels that all fill the range
+    leave no room for what the pictures did not show.
+
+    Args:
+        largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.
+    """
+    alive = largest[largest > 0]
+    return bool(alive.size and alive.max() > _LOUD * np.median(alive))
 
 
 def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:

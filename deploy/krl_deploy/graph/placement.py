@@ -17,8 +17,10 @@ from .edit import GraphEditor, attribute
 
 __all__ = [
     "MIN_CHANNELS",
+    "MOVES",
     "Ranges",
     "Weighted",
+    "channel_axis",
     "residual_inputs",
     "weighted_depths",
     "weighted_nodes",
@@ -31,6 +33,10 @@ Ranges = Mapping[str, tuple[float, float]]
 
 MIN_CHANNELS = 16
 """INT8 kernels work on at least this many channels, rows or columns."""
+
+
+MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that move or cast values."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,14 @@ def weighted_nodes(graph: GraphEditor) -> list[Weighted]:
         weight = graph.constant(node.input[1]) if len(node.input) > 1 else None
         if weight is None or weight.dtype != np.float32 or graph.dtype(node.input[0]) != TensorProto.FLOAT:
             continue
-        axis = _channel_axis(node, weight.ndim)
+        axis = channel_axis(node, weight.ndim)
         if axis is not None:
             found.append(Weighted(node, axis, depths[node.output[0]]))
     return found
 
 
-def _channel_axis(node: NodeProto, rank: int) -> int | None:
+def channel_axis(node: NodeProto, rank: int) -> int | None:
+    """Return the axis of a weight of this rank that counts the output channels, ``None`` where INT8 is not for it."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -99,7 +106,7 @@ def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
     """Return why TensorRT should keep this operator in floating point, ``None`` where INT8 is right."""
     node = weighted.node
     if node.op_type != "Conv":
-        return why_narrow(graph, weighted)
+        return why_narrow(graph, weighted) or _why_behind_attention(graph, node)
     out_channels, in_channels, *kernel = (int(size) for size in graph.shape(node.input[1]) or ())
     if min(out_channels, in_channels) >= MIN_CHANNELS:
         return None
@@ -110,6 +117,29 @@ def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
     aligned = (out_channels % 8 == 0 or in_channels % 8 == 0) and len(set(kernel)) == 1
     wide = weighted.depth == 1 or max(out_channels, in_channels) >= MIN_CHANNELS
     return None if aligned and wide else f"thin {thin}: INT8 needs {MIN_CHANNELS} channels"
+
+
+def _why_behind_attention(graph: GraphEditor, node: NodeProto) -> str | None:
+    """Return why the output projection of an attention stays as the attention is, ``None`` for other products.
+
+    TensorRT 11 gave wrong values for an INT8 projection behind an attention in FP16 (roboflow/rf-detr #1453).
+    """
+    producers = graph.producers()
+    applied = _behind_moves(producers, node.input[0])
+    if applied is None or applied.op_type not in ("Attention", "MatMul"):
+        return None
+    weights = _behind_moves(producers, applied.input[0])
+    if applied.op_type == "Attention" or (weights is not None and weights.op_type == "Softmax"):
+        return "output projection of an attention in floating point"
+    return None
+
+
+def _behind_moves(producers: Mapping[str, NodeProto], tensor: str) -> NodeProto | None:
+    """Return the node that makes a tensor, behind those that only move or cast values."""
+    node = producers.get(tensor)
+    while node is not None and node.op_type in MOVES:
+        node = producers.get(node.input[0])
+    return node
 
 
 def residual_inputs(graph: GraphEditor, chosen: list[Weighted]) -> list[tuple[NodeProto, int]]:

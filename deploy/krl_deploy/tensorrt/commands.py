@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -26,6 +26,9 @@ from .plan import plan_version
 from .platforms import jetpack_here
 from .script import trtexec_line, trtexec_script
 from .source import Source, read_source
+
+if TYPE_CHECKING:
+    from krl_deploy.check.targets import Target
 
 __all__ = ["BuildEngineConfig", "InspectEngineConfig", "build_engine", "engine_key", "inspect_engine"]
 
@@ -130,7 +133,7 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
             raise UsageError("--precision is for bundles; the types of an ONNX file stand in it")
-        return None, read_source(config.model)
+        return None, read_source(config.model, _target())
     if config.output is not None:
         raise UsageError("--output is for ONNX files; a bundle keeps its engines itself")
     bundle = Bundle.open(config.model)
@@ -143,7 +146,17 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
             f"bundle {bundle.path} has no variant {config.precision} (it has: {', '.join(variants)}); make it with: "
             f"{_MAKERS[config.precision]} {bundle.path}"
         )
-    return bundle, read_source(bundle.file(variants[config.precision].file))
+    return bundle, read_source(bundle.file(variants[config.precision].file), _target())
+
+
+def _target() -> Target:
+    """Return what to check for: the TensorRT that is installed, else the newest that krl knows."""
+    from krl_deploy.check.targets import target_here
+
+    try:
+        return target_here(tensorrt_version())
+    except NoTensorRTError:
+        return target_here(None)
 
 
 def _what_remains(config: BuildEngineConfig, absent: NoTensorRTError, lines: Mapping[str, str]) -> str:

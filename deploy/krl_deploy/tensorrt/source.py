@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krl_runtime._files import sha256_bytes
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import onnx
+
+    from krl_deploy.check.targets import Target
 
 __all__ = ["Source", "read_source"]
 
-_OPSETS = (9, 25)
-"""NVIDIA's ONNX opset guide for TensorRT 11.x; onnx-tensorrt's operators.md gives 9 to 20 for TensorRT 10.0."""
-
-_INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+_log = logging.getLogger("krl")
 
 
 @dataclass(frozen=True)
@@ -40,28 +38,30 @@ class Source:
     inputs: tuple[TensorSpec, ...]
 
 
-def read_source(path: Path) -> Source:
-    """Read an ONNX file and check what TensorRT asks of it that can be checked here.
-
-    Checked: opset, one dynamic dimension at most (the batch), no integer operators, and that ``QuantizeLinear`` and
-    ``DequantizeLinear`` are symmetric, int8, with constant positive scales, for each channel only on weights.
-    Whether TensorRT has every operator is not checked: its parser knows.
+def read_source(path: Path, target: Target) -> Source:
+    """Read an ONNX file and check it for a target, as ``krl-deploy check`` does; warnings are logged.
 
     Raises:
-        ModelError: The file is not a model, or TensorRT would refuse it; the message names each node.
+        ModelError: The file is not a model, or the check finds errors; the message names each node.
     """
-    from krl_deploy.graph.files import opset_of, read_model
+    from krl_deploy.check.report import grouped, named
+    from krl_deploy.check.run import findings_of
+    from krl_deploy.graph.files import read_model
 
     model = read_model(path)
-    inputs = tuple(_spec(value) for value in model.graph.input)
-    found = [*_check_inputs(inputs), *_check_nodes(model)]
-    if not _OPSETS[0] <= opset_of(model) <= _OPSETS[1]:
-        found.append(f"opset is {opset_of(model)}; TensorRT takes {_OPSETS[0]} to {_OPSETS[1]}")
-    if found:
-        shown = "".join(f"\n  {item}" for item in found[:20])
-        raise ModelError(f"TensorRT would refuse {path}:{shown}")
+    errors = []
+    for finding, nodes in grouped(findings_of(model, target)):
+        line = f"{named(finding, nodes)}: {finding.why}"
+        if finding.severity == "error":
+            errors.append(line)
+        elif finding.severity == "warning":
+            _log.warning("%s: %s; %s [%s]", path.name, line, finding.do, finding.source)
+    if errors:
+        shown = "".join(f"\n  {line}" for line in errors[:20])
+        command = f"krl-deploy check {path} --target {target.name}"
+        raise ModelError(f"{path} is not ready for {target.name}:{shown}\nwhat to do: {command}")
     data = path.read_bytes()
-    return Source(path, data, sha256_bytes(data), inputs)
+    return Source(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input))
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
@@ -73,50 +73,3 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         for axis, dim in enumerate(tensor.shape.dim)
     )
     return TensorSpec(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)
-
-
-def _check_inputs(inputs: tuple[TensorSpec, ...]) -> Iterator[str]:
-    for spec in inputs:
-        if not spec.shape or any(isinstance(size, str) for size in spec.shape[1:]):
-            shape = ", ".join(map(str, spec.shape))
-            yield f"input {spec.name!r} has shape [{shape}]; accepted: a batch first, which may vary, the rest fixed"
-    if len({spec.shape[0] for spec in inputs if spec.shape}) > 1:
-        yield "the inputs have different batches: " + ", ".join(f"{s.name} {s.shape[0]}" for s in inputs if s.shape)
-
-
-def _check_nodes(model: onnx.ModelProto) -> Iterator[str]:
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-    for node in model.graph.node:
-        where = f"node {node.name or node.output[0]!r} ({node.op_type})"
-        if node.op_type in _INTEGER_OPERATORS:
-            yield f"{where}: integer operators are not taken; quantise with QuantizeLinear and DequantizeLinear"
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            arrays = [numpy_helper.to_array(constants[name]) if name in constants else None for name in node.input]
-            for fault in _check_quantiser(node.op_type, arrays, [bool(name) for name in node.input]):
-                yield f"{where}: {fault}"
-
-
-def _check_quantiser(kind: str, arrays: list[npt.NDArray[Any] | None], given: list[bool]) -> Iterator[str]:
-    """Yield what is wrong with a quantiser, given those of its inputs that are constant."""
-    source, scale, zero = [*arrays, None][:3]
-    if scale is None:
-        yield "its scale is not a constant"
-        return
-    if not (scale > 0).all():
-        yield "a scale is not positive"
-    if scale.size > 1 and source is None and kind == "QuantizeLinear":
-        yield "scales for each channel are taken for weights only, this is an activation"
-    if zero is None:
-        if len(given) < 3 or not given[2]:
-            yield from () if kind == "DequantizeLinear" else ("without a zero point its values are uint8, not int8",)
-        else:
-            yield "its zero point is not a constant"
-    elif zero.dtype.name == "uint8":
-        yield "its values are uint8, which is the form for ONNX Runtime's CPU provider; TensorRT takes int8"
-    elif zero.any():
-        yield "its zero point is not 0; TensorRT's quantisation is symmetric"

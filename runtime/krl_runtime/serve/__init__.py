@@ -28,6 +28,8 @@ class ServeConfig:
         port: Port to listen on; 0 for any that is free.
         workers: Requests that are worked on at once, each in a thread.
         queue: Requests that may wait for a worker; one more is answered with 503.
+        max_batch: Pictures of several requests that are run together at most; 1 runs each by itself, which suits a CPU.
+        max_delay_seconds: How long the first picture of a batch waits for others.
         max_body_bytes: Largest body of a request; a larger one is answered with 413.
         max_pixels: Pictures with more pixels are answered with 413 before they are decoded.
         read_seconds: Time for a request's body to arrive; after it the answer is 408.
@@ -38,6 +40,8 @@ class ServeConfig:
     port: int = 8000
     workers: int = os.cpu_count() or 1
     queue: int = 64
+    max_batch: int = 1
+    max_delay_seconds: float = 0.002
     max_body_bytes: int = 16 * 1024 * 1024
     max_pixels: int = 50_000_000
     read_seconds: float = 30
@@ -45,10 +49,10 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("workers", "max_body_bytes", "max_pixels", "read_seconds"):
+        for name in ("workers", "max_batch", "max_body_bytes", "max_pixels", "read_seconds"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; accepted: above 0")
-        for name in ("queue", "grace_seconds"):
+        for name in ("queue", "max_delay_seconds", "grace_seconds"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; accepted: 0 or more")
         if not 0 <= self.port < 65536:

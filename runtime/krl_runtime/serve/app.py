@@ -35,7 +35,9 @@ _STATUS: tuple[tuple[type[KrlError], int], ...] = (
 )
 _PLATFORMS = {"tensorrt": "tensorrt_plan"}  # of all other backends: "onnxruntime_onnx"
 _LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender sees the answer
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
 
 _Answer = Callable[[Request, bytes], Awaitable[Response]]
 

@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -16,12 +16,14 @@ from PIL import Image
 
 from krl_runtime.backends.base import check_inputs
 from krl_runtime.errors import BackendError, KrlError, UsageError
-from krl_runtime.pipelines.classifier import Classifier, batch_limit
+from krl_runtime.pipelines.classifier import Classification, Classifier, batch_limit
 
 from . import ServeConfig, protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from krl_runtime.batching import Batcher
 
 __all__ = ["BusyError", "Observer", "Service", "TooLargeError"]
 
@@ -75,6 +77,13 @@ class Service:
         self._observer = observer
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
         self._limit = batch_limit(model.bundle)
+        self._batcher: Batcher | None = None
+        if config.max_batch > 1:
+            self._batcher = model.batched(
+                max_batch=config.max_batch,
+                max_delay=config.max_delay_seconds,
+                max_waiting=config.workers + config.queue,  # so nobody waits for a place
+            )
         self._taken = 0
         self._fault: str | None = None
 
@@ -152,7 +161,20 @@ class Service:
             ModelError: The network answered with numbers that are not finite.
         """
         watch = _Stopwatch(self._observer)
-        return await self._in_thread(lambda: self._classify(body, top_k, watch))
+        batcher = self._batcher
+        if batcher is None:
+            answer = await self._in_thread(lambda: self._classify(body, top_k, watch))
+        else:
+            waiting = await self._in_thread(lambda: self._submit(batcher, body, top_k, watch))
+            with self._noting_faults():
+                answer = await asyncio.wrap_future(waiting)
+            watch.lap("inference")
+        values = answer.to_dict()
+        del values["logits"]
+        backend = self.model.backend
+        times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
+        where = {"model": self.name, "backend": backend.name, "variant": backend.variant}
+        return {**values, **where, "time_ms": {**times, "whole": sum(times.values())}}
 
     async def infer(self, body: bytes, header_length: int | None) -> tuple[bytes, int | None]:
         """Answer one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
@@ -167,23 +189,27 @@ class Service:
     def close(self) -> None:
         """Let the threads end when they have nothing to do any more."""
         self._pool.shutdown()
+        if self._batcher is not None:
+            self._batcher.close()
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> dict[str, Any]:
+    def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> Classification:
         watch.lap("queue")
         self._check_size(body)
         pixels = self.model.preprocessing(body)
         watch.lap("preprocess")
         logits = self._logits(pixels[None])
         watch.lap("inference")
-        answer = self.model.interpret(logits, top_k=top_k)[0].to_dict()
-        del answer["logits"]
-        backend = self.model.backend
-        times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
-        where = {"model": self.name, "backend": backend.name, "variant": backend.variant}
-        return {**answer, **where, "time_ms": {**times, "whole": sum(times.values())}}
+        return self.model.interpret(logits, top_k=top_k)[0]
+
+    def _submit(self, batcher: Batcher, body: bytes, top_k: int, watch: _Stopwatch) -> Future[Classification]:
+        watch.lap("queue")
+        self._check_size(body)
+        waiting = batcher.submit(body, top_k=top_k)
+        watch.lap("preprocess")
+        return waiting
 
     def _check_size(self, body: bytes) -> None:
         """Refuse a picture by the size that its header tells, before any of it is decoded."""
@@ -218,16 +244,22 @@ class Service:
         return self._run({manifest.inputs[0].name: pixels})[manifest.outputs[0].name].astype(np.float32, copy=False)
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run the network in parts of a bounded size, and remember whether the device failed."""
+        """Run the network in parts of a bounded size."""
         count = len(next(iter(inputs.values())))
-        try:
+        with self._noting_faults():
             parts = [
                 self.model.backend.run({name: array[start : start + self._limit] for name, array in inputs.items()})
                 for start in range(0, count, self._limit)
             ]
+        return parts[0] if len(parts) == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    @contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        """Remember whether the device failed."""
+        try:
+            yield
         except BackendError as error:
             self._fault = str(error)
             _log.error("%s", error)
             raise
         self._fault = None
-        return parts[0] if len(parts) == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from _helpers.digits import pixels_of
-from krl_deploy.calibration.lint import check_pictures
+from _helpers.graphs import graph, node
+from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.lint import check_batches, check_channels, check_classes, check_pictures
 from krl_runtime.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -40,3 +42,42 @@ def test_few_pictures_are_warned_of(digits, caplog):
 
 def test_pictures_one_pixel_wide_pass():
     check_pictures(RNG.integers(0, 256, (40, 1, 9, 1), dtype=np.uint8))
+
+
+def test_classes_without_a_picture_are_named(caplog):
+    check_classes([0, 0, 2], ["cat", "dog", "bird", "fish"])
+    assert "no picture to calibrate on is of 2 of the 4 classes: dog, fish" in caplog.text
+
+
+def test_all_classes_or_none_known_say_nothing(caplog):
+    check_classes([1, 0, 1], ["cat", "dog"])
+    check_classes([-1, -1], ["cat", "dog"])
+    assert caplog.text == ""
+
+
+def test_dead_channels_are_counted(caplog):
+    check_channels({"a": np.float32([0, 1, 0]), "b": np.float32([3, 1]), "c": np.float32([0])}, 128)
+    assert "3 channels of 2 activations are 0 on all 128 pictures of a sample: a (2 of 3), c (1 of 1)" in caplog.text
+
+
+def test_no_dead_channel_says_nothing(caplog):
+    check_channels({"b": np.float32([3, 1e-9])}, 128)
+    assert caplog.text == ""
+
+
+def test_ranges_that_change_with_the_batch_are_named(caplog):
+    check_batches({"a": (0.0, 1.0), "b": (-1.0, 2.0)}, {"a": (0.0, 1.001), "b": (-1.1, 2.0)})
+    assert "the ranges of 1 tensors change with the batch size: b;" in caplog.text
+
+
+def test_a_net_that_normalises_over_the_batch_is_noticed(digits, caplog):
+    """A subtraction of the batch's mean, as batch normalisation in training mode has."""
+    nodes = [
+        node("Cast", ["pixels"], "f", to=1),
+        node("ReduceMean", ["f", "axes"], "m", keepdims=1),
+        node("Sub", ["f", "m"], "logits"),
+    ]
+    net = graph(nodes, {"pixels": ["batch", 1, 16, 16]}, {"logits": None}, {"axes": [0]}, dtypes={"pixels": "uint8"})
+    pixels = pixels_of(digits / "train")[0][::50]
+    check_batches(*(collect(net, ["logits"], pixels, size=size) for size in (1, len(pixels))))
+    assert "change with the batch size: logits" in caplog.text

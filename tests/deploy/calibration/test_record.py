@@ -7,7 +7,7 @@ import pytest
 from krl_deploy.calibration.record import Calibration, Identity
 from krl_runtime.errors import BundleError, CheckFailedError
 
-IDENTITY = Identity("a" * 64, {"height": 4, "width": 4}, "b" * 64, 512, "minmax", True)
+IDENTITY = Identity("a" * 64, {"height": 4, "width": 4}, "b" * 64, 512, "minmax", "auto")
 
 
 def test_it_comes_back_as_it_was_written():
@@ -24,7 +24,7 @@ def test_it_comes_back_as_it_was_written():
         ({"count": 100}, "count is 512 there and 100 now"),
         ({"method": "percentile 99.999"}, "method is minmax there and percentile 99.999 now"),
         ({"preprocessing": {"height": 4, "width": 5}}, '"width": 5'),
-        ({"equalise": False}, "equalise is True there and False now"),
+        ({"equalise": "none"}, "equalise is auto there and none now"),
         ({"pictures": "d" * 64}, "pictures is"),
     ],
 )

@@ -273,3 +273,25 @@ def test_a_tensor_that_the_graph_computes_in_float_is_not_rounded_for_others():
     model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, values)
     x = np.abs(normal(1, 16, 5, 5))
     np.testing.assert_allclose(run(to_cpu(model, Ranges()).model, x=x)[0], x, atol=1e-6)
+
+
+def test_a_layer_that_is_kept_reads_floats_that_were_not_rounded():
+    """And so the convolution before it writes floats; what it reads itself stays in INT8."""
+    nodes = [
+        node("Conv", ["x", "w0"], "c0"),
+        node("Relu", ["c0"], "r0"),
+        node("Conv", ["r0", "w1"], "c1"),
+        node("Relu", ["c1"], "r1"),
+        node("Conv", ["r1", "w2"], "y"),
+    ]
+    values = {name: normal(16, 16, 1, 1) for name in ("w0", "w1", "w2")}
+    model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, values)
+    quantised = to_cpu(model, Ranges(x=(-3.0, 3.0), r0=(0.0, 9.0)), keep={"n_y": "for a reason"})
+    assert quantised.kept_float["n_y"] == "for a reason"
+    assert "its output is read in floating point" in quantised.kept_float["n_c1"]
+    assert quantised.count == 1
+    assert sorted(name for name in constants(quantised.model) if name.endswith("_scale")) == [
+        "r0_scale",
+        "w0_scale",
+        "x_scale",
+    ]

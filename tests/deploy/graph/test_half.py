@@ -7,6 +7,8 @@ from onnx import TensorProto, helper
 from _helpers.graphs import assert_alike, constants, graph, measured_ranges, named, node, ops, producer, run
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.half import float_tensors, round_as_half, to_half
+from krl_deploy.graph.qdq import to_tensorrt
+from krl_deploy.graph.weights import Rounding
 from krl_runtime.errors import ModelError
 
 RNG = np.random.default_rng(0)
@@ -177,3 +179,76 @@ def test_a_tensor_is_cast_once_for_all_its_readers():
     casts = [item for item in half.model.graph.node if item.op_type == "Cast" and item.input[0] == "m"]
     assert len(casts) == 1
     assert "Cast" in ops(half.model)
+
+
+def quantised(opset=20, keep=None):
+    """A stem on pixels, a residual block and a plain layer; FP16 scales, FP32 tensors."""
+    nodes = [
+        node("Cast", ["pixels"], "f", to=1),
+        node("Conv", ["f", "w0"], "c0"),
+        node("Relu", ["c0"], "r0"),
+        node("Conv", ["r0", "w1"], "c1"),
+        node("Add", ["c1", "r0"], "s"),
+        node("Conv", ["s", "w2"], "y"),
+    ]
+    values = {"w0": normal(16, 3, 3, 3), "w1": normal(16, 16, 1, 1), "w2": normal(16, 16, 1, 1)}
+    model = graph(nodes, {"pixels": ["batch", 3, 8, 8]}, {"y": None}, values, dtypes={"pixels": "uint8"}, opset=opset)
+    ranges = measured_ranges(model, pixels=PIXELS)
+    ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    return model, ranges, to_tensorrt(model, ranges, rounding=Rounding(half=True), keep=keep).model
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+
+
+def test_around_int8_the_pairs_have_the_precision_of_their_neighbours():
+    _, ranges, model = quantised()
+    half = to_half(model, ranges, around_int8=True)
+    assert half.kept == {}
+    values = constants(half.model)
+    types = {item.output[0]: item.op_type for item in half.model.graph.node}
+    for item in half.model.graph.node:
+        if item.op_type == "Conv":
+            assert [types[name] for name in item.input[:2]] == ["DequantizeLinear"] * 2  # no Cast between
+            assert [values[producer(half.model, name).input[1]].dtype for name in item.input[:2]] == [np.float16] * 2
+        if item.op_type == "QuantizeLinear":
+            expected = np.float32 if item.input[0] == "f" else np.float16
+            assert values[item.input[1]].dtype == expected
+            assert values[item.input[2]].dtype == np.int8
+    assert ops(half.model).count("Cast") == 2  # of the pixels and of the output
+    assert half.model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_around_int8_the_numbers_are_those_of_fp32_around():
+    _, ranges, model = quantised()
+    half = to_half(model, ranges, around_int8=True)
+    exact = run(model, pixels=PIXELS)[0]
+    for net in (half.model, round_as_half(model, half.nodes)):
+        assert_alike(run(net, pixels=PIXELS)[0], exact, 0.01)
+
+
+def test_around_int8_what_overflows_stays_in_fp32():
+    _, ranges, model = quantised()
+    half = to_half(model, {**ranges, "s": (-1e5, 1e5)}, around_int8=True)
+    assert set(half.kept) == {"n_s", "n_y"}  # the addition that makes it, and the convolution that reads it
+    assert "1e+05" in half.kept["n_y"]
+    values = constants(half.model)
+    reader = producer(half.model, "y")
+    assert [values[producer(half.model, name).input[1]].dtype for name in reader.input[:2]] == [np.float32] * 2
+    assert_alike(run(half.model, pixels=PIXELS)[0], run(model, pixels=PIXELS)[0], 0.01)
+
+
+def test_around_int8_a_layer_that_is_not_int8_is_fp16():
+    _, ranges, model = quantised(keep={"n_c1": "for a reason"})
+    half = to_half(model, ranges, around_int8=True)
+    assert "n_c1" in half.nodes
+    assert constants(half.model)[named(half.model, "n_c1").input[1]].dtype == np.float16
+
+
+def test_fp16_scales_need_opset_19():
+    _, ranges, model = quantised(opset=18)
+    with pytest.raises(ModelError, match="the model has opset 18; FP16 scales need 19"):
+        to_half(model, ranges, around_int8=True)
+    _, ranges, model = quantised()
+    with pytest.raises(ModelError, match="the model is quantised"):
+        to_half(model, ranges)

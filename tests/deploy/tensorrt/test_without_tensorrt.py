@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from _helpers.bundles import TinyNet, write_bundle
+from krl_deploy.check.targets import Target, target_here
 from krl_deploy.tensorrt import commands, platforms
 from krl_deploy.tensorrt.builder import BuildOptions
 from krl_deploy.tensorrt.commands import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
@@ -236,7 +237,7 @@ def model(nodes, inputs, outputs, constants=(), opset=19):
 F = TensorProto.FLOAT
 
 
-PER_TENSOR, PER_CHANNEL = np.float32(0.1), np.float32([0.1, 0.1, 0.1])
+PER_TENSOR = np.float32(0.1)
 ZERO = np.int8(0)
 
 
@@ -255,7 +256,7 @@ def quantised(scale=PER_TENSOR, zero=ZERO, **constants):
 def read(tmp_path, proto):
     path = tmp_path / "m.onnx"
     path.write_bytes(proto.SerializeToString())
-    return read_source(path)
+    return read_source(path, TARGET)
 
 
 def test_a_good_file_is_read(tmp_path):
@@ -267,45 +268,26 @@ def test_a_good_file_is_read(tmp_path):
     assert read(tmp_path, net).inputs == (TensorSpec("pixels", "uint8", (2, 3, 8, 8)),)
 
 
-def one(kind, inputs, output, constants=(), **changes):
-    """A graph of one node, which bears the name of its operator."""
-    attributes = changes.pop("attributes", {})
-    names = [*(item[0] for item in inputs), *dict(constants)]
-    return model(
-        [helper.make_node(kind, names, ["y"], name=kind, **attributes)], inputs, [output], constants, **changes
+TARGET = target_here(None)
+
+
+def test_what_tensorrt_would_refuse_is_found_before(tmp_path):
+    message = (
+        r"m\.onnx is not ready for tensorrt-11\.4:\n  QuantizeLinear: Q: its zero point is not 0.*\n.*"
+        r"what to do: krl-deploy check .*m\.onnx --target tensorrt-11\.4"
     )
+    with pytest.raises(ModelError, match=rf"(?s){message}"):
+        read(tmp_path, quantised(zero=np.int8(3)))
 
 
-U8, I8, I32 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32
-X, Y = ("x", F, ["n", 3]), ("y", F, ["n", 3])
-PICTURE, MAP = ("x", F, ["n", 3, "h", "w"]), ("y", F, ["n", 3, "h", "w"])
+def test_warnings_are_said_and_the_file_is_read(tmp_path, caplog):
+    source = read(tmp_path, quantised(ws=np.array([0.1, 0.2], np.float32)))
+    assert source.inputs
+    assert "m.onnx: MatMul: M: matrix of 3x2: INT8 needs 16 rows and columns; leave it in floating point" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("proto", "message"),
-    [
-        (quantised(zero=np.int8(3)), r"node 'Q' \(QuantizeLinear\): its zero point is not 0"),
-        (quantised(zero=np.uint8(0)), r"node 'DQ' \(DequantizeLinear\): its values are uint8, which is the form for"),
-        (quantised(scale=np.float32(0)), "node 'Q' .*: a scale is not positive"),
-        (quantised(ws=np.array([0.1, -1], np.float32)), "node 'WDQ' .*: a scale is not positive"),
-        (quantised(PER_CHANNEL, np.zeros(3, np.int8)), "node 'Q' .*: scales for each channel are taken for weights"),
-        (
-            one("QuantizeLinear", [X], ("y", U8, ["n", 3]), {"s": PER_TENSOR}),
-            "without a zero point its values are uint8",
-        ),
-        (one("QuantizeLinear", [X, ("s", F, [])], ("y", U8, ["n", 3])), "its scale is not a constant"),
-        (
-            one("MatMulInteger", [("x", I8, ["n", 3])], ("y", I32, ["n", 2]), {"w": np.ones((3, 2), np.int8)}),
-            r"node 'MatMulInteger' \(MatMulInteger\): integer operators are not taken",
-        ),
-        (one("Relu", [PICTURE], MAP), r"input 'x' has shape \[batch, 3, h, w\]; accepted: a batch first"),
-        (
-            one("Concat", [X, ("b", F, [2, 3])], ("y", F, ["m", 3]), attributes={"axis": 0}),
-            "the inputs have different batches: x batch, b 2",
-        ),
-        (one("Relu", [X], Y, opset=8), "opset is 8; TensorRT takes 9 to 25"),
-    ],
-)
-def test_what_tensorrt_would_refuse_is_found_before(tmp_path, proto, message):
-    with pytest.raises(ModelError, match=rf"(?s)TensorRT would refuse .*m\.onnx:\n  .*{message}"):
-        read(tmp_path, proto)
+def test_the_check_is_for_the_tensorrt_that_is_here(monkeypatch):
+    monkeypatch.setattr(commands, "tensorrt_version", lambda: "10.3.0")
+    assert commands._target() == Target("tensorrt-10.3.0", (10, 3, 0))
+    monkeypatch.setattr(platforms, "jetson_release", lambda: "36.4.3")
+    assert commands._target().boards == ("Orin",)

@@ -3,10 +3,8 @@ from __future__ import annotations
 import io
 import json
 import socket
-import struct
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import LABELS, TinyNet, write_bundle
+from _helpers.fuzz import png
 from krl_runtime import BackendError, Preprocessing, __version__, load
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 3, 12, 10), dtype=np.uint8)
@@ -311,17 +310,6 @@ def test_a_client_that_goes_away_gives_its_place_back(start):
     assert server.ask("POST", "/classify", b"abc").status == 400
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG of one colour, small as a file whatever its size, written without decoding anything."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width + 1) * height))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def test_a_picture_with_too_many_pixels(start):
     server = start(max_pixels=10_000)
     assert server.ask("POST", "/classify", png(100, 100)).status == 200
@@ -358,6 +346,42 @@ def test_workers_work_at_once(start, slow, pictures: list[Path]):
         until(lambda: len(calls) == 3)
         go.set()
         assert [answer.result().status for answer in answers] == [200] * 3
+
+
+def test_pictures_of_several_requests_are_run_together(start, pictures: list[Path]):
+    server = start(workers=2, max_batch=8, max_delay_seconds=10)
+    sizes = []
+    inner = server.model.backend.backend
+    run = inner.run
+    inner.run = lambda inputs: sizes.append(len(inputs["pixels"])) or run(inputs)
+    files = [picture.read_bytes() for picture in pictures]
+    expected = [server.model(data).top for data in files]
+    sizes.clear()
+    with ThreadPoolExecutor(8) as pool:  # more than workers: those do not wait for the batch
+        asked = [pool.submit(server.ask, "POST", "/classify?top_k=4", files[index % 3]) for index in range(8)]
+        answers = [answer.result().json() for answer in asked]
+    assert sizes == [8]
+    for index, answer in enumerate(answers):
+        assert [(item["label"], item["score"]) for item in answer["top"]] == [
+            (label, pytest.approx(score, abs=1e-5)) for label, score in expected[index % 3]
+        ]
+        assert list(answer["time_ms"]) == ["queue", "preprocess", "inference", "whole"]
+    assert server.metric("krl_stage_seconds_count", stage="inference") == 8
+
+
+def test_a_batch_that_fails(start, pictures: list[Path], monkeypatch):
+    server = start(max_batch=4, max_delay_seconds=0)
+    data = pictures[0].read_bytes()
+    assert server.ask("POST", "/classify", data).status == 200
+    assert server.ask("POST", "/classify", b"abc").status == 400
+
+    def broken(inputs: dict) -> dict:
+        raise BackendError("the device is lost")
+
+    monkeypatch.setattr(server.model.backend.backend, "run", broken)
+    answer = server.ask("POST", "/classify", data)
+    assert (answer.status, answer.json()["error"]) == (500, "the device is lost")
+    assert server.ask("GET", "/v2/health").json()["fault"] == "the device is lost"
 
 
 # metrics and page

@@ -86,7 +86,16 @@ def test_bad_bundle(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "values", [{"workers": 0}, {"queue": -1}, {"port": 70000}, {"max_body_bytes": 0}, {"read_seconds": 0}]
+    "values",
+    [
+        {"workers": 0},
+        {"queue": -1},
+        {"max_batch": 0},
+        {"max_delay_seconds": -1},
+        {"port": 70000},
+        {"max_body_bytes": 0},
+        {"read_seconds": 0},
+    ],
 )
 def test_ranges(values):
     (name,) = values

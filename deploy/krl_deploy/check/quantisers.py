@@ -1,0 +1,106 @@
+"""Rules of each ``QuantizeLinear`` and ``DequantizeLinear`` by itself: symmetric, int8, constant positive scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from .findings import Finding, Rule
+from .view import View, type_name
+
+__all__ = ["QDQ", "check_quantisers"]
+
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+_INTEGERS = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
+_LEAST_HALF = float(np.finfo(np.float16).tiny)
+
+_HEADER = "NVIDIA/TensorRT: NvInfer.h, IQuantizeLayer"
+_PARSER = "onnx/onnx-tensorrt: onnxOpImporters.cpp of 10.1"
+_GUIDE = "NVIDIA's developer guide: explicit quantisation"
+_AGAIN = "quantise the float model again, symmetrically: krl-deploy quantize"
+
+_CONSTANT = Rule("error", "qdq/constant", _AGAIN, _HEADER)
+_SCALE = Rule("error", "qdq/scale", "calibrate again; give a tensor that is always 0 the scale 1", _HEADER)
+_SMALL = Rule(
+    "warning", "qdq/scale", "let no scale be below 6.1e-5, the smallest normal FP16 number", "roboflow/rf-detr #1453"
+)
+_SYMMETRIC = Rule("error", "qdq/symmetric", _AGAIN, _HEADER)
+_SIGNED = Rule(
+    "error", "qdq/int8", "take the form for TensorRT that krl-deploy quantize writes (model.int8.onnx)", _PARSER
+)
+_UNSAID = Rule("error", "qdq/int8", "add a zero point of int8 zeros", f"{_PARSER}; ONNX: QuantizeLinear")
+_CHANNELS = Rule("error", "qdq/per-channel-activation", "give the activation one scale", _HEADER)
+_PAIRED = Rule("error", "qdq/pair", "let DequantizeLinear follow QuantizeLinear at once", _GUIDE)
+_RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
+
+
+def check_quantisers(view: View) -> Iterator[Finding]:
+    """Yield what is wrong with quantisers and dequantisers, each by itself and in pairs."""
+    for node in view.nodes:
+        if node.op_type in QDQ:
+            yield from _scale(view, node)
+            yield from _zero_point(view, node)
+            yield from _partner(view, node)
+
+
+def _scale(view: View, node: NodeProto) -> Iterator[Finding]:
+    scale = view.constant(node.input[1])
+    if scale is None:
+        if not view.rooted(node.input[1]):
+            yield _CONSTANT.at(node.name, node.op_type, "its scale is not a constant")
+        return
+    values = np.asarray(scale, np.float64)
+    if not (values > 0).all():
+        yield _SCALE.at(node.name, node.op_type, "a scale is not positive")
+    elif view.dtype(node.input[1]) == TensorProto.FLOAT16 and values.min() < _LEAST_HALF:
+        yield _SMALL.at(node.name, node.op_type, "a scale is below the smallest normal FP16 number")
+    if values.size > 1 and node.op_type == "QuantizeLinear" and not view.rooted(node.input[0]):
+        yield _CHANNELS.at(
+            node.name, node.op_type, "scales for each channel are taken for weights only, this is an activation"
+        )
+
+
+def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
+    given = len(node.input) > 2 and node.input[2] != ""
+    quantises = node.op_type == "QuantizeLinear"
+    stored = node.output[0] if quantises else node.input[0]
+    name = type_name(view.dtype(stored)) if view.dtype(stored) else ""
+    if quantises and not given and name == "UINT8":
+        yield _UNSAID.at(
+            node.name, node.op_type, "without a zero point its values are uint8 by ONNX, and int8 for TensorRT"
+        )
+    elif name == "UINT8":
+        why = "its values are uint8, which is the form for ONNX Runtime's CPU provider; TensorRT takes int8"
+        yield _SIGNED.at(node.name, node.op_type, why)
+    elif name and name not in _INTEGERS and not _is_bias(view, node):
+        yield _SIGNED.at(node.name, node.op_type, f"its values are {name}, which TensorRT does not quantise to")
+    if not given:
+        return
+    zero = view.constant(node.input[2])
+    if zero is None:
+        if not view.rooted(node.input[2]):
+            yield _CONSTANT.at(node.name, node.op_type, "its zero point is not a constant")
+    elif np.any(np.asarray(zero, np.int64)):
+        yield _SYMMETRIC.at(node.name, node.op_type, "its zero point is not 0; TensorRT's quantisation is symmetric")
+
+
+def _is_bias(view: View, node: NodeProto) -> bool:
+    """Return whether a dequantiser makes a bias; a rule of placement speaks of that."""
+    readers = view.consumers[node.output[0]]
+    return bool(readers) and all(node.output[0] in list(reader.input)[2:3] for reader in readers)
+
+
+def _partner(view: View, node: NodeProto) -> Iterator[Finding]:
+    if node.op_type == "QuantizeLinear":
+        if node.output[0] in view.graph.outputs:
+            yield _PAIRED.at(node.name, node.op_type, "the graph gives out its integers")
+        return
+    pair = view.pair(node.output[0], through=False)
+    if pair is None or pair.quantise is None:
+        return
+    mine, other = view.constant(node.input[1]), view.constant(pair.quantise.input[1])
+    if mine is not None and other is not None and not np.array_equal(np.float64(mine), np.float64(other)):
+        yield _RESCALED.at(node.name, node.op_type, "its scale is not that of the QuantizeLinear before it")

@@ -1,0 +1,127 @@
+"""Rules of inputs, shapes and element types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import NodeProto, TensorProto
+
+from krl_deploy.graph.edit import attribute
+
+from .findings import Finding, Rule
+from .operators import CHANGELOG, OPERATORS_MD, TYPES
+from .targets import Target
+from .view import View, type_name
+
+__all__ = ["check_inputs", "check_types"]
+
+_DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero"})
+_TAKEN = frozenset(
+    [
+        "DOUBLE",
+        "FLOAT",
+        "FLOAT16",
+        "BFLOAT16",
+        "INT32",
+        "INT64",
+        "INT8",
+        "INT4",
+        "UINT8",
+        "BOOL",
+        "FLOAT8E4M3FN",
+        "FLOAT4E2M1",
+    ]
+)
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+_BATCH = Rule(
+    "error",
+    "shapes/inputs",
+    "export the model with fixed sizes behind the batch; for others build with trtexec and --minShapes, --maxShapes",
+    "krl-deploy build-engine makes one optimisation profile, over the batch",
+)
+_SIZES = Rule(
+    "note",
+    "shapes/data-dependent",
+    "end the graph before it, and do that part outside",
+    "Torch-TensorRT's documentation: a CUDA graph cannot be captured where shapes depend on values",
+)
+_UINT8 = Rule(
+    "error",
+    "types/uint8",
+    "cast the pixels to float first, as krl-deploy export and adopt do",
+    "onnx/onnx-tensorrt: docs/operators.md; NVIDIA/TensorRT: NvInferRuntimeBase.h, DataType::kUINT8",
+)
+_UINT8_SHAPE = Rule(
+    "warning",
+    "types/uint8",
+    "take the shape behind the Cast, as krl-deploy export does",
+    "NVIDIA/TensorRT: NvInfer.h, IShapeLayer (any type), against the operator documentation of 10.7, Shape",
+)
+_INT8 = Rule(
+    "error",
+    "types/int8",
+    "let DequantizeLinear follow QuantizeLinear at once; for TensorRT take the form that krl-deploy quantize writes",
+    "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantisation alone",
+)
+_FOREIGN = Rule("error", "types/supported", "cast it, or export the model in other types", OPERATORS_MD)
+_LISTED = Rule("warning", "types/supported", "cast its input to a type that is listed", f"{OPERATORS_MD}; {CHANGELOG}")
+_DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATORS_MD)
+
+
+def check_inputs(view: View) -> Iterator[Finding]:
+    """Yield what krl cannot feed, and shapes that depend on values."""
+    batches = {}
+    for name in view.graph.inputs:
+        shape = view.graph.shape(name) or ()
+        if not shape or any(isinstance(size, str) for size in shape[1:]):
+            named = ["batch" if isinstance(size, str) and axis == 0 else size for axis, size in enumerate(shape)]
+            shown = ", ".join(map(str, named))
+            yield _BATCH.at(
+                name, "", f"input {name!r} has shape [{shown}]; accepted: a batch first, which may vary, the rest fixed"
+            )
+        if shape:
+            batches[name] = "batch" if isinstance(shape[0], str) else shape[0]
+    if len(set(batches.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in batches.items())
+        yield _BATCH.at("", "", f"the inputs have different batches: {shown}")
+    for node in view.nodes:
+        if node.op_type in _DATA_DEPENDENT:
+            yield _SIZES.at(node.name, node.op_type, "the shape of its output depends on values")
+
+
+def check_types(view: View, target: Target) -> Iterator[Finding]:
+    """Yield a finding for each node that computes in a type that this TensorRT does not take there."""
+    for node in view.nodes:
+        index = 1 if node.op_type == "Where" else 0
+        dtype = view.dtype(node.input[index]) if len(node.input) > index and node.input[index] else 0
+        if dtype and node.op_type not in _PAIR:  # those have rules of their own
+            yield from _check_type(view, node, dtype, target)
+        if node.op_type == "Cast" and dtype == TensorProto.UINT8:
+            wanted = int(attribute(node, "to", 0))
+            if wanted not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+                yield _UINT8.at(
+                    node.name, node.op_type, f"UINT8 is cast to {type_name(wanted)}; accepted: FLOAT, FLOAT16"
+                )
+
+
+def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iterator[Finding]:
+    name, kind = type_name(dtype), node.op_type
+    listed = TYPES.get(kind)
+    if kind == "Pow" and target.tensorrt >= (10, 12) and listed is not None:
+        listed = listed | {"INT32", "INT64"}
+    if name not in _TAKEN:
+        yield _FOREIGN.at(node.name, kind, f"it computes in {name}, which TensorRT does not have")
+    elif name == "DOUBLE":
+        yield _DOUBLE.at(node.name, kind, "it computes in DOUBLE, which TensorRT turns into FLOAT")
+    elif listed is None or name in listed:
+        return
+    elif name == "UINT8" and kind in ("Shape", "Size"):
+        yield _UINT8_SHAPE.at(node.name, kind, "it reads UINT8, of which NVIDIA's documents disagree whether it may")
+    elif name == "UINT8":
+        yield _UINT8.at(node.name, kind, "it computes in UINT8, which TensorRT has at inputs and outputs alone")
+    elif name == "INT8":
+        yield _INT8.at(node.name, kind, "it computes on INT8 values between QuantizeLinear and DequantizeLinear")
+    elif not view.rooted(node.input[0]):
+        shown = ", ".join(sorted(listed))
+        yield _LISTED.at(node.name, kind, f"it computes in {name}; listed are {shown}")

@@ -1,0 +1,211 @@
+"""Rules of operators: what TensorRT's parser takes at all, in which opset, and with which restrictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from krl_deploy.graph.edit import attribute
+from krl_deploy.graph.files import opset_of
+
+from .findings import Finding, Rule
+from .operators import CHANGELOG, OPERATORS_MD, OPSETS, SINCE, TYPES, UNSUPPORTED, Version, source_of
+from .targets import Target
+from .view import View
+
+__all__ = ["check_operators", "check_opset", "check_restrictions", "nodes_of"]
+
+_OLDEST_OPSET = 9
+
+_QUANTISE = "quantise the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
+_REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
+_OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
+_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph and of the graphs inside its control flow."""
+    for node in graph.node:
+        yield node
+        for item in node.attribute:
+            for inner in [*item.graphs, *([item.g] if item.HasField("g") else [])]:
+                yield from nodes_of(inner)
+
+
+def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
+    """Yield a finding if the opset is not documented for this TensorRT."""
+    opset = opset_of(model)
+    documented = [entry for entry in OPSETS if entry[0] <= target.tensorrt]
+    _, newest, source = documented[-1]
+    later = [entry for entry in OPSETS if entry[0] > target.tensorrt]
+    if opset < _OLDEST_OPSET or (opset > newest and (not later or opset > later[0][1])):
+        why = f"opset is {opset}; TensorRT takes {_OLDEST_OPSET} to {newest}"
+        yield Rule("error", "operators/opset", _OPSET, source).at("", "", why)
+    elif opset > newest and later:
+        since = ".".join(map(str, later[0][0]))
+        why = (
+            f"opset is {opset}; {newest} is documented, {later[0][1]} from TensorRT {since} on, between them nothing is"
+        )
+        yield Rule("warning", "operators/opset", _OPSET, source).at("", "", why)
+
+
+def check_operators(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
+    """Yield a finding for each node whose operator this TensorRT does not take, or is not known to take."""
+    for node in nodes_of(model.graph):
+        kind, name = node.op_type, node.name or next((output for output in node.output if output), "")
+        if node.domain not in ("", "ai.onnx"):
+            yield _foreign(name, node)
+        elif kind in _INTEGER:
+            rule = Rule("error", "operators/integer", _QUANTISE, OPERATORS_MD)
+            yield rule.at(name, kind, "integer operators are not taken")
+        elif kind in UNSUPPORTED:
+            why = "TensorRT has no such operator"
+            yield Rule("error", "operators/supported", _REPLACE, OPERATORS_MD).at(name, kind, why)
+        elif kind in SINCE and target.tensorrt < SINCE[kind][0]:
+            why = f"TensorRT takes it from version {'.'.join(map(str, SINCE[kind][0]))} on"
+            yield Rule("error", "operators/supported", _REPLACE, source_of(kind)).at(name, kind, why)
+        elif kind not in SINCE and kind not in TYPES:
+            why = "the table of TensorRT's parser does not list it, so it is not known whether it is taken"
+            yield Rule("warning", "operators/supported", _REPLACE, OPERATORS_MD).at(name, kind, why)
+
+
+def _foreign(name: str, node: NodeProto) -> Finding:
+    known = node.op_type in TYPES
+    rule = Rule(
+        "warning" if known else "error",
+        "operators/domain",
+        "export the model with standard operators alone, or give TensorRT a plugin of that name",
+        "onnx/onnx-tensorrt: ModelImporter.cpp of 10.1 looks importers up by the operator's name alone",
+    )
+    why = (
+        f"it is {node.domain}'s, and TensorRT's parser takes it for the standard operator of that name"
+        if known
+        else f"it is {node.domain}'s; without a plugin of that name TensorRT's parser refuses it"
+    )
+    return rule.at(name, node.op_type, why)
+
+
+def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
+    """Yield a finding for each node that uses its operator in a way that this TensorRT does not take."""
+    for node in view.nodes:
+        check = _RESTRICTIONS.get(node.op_type)
+        found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target.tensorrt))
+        if node.op_type in _CONSTANT_INPUTS:
+            found += _not_constant(view, node, target.tensorrt)
+        for why in found:
+            do = "write it otherwise before exporting"
+            yield Rule("error", "operators/restriction", do, f"{OPERATORS_MD}; {CHANGELOG}").at(
+                node.name, node.op_type, why
+            )
+
+
+_CONSTANT_INPUTS: dict[str, tuple[int, Version | None]] = {
+    "OneHot": (1, None),
+    "Pad": (3, (10, 4)),
+    "CumSum": (1, (10, 8)),
+    "Squeeze": (1, (10, 7)),
+    "Unsqueeze": (1, (10, 7)),
+    **{
+        f"Reduce{kind}": (1, None)
+        for kind in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
+    },
+}
+"""Inputs that have to be constants, and from which version on they have not."""
+
+
+def _not_constant(view: View, node: NodeProto, version: Version) -> Iterator[str]:
+    index, until = _CONSTANT_INPUTS[node.op_type]
+    given = len(node.input) > index and node.input[index]
+    if given and not view.rooted(node.input[index]) and (until is None or version < until):
+        yield f"its input number {index + 1} has to be a constant" + (
+            f" before TensorRT {'.'.join(map(str, until))}" if until else ""
+        )
+
+
+def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    rank = len(view.graph.shape(node.input[0]) or ())
+    if rank and rank not in (4, 5):
+        yield f"its input has {rank} axes; 2D and 3D pooling alone is taken"
+    if any(step != 1 for step in attribute(node, "dilations", [])):
+        yield "its dilations are not all 1"
+    if len(node.output) > 1 and node.output[1]:
+        yield "its second output, the indices, is not supported"
+
+
+def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    def text(name: str, default: str) -> str:
+        value = attribute(node, name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    accepted: dict[str, tuple[str, set[str]]] = {
+        "mode": ("nearest", {"nearest", "linear"}),
+        "nearest_mode": ("round_prefer_floor", {"floor", "ceil", "round_prefer_floor", "round_prefer_ceil"}),
+        "keep_aspect_ratio_policy": ("stretch", {"stretch"}),
+        "coordinate_transformation_mode": (
+            "half_pixel",
+            {"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"},
+        ),
+    }
+    for name, (default, values) in accepted.items():
+        if text(name, default) not in values:
+            yield f"its {name} is {text(name, default)}; accepted: {', '.join(sorted(values))}"
+    if attribute(node, "antialias", 0):
+        yield "antialiasing is not supported"
+
+
+def _layer_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if any(node.output[1:]):
+        yield "its outputs Mean and InvStdDev are not supported"
+
+
+def _dropout(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    training = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.False_
+    if training is None or np.any(training):
+        yield "it is in training mode"
+
+
+def _grid_sample(view: View, node: NodeProto, version: Version) -> Iterator[str]:
+    rank = len(view.graph.shape(node.input[0]) or ())
+    if rank and rank != 4 and version < (11, 2):
+        yield f"its input has {rank} axes; before TensorRT 11.2 it has to have 4"
+
+
+def _scatter_nd(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if attribute(node, "reduction", b"none") != b"none":
+        yield "its reduction is not supported"
+
+
+def _top_k(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if attribute(node, "sorted", 1) != 1:
+        yield "its sorted is not 1"
+    count = view.constant(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
+    if count is not None and np.asarray(count, np.int64).max() >= 3840:
+        yield "its K is not below 3840"
+
+
+def _attention(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    ranks = [len(view.graph.shape(name) or ()) for name in node.input[:3]]
+    if any(rank not in (0, 4) for rank in ranks):
+        yield "its Q, K and V have to have 4 axes"
+    if any(node.input[4:7]):
+        yield "its inputs past_key, past_value and nonpad_kv_seqlen are not supported"
+    if any(node.output[1:]):
+        yield "its first output alone is supported"
+    if attribute(node, "softcap", 0.0) or attribute(node, "qk_matmul_output_mode", 0):
+        yield "its softcap and qk_matmul_output_mode are not supported"
+
+
+_RESTRICTIONS: dict[str, Callable[[View, NodeProto, Version], Iterator[str]]] = {
+    "Attention": _attention,
+    "AveragePool": _pool,
+    "Dropout": _dropout,
+    "GridSample": _grid_sample,
+    "LayerNormalization": _layer_norm,
+    "MaxPool": _pool,
+    "Resize": _resize,
+    "ScatterND": _scatter_nd,
+    "TopK": _top_k,
+}

@@ -1,0 +1,105 @@
+"""What a model can be checked for: a JetPack, a version of TensorRT, or ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from krl_deploy.tensorrt.platforms import JETPACKS, JetPack, jetpack_here
+from krl_runtime.backends.cuda import MINIMUM_TENSORRT, version_tuple
+from krl_runtime.errors import UsageError
+
+__all__ = ["NEWEST_TENSORRT", "ONNXRUNTIME_CPU", "Target", "parse_target", "target_here"]
+
+ONNXRUNTIME_CPU = "onnxruntime-cpu"
+NEWEST_TENSORRT = (11, 4)
+"""The newest TensorRT that the rules know of."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is to run.
+
+    Attributes:
+        name: As it was asked for.
+        tensorrt: Version of TensorRT; empty for ONNX Runtime's CPU provider.
+        boards: Families of Jetson boards; empty where it may be any GPU.
+        source: Where the version comes from, if the name does not say it.
+    """
+
+    name: str
+    tensorrt: tuple[int, ...] = ()
+    boards: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def title(self) -> str:
+        """As ``"jetpack-6.2 (TensorRT 10.3, Orin)"``."""
+        version = f"TensorRT {'.'.join(map(str, self.tensorrt))}" if self.boards else ""
+        inside = ", ".join(part for part in (version, *self.boards) if part)
+        return f"{self.name} ({inside})" if inside else self.name
+
+
+def parse_target(name: str) -> Target:
+    """Return the target of this name.
+
+    Args:
+        name: ``"jetpack-6.2"``, ``"tensorrt-10.16"`` or ``"onnxruntime-cpu"``.
+
+    Raises:
+        UsageError: There is no such target, or krl does not run there.
+    """
+    if name == ONNXRUNTIME_CPU:
+        return Target(name)
+    match = re.fullmatch(r"(jetpack|tensorrt)-(\d+(?:\.\d+)+)", name)
+    if match is None:
+        close = difflib.get_close_matches(name, _examples(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"--target is {name!r}{hint}; accepted: {', '.join(_examples())}, or another version of these")
+    version = version_tuple(match[2])
+    return _jetpack(name, version) if match[1] == "jetpack" else _tensorrt(name, version)
+
+
+def target_here(tensorrt: str | None) -> Target:
+    """Return this machine as a target.
+
+    Args:
+        tensorrt: Version of the TensorRT that is installed; the newest known one stands for one that is not.
+    """
+    if tensorrt is None:
+        return Target(f"tensorrt-{'.'.join(map(str, NEWEST_TENSORRT))}", NEWEST_TENSORRT)
+    jetpack = jetpack_here()
+    return Target(f"tensorrt-{tensorrt}", version_tuple(tensorrt), jetpack.boards if jetpack else ())
+
+
+def _tensorrt(name: str, version: tuple[int, ...]) -> Target:
+    if not MINIMUM_TENSORRT <= version < (NEWEST_TENSORRT[0] + 1,):
+        raise UsageError(f"--target is {name}; krl knows TensorRT 10.3 to 11.x")
+    return Target(name, version)
+
+
+def _jetpack(name: str, version: tuple[int, ...]) -> Target:
+    jetpack = next((item for item in JETPACKS if _belongs(version, item)), None)
+    if jetpack is None:
+        known = ", ".join(version for item in JETPACKS for version in item.versions)
+        raise UsageError(f"--target is {name}; krl knows JetPack {known}")
+    if version_tuple(jetpack.tensorrt) < MINIMUM_TENSORRT:
+        has = jetpack.tensorrt or "not confirmed"
+        raise UsageError(f"--target is {name}, whose TensorRT is {has}; krl needs TensorRT 10.3: JetPack 6.1 or later")
+    return Target(name, version_tuple(jetpack.tensorrt), jetpack.boards, jetpack.source)
+
+
+def _belongs(version: tuple[int, ...], jetpack: JetPack) -> bool:
+    """Return whether a version is one of a JetPack's, or a patch of one."""
+    return any(version[: len(known)] == known for known in map(version_tuple, jetpack.versions))
+
+
+def _examples() -> list[str]:
+    jetpacks = [
+        f"jetpack-{version}"
+        for jetpack in JETPACKS
+        if version_tuple(jetpack.tensorrt) >= MINIMUM_TENSORRT
+        for version in jetpack.versions
+    ]
+    return [*jetpacks, "tensorrt-10.3", "tensorrt-10.16", "tensorrt-11.4", ONNXRUNTIME_CPU]

@@ -1,0 +1,88 @@
+"""What a board tells of power mode, clocks and temperature: without them a latency says little.
+
+Read from the kernel's files (``/sys/class/thermal``, ``cpufreq``, ``devfreq``) and, on a Jetson, from ``nvpmodel``.
+Containers and many desktop machines tell nothing, or a part.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["board_state"]
+
+_SECONDS = 5
+
+
+def board_state(root: Path = Path("/")) -> dict[str, Any]:
+    """Return what this board tells now.
+
+    Args:
+        root: Where the file system begins.
+
+    Returns:
+        Plain JSON types, each key only where the board tells it: ``power_mode`` (the name that ``nvpmodel`` gives),
+        ``temperatures_c`` (degrees Celsius by the sensor's name; of sensors of one name the hottest), ``clocks_mhz``
+        (for each CPU cluster and each GPU that scales its clock: ``current``, ``maximum``, ``governor``).
+    """
+    found = {
+        "power_mode": _power_mode(),
+        "temperatures_c": _temperatures(root / "sys/class/thermal"),
+        "clocks_mhz": {
+            **dict(
+                _clocks(root / "sys/devices/system/cpu/cpufreq", "policy*", "scaling_cur_freq", "scaling_max_freq", 1e3)
+            ),
+            **dict(_clocks(root / "sys/class/devfreq", "*gpu*", "cur_freq", "max_freq", 1e6)),
+        },
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _power_mode() -> str | None:
+    program = shutil.which("nvpmodel")
+    if program is None:
+        return None
+    try:
+        told = subprocess.run(
+            [program, "-q"], capture_output=True, text=True, timeout=_SECONDS, errors="replace"
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    mode = re.search(r"NV Power Mode:\s*(\S+)", told)
+    return mode.group(1) if mode else None
+
+
+def _temperatures(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for zone in sorted(folder.glob("thermal_zone*")):
+        millidegrees = _number(zone / "temp")
+        if millidegrees is not None and millidegrees > -100_000:  # a sensor that is off tells absurd cold
+            name = _text(zone / "type") or zone.name
+            found[name] = max(millidegrees / 1000, found.get(name, -273.15))
+    return found
+
+
+def _clocks(
+    folder: Path, pattern: str, current: str, maximum: str, unit: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for device in sorted(folder.glob(pattern)):
+        now, most = _number(device / current), _number(device / maximum)
+        if now is not None and most is not None:
+            governor = _text(device / "scaling_governor") or _text(device / "governor")
+            yield device.name, {"current": now / unit, "maximum": most / unit, "governor": governor}
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip() or None
+    except OSError:  # not there, or a sensor that is off
+        return None
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file)
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]+", text) else None

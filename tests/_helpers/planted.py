@@ -1,0 +1,144 @@
+"""Quantised graphs as krl writes them, and small edits that plant a fault in one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from _helpers.graphs import graph, node
+from krl_deploy.check.findings import Finding
+from krl_deploy.check.run import findings_of
+from krl_deploy.check.targets import parse_target
+from krl_deploy.graph.half import to_half
+from krl_deploy.graph.qdq import to_tensorrt
+from krl_deploy.graph.weights import Rounding
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def findings(model: onnx.ModelProto, target: str = "tensorrt-11.4") -> list[Finding]:
+    return list(findings_of(model, parse_target(target)))
+
+
+def of_rule(model: onnx.ModelProto, rule: str, target: str = "tensorrt-11.4") -> list[Finding]:
+    return [finding for finding in findings(model, target) if finding.rule == rule]
+
+
+def family(model: onnx.ModelProto, name: str, target: str = "tensorrt-11.4") -> list[Finding]:
+    return [finding for finding in findings(model, target) if finding.rule.startswith(f"{name}/")]
+
+
+def quantise(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
+    """Return the form for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
+    ranges: dict[str, tuple[float, float]] = defaultdict(lambda: (-1.0, 1.0))
+    quantised = to_tensorrt(model, ranges, rounding=Rounding(half=half)).model
+    return to_half(quantised, {}, around_int8=True).model if half else quantised
+
+
+def block(*, half: bool = False) -> onnx.ModelProto:
+    """A residual block in INT8: pixels → first → relu → second → third → add (with relu) → head."""
+    kernels = {"w0": normal(32, 3, 3, 3), "w1": normal(32, 32, 3, 3), "w2": normal(32, 32, 3, 3)}
+    biases = {f"b{index}": normal(32) for index in range(3)}
+    same = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", ["x", "w0", "b0"], "c0", **same),
+        node("Relu", ["c0"], "r0"),
+        node("Conv", ["r0", "w1", "b1"], "c1", **same),
+        node("Relu", ["c1"], "r1"),
+        node("Conv", ["r1", "w2", "b2"], "c2", **same),
+        node("Add", ["c2", "r0"], "a"),
+        node("GlobalAveragePool", ["a"], "p"),
+        node("Flatten", ["p"], "f"),
+        node("Gemm", ["f", "w3"], "y"),
+    ]
+    model = graph(
+        nodes, {"x": ["batch", 3, 8, 8]}, {"y": ["batch", 16]}, {**kernels, **biases, "w3": normal(32, 16)}, opset=20
+    )
+    return quantise(model, half=half)
+
+
+def transformer(*, half: bool = True, layers: bool = True) -> onnx.ModelProto:
+    """A block of a vision transformer: attention with its projection, and two products around a GELU."""
+    weights = {name: normal(32, 32) for name in ("wq", "wk", "wv", "wo", "w1", "w2")}
+    nodes = [
+        *(node("MatMul", ["x", f"w{name}"], name) for name in "qkv"),
+        node("Transpose", ["k"], "kt", perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], "scores"),
+        node("Softmax", ["scores"], "probabilities", axis=-1),
+        node("MatMul", ["probabilities", "v"], "applied"),
+        node("MatMul", ["applied", "wo"], "projected"),
+        node("MatMul", ["projected", "w1"], "wide"),
+        node("Gelu", ["wide"], "gelu"),
+        node("MatMul", ["gelu", "w2"], "y"),
+    ]
+    model = graph(nodes, {"x": ["batch", 8, 32]}, {"y": ["batch", 8, 32]}, weights, opset=20)
+    return quantise(model, half=half) if layers else model
+
+
+def edited(model: onnx.ModelProto, edit: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
+    """Return a copy with a fault planted in it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    edit(copy)
+    return copy
+
+
+def find(model: onnx.ModelProto, name: str) -> NodeProto:
+    return next(item for item in model.graph.node if item.name == name or name in item.output)
+
+
+def producer_of(model: onnx.ModelProto, reader: str, index: int) -> NodeProto:
+    """Return the node that makes an input of the node ``reader``."""
+    return find(model, find(model, reader).input[index])
+
+
+def value(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(item for item in model.graph.initializer if item.name == name))
+
+
+def set_value(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
+    for item in model.graph.initializer:
+        if item.name == name:
+            item.CopyFrom(numpy_helper.from_array(np.asarray(array), name))
+
+
+def add_constant(model: onnx.ModelProto, name: str, array: np.ndarray) -> str:
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return name
+
+
+def insert_pair(model: onnx.ModelProto, reader: str, index: int, scale: float = 0.01) -> None:
+    """Put a pair before an input of the node ``reader``."""
+    target = find(model, reader)
+    name = f"{reader}_{index}"
+    add_constant(model, f"{name}_s", np.float32(scale))
+    add_constant(model, f"{name}_z", np.int8(0))
+    quantised = helper.make_node(
+        "QuantizeLinear", [target.input[index], f"{name}_s", f"{name}_z"], [f"{name}_q"], name=f"Q_{name}"
+    )
+    restored = helper.make_node(
+        "DequantizeLinear", [f"{name}_q", f"{name}_s", f"{name}_z"], [f"{name}_d"], name=f"DQ_{name}"
+    )
+    target.input[index] = f"{name}_d"
+    place(model, [quantised, restored], before=reader)
+
+
+def remove_pair(model: onnx.ModelProto, reader: str, index: int) -> None:
+    """Let an input of the node ``reader`` be the float tensor behind its pair."""
+    restored = producer_of(model, reader, index)
+    find(model, reader).input[index] = find(model, restored.input[0]).input[0]
+
+
+def place(model: onnx.ModelProto, nodes: list[NodeProto], *, before: str) -> None:
+    position = next(i for i, item in enumerate(model.graph.node) if item.name == before)
+    for item in nodes:
+        model.graph.node.insert(position, item)
+        position += 1
