@@ -74,7 +74,8 @@ def main(folder: Path) -> None:
         row("distilled student, FP32", student, bundle, "fp32"),
         row("distilled student, INT8", student, bundle, "int8"),
     ]
-    print(f"\nOn {len(list(digits.glob('val/*/*')))} pictures that training never saw, after {time.monotonic() - started:.0f} s:\n")
+    count, seconds = len(list(digits.glob("val/*/*"))), time.monotonic() - started
+    print(f"\nOn {count} pictures that training never saw, after {seconds:.0f} s:\n")
     print(table(("", "parameters", "MACs", "file KiB", "top-1 %", "CPU ms"), rows))
 
 

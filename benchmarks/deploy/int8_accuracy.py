@@ -33,7 +33,7 @@ SWITCHES = {
     ", equalised everywhere": {"equalising": "all"},
     ", never equalised": {"equalising": "none"},
 }
-DEFAULT = "minmax"
+DEFAULT = "percentile"
 
 
 def main() -> None:

@@ -89,9 +89,7 @@ class Bundle:
             (temporary / MANIFEST).write_bytes(manifest.with_files(files).to_bytes())
         return cls.open(folder)
 
-    def update(
-        self, contents: Mapping[str, Path | bytes], *, remove: Collection[str] = (), **changes: Any
-    ) -> Bundle:
+    def update(self, contents: Mapping[str, Path | bytes], *, remove: Collection[str] = (), **changes: Any) -> Bundle:
         """Add or replace files and manifest fields, so that an interruption leaves a bundle that loads.
 
         All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes

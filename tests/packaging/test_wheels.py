@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _helpers.bundles import write_bundle
 from PIL import Image
+
+from _helpers.bundles import write_bundle
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -71,9 +72,7 @@ def _sources(folder: str) -> set[str]:
     package = f"krl_{folder}"
     files = (ROOT / folder / package).rglob("*")
     return {
-        str(path.relative_to(ROOT / folder))
-        for path in files
-        if path.is_file() and "__pycache__" not in path.parts
+        str(path.relative_to(ROOT / folder)) for path in files if path.is_file() and "__pycache__" not in path.parts
     }
 
 

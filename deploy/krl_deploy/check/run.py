@@ -12,7 +12,7 @@ from onnx import inliner
 from krl_deploy.graph.files import read_model
 from krl_deploy.graph.qdq import QUANTISED_OPS
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import ModelError, UsageError
 
 from .attention import check_attention
 from .bugs import check_known_bugs, unknown_without_gpu
@@ -65,7 +65,10 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
     if model.functions:
         model = inliner.inline_local_functions(model)
     nested = any(item.HasField("g") or item.graphs for node in model.graph.node for item in node.attribute)
-    view = None if nested else View(model)
+    try:
+        view = None if nested else View(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the model's shapes contradict each other: {str(error).strip()}") from error
     found = list(_on_tensorrt(model, view, target) if target.tensorrt else check_on_cpu(model, view))
     return tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule)))
 

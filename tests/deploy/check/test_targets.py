@@ -41,7 +41,7 @@ def test_titles():
         ("jetpack-9.9", r"krl knows JetPack 5\.0\.2, 5\.1, 6\.0, 6\.1, 6\.2, 7\.0, 7\.1, 7\.2"),
         ("tensorrt-8.6", r"krl knows TensorRT 10\.3 to 11\.x"),
         ("tensorrt-12.0", r"krl knows TensorRT 10\.3 to 11\.x"),
-        ("tensorrt-10", r"did you mean tensorrt-10\.\d+\)\?*; accepted: jetpack-6\.1"),
+        ("tensorrt-10", r"did you mean tensorrt-10\.\d+\?\); accepted: jetpack-6\.1"),
         ("jetson", r"'jetson'.*accepted: jetpack-6\.1, jetpack-6\.2, jetpack-7\.0"),
         ("onnxruntime-cpuu", r"did you mean onnxruntime-cpu\?"),
         ("", "accepted: jetpack-6"),
