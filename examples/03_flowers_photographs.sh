@@ -6,12 +6,13 @@
 # DATA     folder with CLASS/*.jpg; a fifth is held out by each picture's hash
 # OUT      where runs and the bundle go
 set -eu
-data=$1 out=$2 teacher_epochs=${3:-20} student_epochs=${4:-40} size=${5:-112}
+data=$1 out=$2 teacher_epochs=${3:-40} student_epochs=${4:-40} size=${5:-64}
+how="--zoom 1.4 --rotate 15 --optimizer adamw --lr 0.002 --weight-decay 0.05"
 set -x
-krl-train fit --model resnet18 --data "$data" --size "$size" --epochs "$teacher_epochs" --zoom 1.4 --rotate 15 \
+krl-train fit --model resnet18 --data "$data" --size "$size" --epochs "$teacher_epochs" $how \
     --warmup 0.1 --out "$out/teacher"
 krl-compress distill --teacher "$out/teacher" --student mobilenet_v3_small --epochs "$student_epochs" --baseline \
-    --zoom 1.4 --rotate 15 --out "$out/student"
+    $how --out "$out/student"
 krl-deploy export "$out/student" -o "$out/student.krl"
 krl-deploy half "$out/student.krl" --data "$data"
 krl-deploy quantize "$out/student.krl" --data "$data"
