@@ -49,7 +49,7 @@ class PackageConfig:
     engine: str | None = None
     """Key of the engine, as krl-deploy inspect-engine lists them; needed where several match."""
     name: str | None = None
-    """Name of the model in the repository; left out: the bundle's."""
+    """Name of the model in the repository; left out: the bundle's file name without .krl."""
     max_batch: int = 16
     """Pictures that Triton runs at once at most; an engine's profile may allow fewer."""
     max_delay_us: int = 1000
@@ -96,7 +96,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
     """
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
-    name = config.name or manifest.name
+    name = config.name or bundle.path.resolve().name.removesuffix(".krl")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a model's name in Triton; accepted with --name: letters, digits, _ . -")
     if any("\n" in label or "\r" in label for label in manifest.labels):

@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = _command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
     _bundle(serve)
+    serve.add_argument("--name", help="what clients call the model (default: the bundle's file name)")
     serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
     for name, kind, default, text in (
         ("port", _natural, ServeConfig.port, "port to listen on, 0 for any free one"),
@@ -359,6 +360,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     config = ServeConfig(
+        name=arguments.name,
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,

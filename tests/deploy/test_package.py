@@ -57,7 +57,9 @@ def files(folder: Path) -> list[str]:
 
 
 def test_onnx(tmp_path: Path, schema):
-    bundle = write_bundle(tmp_path / "flowers.krl", variants=VARIANTS, default_variants={"cuda": "fp16", "cpu": "int8"})
+    bundle = write_bundle(
+        tmp_path / "flowers.krl", name="resnet8", variants=VARIANTS, default_variants={"cuda": "fp16", "cpu": "int8"}
+    )
     result = package(
         PackageConfig(bundle.path, "triton", tmp_path / "models", max_batch=32, max_delay_us=2500, instances=2)
     )

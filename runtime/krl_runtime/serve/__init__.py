@@ -24,6 +24,7 @@ class ServeConfig:
     """Where a server listens and what it accepts.
 
     Attributes:
+        name: What clients call the model; ``None`` takes the bundle's file name without ``.krl``.
         host: Address to listen on; ``"0.0.0.0"`` for all of this machine's.
         port: Port to listen on; 0 for any that is free.
         workers: Requests that are worked on at once, each in a thread.
@@ -36,6 +37,7 @@ class ServeConfig:
         grace_seconds: Time that requests under way get when the server is told to stop.
     """
 
+    name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = os.cpu_count() or 1

@@ -89,8 +89,8 @@ class Service:
 
     @property
     def name(self) -> str:
-        """The model's name."""
-        return self.model.bundle.manifest.name
+        """What clients call the model."""
+        return self._config.name or self.model.bundle.path.resolve().name.removesuffix(".krl")
 
     @property
     def taken(self) -> int:

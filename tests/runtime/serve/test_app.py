@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import LABELS, TinyNet, write_bundle
-from _helpers.fuzz import png
+from _helpers.fuzz import mutate, mutate_json, png
 from krl_runtime import BackendError, Preprocessing, __version__, load
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 3, 12, 10), dtype=np.uint8)
@@ -263,6 +265,26 @@ def test_a_shape_that_the_network_does_not_take(server):
     assert server.ask("GET", "/v2/health").json()["fault"] is None
 
 
+def test_mutated_requests_are_refused_or_answered(server):
+    """400 mutants with a fixed seed, in JSON and binary: never a failure of ours."""
+    rng = random.Random(1)
+    asked = question(PIXELS, parameters={"binary_data_output": True}, outputs=[{"name": "logits"}])
+    described = {**asked["inputs"][0], "parameters": {"binary_data_size": PIXELS.nbytes}}
+    del described["data"]
+    header = json.dumps({**asked, "inputs": [described]}).encode()
+    seen = Counter()
+    for number in range(400):
+        body, headers = json.dumps(mutate_json(json.loads(json.dumps(asked)), rng)).encode("utf-8", "surrogatepass"), {}
+        if number % 4 == 0:
+            body = mutate(json.dumps(asked).encode(), rng)
+        if number % 4 == 1:
+            body = mutate(header, rng) + PIXELS.tobytes()
+            headers = {"Inference-Header-Content-Length": str(rng.choice((len(header), len(body) - PIXELS.nbytes)))}
+        seen[server.ask("POST", "/v2/models/tiny/infer", body, headers).status] += 1
+    assert set(seen) == {200, 400}
+    assert min(seen.values()) > 20, seen
+
+
 # limits
 
 
@@ -422,6 +444,15 @@ def test_keep_alive(server):
         assert answer.status == 400
         assert "picture of 3 bytes" in json.loads(answer.read())["error"]
     connection.close()
+
+
+def test_the_name_is_the_files_or_another(start, tmp_path):
+    path = write_bundle(tmp_path / "student-0.25.krl", name="resnet8").path
+    assert start(path).ask("GET", "/v2/models/student-0.25").json()["name"] == "student-0.25"
+    other = start(path, name="mine")
+    assert other.ask("GET", "/v2/models/mine/ready").status == 200
+    assert other.ask("GET", "/v2/models/student-0.25").status == 404
+    assert other.ask("GET", "/v2/health").json()["model"] == "mine"
 
 
 def test_names_with_spaces(start, tmp_path):
