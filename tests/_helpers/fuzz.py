@@ -350,6 +350,7 @@ def main(kind: str, folder: Path, count: int, seed: int, seconds: int) -> None:
     import resource
 
     from krl_runtime import KrlError
+    from krl_runtime.bench import peak_memory_mib
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     attempt = KINDS[kind](folder)
@@ -373,7 +374,7 @@ def main(kind: str, folder: Path, count: int, seed: int, seconds: int) -> None:
         slowest = max(slowest, time.monotonic() - begin)
         faulthandler.cancel_dump_traceback_later()
         outcomes[outcome] += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory_mib()
     print(json.dumps({"outcomes": outcomes, "failures": failures[:20], "slowest": slowest, "peak_mib": peak}))
 
 

@@ -25,7 +25,7 @@ follow_imports = silent
 mypy_path = {path}
 [mypy-tensorrt.*,cuda.*]
 ignore_errors = true
-[mypy-numpy.*,onnx.*,onnxruntime.*,rich.*,tyro.*,PIL.*]
+[mypy-numpy.*,onnx.*,onnxruntime.*,openvino.*,rich.*,tyro.*,PIL.*]
 follow_imports = skip
 ignore_missing_imports = true
 """

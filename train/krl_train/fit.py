@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from krl_runtime._files import write_atomic
+from krl_runtime.bench import peak_memory_mib
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 
@@ -193,10 +194,7 @@ def train_classifier(
 
 def costs(network: Network, trainer: Trainer) -> dict[str, Any]:
     """Return what a network and its training cost: parameters, MACs, seconds, and this process's peak memory in MiB."""
-    import resource
-
     device = trainer.placement.device
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
     gpu = (
         {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
     )
@@ -204,7 +202,7 @@ def costs(network: Network, trainer: Trainer) -> dict[str, Any]:
         "parameters": count_parameters(network),
         "macs": count_macs(network, network.preprocessing.shape),
         "train_seconds": round(trainer.state.seconds, 1),
-        "peak_memory_mib": round(peak),
+        "peak_memory_mib": round(peak_memory_mib() or 0),
         **gpu,
     }
 

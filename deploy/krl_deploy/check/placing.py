@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.placement import Weighted, residual_inputs, why_float_on_tensorrt
@@ -97,7 +96,7 @@ def check_placement(view: View) -> Iterator[Finding]:
     half = view.has_type(TensorProto.FLOAT16)
     for weighted in int8:
         yield from _weight(view, weighted)
-        thin = None if weighted.axis < 0 else why_float_on_tensorrt(view.graph, weighted)
+        thin = why_float_on_tensorrt(view.graph, weighted) if _has_known_shape(view, weighted) else None
         if thin is not None:
             yield _THIN.at(weighted.node.name, weighted.node.op_type, thin)
         if half and any(_scale_type(view, name) == TensorProto.FLOAT for name in weighted.node.input[:2]):
@@ -108,6 +107,12 @@ def check_placement(view: View) -> Iterator[Finding]:
         yield from _float_operator(view, node)
     yield from _residuals(view, int8)
     yield from _outputs(view)
+
+
+def _has_known_shape(view: View, weighted: Weighted) -> bool:
+    shape = view.graph.shape(weighted.node.input[1]) or ()
+    fits = len(shape) >= 3 if weighted.node.op_type.startswith("Conv") else len(shape) == 2
+    return weighted.axis >= 0 and fits and all(isinstance(size, int) for size in shape)
 
 
 def _scale_type(view: View, tensor: str) -> int:
@@ -159,8 +164,8 @@ def _float_operator(view: View, node: NodeProto) -> Iterator[Finding]:
                 why = f"a pair stands between it and the {before.op_type} before it, which TensorRT fuses otherwise"
                 yield _ACTIVATION.at(node.name, node.op_type, why)
     if node.op_type == "Concat":
-        scales = [view.constant(pair.dequantise.input[1]) for pair in activations.values()]
-        if len({float(np.asarray(scale, np.float64).flat[0]) for scale in scales if scale is not None}) > 1:
+        scales = [view.numbers(pair.dequantise.input[1]) for pair in activations.values()]
+        if len({scale.tobytes() for scale in scales if scale is not None}) > 1:
             yield _CONCAT.at(node.name, node.op_type, "its quantised inputs have different scales")
 
 

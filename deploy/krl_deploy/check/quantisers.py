@@ -47,13 +47,12 @@ def check_quantisers(view: View) -> Iterator[Finding]:
 
 
 def _scale(view: View, node: NodeProto) -> Iterator[Finding]:
-    scale = view.constant(node.input[1])
-    if scale is None:
+    values = view.numbers(node.input[1])
+    if values is None:
         if not view.rooted(node.input[1]):
             yield _CONSTANT.at(node.name, node.op_type, "its scale is not a constant")
         return
-    values = np.asarray(scale, np.float64)
-    if not (values > 0).all():
+    if not values.size or not (values > 0).all():
         yield _SCALE.at(node.name, node.op_type, "a scale is not positive")
     elif view.dtype(node.input[1]) == TensorProto.FLOAT16 and values.min() < _LEAST_HALF:
         yield _SMALL.at(node.name, node.op_type, "a scale is below the smallest normal FP16 number")
@@ -79,11 +78,11 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
         yield _SIGNED.at(node.name, node.op_type, f"its values are {name}, which TensorRT does not quantise to")
     if not given:
         return
-    zero = view.constant(node.input[2])
+    zero = view.numbers(node.input[2])
     if zero is None:
         if not view.rooted(node.input[2]):
             yield _CONSTANT.at(node.name, node.op_type, "its zero point is not a constant")
-    elif np.any(np.asarray(zero, np.int64)):
+    elif np.any(zero):
         yield _SYMMETRIC.at(node.name, node.op_type, "its zero point is not 0; TensorRT's quantisation is symmetric")
 
 
@@ -101,6 +100,6 @@ def _partner(view: View, node: NodeProto) -> Iterator[Finding]:
     pair = view.pair(node.output[0], through=False)
     if pair is None or pair.quantise is None:
         return
-    mine, other = view.constant(node.input[1]), view.constant(pair.quantise.input[1])
-    if mine is not None and other is not None and not np.array_equal(np.float64(mine), np.float64(other)):
+    mine, other = view.numbers(node.input[1]), view.numbers(pair.quantise.input[1])
+    if mine is not None and other is not None and not np.array_equal(mine, other):
         yield _RESCALED.at(node.name, node.op_type, "its scale is not that of the QuantizeLinear before it")

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import inliner
 
-from krl_deploy.graph.files import read_model
+from krl_deploy.graph.files import nodes_of, read_model
 from krl_deploy.graph.qdq import QUANTISED_OPS
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import ModelError, UsageError
@@ -21,7 +21,7 @@ from .placing import check_placement
 from .processor import check_on_cpu
 from .quantisers import check_quantisers
 from .shapes import check_inputs, check_types
-from .support import check_operators, check_opset, check_restrictions, nodes_of
+from .support import check_operators, check_opset, check_restrictions
 from .targets import Target
 from .view import View
 

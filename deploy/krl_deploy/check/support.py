@@ -9,14 +9,14 @@ import onnx
 from onnx import NodeProto
 
 from krl_deploy.graph.edit import attribute
-from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.files import nodes_of, opset_of
 
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, OPSETS, SINCE, TYPES, UNSUPPORTED, Version, source_of
 from .targets import Target
 from .view import View
 
-__all__ = ["check_operators", "check_opset", "check_restrictions", "nodes_of"]
+__all__ = ["check_operators", "check_opset", "check_restrictions"]
 
 _OLDEST_OPSET = 9
 
@@ -24,15 +24,6 @@ _QUANTISE = "quantise the float model with QuantizeLinear and DequantizeLinear: 
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
 _INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
-
-
-def nodes_of(graph: onnx.GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of a graph and of the graphs inside its control flow."""
-    for node in graph.node:
-        yield node
-        for item in node.attribute:
-            for inner in [*item.graphs, *([item.g] if item.HasField("g") else [])]:
-                yield from nodes_of(inner)
 
 
 def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
@@ -138,7 +129,7 @@ def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     def text(name: str, default: str) -> str:
         value = attribute(node, name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
     accepted: dict[str, tuple[str, set[str]]] = {
         "mode": ("nearest", {"nearest", "linear"}),
@@ -162,7 +153,7 @@ def _layer_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 
 
 def _dropout(view: View, node: NodeProto, _: Version) -> Iterator[str]:
-    training = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.False_
+    training = view.numbers(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
     if training is None or np.any(training):
         yield "it is in training mode"
 
@@ -181,8 +172,8 @@ def _scatter_nd(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 def _top_k(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     if attribute(node, "sorted", 1) != 1:
         yield "its sorted is not 1"
-    count = view.constant(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
-    if count is not None and np.asarray(count, np.int64).max() >= 3840:
+    count = view.numbers(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
+    if count is not None and np.any(count >= 3840):
         yield "its K is not below 3840"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.cleanup import constants_to_initialisers
 from krl_deploy.graph.edit import GraphEditor, attribute
@@ -25,7 +25,8 @@ _LAYOUT = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Tr
 
 def type_name(dtype: int) -> str:
     """Return an element type of ``TensorProto`` as ``"FLOAT16"``."""
-    return helper.tensor_dtype_to_string(dtype).removeprefix("TensorProto.")
+    known = dtype in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(dtype) if known else f"type {dtype}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class View:
         while node is not None and node.op_type == "Identity":
             tensor, node = node.input[0], self.producers.get(node.input[0])
         return self.graph.constant(tensor)
+
+    def numbers(self, tensor: str) -> npt.NDArray[np.float64] | None:
+        """Return the value of a constant of real numbers; ``None`` for any other tensor."""
+        value = self.constant(tensor)
+        if value is None or value.dtype.kind in "OSUc":  # text and complex numbers; BF16 and FP8 are of kind V
+            return None
+        return value.astype(np.float64)
 
     def rooted(self, tensor: str) -> bool:
         """Return whether a tensor is computed from constants alone."""
@@ -158,7 +166,7 @@ def weight_axis(view: View, node: NodeProto) -> int | None:
         maker = view.producers.get(maker.input[0])
     if maker is None or maker.op_type != "DequantizeLinear":
         return None
-    scale = view.constant(maker.input[1])
+    scale = view.numbers(maker.input[1])
     rank = len(view.graph.shape(maker.output[0]) or ())
     if scale is None or scale.size == 1 or scale.ndim != 1 or not rank:
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import helper
+from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import uses_external_data
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["MAX_BYTES", "opset_of", "read_model", "to_bytes"]
+__all__ = ["MAX_BYTES", "nodes_of", "opset_of", "read_model", "to_bytes"]
 
 MAX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger; models above it need external data, which bundles do not take."""
@@ -45,6 +46,8 @@ def read_model(path: Path) -> onnx.ModelProto:
             f"model {path} keeps {len(external)} weights in other files ({external[0]} …); write it as one file first, "
             "for instance with onnx.save(onnx.load(FILE), NEW)"
         )
+    if not _is_sound(model):
+        raise ModelError(f"model {path} is damaged: it has names that are not text, or weights of no known type")
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -56,6 +59,28 @@ def read_model(path: Path) -> onnx.ModelProto:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     return model
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph and of the graphs inside its control flow."""
+    for node in graph.node:
+        yield node
+        for item in node.attribute:
+            for inner in [*item.graphs, *([item.g] if item.HasField("g") else [])]:
+                yield from nodes_of(inner)
+
+
+def _is_sound(model: onnx.ModelProto) -> bool:
+    """Return whether names are text and weights have a type, which protobuf does not look at when it reads."""
+    graph = model.graph
+    try:
+        names = [name for node in nodes_of(graph) for name in (node.name, node.op_type, node.domain)]
+        names += [name for node in nodes_of(graph) for name in (*node.input, *node.output)]
+        names += [graph.name, *(item.name for item in (*graph.initializer, *graph.input, *graph.output))]
+    except UnicodeDecodeError:
+        return False
+    types = TensorProto.DataType.values()
+    return all(isinstance(name, str) for name in names) and all(item.data_type in types for item in graph.initializer)
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:

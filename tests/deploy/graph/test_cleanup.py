@@ -139,3 +139,16 @@ def test_where_it_came_from_is_forgotten():
     entry.key, entry.value = "stack_trace", "/home/somebody/secret.py"
     model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = "/home/somebody"
     assert b"somebody" not in clean(model).SerializeToString()
+
+
+def test_the_shape_of_pixels_is_taken_behind_their_cast():
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Cast", ["x"], "f", to=1),
+        node("Expand", ["one", "s"], "e"),
+        node("Add", ["f", "e"], "y"),
+    ]
+    values = {"one": np.ones((1,), np.float32)}
+    model = graph(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, values, dtypes={"x": "uint8"})
+    cleaned = same(model, x=np.uint8([[1, 2, 3], [4, 5, 255]]))
+    assert next(item for item in cleaned.graph.node if item.op_type == "Shape").input[0] == "f"

@@ -55,6 +55,20 @@ def test_damaged_files_are_refused(tmp_path, content, message):
         read_model(path)
 
 
+def of_no_known_type():
+    model = small()
+    model.graph.initializer[0].data_type = 70
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("content", [small().SerializeToString().replace(b"n_y", b"n_\xff"), of_no_known_type()])
+def test_names_and_types_that_protobuf_does_not_look_at(tmp_path, content):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged: it has names that are not text, or weights of no known type"):
+        read_model(path)
+
+
 def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(ModelError, match=r"none.onnx does not exist"):
         read_model(tmp_path / "none.onnx")

@@ -229,3 +229,18 @@ def test_products_that_are_not_plain_are_left_alone():
     ]
     model = graph(nodes, {"x": [32, 32]}, {"y": None}, {"w": normal(32, 32)})
     assert weighted_nodes(GraphEditor(model)) == []
+
+
+@pytest.mark.parametrize(("activation", "quantised"), [("Softmax", False), ("Relu", True)])
+def test_the_projection_behind_an_attention_stays_float_as_the_attention_is(activation, quantised):
+    """TensorRT 11 gave wrong values for one in INT8."""
+    nodes = [
+        node("MatMul", ["q", "k"], "scores"),
+        node(activation, ["scores"], "weights"),
+        node("MatMul", ["weights", "v"], "applied"),
+        node("Transpose", ["applied"], "moved", perm=[0, 2, 1]),
+        node("MatMul", ["moved", "w"], "y"),
+    ]
+    inputs = {"q": ["batch", 24, 8], "k": ["batch", 8, 24], "v": ["batch", 24, 16]}
+    model = graph(nodes, inputs, {"y": None}, {"w": normal(24, 32)})
+    assert (reason(model) is None) == quantised
