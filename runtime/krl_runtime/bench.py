@@ -120,7 +120,7 @@ def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
 def peak_memory_mib() -> float | None:
     """Return the largest resident memory of this process so far, in MiB; ``None`` where the system does not tell.
 
-    From ``/proc`` where there is one: what ``getrusage`` tells includes the memory of the process that started this one.
+    From ``/proc`` where there is one: what ``getrusage`` tells includes the process that started this one.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
