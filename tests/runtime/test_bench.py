@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +77,14 @@ def test_a_picture_that_is_none(bundle: Bundle):
 
 def test_where_the_system_does_not_tell_the_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "resource", None)
+    real = Path.read_text
+
+    def no_proc(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path.is_relative_to("/proc"):
+            raise FileNotFoundError(path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", no_proc)
     assert bench(load(bundle.path), golden_picture(bundle), iterations=1)["peak_memory_mib"] is None
 
 
