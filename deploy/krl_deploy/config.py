@@ -156,8 +156,9 @@ class QuantizeConfig:
     """Let biases make up for what rounding the weights moves a layer's mean by."""
     optimal_scales: bool = False
     """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
-    around: Literal["fp16", "fp32"] = "fp16"
-    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32."""
+    around: Literal["fp16", "fp32"] = "fp32"
+    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. ONNX Runtime's optimiser computes the fp16
+    form wrongly on a CPU, so fp16 is for files that TensorRT alone runs."""
     plan: bool = False
     """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None

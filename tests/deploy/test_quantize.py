@@ -319,7 +319,7 @@ def test_the_check_alone():
 
 
 def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):
-    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64))
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp16"))
     assert result["around"] == "fp16"
     model = onnx.load(bundle.path / "model.int8.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer}
@@ -335,7 +335,7 @@ def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):
 
 def test_the_file_computes_what_was_measured(bundle, digits, fast):
     """The simulation that is measured, against the shipped file itself."""
-    quantize(QuantizeConfig(bundle.path, digits, limit=64))
+    quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp16"))
     calibration = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes())
     emitter = Emitter(
         (bundle.path / "model.fp32.onnx").read_bytes(),
@@ -354,7 +354,7 @@ def test_the_file_computes_what_was_measured(bundle, digits, fast):
 
 def test_an_older_opset_is_raised_for_fp16(tmp_path, digits, run, fast):
     export(ExportConfig(run.path, tmp_path / "old.krl", data=digits, opset=18))
-    result, _ = quantize(QuantizeConfig(tmp_path / "old.krl", digits, limit=64, max_drop=2))
+    result, _ = quantize(QuantizeConfig(tmp_path / "old.krl", digits, limit=64, max_drop=2, around="fp16"))
     assert result["around"] == "fp16"
     assert opset_of(onnx.load(tmp_path / "old.krl" / "model.int8.onnx")) == 19
 
