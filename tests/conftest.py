@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """Undo what ``commandline.guard`` does to the logger, which would hide its lines from ``caplog``."""
+    yield
+    logger = logging.getLogger("krl")
+    logger.handlers[:] = []
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from krl_runtime import Bundle
 from krl_train.run import Run
-
-
-@pytest.fixture(autouse=True)
-def _logger() -> Iterator[None]:
-    """Undo what ``commandline.guard`` does to the logger, which would hide its lines from ``caplog``."""
-    yield
-    logger = logging.getLogger("krl")
-    logger.handlers[:] = []
-    logger.propagate = True
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,6 @@ from PIL import Image
 
 from _helpers.bundles import write_bundle
 from krl_runtime import Bundle
-
-
-@pytest.fixture(autouse=True)
-def _logger() -> Iterator[None]:
-    """Undo what ``commandline.guard`` does to the logger, which would hide its lines from ``caplog``."""
-    yield
-    logger = logging.getLogger("krl")
-    logger.handlers[:] = []
-    logger.propagate = True
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

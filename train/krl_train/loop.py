@@ -182,11 +182,8 @@ class Trainer:
             learner.average.to(self.accelerator.device)
         learner.module, learner.optimizer = self.accelerator.prepare(learner.module, learner.optimizer)
 
-    def fit(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def fit(self) -> dict[str, Any]:
         """Train to the end, from the checkpoint if one was loaded.
-
-        Args:
-            on_epoch: Called after each epoch with its entry of the history.
 
         Returns:
             The final metrics.
@@ -204,8 +201,6 @@ class Trainer:
                 self.save()
                 events(entry)
                 self._report(entry)
-                if on_epoch is not None:
-                    on_epoch(entry)
         return self.state.metrics
 
     def _main(self, out: Path | None) -> Path | None:
