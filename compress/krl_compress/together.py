@@ -13,7 +13,7 @@ import torch
 from krl_runtime.errors import UsageError
 from krl_train.config import to_plain
 from krl_train.data import open_source, preprocessing_for
-from krl_train.fit import costs, prepare_out, read_training
+from krl_train.fit import costs, network_size, prepare_out, read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
 from krl_train.run import ModelSpec, Run, RunRecord
@@ -114,7 +114,7 @@ def _write(
     history = tuple(trainer.state.history)
     measured = task.evaluate_all(trainer.placement)
     for network, record, folder, metrics in reversed(list(zip(networks, records, folders, measured, strict=True))):
-        done = replace(record, metrics={**metrics, **costs(network, trainer)}, history=history)
+        done = replace(record, metrics={**metrics, **network_size(network), **costs(trainer)}, history=history)
         if trainer.accelerator.is_main_process:
             runs.append(Run.write(folder, done, network.backbone.state_dict()))
         else:

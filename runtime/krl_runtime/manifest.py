@@ -13,7 +13,7 @@ from .preprocess import Preprocessing
 
 __all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Manifest:
     """All that a bundle says of itself.
 
     Attributes:
-        task: ``"classification"``.
+        task: ``"classification"``, ``"restoration"`` or ``"generation"``; it decides which pipeline loads the bundle.
         name: Name of the model, for people.
         inputs: The graph's inputs.
         outputs: The graph's outputs.
-        preprocessing: From a picture to the first input.
-        labels: Class names in the order of the logits.
+        preprocessing: From a picture to the first input; of a generator, the size of the pictures that it makes.
+        labels: Class names in the order of the logits; empty where the task has none.
         variants: By name: ``"fp32"``, and ``"fp16"`` and ``"int8"`` once they are made.
         default_variants: For a kind of device (``"cpu"``, ``"cuda"``) the variant that measured best there.
         engines: TensorRT plans by key.
@@ -107,6 +107,7 @@ class Manifest:
         source: Where the model comes from: the run's and the weights' hashes, versions.
         files: Size and hash of every file but the manifest.
         digest: SHA-256 of the manifest without this field.
+        settings: What else the task's pipeline needs, as plain JSON types; that pipeline checks it.
         schema_version: Version of this format.
     """
 
@@ -124,6 +125,7 @@ class Manifest:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     schema_version: int = SCHEMA_VERSION
 

@@ -251,11 +251,11 @@ def test_a_flipped_byte_in_any_file_is_found(run, bundle: Bundle, command: str, 
 
 def test_another_schema_version(run, bundle: Bundle, pictures: list[Path]):
     file = bundle.path / "manifest.json"
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 9'))
     for arguments in (("info", bundle.path), ("classify", bundle.path, pictures[0]), ("bench", bundle.path)):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
-        assert "has schema version 9; this krl reads version 1; export the bundle again" in err
+        assert "has schema version 9; this krl reads version 2; export the bundle again" in err
 
 
 def test_no_bundle(run, tmp_path: Path, pictures: list[Path]):

@@ -207,6 +207,8 @@ class TrainingConfig:
 class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
+    task: Literal["classification"] = "classification"
+    """What is trained."""
     model: str
     """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME."""
     pretrained: bool = False

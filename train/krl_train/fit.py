@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,24 @@ from krl_runtime.bench import peak_memory_mib
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 
-from .config import AugmentConfig, FitConfig, LoopConfig, OptimConfig, to_plain
-from .data import Augmentation, PixelSet, Source, open_source, preprocessing_for
+from .config import AugmentConfig, FitConfig, LoopConfig, OptimConfig
+from .data import Augmentation, PixelSet, Source
 from .loop import CHECKPOINT, BatchStream, Trainer
 from .models import Network, count_macs, count_parameters
-from .run import RECORD, WEIGHTS, ModelSpec, Run, RunRecord, package_versions
-from .tasks import ClassificationTask, Objective, Supervised
+from .run import RECORD, WEIGHTS, Run, RunRecord, package_versions
+from .tasks import ClassificationTask, Objective, Stream, Task
 
-__all__ = ["Training", "costs", "fit", "initialise_from", "prepare_out", "read_training", "train_classifier"]
+__all__ = [
+    "Training",
+    "costs",
+    "fit",
+    "initialise_from",
+    "network_size",
+    "prepare_out",
+    "read_training",
+    "train_classifier",
+    "train_task",
+]
 
 _log = logging.getLogger("krl")
 
@@ -177,12 +188,46 @@ def train_classifier(
         val=training.val,
         labels=record.labels,
     )
+    return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
+
+
+def network_size(network: Network) -> dict[str, int]:
+    """Return a classifier's ``"parameters"`` and ``"macs"``."""
+    return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
+
+
+def train_task(
+    task: Task[Any],
+    stream: Stream[Any],
+    record: RunRecord,
+    size: Mapping[str, int],
+    loop: LoopConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+) -> Run:
+    """Train any task and write its run.
+
+    Args:
+        task: What is trained.
+        stream: What it is trained on.
+        record: What ``run.json`` will say, but for the results.
+        size: What its metrics say of the network: ``"parameters"`` and ``"macs"``.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The training failed; the last good checkpoint stays.
+    """
     trainer = Trainer(loop, task, stream, out)
     if resume and trainer.resume():
         _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
     metrics = trainer.fit()
     finished = replace(
-        record, metrics={**record.metrics, **metrics, **costs(network, trainer)}, history=tuple(trainer.state.history)
+        record,
+        metrics={**record.metrics, **metrics, **size, **costs(trainer)},
+        history=tuple(trainer.state.history),
     )
     run = Run(out, finished)
     if trainer.accelerator.is_main_process:
@@ -192,15 +237,13 @@ def train_classifier(
     return run
 
 
-def costs(network: Network, trainer: Trainer) -> dict[str, Any]:
-    """Return what a network and its training cost: parameters, MACs, seconds, and this process's peak memory in MiB."""
+def costs(trainer: Trainer) -> dict[str, Any]:
+    """Return what a training took: seconds, and this process's peak memory in MiB."""
     device = trainer.placement.device
     gpu = (
         {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
     )
     return {
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, network.preprocessing.shape),
         "train_seconds": round(trainer.state.seconds, 1),
         "peak_memory_mib": round(peak_memory_mib() or 0),
         **gpu,
@@ -208,45 +251,14 @@ def costs(network: Network, trainer: Trainer) -> dict[str, Any]:
 
 
 def fit(config: FitConfig) -> Run:
-    """Train a classifier from labels.
+    """Train what ``config.task`` says, on data alone.
 
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
-    source = open_source(config.data)
-    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
-    training = read_training(source, preprocessing, config.augment, config.loop.seed)
-    spec = ModelSpec(config.model, len(source.labels), preprocessing.channels)
-    init = Run.open(config.init) if config.init is not None else None
-    record = RunRecord(
-        task="classification",
-        model=spec,
-        preprocessing=preprocessing,
-        labels=source.labels,
-        command="krl-train fit",
-        configuration=to_plain(config),
-        seed=config.loop.seed,
-        data=training.describe(),
-        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
-    )
-    torch.manual_seed(config.loop.seed)
-    network = spec.build(preprocessing, pretrained=config.pretrained)
-    if init is not None:
-        initialise_from(network, init)
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        _log.info("run %s is finished already", config.out)
-        return finished
-    return train_classifier(
-        lambda made: Supervised(made, config.optim.label_smoothing),
-        network,
-        training,
-        record,
-        config.optim,
-        config.loop,
-        config.out,
-        resume=config.resume,
-    )
+    module = import_module(f"krl_train.fits.{config.task}")
+    run: Run = module.fit(config)
+    return run
 
 
 def initialise_from(network: Network, run: Run) -> None:

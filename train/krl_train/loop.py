@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from krl_runtime._files import atomic_path
+from krl_runtime._files import atomic_path, write_atomic
 from krl_runtime.commandline import progress_bar
 from krl_runtime.errors import RunError, TrainingError, UsageError
 
 from .config import LoopConfig
 from .data import Augmentation, PixelSet
 from .placement import Placement
-from .tasks.base import Batch, Learner, Task
+from .tasks.base import Batch, Learner, Stream, Task
 
 __all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
 
@@ -163,7 +164,7 @@ class Trainer:
         out: The run's folder; ``None`` trains without logs and checkpoints.
     """
 
-    def __init__(self, config: LoopConfig, task: Task, stream: BatchStream, out: Path | None) -> None:
+    def __init__(self, config: LoopConfig, task: Task[Any], stream: Stream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
         self.accelerator = _accelerator(config)
         world = self.accelerator.num_processes
@@ -199,9 +200,22 @@ class Trainer:
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
                 self.save()
-                events(entry)
+                events(entry, self._samples(entry))
                 self._report(entry)
         return self.state.metrics
+
+    def _samples(self, entry: dict[str, Any]) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Write the task's pictures after an evaluation, and return them."""
+        evaluated = entry["epoch"] % self.config.evaluate_every == 0 or entry["epoch"] == self.config.epochs
+        out = self._main(self.out)
+        if out is None or not evaluated:
+            return {}
+        pictures = self.task.samples()
+        for name, picture in pictures.items():
+            encoded = io.BytesIO()
+            Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(encoded, "PNG")
+            write_atomic(out / "samples" / f"{name}-{entry['epoch']:04d}.png", encoded.getvalue())
+        return pictures
 
     def _main(self, out: Path | None) -> Path | None:
         return out if self.accelerator.is_main_process else None
@@ -333,22 +347,24 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 class _Events:
-    """TensorBoard's event file of a run, as a context manager that yields a function of one history entry."""
+    """TensorBoard's event file of a run, as a context manager; yields a function of a history entry and pictures."""
 
     def __init__(self, out: Path | None) -> None:
         self._out = out
         self._writer: Any = None
 
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+    def __enter__(self) -> Callable[[dict[str, Any], Mapping[str, npt.NDArray[np.uint8]]], None]:
         if self._out is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._out / "events"))
         return self._write
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, Any], pictures: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         if self._writer is None:
             return
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, entry["epoch"], dataformats="HWC")
         for name, value in entry.items():
             if isinstance(value, int | float) and name != "epoch":
                 self._writer.add_scalar(name.replace("val_", "val/"), value, entry["epoch"])

@@ -35,14 +35,22 @@ _KIND = "krl-run"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What ``build_model`` needs to make the network again."""
+    """What makes the network again.
+
+    Attributes:
+        name: Name of the architecture.
+        num_classes: Number of logits; 0 where the task has no classes.
+        in_channels: Channels of the pictures.
+        arguments: What else the architecture takes, as plain JSON types.
+    """
 
     name: str
     num_classes: int
     in_channels: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
-        """Return the network with its normalisation, freshly initialised or with the published weights."""
+        """Return a classifier with its normalisation, freshly initialised or with the published weights."""
         backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
         return Network(backbone, preprocessing)
 
@@ -52,10 +60,10 @@ class RunRecord:
     """The content of ``run.json``.
 
     Attributes:
-        task: ``"classification"``.
+        task: ``"classification"``, or another of ``krl-train fit --task``.
         model: The network.
         preprocessing: From a picture to the network's input.
-        labels: Class names in the order of the logits.
+        labels: Class names in the order of the logits; empty where the task has none.
         command: The command that made the run, as ``"krl-train fit"``.
         configuration: The full resolved configuration of that command.
         seed: Seed of all randomness.

@@ -22,7 +22,7 @@ from krl_train.tasks import Batch, Learner, Task, Update
 __all__ = ["PeerTask"]
 
 
-class PeerTask(Task):
+class PeerTask(Task[Batch]):
     """Trains several networks at once; each learns from labels and from some of the others.
 
     L_i = CE_i + λ · mean_{j in tutors(i)} T² · KL(p_j ‖ p_i), tutors detached. All forward passes come first, then all

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Batch, Learner, Task, Update
+from .base import Batch, Learner, Stream, Task, Update
 from .classification import ClassificationTask, Objective, Supervised
 
-__all__ = ["Batch", "ClassificationTask", "Learner", "Objective", "Supervised", "Task", "Update"]
+__all__ = ["Batch", "ClassificationTask", "Learner", "Objective", "Stream", "Supervised", "Task", "Update"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -14,7 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from krl_train.placement import Placement
 
-__all__ = ["Batch", "Learner", "Task", "Update"]
+__all__ = ["Batch", "Learner", "Stream", "Task", "Update"]
+
+_Batch = TypeVar("_Batch")
+_Yielded = TypeVar("_Yielded", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,28 @@ Update: TypeAlias = Callable[[str, Tensor], None]
 """Called by a step as ``update(learner_name, loss)``: backward, clip, optimiser, schedule, moving average."""
 
 
-class Task(ABC):
+class Stream(Protocol[_Yielded]):
+    """The batches that a task is trained on; everything random in them follows from a seed, the epoch and the step."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in one epoch."""
+
+    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[_Yielded]:
+        """Yield this process's share of the batches of one epoch, from ``first_step`` on, on its device."""
+
+
+class Task(ABC, Generic[_Batch]):
     """Something that can be trained: it owns its learners and says what a step and an evaluation are."""
 
     learners: Mapping[str, Learner]
 
     @abstractmethod
-    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+    def step(self, batch: _Batch, update: Update) -> Mapping[str, Tensor]:
         """Train on one batch.
 
         Args:
-            batch: The pictures.
+            batch: What the stream yields.
             update: Moves the weights of a learner along a loss.
 
         Returns:
@@ -84,6 +100,13 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, placement: Placement) -> dict[str, Any]:
         """Return metrics on the validation data; all processes call it and get the same answer."""
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return pictures ``[H, W, C]`` that show how far the training is, by name; none by default.
+
+        The loop asks for them after each evaluation and puts them into the run's folder and TensorBoard.
+        """
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class Supervised(Objective):
         return {"loss": loss}
 
 
-class ClassificationTask(Task):
+class ClassificationTask(Task[Batch]):
     """Trains the network of an objective and measures it on validation pictures.
 
     Args:

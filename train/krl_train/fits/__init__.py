@@ -1,0 +1,1 @@
+"""What ``krl-train fit --task NAME`` does: a module NAME for each task, with a function ``fit``."""
