@@ -10,20 +10,20 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from krl_runtime._files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.preprocess import Preprocessing
 
-from .models import Network, build_model
+from .models import ModelSpec, Network
 
 __all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "package_versions"]
 
@@ -31,28 +31,12 @@ SCHEMA_VERSION = 1
 RECORD = "run.json"
 WEIGHTS = "model.safetensors"
 _KIND = "krl-run"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What makes the network again.
-
-    Attributes:
-        name: Name of the architecture.
-        num_classes: Number of logits; 0 where the task has no classes.
-        in_channels: Channels of the pictures.
-        arguments: What else the architecture takes, as plain JSON types.
-    """
-
-    name: str
-    num_classes: int
-    in_channels: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
-        """Return a classifier with its normalisation, freshly initialised or with the published weights."""
-        backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
-        return Network(backbone, preprocessing)
+_BUILDERS = {
+    "classification": "krl_train.models:build_classifier",
+    "generation": "krl_train.models.generators:build_generator",
+    "restoration": "krl_train.models.restorers:build_restorer",
+}
+"""For each task the function of a ``ModelSpec`` and a ``Preprocessing`` that makes its network."""
 
 
 @dataclass(frozen=True)
@@ -203,17 +187,39 @@ class Run:
         return state
 
     def network(self) -> Network:
-        """Return the trained network in eval mode, on the CPU.
+        """Return the trained classifier in eval mode, on the CPU.
 
         Raises:
-            RunError: The weights do not fit the network that the record names.
+            RunError: The run is of another task, or its weights do not fit the network that the record names.
         """
-        network = self.record.model.build(self.record.preprocessing)
+        network = self.module()
+        if not isinstance(network, Network):
+            raise RunError(f"run {self.path} is of the task {self.record.task!r}; a classifier is needed here")
+        return network
+
+    def module(self) -> nn.Module:
+        """Return the trained network of whatever task, in eval mode, on the CPU.
+
+        Its ``backbone`` has the weights of the run; the network around it takes and gives what a device does: pixels
+        of 0 to 255, or latents.
+
+        Raises:
+            RunError: The weights do not fit the network that the record names, or this krl does not know the task.
+        """
+        record = self.record
+        place = _BUILDERS.get(record.task)
+        if place is None:
+            raise RunError(
+                f"run {self.path} is of the task {record.task!r}; this krl knows: {', '.join(sorted(_BUILDERS))}"
+            )
+        module, _, name = place.partition(":")
+        network: Any = getattr(import_module(module), name)(record.model, record.preprocessing)
         try:
             network.backbone.load_state_dict(self.state())
         except RuntimeError as error:
-            raise RunError(f"run {self.path}: its weights do not fit {self.record.model.name}: {error}") from error
-        return network.eval()
+            raise RunError(f"run {self.path}: its weights do not fit {record.model.name}: {error}") from error
+        made: nn.Module = network.eval()
+        return made
 
 
 def package_versions() -> dict[str, str]:

@@ -5,5 +5,15 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
+from .spec import ModelSpec, build_classifier
 
-__all__ = ["Network", "build_model", "cifar_names", "count_macs", "count_parameters", "native_size"]
+__all__ = [
+    "ModelSpec",
+    "Network",
+    "build_classifier",
+    "build_model",
+    "cifar_names",
+    "count_macs",
+    "count_parameters",
+    "native_size",
+]

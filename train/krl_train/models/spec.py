@@ -1,0 +1,41 @@
+"""What a run's record says of its network, and how the network is made again from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from krl_runtime.preprocess import Preprocessing
+
+from .build import build_model
+from .network import Network
+
+__all__ = ["ModelSpec", "build_classifier"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes the network again.
+
+    Attributes:
+        name: Name of the architecture.
+        num_classes: Number of logits; 0 where the task has no classes.
+        in_channels: Channels of the pictures.
+        arguments: What else the architecture takes, as plain JSON types.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
+        """Return a classifier with its normalisation, freshly initialised or with the published weights."""
+        backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
+        return Network(backbone, preprocessing)
+
+
+def build_classifier(spec: ModelSpec, preprocessing: Preprocessing) -> Network:
+    """Return a classifier with its normalisation, freshly initialised."""
+    return spec.build(preprocessing)
