@@ -98,6 +98,8 @@ class StoredTeacher:
         write_atomic(self.folder / "identity.json", self._identity)
         todo = [(view, shard) for view in range(self._views) for shard in self._shard_numbers()]
         todo = [item for item in todo if not self._usable(*item)]
+        if todo:
+            self._teacher.fold()
         steps = sum(-(-len(self._indices(shard)) // batch_size) for _, shard in todo)
         with progress_bar("teacher", steps) as advance:
             for view, shard in todo:

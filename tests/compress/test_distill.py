@@ -76,9 +76,12 @@ def test_loss_is_the_formula() -> None:
 
 
 def test_teacher_does_not_change_whatever_anyone_calls() -> None:
-    tutor = network(seed=1)
+    given = network(seed=1)
+    as_given = {name: value.clone() for name, value in given.state_dict().items()}
+    frozen = FrozenTeacher(given)
+    objective = hinton(network(), frozen)
+    tutor = frozen.network
     before = {name: value.clone() for name, value in tutor.state_dict().items()}
-    objective = hinton(network(), FrozenTeacher(tutor))
     data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
     optim = OptimConfig(lr=1.0, weight_decay=0.5, warmup=0.0)
     task = ClassificationTask(objective, optim, steps=3, batch_size=8, val=data, labels=tuple("abcd"))
@@ -97,6 +100,7 @@ def test_teacher_does_not_change_whatever_anyone_calls() -> None:
         task.step(batch(), update)
     assert not tutor.training
     assert all(torch.equal(value, before[name]) for name, value in tutor.state_dict().items())
+    assert all(torch.equal(value, as_given[name]) for name, value in given.state_dict().items())
     held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
     assert held.isdisjoint({id(parameter) for parameter in tutor.parameters()})
     assert not any("teacher" in name for name in objective.state_dict())

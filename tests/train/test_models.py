@@ -23,6 +23,13 @@ from krl_train.transfer import match_weights, read_weights
         ("resnet32x4", 100, 7_433_860),
         ("wrn-16-2", 100, 703_284),
         ("wrn-40-2", 100, 2_255_156),
+        # and 3,965, 9,462, 813, 949, 1,356 and 23,705
+        ("cifar-vgg8", 100, 3_965_028),
+        ("cifar-vgg13", 100, 9_462_180),
+        ("cifar-mobilenetv2", 100, 812_836),
+        ("cifar-shufflenetv1", 100, 949_258),
+        ("cifar-shufflenetv2", 100, 1_355_528),
+        ("cifar-resnet50", 100, 23_705_252),
     ],
 )
 def test_sizes_are_the_published_ones(name: str, classes: int, parameters: int) -> None:

@@ -78,6 +78,8 @@ class Distiller(Objective):
         self._features_alone = all(on_features)
         if any(on_features):
             self._prepare_features(at, labels)
+        elif isinstance(teacher, FrozenTeacher):
+            teacher.fold()
 
     def _prepare_features(self, at: Sequence[str], labels: Tensor | None) -> None:
         if not isinstance(self.teacher, FrozenTeacher):

@@ -12,7 +12,7 @@ from torch import Tensor
 from krl_runtime.errors import UsageError
 from krl_train.tasks import Batch
 
-from .teacher import Teacher
+from .teacher import FrozenTeacher, Teacher
 
 __all__ = ["FusedTeacher", "Fusion"]
 
@@ -41,6 +41,9 @@ class FusedTeacher:
             raise UsageError(f"{len(teachers)} teachers; fusion takes two or more")
         if fusion == "class" and recall is None:
             raise UsageError("fusion by class needs each teacher's recall of each class")
+        for teacher in teachers:
+            if isinstance(teacher, FrozenTeacher):
+                teacher.fold()
         self.teachers, self.fusion = list(teachers), fusion
         self.best = None if recall is None else recall.argmax(0)
 

@@ -3,7 +3,7 @@
 Names are those of the papers: ``resnet8`` … ``resnet110``, ``resnet8x4`` and ``resnet32x4`` (He et al. 2016,
 https://arxiv.org/abs/1512.03385; widths as in Tian et al. 2020, https://arxiv.org/abs/1910.10699), ``wrn-16-2`` and
 the like (Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146), ``dscnn-W`` (a depthwise-separable net after
-MobileNet, https://arxiv.org/abs/1704.04861, with width multiplier ``W``).
+MobileNet, https://arxiv.org/abs/1704.04861, with width multiplier ``W``); and ``cifar-…``, which are in ``compact``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .compact import COMPACT
 
 __all__ = ["CifarResNet", "DepthwiseSeparableNet", "WideResNet", "cifar_model", "cifar_names"]
 
@@ -193,7 +195,7 @@ def _builders() -> dict[str, Callable[[int, int], nn.Module]]:
 
     builders = {f"resnet{depth}": resnet(depth, (16, 16, 32, 64), False) for depth in _RESNET_DEPTHS}
     builders |= {f"resnet{depth}x4": resnet(depth, (32, 64, 128, 256), True) for depth in (8, 32)}
-    return builders
+    return builders | COMPACT
 
 
 def cifar_names() -> list[str]:
