@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from _helpers.pictures import make_split_folder
 from krl_compress.cli import main
@@ -15,6 +16,7 @@ from krl_compress.config import CacheConfig, DistillConfig, LossConfig
 from krl_compress.distill import distill
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
 from krl_compress.teacher_store import StoredTeacher
+from krl_compress.teachers import LoadedTeacher, name_alike
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
@@ -246,6 +248,63 @@ def test_a_student_that_does_not_fit_the_labels_is_refused(teacher: Run, tmp_pat
     with pytest.raises(UsageError, match=r"teacher: 10 \(0, 1, .*data: 2 \(cat, dog\)"):
         distill(config(teacher, tmp_path / "x", data=DataConfig(data=str(folder))))
     assert not (tmp_path / "x").exists()
+
+
+def _named(*labels: str) -> LoadedTeacher:
+    """A teacher whose logits are 0, 1, 2 … whatever it sees, as far as its order goes."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, len(labels)))
+    nn.init.zeros_(backbone[1].weight)
+    backbone[1].bias.data = torch.arange(float(len(labels)))
+    made = Network(backbone, Preprocessing(2, 2))
+    return LoadedTeacher("t", made, {"path": "t", "weights_sha256": "w"}, labels or None, None)
+
+
+PIXELS = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "labels", "expected"),
+    [
+        ((), ("fox", "dog", "cat"), [2.0, 1.0, 0.0]),  # the same names in another order
+        (("kitten=cat",), ("dog", "kitten"), [1.0, 0.0]),
+        (("kitten=0", "hound=dog"), ("hound", "kitten"), [1.0, 0.0]),
+        (("names",), ("fox", "cat"), [2.0, 0.0]),
+    ],
+)
+def test_a_teacher_answers_in_the_classes_of_the_data(mapping, labels, expected, tmp_path: Path) -> None:
+    for given in (mapping, (str(tmp_path / "map.txt"),)) if mapping and mapping != ("names",) else (mapping,):
+        (tmp_path / "map.txt").write_text("\n".join(mapping) + "\n")
+        teacher = _named("cat", "dog", "fox")
+        made = name_alike(teacher, labels, given)
+        assert made.network(PIXELS).tolist() == [expected]
+        assert made.labels == labels
+        assert made.answers_sha256 != teacher.answers_sha256  # what is stored of one is not the other's
+        frozen = FrozenTeacher(made.network)
+        frozen.fold()
+        assert frozen.logits(PIXELS).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "labels", "message"),
+    [
+        ((), ("cat", "wolf"), r"teacher: 3 \(cat, dog, fox\); data: 2 \(cat, wolf\).* --map-labels"),
+        (("names",), ("cat", "wolf"), r"'wolf' has no counterpart.* does not know 'wolf'"),
+        (("wolf=hyena",), ("cat", "wolf"), "does not know 'hyena'; it knows 3"),
+        (("wolf=7",), ("cat", "wolf"), "does not know '7'"),
+        (("wolf=cat",), ("cat", "wolf"), "'cat' to several: cat, wolf"),
+        (("lion=cat",), ("cat", "wolf"), "'lion' is not a class of the data"),
+        (("map.csv",), ("cat", "wolf"), "accepted: DATA_LABEL=TEACHER_LABEL"),
+    ],
+)
+def test_labels_that_do_not_fit(mapping, labels, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        name_alike(_named("cat", "dog", "fox"), labels, mapping)
+
+
+def test_a_teacher_with_other_labels_teaches_through_a_map(teacher: Run, tmp_path: Path) -> None:
+    folder = make_split_folder(tmp_path / "data", classes=("cat", "dog"))
+    made = replace(config(teacher, tmp_path / "x", data=DataConfig(data=str(folder))), map_labels=("cat=3", "dog=5"))
+    assert distill(made).record.labels == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

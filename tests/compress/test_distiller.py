@@ -326,3 +326,65 @@ def test_two_processes_compute_the_loss_and_gradient_of_one(tmp_path: Path) -> N
     np.testing.assert_allclose(shared[:, 1:], alone[:, 1:], rtol=1e-6, err_msg="gradient norm and sum")
     # the last is a mean over the samples: each process has its own half of it, and gradients are averaged
     np.testing.assert_allclose(shared[:-1, 0], alone[:-1, 0], rtol=1e-6, err_msg="loss")
+
+
+WHOLE = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from accelerate import PartialState
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.teacher_store import StoredTeacher
+from krl_runtime.preprocess import Preprocessing
+from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet
+from krl_train.loop import BatchStream, Trainer, process_first
+from krl_train.models import Network
+from krl_train.tasks import ClassificationTask
+
+class Net(torch.nn.Module):  # without batch normalisation, whose statistics are each process's own
+    def __init__(self, width):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.linear = torch.nn.Linear(width, 4)
+    def forward(self, x):
+        return self.linear(self.conv(x).tanh().mean((2, 3)))
+
+how, folder = sys.argv[1], Path(sys.argv[2])
+size = Preprocessing(8, 8)
+data = PixelSet(np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8)).astype(np.uint8), list(range(4)) * 12)
+augmentation = Augmentation.resolve(AugmentConfig(), size, flip=True, seed=0)
+torch.manual_seed(0)
+student, teacher = (Network(Net(width), size) for width in (6, 9))
+answers, terms = FrozenTeacher(teacher), ["ce", "kd:weight=2", "dist", "rkd:weight=5"]
+if how == "stored":
+    answers, terms = StoredTeacher(answers, "w", data, augmentation, views=2, folder=folder), terms[:3]
+    with process_first("cpu"):
+        answers.fill(torch.device("cpu"))
+objective = Distiller(student, answers, [parse_term(term) for term in terms])
+loop = LoopConfig(epochs=4, batch_size=16, precision="fp32", device="cpu")
+stream = BatchStream(data, augmentation, 16, 0, 2 if how == "stored" else None)
+optim = OptimConfig(lr=0.05, warmup=0.0)
+task = ClassificationTask(objective, optim, steps=12, batch_size=16, val=data, labels=tuple("abcd"))
+Trainer(loop, task, stream, None).fit()
+if PartialState().is_main_process:
+    print(" ".join(repr(value) for value in torch.cat([p.detach().flatten() for p in student.parameters()]).tolist()))
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["live", "stored"])
+def test_two_processes_train_the_student_that_one_trains(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "whole.py"
+    script.write_text(WHOLE)
+    weights = []
+    for processes in ("1", "2"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
+        command += ["--master-port", str(30100 + os.getpid() % 1000), str(script), how, str(tmp_path / processes)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        weights.append(np.array([float(value) for value in done.stdout.split()]))
+    assert len(weights[0]) == 6 * 27 + 6 + 4 * 6 + 4
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-4, atol=1e-5)

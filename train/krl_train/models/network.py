@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +21,17 @@ class Network(nn.Module):
     Args:
         backbone: Maps normalised ``[N, C, H, W]`` of float32 to logits ``[N, classes]``.
         preprocessing: Its ``mean`` and ``std`` are applied here.
+        classes: Which of the backbone's classes are answered, in this order; all of them by default.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, backbone: nn.Module, preprocessing: Preprocessing, *, classes: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
+        self.classes = None if classes is None else list(classes)
         self.backbone = backbone
         self.preprocessing = preprocessing
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
@@ -38,7 +44,11 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``[N, C, H, W]``, uint8 or floating point, in the range 0 to 255, to logits ``[N, classes]``."""
         logits: Tensor = self.backbone(pixels.to(self.scale.dtype) * self.scale + self.offset)
-        return logits
+        return logits if self.classes is None else logits[:, self.classes]
+
+    def answering(self, classes: Sequence[int]) -> Network:
+        """Return the same network, sharing its weights, that answers these of its classes in this order."""
+        return Network(self.backbone, self.preprocessing, classes=classes)
 
 
 def count_parameters(model: nn.Module) -> int:

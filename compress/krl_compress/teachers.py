@@ -1,0 +1,153 @@
+"""Teachers by run or by name, made to answer in the data's classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import save
+
+from krl_runtime._files import sha256_bytes
+from krl_runtime.errors import UsageError
+from krl_runtime.preprocess import Preprocessing
+from krl_train.models import ModelSpec, Network, native_size
+from krl_train.run import Run, RunRecord
+
+__all__ = ["LoadedTeacher", "load_teacher", "name_alike"]
+
+_log = logging.getLogger("krl")
+
+_SAME_NAMES = "names"
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher and where it comes from.
+
+    Attributes:
+        name: What the user calls it.
+        network: Its answers are in the order of the data's classes once ``name_alike`` was called.
+        identity: What the student's record says of it.
+        labels: Its classes; ``None`` for ImageNet's 1000, by number.
+        record: Of its run, if it is one.
+    """
+
+    name: str
+    network: Network
+    identity: dict[str, str]
+    labels: tuple[str, ...] | None
+    record: RunRecord | None
+
+    @property
+    def answers_sha256(self) -> str:
+        """Identity of what it answers: of its weights and of the order of its classes."""
+        weights, order = self.identity["weights_sha256"], self.identity.get("classes")
+        return weights if order is None else sha256_bytes(f"{weights}:{order}".encode())
+
+
+def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
+    """Load a teacher.
+
+    Args:
+        name: A run's folder, or with ``pretrained`` the name of a torchvision or timm classifier.
+        pretrained: Whether a name is accepted; its published weights may then be downloaded.
+
+    Raises:
+        UsageError: It is neither.
+        RunError: The run cannot be used.
+    """
+    folder = Path(name)
+    if folder.exists():
+        run = Run.open(folder)
+        identity = {"path": str(folder.resolve()), "weights_sha256": run.record.weights_sha256}
+        return LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
+    if "/" in name and not name.startswith("timm/"):
+        raise UsageError(f"teacher {name} does not exist; give a run's folder or the name of a network")
+    size = native_size(name)
+    if size is None or not pretrained:
+        raise UsageError(
+            f"teacher {name!r} is not a run's folder; a network's name is accepted for torchvision's and "
+            "timm's classifiers, with --pretrained (their published weights may then be downloaded)"
+        )
+    preprocessing = Preprocessing(height=size, width=size, crop_fraction=0.875)
+    network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
+    weights = save({name: value.contiguous() for name, value in network.backbone.state_dict().items()})
+    return LoadedTeacher(name, network, {"name": name, "weights_sha256": sha256_bytes(weights)}, None, None)
+
+
+def name_alike(teacher: LoadedTeacher, labels: Sequence[str], mapping: Sequence[str]) -> LoadedTeacher:
+    """Return the teacher with its answers in the order of the data's classes.
+
+    Args:
+        teacher: The teacher.
+        labels: The data's classes.
+        mapping: What ``--map-labels`` gave: ``"DATA_LABEL=TEACHER_LABEL"`` for classes that are named otherwise (a
+            number is a place among the teacher's classes), a file with a line for each, or ``"names"`` alone, to take
+            from a teacher that knows more classes those of the same names.
+
+    Raises:
+        UsageError: The classes differ and ``mapping`` does not settle it.
+    """
+    names = teacher.labels or tuple(str(index) for index in range(1000))
+    if names == tuple(labels) or (teacher.labels is None and len(labels) == 1000 and not mapping):
+        return teacher
+    if not mapping and sorted(names) != sorted(labels):
+        raise UsageError(_differ(teacher, labels))
+    given = _read(mapping, labels)
+    columns = [_column(given.get(label, label), names, label, teacher) for label in labels]
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        both = [label for label, column in zip(labels, columns, strict=True) if column == twice]
+        raise UsageError(f"--map-labels gives the teacher's class {names[twice]!r} to several: {', '.join(both)}")
+    _log.info("teacher %s answers in the data's %d classes, of its own %d", teacher.name, len(labels), len(names))
+    network = teacher.network.answering(columns)
+    identity = {**teacher.identity, "classes": ",".join(map(str, columns))}
+    return replace(teacher, network=network, identity=identity, labels=tuple(labels))
+
+
+def _differ(teacher: LoadedTeacher, labels: Sequence[str]) -> str:
+    if teacher.labels is None:
+        return (
+            f"teacher {teacher.name} knows ImageNet's 1000 classes, the data has {len(labels)}; say which of them is "
+            "which with --map-labels DATA_LABEL=NUMBER for each, or a file of such lines"
+        )
+    return (
+        f"teacher {teacher.name} and the data do not have the same labels; teacher: {_some(teacher.labels)}; data: "
+        f"{_some(labels)}. Say which is which with --map-labels DATA_LABEL=TEACHER_LABEL for those that are named "
+        "otherwise, a file of such lines, or --map-labels names where the teacher knows all of the data's and more"
+    )
+
+
+def _read(mapping: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    lines: list[str] = []
+    for item in mapping:
+        if item == _SAME_NAMES:
+            continue
+        path = Path(item)
+        if "=" not in item and not path.is_file():
+            raise UsageError(f"--map-labels {item}: accepted: DATA_LABEL=TEACHER_LABEL, a file of such lines, or names")
+        lines += [item] if "=" in item else [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    given = {}
+    for line in lines:
+        label, equals, name = (part.strip() for part in line.partition("="))
+        if not equals or label not in labels:
+            raise UsageError(f"--map-labels {line}: {label!r} is not a class of the data; it has {_some(labels)}")
+        given[label] = name
+    return given
+
+
+def _column(name: str, names: Sequence[str], label: str, teacher: LoadedTeacher) -> int:
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise UsageError(
+        f"the data's class {label!r} has no counterpart: teacher {teacher.name} does not know {name!r}; it knows "
+        f"{_some(names)}. Give it with --map-labels {label}=TEACHER_LABEL"
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    return f"{len(labels)} ({', '.join(labels[:10])}{' …' if len(labels) > 10 else ''})"
