@@ -1,0 +1,83 @@
+"""A faster decoder for large JPEG files, where the extra ``jpeg`` (simplejpeg) is installed: the same pixels, sooner.
+
+Both it and Pillow decode with libjpeg-turbo, but Pillow copies what it decodes once more. Whether the two agree to the
+last bit is tried out before the first use, because their copies of libjpeg-turbo need not be the same.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["LEAST_PIXELS", "decoder", "load"]
+
+_log = logging.getLogger("krl")
+
+LEAST_PIXELS = 4_000_000
+"""Below this Pillow is as fast."""
+_COLOURS = {"RGB": "RGBX", "L": "GRAY"}
+
+
+def load(image: Image.Image) -> Image.Image:
+    """Decode an opened picture in full: here if it is a large JPEG and can be, else by Pillow.
+
+    Args:
+        image: As ``Image.open`` returns it, not drafted.
+
+    Returns:
+        The decoded picture; a picture of mode ``"RGB"`` may come as ``"RGBX"``, whose fourth band means nothing.
+
+    Raises:
+        Exception: Whatever Pillow raises for a damaged file; what is not plainly right is left to it.
+    """
+    file = getattr(image, "fp", None)
+    large = image.width * image.height >= LEAST_PIXELS
+    module = decoder() if large and file is not None and image.format == "JPEG" and image.mode in _COLOURS else None
+    decoded = None if module is None else _decode(module, file, image)
+    if decoded is None:
+        image.load()
+        return image
+    return decoded
+
+
+def _decode(module: Any, file: Any, image: Image.Image) -> Image.Image | None:
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    try:
+        array = module.decode_jpeg(data, _COLOURS[image.mode], strict=True)
+    except (ValueError, RuntimeError):  # damaged, or of a kind that it does not read: Pillow says which
+        return None
+    if array.shape[:2] != (image.height, image.width):
+        return None
+    mode = "RGBX" if image.mode == "RGB" else "L"
+    decoded = Image.frombuffer(mode, image.size, array, "raw", mode, 0, 1)
+    decoded.info = dict(image.info)
+    return decoded
+
+
+@cache
+def decoder() -> Any:
+    """Return the module simplejpeg where it is installed and decodes as Pillow does here, else ``None``."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 71, 3), np.uint8)
+    for options in ({"subsampling": 0}, {"subsampling": 2}, {"subsampling": 2, "progressive": True}):
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "JPEG", quality=90, **options)
+        theirs = simplejpeg.decode_jpeg(encoded.getvalue(), "RGB", strict=True)
+        if not np.array_equal(theirs, np.asarray(Image.open(encoded))):
+            _log.warning(
+                "simplejpeg %s does not decode as Pillow does on this machine, so it is not used",
+                getattr(simplejpeg, "__version__", "?"),
+            )
+            return None
+    return simplejpeg
