@@ -21,7 +21,7 @@ from torch import Tensor
 
 from krl_runtime._files import atomic_path, sha256_bytes, sha256_file, write_atomic
 from krl_runtime.commandline import progress_bar
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import DataError, UsageError
 from krl_train.data import Augmentation, PixelSet
 from krl_train.tasks import Batch
 
@@ -31,7 +31,7 @@ __all__ = ["StoredTeacher"]
 
 _log = logging.getLogger("krl")
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SHARD = 16384
 """Pictures in one file: what an interruption loses at most."""
 
@@ -94,7 +94,12 @@ class StoredTeacher:
 
         Returns:
             The number of shards that had to be computed; an interrupted call goes on with the next one.
+
+        Raises:
+            DataError: The folder holds what another teacher answered, or other pictures or views; it says which.
+            ModelError: The teacher answers with numbers that are not finite.
         """
+        self._check_identity()
         write_atomic(self.folder / "identity.json", self._identity)
         todo = [(view, shard) for view in range(self._views) for shard in self._shard_numbers()]
         todo = [item for item in todo if not self._usable(*item)]
@@ -116,6 +121,28 @@ class StoredTeacher:
         total = self._views * len(self._shard_numbers())
         _log.info("stored teacher %s: %d parts computed, %d reused", self.folder, len(todo), total - len(todo))
         return len(todo)
+
+    def _check_identity(self) -> None:
+        """Refuse a folder that was copied, renamed or changed: by its name nothing else can be in it."""
+        try:
+            there = json.loads((self.folder / "identity.json").read_bytes())
+        except FileNotFoundError:
+            return
+        except ValueError:
+            there = None
+        mine = json.loads(self._identity)
+        if there == mine:
+            return
+        known = there if isinstance(there, dict) else {}
+        different = [
+            f"{name} is {known.get(name)!r}, needed is {mine.get(name)!r}"
+            for name in sorted(set(known) | set(mine))
+            if known.get(name) != mine.get(name)
+        ]
+        raise DataError(
+            f"{self.folder} holds a stored teacher that is not this one: {'; '.join(different)}. Delete the folder, or "
+            "give another --cache-dir"
+        )
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the stored logits ``[N, classes]`` of float32 of the batch's view."""
@@ -151,10 +178,15 @@ class StoredTeacher:
         seal = path.with_suffix(".sha256")
         if not path.is_file() or not seal.is_file():
             return False
-        if sha256_file(path) == seal.read_text(encoding="ascii", errors="replace"):
+        if self._seal(view, shard) == seal.read_text(encoding="ascii", errors="replace"):
             return True
-        _log.warning("stored answers %s are damaged; they are computed again", path)
+        _log.warning("stored answers %s are damaged, or not of this teacher and view; they are computed again", path)
         return False
+
+    def _seal(self, view: int, shard: int) -> str:
+        """Return a hash of a file's bytes and of what it must be."""
+        digest = sha256_file(self._path(view, shard))
+        return sha256_bytes(self._identity + f" {view} {shard} {digest}".encode())
 
     def _compute(
         self, view: int, indices: npt.NDArray[np.int64], device: torch.device, batch_size: int
@@ -180,7 +212,7 @@ class StoredTeacher:
         path.with_suffix(".sha256").unlink(missing_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
-        write_atomic(path.with_suffix(".sha256"), sha256_file(path).encode())
+        write_atomic(path.with_suffix(".sha256"), self._seal(view, shard).encode())
 
     def _number_of_classes(self) -> int:
         if self._top_k is None:

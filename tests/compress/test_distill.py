@@ -17,7 +17,7 @@ from krl_compress.distill import distill
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
 from krl_compress.teacher_store import StoredTeacher
 from krl_compress.teachers import LoadedTeacher, name_alike
-from krl_runtime.errors import RunError, UsageError
+from krl_runtime.errors import DataError, ModelError, RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
@@ -194,6 +194,49 @@ def test_the_flow_with_baseline_and_json(teacher: Run, tmp_path: Path, capsys: p
     assert run.record.parent["teachers"][0]["weights_sha256"] == teacher.record.weights_sha256
     assert set(run.record.history[0]) >= {"loss", "ce", "kd", "val_top1"}
     assert "kd" not in baseline.record.history[0]
+
+
+def test_answers_of_another_teacher_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
+    augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(16, 16), flip=True, seed=0)
+    mine, other = (
+        StoredTeacher(
+            FrozenTeacher(network(seed=seed)), f"weights {seed}", data, augmentation, views=2, folder=tmp_path
+        )
+        for seed in (0, 1)
+    )
+    for stored in (mine, other):
+        assert stored.fill(torch.device("cpu")) == 2
+    for file in other.folder.glob("view*"):  # shards alone: they are found out one by one
+        shutil.copy(file, mine.folder)
+    assert mine.fill(torch.device("cpu")) == 2
+    assert "not of this teacher" in caplog.text
+    first, second = (mine.folder / f"view-00{view}-00000" for view in (0, 1))
+    for suffix in (".npy", ".sha256"):
+        shutil.copy(first.with_suffix(suffix), second.with_suffix(suffix))  # another view's
+    assert mine.fill(torch.device("cpu")) == 1
+    shutil.rmtree(mine.folder)
+    shutil.copytree(other.folder, mine.folder)
+    with pytest.raises(DataError, match=r"weights is 'weights 1', needed is 'weights 0'\. Delete the folder"):
+        mine.fill(torch.device("cpu"))
+    (mine.folder / "identity.json").write_text("{")
+    with pytest.raises(DataError, match="not this one"):
+        mine.fill(torch.device("cpu"))
+
+
+def test_a_teacher_that_answers_nan_is_named(tmp_path: Path) -> None:
+    tutor = network(seed=1)
+    with torch.no_grad():
+        tutor.backbone.linear.bias[0] = float("nan")
+    frozen = FrozenTeacher(tutor)
+    objective = hinton(network(), frozen)
+    with pytest.raises(ModelError, match="teacher answers 8 of 8 pictures with logits that are not finite"):
+        objective(batch())
+    data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
+    augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(16, 16), flip=True, seed=0)
+    with pytest.raises(ModelError, match="not finite"):
+        StoredTeacher(frozen, "w", data, augmentation, views=1, folder=tmp_path).fill(torch.device("cpu"))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

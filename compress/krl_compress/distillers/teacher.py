@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krl_runtime.errors import ModelError
 from krl_train.models import Network
 from krl_train.tasks import Batch
 
@@ -67,8 +68,15 @@ class FrozenTeacher:
     def logits(self, pixels: Tensor) -> Tensor:
         """Return logits ``[N, classes]`` of float32 for pixels ``[N, C, H, W]``, 0 to 255."""
         self.network.to(pixels.device).eval()
-        logits: Tensor = self.network(self._fit(pixels))
-        return logits.float()
+        logits: Tensor = self.network(self._fit(pixels)).float()
+        # On a GPU this would wait for it at each step; there the loop looks at the loss now and then.
+        if logits.device.type == "cpu" and not logits.isfinite().all():
+            wrong = int((~logits.isfinite().all(1)).sum())
+            raise ModelError(
+                f"the teacher answers {wrong} of {len(logits)} pictures with logits that are not finite numbers; "
+                "nothing can be learned from it: train it again, or compute it with --precision fp32"
+            )
+        return logits
 
     def _fit(self, pixels: Tensor) -> Tensor:
         """Show the same view at the size and in the colours that the teacher takes."""

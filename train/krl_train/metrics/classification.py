@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassRecall
 
+from krl_runtime.errors import ModelError
 from krl_train.data.pixels import PixelSet
 from krl_train.placement import Placement
 
@@ -59,6 +60,8 @@ def evaluate_classifier(
         if placement.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         logits = network(pixels).float()
+        if not logits.isfinite().all():
+            raise ModelError("the network answers pictures with logits that are not finite numbers; train it again")
         targets = data.labels[torch.from_numpy(indices)].to(placement.device)
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
         for name in ("top1", "top5", "recall", "confusion"):
