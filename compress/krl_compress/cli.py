@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _RECIPES = Path(__file__).parent / "recipes"
-_COLUMNS = ("top1", "loss", "parameters", "macs", "train_seconds")
+_COLUMNS = ("top1", "loss", "psnr", "ssim", "gain", "fid", "kid", "coverage", "agreement", "parameters", "macs", "train_seconds")
 
 
 def distill(config: DistillConfig) -> None:
@@ -26,7 +26,7 @@ def distill(config: DistillConfig) -> None:
 
     run = run_distill(config)
     metrics = run.record.metrics
-    beside = ("teacher", "teachers", "baseline")
+    beside = ("teacher", "teachers", "baseline", "float", "rounded")
     result: dict[str, Any] = {
         "run": str(run.path),
         "model": run.record.model.name,
@@ -38,10 +38,13 @@ def distill(config: DistillConfig) -> None:
         return
     print(f"{run.path}: {run.record.model.name}")
     names = [f"teacher {name}" for name in config.teacher]
-    rows = [(name, *_cells(measured)) for name, measured in zip(names, metrics["teachers"], strict=True)]
+    rows = list(zip(names, metrics["teachers"], strict=True))
     if result["baseline"]:
-        rows.append(("student without teacher", *_cells(result["baseline"])))
-    print(table(("", *_COLUMNS), [*rows, ("student", *_cells(result["student"]))]))
+        rows.append(("student without teacher", result["baseline"]))
+    if result["rounded"]:
+        rows.append(("student before, in floating point", result["float"]))
+        rows.append(("student before, rounded to INT8", result["rounded"]))
+    print(_comparison([*rows, ("student", result["student"])]))
 
 
 def mutual(config: MutualConfig) -> None:
@@ -91,12 +94,13 @@ def _show(runs: list[Run], json: bool) -> None:
             {"runs": [{"run": str(run.path), "model": run.record.model.name, **run.record.metrics} for run in runs]}
         )
         return
-    rows = [(f"{run.path}: {run.record.model.name}", *_cells(run.record.metrics)) for run in runs]
-    print(table(("", *_COLUMNS), rows))
+    print(_comparison([(f"{run.path}: {run.record.model.name}", run.record.metrics) for run in runs]))
 
 
-def _cells(metrics: dict[str, Any] | Any) -> list[Any]:
-    return [metrics.get(column) for column in _COLUMNS]
+def _comparison(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Return a table of what was measured, with the columns that some row has."""
+    columns = [column for column in _COLUMNS if any(column in metrics for _, metrics in rows)]
+    return table(("", *columns), [(name, *(metrics.get(column) for column in columns)) for name, metrics in rows])
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {

@@ -9,9 +9,19 @@ from typing import Annotated, Literal
 import tyro
 
 from krl_runtime.errors import UsageError
-from krl_train.config import OutOption, TrainingConfig
+from krl_train.config import GenerationConfig, OutOption, TrainingConfig
 
-__all__ = ["CacheConfig", "DistillConfig", "JointConfig", "LossConfig", "MutualConfig", "RecipesConfig", "StudyConfig"]
+__all__ = [
+    "CacheConfig",
+    "DistillConfig",
+    "GeneratorStudentConfig",
+    "JointConfig",
+    "LossConfig",
+    "MutualConfig",
+    "QuantisationConfig",
+    "RecipesConfig",
+    "StudyConfig",
+]
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -60,6 +70,62 @@ class LossConfig:
             raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
 
 
+@dataclass(frozen=True)
+class QuantisationConfig:
+    """A student that is made for INT8."""
+
+    quantize: Literal["int8"] | None = None
+    """Train the student as its INT8 form computes, so that krl-deploy quantize loses next to nothing; the teacher stays
+    in full precision. Without --lr the optimiser is then AdamW, at a tenth of its usual learning rate."""
+    float_epochs: int = 0
+    """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.float_epochs < 0:
+            raise UsageError(f"--float-epochs is {self.float_epochs}; accepted: 0 or more")
+        if self.float_epochs and self.quantize is None:
+            raise UsageError("--float-epochs come before quantisation; give --quantize int8 as well")
+
+
+@dataclass(frozen=True)
+class GeneratorStudentConfig:
+    """A student of a generator.
+
+    Its --loss terms: pixels, squares, features, kernel, perceptual, adversarial; without --loss pixels, and adversarial
+    where there is data. Of the optim options --lr (0.0002), --schedule, --warmup, --clip-norm and --ema (0.999) count.
+    """
+
+    perceptual: Path | None = None
+    """Run of a classifier for the term perceptual; another one than --features, which measures."""
+    online: bool = False
+    """Train the teacher, freshly initialised, at the same time (its run is put into OUT/teacher); the student follows
+    it and has no discriminator."""
+    latents: int = 50000
+    """Latents in one epoch, where no pictures are needed."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.latents < 1:
+            raise UsageError(f"--latents is {self.latents}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class DataFreeConfig:
+    """A student of a classifier that learns from generated pictures alone, labelled by the teacher."""
+
+    data_free: str | None = None
+    """A generator, run or bundle, whose pictures are all that the student sees; or "teacher", to make them against the
+    teacher alone. Real pictures, of --data or of the teacher's run where they are there, only measure the result."""
+    data_free_count: int = 20000
+    """Number of generated pictures."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.data_free_count < 10:
+            raise UsageError(f"--data-free-count is {self.data_free_count}; accepted: 10 or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainingConfig):
     """Options of ``krl-compress distill``."""
@@ -69,6 +135,9 @@ class DistillConfig(TrainingConfig):
     several times, to learn from several teachers at once."""
     student: str
     """A network by name, as in krl-train fit, or a run to start from."""
+    map_labels: Repeated = ()
+    """DATA_LABEL=TEACHER_LABEL, for a class that the teacher names otherwise (or numbers, from 0); may be given several
+    times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
     fusion: Literal["mean", "confidence", "class"] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
@@ -77,6 +146,10 @@ class DistillConfig(TrainingConfig):
     """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
     losses: LossConfig = field(default_factory=LossConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    data_free: DataFreeConfig = field(default_factory=DataFreeConfig)
+    quantisation: QuantisationConfig = field(default_factory=QuantisationConfig)
+    generator_student: GeneratorStudentConfig = field(default_factory=GeneratorStudentConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import DataError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.config import InputConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
@@ -21,26 +22,24 @@ from krl_train.models import Network, count_macs, count_parameters, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 
-from .config import DistillConfig, LossConfig
+from .config import DistillConfig, LossConfig, QuantisationConfig
+from .data_free import FROM_TEACHER, generated_source
 from .distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
+from .quantized import check_quantized, gentle, measure_start, quantized_student
 from .teacher_store import StoredTeacher
+from .teachers import LoadedTeacher, load_teacher, name_alike
 
 __all__ = ["distill"]
 
 _log = logging.getLogger("krl")
 
-BASELINE = "baseline"
+BASELINE, FLOAT = "baseline", "float"
 
-
-@dataclass(frozen=True)
-class _LoadedTeacher:
-    """A teacher and where it comes from."""
-
-    name: str
-    network: Network
-    identity: dict[str, Any]
-    labels: tuple[str, ...] | None
-    record: RunRecord | None
+_OTHER_TASKS = {
+    "generation": "krl_compress.generate:distill_generator",
+    "restoration": "krl_compress.restore:distill_restorer",
+}
+"""What distils the teachers that are not classifiers, by their task."""
 
 
 def distill(config: DistillConfig) -> Run:
@@ -52,20 +51,25 @@ def distill(config: DistillConfig) -> Run:
     Raises:
         KrlError: The teacher, the student, the data or the configuration cannot be used, or training failed.
     """
+    task = _task(config)
+    if task != "classification":
+        return _other_task(task, config)
     terms = resolve_terms(config.losses, config.optim.label_smoothing)
-    teachers = [_load_teacher(name, config.pretrained) for name in config.teacher]
+    teachers = [load_teacher(name, config.pretrained) for name in config.teacher]
     if not teachers:
         raise UsageError("no teacher is named; give --teacher RUN")
-    source = _open_data(config, teachers[0])
-    for teacher in teachers:
-        _check_labels(teacher, source.labels)
+    source = _source(config, teachers[0])
+    teachers = [name_alike(teacher, source.labels, config.map_labels) for teacher in teachers]
     start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
     name = start.record.model.name if start else config.student
-    preprocessing = preprocessing_for(_input(config.input, teachers[0].network.preprocessing, name), source, name)
+    check_quantized(config, start, terms)
+    asked = _input(config.input, teachers[0].network.preprocessing, name)
+    keeps = start is not None and config.quantisation.quantize  # its normalisation is frozen
+    preprocessing = start.record.preprocessing if start and keeps else preprocessing_for(asked, source, name)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = RunRecord(
         task="classification",
-        model=ModelSpec(name, len(source.labels), preprocessing.channels),
+        model=ModelSpec(name, len(source.labels), preprocessing.channels, _arguments(config)),
         preprocessing=preprocessing,
         labels=source.labels,
         command="krl-compress distill",
@@ -80,6 +84,10 @@ def distill(config: DistillConfig) -> Run:
         return finished
     measured = [_measure_teacher(teacher, training, config) for teacher in teachers]
     metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured}
+    if config.quantisation.quantize:
+        start = start or _float_student(config)
+        student = quantized_student(record, training, start, config.loop.device)
+        metrics |= measure_start(student, training, config.loop.device)
     if config.baseline:
         metrics[BASELINE] = _train_baseline(config, record, training, start).record.metrics
     answers = _fuse(teachers, measured, training, config)
@@ -88,6 +96,24 @@ def distill(config: DistillConfig) -> Run:
         return Distiller(network, answers, terms, at=config.losses.at, labels=training.train.labels)
 
     return _train(config, replace(record, metrics=metrics), training, start, objective, config.out)
+
+
+def _task(config: DistillConfig) -> str:
+    """Return the task of the first teacher; one that is given by name is a classifier."""
+    if not config.teacher or not (Path(config.teacher[0]) / RECORD).is_file():
+        return "classification"
+    return Run.open(config.teacher[0]).record.task
+
+
+def _other_task(task: str, config: DistillConfig) -> Run:
+    """Distil a run that is not a classifier's."""
+    if task not in _OTHER_TASKS:
+        raise UsageError(
+            f"teacher {config.teacher[0]} is of the task {task!r}; accepted: classification, {', '.join(_OTHER_TASKS)}"
+        )
+    module, _, name = _OTHER_TASKS[task].partition(":")
+    run: Run = getattr(import_module(module), name)(config)
+    return run
 
 
 def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
@@ -110,54 +136,32 @@ def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
 
 
-def _load_teacher(name: str, pretrained: bool) -> _LoadedTeacher:
-    folder = Path(name)
-    if folder.exists():
-        run = Run.open(folder)
-        identity = {"path": str(folder.resolve()), "weights_sha256": run.record.weights_sha256}
-        return _LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
-    if "/" in name and not name.startswith("timm/"):
-        raise UsageError(f"teacher {name} does not exist; give a run's folder or the name of a network")
-    size = native_size(name)
-    if size is None or not pretrained:
+def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
+    """Open the data; with --data-free that is generated pictures, and real ones to measure on where there are any."""
+    if config.data_free.data_free is None:
+        return _open_data(config, teacher)
+    if config.baseline:
+        raise UsageError("--baseline trains on labels, and with --data-free there are none; leave it out")
+    if config.data_free.data_free != FROM_TEACHER and not Path(str(config.data_free.data_free)).exists():
         raise UsageError(
-            f"teacher {name!r} is not a run's folder; a network's name is accepted for torchvision's and "
-            "timm's classifiers, with --pretrained (their published weights may then be downloaded)"
+            f"--data-free {config.data_free.data_free} does not exist; give a generator's run or bundle, or "
+            f"{FROM_TEACHER!r}"
         )
-    preprocessing = Preprocessing(height=size, width=size, crop_fraction=0.875)
-    network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
-    return _LoadedTeacher(name, network, {"name": name, "weights_sha256": _state_hash(network)}, None, None)
+    try:
+        real = _open_data(config, teacher)
+    except (DataError, UsageError):
+        if config.data.data is not None:
+            raise
+        return generated_source(config, teacher, None)
+    return generated_source(config, name_alike(teacher, real.labels, config.map_labels), real)
 
 
-def _state_hash(network: Network) -> str:
-    from safetensors.torch import save
-
-    from krl_runtime._files import sha256_bytes
-
-    return sha256_bytes(save({name: value.contiguous() for name, value in network.backbone.state_dict().items()}))
-
-
-def _open_data(config: DistillConfig, teacher: _LoadedTeacher) -> Source:
+def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
     data = config.data
     if data.data is None and teacher.record is not None:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     return open_source(data)
-
-
-def _check_labels(teacher: _LoadedTeacher, labels: tuple[str, ...]) -> None:
-    if teacher.labels is None:
-        if len(labels) != 1000:
-            raise UsageError(f"teacher {teacher.name} knows ImageNet's 1000 classes, the data has {len(labels)}")
-    elif teacher.labels != labels:
-        raise UsageError(
-            f"teacher {teacher.name} and the data do not have the same labels in the same order; teacher: "
-            f"{_some(teacher.labels)}; data: {_some(labels)}"
-        )
-
-
-def _some(labels: tuple[str, ...]) -> str:
-    return f"{len(labels)} ({', '.join(labels[:10])}{' …' if len(labels) > 10 else ''})"
 
 
 def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:
@@ -178,7 +182,7 @@ def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputCo
     )
 
 
-def _measure_teacher(teacher: _LoadedTeacher, training: Training, config: DistillConfig) -> dict[str, Any]:
+def _measure_teacher(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> dict[str, Any]:
     network = teacher.network
     val = training.source.read("val", network.preprocessing, limit=training.source.config.val_limit)
     measured = evaluate_run(network, training.source.labels, val, config.loop.device)
@@ -193,7 +197,7 @@ def _measure_teacher(teacher: _LoadedTeacher, training: Training, config: Distil
 
 
 def _fuse(
-    teachers: list[_LoadedTeacher], measured: list[dict[str, Any]], training: Training, config: DistillConfig
+    teachers: list[LoadedTeacher], measured: list[dict[str, Any]], training: Training, config: DistillConfig
 ) -> Teacher:
     answers = [_answers(teacher, training, config) for teacher in teachers]
     if len(answers) == 1:
@@ -202,7 +206,7 @@ def _fuse(
     return FusedTeacher(answers, config.fusion, recall)
 
 
-def _answers(teacher: _LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
+def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
     frozen = FrozenTeacher(teacher.network)
     if not config.cache.cache_teacher:
         return frozen
@@ -210,7 +214,7 @@ def _answers(teacher: _LoadedTeacher, training: Training, config: DistillConfig)
         raise UsageError("--mixup makes views that are not stored; leave out --cache-teacher")
     stored = StoredTeacher(
         frozen,
-        teacher.identity["weights_sha256"],
+        teacher.answers_sha256,
         training.train,
         training.augmentation,
         views=config.cache.views,
@@ -233,6 +237,26 @@ def _train_baseline(config: DistillConfig, record: RunRecord, training: Training
     return _train(config, record, training, start, lambda made: Supervised(made, config.optim.label_smoothing), out)
 
 
+def _arguments(config: DistillConfig) -> dict[str, Any]:
+    return {"quantize": config.quantisation.quantize} if config.quantisation.quantize else {}
+
+
+def _float_student(config: DistillConfig) -> Run:
+    """Distil the student in floating point first."""
+    out = config.out / FLOAT
+    _log.info("the student in floating point:")
+    return distill(
+        replace(
+            config,
+            out=out,
+            loop=replace(config.loop, epochs=config.quantisation.float_epochs),
+            quantisation=QuantisationConfig(),
+            baseline=False,
+            resume=config.resume and (out / RECORD).is_file(),
+        )
+    )
+
+
 def _train(
     config: DistillConfig,
     record: RunRecord,
@@ -242,15 +266,20 @@ def _train(
     out: Path,
 ) -> Run:
     torch.manual_seed(config.loop.seed)
-    network = record.model.build(record.preprocessing)
-    if start is not None:
-        initialise_from(network, start)
+    optim = config.optim
+    if config.quantisation.quantize and start is not None:
+        network = quantized_student(record, training, start, config.loop.device)
+        optim = gentle(optim, config.loop.batch_size)
+    else:
+        network = record.model.build(record.preprocessing)
+        if start is not None:
+            initialise_from(network, start)
     return train_classifier(
         objective,
         network,
         training,
         record,
-        config.optim,
+        optim,
         config.loop,
         out,
         views=config.cache.views if config.cache.cache_teacher else None,

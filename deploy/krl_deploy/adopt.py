@@ -21,8 +21,8 @@ from .config import AdoptConfig
 from .data import choose_any, open_data, with_label_indices
 from .graph.cleanup import clean
 from .graph.files import opset_of, read_model, to_bytes
+from .graph.foreign import INTEGER_OPERATORS, Unquantised, is_in_pairs, read_quantised, widened
 from .graph.preprocessing import Signature, raise_opset, signature, to_classifier
-from .graph.qdq import QUANTISED_OPS
 from .reference import check_target, write_reference
 from .verify import compare, decoded, logits_of, open_cpu
 
@@ -32,6 +32,7 @@ _log = logging.getLogger("krl")
 
 _LEAST_OPSET = 18
 _TOLERANCE = 1e-3
+_LEAST_AGREEMENT = 0.5
 
 
 def adopt(config: AdoptConfig) -> dict[str, Any]:
@@ -43,19 +44,31 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
     Raises:
         ModelError: The file is not an ONNX classifier that krl can take.
         UsageError: Labels, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file.
+        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
+            it is quantised.
         DataError: The pictures cannot be used.
         BundleError: ``out`` exists and is not to be replaced.
     """
     check_target(config.out, overwrite=config.overwrite)
     original = read_model(config.model)
-    _check_finite(original)
+    check_finite(original)
+    if config.task == "restoration":
+        from .adopt_restorer import adopt_restorer
+
+        return adopt_restorer(config, original)
+    as_given, brought = original, _unquantised(original)
+    original = brought.model if brought else original
     taken = signature(original)
     preprocessing = _preprocessing(config, taken)
     folder = open_data(config.data, on_bad=config.on_bad_image)
     pictures = choose_any(folder, config.val_limit)
     pixels, _ = decode(pictures[: config.golden], preprocessing, on_bad=config.on_bad_image)
     model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
+    if brought:
+        brought = _as_adopted(brought, taken, model)
+        answers = _original_outputs(widened(as_given), taken, preprocessing, pixels)
+        agreement = float((answers.argmax(axis=1) == logits.argmax(axis=1)).mean())
+        changes.append(_say(config, brought, agreement))
     labels = _labels(config.labels, logits.shape[1])
     data = to_bytes(model)
     batches = decoded(with_label_indices(pictures, folder, labels), preprocessing, on_bad=config.on_bad_image)
@@ -80,12 +93,70 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
         source={"kind": "onnx", "file": config.model.name, "sha256": sha256_file(config.model), "changes": changes},
         overwrite=config.overwrite,
         batch=batch,
+        brought=brought if brought and brought.ranges else None,
     )
     shape = ", ".join(map(str, (batch, *preprocessing.shape)))
     return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
 
 
-def _check_finite(model: onnx.ModelProto) -> None:
+def _unquantised(model: onnx.ModelProto) -> Unquantised | None:
+    """Return what a file in pairs says; ``None`` for a float one, and for one that computes on integers."""
+    if is_in_pairs(model):
+        return read_quantised(model)
+    integer = sorted(INTEGER_OPERATORS & {node.op_type for node in model.graph.node})
+    if integer:
+        _log.warning(
+            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is adopted as it is and runs "
+            "there; TensorRT does not take it, and krl cannot type it again. For a GPU start from the float model",
+            ", ".join(integer),
+        )
+    return None
+
+
+def _as_adopted(brought: Unquantised, taken: Signature, model: onnx.ModelProto) -> Unquantised:
+    """Return the ranges by the names that the tensors have in the bundle's graph."""
+    made = {name for node in model.graph.node for name in node.output}
+    # What reads the file's own input reads the normalised pixels now.
+    normalised = next(
+        (node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)),
+        taken.input,
+    )
+    named = {normalised if name == taken.input else name: limits for name, limits in brought.ranges.items()}
+    ranges = {name: limits for name, limits in named.items() if name in made}
+    if len(ranges) < len(named):
+        _log.warning("%d ranges of the file are of tensors that the bundle's graph has not", len(named) - len(ranges))
+    return Unquantised(model, ranges, brought.weight_scales)
+
+
+def _say(config: AdoptConfig, brought: Unquantised, agreement: float) -> str:
+    """Tell what became of a quantised file; return it in short.
+
+    Raises:
+        CheckFailedError: The float form has little to do with the file.
+    """
+    if agreement < _LEAST_AGREEMENT:
+        raise CheckFailedError(
+            f"the float form of the quantised file gives its answer on {agreement:.0%} of the pictures alone, accepted "
+            f"are {_LEAST_AGREEMENT:.0%}: give pictures of the kind that it was made for, or start from the float model"
+        )
+    _log.warning(
+        "the file is quantised; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
+        "the file's answer on %.1f %% of the golden pictures, and the ranges of its %d quantised activations. INT8 for "
+        "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
+        agreement * 100,
+        len(brought.ranges),
+        config.out,
+        config.data,
+    )
+    return f"quantised to INT8: taken apart into its float form and {len(brought.ranges)} ranges"
+
+
+def check_finite(model: onnx.ModelProto) -> None:
+    """Refuse a model with weights that are not finite numbers.
+
+    Raises:
+        ModelError: It has some.
+    """
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
     for tensor in model.graph.initializer:
         if tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
@@ -147,8 +218,6 @@ def _rewrite(
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
     """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
     model, changes = original, []
-    if QUANTISED_OPS & {node.op_type for node in original.graph.node}:
-        _log.warning("the model is quantised already: it is adopted as it is, and cannot be typed again")
     if opset_of(original) < _LEAST_OPSET:
         try:
             model = raise_opset(original, _LEAST_OPSET)

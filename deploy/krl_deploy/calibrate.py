@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +11,21 @@ import onnx
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError
-from krl_runtime.pictures import Picture, decode
-from krl_runtime.pictures import identity as identity_of
 
 from .calibration.channels import Channels, measure_channels
 from .calibration.checkpoint import Checkpoint
 from .calibration.collect import collect
-from .calibration.lint import check_batches, check_channels, check_classes, check_pictures
+from .calibration.lint import check_batches, check_channels
 from .calibration.record import Calibration, Equalise, Identity, Method
 from .config import QuantizeConfig
 from .forms import tensors_to_calibrate
 from .graph.edit import GraphEditor
-from .graph.equalise import equalisable, equalise, factors, is_uneven
+from .graph.equalise import equalisable, equalise, is_uneven
+from .graph.equalise import factors as factors_for
 from .graph.half import float_tensors
 from .graph.placement import weighted_nodes
+from .inputs import Inputs, length, rows
+from .tasks import Task
 
 __all__ = ["calibrate", "measure_tensors"]
 
@@ -33,16 +34,14 @@ _ALONE = 8
 _ONE = np.ones(1, np.float32)
 
 
-def calibrate(
-    config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, pictures: Sequence[Picture]
-) -> Calibration:
-    """Calibrate on pictures, or take what the bundle has if it is true of these pictures.
+def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, task: Task) -> Calibration:
+    """Calibrate on a task's inputs, or take what the bundle has if it is true of these.
 
     Args:
         config: The options.
         bundle: The bundle; it is not changed.
         model: Its FP32 model.
-        pictures: With the indices of the model's labels, -1 where they are not known.
+        task: Has the inputs.
 
     Raises:
         CheckFailedError: ``reuse_calibration`` found another calibration.
@@ -52,31 +51,42 @@ def calibrate(
     """
     manifest = bundle.manifest
     tensors_to_calibrate(model)  # a model that cannot be quantised is refused before pictures are decoded
-    pixels, used = decode(pictures, manifest.preprocessing, on_bad=config.on_bad_image)
+    graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
+    brought = _brought(bundle, graph_sha256)
+    method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
+    seen = task.seen
     now = Identity(
-        graph_sha256=manifest.files[manifest.variants["fp32"].file].sha256,
+        graph_sha256=graph_sha256,
         preprocessing=manifest.preprocessing.to_dict(),
-        pictures=identity_of(pixels, [picture.label for picture in used]),
-        count=len(used),
-        method=f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method,
-        equalise=config.equalise,
+        pictures=seen.identity,
+        count=length(seen.inputs),
+        method=f"given, else {method}" if brought else method,
+        equalise="none" if brought else config.equalise,
+        source=seen.source,
     )
     if config.reuse_calibration:
         return _reuse(bundle, now)
-    check_pictures(pixels)
-    check_classes([picture.label for picture in used], manifest.labels)
     checkpoint = Checkpoint(_unfinished(bundle.path), now, resume=config.resume)
     made = measure_tensors(
         model,
-        pixels,
+        seen.inputs,
         now,
         method=config.method,
         share=config.percentile,
-        equalising=config.equalise,
+        equalising=now.equalise,
         checkpoint=checkpoint,
+        brought=brought,
     )
     checkpoint.remove()
     return made
+
+
+def _brought(bundle: Bundle, graph_sha256: str) -> Calibration | None:
+    """Return the calibration that has the ranges that the model came with, if it did."""
+    if bundle.manifest.calibration is None:
+        return None
+    kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
+    return kept if kept.given and kept.identity.graph_sha256 == graph_sha256 else None
 
 
 def _reuse(bundle: Bundle, now: Identity) -> Calibration:
@@ -93,42 +103,53 @@ def _unfinished(bundle: Path) -> Path:
 
 def measure_tensors(
     model: onnx.ModelProto,
-    pixels: npt.NDArray[np.uint8],
+    inputs: Inputs,
     identity: Identity,
     *,
     method: Method = "minmax",
     share: float = 99.999,
     equalising: Equalise = "auto",
     checkpoint: Checkpoint | None = None,
+    brought: Calibration | None = None,
 ) -> Calibration:
-    """Look at single channels on a sample of the pictures, equalise, and take the ranges over all of them.
+    """Look at single channels on a sample of the inputs, equalise, and take the ranges over all of them.
 
     Args:
         model: A clean float32 model.
-        pixels: The pictures, uint8 ``[N, C, H, W]``.
+        inputs: What the model takes ``[N, ...]``: pictures, or latents.
         identity: What the calibration depends on.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that a range holds.
         equalising: See ``Equalise``.
         checkpoint: Where to keep what was counted so far, and from where to go on.
+        brought: Has the ranges that the model came with, which are not measured again.
 
     Raises:
         ModelError: The model cannot be quantised, or takes values that are not finite numbers.
     """
-    sample = pixels[:: -(-len(pixels) // _SAMPLE)]
+    sample = rows(inputs, slice(None, None, -(-length(inputs) // _SAMPLE)))
     read = list(dict.fromkeys(item.node.input[0] for item in weighted_nodes(GraphEditor(model))))
     channels = measure_channels(model, read, sample)
-    check_channels({name: item.largest for name, item in channels.items()}, len(sample))
+    check_channels({name: item.largest for name, item in channels.items()}, length(sample))
     chosen = _factors(model, channels, equalising)
     equal = equalise(model, chosen) if chosen else model
     extremes = collect(equal, float_tensors(equal), sample)
     if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
-        few = sample[:_ALONE]
-        check_batches(*(collect(equal, read, few, size=size) for size in (1, len(few))))
+        few = rows(sample, slice(_ALONE))
+        check_batches(*(collect(equal, read, few, size=size) for size in (1, length(few))))
     needed = tensors_to_calibrate(equal)
-    ranges = collect(equal, needed, pixels, method=method, share=share, checkpoint=checkpoint)
+    given, scales = (brought.given, brought.weight_scales) if brought else ({}, {})
+    missing = [name for name in needed if name not in given]
+    ranges = collect(equal, missing, inputs, method=method, share=share, checkpoint=checkpoint) if missing else {}
+    ranges = {**ranges, **{name: _without_unused_half(given[name], extremes.get(name)) for name in given}}
     means = {name: tuple((item.mean / chosen.get(name, _ONE)).tolist()) for name, item in channels.items()}
-    return Calibration(identity, ranges, extremes, means, {name: tuple(v.tolist()) for name, v in chosen.items()})
+    factors = {name: tuple(values.tolist()) for name, values in chosen.items()}
+    return Calibration(identity, ranges, extremes, means, factors, given, scales)
+
+
+def _without_unused_half(given: tuple[float, float], seen: tuple[float, float] | None) -> tuple[float, float]:
+    """Return a range without its negative half where no value is negative: unsigned integers then have more levels."""
+    return (0.0, given[1]) if seen is not None and seen[0] >= 0 and given[1] == -given[0] else given
 
 
 def _factors(
@@ -137,4 +158,4 @@ def _factors(
     """Return by what the channels are divided of each activation that is to be equalised."""
     between = [] if equalising == "none" else equalisable(model)
     largest = {name: channels[name].largest for name in between}
-    return factors(model, {name: each for name, each in largest.items() if equalising == "all" or is_uneven(each)})
+    return factors_for(model, {name: each for name, each in largest.items() if equalising == "all" or is_uneven(each)})

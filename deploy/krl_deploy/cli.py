@@ -25,26 +25,34 @@ def export(config: ExportConfig) -> None:
         print_json(result)
         return
     parity = result["parity"]
+    what = f"{result['labels']} classes" if "labels" in result else result["task"]
     facts = {
-        "model": f"{result['model']}, {result['labels']} classes",
+        "model": f"{result['model']}, {what}",
         "parameters": f"{result['parameters']:,}",
         "MACs": f"{result['macs']:,}",
         "file": f"{result['file_bytes'] / 2**20:.2f} MiB, opset {result['opset']}",
-        "largest logit error": f"{parity['max_abs_error']:.3g} on {parity['inputs']} real inputs",
+        "largest error": f"{parity['max_abs_error']:.3g} on {parity['inputs']} real inputs",
     }
     print(table(("bundle", result["bundle"]), facts.items()))
 
 
 def adopt(config: AdoptConfig) -> None:
-    """Turn a foreign ONNX classifier into a bundle: preprocessing is put into the graph."""
+    """Turn a foreign ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
     from .adopt import adopt as run_adopt
 
     result = run_adopt(config)
     if config.json:
         print_json(result)
         return
-    top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2%} on {result['count']} pictures"
-    facts = {"input": result["input"], "opset": result["opset"], "changes": "; ".join(result["changes"]), "top-1": top1}
+    kind, form = ("top-1", "{:.2%}") if "top1" in result else ("PSNR in dB", "{:.2f}")
+    found = result["top1" if "top1" in result else "psnr"]
+    measured = "not measured" if found is None else f"{form.format(found)} on {result['count']} pictures"
+    facts = {
+        "input": result["input"],
+        "opset": result["opset"],
+        "changes": "; ".join(result["changes"]),
+        kind: measured,
+    }
     print(table(("bundle", result["bundle"]), facts.items()))
 
 
@@ -57,7 +65,7 @@ def half(config: HalfConfig) -> None:
 
 
 def quantize(config: QuantizeConfig) -> None:
-    """Add an INT8 variant to a bundle, calibrated and measured on real pictures."""
+    """Add an INT8 variant to a bundle, calibrated and measured on real inputs."""
     from .quantize import quantize as run_quantize
 
     result, shown = run_quantize(config)

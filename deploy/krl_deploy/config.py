@@ -44,7 +44,8 @@ class ExportConfig:
     opset: Literal[18, 19, 20] = 20
     """Version of the ONNX operators; TensorRT 10.3 and later take all of these."""
     tolerance: float = 1e-4
-    """Largest absolute difference from torch's logits that is accepted, unless torch's own rounding is larger."""
+    """Largest absolute difference from torch's logits, or pictures of 0 to 1, that is accepted, unless torch's own
+    rounding is larger."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable pictures: refuse the folder, or name and skip them."""
     overwrite: bool = False
@@ -64,13 +65,23 @@ class AdoptConfig:
     """Options of ``krl-deploy adopt``."""
 
     model: tyro.conf.Positional[Path]
-    """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes]."""
+    """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes], or of
+    pictures."""
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
-    labels: tuple[str, ...]
-    """Class names in the order of the outputs, or one file with a name on each line."""
     data: Path
-    """Folder of real pictures for the golden inputs, and for the accuracy where its classes are the labels."""
+    """Folder of real pictures for the golden inputs, and for the accuracy where its classes are the labels; undamaged
+    ones for restoration, whose PSNR is measured."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the outputs, or one file with a name on each line; for classification."""
+    task: Literal["classification", "restoration"] = "classification"
+    """What the model does: says which class a picture shows, or makes a better or larger picture of it."""
+    scale: int | None = None
+    """For restoration: how many times as large its output is; left out: what the file's shapes say."""
+    colour: Literal["y", "rgb", "grey"] | None = None
+    """For restoration: luma (BT.601, studio swing), colours, or grey; left out: rgb for 3 channels, else y."""
+    degradation: Literal["bicubic", "none"] = "bicubic"
+    """For restoration: what it undoes beside the scale: nothing more (bicubic), or what cannot be made here (none)."""
     mean: tuple[float, ...] | None = None
     """Subtracted from each channel, in units of --input-range; left out: 0."""
     std: tuple[float, ...] | None = None
@@ -101,8 +112,17 @@ class AdoptConfig:
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
+        given = {"labels": bool(self.labels), "scale": self.scale is not None, "colour": self.colour is not None}
+        others = ("scale", "colour") if self.task == "classification" else ("labels",)
+        wrong = [name for name in others if given[name]]
+        if wrong:
+            raise UsageError(f"--{wrong[0]} is not for --task {self.task}; leave it out, or give the other task")
+        if self.task == "classification" and not self.labels:
+            raise UsageError("--labels is missing; give the class names, or a file with a name on each line")
+        if self.scale is not None and not 1 <= self.scale <= 16:
+            raise UsageError(f"--scale is {self.scale}; accepted: 1 to 16")
 
 
 @dataclass(frozen=True)
@@ -134,16 +154,22 @@ class QuantizeConfig:
 
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an INT8 variant."""
-    data: Path
-    """Folder of real pictures: train/CLASS/* and val/CLASS/*, CLASS/*, or pictures without classes."""
+    data: Path | None = None
+    """Folder of real pictures: train/CLASS/* and val/CLASS/*, CLASS/*, or pictures without classes. Restorers take
+    undamaged pictures; generators take none, but random latents."""
+    from_generator: Path | None = None
+    """A generator's bundle whose pictures a classifier is calibrated on, where no data may leave the lab; without
+    --data it is measured on them as well."""
     limit: int = 512
     """Calibrate on this many pictures at most, the same number of each class."""
     val_limit: int = 2000
     """Measure on this many pictures at most, the same number of each class."""
     val_fraction: float = 0.2
     """Share of --data to measure on and not to calibrate on, where it is not split already."""
-    max_drop: float = 1.0
-    """Largest loss of top-1 accuracy that is accepted, in percentage points."""
+    max_drop: float | None = None
+    """Largest loss that is accepted: percentage points of top-1 (left out: 1), or of restorers dB of PSNR (0.1)."""
+    min_psnr: float | None = None
+    """Of models whose true pictures are not known, generators say: least PSNR in dB to the pictures of fp32 (30)."""
     method: Method = "percentile"
     """How ranges follow from what calibration saw: all values, all but a few at both ends (percentile), or what loses
     least information (entropy) or has the least squared error (mse)."""
@@ -157,8 +183,8 @@ class QuantizeConfig:
     optimal_scales: bool = False
     """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
     around: Literal["fp16", "fp32"] = "fp32"
-    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. ONNX Runtime's optimiser computes the fp16
-    form wrongly on a CPU, so fp16 is for files that TensorRT alone runs."""
+    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. An optimiser of ONNX Runtime that krl turns
+    off computes the fp16 form wrongly, so fp16 is for files that TensorRT and krl alone run."""
     plan: bool = False
     """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None
@@ -178,8 +204,10 @@ class QuantizeConfig:
         _check_fraction(self.val_fraction)
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
-        if not self.max_drop >= 0:
-            raise UsageError(f"--max-drop is {self.max_drop}; accepted: 0 or more percentage points")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise UsageError(f"--max-drop is {self.max_drop}; accepted: 0 or more percentage points, or dB")
+        if self.min_psnr is not None and not self.min_psnr > 0:
+            raise UsageError(f"--min-psnr is {self.min_psnr}; accepted: above 0 dB")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
         if self.budget_seconds is not None and not self.plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,21 @@ from krl_runtime.pictures import decode
 
 from .config import ExportConfig
 from .data import choose_any, open_data
+from .forms import came_in_float
 from .graph import LOGITS, PIXELS
 from .graph.cleanup import clean
 from .graph.files import opset_of, to_bytes
+from .graph.foreign import Unquantised, is_in_pairs, read_quantised
+from .graph.qdq import to_tensorrt
 from .reference import check_target, write_reference
 from .verify import logits_of, open_cpu
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from krl_train.run import Run
 
-__all__ = ["export", "to_onnx"]
+__all__ = ["convert", "export", "source_of", "to_onnx"]
 
 _log = logging.getLogger("krl")
 
@@ -37,6 +40,7 @@ _EXPORT_BATCH = 2
 _PARITY_INPUTS = 32
 _FEW = 4
 _OF_ROUNDING = 4
+_OF_LARGEST = 0.05
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -46,7 +50,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         What was made and measured, as plain JSON types.
 
     Raises:
-        CheckFailedError: ONNX Runtime's logits differ from torch's by more than ``tolerance``.
+        CheckFailedError: ONNX Runtime's logits differ from torch's by more than ``tolerance``, or those of the INT8
+            form that a run was trained for by more than rounding explains.
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.
@@ -58,15 +63,23 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     check_target(config.out, overwrite=config.overwrite)
     run = Run.open(config.run)
+    if run.record.task != "classification":
+        from .export_pictures import export_pictures
+
+        return export_pictures(config, run)
     network, record = run.network(), run.record
     pixels = _real_inputs(config, run)
     model = to_onnx(network, record.preprocessing.shape, config.opset)
     if opset_of(model) != config.opset:
         _log.warning("torch wrote opset %d instead of %d", opset_of(model), config.opset)
-    data = to_bytes(model)
-    expected = _torch_logits(network, pixels)
+    trained = read_quantised(model) if is_in_pairs(model) else None
+    data = to_bytes(trained.model if trained else model)
+    with _unrounded(network):
+        expected = _torch_logits(network, pixels)
+        parity = _parity(data, network, pixels, expected, config.tolerance)
     evidence = {
-        "parity": _parity(data, network, pixels, expected, config.tolerance),
+        "parity": parity,
+        **({"trained_int8": _trained_int8(trained, _torch_logits(network, pixels), pixels)} if trained else {}),
         "parameters": count_parameters(network.backbone),
         "macs": count_macs(network, record.preprocessing.shape),
         "file_bytes": len(data),
@@ -81,13 +94,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
         preprocessing=record.preprocessing,
         labels=record.labels,
         evidence=evidence,
-        source=_source(run),
+        source=source_of(run),
         overwrite=config.overwrite,
+        brought=trained,
     )
     return {"bundle": str(bundle.path), "model": record.model.name, "labels": len(record.labels), **evidence}
 
 
-def _source(run: Run) -> dict[str, Any]:
+def source_of(run: Run) -> dict[str, Any]:
     """Return where the bundle comes from; no path of this machine is in it."""
     record = run.record
     return {
@@ -144,16 +158,36 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx
     import torch
 
     example = torch.zeros((_EXPORT_BATCH, *shape), dtype=torch.uint8)
+    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset)
+
+
+def convert(
+    network: nn.Module, examples: Mapping[str, Tensor], output: str, dynamic: Sequence[Mapping[int, Any]], opset: int
+) -> onnx.ModelProto:
+    """Export a network with whatever inputs.
+
+    Args:
+        network: In eval mode.
+        examples: For each input its name and values, in the order of the network's arguments.
+        output: Name of what it returns.
+        dynamic: For each input the dimensions that are left open.
+        opset: See ``to_onnx``.
+
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+    import torch
+
     with _quiet():
         try:
             program = torch.onnx.export(
                 network,
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[PIXELS],
-                output_names=[LOGITS],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(examples),
+                output_names=[output],
+                dynamic_shapes=tuple(dict(dimensions) for dimensions in dynamic),
                 external_data=False,
                 verbose=False,
             )
@@ -216,6 +250,46 @@ def _parity(
         "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
         "tolerance": tolerance,
         "float32_rounding": rounding,
+    }
+
+
+@contextmanager
+def _unrounded(network: nn.Module) -> Iterator[None]:
+    """Let a network that was trained as its INT8 form computes give its float answers."""
+    from krl_train.models.quantised import FakeQuantised
+
+    backbone = network.get_submodule("backbone")
+    if not isinstance(backbone, FakeQuantised):
+        yield
+        return
+    with backbone.computing("float"):
+        yield
+
+
+def _trained_int8(
+    trained: Unquantised, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
+) -> dict[str, Any]:
+    """Compare the INT8 graph of the trained ranges with what torch computed in training.
+
+    A sum that is added up in another order can round to the next integer, and a few of them can move an answer: what
+    is accepted is a twentieth of the largest logit.
+    """
+    ranges = dict(trained.ranges)
+    int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
+    rounded = {node.input[0] for node in int8.model.graph.node if node.op_type == "QuantizeLinear"}
+    logits = logits_of(open_cpu(to_bytes(int8.model)), pixels)
+    error, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    if rounded != ranges.keys() or error > _OF_LARGEST * largest:
+        raise CheckFailedError(
+            f"the INT8 graph does not compute what was trained: its logits differ by {error:.3g} (the largest is "
+            f"{largest:.3g}), and it rounds {len(rounded)} activations where the run has scales for {len(ranges)}; "
+            "nothing was written. Export the float student (its run is OUT/float, or was given as --student)"
+        )
+    return {
+        "max_abs_error": error,
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "activations": len(ranges),
+        "inputs": len(pixels),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,17 +15,21 @@ from krl_runtime.errors import ModelError
 
 from .calibration.record import Calibration
 from .graph.cpu import to_cpu
+from .graph.edit import GraphEditor
 from .graph.equalise import equalise
 from .graph.files import opset_of, to_bytes
 from .graph.half import OPSET_OF_HALF_SCALES, round_as_half, to_half
+from .graph.placement import Ranges, weighted_nodes, why_float_on_tensorrt
 from .graph.preprocessing import raise_opset
 from .graph.qdq import Quantised, to_tensorrt
 from .graph.weights import Rounding
 from .verify import open_cpu
 
-__all__ = ["Emitter", "Forms", "tensors_to_calibrate"]
+__all__ = ["Emitter", "Forms", "came_in_float", "tensors_to_calibrate"]
 
 _log = logging.getLogger("krl")
+
+_CAME_IN_FLOAT = "the model came with this operator in floating point"
 
 
 class _Asked(dict[str, tuple[float, float]]):
@@ -83,7 +87,8 @@ class Emitter:
         calibration: Its ranges.
         half: Write FP16 around TensorRT's INT8.
         optimal_scales: See ``Rounding``.
-        bias_correction: Use the means of the calibration, see ``Rounding``.
+        bias_correction: Use the means of the calibration, see ``Rounding``. A model that came with ranges has biases
+            that fit its rounded weights, and keeps them.
     """
 
     def __init__(
@@ -95,8 +100,11 @@ class Emitter:
         model = onnx.load_model_from_string(fp32)
         self.model = equalise(model, factors) if factors else model
         self.half = half and self._raise_opset()
+        correct = bias_correction and not calibration.given
         means = {name: np.asarray(values, np.float32) for name, values in calibration.means.items()}
-        self.rounding = Rounding(optimal_scales, means if bias_correction else {})
+        scales = {name: np.asarray(values, np.float32) for name, values in calibration.weight_scales.items()}
+        self.rounding = Rounding(optimal_scales, means if correct else {}, scales=scales)
+        self.came_in_float = came_in_float(self.model, calibration.given) if calibration.given else {}
 
     def _raise_opset(self) -> bool:
         """Bring the model to the opset that FP16 scales need; return whether it has it."""
@@ -131,9 +139,20 @@ class Emitter:
 
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantised:
         """Write TensorRT's form with FP32 around INT8, on the scales that the file will have."""
-        rounding = Rounding(self.rounding.optimal_scales, self.rounding.means, half=self.half)
-        return to_tensorrt(self.model, self.calibration.ranges, rounding=rounding, keep=keep)
+        rounding = replace(self.rounding, half=self.half)
+        return to_tensorrt(
+            self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
+        )
 
     def cpu(self, keep: Mapping[str, str] | None = None) -> Quantised:
         """Write the form for ONNX Runtime's CPU provider."""
-        return to_cpu(self.model, self.calibration.ranges, rounding=self.rounding, keep=keep)
+        return to_cpu(
+            self.model, self.calibration.ranges, rounding=self.rounding, keep={**self.came_in_float, **(keep or {})}
+        )
+
+
+def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:
+    """Return the operators that came in floating point with a model that is quantised elsewhere, with the reason."""
+    graph = GraphEditor(model)
+    wide = [item.node for item in weighted_nodes(graph) if why_float_on_tensorrt(graph, item) is None]
+    return {node.name: _CAME_IN_FLOAT for node in wide if node.input[0] not in given}

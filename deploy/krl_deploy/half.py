@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import onnx
 
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.errors import CheckFailedError, ModelError
+from krl_runtime.selftest import golden_arrays
 
 from .calibration.collect import collect
 from .config import HalfConfig
-from .data import choose, open_data, with_label_indices
 from .graph.files import read_model, to_bytes
 from .graph.half import Half, float_tensors, round_as_half, to_half
+from .graph.placement import Ranges
+from .inputs import Inputs
 from .report import Row, score_table
-from .verify import Score, against_golden, compare, decoded, machine, open_cpu
+from .tasks import Source, task_of
+from .verify import compare, machine, open_cpu, outputs_of
 
 __all__ = ["half"]
 
 _log = logging.getLogger("krl")
 
-_Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
-
 _FILE = "model.fp16.onnx"
 _LEAST_TOLERANCE = 0.01
 _SLACK = (
-    "four times the largest logit error on the golden inputs, at least 1 % of their largest logit; their agreement "
-    "less one of them"
+    "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
+    "of them, or their PSNR less 6 dB"
 )
 _MEASURED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
@@ -53,29 +54,32 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
     """
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
-    golden = bundle.golden()
-    pixels, expected = (golden[spec[0].name] for spec in (manifest.inputs, manifest.outputs))
-    batches = _batches(config, bundle, pixels)
+    golden = golden_arrays(bundle)
+    inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
+    expected = golden[manifest.outputs[0].name]
+    task = task_of(bundle, Source(config.data, config.val_limit, config.val_fraction, config.on_bad_image))
+    batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
-    seen = np.concatenate([pixels, *(batch for batch, _ in batches)])
-    typed = to_half(model, collect(model, float_tensors(model), seen))
+    typed = to_half(model, _extremes(model, [inputs, *(batch for batch, _ in batches)]))
     if typed.kept:
         _log.warning("%d nodes stay in FP32: %s", len(typed.kept), "; ".join(sorted(set(typed.kept.values()))[:5]))
     files = {"fp32": path.read_bytes(), "fp16": to_bytes(typed.model)}
     rounded = to_bytes(round_as_half(model, typed.nodes))
     sessions = {name: open_cpu(data) for name, data in [*files.items(), ("fp16.rounded", rounded)]}
     try:
-        count, scores = compare(sessions, batches)
-        error, agreement = against_golden([sessions["fp16"], sessions["fp16.rounded"]], pixels, expected)
+        count, scores = compare(sessions, batches, task.tally)
+        outputs = [outputs_of(sessions[name], inputs) for name in ("fp16", "fp16.rounded")]
     except ModelError as failure:
         raise CheckFailedError(
             f"in FP16 {failure}; the bundle is unchanged; give more pictures with --data"
         ) from failure
-    measured_on = {"data": config.data.name if config.data else "golden inputs", "count": count}
+    error = max(float(np.abs(values - expected).max()) for values in outputs)
+    alike = min(task.alike(values, expected) for values in outputs)
+    measured_on = {"data": task.name, "count": count}
     evidence = {"pictures": measured_on, **_evidence(typed, scores, files)}
     tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
-    variant = Variant("fp16", _FILE, None, tolerance, max(0.0, agreement - 1 / len(expected)))
+    variant = Variant("fp16", _FILE, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(
         {_FILE: files["fp16"]},
         variants={**manifest.variants, "fp16": variant},
@@ -85,7 +89,7 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), **evidence}, score_table(rows)
 
 
-def _evidence(typed: Half, scores: Mapping[str, Score], files: Mapping[str, bytes]) -> dict[str, Any]:
+def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "scores": {name: asdict(score) for name, score in scores.items()},
         "measured": _MEASURED,
@@ -97,11 +101,12 @@ def _evidence(typed: Half, scores: Mapping[str, Score], files: Mapping[str, byte
     }
 
 
-def _batches(config: HalfConfig, bundle: Bundle, pixels: npt.NDArray[np.uint8]) -> list[_Batch]:
-    """Return pictures and labels: those of ``--data``, or the golden inputs."""
-    if config.data is None:
-        return [(pixels, np.full(len(pixels), -1))]
-    folder = open_data(config.data, on_bad=config.on_bad_image)
-    chosen = choose(folder, "val", config.val_limit, val_fraction=config.val_fraction)
-    pictures = with_label_indices(chosen, folder, bundle.manifest.labels)
-    return list(decoded(pictures, bundle.manifest.preprocessing, on_bad=config.on_bad_image))
+def _extremes(model: onnx.ModelProto, seen: Sequence[Inputs]) -> Ranges:
+    """Return the smallest and largest value of every float tensor over inputs that may differ in size."""
+    found: dict[str, tuple[float, float]] = {}
+    tensors = float_tensors(model)
+    for inputs in seen:
+        for name, (low, high) in collect(model, tensors, inputs).items():
+            before = found.get(name, (low, high))
+            found[name] = (min(low, before[0]), max(high, before[1]))
+    return found

@@ -1,6 +1,6 @@
 """The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
 
-Each layer is quantised alone, in both forms, and the error of the logits on calibration pictures ranks the layers.
+Each layer is quantised alone, in both forms, and the error of the outputs on calibration inputs ranks the layers.
 Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one that loses
 no more than is accepted is taken.
 """
@@ -10,25 +10,25 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.bundle import Bundle
 from krl_runtime.commandline import progress, table
 from krl_runtime.errors import CheckFailedError, require
-from krl_runtime.pictures import Picture, decode
 
 from .config import QuantizeConfig
 from .forms import Emitter, Forms
 from .graph.edit import GraphEditor
 from .graph.files import to_bytes
 from .graph.placement import weighted_nodes
+from .inputs import Inputs, length, rows
 from .plot import sensitivity_plot
-from .verify import logits_of, open_cpu
+from .tasks import Task
+from .verify import open_cpu, outputs_of
 
 __all__ = ["PLAN_FILES", "Plan", "make_plan"]
 
@@ -52,7 +52,7 @@ class Layer:
     Attributes:
         name: Of its node.
         op: Its kind.
-        sensitivity: Root of the mean squared error of the logits, relative to their standard deviation, with this
+        sensitivity: Root of the mean squared error of the outputs, relative to their standard deviation, with this
             layer alone in INT8: the larger one of both forms. ``None`` where the time was up before.
     """
 
@@ -67,13 +67,15 @@ class Attempt:
 
     Attributes:
         kept: Number of layers in floating point, the most sensitive ones.
-        loss: What both forms lose at most, in percentage points of top-1; of agreement where there are no labels.
-        agreement: Smallest share, 0 to 1, of the pictures with FP32's answer.
+        loss: What both forms lose at most, in the unit that the plan names.
+        agreement: Smallest share, 0 to 1, of the pictures with FP32's answer; ``None`` where pictures are made.
+        psnr_to_fp32: There, the smallest PSNR in dB to FP32's pictures, the mean over pictures.
     """
 
     kept: int
     loss: float
-    agreement: float
+    agreement: float | None = None
+    psnr_to_fp32: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,21 +125,13 @@ def _precisions(name: str, forms: Forms) -> dict[str, str]:
     }
 
 
-def make_plan(
-    config: QuantizeConfig,
-    bundle: Bundle,
-    emitter: Emitter,
-    train: Sequence[Picture],
-    val: Sequence[Picture],
-) -> Plan:
+def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
     """Measure the layers and return the first plan that passes.
 
     Args:
         config: The options.
-        bundle: For its preprocessing.
+        task: Has calibration inputs, a sample of which ranks the layers, and others to measure plans on.
         emitter: Of the model.
-        train: Calibration pictures; a sample of them ranks the layers.
-        val: Pictures to measure plans on, with the indices of the model's labels, -1 where they are not known.
 
     Raises:
         CheckFailedError: No plan passes, or the time was up before one did; says what was tried.
@@ -146,50 +140,55 @@ def make_plan(
     require("matplotlib", extra="deploy", purpose="the plot of the planner")
     start = time.monotonic()
     budget = config.budget_seconds or float("inf")
-    preprocessing = bundle.manifest.preprocessing
-    sample, _ = decode(train[:: -(-len(train) // _SAMPLE)], preprocessing, on_bad=config.on_bad_image)
+    seen = task.seen.inputs
+    sample = rows(seen, slice(None, None, -(-length(seen) // _SAMPLE)))
     layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
     ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
-    pixels, used = decode(val, preprocessing, on_bad=config.on_bad_image)
-    judge = _Judge(emitter, pixels, np.array([picture.label for picture in used]))
-    attempts = _search(judge, ranked, config.max_drop, start + budget)
-    if attempts[-1].loss > config.max_drop:
+    judge = _Judge(emitter, task)
+    attempts = _search(judge, ranked, start + budget)
+    if attempts[-1].loss > judge.accepted:
         in_time = "" if attempts[-1].kept == _steps(len(layers))[-1] else f" within --budget-seconds {budget:g}"
         raise CheckFailedError(
-            f"no plan with a layer in INT8 loses {config.max_drop:g} {judge.measure} or less{in_time}; the bundle is "
+            f"no plan with a layer in INT8 loses {judge.accepted:g} {judge.measure} or less{in_time}; the bundle is "
             f"unchanged\n{_tables(attempts, ranked)}"
         )
     evidence = {
         "loss": judge.measure,
-        "max_drop": config.max_drop,
-        "ranked_on": len(sample),
-        "tried_on": len(pixels),
+        "max_drop": judge.accepted,
+        "ranked_on": length(sample),
+        "tried_on": judge.count,
         "seconds": time.monotonic() - start,
     }
     keep = {layer.name: _REASON for layer in ranked[: attempts[-1].kept]}
     return Plan(tuple(layers), tuple(attempts), keep, evidence)
 
 
-def _search(judge: _Judge, ranked: Sequence[Layer], accepted: float, deadline: float) -> list[Attempt]:
+def _search(judge: _Judge, ranked: Sequence[Layer], deadline: float) -> list[Attempt]:
     """Try plans, at least one, until one loses no more than is accepted or the time is up."""
     attempts: list[Attempt] = []
     for kept in _steps(len(ranked)):
         if attempts and time.monotonic() > deadline:
             break
         attempts.append(judge.attempt({layer.name: _REASON for layer in ranked[:kept]}))
-        _log.info("%d of %d layers in floating point: loses %.2f points", kept, len(ranked), attempts[-1].loss)
-        if attempts[-1].loss <= accepted:
+        _log.info("%d of %d layers in floating point: loses %.2f", kept, len(ranked), attempts[-1].loss)
+        if attempts[-1].loss <= judge.accepted:
             break
     return attempts
 
 
 def _tables(attempts: Sequence[Attempt], ranked: Sequence[Layer]) -> str:
-    tried = [(each.kept, f"{each.loss:.2f}", f"{each.agreement:.2%}") for each in attempts]
+    tried = [(each.kept, f"{each.loss:.2f}", _alike(each)) for each in attempts]
     return (
-        table(("layers in float", "points lost", "agreement"), tried)
+        table(("layers in float", "loss", "agreement"), tried)
         + f"\nmost sensitive of {len(ranked)} layers:\n"
-        + table(("layer", "operator", "logit error alone"), [_cells(layer) for layer in ranked[:_WORST]])
+        + table(("layer", "operator", "error alone"), [_cells(layer) for layer in ranked[:_WORST]])
     )
+
+
+def _alike(attempt: Attempt) -> str | None:
+    if attempt.psnr_to_fp32 is not None:
+        return f"{attempt.psnr_to_fp32:.1f} dB"
+    return None if attempt.agreement is None else f"{attempt.agreement:.2%}"
 
 
 def _cells(layer: Layer) -> tuple[object, ...]:
@@ -205,12 +204,12 @@ def _steps(count: int) -> list[int]:
     return steps
 
 
-def _sensitivities(emitter: Emitter, sample: npt.NDArray[np.uint8], deadline: float) -> list[Layer]:
+def _sensitivities(emitter: Emitter, sample: Inputs, deadline: float) -> list[Layer]:
     nodes = {item.node.name: item.node.op_type for item in weighted_nodes(GraphEditor(emitter.model))}
     writers = [emitter.tensorrt, emitter.cpu]
     unable = [set(write(None).kept_float) for write in writers]
     names = [name for name in nodes if not all(name in some for some in unable)]
-    reference = logits_of(open_cpu(emitter.fp32), sample)
+    reference = outputs_of(open_cpu(emitter.fp32), sample)
     found: list[Layer] = []
     for name in progress(names, "measuring layers"):
         if found and time.monotonic() > deadline:
@@ -218,7 +217,7 @@ def _sensitivities(emitter: Emitter, sample: npt.NDArray[np.uint8], deadline: fl
             continue
         others = {other: _REASON for other in nodes if other != name}
         errors = [
-            _relative_error(logits_of(open_cpu(to_bytes(write(others).model)), sample), reference)
+            _relative_error(outputs_of(open_cpu(to_bytes(write(others).model)), sample), reference)
             for write, never in zip(writers, unable, strict=True)
             if name not in never
         ]
@@ -229,24 +228,39 @@ def _sensitivities(emitter: Emitter, sample: npt.NDArray[np.uint8], deadline: fl
     return found
 
 
-def _relative_error(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.square(logits - reference).mean()) / max(float(reference.std()), 1e-12))
+def _relative_error(outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(outputs - reference).mean()) / max(float(reference.std()), 1e-12))
 
 
 class _Judge:
-    """What plans lose on the same pictures; FP32 runs over them once."""
+    """What plans lose on the same inputs; FP32 runs over them once."""
 
-    def __init__(self, emitter: Emitter, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
-        self.emitter, self.pixels = emitter, pixels
-        self.reference = logits_of(open_cpu(emitter.fp32), pixels).argmax(axis=1)
-        known = bool((labels >= 0).all())
-        self.truth = labels if known else self.reference
-        self.measure = "points of top-1" if known else "points of agreement with fp32, for want of labels"
+    def __init__(self, emitter: Emitter, task: Task) -> None:
+        self.emitter, self.task = emitter, task
+        self.batches = list(task.batches())
+        self.count = sum(length(inputs) for inputs, _ in self.batches)
+        session = open_cpu(emitter.fp32)
+        self.reference = [outputs_of(session, inputs) for inputs, _ in self.batches]
+        itself = self._score(self.reference)
+        loss = task.loss({"fp32": itself, "same": itself})
+        self.measure, self.accepted, self.itself = loss.unit, loss.accepted, itself
 
     def attempt(self, keep: Mapping[str, str]) -> Attempt:
         sessions = self.emitter.emit(keep).sessions
-        answers = [logits_of(sessions[name], self.pixels).argmax(axis=1) for name in ("int8", "int8.cpu")]
-        best = float((self.reference == self.truth).mean())
-        loss = max(best - float((given == self.truth).mean()) for given in answers)
-        agreement = min(float((given == self.reference).mean()) for given in answers)
-        return Attempt(len(keep), round(loss * 100, 9), agreement)
+        scores = [
+            self._score([outputs_of(sessions[name], inputs) for inputs, _ in self.batches])
+            for name in ("int8", "int8.cpu")
+        ]
+        loss = self.task.loss({"fp32": self.itself, "int8": scores[0], "int8.cpu": scores[1]})
+        alike = {
+            key: min(getattr(score, key) for score in scores)
+            for key in ("agreement", "psnr_to_fp32")
+            if hasattr(self.itself, key)
+        }
+        return Attempt(len(keep), loss.value, **alike)
+
+    def _score(self, outputs: Iterable[npt.NDArray[np.float32]]) -> Any:
+        tally = self.task.tally()
+        for (_, truth), made, reference in zip(self.batches, outputs, self.reference, strict=True):
+            tally.add(made, reference, truth)
+        return tally.score()

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.pictures import Picture
+from krl_runtime.selftest import golden_arrays
 
 from .calibrate import calibrate
 from .calibration.record import Calibration
 from .config import QuantizeConfig
-from .data import choose, open_data, with_label_indices
 from .forms import Emitter, Forms
 from .graph.files import read_model
 from .planner import PLAN_FILES, Plan, make_plan
 from .report import Row, score_table
+from .tasks import Loss, Source, Task, task_of
 from .verify import (
-    Score,
-    against_golden,
     compare,
     count_convolutions,
-    decoded,
     interleaved_latency,
     machine,
     open_cpu,
     optimised_graph,
+    outputs_of,
 )
 
 __all__ = ["quantize"]
@@ -40,7 +39,7 @@ _log = logging.getLogger("krl")
 _CALIBRATION = "calibration.json"
 _FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
 _WORTHWHILE = 1.1
-_SLACK = "twice the largest logit error on the golden inputs, and their agreement less two of them"
+_SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
 _MEASURED = (
     "int8: TensorRT's form with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
     "Runtime's CPU provider; golden inputs: both files"
@@ -49,11 +48,11 @@ _MEASURED = (
 
 @dataclass(frozen=True)
 class _Measured:
-    """What pictures and clock say; ``drop`` is in percentage points of top-1, ``None`` without labels."""
+    """What inputs and clock say."""
 
     count: int
-    scores: Mapping[str, Score]
-    drop: float | None
+    scores: Mapping[str, Any]
+    loss: Loss
     latency: Mapping[str, float]
     convolutions: Mapping[str, int]
 
@@ -71,24 +70,22 @@ class _Measured:
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """Calibrate, write both INT8 forms, measure them against FP32, and add them to the bundle if they pass.
 
+    Classifiers and restorers are calibrated on pictures; generators on random latents, which are what they really take.
+
     Returns:
         What was measured as plain JSON types, and the same as a table.
 
     Raises:
-        CheckFailedError: INT8 loses more than ``max_drop``, or ``reuse_calibration`` found another calibration.
+        CheckFailedError: INT8 loses more than is accepted, or ``reuse_calibration`` found another calibration.
         DataError: The pictures cannot be used, or are not real ones.
         ModelError: The model cannot be quantised.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
     bundle = Bundle.open(config.bundle)
-    golden = bundle.golden()
-    folder = open_data(config.data, on_bad=config.on_bad_image)
+    golden = golden_arrays(bundle)
+    task = task_of(bundle, _source(config))
     path = bundle.file(bundle.manifest.variants["fp32"].file)
-    train: Sequence[Picture] = choose(folder, "train", config.limit, val_fraction=config.val_fraction)
-    val = choose(folder, "val", config.val_limit, val_fraction=config.val_fraction)
-    labelled = with_label_indices([*train, *val], folder, bundle.manifest.labels)
-    train, pictures = labelled[: len(train)], labelled[len(train) :]
-    calibration = calibrate(config, bundle, read_model(path), train)
+    calibration = calibrate(config, bundle, read_model(path), task)
     emitter = Emitter(
         path.read_bytes(),
         calibration,
@@ -96,18 +93,18 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
-    plan = make_plan(config, bundle, emitter, train, pictures) if config.plan else None
+    plan = make_plan(config, task, emitter) if config.plan else None
     forms = emitter.emit(plan.keep if plan else None)
-    measured = _measure(config, bundle, forms, pictures, golden)
+    measured = _measure(bundle, task, forms, golden)
     shown = score_table(measured.rows(forms))
-    _check_drop(config, measured, shown)
-    evidence = _evidence(config, folder.root.name, calibration, forms, measured, plan)
-    default = _default(config, measured)
+    _check_loss(measured, shown)
+    evidence = _evidence(config, task, calibration, forms, measured, plan)
+    default = _default(measured)
     files = {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()}
     bundle.update(
         {**files, **(plan.files(forms) if plan else {})},
         remove=() if plan else PLAN_FILES,
-        variants={**bundle.manifest.variants, "int8": _variant(bundle, forms, golden)},
+        variants={**bundle.manifest.variants, "int8": _variant(bundle, task, forms, golden)},
         default_variants={**bundle.manifest.default_variants, "cpu": default},
         calibration=_CALIBRATION,
         evidence={**bundle.manifest.evidence, "int8": evidence},
@@ -115,14 +112,20 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
 
 
-def _measure(
-    config: QuantizeConfig,
-    bundle: Bundle,
-    forms: Forms,
-    pictures: Sequence[Picture],
-    golden: Mapping[str, npt.NDArray[Any]],
-) -> _Measured:
-    manifest = bundle.manifest
+def _source(config: QuantizeConfig) -> Source:
+    return Source(
+        config.data,
+        config.val_limit,
+        config.val_fraction,
+        config.on_bad_image,
+        config.limit,
+        config.max_drop,
+        config.min_psnr,
+        config.from_generator,
+    )
+
+
+def _measure(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
     if not forms.tensorrt.count:
         reasons = "; ".join(sorted(set(forms.tensorrt.kept_float.values())))
         _log.warning("TensorRT's form has nothing in INT8, no operator is wide enough: %s", reasons)
@@ -133,50 +136,52 @@ def _measure(
             convolutions["float_convolutions"],
             sum(convolutions.values()),
         )
-    count, scores = compare(forms.sessions, decoded(pictures, manifest.preprocessing, on_bad=config.on_bad_image))
+    count, scores = compare(forms.sessions, task.batches(), task.tally)
     timed = {name: forms.sessions[name] for name in ("fp32", "int8.cpu")}
-    latency = interleaved_latency(timed, golden[manifest.inputs[0].name][:1])
-    top1 = [score.top1 for score in scores.values() if score.top1 is not None]
-    drop = round((top1[0] - min(top1[1:])) * 100, 9) if top1 else None  # 1 of 100 pictures is 1 point, not 1.00…09
-    return _Measured(count, scores, drop, latency, convolutions)
+    first = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
+    latency = interleaved_latency(timed, first)
+    return _Measured(count, scores, task.loss(scores), latency, convolutions)
 
 
-def _check_drop(config: QuantizeConfig, measured: _Measured, shown: str) -> None:
-    if measured.drop is None:
+def _check_loss(measured: _Measured, shown: str) -> None:
+    loss = measured.loss
+    if not loss.checked:
         _log.warning("the pictures have no labels of the model: --max-drop was not checked, only agreement measured")
-    elif measured.drop > config.max_drop:
+    elif not loss.passes:
         raise CheckFailedError(
-            f"INT8 loses {measured.drop:.2f} points of top-1 on {measured.count} pictures, accepted are "
-            f"{config.max_drop:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
+            f"INT8 loses {loss.value:.2f} {loss.unit} on {measured.count} pictures, accepted are "
+            f"{loss.accepted:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
             f"floating point; another --method or a higher --limit may help as well\n{shown}"
         )
 
 
-def _default(config: QuantizeConfig, measured: _Measured) -> str:
+def _default(measured: _Measured) -> str:
     """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
-    apart = (1 - min(score.agreement for score in measured.scores.values())) * 100
-    loss = apart if measured.drop is None else measured.drop
-    if loss <= config.max_drop and measured.speedup >= _WORTHWHILE:
+    if measured.loss.passes and measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
-        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f points at most",
+        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f %s at most",
         measured.speedup,
-        loss,
+        measured.loss.value,
+        measured.loss.unit,
     )
     return "fp32"
 
 
-def _variant(bundle: Bundle, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
+def _variant(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
     """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
-    pixels, expected = (golden[spec[0].name] for spec in (bundle.manifest.inputs, bundle.manifest.outputs))
+    inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
+    expected = golden[bundle.manifest.outputs[0].name]
     sessions = [forms.sessions["int8"], open_cpu(forms.files["int8"]), forms.sessions["int8.cpu"]]
-    error, agreement = against_golden(sessions, pixels, expected)
-    return Variant("int8", _FILES["int8"], _FILES["int8.cpu"], 2 * error, max(0.0, agreement - 2 / len(expected)))
+    outputs = [outputs_of(session, inputs) for session in sessions]
+    error = max(float(np.abs(values - expected).max()) for values in outputs)
+    alike = min(task.alike(values, expected) for values in outputs)
+    return Variant("int8", _FILES["int8"], _FILES["int8.cpu"], 2 * error, **task.floor(alike, len(expected), slack=2))
 
 
 def _evidence(
     config: QuantizeConfig,
-    data: str,
+    task: Task,
     calibration: Calibration,
     forms: Forms,
     measured: _Measured,
@@ -189,10 +194,10 @@ def _evidence(
         "equalised_activations": len(calibration.factors),
         "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
         "kept_fp32": dict(forms.fp32_around),
-        "pictures": {"data": data, "count": measured.count},
+        "pictures": {"data": task.name, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
         "measured": _MEASURED,
-        "drop_points": measured.drop,
+        **task.evidence(measured.loss),
         "latency_ms": dict(measured.latency),
         "latency_batch": 1,
         "speedup": measured.speedup,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from krl_runtime.commandline import table
 
-from .verify import Score
+from .tasks import Scored
 
 __all__ = ["Row", "score_table"]
 
@@ -25,26 +25,17 @@ class Row:
 
     form: str
     file_bytes: int
-    score: Score
+    score: Scored
     latency_ms: float | None = None
 
 
 def score_table(rows: Iterable[Row]) -> str:
     """Return the table; the first row is the reference of the others."""
     rows = list(rows)
-    reference = rows[0].score.top1
+    reference = rows[0].score
 
     def cells(row: Row) -> tuple[object, ...]:
-        top1 = row.score.top1
-        return (
-            row.form,
-            f"{row.file_bytes / 2**20:.2f}",
-            None if top1 is None else f"{top1:.2%}",
-            None if top1 is None or reference is None else f"{(reference - top1) * 100:.2f}",
-            f"{row.score.agreement:.2%}",
-            f"{row.score.max_error:.4g}",
-            None if row.latency_ms is None else f"{row.latency_ms:.3f}",
-        )
+        latency = None if row.latency_ms is None else f"{row.latency_ms:.3f}"
+        return row.form, f"{row.file_bytes / 2**20:.2f}", *row.score.cells(reference), latency
 
-    header = ("variant", "file MiB", "top-1", "drop in points", "agreement", "largest logit error", "CPU latency ms")
-    return table(header, [cells(row) for row in rows])
+    return table(("variant", "file MiB", *reference.HEADER, "CPU latency ms"), [cells(row) for row in rows])

@@ -7,12 +7,12 @@ import platform
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,11 @@ from krl_runtime.errors import BackendError, DataError, ModelError, require
 from krl_runtime.pictures import OnBadImage, Picture, decode
 from krl_runtime.preprocess import Preprocessing
 
-from .calibration.collect import batches
+from .inputs import Inputs, batches, feed, length
 
 __all__ = [
+    "Answers",
     "Score",
-    "against_golden",
     "compare",
     "count_convolutions",
     "decoded",
@@ -37,6 +37,7 @@ __all__ = [
     "machine",
     "open_cpu",
     "optimised_graph",
+    "outputs_of",
 ]
 
 _FLOAT_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose")
@@ -47,7 +48,7 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Score:
-    """One variant on a set of pictures.
+    """A classifier on a set of pictures.
 
     Attributes:
         top1: Share of right answers, 0 to 1; ``None`` without labels.
@@ -59,47 +60,68 @@ class Score:
     agreement: float
     max_error: float
 
+    HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "largest logit error")
 
-def logits_of(session: Any, pixels: npt.NDArray[Any], *, batch: int = _BATCH) -> npt.NDArray[np.float32]:
-    """Run a session over pictures.
+    def cells(self, reference: Score) -> tuple[str | None, ...]:
+        """Return the score for people, beside that of the reference."""
+        known = self.top1 is not None and reference.top1 is not None
+        return (
+            None if self.top1 is None else f"{self.top1:.2%}",
+            f"{(reference.top1 - self.top1) * 100:.2f}" if known else None,  # type: ignore[operator]
+            f"{self.agreement:.2%}",
+            f"{self.max_error:.4g}",
+        )
+
+
+class Answers:
+    """Counts right and equal answers."""
+
+    def __init__(self) -> None:
+        self.count, self.right, self.same, self.error, self.labelled = 0, 0, 0, 0.0, True
+
+    def add(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> None:
+        """Count the answers to one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
+        answers = outputs.argmax(axis=1)
+        self.count += len(outputs)
+        self.labelled = self.labelled and truth is not None and bool((truth >= 0).all())
+        self.right += int((answers == truth).sum()) if self.labelled else 0
+        self.same += int((answers == reference.argmax(axis=1)).sum())
+        self.error = max(self.error, float(np.abs(outputs - reference).max()))
+
+    def score(self) -> Score:
+        """Return the score of all batches."""
+        return Score(self.right / self.count if self.labelled else None, self.same / self.count, self.error)
+
+
+def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDArray[np.float32]:
+    """Run a session.
 
     Args:
-        session: Of ONNX Runtime, with one input and the logits as its first output.
-        pixels: ``[N, C, H, W]``, of the type of the input.
-        batch: Pictures in one call, where the graph leaves that open.
+        session: Of ONNX Runtime.
+        inputs: What it takes ``[N, ...]``.
+        batch: Inputs in one call, where the graph leaves that open.
 
     Returns:
-        Logits ``[N, classes]``.
+        Its first output, ``[N, ...]``: logits, or pictures.
 
     Raises:
-        ModelError: A logit is not a finite number.
+        ModelError: An output is not a finite number.
         BackendError: ONNX Runtime failed.
     """
-    input_ = session.get_inputs()[0]
+    fixed = session.get_inputs()[0].shape[0]
     try:
-        parts = [session.run(None, {input_.name: part})[0] for part in batches(pixels, input_.shape[0], batch)]
+        parts = [session.run(None, feed(session, part))[0] for part in batches(inputs, fixed, batch)]
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
-    logits: npt.NDArray[np.float32] = np.concatenate(parts)[: len(pixels)]
-    if not np.isfinite(logits).all():
-        raise ModelError("the network answers with logits that are not finite numbers")
-    return logits
+    outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]
+    if not np.isfinite(outputs).all():
+        raise ModelError("the network answers with numbers that are not finite")
+    return outputs
 
 
-def against_golden(
-    sessions: Iterable[Any], pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float32]
-) -> tuple[float, float]:
-    """Replay the golden inputs in several forms of a variant.
-
-    Returns:
-        The largest error of a logit and the smallest share, 0 to 1, of the golden answers, over all forms.
-
-    Raises:
-        ModelError: A logit is not a finite number.
-    """
-    logits = [logits_of(session, pixels) for session in sessions]
-    error = max(float(np.abs(values - expected).max()) for values in logits)
-    return error, min(float((values.argmax(1) == expected.argmax(1)).mean()) for values in logits)
+logits_of = outputs_of
 
 
 def decoded(
@@ -122,48 +144,45 @@ def decoded(
 
 
 def compare(
-    sessions: Mapping[str, Any], batches: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
-) -> tuple[int, dict[str, Score]]:
-    """Run several forms of a model over the same pictures.
+    sessions: Mapping[str, Any],
+    batches: Iterable[tuple[Inputs, npt.NDArray[Any] | None]],
+    tally: Callable[[], Any] = Answers,
+) -> tuple[int, dict[str, Any]]:
+    """Run several forms of a model over the same inputs.
 
     Args:
         sessions: By name; the first one is the reference.
-        batches: Pictures ``[N, C, H, W]`` and the indices of their classes, -1 where they are not known.
+        batches: Inputs ``[N, ...]`` and what is true of them, see ``krl_deploy.tasks.Batch``.
+        tally: Makes what counts the outputs of one form.
 
     Returns:
-        The number of pictures, and a score for each session.
+        The number of inputs, and a score for each session.
 
     Raises:
-        DataError: There is no picture.
-        ModelError: A logit is not a finite number.
+        DataError: There is no input.
+        ModelError: An output is not a finite number.
     """
-    right, same, error = (dict.fromkeys(sessions, 0.0) for _ in range(3))
-    count, labelled = 0, True
-    for pixels, labels in batches:
-        count += len(pixels)
-        labelled = labelled and bool((labels >= 0).all())
-        logits = {name: logits_of(session, pixels) for name, session in sessions.items()}
-        reference = next(iter(logits.values()))
-        for name, values in logits.items():
-            answers = values.argmax(axis=1)
-            right[name] += float((answers == labels).sum())
-            same[name] += float((answers == reference.argmax(axis=1)).sum())
-            error[name] = max(error[name], float(np.abs(values - reference).max()))
+    tallies = {name: tally() for name in sessions}
+    count = 0
+    for inputs, truth in batches:
+        count += length(inputs)
+        outputs = {name: outputs_of(session, inputs) for name, session in sessions.items()}
+        reference = next(iter(outputs.values()))
+        for name, values in outputs.items():
+            tallies[name].add(values, reference, truth)
     if not count:
         raise DataError("no picture is left to measure on: none of the files can be decoded")
-    return count, {
-        name: Score(right[name] / count if labelled else None, same[name] / count, error[name]) for name in sessions
-    }
+    return count, {name: each.score() for name, each in tallies.items()}
 
 
 def interleaved_latency(
-    sessions: Mapping[str, Any], pixels: npt.NDArray[np.uint8], *, rounds: int = 15, block_seconds: float = 0.03
+    sessions: Mapping[str, Any], inputs: Inputs, *, rounds: int = 15, block_seconds: float = 0.03
 ) -> dict[str, float]:
     """Measure the time of one call, all sessions in turn so that whatever else the machine does hits all of them.
 
     Args:
         sessions: By name.
-        pixels: One batch ``[N, C, H, W]``.
+        inputs: One batch ``[N, ...]``.
         rounds: Blocks of calls for each session, in random order in each round.
         block_seconds: Length of a block at least.
 
@@ -174,15 +193,15 @@ def interleaved_latency(
     names = list(sessions)
     order = random.Random(0)  # noqa: S311  an order, not a secret
     for session in sessions.values():
-        session.run(None, {session.get_inputs()[0].name: pixels})
+        session.run(None, feed(session, inputs))
     for _ in progress(range(rounds), "measuring latency"):
         order.shuffle(names)
         for name in names:
-            run, inputs = sessions[name].run, {sessions[name].get_inputs()[0].name: pixels}
-            run(None, inputs)
+            run, given = sessions[name].run, feed(sessions[name], inputs)
+            run(None, given)
             calls, start = 0, time.perf_counter()
             while (spent := time.perf_counter() - start) < block_seconds or not calls:
-                run(None, inputs)
+                run(None, given)
                 calls += 1
             blocks[name].append(spent / calls * 1e3)
     return {name: median(values) for name, values in blocks.items()}

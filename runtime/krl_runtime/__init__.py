@@ -1,4 +1,4 @@
-"""Runs krl bundles: pictures in, answers out, on TensorRT or ONNX Runtime.
+"""Runs krl bundles on TensorRT or ONNX Runtime: classifies pictures, restores them, or makes them.
 
 ::
 
@@ -8,6 +8,13 @@
         print(model.backend.reason)
         answer = model("rose.jpg")
         print(answer.label, answer.score)
+
+    with krl_runtime.load("super-resolution.krl") as model:
+        model("small.png").save("large.png")
+
+    with krl_runtime.load("gan.krl") as model:
+        for number, picture in enumerate(model.generate(4, seed=1)):
+            picture.save(f"{number}.png")
 
 Importing this loads numpy and Pillow; the pipelines are imported when they are first asked for, and a backend's library
 when a bundle is loaded onto it.
@@ -33,8 +40,7 @@ from .errors import (
 from .preprocess import Preprocessing
 
 if TYPE_CHECKING:
-    from .pipelines import load
-    from .pipelines.classifier import Classification, Classifier
+    from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
 
 __all__ = [
     "BackendError",
@@ -44,19 +50,23 @@ __all__ = [
     "Classification",
     "Classifier",
     "DataError",
+    "Generator",
     "ImageError",
     "KrlError",
     "MissingExtraError",
     "ModelError",
     "Preprocessing",
+    "Raster",
+    "Restorer",
     "RunError",
     "TrainingError",
     "UsageError",
     "__version__",
+    "grid",
     "load",
 ]
 
-_LATER = ("Classification", "Classifier", "load")
+_LATER = ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load")
 
 
 def __getattr__(name: str) -> Any:

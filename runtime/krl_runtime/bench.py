@@ -1,10 +1,10 @@
-"""How fast a loaded classifier answers on this device, and where the time goes."""
+"""How fast a loaded model answers on this device, and where the time goes."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,13 +16,13 @@ from .board import board_state
 from .bundle import Bundle
 from .commandline import progress
 from .errors import UsageError
-from .pipelines.classifier import Classifier
+from .pipelines import Classifier, Generator, Restorer
+from .preprocess import open_image
 from .selftest import golden_arrays
 
 __all__ = ["bench", "board_rows", "golden_picture", "peak_memory_mib"]
 
 _SIZE = (640, 480)
-_STAGES = ("preprocess", "inference", "postprocess")
 
 
 def golden_picture(bundle: Bundle) -> bytes:
@@ -39,14 +39,19 @@ def golden_picture(bundle: Bundle) -> bytes:
 
 
 def bench(
-    model: Classifier, picture: bytes, *, batch: int = 1, warmup: int = 10, iterations: int = 100
+    model: Classifier | Restorer | Generator,
+    picture: bytes,
+    *,
+    batch: int = 1,
+    warmup: int = 10,
+    iterations: int = 100,
 ) -> dict[str, Any]:
-    """Measure a classifier from encoded bytes to answers.
+    """Measure a model from encoded bytes, or latents, to answers.
 
     Args:
         model: The loaded model.
-        picture: An encoded picture; it is decoded anew each time.
-        batch: Pictures for one run of the network.
+        picture: An encoded picture; it is decoded anew each time. Generators take their golden inputs instead.
+        batch: Pictures for one run of the network; a restorer runs one at a time.
         warmup: Iterations that are not counted.
         iterations: Iterations that are.
 
@@ -57,7 +62,8 @@ def bench(
         the measured iterations and ``after`` them, ``None`` where it tells nothing.
 
     Raises:
-        UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative.
+        UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative; or a restorer gets a
+            ``batch``.
         ImageError: The picture cannot be decoded.
         BackendError: The network does not take such a batch, or the device failed.
     """
@@ -66,11 +72,12 @@ def bench(
             f"batch is {batch}, iterations {iterations}, warmup {warmup}; accepted: 1 or more for the first two, "
             "0 or more for the last"
         )
-    first = sum(_iteration(model, picture, batch))
+    stages = _stages(model, picture, batch)
+    first = sum(_iteration(stages))
     for _ in range(warmup):
-        _iteration(model, picture, batch)
+        _iteration(stages)
     before = board_state()
-    rows = [_iteration(model, picture, batch) for _ in progress(range(iterations), "measuring")]
+    rows = [_iteration(stages) for _ in progress(range(iterations), "measuring")]
     after = board_state()
     times = np.asarray(rows) * 1e3
     return {
@@ -78,7 +85,7 @@ def bench(
         "warmup": warmup,
         "iterations": iterations,
         "latency_ms": _summary(times.sum(axis=1)),
-        "stages_ms": {stage: _summary(times[:, column]) for column, stage in enumerate(_STAGES)},
+        "stages_ms": {stage: _summary(times[:, column]) for column, stage in enumerate(stages)},
         "throughput_per_s": batch * iterations / (times.sum() / 1e3),
         "first_answer_ms": first * 1e3,
         "peak_memory_mib": peak_memory_mib(),
@@ -101,15 +108,34 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
     return [(name, flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}]
 
 
-def _iteration(model: Classifier, picture: bytes, batch: int) -> tuple[float, float, float]:
+def _stages(model: Classifier | Restorer | Generator, picture: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
+    """Return what a model does, step by step; each step gets what the one before returned."""
+    if isinstance(model, Classifier):
+        classifier = model
+        return {
+            "preprocess": lambda _: np.stack([classifier.preprocessing(picture) for _ in range(batch)]),
+            "inference": classifier.logits,
+            "postprocess": classifier.interpret,
+        }
+    if isinstance(model, Restorer):
+        if batch != 1:
+            raise UsageError(f"the batch is {batch}, but restoration runs one picture at a time; leave it out")
+        return {"decode": lambda _: open_image(picture, mode=None), "restore": model}
+    generator, golden = model, golden_arrays(model.bundle)
+    inputs = [
+        np.resize(golden[spec.name], (batch, *golden[spec.name].shape[1:])) for spec in model.bundle.manifest.inputs
+    ]
+    return {"inference": lambda _: generator.values(*inputs), "postprocess": generator.interpret}
+
+
+def _iteration(stages: Mapping[str, Callable[[Any], Any]]) -> list[float]:
     """Return the seconds that each stage took."""
-    begin = perf_counter()
-    pixels = np.stack([model.preprocessing(picture) for _ in range(batch)])
-    ready = perf_counter()
-    logits = model.logits(pixels)
-    run = perf_counter()
-    model.interpret(logits)
-    return ready - begin, run - ready, perf_counter() - run
+    times, value = [], None
+    for stage in stages.values():
+        begin = perf_counter()
+        value = stage(value)
+        times.append(perf_counter() - begin)
+    return times
 
 
 def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:

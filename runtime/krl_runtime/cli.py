@@ -1,4 +1,4 @@
-"""The command ``krl-runtime``: classify pictures, and look at a bundle and at this device."""
+"""The command ``krl-runtime``: run a bundle, and look at it and at this device."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ._version import __version__
-from .bundle import MANIFEST, Bundle
+from .arguments import (
+    PROG,
+    add_bundle,
+    add_command,
+    add_model_options,
+    add_threads,
+    bundle_and_pictures,
+    expand,
+    load_model,
+    natural,
+    points,
+    positive,
+    where,
+)
+from .bundle import Bundle
 from .commandline import guard, print_json, progress, table
 from .errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
-from .pictures import OnBadImage, find_pictures, report_bad
-from .pipelines import load
+from .making import add_generate, add_restore
+from .pictures import report_bad
 from .pipelines.classifier import Classification, Classifier
+from .pipelines.generator import Generator
 from .serve import ServeConfig, serve
 
 __all__ = ["main"]
 
-_PROG = "krl-runtime"
-_KINDS = ("tensorrt", "cuda", "openvino-bf16", "openvino", "cpu")
-_MAX_DROP_HELP = "points of top-1 that a variant may lose by the bundle's evidence (default: 1)"
+_MAX_DROP_HELP = "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence (default: 1, 0.1)"
 _log = logging.getLogger("krl")
 
 
@@ -39,154 +51,83 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a check whose answer is no, 2 bad input, 130 interrupted.
     """
     arguments = _parser().parse_args(argv)
-    return guard(_PROG, lambda: arguments.run(arguments))
+    return guard(PROG, lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=_PROG, description="Runs krl bundles on TensorRT or ONNX Runtime.")
-    parser.add_argument("-V", "--version", action="version", version=f"{_PROG} {__version__}")
+    parser = argparse.ArgumentParser(prog=PROG, description="Runs krl bundles on TensorRT or ONNX Runtime.")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    classify = _command(commands, "classify", _classify, "say what pictures show")
+    classify = add_command(commands, "classify", _classify, "say what pictures show")
     classify.add_argument(
         "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
     )
     classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
-    classify.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes in an answer (default: 5)")
+    classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
     classify.add_argument(
         "--on-bad-image",
         choices=("refuse", "skip"),
         default="refuse",
         help="refuse: one unreadable file, and nothing is answered (default); skip: name it and go on",
     )
-    _model_options(classify)
+    add_model_options(classify)
 
-    info = _command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
-    _bundle(info)
+    add_generate(commands)
+    add_restore(commands)
 
-    test = _command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
-    _bundle(test)
-    _threads(test)
+    info = add_command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
+    add_bundle(info)
 
-    tune = _command(commands, "tune", _tune, "measure which variant and backend is fastest here, and keep it for load")
-    _bundle(tune)
-    tune.add_argument("--max-drop", type=_points, default=1.0, metavar="P", help=_MAX_DROP_HELP)
-    tune.add_argument(
-        "--threads", type=_positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
+    test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
+    add_bundle(test)
+    add_threads(test)
+
+    tune = add_command(
+        commands, "tune", _tune, "measure which variant and backend is fastest here, and keep it for load"
     )
-    tune.add_argument("--rounds", type=_positive, default=7, metavar="N", help="measurements of each (default: 7)")
+    add_bundle(tune)
+    tune.add_argument("--max-drop", type=points, metavar="P", help=_MAX_DROP_HELP)
+    tune.add_argument(
+        "--threads", type=positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
+    )
+    tune.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (default: 7)")
 
-    bench = _command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
-    _bundle(bench)
+    bench = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
+    add_bundle(bench)
     bench.add_argument("--image", type=Path, metavar="FILE", help="picture to measure with (default: a golden input)")
-    bench.add_argument("--batch", type=_positive, default=1, metavar="N", help="pictures for one run (default: 1)")
-    bench.add_argument("--warmup", type=_natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
-    bench.add_argument("--iterations", type=_positive, default=100, metavar="N", help="iterations (default: 100)")
-    _model_options(bench)
+    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures for one run (default: 1)")
+    bench.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
+    bench.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
+    add_model_options(bench)
 
-    serve = _command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
-    _bundle(serve)
+    serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
+    add_bundle(serve)
     serve.add_argument("--name", help="what clients call the model (default: the bundle's file name)")
     serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
     for name, kind, default, text in (
-        ("port", _natural, ServeConfig.port, "port to listen on, 0 for any free one"),
-        ("workers", _positive, ServeConfig.workers, "requests worked on at once"),
-        ("queue", _natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
-        ("max-batch", _positive, ServeConfig.max_batch, "pictures of several requests to run together, for GPUs"),
-        ("max-delay-ms", _natural, int(ServeConfig.max_delay_seconds * 1000), "how long a picture waits for a batch"),
-        ("max-body-mb", _positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
-        ("max-megapixels", _positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
+        ("port", natural, ServeConfig.port, "port to listen on, 0 for any free one"),
+        ("workers", positive, ServeConfig.workers, "requests worked on at once"),
+        ("queue", natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
+        ("max-batch", positive, ServeConfig.max_batch, "pictures of several requests to run together, for GPUs"),
+        ("max-delay-ms", natural, int(ServeConfig.max_delay_seconds * 1000), "how long a picture waits for a batch"),
+        ("max-body-mb", positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
+        ("max-megapixels", positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
     ):
         serve.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
     serve.add_argument(
         "--build", choices=("background",), help="build a missing TensorRT engine meanwhile, and change over to it"
     )
-    _model_options(serve, threads=1)
+    add_model_options(serve, threads=1)
 
-    _command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
+    add_command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
     return parser
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="NAME.krl", help="the bundle, a folder")
-
-
-def _threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    shown = default or "one a physical core"
-    parser.add_argument(
-        "--threads", type=_positive, default=default, metavar="N", help=f"CPU threads for one call (default: {shown})"
-    )
-
-
-def _model_options(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
-    parser.add_argument("--variant", metavar="NAME", help="fp32, fp16 or int8 (default: the bundle's for the device)")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", *_KINDS),
-        default="auto",
-        help="where to begin in the order TensorRT, CUDA, CPU, which has OpenVINO only if asked for (default: auto, "
-        f"what {_PROG} tune chose, else the beginning)",
-    )
-    parser.add_argument("--require", choices=_KINDS, help="run on this or not at all")
-    _threads(parser, threads)
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _natural(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(minimum: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < minimum:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {minimum} or more")
-    return int(text)
-
-
-def _points(text: str) -> float:
-    try:
-        points = float(text)
-    except ValueError:
-        points = -1
-    if not 0 <= points <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: 0 to 100")
-    return points
-
-
-def _load(arguments: argparse.Namespace) -> Classifier:
-    return load(
-        arguments.bundle,
-        variant=arguments.variant,
-        backend=arguments.backend,
-        require=arguments.require,
-        threads=arguments.threads,
-        build=getattr(arguments, "build", None),  # which only serve has
-    )
-
-
-def _where(model: Classifier) -> dict[str, Any]:
-    """Return what was loaded, for JSON."""
-    return {
-        "bundle": str(model.bundle.path),
-        "backend": model.backend.name,
-        "variant": model.backend.variant,
-        "reason": model.backend.reason,
-    }
 
 
 def _classify(arguments: argparse.Namespace) -> None:
-    arguments.bundle, pictures = _bundle_and_pictures(arguments.bundle, arguments.paths)
-    files = _expand(pictures, arguments.on_bad_image)
-    with _load(arguments) as model:
+    arguments.bundle, pictures = bundle_and_pictures(arguments.bundle, arguments.paths)
+    files = expand(pictures, arguments.on_bad_image)
+    with load_model(arguments, Classifier) as model:
         answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
         report_bad(list(bad.values()), arguments.on_bad_image)
         if not answers:
@@ -196,7 +137,7 @@ def _classify(arguments: argparse.Namespace) -> None:
             for result in results:
                 del result["logits"]
             skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
-            print_json({**_where(model), "results": results, "skipped": skipped})
+            print_json({**where(model), "results": results, "skipped": skipped})
             return
     rows = [
         (
@@ -208,31 +149,6 @@ def _classify(arguments: argparse.Namespace) -> None:
         for file, answer in answers.items()
     ]
     print(table(("file", "answer", "score", "then"), rows))
-
-
-def _bundle_and_pictures(bundle: Path | None, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
-    """Tell the bundle from the pictures: what ``--bundle`` gives, else the one path that is a bundle.
-
-    Where none is, the first path is taken for it, so that the message says what is wrong with that one.
-    """
-    if bundle is not None:
-        return bundle, list(paths)
-    bundles = [path for path in paths if (path / MANIFEST).is_file()]
-    if len(bundles) > 1:
-        raise UsageError(f"{len(bundles)} bundles were given: {', '.join(map(str, bundles))}; give one")
-    chosen = bundles[0] if bundles else paths[0]
-    pictures = [path for path in paths if path != chosen]
-    if not pictures:
-        raise UsageError(f"no pictures were given beside {chosen}; accepted: a bundle, and picture files or folders")
-    return chosen, pictures
-
-
-def _expand(paths: Sequence[Path], on_bad: OnBadImage) -> list[Path]:
-    """Replace folders by the pictures in them."""
-    files: list[Path] = []
-    for path in paths:
-        files += find_pictures(path, on_bad=on_bad) if path.is_dir() else [path]
-    return list(dict.fromkeys(files))
 
 
 def _answer(
@@ -283,19 +199,26 @@ def _selftest(arguments: argparse.Namespace) -> None:
                 replay.state,
                 None if replay.max_abs_error is None else f"{replay.max_abs_error:.2e}",
                 replay.tolerance,
-                None if replay.agreement is None else f"{replay.agreement:.1%}",
-                replay.required_agreement,
+                _alike(replay.agreement, replay.psnr),
+                _alike(replay.required_agreement, replay.required_psnr),
                 replay.cause.partition("; ")[0],  # krl-runtime doctor has the advice
             )
             for replay in replays
         ]
-        header = ("variant", "backend", "state", "max error", "tolerance", "top-1 agreement", "required", "cause")
+        header = ("variant", "backend", "state", "max error", "tolerance", "agreement", "required", "cause")
         print(table(header, rows))
     if failed:
         names = ", ".join(f"{replay.variant} on {replay.kind}" for replay in failed)
         raise CheckFailedError(f"{len(failed)} of {len(replays)} replays failed: {names}")
     if all(replay.state == "unavailable" for replay in replays):
-        raise BackendError(f"nothing was tested: no backend is here; {_PROG} doctor says why")
+        raise BackendError(f"nothing was tested: no backend is here; {PROG} doctor says why")
+
+
+def _alike(agreement: float | None, psnr: float | None) -> str | None:
+    """Return a share of equal answers, or the PSNR of pictures, for people."""
+    if psnr is not None:
+        return f"{psnr:.1f} dB"
+    return None if agreement is None else f"{agreement:.1%}"
 
 
 def _tune(arguments: argparse.Namespace) -> None:
@@ -330,16 +253,24 @@ def _bench(arguments: argparse.Namespace) -> None:
     from .bench import bench, board_rows, golden_picture
 
     begin = perf_counter()
-    model = _load(arguments)
+    model = load_model(arguments, None)
     load_ms = (perf_counter() - begin) * 1e3
     with model:
-        picture = arguments.image.read_bytes() if arguments.image else golden_picture(model.bundle)
+        generates = isinstance(model, Generator)
+        if generates and arguments.image:
+            raise UsageError(f"bundle {arguments.bundle} makes pictures and takes none; leave --image out")
+        if generates:
+            picture, told = b"", "golden latents"
+        elif arguments.image:
+            picture, told = arguments.image.read_bytes(), str(arguments.image)
+        else:
+            picture, told = golden_picture(model.bundle), "the first golden input as a JPEG of 640x480"
         counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
         result = {
-            **_where(model),
+            **where(model),
             "threads": arguments.threads,
             "cpus": os.cpu_count(),
-            "picture": str(arguments.image or "the first golden input as a JPEG of 640x480"),
+            "picture": told,
             "load_ms": load_ms,
             **bench(model, picture, **counts),
         }
@@ -370,12 +301,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         max_body_bytes=arguments.max_body_mb << 20,
         max_pixels=arguments.max_megapixels * 10**6,
     )
-    with _load(arguments) as model:
+    with load_model(arguments, Classifier) as model:
 
         def started(url: str) -> None:
             _log.info("%s: listening on %s", model.bundle.manifest.name, url)
             if arguments.json:
-                print_json({**_where(model), "url": url})
+                print_json({**where(model), "url": url})
                 sys.stdout.flush()
 
         serve(model, config, started=started)

@@ -35,6 +35,8 @@ class Variant:
         cpu_file: The form of the same that ONNX Runtime's CPU provider runs fast, where it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
+        psnr: Where the outputs are pictures, what stands in the place of ``agreement``: the smallest PSNR in dB between
+            them and the golden ones, the mean over the pictures, that the self-test accepts.
     """
 
     precision: str
@@ -42,6 +44,7 @@ class Variant:
     cpu_file: str | None = None
     tolerance: float = 1e-3
     agreement: float = 1.0
+    psnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ class Manifest:
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "float": (float, int),
+    "float | None": (float, int, type(None)),
     "int": int,
     "int | None": (int, type(None)),
     "str": str,

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from . import jpeg
 from .errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -214,15 +215,15 @@ class Preprocessing:
         return (left, upper, min(left + box_width, width), min(upper + box_height, height))
 
 
-def open_image(source: ImageSource, *, mode: str) -> Image.Image:
+def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
     """Decode one picture, turn it as its EXIF orientation says, and convert its colours.
 
-    Transparency is dropped, as torchvision's loader does; 16-bit grey is scaled to 8 bits; of an animation the
-    first frame is taken.
+    Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit grey is scaled to 8 bits; of
+    an animation the first frame is taken.
 
     Args:
         source: The picture; see ``ImageSource``.
-        mode: ``"L"`` or ``"RGB"``.
+        mode: ``"L"`` or ``"RGB"``; ``None`` for ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, whichever the picture is.
 
     Returns:
         A fully decoded Pillow image in ``mode``.
@@ -260,7 +261,7 @@ _Shrink: TypeAlias = Callable[[int, int], int]
 """From the width and height of an upright picture to what a JPEG decoder may divide them by: 1, 2, 4 or 8."""
 
 
-def _open(source: ImageSource, mode: str, shrink: _Shrink | None = None) -> _Decoded:
+def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
     """Do what ``open_image`` says, scaled down while decoding where ``shrink`` allows it."""
     name = _describe(source)
     try:
@@ -292,7 +293,7 @@ def _describe(source: object) -> str:
     return f"picture given as {type(source).__name__}"
 
 
-def _decode(source: ImageSource, mode: str, name: str, shrink: _Shrink | None) -> _Decoded:
+def _decode(source: ImageSource, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source, name), mode, name, None)
     if isinstance(source, Image.Image):
@@ -310,7 +311,7 @@ def _decode(source: ImageSource, mode: str, name: str, shrink: _Shrink | None) -
     )
 
 
-def _finish(image: Image.Image, mode: str, name: str, shrink: _Shrink | None) -> _Decoded:
+def _finish(image: Image.Image, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are accepted")
@@ -321,12 +322,17 @@ def _finish(image: Image.Image, mode: str, name: str, shrink: _Shrink | None) ->
         scale = shrink(*size)
         if scale > 1 and image.draft(None, (width // scale, height // scale)) is None:
             scale = 1
-    image.load()
+    if scale == 1:
+        image = jpeg.load(image)
+    else:
+        image.load()
     if orientation != 1:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
     begin = [(there - full / scale) * far for there, full, far in zip(image.size, size, mirrored, strict=True)]
+    if (image.mode, mode) == ("RGBX", "RGB") and shrink is not None:
+        return _Decoded(image, size, scale, (begin[0], begin[1]))  # converted when it is small
     return _Decoded(_convert(image, mode), size, scale, (begin[0], begin[1]))
 
 
@@ -340,7 +346,15 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _own_mode(image: Image.Image) -> str:
+    """Return the mode of 8 bits that has what a picture has: colours, and transparency."""
+    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return ("L" if grey else "RGB") + "A" * transparent
+
+
+def _convert(image: Image.Image, mode: str | None) -> Image.Image:
+    mode = mode or _own_mode(image)
     if image.mode == mode:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,12 +14,13 @@ from .backends.base import Backend, check_inputs
 from .backends.select import KINDS, Kind, open_backend
 from .bundle import Bundle, Manifest, Variant
 from .errors import BackendError, BundleError, MissingExtraError
+from .luma import mean_psnr
 from .pipelines.classifier import batch_limit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Replay", "compare", "golden_arrays", "replay", "selftest"]
+__all__ = ["Replay", "compare", "golden_arrays", "makes_pictures", "replay", "selftest"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Replay:
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
         tolerance: The largest that the bundle accepts.
-        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where nothing ran.
+        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where nothing ran, or pictures
+            are made.
         required_agreement: The smallest that the bundle accepts.
+        psnr: Of pictures, in dB against the golden ones, the mean; ``None`` where nothing ran or there are none.
+        required_psnr: The smallest that the bundle accepts.
         cause: Why it failed or is not available.
     """
 
@@ -45,6 +50,8 @@ class Replay:
     tolerance: float | None = None
     agreement: float | None = None
     required_agreement: float | None = None
+    psnr: float | None = None
+    required_psnr: float | None = None
     cause: str = ""
 
 
@@ -101,7 +108,8 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
 
 def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
     variant: Variant = bundle.manifest.variants[name]
-    error, agreement, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
+    error, alike, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
+    pictures = makes_pictures(bundle.manifest)
     return Replay(
         name,
         kind,
@@ -109,8 +117,10 @@ def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapp
         inputs=len(golden[bundle.manifest.outputs[0].name]),
         max_abs_error=error,
         tolerance=variant.tolerance,
-        agreement=agreement,
-        required_agreement=variant.agreement,
+        agreement=None if pictures else alike,
+        required_agreement=None if pictures else variant.agreement,
+        psnr=alike if pictures else None,
+        required_psnr=variant.psnr if pictures else None,
         cause=cause,
     )
 
@@ -124,25 +134,39 @@ def compare(
     """Compare outputs with the golden ones.
 
     Args:
-        manifest: Names the outputs; the first one has the top-1.
+        manifest: Names the outputs; the first one has the top-1, or the pictures.
         variant: Says what is accepted.
         outputs: What was computed from the golden inputs, ``[N, ...]`` each.
         golden: What torch computed from them.
 
     Returns:
-        The largest absolute difference of any output, the share, 0 to 1, of inputs whose top-1 is the golden one,
-        and why that does not pass; empty if it does.
+        The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
+        the PSNR in dB of pictures; and why that does not pass, empty if it does.
     """
+    for spec in manifest.outputs:
+        made, wanted = outputs[spec.name].shape, golden[spec.name].shape
+        if made != wanted:
+            return math.inf, 0.0, f"{spec.name} has shape {list(made)}, the golden one {list(wanted)}"
     errors = [np.abs(outputs[spec.name].astype(np.float64) - golden[spec.name]).max() for spec in manifest.outputs]
     key = manifest.outputs[0].name
-    agreement = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
     error = float(np.max(errors))  # a NaN in any of them stays a NaN, and passes nothing
     causes = []
     if not error <= variant.tolerance:
         causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
-    if not agreement >= variant.agreement:
-        causes.append(f"top-1 agrees on {agreement:.1%} of the golden inputs, required are {variant.agreement:.1%}")
-    return error, agreement, "; ".join(causes)
+    if makes_pictures(manifest):
+        alike = mean_psnr(outputs[key], golden[key])
+        if variant.psnr is not None and not alike >= variant.psnr:
+            causes.append(f"the PSNR to the golden pictures is {alike:.1f} dB, required are {variant.psnr:.1f}")
+    else:
+        alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
+        if not alike >= variant.agreement:
+            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required are {variant.agreement:.1%}")
+    return error, alike, "; ".join(causes)
+
+
+def makes_pictures(manifest: Manifest) -> bool:
+    """Return whether a bundle's outputs are pictures, and not logits."""
+    return manifest.task != "classification"
 
 
 def replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -1,9 +1,10 @@
 """Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
 
 Two things have to hold before something may be chosen. The bundle's evidence, measured on pictures where it was made,
-has to say that the variant loses no more than ``max_drop`` points. And on this device the golden inputs have to come
-out within the variant's tolerance. BF16 is none of the bundle's variants: there the golden outputs have to come out at
-least as exactly as the least exact variant that may be chosen is allowed to.
+has to say that the variant loses no more than ``max_drop``: points of top-1, or dB of PSNR where it makes pictures.
+And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
+variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
+allowed to.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from .backends.select import ALL_KINDS, Kind, open_backend
 from .bundle import Bundle, Manifest, Variant
 from .commandline import progress
 from .errors import BackendError, MissingExtraError, UsageError
-from .selftest import compare, golden_arrays, replay
+from .selftest import compare, golden_arrays, makes_pictures, replay
 from .tuning import Measurement, Tuning, cpu_count, device, tuning_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["tune"]
+__all__ = ["SAME_PICTURE", "tune"]
+
+SAME_PICTURE = 30.0
+"""PSNR in dB from which on two pictures of a generator count as the same, where nobody asked for another value."""
 
 _ALIKE = 1.05
 _BLOCK_SECONDS = 0.03
@@ -43,13 +47,19 @@ class _Candidate:
 
 
 def tune(
-    bundle: Bundle, *, max_drop: float = 1.0, threads: Sequence[int] = (), rounds: int = 7, write: bool = True
+    bundle: Bundle,
+    *,
+    max_drop: float | None = None,
+    threads: Sequence[int] = (),
+    rounds: int = 7,
+    write: bool = True,
 ) -> Tuning:
     """Measure every variant on every backend that is here, and keep the result for ``krl_runtime.load``.
 
     Args:
         bundle: The bundle; it stays as it is.
-        max_drop: Points of top-1 that a variant may have lost by the bundle's evidence.
+        max_drop: Points of top-1, or dB of PSNR, that a variant may have lost by the bundle's evidence; left out: 1
+            point, 0.1 dB.
         threads: Numbers of CPU threads to try; by default 1, 2, 4 … up to the number of CPUs.
         rounds: How often each candidate is measured, all of them in turn.
         write: Whether to keep the result beside the bundle.
@@ -62,6 +72,8 @@ def tune(
         BundleError: A file is damaged, or there are no golden inputs.
         BackendError: Nothing can run the bundle here.
     """
+    if max_drop is None:
+        max_drop = 0.1 if makes_pictures(bundle.manifest) else 1.0
     if max_drop < 0 or rounds < 1 or any(count < 1 for count in threads):
         raise UsageError(f"max_drop is {max_drop}, rounds {rounds}, threads {list(threads)}; accepted: 0, 1, 1 or more")
     bundle.verify()
@@ -87,9 +99,10 @@ def tune(
 
 
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
-    """Return the points of top-1 that a variant loses by the bundle's evidence, ``None`` where there is no evidence.
+    """Return what a variant loses by the bundle's evidence, ``None`` where there is no evidence.
 
-    Without labels, answers other than the reference's count as lost.
+    That is points of top-1, or dB of PSNR where the bundle makes pictures. Without labels, answers other than the
+    reference's count as lost; without true pictures, what is missing from ``SAME_PICTURE`` dB to the reference's does.
 
     Args:
         manifest: The bundle's manifest.
@@ -106,9 +119,13 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     reference, score = scores.get("fp32"), scores.get(form)
     if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
         return None
-    before, after, same = reference.get("top1"), score.get("top1"), score.get("agreement")
-    if isinstance(before, int | float) and isinstance(after, int | float):
-        return (before - after) * 100
+    for key, unit in (("top1", 100), ("psnr", 1)):
+        before, after = reference.get(key), score.get(key)
+        if isinstance(before, int | float) and isinstance(after, int | float):
+            return (before - after) * unit
+    same, psnr = score.get("agreement"), score.get("psnr_to_fp32")
+    if isinstance(psnr, int | float):
+        return max(0.0, SAME_PICTURE - psnr)
     return (1 - same) * 100 if isinstance(same, int | float) else None
 
 
@@ -119,6 +136,7 @@ def _thread_counts() -> list[int]:
 
 def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iterator[_Candidate]:
     """Yield what to try; what the evidence rules out is not tried."""
+    unit = "dB" if makes_pictures(bundle.manifest) else "points"
     for kind in ALL_KINDS:
         for variant in bundle.manifest.variants:
             points = lost(bundle.manifest, variant, kind)
@@ -127,7 +145,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
                 cause = f"the bundle has no accuracy evidence for variant {variant}"
             elif not points <= max_drop:
                 cause = (
-                    f"variant {variant} loses {points:.2f} points by the bundle's evidence, accepted are {max_drop:g}"
+                    f"variant {variant} loses {points:.2f} {unit} by the bundle's evidence, accepted are {max_drop:g}"
                 )
             counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
             for count in counts:

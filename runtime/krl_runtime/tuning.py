@@ -59,7 +59,7 @@ class Tuning:
     Attributes:
         manifest: Digest of the bundle's manifest.
         device: What identifies the device.
-        max_drop: Points of top-1 that a variant was allowed to lose by the bundle's evidence.
+        max_drop: Points of top-1, or dB of PSNR, that a variant was allowed to lose by the bundle's evidence.
         measurements: The best first, those that are out of the question last.
     """
 

@@ -72,8 +72,11 @@ def fake_gpu_runtime(
         def add_session_config_entry(self, key: str, value: str) -> None:
             self.entries[key] = value
 
-    def session(model: Any, options: Any, providers: list[str], enable_fallback: int) -> FakeSession:
+    def session(
+        model: Any, options: Any, providers: list[str], enable_fallback: int, disabled_optimizers: list[str]
+    ) -> FakeSession:
         assert enable_fallback == 0
+        assert disabled_optimizers == ["WeightBiasQuantization"]
         strict = options.entries.get("session.disable_cpu_ep_fallback") == "1" and not ignores_strictness
         if providers == [CPU]:
             return FakeSession([CPU], (), model)

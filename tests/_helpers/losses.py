@@ -59,7 +59,7 @@ LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 MAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{loss.__name__: loss for loss in (L.hint, L.at, L.nst, L.hcl, L.wkd_f, L.sp)},
+    **{loss.__name__: loss for loss in (L.hint, L.at, L.nst, L.hcl, L.wkd_f, L.sp, L.spatial_affinity)},
     "fsp": lambda student, teacher: L.fsp(student, 2 * student, teacher, 2 * teacher),
 }
 

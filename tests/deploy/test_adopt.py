@@ -165,7 +165,7 @@ def test_an_opset_that_cannot_be_raised_stays(exported, options, monkeypatch, ca
     assert "the model stays in opset 11, ONNX cannot raise it: no adapter" in captured.err
 
 
-def test_a_quantised_model_is_adopted_and_not_typed_again(options, tmp_path, digits, capsys):
+def test_weights_that_are_stored_as_integers_become_floats(options, tmp_path, digits, capsys):
     rng = np.random.default_rng(0)
     nodes = [
         node("Flatten", ["image"], "v"),
@@ -175,10 +175,10 @@ def test_a_quantised_model_is_adopted_and_not_typed_again(options, tmp_path, dig
     values = {"q": rng.integers(-127, 128, (256, 10), dtype=np.int8), "s": np.float32(0.01)}
     model = graph(nodes, {"image": ["n", 1, 16, 16]}, {"out": None}, values)
     assert main(options(model)) == 0
-    assert "quantised already" in capsys.readouterr().err
-    assert main(["quantize", str(tmp_path / "a.krl"), "--data", str(digits)]) == 2
-    assert "quantised already (it has DequantizeLinear)" in capsys.readouterr().err
-    assert main(["half", str(tmp_path / "a.krl")]) == 2
+    assert "the file is quantised" in capsys.readouterr().err
+    adopted = onnx.load(tmp_path / "a.krl" / "model.fp32.onnx")
+    assert any(np.array_equal(value, values["q"] * values["s"]) for value in constants(adopted).values())
+    assert Bundle.open(tmp_path / "a.krl").manifest.calibration is None
 
 
 def test_bad_models(tmp_path, exported, options, capsys):

@@ -21,6 +21,7 @@ from krl_deploy.export import export
 from krl_deploy.forms import Emitter, tensors_to_calibrate
 from krl_deploy.graph.files import opset_of
 from krl_deploy.quantize import quantize
+from krl_deploy.tasks import Loss
 from krl_deploy.verify import count_convolutions, logits_of, open_cpu, optimised_graph
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
@@ -315,7 +316,7 @@ def test_options_out_of_range(options, message):
 
 def test_the_check_alone():
     with pytest.raises(CheckFailedError, match=r"INT8 loses 3\.00 points"):
-        module._check_drop(QuantizeConfig(None, None), module._Measured(10, {}, 3.0, {}, {}), "table")
+        module._check_loss(module._Measured(10, {}, Loss(3.0, "points of top-1", 1.0), {}, {}), "table")
 
 
 def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):

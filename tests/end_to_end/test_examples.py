@@ -66,3 +66,11 @@ def test_photographs(tmp_path: Path) -> None:
     script = EXAMPLES / "03_flowers_photographs.sh"
     _run("sh", str(script), str(data), str(tmp_path / "out"), "2", "2", "64", cwd=tmp_path)
     assert (tmp_path / "out" / "student.krl" / "model.fp16.onnx").is_file()
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "MNIST").is_dir(), reason="the shared data is not here")
+def test_generator(tmp_path: Path) -> None:
+    script = EXAMPLES / "06_mnist_generator.sh"
+    done = _run("sh", str(script), str(SHARED_DATA), str(tmp_path / "out"), "1", "640", "300", cwd=tmp_path)
+    assert done.stdout.count("fid_floor") == 2
+    assert len(list((tmp_path / "out" / "digits").glob("*.png"))) == 65  # and the grid of all

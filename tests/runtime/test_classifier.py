@@ -288,8 +288,8 @@ def test_closing_while_threads_are_calling(bundle: Bundle):
 
 
 def test_another_task(tmp_path: Path):
-    bundle = write_bundle(tmp_path / "a.krl", task="generation")
-    with pytest.raises(BundleError, match="is for the task 'generation'; this krl-runtime knows: classification"):
+    bundle = write_bundle(tmp_path / "a.krl", task="segmentation")
+    with pytest.raises(BundleError, match="is for the task 'segmentation'; this krl-runtime knows: classification"):
         load(bundle.path)
 
 

@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def fit(config: FitConfig) -> None:
-    """Train a classifier on labelled pictures."""
+    """Train a network on pictures: a classifier, or what --task says."""
     from .fit import fit as run_fit
 
     _show_run(run_fit(config), config.json)
@@ -31,10 +31,22 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.json:
         print_json(result)
         return
+    if "samples" in result:
+        print(f"{result['run']}: {result['samples']} generated pictures")
+        print(_metrics_table(result))
+        return
     print(f"{result['run']} on {result['count']} pictures of {result['data']} ({result['split']})")
     print(_metrics_table(result))
+    if "pictures" in result:
+        _show_pictures(result["pictures"])
+        return
     worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)
     print("\n" + table(("class", "recall"), [(name, f"{value:.4f}") for value, name in worst]))
+
+
+def _show_pictures(pictures: list[dict[str, Any]]) -> None:
+    columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
+    print("\n" + table(columns, [[picture[column] for column in columns] for picture in pictures]))
 
 
 def import_(config: ImportConfig) -> None:
@@ -72,8 +84,10 @@ def _show_run(run: Run, json: bool) -> None:
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:
-    shown = ("top1", "top5", "loss", "count", "parameters", "macs", "train_seconds")
-    return table(("metric", "value"), [(name, metrics[name]) for name in shown if name in metrics])
+    """Show what is one number."""
+    return table(
+        ("metric", "value"), [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
+    )
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {

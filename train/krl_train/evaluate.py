@@ -27,13 +27,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a run.
 
     Returns:
-        ``run``, ``data``, ``split`` and what ``evaluate_classifier`` returns.
+        ``run``, ``data``, ``split`` and what ``evaluate_classifier`` (``evaluate_restorer``, ``evaluate_generator``) returns.
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
     """
     run = Run.open(config.run)
     record = run.record
+    if record.task == "restoration":
+        from .fits.restoration import evaluate_restoration
+
+        return evaluate_restoration(run, config)
+    if record.task == "generation":
+        from .evaluate_generator import evaluate_generator
+
+        return evaluate_generator(run, config)
     data = config.data
     if data.data is None:
         root = Path(record.data["root"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from krl_runtime._files import write_atomic
 from krl_runtime.bench import peak_memory_mib
@@ -112,7 +113,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
             raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
         for name in (RECORD, WEIGHTS):
             (out / name).unlink(missing_ok=True)
-        for name in (CHECKPOINT.parent.name, "events"):
+        for name in (CHECKPOINT.parent.name, "events", "samples"):
             shutil.rmtree(out / name, ignore_errors=True)
     write_atomic(file, replace(record, versions=package_versions()).to_bytes())
     return None
@@ -261,13 +262,18 @@ def fit(config: FitConfig) -> Run:
     return run
 
 
-def initialise_from(network: Network, run: Run) -> None:
+def initialise_from(network: nn.Module, run: Run) -> None:
     """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
+
+    Args:
+        network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
+        run: Of the same architecture.
 
     Raises:
         RunError: The run is of another network.
     """
-    mine, theirs = network.backbone.state_dict(), run.state()
+    backbone = network.get_submodule("backbone")
+    mine, theirs = backbone.state_dict(), run.state()
     if set(mine) != set(theirs):
         raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
     fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
@@ -275,7 +281,7 @@ def initialise_from(network: Network, run: Run) -> None:
         raise RunError(
             f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
         )
-    network.backbone.load_state_dict({**mine, **fitting})
+    backbone.load_state_dict({**mine, **fitting})
     left = sorted(set(mine) - set(fitting))
     if left:
         _log.info("new last layer, for other labels: %s", ", ".join(left))

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .config import OptimConfig
 
-__all__ = ["build_optimizer", "build_schedule", "learning_rate_factor"]
+__all__ = ["build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
 
 _REFERENCE_BATCH = 128
 _DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
@@ -27,13 +27,18 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], bat
         batch_size: Pictures in one step over all processes.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    lr = config.lr if config.lr is not None else _DEFAULT_LR[config.optimizer] * batch_size / _REFERENCE_BATCH
+    lr = config.lr if config.lr is not None else default_learning_rate(config, batch_size)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=lr, weight_decay=config.weight_decay)
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(
         trained, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay
     )
+
+
+def default_learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """Return the peak learning rate where the user gives none."""
+    return _DEFAULT_LR[config.optimizer] * batch_size / _REFERENCE_BATCH
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:

@@ -18,6 +18,7 @@ from .data import open_source, preprocessing_for
 from .evaluate import evaluate_run, pick_split
 from .fit import prepare_out
 from .models import Network, build_model, count_macs, count_parameters
+from .models.generators import is_generator
 from .run import ModelSpec, Run, RunRecord
 
 __all__ = ["import_weights", "match_weights", "read_weights"]
@@ -125,6 +126,14 @@ def import_weights(config: ImportConfig) -> Run:
     Raises:
         KrlError: The weights do not fit the network, or the data cannot be used.
     """
+    if is_generator(config.model):
+        from .transfer_generator import import_generator
+
+        return import_generator(config)
+    if config.model.startswith("style-"):
+        from .transfer_style import import_style
+
+        return import_style(config)
     tensors = read_weights(config.weights)
     source = open_source(config.data)
     labels = source.labels

@@ -16,9 +16,10 @@ from krl_runtime.errors import UsageError
 
 __all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
 
-Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd"]
+Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
 """What a loss is given: labels with the student's logits; both nets' logits; those and labels; the last shared map;
-every shared map; all maps reviewed; the classifier's input; that and the samples' indices."""
+every shared map; all maps reviewed; the classifier's input; that and the samples' indices; the student's picture with
+the truth, or with the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,20 @@ class TermSpec:
         return self.weight * (min((epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)
 
 
-def parse_term(text: str) -> TermSpec:
+def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardise"``.
+
+    Args:
+        text: What was given to ``--loss``.
+        kinds: The losses that are accepted.
 
     Raises:
         UsageError: The name or a key is not known, or a value is not a number.
     """
     name, _, rest = text.partition(":")
-    if name not in KINDS:
-        raise UsageError(f"--loss {text}: unknown loss {name!r}{_suggest(name, KINDS)}; accepted: {', '.join(KINDS)}")
-    kind = KINDS[name]
+    if name not in kinds:
+        raise UsageError(f"--loss {text}: unknown loss {name!r}{_suggest(name, kinds)}; accepted: {', '.join(kinds)}")
+    kind = kinds[name]
     options = kind.options()
     values: dict[str, float] = {}
     for item in filter(None, rest.split(",")):

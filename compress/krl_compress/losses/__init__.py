@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .adapters import CRD, Review, regressor
 from .decoupled import dkd, dkd_parts, nkd, rld, wsld
-from .features import at, fsp, hcl, hint, nst, wkd_f
+from .features import at, fsp, hcl, hint, nst, spatial_affinity, wkd_f
 from .logits import (
     batch_correlation,
     class_correlation,
@@ -56,6 +56,7 @@ __all__ = [
     "rld",
     "soft_bce",
     "sp",
+    "spatial_affinity",
     "standardise",
     "standardise_logits",
     "ttm",

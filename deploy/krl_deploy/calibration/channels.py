@@ -13,9 +13,10 @@ from onnx import helper
 
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.inputs import Inputs, batches, feed, length
 from krl_runtime.backends.onnxruntime import open_session
 
-from .collect import batches, with_outputs
+from .collect import with_outputs
 
 __all__ = ["Channels", "measure_channels"]
 
@@ -35,15 +36,13 @@ class Channels:
     largest: npt.NDArray[np.float32]
 
 
-def measure_channels(
-    model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]
-) -> dict[str, Channels]:
+def measure_channels(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs) -> dict[str, Channels]:
     """Measure activations channel by channel.
 
     Args:
-        model: A float32 model with one input of pixels.
+        model: A float32 model.
         tensors: Names of float32 tensors; those that have neither 2 nor 4 dimensions are left out.
-        pixels: Pictures, uint8 ``[N, C, H, W]``.
+        inputs: What the model takes ``[N, ...]``.
     """
     graph = GraphEditor(model)
     ranks = {name: len(graph.shape(name) or ()) for name in tensors}
@@ -56,15 +55,14 @@ def measure_channels(
         for output in ([name, name] if ranks[name] == 2 else [f"{name}::mean", f"{name}::largest"])
     ]
     session = open_session(_with_pooling(model, [name for name in found if ranks[name] == 4], outputs), cuda=False)
-    input_ = session.get_inputs()[0]
     sums: list[Any] = [0.0] * len(found)
     most: list[Any] = [0.0] * len(found)
-    for batch in batches(pixels, input_.shape[0], _BATCH):
-        values = [value.reshape(value.shape[:2]) for value in session.run(outputs, {input_.name: batch})]
+    for batch in batches(inputs, session.get_inputs()[0].shape[0], _BATCH):
+        values = [value.reshape(value.shape[:2]) for value in session.run(outputs, feed(session, batch))]
         sums = [old + new.sum(axis=0, dtype=np.float64) for old, new in zip(sums, values[::2], strict=True)]
         most = [np.maximum(old, np.abs(new).max(axis=0)) for old, new in zip(most, values[1::2], strict=True)]
     return {
-        name: Channels((total / len(pixels)).astype(np.float32), np.asarray(high, np.float32))
+        name: Channels((total / length(inputs)).astype(np.float32), np.asarray(high, np.float32))
         for name, total, high in zip(found, sums, most, strict=True)
     }
 

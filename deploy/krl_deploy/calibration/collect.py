@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.inputs import Inputs, batches, feed, length, rows, total
 from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.commandline import progress_bar
 from krl_runtime.errors import ModelError
@@ -21,7 +22,7 @@ from .histogram import Histogram
 from .record import Method
 from .threshold import entropy, mse
 
-__all__ = ["batches", "collect", "with_outputs"]
+__all__ = ["collect", "with_outputs"]
 
 _VALUES_IN_BATCH = 1 << 18
 _BYTES_OF_TENSORS = 64 << 20
@@ -35,7 +36,7 @@ class _Reader(Protocol):
     batch: int | str | None
     size: int
 
-    def add(self, pixels: npt.NDArray[np.uint8]) -> None: ...
+    def add(self, inputs: Inputs) -> None: ...
 
     def state(self) -> dict[str, npt.NDArray[Any]]: ...
 
@@ -47,19 +48,19 @@ class _Reader(Protocol):
 def collect(
     model: onnx.ModelProto,
     tensors: Sequence[str],
-    pixels: npt.NDArray[np.uint8],
+    inputs: Inputs,
     *,
     method: Method = "minmax",
     share: float = 99.999,
     checkpoint: Checkpoint | None = None,
     size: int | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of each tensor over pictures.
+    """Return the range of each tensor over pictures, or whatever else the model takes.
 
     Args:
-        model: A float32 model with one input of pixels.
+        model: A float32 model.
         tensors: Names of float32 tensors of its graph.
-        pixels: The pictures, uint8 ``[N, C, H, W]``.
+        inputs: What the model takes ``[N, ...]``.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that the range holds.
         checkpoint: Where to keep what was counted so far, and from where to go on.
@@ -69,7 +70,7 @@ def collect(
         ModelError: A tensor takes values that are not finite numbers.
     """
     reader: _Reader = (
-        _Extremes(model, tensors, pixels) if method == "minmax" else _Histograms(model, tensors, pixels, method, share)
+        _Extremes(model, tensors, inputs) if method == "minmax" else _Histograms(model, tensors, inputs, method, share)
     )
     kept = checkpoint.load() if checkpoint else None
     done = 0
@@ -77,11 +78,11 @@ def collect(
         done = int(kept["done"])
         reader.restore(kept)
     saved = time.monotonic()
-    with progress_bar("calibrating", len(pixels), done) as advance:
-        for batch in batches(pixels[done:], reader.batch, size or reader.size):
+    with progress_bar("calibrating", length(inputs), done) as advance:
+        for batch in batches(rows(inputs, slice(done, None)), reader.batch, size or reader.size):
             reader.add(batch)
-            done += len(batch)
-            for _ in batch:
+            done += length(batch)
+            for _ in range(length(batch)):
                 advance()
             if checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 checkpoint.save({"done": np.asarray(done), **reader.state()})
@@ -89,33 +90,20 @@ def collect(
     return reader.ranges()
 
 
-def batches(pixels: npt.NDArray[Any], fixed: int | str | None, size: int) -> Iterator[npt.NDArray[Any]]:
-    """Yield batches of pictures.
-
-    Args:
-        pixels: The pictures ``[N, C, H, W]``.
-        fixed: First dimension of the graph's input, a number if it is fixed.
-        size: Pictures in a batch where it is not fixed.
-    """
-    step = fixed if isinstance(fixed, int) else size
-    for start in range(0, len(pixels), step):
-        yield pixels[start : start + step]
-
-
 class _Extremes:
     """The smallest and largest value of each tensor; the graph itself reduces them."""
 
-    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], pixels: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs) -> None:
         self.tensors = list(tensors)
         self.names = [f"{tensor}::{op}" for tensor in tensors for op in _REDUCTIONS]
         self.session = open_session(_with_reductions(model, tensors), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
-        self.size = max(1, min(32, _VALUES_IN_BATCH // pixels[0].size))
+        self.size = max(1, min(32, _VALUES_IN_BATCH // total(rows(inputs, slice(1)))))
         self.low = np.full(len(tensors), np.inf)
         self.high = np.full(len(tensors), -np.inf)
 
-    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
-        values: Any = np.array(self.session.run(self.names, {self.session.get_inputs()[0].name: pixels}), np.float64)
+    def add(self, inputs: Inputs) -> None:
+        values: Any = np.array(self.session.run(self.names, feed(self.session, inputs)), np.float64)
         bad = [self.tensors[int(index) // 2] for index in np.flatnonzero(~np.isfinite(values))]
         if bad:
             raise ModelError(
@@ -150,7 +138,7 @@ class _Histograms:
         self,
         model: onnx.ModelProto,
         tensors: Sequence[str],
-        pixels: npt.NDArray[np.uint8],
+        inputs: Inputs,
         method: Method,
         share: float,
     ) -> None:
@@ -158,17 +146,15 @@ class _Histograms:
         self.method, self.share = method, share
         self.session = open_session(to_bytes(with_outputs(model, tensors)), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
-        first = self._run(next(batches(pixels, self.batch, 1)))
+        first = self._run(next(batches(inputs, self.batch, 1)))
         self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first))))
 
-    def _run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        values: list[npt.NDArray[np.float32]] = self.session.run(
-            list(self.histograms), {self.session.get_inputs()[0].name: pixels}
-        )
+    def _run(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
+        values: list[npt.NDArray[np.float32]] = self.session.run(list(self.histograms), feed(self.session, inputs))
         return values
 
-    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
-        for (name, histogram), value in zip(self.histograms.items(), self._run(pixels), strict=True):
+    def add(self, inputs: Inputs) -> None:
+        for (name, histogram), value in zip(self.histograms.items(), self._run(inputs), strict=True):
             try:
                 histogram.add(value)
             except ModelError as error:

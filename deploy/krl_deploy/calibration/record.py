@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Equalise", "Identity", "Method"]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 """``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
@@ -31,10 +31,11 @@ class Identity:
     Attributes:
         graph_sha256: Hash of the float32 ONNX file: operators, weights and normalisation.
         preprocessing: From a picture to the input.
-        pictures: Hash of the decoded pictures.
+        pictures: Hash of the decoded pictures, or of whatever else the model takes.
         count: Number of pictures.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
         equalise: Which activations were equalised before.
+        source: Where the inputs come from: pictures, latents of a seed, or a generator, with its hash.
     """
 
     graph_sha256: str
@@ -43,6 +44,7 @@ class Identity:
     count: int
     method: str
     equalise: Equalise
+    source: str = "pictures"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Calibration:
         extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
         means: Mean of each channel on the sample, of what weighted operators read.
         factors: What the channels of an activation are divided by, see ``krl_deploy.graph.equalise``.
+        given: Those of the ranges that came with the model (trained with it, or of a quantised file) and are taken as
+            they are; where there are any, weighted operators whose inputs have none stay in floating point.
+        weight_scales: Scales of weights that came with the model, one or ``[channels]``, by the weight's name.
     """
 
     identity: Identity
@@ -64,6 +69,8 @@ class Calibration:
     extremes: Ranges = field(default_factory=dict)
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    given: Ranges = field(default_factory=dict)
+    weight_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the content of ``calibration.json``."""
@@ -81,15 +88,15 @@ class Calibration:
             values = json.loads(data)
             if values["schema_version"] != _SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, not {_SCHEMA_VERSION}")
-            ranges, extremes = (
-                {name: (float(low), float(high)) for name, (low, high) in values[key].items()}
-                for key in ("ranges", "extremes")
-            )
-            means, factors = (
-                {name: tuple(float(value) for value in channels) for name, channels in values[key].items()}
-                for key in ("means", "factors")
-            )
-            return cls(Identity(**values["identity"]), ranges, extremes, means, factors)
+            limits = {
+                key: {name: (float(low), float(high)) for name, (low, high) in values[key].items()}
+                for key in ("ranges", "extremes", "given")
+            }
+            channels = {
+                key: {name: tuple(float(value) for value in each) for name, each in values[key].items()}
+                for key in ("means", "factors", "weight_scales")
+            }
+            return cls(Identity(**values["identity"]), **limits, **channels)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
 

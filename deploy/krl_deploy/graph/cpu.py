@@ -121,7 +121,7 @@ class _Emitter:
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
         # A channel whose weights are almost 0 must not have a scale on which its bias overflows int32.
         least = np.abs(bias.astype(np.float64)) / (float(source.scale) * 2**30) if bias is not None else 0.0
-        values, scale = quantise_weight(weight, item.axis, least, self.rounding)
+        values, scale = quantise_weight(weight, item.axis, least, self.rounding, node.input[1])
         shift = bias_shift(graph, item, values, scale, self.rounding.means)
         weights = dequantised_constant(graph, node.input[1], values, scale, item.axis)
         inputs = [self._dequantised(node.input[0]), weights]
@@ -141,11 +141,12 @@ class _Emitter:
     def _arithmetic(self, node: NodeProto, inputs: list[str]) -> None:
         """Emit a node whose output is quantised, with the activation behind it folded into the uint8 range."""
         final = self._fold_activation(node.output[0])
+        folded = final != node.output[0]
         node.input[:] = inputs
         raw = self.graph.fresh(f"{node.output[0]}_raw")
         node.output[0] = raw
         self.graph.nodes.append(node)
-        self._store(final, raw)
+        self._store(final, raw, from_zero=folded)
 
     def _read_in_float(self, item: Weighted) -> bool:
         """Return whether only operators that stay in floating point by choice read a convolution's output."""
@@ -191,10 +192,11 @@ class _Emitter:
         self.graph.nodes.append(node)
         self.stored[output] = _Stored(node.output[0], source.scale_name, source.zero_name, source.scale, source.zero)
 
-    def _store(self, tensor: str, raw: str) -> None:
-        """Quantise the float tensor ``raw``, which holds the values of ``tensor``."""
+    def _store(self, tensor: str, raw: str, *, from_zero: bool = False) -> None:
+        """Quantise the float tensor ``raw``: ``tensor``, or what it is before negative values become 0."""
         graph = self.graph
-        scale, zero = affine_parameters(*self.ranges[tensor])
+        low, high = self.ranges[tensor]
+        scale, zero = affine_parameters(0.0 if from_zero else low, high)
         scale_name = graph.add_constant(f"{tensor}_scale", np.asarray(scale))
         zero_name = graph.add_constant(f"{tensor}_zero_point", np.asarray(zero, np.uint8))
         name = graph.add("QuantizeLinear", [raw, scale_name, zero_name], f"{tensor}_quantised")

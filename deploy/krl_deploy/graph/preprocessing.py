@@ -14,7 +14,7 @@ from krl_runtime.preprocess import Preprocessing
 
 from .edit import GraphEditor, attribute
 
-__all__ = ["Signature", "raise_opset", "signature", "to_classifier"]
+__all__ = ["Signature", "feed_pixels", "raise_opset", "signature", "to_classifier"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def to_classifier(
     graph = GraphEditor(model)
     source, output = graph.inputs[0], graph.outputs[0]
     batch = (graph.shape(source) or (1,))[0]
-    changes = [_feed(graph, source, preprocessing)] if graph.dtype(source) == TensorProto.FLOAT else []
+    changes = [feed_pixels(graph, source, preprocessing)] if graph.dtype(source) == TensorProto.FLOAT else []
     classes = _classes(graph, output)
     logits = _before_softmax(graph, output)
     if logits != output:
@@ -127,7 +127,7 @@ def _classes(graph: GraphEditor, output: str) -> int:
     return classes
 
 
-def _feed(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
+def feed_pixels(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
     """Put the normalisation between the graph's input and its readers; return what was done."""
     readers = {id(node) for node in graph.nodes}
     mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))

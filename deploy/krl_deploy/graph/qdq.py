@@ -114,7 +114,7 @@ def to_tensorrt(
         node = weighted.node
         weight = graph.constant(node.input[1])
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
-        values, scale = quantise_weight(weight, weighted.axis, rounding=rounding)
+        values, scale = quantise_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
         shift = bias_shift(graph, weighted, values, scale, rounding.means)
         if shift is not None:
             bias = bias_of(graph, node)

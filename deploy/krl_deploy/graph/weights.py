@@ -31,11 +31,13 @@ class Rounding:
         means: For each tensor that a weighted operator reads, the mean of each channel on real inputs, ``[C]``; where
             there is one, the bias makes up for what rounding the weights moves the output's mean by.
         half: Scales are FP16 numbers, not below the smallest normal one.
+        scales: Scales of weights that have them already, by the weight's name: one, or one for each channel.
     """
 
     optimal_scales: bool = False
     means: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     half: bool = False
+    scales: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def scale(self, value: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 scales as they will stand in the graph."""
@@ -48,6 +50,7 @@ def quantise_weight(
     axis: int,
     least: npt.NDArray[np.float64] | float = 0.0,
     rounding: Rounding | None = None,
+    name: str = "",
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Quantise a weight to int8, symmetrically, with one scale for each channel.
 
@@ -56,6 +59,7 @@ def quantise_weight(
         axis: Axis of the channels.
         least: Smallest acceptable scale, or one for each channel.
         rounding: How the scales are chosen; left out: from the largest weight.
+        name: Of the weight, by which it may have scales already.
 
     Returns:
         The values, in -127 to 127, rounded half to even, and the scales ``[channels]``.
@@ -63,7 +67,11 @@ def quantise_weight(
     rounding = rounding or Rounding()
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     largest = np.abs(rows).max(axis=1).astype(np.float64) / 127
-    scale = np.maximum(largest * _best_shrink(rows, largest) if rounding.optimal_scales else largest, least)
+    if name in rounding.scales:
+        chosen = np.broadcast_to(rounding.scales[name].astype(np.float64), largest.shape)
+    else:
+        chosen = largest * _best_shrink(rows, largest) if rounding.optimal_scales else largest
+    scale = np.maximum(chosen, least)
     # A scale must be positive and, with float32, not so small that its reciprocal overflows.
     scale = rounding.scale(np.where(scale < np.finfo(np.float32).tiny, 1.0, scale))
     values = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)

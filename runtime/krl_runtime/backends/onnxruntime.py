@@ -22,7 +22,18 @@ from .base import check_graph, check_inputs, keeps_weights_inside
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["NoCudaProviderError", "OnnxRuntimeBackend", "open_cpu", "open_cuda", "open_session"]
+__all__ = [
+    "WRONG_OPTIMIZERS",
+    "NoCudaProviderError",
+    "OnnxRuntimeBackend",
+    "open_cpu",
+    "open_cuda",
+    "open_session",
+]
+
+WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
+"""Optimisers of ONNX Runtime that change answers. This one writes biases as integers in the precision around INT8; in
+FP16 those beyond 65504 overflow (seen in 1.31). krl's form for the CPU has integer biases already."""
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -146,7 +157,9 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     if not keeps_weights_inside(model):
         raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
     try:
-        session = ort.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(
+            model, options, providers=[provider], enable_fallback=0, disabled_optimizers=WRONG_OPTIMIZERS
+        )
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error
     if session.get_providers()[0] != provider:

@@ -4,24 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from krl_runtime.backends.select import Kind, SelectedBackend, select_backend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, UsageError
 
 from .classifier import Classification, Classifier
+from .generator import Generator
+from .raster import Raster, grid
+from .restorer import Restorer
 
 if TYPE_CHECKING:
     from krl_runtime.backends.warm import WarmStart
 
-__all__ = ["Classification", "Classifier", "load"]
+__all__ = ["Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"]
 
-_PIPELINES = {"classification": Classifier}
+_PIPELINES: dict[str, type[Classifier] | type[Restorer] | type[Generator]] = {
+    "classification": Classifier,
+    "restoration": Restorer,
+    "generation": Generator,
+}
+_Pipeline = TypeVar("_Pipeline", Classifier, Restorer, Generator)
+
+
+@overload
+def load(
+    path: str | Path,
+    pipeline: type[_Pipeline],
+    *,
+    variant: str | None = ...,
+    backend: Kind | Literal["auto"] | None = ...,
+    require: Kind | None = ...,
+    threads: int | None = ...,
+    build: Literal["background"] | None = ...,
+    build_command: Sequence[str] | None = ...,
+) -> _Pipeline: ...
+@overload
+def load(
+    path: str | Path,
+    pipeline: None = ...,
+    *,
+    variant: str | None = ...,
+    backend: Kind | Literal["auto"] | None = ...,
+    require: Kind | None = ...,
+    threads: int | None = ...,
+    build: Literal["background"] | None = ...,
+    build_command: Sequence[str] | None = ...,
+) -> Any: ...
 
 
 def load(
     path: str | Path,
+    pipeline: type[Any] | None = None,
     *,
     variant: str | None = None,
     backend: Kind | Literal["auto"] | None = None,
@@ -29,7 +64,7 @@ def load(
     threads: int | None = None,
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
-) -> Classifier:
+) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
     What ``krl-runtime tune`` measured best on this device comes first. Else TensorRT is tried (if the bundle has an
@@ -38,6 +73,8 @@ def load(
 
     Args:
         path: The bundle, a folder ``NAME.krl``.
+        pipeline: ``Classifier``, ``Restorer`` or ``Generator``, where the program needs one of them: bundles of other
+            tasks are refused, and type checkers know the result.
         variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the one that the bundle names for the device,
             and FP32 where it names none.
         backend: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``: where to begin in that order; or ``"openvino"`` or
@@ -51,12 +88,12 @@ def load(
         build_command: What builds the engine and registers it in the bundle; by default ``krl-deploy build-engine``.
 
     Returns:
-        The pipeline for the bundle's task.
+        The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
 
     Raises:
         BundleError: There is no bundle, it is damaged, forged, of another schema version or of an unknown task.
         BackendError: No backend can run it, or not the one that is required; the message has each cause.
-        UsageError: An argument is not one of the accepted values.
+        UsageError: An argument is not one of the accepted values, or the bundle is not for ``pipeline``.
     """
     import logging
 
@@ -65,13 +102,17 @@ def load(
     if build is not None and require not in (None, "tensorrt"):
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
     bundle = Bundle.open(path)
-    pipeline = _PIPELINES.get(bundle.manifest.task)
-    if pipeline is None:
+    task = bundle.manifest.task
+    found = _PIPELINES.get(task)
+    if found is None:
         raise BundleError(
-            f"bundle {bundle.path} is for the task {bundle.manifest.task!r}; this krl-runtime knows: "
+            f"bundle {bundle.path} is for the task {task!r}; this krl-runtime knows: "
             f"{', '.join(_PIPELINES)}; a newer one may know it"
         )
-    pipeline.check(bundle)
+    if pipeline not in (None, found):
+        wanted = next((name for name, kind in _PIPELINES.items() if kind is pipeline), repr(pipeline))
+        raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
+    found.check(bundle)
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
     running: SelectedBackend | WarmStart = chosen
     if build is not None:
@@ -79,4 +120,4 @@ def load(
 
         running = warm_start(bundle, chosen, variant, build_command)
     logging.getLogger("krl").info("%s: %s", bundle.manifest.name, running.reason)
-    return pipeline(bundle, running)
+    return found(bundle, running)

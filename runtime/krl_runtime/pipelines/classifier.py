@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
@@ -14,6 +13,8 @@ import numpy as np
 from krl_runtime.backends.select import SelectedBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, ImageError, ModelError, UsageError
+
+from .base import Pipeline
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,21 +62,16 @@ class Classification:
         }
 
 
-class Classifier:
+class Classifier(Pipeline):
     """Answers which class a picture shows. Made by ``krl_runtime.load``; several threads may call it at once.
 
     Attributes:
-        bundle: What was loaded.
         labels: Class names in the order of the logits.
-        preprocessing: From a picture to the network's input.
-        backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
     """
 
     def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
-        self.bundle = bundle
+        super().__init__(bundle, backend)
         self.labels = bundle.manifest.labels
-        self.preprocessing = bundle.manifest.preprocessing
-        self.backend = backend
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
         self._limit = batch_limit(bundle)
@@ -220,26 +216,9 @@ class Classifier:
                 raise ImageError(f"item {index} of {len(sources)}: {error}") from error
         return pixels
 
-    def close(self) -> None:
-        """Free what the model holds; calling it afterwards raises ``BackendError``."""
-        self.backend.close()
-
-    def __enter__(self) -> Classifier:
-        """Return the model."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the model."""
-        self.close()
-
     def __repr__(self) -> str:
         """Return name, number of classes, backend and variant."""
-        return (
-            f"Classifier({self.bundle.manifest.name!r}, {len(self.labels)} classes, "
-            f"variant {self.backend.variant} on {self.backend.name})"
-        )
+        return f"Classifier({self.bundle.manifest.name!r}, {len(self.labels)} classes, {self._where()})"
 
 
 def _largest(values: npt.NDArray[np.float64], count: int) -> list[int]:

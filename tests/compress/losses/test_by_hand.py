@@ -91,6 +91,8 @@ BY_HAND: dict[str, tuple[Callable[[], Tensor], float]] = {
     "nst": (lambda: L.nst(strip(3, 4), strip(7, 0)), 1 + 1 - 2 * 0.36),
     "hcl": (lambda: L.hcl(t([4, 0, 0, 0]).view(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)), (4 + 0.5 * 1) / 1.5),
     "wkd_f": (lambda: L.wkd_f(strip(0, 2), strip(0, 0)), 4 + (sqrt(2 + 1e-5) - sqrt(1e-5)) ** 2),
+    # Of the four pairs of positions, two are alike for the student and opposite for the teacher.
+    "spatial_affinity": (lambda: L.spatial_affinity(strip(3, 4), strip(7, -1)), (0 + 2 + 2 + 0) / 4),
     "fsp": (lambda: L.fsp(strip(1, 2), strip(3, 4), strip(0), strip(1)), 5.5**2),
     "sp": (lambda: L.sp(ORTHOGONAL, t([1, 0], [1, 0])), 1 - sqrt(0.5)),
     # Distances 1, 2, 3 of mean 2 against 1, 1, 2 of mean 4/3.

@@ -54,6 +54,7 @@ GOLDEN: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
     "HCL": (lambda f: L.hcl(f, F_T), F_S, 0.802732968304, 0.01931500987),
     "FSP": (lambda f: L.fsp(f, f**2, F_T, F_T**2), F_S, 0.425360184342, 0.02611127895),
     "WKD-F": (lambda f: L.wkd_f(f, F_T), F_S, 29.5223036843, 0.953780355),
+    "FAKD": (lambda f: L.spatial_affinity(f, F_T), F_S, 0.144431650194, 0.0106774582),
     "RKD": (lambda e: 25 * L.rkd_distance(e, E_T) + 50 * L.rkd_angle(e, E_T), E_S, 8.90503601444, 2.039601306),
     "RKD distance": (lambda e: L.rkd_distance(e, E_T), E_S, 0.0928452224427, 0.02346177234),
     "RKD angle": (lambda e: L.rkd_angle(e, E_T), E_S, 0.131678109067, 0.03020601456),

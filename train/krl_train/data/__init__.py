@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .augment import Augmentation
+from .patches import PatchBatch, PatchStream, Truths
 from .pixels import PixelSet
 from .sources import Source, load_split, open_source, preprocessing_for
 
-__all__ = ["Augmentation", "PixelSet", "Source", "load_split", "open_source", "preprocessing_for"]
+__all__ = [
+    "Augmentation",
+    "PatchBatch",
+    "PatchStream",
+    "PixelSet",
+    "Source",
+    "Truths",
+    "load_split",
+    "open_source",
+    "preprocessing_for",
+]

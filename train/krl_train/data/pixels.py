@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,14 @@ class PixelSet:
         labels: Class indices, ``[N]`` of int64.
         identity: Hash of the pictures and labels, in their order.
         margin: Extra pixels on every side of each picture.
+        files: Where each picture was read; empty for pictures that do not come from files.
     """
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], margin: int = 0) -> None:
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], margin: int = 0, files: Sequence[Path] = ()
+    ) -> None:
         """Keep decoded pictures ``[N, C, H + 2 * margin, W + 2 * margin]`` in memory."""
+        self.files = tuple(files)
         self.labels = torch.tensor(list(labels), dtype=torch.int64)
         self.identity = identity(pixels, labels)
         self.margin = margin
@@ -62,8 +67,12 @@ class PixelSet:
         size = len(pictures) * channels * (height + 2 * margin) * (width + 2 * margin)
         if size <= memory_limit:
             pixels, kept = decode(pictures, preprocessing, margin=margin, on_bad=on_bad)
-            return cls(pixels, [picture.label for picture in kept], margin)
+            return cls(pixels, [picture.label for picture in kept], margin, [picture.path for picture in kept])
         return _PixelsOnDisk(pictures, preprocessing, margin, on_bad)
+
+    def joined(self, other: PixelSet) -> PixelSet:
+        """Return these pictures and then those of another set with the same size and margin."""
+        return _JoinedPixels(self, other)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -103,6 +112,7 @@ class _PixelsOnDisk(PixelSet):
                 hashes.append(f"{picture.label}:{result}")
         report_bad(bad, on_bad)
         self._pictures = good
+        self.files = tuple(picture.path for picture in good)
         self.labels = torch.tensor([picture.label for picture in good], dtype=torch.int64)
         self.identity = sha256_bytes(f"{preprocessing}:{margin}:{','.join(hashes)}".encode())
 
@@ -118,3 +128,22 @@ class _PixelsOnDisk(PixelSet):
         return torch.from_numpy(
             np.stack(list(self._pool.map(lambda path: self._preprocessing(path, margin=self.margin), chosen)))
         )
+
+
+class _JoinedPixels(PixelSet):
+    """The pictures of one set, and then those of another."""
+
+    def __init__(self, first: PixelSet, second: PixelSet) -> None:
+        self._parts = first, second
+        self.labels = torch.cat([first.labels, second.labels])
+        self.identity = sha256_bytes(f"{first.identity}:{second.identity}".encode())
+        self.margin = first.margin
+        self.files = ()
+
+    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        first, second = self._parts
+        inside = indices < len(first)
+        mine, theirs = first.pixels(indices[inside]), second.pixels(indices[~inside] - len(first))
+        pixels = torch.empty(len(indices), *mine.shape[1:], dtype=torch.uint8)
+        pixels[torch.from_numpy(inside)], pixels[torch.from_numpy(~inside)] = mine, theirs
+        return pixels

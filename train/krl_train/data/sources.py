@@ -102,8 +102,12 @@ class Source:
         }
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     """Open a data set by name or folder.
+
+    Args:
+        config: What the user asked for.
+        classes: Whether two classes or more are needed; without, a folder may hold nothing but pictures.
 
     Raises:
         UsageError: No data set is named.
@@ -121,9 +125,9 @@ def open_source(config: DataConfig) -> Source:
         known = ", ".join(("digits", *_TORCHVISION))
         raise DataError(f"data {config.data!r} is neither a folder nor a known data set; known: {known}")
     folder = open_folder(root, on_bad=config.on_bad_image)
-    if not folder.labels:
+    if classes and not folder.labels:
         raise DataError(f"{root} has pictures but no classes; put the pictures of each class into a folder of its name")
-    if len(folder.labels) < 2:
+    if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
     return Source(str(root.resolve()), folder.labels, channels, size, flip=True, config=config, folder=folder)

@@ -10,6 +10,7 @@ from krl_train.config import FitConfig, to_plain
 from krl_train.data import open_source, preprocessing_for
 from krl_train.fit import initialise_from, prepare_out, read_training, train_classifier
 from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
 __all__ = ["fit"]
@@ -26,6 +27,9 @@ def fit(config: FitConfig) -> Run:
     source = open_source(config.data)
     preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    data = training.describe()
+    if config.synthetic.augment_from is not None:
+        training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels)
     init = Run.open(config.init) if config.init is not None else None
     record = RunRecord(
@@ -36,7 +40,7 @@ def fit(config: FitConfig) -> Run:
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data=training.describe(),
+        data=data,
         parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
     )
     torch.manual_seed(config.loop.seed)

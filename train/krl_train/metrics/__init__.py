@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .classification import evaluate_classifier
+from .restoration import evaluate_restorer
 
-__all__ = ["evaluate_classifier"]
+__all__ = ["evaluate_classifier", "evaluate_restorer"]

@@ -10,20 +10,29 @@ from torch import nn
 from krl_runtime.errors import ModelError, require
 
 from .cifar import cifar_model, cifar_names
+from .lenet import LeNet5
 
 __all__ = ["build_model", "native_size"]
 
 
 def native_size(name: str) -> int | None:
-    """Return the side in pixels that a network was designed for, ``None`` where it takes any (the CIFAR family)."""
-    return None if cifar_model(name, 2, 3) is not None else 224
+    """Return the side in pixels that a network was designed for, ``None`` where it takes small pictures as they are."""
+    return None if _small_model(name, 2, 3) is not None else 224
+
+
+def _small_model(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
+    """Return a network for small pictures, ``None`` for a name of none."""
+    if name in ("lenet5", "lenet5-half"):
+        return LeNet5(num_classes, in_channels, half=name == "lenet5-half")
+    return cifar_model(name, num_classes, in_channels)
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained: bool = False) -> nn.Module:
     """Build a classifier by name.
 
     Args:
-        name: One of ``cifar_names()``, a torchvision classifier (``"resnet18"``), or ``"timm/NAME"``.
+        name: ``"lenet5"``, ``"lenet5-half"``, one of ``cifar_names()``, a torchvision classifier (``"resnet18"``), or
+            ``"timm/NAME"``.
         num_classes: Number of logits.
         in_channels: Channels of the input, 1 or 3; torchvision's networks take 3.
         pretrained: Start from the published ImageNet weights, which are downloaded unless they are in the cache;
@@ -38,7 +47,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
     """
     if num_classes < 1:
         raise ModelError(f"model {name}: num_classes is {num_classes}; accepted: 1 or more")
-    small = cifar_model(name, num_classes, in_channels)
+    small = _small_model(name, num_classes, in_channels)
     if small is not None:
         if pretrained:
             raise ModelError(f"model {name} has no pretrained weights here; krl-train import takes foreign ones")
@@ -78,7 +87,8 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int, pretrained
         close = difflib.get_close_matches(name, [*cifar_names(), *known], n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ModelError(
-            f"unknown model {name!r}{hint} Accepted: {', '.join(cifar_names())}, any torchvision classifier, timm/NAME"
+            f"unknown model {name!r}{hint} Accepted: {', '.join(cifar_names())}, lenet5, lenet5-half, any torchvision "
+            "classifier, timm/NAME"
         )
     if in_channels != 3:
         raise ModelError(f"model {name} takes RGB pictures, 3 channels, not {in_channels}; use --channels 3")

@@ -10,6 +10,7 @@ from krl_runtime.preprocess import Preprocessing
 
 from .build import build_model
 from .network import Network
+from .quantised import FakeQuantised
 
 __all__ = ["ModelSpec", "build_classifier"]
 
@@ -22,7 +23,8 @@ class ModelSpec:
         name: Name of the architecture.
         num_classes: Number of logits; 0 where the task has no classes.
         in_channels: Channels of the pictures.
-        arguments: What else the architecture takes, as plain JSON types.
+        arguments: What else the architecture takes, as plain JSON types; ``{"quantize": "int8"}`` makes a classifier
+            that rounds as its INT8 form does.
     """
 
     name: str
@@ -31,8 +33,14 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
-        """Return a classifier with its normalisation, freshly initialised or with the published weights."""
+        """Return a classifier with its normalisation, freshly initialised or with the published weights.
+
+        Raises:
+            ModelError: The name is not known, or the network cannot be had or quantised.
+        """
         backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
+        if self.arguments.get("quantize") == "int8":
+            backbone = FakeQuantised(backbone, preprocessing.shape)
         return Network(backbone, preprocessing)
 
 

@@ -4,5 +4,18 @@ from __future__ import annotations
 
 from .base import Batch, Learner, Stream, Task, Update
 from .classification import ClassificationTask, Objective, Supervised
+from .restoration import PixelLoss, RestorationObjective, RestorationTask
 
-__all__ = ["Batch", "ClassificationTask", "Learner", "Objective", "Stream", "Supervised", "Task", "Update"]
+__all__ = [
+    "Batch",
+    "ClassificationTask",
+    "Learner",
+    "Objective",
+    "PixelLoss",
+    "RestorationObjective",
+    "RestorationTask",
+    "Stream",
+    "Supervised",
+    "Task",
+    "Update",
+]

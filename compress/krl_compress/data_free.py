@@ -1,0 +1,194 @@
+"""Distillation without data: the student sees generated pictures alone, labelled by the teacher.
+
+The pictures come from a generator, or are made here against the teacher, which then is all that is needed (DAFL,
+https://arxiv.org/abs/1904.01186). Real pictures, where there are any, only measure the result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from krl_runtime.commandline import progress
+from krl_runtime.errors import ModelError, TrainingError
+from krl_runtime.preprocess import Preprocessing
+from krl_train.data import PixelSet, Source
+from krl_train.loop import resolve_device
+from krl_train.models import ModelSpec, Network
+from krl_train.models.generators import build_generator
+from krl_train.synthetic import make_pictures, open_maker
+
+from .config import DistillConfig
+from .distillers import FrozenTeacher
+from .losses.inversion import activation, class_balance, one_hot
+from .teachers import LoadedTeacher
+
+__all__ = ["FROM_TEACHER", "GeneratedSource", "generated_source", "invert"]
+
+_log = logging.getLogger("krl")
+
+FROM_TEACHER = "teacher"
+_BATCH, _KEPT = 128, 16
+_LATENT = 64
+_LR = 1e-3
+_WARMUP = 100
+_VAL_SHARE = 5
+
+
+@dataclass(frozen=True)
+class GeneratedSource(Source):
+    """Generated pictures to train on, and real ones to measure on.
+
+    Attributes:
+        real: The real data; ``None`` where there is none, and then some generated pictures with the teacher's answers
+            measure how far the student agrees with it.
+        made: What ``run.json`` says of the pictures.
+    """
+
+    real: Source | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
+        """Read generated pictures to train on, or real ones to measure on; see ``Source``."""
+        if split == "val" and self.real is not None:
+            return self.real.read(split, preprocessing, margin=margin, limit=limit)
+        return super().read(split, preprocessing, margin=margin, limit=limit)
+
+    def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
+        """Return what ``run.json`` says of the data."""
+        return {**super().describe(sets), "generated": dict(self.made)}
+
+
+def generated_source(config: DistillConfig, teacher: LoadedTeacher, real: Source | None) -> GeneratedSource:
+    """Make the pictures that a student learns from.
+
+    Args:
+        config: ``data_free`` says where they come from and how many.
+        teacher: Labels them.
+        real: Measures the student; ``None`` where there is no real picture.
+
+    Raises:
+        KrlError: The generator cannot be used, or no picture can be made against the teacher.
+    """
+    options, seed, network = config.data_free, config.loop.seed, teacher.network
+    device = resolve_device(config.loop.device)
+    labels = real.labels if real is not None else teacher.labels or tuple(str(index) for index in range(1000))
+    if options.data_free == FROM_TEACHER:
+        made: dict[str, Any] = {"generator": FROM_TEACHER, "count": options.data_free_count}
+        pixels = invert(network, options.data_free_count, seed=seed, device=device)
+    else:
+        maker = open_maker(Path(str(options.data_free)))
+        made = maker.describe(options.data_free_count)
+        chosen = make_pictures(maker, labels, options.data_free_count, network.preprocessing, seed=seed)
+        pixels = chosen.pixels(np.arange(len(chosen)))
+    answers = _answers(FrozenTeacher(network), pixels, device)
+    _report(answers, labels)
+    pictures = pixels.permute(0, 2, 3, 1).numpy()
+    cut = len(pictures) if real is not None else len(pictures) - len(pictures) // _VAL_SHARE
+    if real is None:
+        _log.warning(
+            "there is no real picture to measure on: teacher and student are compared on %d generated ones, and top-1 "
+            "is the student's agreement with the teacher there",
+            len(pictures) - cut,
+        )
+    return GeneratedSource(
+        name=real.name if real is not None else "generated",
+        labels=labels,
+        channels=network.preprocessing.channels,
+        size=(network.preprocessing.height, network.preprocessing.width),
+        flip=real.flip if real is not None else False,
+        config=real.config if real is not None else config.data,
+        arrays={"train": (pictures[:cut], answers[:cut]), "val": (pictures[cut:], answers[cut:])},
+        real=real,
+        made=made,
+    )
+
+
+def _answers(teacher: FrozenTeacher, pixels: Tensor, device: torch.device) -> npt.NDArray[np.int64]:
+    starts = range(0, len(pixels), 256)
+    parts = [teacher.logits(pixels[start : start + 256].to(device)).argmax(1).cpu() for start in starts]
+    return torch.cat(parts).numpy()
+
+
+def _report(answers: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
+    counts = np.bincount(answers, minlength=len(labels))
+    missing = [label for label, count in zip(labels, counts, strict=True) if not count]
+    if missing:
+        _log.warning(
+            "the teacher sees no %s in the generated pictures; the student cannot learn it", ", ".join(missing)
+        )
+    _log.info("%d generated pictures, %d to %d of each class", len(answers), counts.min(), counts.max())
+
+
+def invert(network: Network, count: int, *, seed: int, device: torch.device) -> Tensor:
+    """Make pictures that a classifier is sure of, by training a generator against it.
+
+    The generator minimises ``one_hot + 5 class_balance + 0.1 activation``, the paper's weights. Some pictures of each
+    step are kept: those of one generator would be too much alike, those of its whole way are not.
+
+    Args:
+        network: The classifier; it is frozen.
+        count: Number of pictures.
+        seed: Of all that is random.
+        device: Where to compute.
+
+    Returns:
+        ``[count, C, H, W]`` of uint8, on the CPU.
+
+    Raises:
+        TrainingError: The classifier gives numbers that are not finite.
+        ModelError: It has no linear layer, whose input the loss looks at.
+    """
+    preprocessing = network.preprocessing
+    channels = preprocessing.channels
+    half = Preprocessing(
+        preprocessing.height, preprocessing.width, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels
+    )
+    torch.manual_seed(seed)
+    generator = build_generator(ModelSpec("dcgan-16", 0, channels, {"latent": _LATENT}), half).to(device).train()
+    optimizer = torch.optim.Adam(generator.parameters(), lr=_LR, betas=(0.5, 0.999))
+    network = network.to(device).eval().requires_grad_(False)
+    kept = []
+    with _Features(network) as features:
+        for step in progress(range(_WARMUP + -(-count // _KEPT)), "pictures against the teacher"):
+            pictures = generator(torch.randn(_BATCH, _LATENT, device=device))
+            logits = network(pictures)
+            loss = one_hot(logits) + 5 * class_balance(logits) + 0.1 * activation(features.last)
+            if not torch.isfinite(loss):
+                raise TrainingError("the teacher's answers to generated pictures are not finite numbers")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step >= _WARMUP:
+                kept.append(pictures[:_KEPT].detach().clamp(0, 255).round().to(torch.uint8).cpu())
+    return torch.cat(kept)[:count]
+
+
+class _Features:
+    """What the last linear layer of a network takes, as a context manager."""
+
+    last: Tensor
+
+    def __init__(self, network: Network) -> None:
+        layers = [module for module in network.backbone.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise ModelError("the teacher has no linear layer; give a generator with --data-free GENERATOR")
+        self._layer = layers[-1]
+
+    def __enter__(self) -> _Features:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.last = inputs[0].flatten(1)
+
+        self._handle = self._layer.register_forward_pre_hook(keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()

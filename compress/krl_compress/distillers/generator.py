@@ -1,0 +1,322 @@
+"""A student generator that makes what its teacher makes of the same latents and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krl_compress.losses.alignment import kernel_alignment
+from krl_runtime.errors import UsageError
+from krl_train.config import GenerationConfig, OptimConfig
+from krl_train.knowledge import Conditions, fit_pictures
+from krl_train.metrics.generation import FeatureNet, same_latent
+from krl_train.models.discriminators import Discriminator
+from krl_train.models.generators import ConvolutionalGenerator, Generator
+from krl_train.optim import build_schedule
+from krl_train.placement import Placement
+from krl_train.sampling import sample_grid, sample_latents
+from krl_train.tasks import Batch, Learner, Task, Update
+from krl_train.tasks.adversarial import generator_loss
+from krl_train.tasks.gan import GanTask, Score, adam, averaged
+
+from .terms import Kind
+
+__all__ = ["GENERATION_KINDS", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
+
+_MEASURED = 1000
+_SEED = 1
+
+
+def _difference(student: Tensor, teacher: Tensor) -> Tensor:
+    return (student - teacher).abs().mean()
+
+
+def _relative(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference as a share of the teacher's mean square."""
+    return F.mse_loss(student, teacher) / teacher.square().mean().clamp(min=1e-8)
+
+
+GENERATION_KINDS: Mapping[str, Kind] = {
+    "pixels": Kind(_difference, "restored", weight=10.0),
+    "squares": Kind(F.mse_loss, "restored", weight=10.0),
+    "features": Kind(_relative, "maps", adapter="projection"),
+    "kernel": Kind(kernel_alignment, "maps", couples=True),
+    "perceptual": Kind(_relative, "embedding"),
+    "adversarial": Kind(generator_loss, "restored"),
+}
+"""The losses by the name that ``--loss`` takes; ``StudentObjective`` says what each is."""
+
+
+class StudentObjective(nn.Module):
+    """What a student minimises beside an adversarial loss.
+
+    - ``pixels``: mean absolute difference, in the units that pictures are normalised to (-1 to 1);
+    - ``squares``: mean squared difference, in the same units (https://arxiv.org/abs/1902.00159);
+    - ``features``: mean squared difference of the maps at each resolution that both have, the student's through a 1×1
+      convolution (https://arxiv.org/abs/2003.08936), as a share of the teacher's mean square;
+    - ``kernel``: kernel alignment of these maps (https://arxiv.org/abs/2103.03467);
+    - ``perceptual``: mean squared difference of a classifier's features, as a share of the teacher's mean square.
+
+    Args:
+        student: What is trained.
+        teacher: Not trained here; it stays in eval mode.
+        weights: Of the terms, by name.
+        classifier: For ``perceptual``.
+
+    Raises:
+        UsageError: The two take other latents or make other pictures, or a term needs what they have not.
+    """
+
+    def __init__(
+        self,
+        student: Generator,
+        teacher: Generator,
+        weights: Mapping[str, float],
+        classifier: FeatureNet | None = None,
+    ) -> None:
+        super().__init__()
+        if student.latent_size != teacher.latent_size or student.preprocessing.shape != teacher.preprocessing.shape:
+            raise UsageError("a student takes the latents of its teacher and makes pictures of the same size")
+        if "perceptual" in weights and classifier is None:
+            raise UsageError("--loss perceptual needs a classifier; give --perceptual RUN")
+        self.student, self.classifier = student, classifier
+        self.weights = dict(weights)
+        # Not a submodule: neither the optimiser, nor train(), nor a checkpoint has anything to do with it.
+        self._teacher = (teacher.eval(),)
+        self.places = self._match() if {"features", "kernel"} & set(weights) else []
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(mine, theirs, 1) for mine, theirs in self._channels() if "features" in weights
+        )
+
+    @property
+    def teacher(self) -> Generator:
+        """The teacher."""
+        return self._teacher[0]
+
+    def _match(self) -> list[tuple[int, int]]:
+        """Pair the maps of the same resolution, by their indices."""
+        nets = [net.backbone for net in (self.student, self.teacher)]
+        sizes = [net.sizes[1:] for net in nets if isinstance(net, ConvolutionalGenerator)]
+        if len(sizes) < 2:
+            raise UsageError("--loss features and kernel compare convolutional maps; an mlp-… generator has none")
+        return [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
+
+    @torch.no_grad()
+    def _channels(self) -> list[tuple[int, int]]:
+        if not self.places:
+            return []
+        maps = [_run(net.eval(), *_example(net))[1] for net in (self.student, self.teacher)]
+        self.student.train()
+        return [(maps[0][mine].shape[1], maps[1][theirs].shape[1]) for mine, theirs in self.places]
+
+    def forward(self, latent: Tensor, condition: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the student's pictures ``[N, C, H, W]`` in 0 to 255, and the weighted terms by name."""
+        pictures, mine = _run(self.student, latent, condition)
+        with torch.no_grad():
+            target, theirs = _run(self.teacher.to(latent.device), latent, condition)
+        terms: dict[str, Tensor] = {}
+        for name, function in (("pixels", _difference), ("squares", F.mse_loss)):
+            if name in self.weights:
+                terms[name] = function(pictures / self.student.scale, target / self.student.scale)
+        pairs = [(mine[first].float(), theirs[second].float()) for first, second in self.places]
+        if "features" in self.weights:
+            adapted = zip(self.adapters, pairs, strict=True)
+            terms["features"] = _mean([_relative(adapter(first), second) for adapter, (first, second) in adapted])
+        if "kernel" in self.weights:
+            terms["kernel"] = _mean([kernel_alignment(first, second) for first, second in pairs])
+        if self.classifier is not None and "perceptual" in self.weights:
+            network = self.classifier.network.to(latent.device)
+            seen = [self.classifier.features(fit_pictures(each, network)) for each in (pictures, target)]
+            terms["perceptual"] = _relative(seen[0], seen[1])
+        return pictures, {name: self.weights[name] * value for name, value in terms.items()}
+
+
+def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """Return a generator's pictures in 0 to 255, and its maps."""
+    backbone = generator.backbone
+    if not isinstance(backbone, ConvolutionalGenerator):
+        return generator(latent, condition), []
+    maps, normalised = backbone.features(latent, condition)
+    return generator.pictures(normalised), maps
+
+
+def _example(generator: Generator) -> tuple[Tensor, Tensor | None]:
+    device = next(generator.parameters()).device
+    length = None if generator.condition is None else int(generator.condition["length"])
+    condition = None if length is None else torch.zeros(1, length, dtype=torch.int64, device=device)
+    return torch.zeros(1, generator.latent_size, device=device), condition
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def _measure(
+    student: Generator, teacher: Generator, score: Score | None, placement: Placement, conditions: Conditions | None
+) -> dict[str, Any]:
+    """Return how close the two are on the same latents, and the student's score."""
+    latents = sample_latents(_MEASURED, student.latent_size, _SEED)
+    tokens = None
+    if conditions is not None:
+        tokens = conditions.tokens[torch.arange(_MEASURED) * len(conditions.tokens) // _MEASURED]
+    close = same_latent(student, teacher.to(placement.device), latents, tokens)
+    return {**close, **({} if score is None else score(student, placement))}
+
+
+def _side_by_side(student: Generator, teacher: Generator, conditions: Conditions | None) -> npt.NDArray[np.uint8]:
+    """Return the teacher's pictures on the left and the student's on the right, of the same latents."""
+    tokens = None if conditions is None else conditions.tokens
+    grids = [sample_grid(net, tokens) for net in (teacher, student)]
+    gap = np.full((grids[0].shape[0], 4, grids[0].shape[2]), 128, np.uint8)
+    return np.concatenate([grids[0], gap, grids[1]], 1)
+
+
+class StudentTask(Task[Batch]):
+    """A student that follows its teacher, without a discriminator.
+
+    Args:
+        objective: What is minimised.
+        optim: Learning rate, schedule, largest gradient and moving average; the optimiser is Adam.
+        steps: Number of steps in the whole training.
+        conditions: Of the training pictures; ``None`` for generators without.
+        score: Measures the student at evaluations.
+    """
+
+    def __init__(
+        self,
+        objective: StudentObjective,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        conditions: Conditions | None = None,
+        score: Score | None = None,
+    ) -> None:
+        self.objective, self.conditions, self.score = objective, conditions, score
+        student = objective.student
+        optimizer = adam(objective, optim.lr)
+        schedule = build_schedule(optim, optimizer, steps)
+        average = averaged(student, optim.ema)
+        self.student = Learner(objective, optimizer, schedule, optim.clip_norm, average, student)
+        self.learners = {"student": self.student}
+
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Follow the teacher on one batch of latents."""
+        device = batch.pixels.device
+        condition = None if self.conditions is None else self.conditions.draw(batch.indices).to(device)
+        latent = torch.randn(len(batch.pixels), self.objective.student.latent_size, device=device)
+        _, terms = self.student.module(latent, condition)
+        loss = torch.stack(list(terms.values())).sum()
+        update("student", loss)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
+
+    def final(self) -> Generator:
+        """Return the moving average of the student, which the run keeps."""
+        return _average(self.student)
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Compare the student with its teacher, and score it."""
+        return _measure(self.final().eval(), self.objective.teacher, self.score, placement, self.conditions)
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
+        return {"samples": _side_by_side(self.final().eval(), self.objective.teacher, self.conditions)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the student's moving average."""
+        return self.final().backbone.state_dict()
+
+
+def _average(learner: Learner) -> Generator:
+    assert learner.average is not None  # noqa: S101  for the type checker
+    assert isinstance(learner.average.module, Generator)  # noqa: S101  for the type checker
+    return learner.average.module
+
+
+class AdversarialStudentTask(GanTask):
+    """A student that follows its teacher and has a discriminator of its own, which sees real pictures.
+
+    Args:
+        objective: What is minimised beside the adversarial loss, whose weight is ``objective.weights["adversarial"]``.
+        discriminator: The student's opponent.
+        options: The adversarial loss and what stabilises it.
+        optim: As for ``GanTask``.
+        steps: Number of steps in the whole training.
+        conditions: Of the training pictures; ``None`` for generators without.
+        score: Measures the student at evaluations.
+    """
+
+    def __init__(
+        self,
+        objective: StudentObjective,
+        discriminator: Discriminator,
+        options: GenerationConfig,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        conditions: Conditions | None = None,
+        score: Score | None = None,
+    ) -> None:
+        super().__init__(
+            objective.student, discriminator, options, optim, steps=steps, conditions=conditions, score=score
+        )
+        self.objective = objective
+        self.adversarial_weight = objective.weights["adversarial"]
+        optimizer = adam(objective, optim.lr)  # the adapters learn as well
+        before = self.learners["generator"]
+        schedule = build_schedule(optim, optimizer, steps)
+        student = Learner(objective, optimizer, schedule, optim.clip_norm, before.average, objective.student)
+        self.learners = {**self.learners, "generator": student}
+
+    def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the student's pictures and the terms that compare them with the teacher's."""
+        pictures, terms = self.learners["generator"].module(latent, condition)
+        return pictures, terms
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Compare the student with its teacher, and score it."""
+        return _measure(self.final().eval(), self.objective.teacher, self.score, placement, self.conditions)
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
+        return {"samples": _side_by_side(self.final().eval(), self.objective.teacher, self.conditions)}
+
+
+class OnlineStudentTask(StudentTask):
+    """A student that follows a teacher while that is trained; it has no discriminator of its own.
+
+    https://arxiv.org/abs/2108.06908. The student follows the moving average of the teacher.
+
+    Args:
+        objective: Its teacher is ``teaching.final()``.
+        teaching: The teacher's training.
+        optim: For the student, as for ``StudentTask``.
+        steps: Number of steps in the whole training.
+        score: Measures the student at evaluations.
+    """
+
+    def __init__(
+        self,
+        objective: StudentObjective,
+        teaching: GanTask,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        score: Score | None = None,
+    ) -> None:
+        super().__init__(objective, optim, steps=steps, conditions=teaching.conditions, score=score)
+        self.teaching = teaching
+        self.learners = {"student": self.student, **teaching.learners}
+
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Train the teacher on one batch, then let the student follow it."""
+        taught = self.teaching.step(batch, update)
+        self.objective.teacher.eval()
+        mine = super().step(batch, update)
+        parts = {f"teacher_{name}": value for name, value in taught.items() if name != "loss"}
+        return {**parts, **mine, "loss": mine["loss"] + taught["loss"]}

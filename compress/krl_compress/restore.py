@@ -1,0 +1,233 @@
+"""Distilling restorers: ``krl-compress distill`` where the teacher is a run of restoration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krl_compress import losses
+from krl_runtime.errors import UsageError
+from krl_train.config import DataConfig, to_plain
+from krl_train.data import PatchBatch
+from krl_train.fit import prepare_out
+from krl_train.fits.restoration import (
+    RestorationTraining,
+    read_restoration,
+    restoration_optim,
+    restorer_preprocessing,
+    restorer_size,
+    train_restorer,
+)
+from krl_train.loop import resolve_device
+from krl_train.metrics import evaluate_restorer
+from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
+from krl_train.placement import Placement
+from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.tasks import PixelLoss, RestorationObjective
+from krl_train.tasks.restoration import pixel_loss
+
+from .config import CacheConfig, DistillConfig
+from .distillers import TermSpec, parse_term
+from .distillers.gather import gather_batch
+from .distillers.terms import Kind
+
+__all__ = ["RESTORATION_KINDS", "RestorationDistiller", "distill_restorer"]
+
+_log = logging.getLogger("krl")
+
+RESTORATION_KINDS: Mapping[str, Kind] = {
+    "pixels": Kind(pixel_loss, "truth", weight=0.5),
+    "teacher": Kind(pixel_loss, "restored", weight=0.5),
+    "affinity": Kind(losses.spatial_affinity, "map", weight=0.04),
+    "fitnet": Kind(losses.hint, "map", weight=0.1, adapter="projection"),
+    "at": Kind(losses.at, "map", weight=10.0),
+    "sp": Kind(losses.sp, "map", weight=1.0, couples=True),
+}
+"""The losses by the name that ``--loss`` takes: on pictures (of 0 to 1), and on the features before the last layer."""
+
+_DEFAULT = ("pixels", "teacher", "affinity")
+
+
+class RestorationDistiller(RestorationObjective):
+    """Minimises Σ weight · loss over its terms; teacher and student see the same patches.
+
+    With ``pixels``, ``teacher`` and ``affinity`` this is FAKD (https://doi.org/10.1109/ICIP40778.2020.9190683): half
+    the L1 to the truth, half the L1 to the teacher's restoration, and how alike positions of the features are.
+
+    Args:
+        network: The student.
+        teacher: Another restorer of the same scale and colours; it is frozen here, and is no part of this module.
+        terms: The losses, of ``RESTORATION_KINDS``.
+
+    Raises:
+        UsageError: There is no term, one is given twice, or the nets are not of one scale and channels.
+    """
+
+    def __init__(self, network: Restorer, teacher: Restorer, terms: Sequence[TermSpec]) -> None:
+        super().__init__()
+        names = [term.name for term in terms]
+        if not names or len(set(names)) < len(names):
+            raise UsageError(f"the losses are {', '.join(names) or 'none'}; accepted: one or more, each once")
+        channels = [item.preprocessing.channels for item in (network, teacher)]
+        if network.scale != teacher.scale or channels[0] != channels[1]:
+            raise UsageError(
+                f"the student enlarges {network.scale} times in {channels[0]} channels, the teacher {teacher.scale} "
+                f"times in {channels[1]}; both need the same"
+            )
+        self.network = network
+        self.terms = tuple(terms)
+        self._ask = _frozen(teacher)
+        self.adapters = nn.ModuleDict()
+        self._on_features = any(RESTORATION_KINDS[name].sees == "map" for name in names)
+        if self._on_features:
+            shape = network.preprocessing.shape
+            example = torch.zeros(1, *shape, dtype=torch.uint8)
+            with torch.no_grad():
+                widths = [item.with_features(example)[1].shape[1] for item in (network, teacher)]
+            for name in names:
+                if RESTORATION_KINDS[name].adapter:
+                    self.adapters[name] = nn.Conv2d(widths[0], widths[1], 1, bias=False)
+
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
+        """Return ``"loss"`` and each term before weighting under its name, all scalars."""
+        restored, features = self._student(batch.pixels)
+        wanted, teacher_features = self._ask(batch.pixels, self._on_features)
+        parts = {}
+        for term in self.terms:
+            kind, options = RESTORATION_KINDS[term.name], dict(term.options)
+            if kind.sees == "truth":
+                parts[term.name] = kind.function(restored, batch.truth, **options)
+            elif kind.sees == "restored":
+                parts[term.name] = kind.function(restored, wanted, **options)
+            else:
+                mine = self.adapters[term.name](features) if term.name in self.adapters else features
+                pair = (mine, teacher_features)
+                if kind.couples:
+                    pair = (gather_batch(mine), gather_batch(teacher_features))
+                parts[term.name] = kind.function(*pair, **options)
+        weighted = [term.factor(batch.epoch) * parts[term.name] for term in self.terms]
+        # The last layer must take part, or distributed training waits for its gradient.
+        return {"loss": torch.stack([*weighted, 0 * restored.sum()]).sum(), **parts}
+
+    def _student(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._on_features:
+            return self.network.with_features(pixels)
+        restored: Tensor = self.network(pixels)
+        return restored, restored
+
+
+def _frozen(teacher: Restorer) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+    """Return what asks the teacher for restorations and features; a closure, so that no module holds the teacher."""
+    teacher.requires_grad_(False)
+
+    @torch.no_grad()
+    def ask(pixels: Tensor, features: bool) -> tuple[Tensor, Tensor]:
+        teacher.to(pixels.device).eval()
+        if features:
+            return teacher.with_features(pixels)
+        restored: Tensor = teacher(pixels)
+        return restored, restored
+
+    return ask
+
+
+def distill_restorer(config: DistillConfig) -> Run:
+    """Train a small restorer with a large one, and without it if asked.
+
+    Returns:
+        The student's run; its metrics have the teacher's and the baseline's beside its own.
+
+    Raises:
+        KrlError: The teacher, the student, the pictures or the configuration cannot be used, or training failed.
+    """
+    _refuse_unused(config)
+    terms = [parse_term(text, RESTORATION_KINDS) for text in config.losses.loss or _DEFAULT]
+    config = replace(config, optim=restoration_optim(config.optim))
+    there = Run.open(config.teacher[0])
+    teacher = there.module()
+    assert isinstance(teacher, Restorer)  # noqa: S101  for the type checker
+    start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
+    spec = _student_spec(start.record.model.name if start else config.student, there)
+    own = teacher.preprocessing
+    size = config.input.size or (own.height, own.width)
+    training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
+    record = RunRecord(
+        task="restoration",
+        model=spec,
+        preprocessing=restorer_preprocessing(spec.in_channels, training.stream.size),
+        labels=(),
+        command="krl-compress distill",
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.described,
+        parent={
+            "teachers": [{"path": str(there.path.resolve()), "weights_sha256": there.record.weights_sha256}],
+        },
+    )
+    RestorationDistiller(
+        build_restorer(spec, record.preprocessing), teacher, terms
+    )  # refuses before anything is written
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        _log.info("run %s is finished already", config.out)
+        return finished
+    metrics: dict[str, Any] = {"teacher": _measure(teacher, training, there, config)}
+    metrics["teachers"] = [metrics["teacher"]]
+    if config.baseline:
+        metrics["baseline"] = _train_baseline(config, record, training, start).record.metrics
+
+    def objective(network: Restorer) -> RestorationObjective:
+        return RestorationDistiller(network, teacher, terms)
+
+    return train_restorer(objective, training, replace(record, metrics=metrics), config, init=start, out=config.out)
+
+
+def _refuse_unused(config: DistillConfig) -> None:
+    if len(config.teacher) != 1:
+        raise UsageError(f"{len(config.teacher)} teachers are given; restoration takes one")
+    if config.cache != CacheConfig():
+        raise UsageError("--cache-teacher is for classifiers: patches are cut anew in each epoch; leave it out")
+    if config.losses.at:
+        raise UsageError("--at is for classifiers: restorers are compared before their last layer; leave it out")
+
+
+def _student_spec(name: str, teacher: Run) -> ModelSpec:
+    """Return the student, which does what the teacher does."""
+    model = teacher.record.model
+    overlap = receptive_radius(name, model.arguments["scale"])
+    return ModelSpec(name, 0, model.in_channels, {**model.arguments, "overlap": overlap})
+
+
+def _data(data: DataConfig, teacher: Run) -> DataConfig:
+    """Return where the pictures are: what the user says, or what the teacher was trained and validated on."""
+    if data.data is not None:
+        return data
+    there = teacher.record.data
+    validation = Path(there["val_source"]) if there["val_source"] else None
+    return replace(data, data=there["source"], val_data=data.val_data or validation, val_fraction=there["val_fraction"])
+
+
+def _measure(teacher: Restorer, training: RestorationTraining, run: Run, config: DistillConfig) -> dict[str, Any]:
+    device = resolve_device(config.loop.device)
+    arguments = run.record.model.arguments
+    measured = evaluate_restorer(
+        teacher.to(device), training.val, arguments["scale"], arguments["degradation"], Placement(device)
+    )
+    return {**measured, **restorer_size(teacher)}
+
+
+def _train_baseline(config: DistillConfig, record: RunRecord, training: RestorationTraining, start: Run | None) -> Run:
+    """Train the same student from the same start on the same budget, with the truth alone."""
+    out = config.out / "baseline"
+    record = replace(record, command="krl-compress distill --baseline", parent=None)
+    finished = prepare_out(out, record, resume=(out / RECORD).is_file() and config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    _log.info("the student without the teacher, on the same budget:")
+    return train_restorer(PixelLoss, training, record, config, init=start, out=out)

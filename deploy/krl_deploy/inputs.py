@@ -1,0 +1,47 @@
+"""What graphs take: one array where they have one input, or arrays by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Inputs", "batches", "feed", "length", "rows", "total"]
+
+Inputs: TypeAlias = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
+"""The one input of a graph ``[N, ...]``, or all of its inputs by name, each with the same ``N``."""
+
+
+def length(inputs: Inputs) -> int:
+    """Return how many inputs there are."""
+    return len(inputs if isinstance(inputs, np.ndarray) else next(iter(inputs.values())))
+
+
+def rows(inputs: Inputs, part: slice) -> Inputs:
+    """Return some of them."""
+    return inputs[part] if isinstance(inputs, np.ndarray) else {name: array[part] for name, array in inputs.items()}
+
+
+def total(inputs: Inputs) -> int:
+    """Return how many numbers there are."""
+    return inputs.size if isinstance(inputs, np.ndarray) else sum(array.size for array in inputs.values())
+
+
+def feed(session: Any, inputs: Inputs) -> dict[str, npt.NDArray[Any]]:
+    """Return what a session of ONNX Runtime is run on."""
+    return {session.get_inputs()[0].name: inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
+
+
+def batches(inputs: Inputs, fixed: int | str | None, size: int) -> Iterator[Inputs]:
+    """Yield batches.
+
+    Args:
+        inputs: What is cut into batches.
+        fixed: First dimension of the graph's inputs, a number if it is fixed.
+        size: Inputs in a batch where it is not fixed.
+    """
+    step = fixed if isinstance(fixed, int) else size
+    for start in range(0, length(inputs), step):
+        yield rows(inputs, slice(start, start + step))

@@ -1,0 +1,27 @@
+#!/bin/sh
+# A GAN of MNIST, a student with a thirtieth of its parameters, and both measured on the features of a classifier that is
+# trained here; nothing is downloaded.
+#
+#   sh examples/06_mnist_generator.sh ROOT OUT [EPOCHS] [LIMIT] [SAMPLES]
+#
+# ROOT     folder in which torchvision's MNIST lies (ROOT/MNIST/raw)
+# OUT      where runs, the bundle and the pictures go
+# EPOCHS   of the teacher (5)
+# LIMIT    of training pictures (60000)
+# SAMPLES  that are measured (5000)
+set -eu
+root=$1 out=$2 epochs=${3:-5} limit=${4:-60000} samples=${5:-5000}
+data="--data mnist --data-root $root --limit $limit"
+set -x
+krl-train fit --model resnet8 $data --epochs 3 --lr 0.05 --out "$out/classifier"
+krl-train fit --task gan --model dcgan-32 $data --epochs "$epochs" --batch-size 64 --lr 0.0004 --out "$out/teacher"
+krl-compress distill --teacher "$out/teacher" --student dsgan-11 --limit "$limit" --epochs "$epochs" --batch-size 64 \
+    --loss pixels --loss features --loss adversarial --lr 0.001 --discriminator-lr 0.0004 --discriminator-width 16 \
+    --precision fp32 --features "$out/classifier" --score-samples "$samples" --evaluate-every "$epochs" \
+    --out "$out/student"
+for generator in teacher student; do
+    krl-train evaluate "$out/$generator" --features "$out/classifier" --against "$out/teacher" \
+        --score-samples "$samples"
+done
+krl-deploy export "$out/student" -o "$out/student.krl"
+krl-runtime generate "$out/student.krl" -n 64 --seed 1 --out "$out/digits"

@@ -1,0 +1,207 @@
+"""Digits in colours from descriptions, also in combinations that training never saw.
+
+Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures N] [--epochs N] [--width W] [--each N]
+
+--data-root  where torchvision's MNIST lies; without it the small embedded digits are used
+--pictures   number of training pictures of the generators (20,000)
+--epochs     passes of the text generator over them (12); the two that it is compared with get half and a quarter
+--width      of the generators (16)
+--each       number of pictures that are measured of each combination (50)
+
+Each digit is painted in one of six colours and described in words. Twelve of the sixty combinations are held out of
+training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
+independent classifiers, trained on other pictures of all combinations, say whether a generated picture shows the digit
+and the colour that it was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from krl_runtime.commandline import table
+from krl_runtime.conditions import encode
+from krl_train.config import DataConfig
+from krl_train.data import open_source
+from krl_train.evaluate_generator import open_generator
+from krl_train.knowledge import fit_pictures
+from krl_train.run import Run
+from krl_train.sampling import generate_pixels, sample_latents
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOURS = {
+    "red": (255, 40, 40),
+    "green": (40, 220, 40),
+    "blue": (60, 80, 255),
+    "yellow": (250, 230, 30),
+    "purple": (190, 50, 220),
+    "white": (255, 255, 255),
+}
+TEMPLATES = ("a {colour} {digit}", "{colour} {digit}", "a {digit} in {colour}", "the digit {digit}, painted {colour}")
+HELD_OUT = tuple((digit, (digit + shift) % 6) for digit in range(10) for shift in ((0, 3) if digit % 5 == 0 else (0,)))
+"""Digit and colour of the combinations that the generators never see: 12 of 60, each digit and colour among them."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def paint(picture: Pixels, colour: int) -> Pixels:
+    """Return a grey digit [28, 28] in a colour, [28, 28, 3]."""
+    tint = np.array(list(COLOURS.values())[colour])
+    return np.round(picture[..., None] / 255 * tint).astype(np.uint8)
+
+
+def descriptions(digit: int, colour: int) -> list[str]:
+    """Return the descriptions of a combination."""
+    return [template.format(digit=DIGITS[digit], colour=list(COLOURS)[colour]) for template in TEMPLATES]
+
+
+def digits(root: Path | None) -> dict[str, tuple[Pixels, npt.NDArray[np.int64]]]:
+    """Return grey digits [N, 28, 28] and their classes: "train" and "val"."""
+    source = open_source(DataConfig(data="mnist", data_root=root) if root else DataConfig(data="digits"))
+    if root:
+        return {name: (pictures[..., 0], classes) for name, (pictures, classes) in source.arrays.items()}
+    enlarge = lambda item: np.asarray(Image.fromarray(item).resize((28, 28), Image.Resampling.BICUBIC))  # noqa: E731
+    return {
+        name: (np.stack([enlarge(item[..., 0]) for item in pictures]), classes)
+        for name, (pictures, classes) in source.arrays.items()
+    }
+
+
+def make_data(out: Path, root: Path | None, count: int) -> None:
+    """Write the generators' pictures with descriptions, and other pictures for the two classifiers."""
+    random = np.random.default_rng(0)
+    parts = digits(root)
+    pictures, classes = parts["train"]
+    half = min(count, len(pictures) // 2)
+    seen = [[colour for colour in range(6) if (digit, colour) not in HELD_OUT] for digit in range(10)]
+    rows = []
+    for split, images, labels in (("train", pictures[:half], classes[:half]), ("val", *parts["val"])):
+        for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
+            colour = int(random.choice(seen[digit]))
+            name = f"{split}/{DIGITS[digit]}/{index:05d}.png"
+            (out / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(paint(image, colour)).save(out / "pictures" / name)
+            rows += [(name, text) for text in descriptions(digit, colour)]
+    with (out / "descriptions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("picture", "text"), *rows])
+    others = slice(half, half + 20000)
+    for split, images, labels in (("train", pictures[others], classes[others]), ("val", *parts["val"])):
+        for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
+            colour = int(random.integers(6))
+            for kind, label in (("digit", DIGITS[digit]), ("colour", list(COLOURS)[colour])):
+                file_name = out / f"judge-{kind}" / split / label / f"{index:05d}.png"
+                file_name.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(paint(image, colour)).save(file_name)
+
+
+def run(command: str) -> None:
+    """Print a command and run it."""
+    print(f"\n$ {command}", flush=True)
+    done = subprocess.run(shlex.split(command))
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def train(folder: Path, epochs: int, width: int) -> None:
+    """Train the generators and the two classifiers."""
+    judge = "krl-train fit --model lenet5 --size 32 --flip none --optimizer adamw --lr 0.002"
+    run(f"{judge} --data {folder / 'judge-digit'} --epochs 8 --out {folder / 'digit'}")
+    run(f"{judge} --data {folder / 'judge-colour'} --epochs 2 --out {folder / 'colour'}")
+    gan = (
+        f"krl-train fit --task gan --model dcgan-{width} --data {folder / 'pictures'} --flip none --batch-size 64 "
+        "--adversarial hinge --r1 0 --lr 0.0006 --ema 0.998"
+    )
+    text = f"--condition text --condition-file {folder / 'descriptions.csv'}"
+    run(f"{gan} --epochs {epochs} {text} --out {folder / 'text'}")
+    run(f"{gan} --epochs {max(1, epochs // 2)} --condition labels --out {folder / 'labels'}")
+    run(f"{gan} --epochs {max(1, epochs // 4)} --out {folder / 'none'}")
+
+
+def generate(path: Path, digit: int, colour: int, count: int) -> torch.Tensor:
+    """Return pictures of a combination [count, 3, 28, 28], as far as the generator can be told."""
+    generator = open_generator(path)[1]
+    latents = sample_latents(count, generator.latent_size, seed=100 * digit + colour)
+    settings = generator.condition
+    if settings is None:
+        return generate_pixels(generator, latents)
+    texts = descriptions(digit, colour)
+    asked = texts if settings["kind"] == "text" else [DIGITS[digit]]
+    tokens = torch.from_numpy(encode([asked[index % len(asked)] for index in range(count)], settings))
+    return generate_pixels(generator, latents, tokens)
+
+
+@torch.no_grad()
+def sees(judge: Run, pixels: torch.Tensor, label: str) -> torch.Tensor:
+    """Return for each picture whether a classifier sees a class, bool [N]."""
+    network = judge.network()
+    return network(fit_pictures(pixels.float(), network)).argmax(1) == judge.record.labels.index(label)
+
+
+def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
+    """Return the agreement in percent with digit, colour and both, over seen and over held-out combinations."""
+    judges = {name: Run.open(folder / name) for name in ("digit", "colour")}
+    hits: dict[str, list[float]] = {}
+    for digit in range(10):
+        for colour, colour_name in enumerate(COLOURS):
+            pixels = generate(generator, digit, colour, each)
+            right = [sees(judges["digit"], pixels, DIGITS[digit]), sees(judges["colour"], pixels, colour_name)]
+            kind = "held out" if (digit, colour) in HELD_OUT else "seen"
+            for name, each_right in (("digit", right[0]), ("colour", right[1]), ("both", right[0] & right[1])):
+                hits.setdefault(f"{name}, {kind}", []).append(float(each_right.double().mean()))
+    return {name: round(100 * float(np.mean(values)), 1) for name, values in hits.items()}
+
+
+def draw_grid(folder: Path) -> None:
+    """Write grid.png: a row for each colour, a column for each digit; held-out combinations have a grey frame."""
+    cells = np.zeros((6, 10, 32, 32, 3), np.uint8)
+    for digit in range(10):
+        for colour in range(6):
+            cells[colour, digit] = 160 if (digit, colour) in HELD_OUT else 0
+            picture = generate(folder / "text", digit, colour, 1)[0].permute(1, 2, 0).numpy()
+            cells[colour, digit, 2:30, 2:30] = picture
+    grid = cells.transpose(0, 2, 1, 3, 4).reshape(6 * 32, 10 * 32, 3)
+    Image.fromarray(grid).resize((960, 576), Image.Resampling.NEAREST).save(folder / "grid.png")
+
+
+def report(folder: Path, each: int) -> None:
+    """Measure all generators, and print and write the table."""
+    results = {name: measure(folder / name, folder, each) for name in ("text", "labels", "none")}
+    (folder / "agreement.json").write_text(json.dumps(results, indent=1))
+    columns = list(results["text"])
+    chance = {"digit": 10.0, "colour": 16.7, "both": 1.7}
+    rows = [(name, *(values[column] for column in columns)) for name, values in results.items()]
+    rows.append(("chance", *(chance[column.partition(",")[0]] for column in columns)))
+    print("\nPictures that show what was asked for, in percent:\n")
+    print(table(("condition", *columns), rows))
+    draw_grid(folder)
+    for name in ("digit", "colour"):
+        print(f"the {name} classifier on real pictures: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
+
+
+def main() -> None:
+    """Make the data, train, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data-root", type=Path)
+    for name, default in (("--pictures", 20000), ("--epochs", 12), ("--width", 16), ("--each", 50)):
+        parser.add_argument(name, type=int, default=default)
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    make_data(arguments.folder, arguments.data_root, arguments.pictures)
+    train(arguments.folder, arguments.epochs, arguments.width)
+    report(arguments.folder, arguments.each)
+
+
+if __name__ == "__main__":
+    main()

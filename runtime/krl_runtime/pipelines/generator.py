@@ -1,0 +1,257 @@
+"""A seed in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BundleError, KrlError, ModelError, UsageError
+from krl_runtime.luma import to_uint8
+
+from .base import Pipeline
+from .classifier import batch_limit
+from .raster import Raster
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from krl_runtime.backends.warm import WarmStart
+    from krl_runtime.conditions import Condition
+
+__all__ = ["Generator", "latents_of"]
+
+LATENT, CONDITION = "latent", "condition"
+
+
+def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
+    """Return the latents of a seed: ``standard_normal`` of numpy's ``Generator(PCG64(seed))`` in float32, row by row.
+
+    So the first pictures of a seed are the same however many are made, on every machine and backend.
+
+    Args:
+        seed: Any whole number from 0 on.
+        count: Number of latents, from 1.
+        size: Numbers in a latent.
+
+    Returns:
+        float32 ``[count, size]``.
+
+    Raises:
+        UsageError: ``seed`` is negative or ``count`` less than 1.
+    """
+    if seed < 0 or count < 1:
+        raise UsageError(f"the seed is {seed}, the count {count}; accepted: 0 or more, 1 or more")
+    return np.random.Generator(np.random.PCG64(seed)).standard_normal((count, size), dtype=np.float32)
+
+
+class Generator(Pipeline):
+    """Makes pictures from latents. Made by ``krl_runtime.load``; several threads may call it at once.
+
+    The same latents give the same pictures on every backend within the tolerance of the variant, which the manifest
+    states and ``krl-runtime selftest`` checks.
+
+    Attributes:
+        latent_size: Numbers in a latent.
+        condition: Settings of the condition that pictures are made for; ``None`` where there is none.
+    """
+
+    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+        super().__init__(bundle, backend)
+        settings = bundle.manifest.settings
+        self.latent_size: int = settings["latent"]["size"]
+        self.condition: Mapping[str, Any] | None = settings.get("condition")
+        self._output = bundle.manifest.outputs[0].name
+        self._limit = batch_limit(bundle)
+
+    @staticmethod
+    def check(bundle: Bundle) -> None:
+        """Check that a bundle's tensors, preprocessing and settings fit each other and this pipeline.
+
+        Raises:
+            BundleError: They do not.
+        """
+        manifest = bundle.manifest
+        latent, condition = manifest.settings.get("latent"), manifest.settings.get("condition")
+        size, kind = (latent.get("size"), latent.get("distribution")) if isinstance(latent, Mapping) else (None, None)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or kind != "normal":
+            raise BundleError(
+                f"bundle {bundle.path} is no generator: its settings have the latent {latent!r}; accepted: a size "
+                'of 1 or more, and the distribution "normal"; export it again'
+            )
+        expected = [(LATENT, "float32", [size])]
+        if condition is not None:
+            from krl_runtime.conditions import check_settings
+
+            try:
+                check_settings(condition)
+            except KrlError as error:
+                raise BundleError(f"bundle {bundle.path}: {error}; export it again") from error
+            expected.append((CONDITION, "int64", [condition["length"]]))
+        inputs = [(spec.name, spec.dtype, list(spec.shape[1:])) for spec in manifest.inputs]
+        outputs = [(spec.dtype, list(spec.shape[1:])) for spec in manifest.outputs[:1]]
+        made = ("float32", list(manifest.preprocessing.shape))
+        if inputs != expected or outputs != [made]:
+            raise BundleError(
+                f"bundle {bundle.path} is no generator: it has inputs {inputs} and outputs {outputs}; accepted by its "
+                f"settings and preprocessing: inputs {expected} and pictures {made}; export it again"
+            )
+        batch = manifest.inputs[0].shape[0]
+        if isinstance(batch, int) and batch != 1:
+            raise BundleError(
+                f"bundle {bundle.path}: its graph takes {batch} latents at once; accepted: 1 or any number"
+            )
+
+    def generate(
+        self, count: int = 1, *, seed: int = 0, condition: Condition | Sequence[Condition] | None = None
+    ) -> list[Raster]:
+        """Make pictures.
+
+        Args:
+            count: How many, from 1.
+            seed: Gives the latents, see ``latents_of``; the same seed gives the same pictures.
+            condition: What they are to show, where the generator was trained with conditions: one for all of them, or
+                one for each. ``krl_runtime.conditions`` has the forms.
+
+        Returns:
+            ``count`` pictures.
+
+        Raises:
+            UsageError: An argument is out of its range, a word or attribute is not known, or a condition is missing or
+                not taken.
+            ModelError: The network made numbers that are not finite.
+            BackendError: The device failed, or the model is closed.
+        """
+        return self.generate_from(latents_of(seed, count, self.latent_size), condition=condition)
+
+    def generate_from(
+        self, latents: npt.NDArray[np.float32], *, condition: Condition | Sequence[Condition] | None = None
+    ) -> list[Raster]:
+        """Make the pictures of given latents; see ``generate`` for the rest.
+
+        Args:
+            latents: float32 ``[N, latent_size]``, from a normal distribution as a rule.
+            condition: See ``generate``.
+
+        Raises:
+            UsageError: ``latents`` has another dtype or shape, or is not finite; and what ``generate`` raises.
+            ModelError: The network made numbers that are not finite.
+            BackendError: The device failed, or the model is closed.
+        """
+        shown: object = list(getattr(latents, "shape", ()))
+        if shown != [len(latents), self.latent_size] or not len(latents) or latents.dtype != np.float32:
+            raise UsageError(
+                f"latents have dtype {getattr(latents, 'dtype', type(latents).__name__)} and shape {shown}; accepted: "
+                f"float32 [N, {self.latent_size}], N from 1"
+            )
+        if not np.isfinite(latents).all():
+            raise UsageError("latents have numbers that are not finite; draw them from a normal distribution")
+        tokens = self.tokens(condition, len(latents))
+        pictures: list[Raster] = []
+        for start in range(0, len(latents), self._limit):
+            rows = slice(start, start + self._limit)
+            pictures += self.interpret(self.values(latents[rows], None if tokens is None else tokens[rows]))
+        return pictures
+
+    def values(
+        self, latents: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Run the network on its inputs as they are, in one batch.
+
+        Args:
+            latents: float32 ``[N, latent_size]``.
+            tokens: What ``tokens`` returns, where the generator takes conditions.
+
+        Returns:
+            Pictures, float32 ``[N, channels, height, width]``, 0 to 255, neither rounded nor clipped.
+
+        Raises:
+            BackendError: An input has another dtype or shape, the device failed, or the model is closed.
+        """
+        feed: dict[str, npt.NDArray[Any]] = {LATENT: latents}
+        if tokens is not None:
+            feed[CONDITION] = tokens
+        return self.backend.run(feed)[self._output].astype(np.float32, copy=False)
+
+    def interpret(self, values: npt.NDArray[np.float32]) -> list[Raster]:
+        """Round and clip what the network made.
+
+        Args:
+            values: float32 ``[N, channels, height, width]``.
+
+        Raises:
+            ModelError: A value is not a finite number.
+        """
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{self._where()} made numbers that are not finite, so there is no picture; load another variant, and "
+                f"run krl-runtime selftest {self.bundle.path}"
+            )
+        return [Raster(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in to_uint8(values)]
+
+    def interpolate(
+        self, first: int, last: int, steps: int, *, condition: Condition | Sequence[Condition] | None = None
+    ) -> list[Raster]:
+        """Make the pictures on the way from one seed's first picture to another's.
+
+        The way is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"): a straight line would lead
+        through latents that are shorter than any that training saw.
+
+        Args:
+            first: The seed of the first picture.
+            last: The seed of the last picture.
+            steps: Number of pictures, from 2.
+            condition: See ``generate``.
+
+        Raises:
+            UsageError: ``steps`` is less than 2; and what ``generate`` raises.
+        """
+        if steps < 2:
+            raise UsageError(f"steps is {steps}; accepted: 2 or more")
+        begin, end = (latents_of(seed, 1, self.latent_size)[0] for seed in (first, last))
+        cosine = float(begin @ end / max(np.linalg.norm(begin) * np.linalg.norm(end), 1e-12))
+        angle = float(np.arccos(np.clip(cosine, -1, 1)))
+        share = np.linspace(0, 1, steps)[:, None]
+        if np.sin(angle) < 1e-4:
+            latents = (1 - share) * begin + share * end
+        else:
+            latents = (np.sin((1 - share) * angle) * begin + np.sin(share * angle) * end) / np.sin(angle)
+        return self.generate_from(latents.astype(np.float32), condition=condition)
+
+    def tokens(self, condition: Condition | Sequence[Condition] | None, count: int) -> npt.NDArray[np.int64] | None:
+        """Return what the graph takes for a condition, int64 ``[count, length]``; ``None`` where it takes none.
+
+        Raises:
+            UsageError: A word or attribute is not known, or a condition is missing or not taken.
+        """
+        if self.condition is None:
+            if condition is not None:
+                raise UsageError(
+                    f"{self.bundle.manifest.name} was trained without conditions and cannot make {condition!r}; leave "
+                    "the condition out"
+                )
+            return None
+        if condition is None:
+            raise UsageError(
+                f"{self.bundle.manifest.name} makes pictures for a condition of {self.condition['kind']}; give one"
+                f"{_examples(self.condition)}"
+            )
+        from krl_runtime.conditions import encode
+
+        tokens = encode(condition, self.condition)
+        if len(tokens) not in (1, count):
+            raise UsageError(f"{len(tokens)} conditions were given for {count} pictures; accepted: 1, or {count}")
+        return np.ascontiguousarray(np.broadcast_to(tokens, (count, tokens.shape[1])))
+
+    def __repr__(self) -> str:
+        """Return name, size of the pictures, backend and variant."""
+        spec = self.preprocessing
+        return f"Generator({self.bundle.manifest.name!r}, {spec.width}x{spec.height} {spec.mode}, {self._where()})"
+
+
+def _examples(condition: Mapping[str, Any]) -> str:
+    known = [entry for entry in condition["vocabulary"] if entry and not entry.endswith("=")]
+    return f", of: {', '.join(known[:12])}{' …' if len(known) > 12 else ''}"

@@ -1,0 +1,290 @@
+"""Pictures in, better or larger pictures out: of any size, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from krl_runtime import luma
+from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BundleError, ImageError, ModelError
+from krl_runtime.preprocess import open_image
+
+from .base import Pipeline
+from .raster import Raster
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from krl_runtime.backends.warm import WarmStart
+    from krl_runtime.preprocess import ImageSource
+
+__all__ = ["MAX_RESTORED", "Restorer"]
+
+MAX_RESTORED = 512 * 1024 * 1024
+"""Restored pictures with more pixels than this are refused before any work is done."""
+
+_MAX_SCALE = 16
+_MARGIN = 4  # pixels around a part whose chroma is resized: more than the bicubic filter sees
+_STRIDE = 16  # parts begin at its multiples, so that networks which halve a picture up to four times see the same
+_SIDES = (256, 512)  # smallest and largest side of a part
+_TIMES_OVERLAP = 16
+_COLOURS = {"y": 1, "grey": 1, "rgb": 3}
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A piece of one side of a picture: what the network sees, and which of it is kept, in pixels of the input."""
+
+    begin: int
+    end: int
+    keep: int
+    until: int
+
+
+class Restorer(Pipeline):
+    """Restores pictures. Made by ``krl_runtime.load``; several threads may call it at once.
+
+    Large pictures are cut into parts that overlap by what one output pixel depends on, so that there are no seams, and
+    activations never take more memory than those of one part. A network that is not local sees the whole picture.
+
+    A luma network (``colour`` "y") restores luma, BT.601 in studio swing; chroma is resized bicubically. A grey network
+    restores each colour by itself. Grey pictures stay grey; alpha is resized bicubically.
+
+    Attributes:
+        scale: How many times as wide and high a restored picture is.
+        colour: What the network works on: ``"y"``, ``"grey"`` or ``"rgb"``.
+        overlap: How far an output pixel sees, in input pixels; ``None`` where the network is not local.
+    """
+
+    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+        super().__init__(bundle, backend)
+        settings = bundle.manifest.settings
+        self.scale: int = settings["scale"]
+        self.colour: str = settings["colour"]
+        self.overlap: int | None = settings["overlap"]
+        self._input, self._output = bundle.manifest.inputs[0], bundle.manifest.outputs[0].name
+
+    @staticmethod
+    def check(bundle: Bundle) -> None:
+        """Check that a bundle's tensors, preprocessing and settings fit each other and this pipeline.
+
+        Raises:
+            BundleError: They do not.
+        """
+        manifest, settings = bundle.manifest, bundle.manifest.settings
+        scale, colour, overlap = (settings.get(name) for name in ("scale", "colour", "overlap"))
+        good = (
+            _whole(scale, 1, _MAX_SCALE) and colour in tuple(_COLOURS) and (overlap is None or _whole(overlap, 0, 4096))
+        )
+        if not good or "overlap" not in settings:
+            raise BundleError(
+                f"bundle {bundle.path} is no restorer: its settings have scale {scale!r}, colour {colour!r} and "
+                f"overlap {overlap!r}; accepted: 1 to {_MAX_SCALE}, {', '.join(_COLOURS)}, and pixels or null; "
+                "export it again"
+            )
+        channels = _COLOURS[str(colour)]
+        inputs = [(spec.dtype, len(spec.shape), spec.shape[1:2]) for spec in manifest.inputs]
+        outputs = [(spec.dtype, len(spec.shape), spec.shape[1:2]) for spec in manifest.outputs[:1]]
+        expected = [("uint8", 4, (channels,))], [("float32", 4, (channels,))]
+        if (inputs, outputs) != expected or manifest.preprocessing.channels != channels:
+            raise BundleError(
+                f"bundle {bundle.path} is no restorer: it has inputs {inputs}, outputs {outputs} and "
+                f"{manifest.preprocessing.channels} channels; accepted for colour {colour}: pixels and restored pixels "
+                f"of {expected}; export it again"
+            )
+        _check_sizes(bundle, scale, overlap)
+
+    @overload
+    def __call__(self, source: list[Any] | tuple[Any, ...]) -> list[Raster]: ...
+    @overload
+    def __call__(self, source: ImageSource) -> Raster: ...
+    def __call__(self, source: Any) -> Raster | list[Raster]:
+        """Restore one picture or several.
+
+        Args:
+            source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
+                ``[H, W, C]`` (RGB or RGBA), of any size; or a list or tuple of those.
+
+        Returns:
+            A picture ``scale`` times as wide and high, grey or coloured and with alpha as the given one; a list of
+            them, in order, for several.
+
+        Raises:
+            ImageError: A picture is truncated, not a picture, too large, or of a type that is not accepted.
+            ModelError: The network answered with numbers that are not finite.
+            BackendError: The device failed, or the model is closed.
+        """
+        if not isinstance(source, list | tuple):
+            return self._restore(np.asarray(open_image(source, mode=None)))
+        return [self._restore(np.asarray(open_image(item, mode=None))) for item in source]
+
+    def restore_planes(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Restore what the network works on, in parts where it is large.
+
+        Args:
+            pixels: uint8 ``[channels, H, W]``: luma of 16 to 235 for colour "y", else 0 to 255.
+
+        Returns:
+            float32 ``[channels, scale * H, scale * W]``, neither rounded nor clipped.
+
+        Raises:
+            ModelError: The network answered with numbers that are not finite.
+            BackendError: The device failed, or the model is closed.
+        """
+        channels, height, width = pixels.shape
+        whole = np.empty((channels, height * self.scale, width * self.scale), np.float32)
+        for rows, columns, part in self._parts(pixels):
+            whole[:, self._scaled(rows), self._scaled(columns)] = part
+        return whole
+
+    def _restore(self, picture: npt.NDArray[np.uint8]) -> Raster:
+        """Restore a picture, uint8 ``[H, W]`` or ``[H, W, 2 to 4]``."""
+        picture = picture.reshape(*picture.shape[:2], -1)
+        height, width, bands = picture.shape
+        if height * width * self.scale**2 > MAX_RESTORED:
+            raise ImageError(
+                f"a picture of {width}x{height} pixels would have more than {MAX_RESTORED} when it is {self.scale} "
+                "times as large; make it smaller first, or restore parts of it"
+            )
+        colours = bands - (bands in (2, 4))
+        whole = np.empty((height * self.scale, width * self.scale, bands), np.uint8)
+        if self.colour == "grey":
+            for band in range(colours):
+                for rows, columns, part in self._parts(picture[None, :, :, band]):
+                    whole[self._scaled(rows), self._scaled(columns), band] = luma.to_uint8(part[0])
+        else:
+            for rows, columns, part in self._parts(self._network_input(picture[..., :colours])):
+                here = whole[self._scaled(rows), self._scaled(columns), :colours]
+                here[...] = self._coloured(part, picture[..., :colours], rows, columns)
+        if bands > colours:
+            self._resize_band(picture[..., -1], whole[..., -1])
+        return Raster(whole)
+
+    def _network_input(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of a picture ``[H, W, 1 or 3]``."""
+        if self.colour == "rgb":
+            return np.broadcast_to(picture, (*picture.shape[:2], 3)).transpose(2, 0, 1)
+        values = np.empty(picture.shape[:2], np.uint8)
+        for top in range(0, len(picture), _SIDES[0]):  # a strip at a time: floats take four times the memory
+            strip = picture[top : top + _SIDES[0]]
+            values[top : top + _SIDES[0]] = luma.to_uint8(luma.luma(np.broadcast_to(strip, (*strip.shape[:2], 3))))
+        return values[None]
+
+    def _coloured(
+        self, part: npt.NDArray[np.float32], picture: npt.NDArray[np.uint8], rows: slice, columns: slice
+    ) -> npt.NDArray[np.uint8]:
+        """Return what the network made as pixels ``[H, W, 1 or 3]``, with the chroma of the picture if it needs it."""
+        grey = picture.shape[2] == 1
+        if self.colour == "rgb":
+            made = part.transpose(1, 2, 0)
+            return luma.to_uint8((made @ _GREY)[..., None] if grey else made)
+        if grey:
+            return luma.to_uint8((part[0] - 16) * np.float32(255 / 219))[..., None]
+        top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
+        colours = luma.chroma(picture[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
+        box = (columns.start - left, rows.start - top, columns.stop - left, rows.stop - top)
+        planes = [luma.resize(colours[..., index], part.shape[1], part.shape[2], box) for index in range(2)]
+        return luma.to_rgb(part[0], np.stack(planes, axis=-1))
+
+    def _resize_band(self, band: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
+        """Write a band, resized bicubically, a strip at a time."""
+        for top in range(0, len(band), _SIDES[0]):
+            bottom, first = min(len(band), top + _SIDES[0]), max(0, top - _MARGIN)
+            strip = band[first : bottom + _MARGIN].astype(np.float32)
+            rows = slice(top * self.scale, bottom * self.scale)
+            box = (0, top - first, band.shape[1], bottom - first)
+            target[rows] = luma.to_uint8(luma.resize(strip, rows.stop - rows.start, target.shape[1], box))
+
+    def _parts(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[slice, slice, npt.NDArray[np.float32]]]:
+        """Yield rows and columns of the input, which together cover it once, and what they become ``[C, H, W]``."""
+        fixed = self._input.shape[2:]
+        for rows in self._spans(pixels.shape[1], fixed[0]):
+            for columns in self._spans(pixels.shape[2], fixed[1]):
+                seen = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
+                made = self._run(_padded(seen, fixed))
+                kept = made[
+                    :,
+                    (rows.keep - rows.begin) * self.scale : (rows.until - rows.begin) * self.scale,
+                    (columns.keep - columns.begin) * self.scale : (columns.until - columns.begin) * self.scale,
+                ]
+                yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
+
+    def _spans(self, length: int, fixed: int | str) -> Iterator[_Span]:
+        """Cut one side of a picture into pieces."""
+        if isinstance(fixed, int):
+            # Pieces of one size: those at the ends are moved inwards, where they keep what is theirs alone.
+            overlap, keep = self.overlap or 0, 0
+            step = fixed - 2 * overlap
+            while keep < length:
+                begin = max(0, min(keep - overlap, length - fixed))
+                until = length if begin + fixed >= length else (keep + step if keep else fixed - overlap)
+                yield _Span(begin, min(begin + fixed, length), keep, until)
+                keep = until
+            return
+        if self.overlap is None:
+            yield _Span(0, length, 0, length)
+            return
+        overlap = -(-self.overlap // _STRIDE) * _STRIDE
+        side = int(np.clip(_TIMES_OVERLAP * overlap, *_SIDES))
+        if length <= side + overlap:
+            yield _Span(0, length, 0, length)
+            return
+        for keep in range(0, length, side):
+            until = min(length, keep + side)
+            yield _Span(max(0, keep - overlap), min(length, until + overlap), keep, until)
+
+    def _run(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the network on one part ``[C, H, W]``."""
+        made = self.backend.run({self._input.name: np.ascontiguousarray(pixels[None])})[self._output][0]
+        if not np.isfinite(made).all():
+            raise ModelError(
+                f"{self._where()} answered with numbers that are not finite, so there is no picture; load another "
+                f"variant, and run krl-runtime selftest {self.bundle.path}"
+            )
+        expected = (len(pixels), pixels.shape[1] * self.scale, pixels.shape[2] * self.scale)
+        if made.shape != expected:
+            raise ModelError(
+                f"{self._where()} made {list(made.shape)} of {list(pixels.shape)} pixels; with scale {self.scale} it "
+                f"should be {list(expected)}; export the bundle again"
+            )
+        values: npt.NDArray[np.float32] = made.astype(np.float32, copy=False)
+        return values
+
+    def _scaled(self, side: slice) -> slice:
+        return slice(side.start * self.scale, side.stop * self.scale)
+
+    def __repr__(self) -> str:
+        """Return name, scale, colour, backend and variant."""
+        return f"Restorer({self.bundle.manifest.name!r}, scale {self.scale}, colour {self.colour}, {self._where()})"
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check_sizes(bundle: Bundle, scale: Any, overlap: Any) -> None:
+    """Check batch, height and width of a restorer's tensors: any, or fixed ones that fit scale and overlap."""
+    taken, made = bundle.manifest.inputs[0].shape, bundle.manifest.outputs[0].shape
+    fixed = [(a, b) for a, b in zip(taken[2:], made[2:], strict=True) if isinstance(a, int) or isinstance(b, int)]
+    fits = all(isinstance(a, int) and b == a * scale and a > 2 * (overlap or 0) for a, b in fixed)
+    if taken[0] not in (1, "batch") or not fits or (fixed and overlap is None):
+        raise BundleError(
+            f"bundle {bundle.path} is no restorer: its graph makes {list(made)} of {list(taken)} with scale {scale} "
+            f"and overlap {overlap}; accepted: a batch of 1 or any number, and sides of any length or fixed ones of "
+            "more than twice the overlap; export it again"
+        )
+
+
+def _padded(pixels: npt.NDArray[np.uint8], fixed: tuple[int | str, ...]) -> npt.NDArray[np.uint8]:
+    """Return pixels ``[C, H, W]`` with their last row and column repeated up to what a graph of fixed size takes."""
+    missing = [
+        max(0, size - given) if isinstance(size, int) else 0
+        for size, given in zip(fixed, pixels.shape[1:], strict=True)
+    ]
+    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else pixels

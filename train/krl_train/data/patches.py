@@ -1,0 +1,278 @@
+"""Pictures for restoration: whole ones as ground truth, and random patches of them with their degraded inputs.
+
+A patch depends on the seed, the epoch and its number alone: not on the batch it is in, nor on the process that cuts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from krl_runtime._files import sha256_bytes
+from krl_runtime.commandline import progress
+from krl_runtime.errors import DataError, ImageError
+from krl_runtime.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.pictures import OnBadImage, Picture, PictureFolder, find_pictures, report_bad
+from krl_runtime.preprocess import open_image
+from krl_train.config import DataConfig
+from krl_train.placement import Placement
+
+__all__ = ["PatchBatch", "PatchStream", "Truths", "list_pictures", "read_picture", "read_truths"]
+
+_GREY_MODES = ("1", "L", "LA", "I;16")
+
+
+@dataclass(frozen=True)
+class Truths:
+    """Undamaged pictures.
+
+    Attributes:
+        names: File names.
+        pictures: uint8 ``[H, W]`` or ``[H, W, 3]`` each, of any sizes.
+        inputs: What each is to be made from, of the same sizes, where that is given and not made of it.
+    """
+
+    names: tuple[str, ...]
+    pictures: tuple[npt.NDArray[np.uint8], ...]
+    inputs: tuple[npt.NDArray[np.uint8], ...] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.names)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the pixels of all pictures, in their order."""
+        hashes = [f"{item.shape}:{sha256_bytes(item.tobytes())}" for item in (*self.pictures, *(self.inputs or ()))]
+        return sha256_bytes(",".join(hashes).encode())
+
+    def pair(
+        self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Return what one picture is to be made from, and the picture.
+
+        Args:
+            index: Number of the picture; noise follows from it.
+            scale: By how much the truth is larger than the input.
+            degradation: See ``krl_runtime.luma.corrupt``.
+            side: Take the centre of this many pixels a side at most.
+
+        Raises:
+            UsageError: The picture is too small for the scale.
+        """
+        if self.inputs is not None:
+            return _centre(self.inputs[index], side), _centre(self.pictures[index], side)
+        small, truth = degrade(_centre(self.pictures[index], side), scale)
+        return corrupt(small, degradation, (index,)), truth
+
+    def describe(self) -> dict[str, Any]:
+        """Return ``"count"`` and ``"identity"`` for ``run.json``."""
+        return {"count": len(self), "identity": self.identity}
+
+
+def _centre(picture: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
+    if side is None:
+        return picture
+    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
+
+
+def list_pictures(root: str | Path, config: DataConfig) -> PictureFolder:
+    """List a folder of pictures without regard to classes.
+
+    Args:
+        root: With ``train/`` and ``val/`` in it, or with pictures at any depth.
+        config: Says what to do with other files.
+
+    Raises:
+        DataError: The folder is missing or holds no pictures.
+    """
+    folder = Path(root)
+    splits = {}
+    for split, names in {"train": ("train",), "val": ("val", "valid", "validation", "test")}.items():
+        found = next((folder / name for name in names if (folder / name).is_dir()), None)
+        if found is not None:
+            splits[split] = found
+    if len(splits) < 2:
+        splits = {"all": folder}
+    listed = {name: find_pictures(place, on_bad=config.on_bad_image) for name, place in splits.items()}
+    return PictureFolder(folder, (), {name: tuple(map(Picture, paths)) for name, paths in listed.items()})
+
+
+def read_picture(path: Path, colour: str) -> npt.NDArray[np.uint8]:
+    """Read one picture as a restorer takes it.
+
+    Args:
+        path: The file.
+        colour: ``"rgb"``; ``"grey"`` (Pillow's grey); or ``"y"``, the luma of BT.601 with studio swing, for which a
+            picture that is stored as grey is taken as it is, as the field's scripts do.
+
+    Returns:
+        uint8 ``[H, W, 3]`` for rgb, else ``[H, W]``.
+
+    Raises:
+        ImageError: It is not a picture that can be read.
+    """
+    if colour == "rgb":
+        return np.asarray(open_image(path, mode="RGB"))
+    grey = np.asarray(open_image(path, mode="L"))
+    if colour == "grey":
+        return grey
+    with Image.open(path) as image:
+        stored_grey = image.mode in _GREY_MODES
+    return grey if stored_grey else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+
+
+def read_truths(
+    pictures: Sequence[Picture], colour: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
+) -> Truths:
+    """Read pictures into memory.
+
+    Args:
+        pictures: The files.
+        colour: See ``read_picture``.
+        on_bad: What to do with files that cannot be read.
+        memory_limit: Bytes that all of them may take.
+        limit: Number of pictures at most, the first ones.
+
+    Raises:
+        DataError: No picture can be read, one cannot and ``on_bad`` is ``"refuse"``, or they do not fit into memory.
+    """
+    names: list[str] = []
+    read: list[npt.NDArray[np.uint8]] = []
+    bad: list[ImageError] = []
+    size = 0
+    for picture in progress(pictures[:limit], "reading pictures"):
+        try:
+            pixels = read_picture(picture.path, colour)
+        except ImageError as error:
+            bad.append(error)
+            continue
+        size += pixels.nbytes
+        if size > memory_limit:
+            raise DataError(
+                f"after {len(read)} of {len(pictures)} pictures the memory limit of {memory_limit // 2**20} MiB is "
+                "reached; raise --memory-limit-mb, or take fewer with --limit"
+            )
+        names.append(picture.path.name)
+        read.append(pixels)
+    report_bad(bad, on_bad)
+    if not read:
+        raise DataError("no picture is left: none of the files can be read")
+    return Truths(tuple(names), tuple(read))
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """One step's patches, on the device.
+
+    Attributes:
+        pixels: Degraded patches, uint8 ``[N, C, h, w]``.
+        truth: What they were, uint8 ``[N, C, scale * h, scale * w]``.
+        epoch: From 0.
+    """
+
+    pixels: Tensor
+    truth: Tensor
+    epoch: int
+
+
+class PatchStream:
+    """Random patches of pictures: as many in an epoch as lie side by side in them.
+
+    Args:
+        truths: The pictures.
+        scale: By how much the truth is larger than the input.
+        degradation: What else is done to the input; see ``krl_runtime.luma.corrupt``.
+        size: Height and width of an input patch.
+        batch_size: Patches in one step over all processes.
+        seed: Seed of all that is random.
+        augment: Whether patches are mirrored and turned by right angles at random.
+        on_bad: What to do with pictures that are smaller than a patch.
+
+    Raises:
+        DataError: A picture is smaller than a patch and not to be skipped, or none is left.
+    """
+
+    def __init__(
+        self,
+        truths: Truths,
+        scale: int,
+        degradation: Mapping[str, Any],
+        size: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        *,
+        augment: bool = True,
+        on_bad: OnBadImage = "refuse",
+    ) -> None:
+        self.scale, self.degradation, self.size = scale, dict(degradation), size
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        height, width = size[0] * scale, size[1] * scale
+        fits = [min(item.shape[0] - height, item.shape[1] - width) >= 0 for item in truths.pictures]
+        report_bad(
+            [
+                f"{name} has {item.shape[1]}x{item.shape[0]} pixels, less than a patch of {width}x{height} (--size "
+                f"{size[0]}, times the scale {scale})"
+                for name, item, large in zip(truths.names, truths.pictures, fits, strict=True)
+                if not large
+            ],
+            on_bad,
+        )
+        if not any(fits):
+            raise DataError(f"no picture is as large as a patch of {width}x{height} pixels; give a smaller --size")
+        large_ones = [index for index, large in enumerate(fits) if large]
+        self._pairs = [truths.pair(index, scale, {"kind": "none"}) for index in large_ones]
+        counts = [(small.shape[0] // size[0]) * (small.shape[1] // size[1]) for small, _ in self._pairs]
+        self._ends = np.cumsum(counts)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in one epoch."""
+        return max(1, int(self._ends[-1]) // self.batch_size)
+
+    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[PatchBatch]:
+        """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(int(self._ends[-1]))
+        for step in range(first_step, self.steps):
+            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
+            patches = [self._patch(epoch, int(index)) for index in whole[placement.rank :: placement.world]]
+            pixels, truth = (
+                _to_tensor(list(side)).to(placement.device, memory_format=_layout(placement))
+                for side in zip(*patches, strict=True)
+            )
+            yield PatchBatch(pixels, truth, epoch)
+
+    def _patch(self, epoch: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Cut, turn and degrade one patch: input and truth, ``[h, w]`` or ``[h, w, 3]``."""
+        random = np.random.default_rng((self.seed, epoch, index))
+        small, truth = self._pairs[int(np.searchsorted(self._ends, index, side="right"))]
+        height, width = self.size
+        top, left = random.integers((small.shape[0] - height + 1, small.shape[1] - width + 1))
+        turns, mirrored = random.integers((4, 2)) if self.augment else (0, 0)
+        if height != width:
+            turns -= turns % 2  # an oblong patch stays as it lies
+
+        def cut(picture: npt.NDArray[np.uint8], times: int) -> npt.NDArray[np.uint8]:
+            y, x = int(top) * times, int(left) * times
+            part = np.rot90(picture[y : y + height * times, x : x + width * times], int(turns))
+            return part[:, ::-1] if mirrored else part
+
+        return corrupt(cut(small, 1), self.degradation, (self.seed, epoch, index, 1)), cut(truth, self.scale)
+
+
+def _to_tensor(patches: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(patches))
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
+
+
+def _layout(placement: Placement) -> torch.memory_format:
+    return torch.channels_last if placement.channels_last else torch.contiguous_format

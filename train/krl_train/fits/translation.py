@@ -1,0 +1,130 @@
+"""``krl-train fit --task translation``: from pairs of pictures, one network that turns the one into the other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from krl_runtime.errors import DataError, UsageError
+from krl_runtime.pictures import Picture, PictureFolder, find_pictures
+from krl_train.config import DataConfig, FitConfig, to_plain
+from krl_train.data import Truths
+from krl_train.data.patches import read_truths
+from krl_train.fit import prepare_out
+from krl_train.fits.restoration import (
+    restoration_training,
+    restorer_preprocessing,
+    train_restorer,
+)
+from krl_train.models.restorers import receptive_radius
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.tasks.translation import TranslationObjective, TranslationTask
+
+__all__ = ["fit", "list_pairs"]
+
+_log = logging.getLogger("krl")
+
+_DEFAULT_PATCH = 64
+_DEFAULT_LR = 2e-4
+
+
+def fit(config: FitConfig) -> Run:
+    """Train a network on pairs.
+
+    Raises:
+        KrlError: The pairs, the network or the configuration cannot be used, or training failed.
+    """
+    if config.pretrained:
+        raise UsageError("--pretrained: there are no published weights for translation; leave it out, or give --init")
+    config = replace(config, optim=replace(config.optim, optimizer="adamw", lr=config.optim.lr or _DEFAULT_LR))
+    options = config.translation
+    arguments = {
+        "scale": 1,
+        "colour": options.translation_colour,
+        "overlap": receptive_radius(config.model, 1),
+        "degradation": {"kind": "none"},
+    }
+    spec = ModelSpec(config.model, 0, 3 if options.translation_colour == "rgb" else 1, arguments)
+    data = config.data
+    if data.data is None:
+        raise UsageError("no data is named; give --data FOLDER with the folders A and B")
+    train, val = (_read(Path(data.data), split, data, options.translation_colour) for split in ("train", "val"))
+    size = config.input.size or (_DEFAULT_PATCH,)
+    training = restoration_training(config, spec, (size[0], size[-1]), train, val, Path(data.data), None)
+    init = Run.open(config.init) if config.init is not None else None
+    record = RunRecord(
+        task="restoration",
+        model=spec,
+        preprocessing=restorer_preprocessing(spec.in_channels, training.stream.size),
+        labels=(),
+        command="krl-train fit",
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.described,
+        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
+    )
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        _log.info("run %s is finished already", config.out)
+        return finished
+    return train_restorer(
+        lambda network: TranslationObjective(network, options.pixel_weight, options.adversarial_weight),
+        training,
+        record,
+        config,
+        init=init,
+        out=config.out,
+        task=TranslationTask,
+    )
+
+
+def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture], list[Picture]]:
+    """List the pairs of one split: files of one name in ``A`` and ``B``, whatever their endings.
+
+    Args:
+        root: With ``A`` and ``B`` in it, which are split by the hash of the file in ``B``; or with ``train`` and
+            ``val``, which have them.
+        split: ``"train"`` or ``"val"``.
+        data: How to split, and what to do with other files.
+
+    Returns:
+        What is given, and what is wanted.
+
+    Raises:
+        DataError: A folder is missing, holds no pictures, or a picture has no partner.
+    """
+    whole = not (root / "train").is_dir()
+    base = root if whole else root / split
+    given, wanted = (
+        {path.stem: path for path in find_pictures(base / name, on_bad=data.on_bad_image)} for name in ("A", "B")
+    )
+    lonely = sorted(set(given) ^ set(wanted))
+    if lonely:
+        raise DataError(
+            f"{base}: {len(lonely)} pictures have no partner of their name in the other of A and B: "
+            f"{', '.join(lonely[:10])}"
+        )
+    folder = PictureFolder(base, (), {"all": tuple(Picture(wanted[name]) for name in sorted(wanted))})
+    chosen = folder.split(split if whole else "all", val_fraction=data.val_fraction)
+    return [Picture(given[item.path.stem]) for item in chosen], list(chosen)
+
+
+def _read(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
+    given, wanted = (
+        read_truths(
+            pictures,
+            colour,
+            on_bad="refuse",  # a picture that is left out would part the pairs
+            memory_limit=data.memory_limit_mb * 2**20,
+            limit=data.limit if split == "train" else data.val_limit,
+        )
+        for pictures in list_pairs(root, split, data)
+    )
+    for name, first, second in zip(wanted.names, given.pictures, wanted.pictures, strict=True):
+        if first.shape != second.shape:
+            raise DataError(
+                f"pair {name}: A has {first.shape[1]}x{first.shape[0]} pixels, B {second.shape[1]}x{second.shape[0]}; "
+                "both need the same size"
+            )
+    return Truths(wanted.names, wanted.pictures, given.pictures)

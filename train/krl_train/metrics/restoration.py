@@ -1,0 +1,149 @@
+"""PSNR and SSIM on luma, by the protocol of the literature on super-resolution; bicubic enlargement beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from krl_runtime.errors import DataError, UsageError
+from krl_runtime.luma import crop_border, luma, psnr, resize, to_uint8
+from krl_train.data.patches import Truths
+from krl_train.placement import Placement
+
+__all__ = ["enlarge", "evaluate_restorer", "restore_picture", "score", "ssim"]
+
+_SSIM_WINDOW = 11
+_MAX_PSNR = 100.0
+
+
+def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
+    """Return the structural similarity of two planes (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861).
+
+    Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, peak 255; averaged where the window fits, as
+    the authors' code does.
+
+    Args:
+        a: uint8 ``[H, W]``, at least 11 pixels a side.
+        b: The same shape.
+
+    Raises:
+        UsageError: A side is shorter than the window, or the shapes differ.
+    """
+    if a.shape != b.shape or min(a.shape) < _SSIM_WINDOW:
+        raise UsageError(
+            f"the SSIM of {list(a.shape)} and {list(b.shape)} pixels cannot be told; both need one shape of at least "
+            f"{_SSIM_WINDOW} pixels a side"
+        )
+    first, second = (torch.from_numpy(item.astype(np.float64))[None, None] for item in (a, b))
+    _, everywhere = structural_similarity_index_measure(
+        first, second, gaussian_kernel=True, sigma=1.5, data_range=255.0, return_full_image=True
+    )
+    edge = _SSIM_WINDOW // 2  # where torchmetrics mirrors the pictures, and the authors do not look
+    return float(everywhere[..., edge:-edge, edge:-edge].mean())
+
+
+def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border: int) -> dict[str, float]:
+    """Score one picture: both as luma rounded to uint8, the border cut off.
+
+    Args:
+        restored: uint8 ``[H, W]`` (luma or grey as it is) or ``[H, W, 3]`` (RGB, whose luma is taken).
+        truth: The same shape.
+        border: Pixels that are cut off each side; the scale in super-resolution.
+
+    Returns:
+        ``"psnr"`` in dB, at most 100 (equal pictures), and ``"ssim"``.
+
+    Raises:
+        UsageError: Too little is left to score.
+    """
+    first, second = (
+        crop_border(item if item.ndim == 2 else to_uint8(luma(item)), border) for item in (restored, truth)
+    )
+    return {"psnr": min(psnr(first, second), _MAX_PSNR), "ssim": ssim(first, second)}
+
+
+def enlarge(picture: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """Return a picture enlarged bicubically, uint8 ``[scale * H, scale * W]`` or with 3 channels."""
+    if scale == 1:
+        return picture
+    height, width = picture.shape[0] * scale, picture.shape[1] * scale
+    planes = picture[..., None] if picture.ndim == 2 else picture
+    large = np.stack([to_uint8(resize(plane.astype(np.float32), height, width)) for plane in np.moveaxis(planes, 2, 0)])
+    return large[0] if picture.ndim == 2 else np.moveaxis(large, 0, 2)
+
+
+@torch.no_grad()
+def restore_picture(network: nn.Module, picture: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.uint8]:
+    """Restore one whole picture.
+
+    Args:
+        network: Maps pixels ``[1, C, H, W]`` to ``[1, C, scale * H, scale * W]``; in eval mode.
+        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        device: Where the network is.
+
+    Returns:
+        uint8 ``[scale * H, scale * W]`` or with 3 channels, rounded and clipped.
+    """
+    planes = picture[None] if picture.ndim == 2 else np.moveaxis(picture, 2, 0)
+    pixels: Tensor = torch.from_numpy(np.array(planes, order="C"))[None].to(device)
+    restored = network(pixels)[0].float().cpu().numpy()
+    return to_uint8(restored[0] if picture.ndim == 2 else np.moveaxis(restored, 0, 2))
+
+
+def evaluate_restorer(
+    network: nn.Module, truths: Truths, scale: int, degradation: Mapping[str, Any], placement: Placement
+) -> dict[str, Any]:
+    """Measure a restorer on whole pictures in float32.
+
+    Args:
+        network: A ``Restorer`` on ``placement.device``; it is in eval mode afterwards.
+        truths: The pictures; each is made worse, restored and compared.
+        scale: By how much the truth is larger than the input.
+        degradation: See ``krl_runtime.luma.corrupt``; noise follows from each picture's number.
+        placement: Where; each process takes every ``world``-th picture, and all get the same answer.
+
+    Returns:
+        ``count``, means over the pictures of ``psnr`` (dB) and ``ssim`` of the luma and of ``input_psnr`` and
+        ``input_ssim`` (the input itself, enlarged bicubically), ``gain`` (dB of psnr over input_psnr) and
+        ``pictures`` (name and values of each).
+
+    Raises:
+        DataError: A picture is too small to be scored.
+    """
+    network.eval()
+    rows = np.zeros((len(truths), 4))
+    for index in range(placement.rank, len(truths), placement.world):
+        try:
+            given, truth = truths.pair(index, scale, degradation)
+            border = scale if scale > 1 else 0
+            restored = score(restore_picture(network, given, placement.device), truth, border)
+            plain = score(enlarge(given, scale), truth, border)
+        except UsageError as error:
+            raise DataError(f"validation picture {truths.names[index]}: {error}; leave it out") from error
+        rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"]]
+    return _result(_shared(rows, placement), truths.names)
+
+
+def _shared(rows: npt.NDArray[np.float64], placement: Placement) -> npt.NDArray[np.float64]:
+    """Add up the rows of all processes; each row is of one process and 0 elsewhere."""
+    if placement.world == 1:
+        return rows
+    total = torch.from_numpy(rows).to(placement.device)
+    torch.distributed.all_reduce(total)
+    return np.asarray(total.cpu())
+
+
+def _result(rows: npt.NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
+    columns = ("psnr", "ssim", "input_psnr", "input_ssim")
+    means = {name: round(float(value), 4) for name, value in zip(columns, rows.mean(0), strict=True)}
+    pictures = [
+        {"name": name, **{column: round(float(value), 4) for column, value in zip(columns, row, strict=True)}}
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return {"count": len(names), **means, "gain": round(means["psnr"] - means["input_psnr"], 4), "pictures": pictures}

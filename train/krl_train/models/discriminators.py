@@ -1,0 +1,124 @@
+"""Discriminators that go with the generators: spectral norm throughout, projection for conditions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from krl_runtime.preprocess import Preprocessing
+
+from .generators import picture_sizes
+
+__all__ = ["Discriminator", "build_discriminator"]
+
+
+class Discriminator(nn.Module):
+    """Tells real pictures from generated ones.
+
+    Spectral norm (https://arxiv.org/abs/1802.05957) on every layer. A condition enters by projection
+    (https://arxiv.org/abs/1802.05637): the inner product of its vector with the features is added to the logit.
+
+    Args:
+        stages: Map normalised pictures to features ``[N, C, h, w]``.
+        features: Length of the features' vector.
+        preprocessing: Its ``mean`` and ``std`` are applied here.
+        pool: Sum the features over the map; otherwise all of them count.
+        conditioner: Maps tokens to vectors of length ``dim``; ``None`` without a condition.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        stages: nn.Module,
+        features: int,
+        preprocessing: Preprocessing,
+        *,
+        pool: bool,
+        conditioner: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.stages = stages
+        self.pool = pool
+        self.conditioner = conditioner
+        self.head = spectral_norm(nn.Linear(features, 1))
+        self.projection = None
+        if conditioner is not None:
+            self.projection = spectral_norm(nn.Linear(int(conditioner.dim), features, bias=False))  # type: ignore[arg-type]
+        std, mean = torch.tensor(preprocessing.std), torch.tensor(preprocessing.mean)
+        self.register_buffer("scale", (1 / (255 * std)).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("offset", (-mean / std).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map pictures ``[N, C, H, W]`` in 0 to 255 and tokens ``[N, L]`` to logits ``[N]``, high for real ones."""
+        x = F.leaky_relu(self.stages(pixels.to(self.scale.dtype) * self.scale + self.offset), 0.2)
+        x = x.sum((2, 3)) if self.pool else x.flatten(1)
+        logits: Tensor = self.head(x).squeeze(1)
+        if self.projection is not None and self.conditioner is not None:
+            logits = logits + (self.projection(self.conditioner(condition)) * x).sum(1)
+        return logits
+
+
+class _Down(nn.Module):
+    """A residual block that halves the size (rounded up)."""
+
+    def __init__(self, channels: int, out_channels: int, *, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.conv1 = spectral_norm(nn.Conv2d(channels, out_channels, 3, 1, 1))
+        self.conv2 = spectral_norm(nn.Conv2d(out_channels, out_channels, 3, 1, 1))
+        self.shortcut = spectral_norm(nn.Conv2d(channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x if self.first else F.leaky_relu(x, 0.2))
+        y = F.avg_pool2d(self.conv2(F.leaky_relu(y, 0.2)), 2, ceil_mode=True)
+        return torch.add(y, self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True)))
+
+
+def _stages(residual: bool, channels: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(pairwise(channels)):
+        if residual:
+            layers.append(_Down(inputs, outputs, first=index == 0))
+            continue
+        if index:
+            layers.append(nn.LeakyReLU(0.2))
+        layers.append(spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)))
+    return nn.Sequential(*layers)
+
+
+def build_discriminator(
+    generator: str, preprocessing: Preprocessing, condition: Mapping[str, Any] | None = None, width: int | None = None
+) -> Discriminator:
+    """Return the discriminator that goes with a generator.
+
+    Args:
+        generator: The generator's name; ``resgan-W`` gets a residual one, all others get strided 4×4 convolutions.
+        preprocessing: Of the pictures.
+        condition: Settings of the condition, or ``None``.
+        width: Channels at full resolution; the generator's own W by default (32 for ``mlp-…``).
+    """
+    match = re.match(r"(?:dcgan|resgan|dsgan)-(\d+)", generator)
+    width = width or (int(match[1]) if match else 32)
+    sizes = picture_sizes(preprocessing.height, preprocessing.width)
+    ups = len(sizes) - 1
+    channels = [preprocessing.channels, *(width * min(8, 2**level) for level in range(1, ups + 1))]
+    residual = generator.startswith("resgan")
+    stages = _stages(residual, channels)
+    with torch.no_grad():
+        shape = stages(torch.zeros(1, *preprocessing.shape)).shape
+    conditioner = None
+    if condition is not None:
+        from krl_train.knowledge import build_conditioner
+
+        conditioner = build_conditioner(condition)
+    features = shape[1] if residual else shape[1] * shape[2] * shape[3]
+    return Discriminator(stages, int(features), preprocessing, pool=residual, conditioner=conditioner)

@@ -1,0 +1,219 @@
+"""Training a generator against a discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from krl_runtime.errors import TrainingError
+from krl_train.config import GenerationConfig, OptimConfig
+from krl_train.data.diffaugment import diffaugment
+from krl_train.knowledge import Conditions, Guide
+from krl_train.models.discriminators import Discriminator
+from krl_train.models.generators import Generator
+from krl_train.optim import build_schedule
+from krl_train.placement import Placement
+from krl_train.sampling import sample_grid
+
+from .adversarial import discriminator_loss, generator_loss, r1_penalty
+from .base import Batch, Learner, Task, Update
+
+__all__ = ["CollapseWatch", "GanTask", "Score", "adam", "averaged"]
+
+_R1_EVERY = 16
+_LR = 2e-4
+_EMA = 0.999
+
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+Score: TypeAlias = Callable[[Generator, Placement], dict[str, Any]]
+"""Measures a generator in eval mode."""
+
+
+def adam(module: nn.Module, lr: float | None) -> torch.optim.Optimizer:
+    """Return Adam with the momentum that GANs are trained with (https://arxiv.org/abs/1511.06434)."""
+    return torch.optim.Adam(module.parameters(), lr=lr or _LR, betas=(0.5, 0.999))
+
+
+def averaged(generator: Generator, decay: float) -> AveragedModel:
+    """Return the exponential moving average of a generator.
+
+    Args:
+        generator: What is trained.
+        decay: Up to which it grows as (1 + n) / (10 + n), so that a short training is not held back by its beginning;
+            0 stands for 0.999.
+    """
+    most = decay or _EMA
+
+    def move(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
+        share = 1 - min(most, (1 + float(count)) / (10 + float(count)))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current.to(average.dtype), share)
+            else:
+                average.copy_(current)
+
+    return AveragedModel(generator, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
+
+
+class CollapseWatch:
+    """Notices that a GAN has failed, though all numbers are finite.
+
+    Two things are watched: the discriminator makes no error any more, so that the generator learns nothing; and the
+    generated pictures of a batch are all the same.
+
+    Args:
+        patience: Consecutive steps that either may last.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self._won = self._same = 0
+
+    def __call__(self, real: Tensor, fake: Tensor, real_pixels: Tensor, fake_pixels: Tensor) -> None:
+        """Look at one step.
+
+        Args:
+            real: Logits of real pictures, ``[N]``.
+            fake: Logits of generated pictures, ``[N]``.
+            real_pixels: ``[N, C, H, W]``.
+            fake_pixels: ``[N, C, H, W]``.
+
+        Raises:
+            TrainingError: Either has lasted too long.
+        """
+        margin = float(torch.minimum(real.min(), -fake.max()))
+        self._won = self._won + 1 if margin > 1 else 0
+        spread = [float(pixels.float().std(0, unbiased=False).mean()) for pixels in (fake_pixels, real_pixels)]
+        self._same = self._same + 1 if len(fake_pixels) > 1 and spread[0] < 0.02 * spread[1] else 0
+        kept = "the last good checkpoint stays"
+        if self._won > self.patience:
+            raise TrainingError(
+                f"the discriminator told every picture of {self._won} steps right with a margin; the generator learns "
+                f"nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
+                "raise --r1, or give --diffaugment colour translation cutout"
+            )
+        if self._same > self.patience:
+            raise TrainingError(
+                f"the generated pictures of {self._same} steps are all the same (they differ by less than 2 % of what "
+                f"real ones do): the generator has collapsed. {kept[0].upper()}{kept[1:]}. Lower --lr, raise --r1, or "
+                "use another --seed or a larger --batch-size"
+            )
+
+
+class GanTask(Task[Batch]):
+    """Trains a generator and a discriminator in turn.
+
+    Args:
+        generator: What the run keeps, as its moving average.
+        discriminator: Its opponent.
+        options: The adversarial loss and what stabilises it.
+        optim: Learning rate, schedule, largest gradient and moving average; the optimiser is Adam.
+        steps: Number of steps in the whole training.
+        conditions: Of the training pictures; ``None`` for a generator without.
+        guide: What else the generator minimises, a function of its pictures ``[N, C, H, W]`` and their tokens.
+        guide_weight: Factor of that.
+        score: Measures the generator at evaluations; ``None`` measures nothing.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        options: GenerationConfig,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        conditions: Conditions | None = None,
+        guide: Guide | None = None,
+        guide_weight: float = 1.0,
+        score: Score | None = None,
+    ) -> None:
+        self.generator, self.discriminator, self.options = generator, discriminator, options
+        self.conditions, self.guide, self.guide_weight, self.score = conditions, guide, guide_weight, score
+        self.adversarial_weight = 1.0
+        self.watch = CollapseWatch(options.patience)
+        optimizers = adam(generator, optim.lr), adam(discriminator, options.discriminator_lr or optim.lr)
+        schedules = [build_schedule(optim, optimizer, steps) for optimizer in optimizers]
+        average = averaged(generator, optim.ema)
+        self.learners = {
+            "generator": Learner(generator, optimizers[0], schedules[0], optim.clip_norm, average, generator),
+            "discriminator": Learner(discriminator, optimizers[1], schedules[1], optim.clip_norm),
+        }
+
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Move the discriminator, then the generator, on one batch."""
+        device = batch.pixels.device
+        condition = None if self.conditions is None else self.conditions.draw(batch.indices).to(device)
+        latent = torch.randn(len(batch.pixels), self.generator.latent_size, device=device)
+        pictures, others = self.generate(latent, condition)
+        parts = self._step_discriminator(batch, pictures.detach(), condition, update)
+        parts |= self._step_generator(pictures, others, condition, update)
+        parts["loss"] = parts["generator"] + parts["discriminator"]
+        return parts
+
+    def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return pictures ``[N, C, H, W]``, and what else the generator minimises: scalars by name, weighted."""
+        pictures = self.learners["generator"].module(latent, condition)
+        if self.guide is None or condition is None:
+            return pictures, {}
+        return pictures, {"guide": self.guide_weight * self.guide.to(pictures.device)(pictures, condition)}
+
+    def _judge(self, pictures: Tensor, condition: Tensor | None) -> Tensor:
+        module = self.learners["discriminator"].module
+        logits: Tensor = module(diffaugment(pictures.float(), self.options.diffaugment), condition)
+        return logits.float()
+
+    def _step_discriminator(
+        self, batch: Batch, pictures: Tensor, condition: Tensor | None, update: Update
+    ) -> dict[str, Tensor]:
+        real, fake = self._judge(batch.pixels, condition), self._judge(pictures, condition)
+        self.watch(real.detach(), fake.detach(), batch.pixels, pictures)
+        loss = discriminator_loss(self.options.adversarial, real, fake)
+        parts = {"discriminator": loss.detach()}
+        if self.options.r1 and int(torch.randint(_R1_EVERY, (1,))) == 0:
+            # Lazily: one step in sixteen, and sixteen times as much (https://arxiv.org/abs/1912.04958). Drawn, not
+            # counted: the loop seeds each step, so that a resumed run takes the same ones.
+            unit = 1 / self.discriminator.scale
+            penalty = r1_penalty(lambda pixels: self._judge(pixels, condition), batch.pixels, unit)
+            loss = loss + 0.5 * self.options.r1 * _R1_EVERY * penalty
+        update("discriminator", loss)
+        return parts
+
+    def _step_generator(
+        self, pictures: Tensor, others: Mapping[str, Tensor], condition: Tensor | None, update: Update
+    ) -> dict[str, Tensor]:
+        self.discriminator.requires_grad_(False)  # its own gradients would be thrown away
+        loss = generator_loss(self.options.adversarial, self._judge(pictures, condition))
+        loss = self.adversarial_weight * loss
+        parts = {"generator": loss.detach(), **{name: value.detach() for name, value in others.items()}}
+        for value in others.values():
+            loss = loss + value
+        update("generator", loss)
+        self.discriminator.requires_grad_(True)
+        return parts
+
+    def final(self) -> Generator:
+        """Return the moving average of the generator, which the run keeps."""
+        average = self.learners["generator"].average
+        assert average is not None  # noqa: S101  for the type checker
+        assert isinstance(average.module, Generator)  # noqa: S101  for the type checker
+        return average.module
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Score the moving average of the generator."""
+        return {} if self.score is None else self.score(self.final().eval(), placement)
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return a grid of 64 pictures of the same latents each time; with conditions each row has another one."""
+        tokens = None if self.conditions is None else self.conditions.tokens
+        return {"samples": sample_grid(self.final().eval(), tokens)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the moving average's backbone."""
+        return self.final().backbone.state_dict()

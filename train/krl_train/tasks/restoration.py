@@ -1,0 +1,149 @@
+"""Training a restorer, whatever the objective: ground truth alone, or a teacher as well."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from krl_train.config import OptimConfig
+from krl_train.data import PatchBatch, Truths
+from krl_train.metrics import evaluate_restorer
+from krl_train.metrics.restoration import enlarge, restore_picture
+from krl_train.models.restorers import Restorer
+from krl_train.optim import build_optimizer, build_schedule
+from krl_train.placement import Placement
+
+from .base import Learner, Task, Update
+
+__all__ = ["SHOWN_SIDE", "PixelLoss", "RestorationObjective", "RestorationTask", "framed", "pixel_loss"]
+
+SHOWN = 3
+SHOWN_SIDE = 96
+
+
+def pixel_loss(restored: Tensor, truth: Tensor, *, epsilon: float = 0.0) -> Tensor:
+    """Return the mean absolute difference of pictures, or its smooth form, the mean of sqrt((a - b)² + ε²).
+
+    The smooth form is Charbonnier's (https://arxiv.org/abs/1704.03915).
+
+    Args:
+        restored: ``[N, C, H, W]``, 0 to 255, floating point.
+        truth: The same shape, uint8 or floating point.
+        epsilon: Below which differences count quadratically, in units of 0 to 1; 0 is plain L1.
+
+    Returns:
+        Scalar, in units of 0 to 1.
+    """
+    difference = (restored - truth.to(restored.dtype)) / 255
+    return (difference.square() + epsilon**2).sqrt().mean() if epsilon else difference.abs().mean()
+
+
+class RestorationObjective(nn.Module):
+    """A restorer together with what its training minimises; all of its parameters are trained."""
+
+    network: Restorer
+
+    @abstractmethod
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
+        """Return named scalar losses; ``"loss"`` is the one to minimise."""
+
+
+class PixelLoss(RestorationObjective):
+    """The difference from the ground truth.
+
+    Args:
+        network: The restorer.
+        epsilon: See ``pixel_loss``.
+    """
+
+    def __init__(self, network: Restorer, epsilon: float = 0.0) -> None:
+        super().__init__()
+        self.network = network
+        self.epsilon = epsilon
+
+    def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
+        """Return ``{"loss": mean difference in units of 0 to 1}``."""
+        return {"loss": pixel_loss(self.network(batch.pixels), batch.truth, epsilon=self.epsilon)}
+
+
+class RestorationTask(Task[PatchBatch]):
+    """Trains the network of an objective and measures it on whole pictures.
+
+    Args:
+        objective: What is minimised.
+        optim: How.
+        steps: Number of optimisation steps in the whole training.
+        batch_size: Patches in one step over all processes.
+        val: Validation pictures.
+        degradation: What is done to them, beside the scaling; see ``krl_runtime.luma.corrupt``.
+    """
+
+    def __init__(
+        self,
+        objective: RestorationObjective,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        batch_size: int,
+        val: Truths,
+        degradation: Mapping[str, Any],
+    ) -> None:
+        self.objective = objective
+        self.network = objective.network
+        self.val = val
+        self.degradation = dict(degradation)
+        optimizer = build_optimizer(optim, objective.parameters(), batch_size)
+        average = None
+        if optim.ema:
+            ema = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
+            average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
+        schedule = build_schedule(optim, optimizer, steps)
+        self.learners = {
+            "model": Learner(objective, optimizer, schedule, optim.clip_norm, average, average_of=self.network)
+        }
+
+    def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:
+        """Minimise the objective's ``"loss"`` on one batch."""
+        parts: dict[str, Tensor] = self.learners["model"].module(batch)
+        update("model", parts["loss"])
+        return {name: value.detach() for name, value in parts.items()}
+
+    def _final(self) -> Restorer:
+        average = self.learners["model"].average
+        if average is None:
+            return self.network
+        assert isinstance(average.module, Restorer)  # noqa: S101  for the type checker
+        return average.module
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Measure the network (its moving average, where there is one) on the validation pictures."""
+        return evaluate_restorer(self._final(), self.val, self.network.scale, self.degradation, placement)
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return ``"restored"``: for the first validation pictures input (enlarged), restoration and truth in a row."""
+        network, scale = self._final().eval(), self.network.scale
+        device = next(network.parameters()).device
+        rows = []
+        for index in range(min(SHOWN, len(self.val))):
+            given, truth = self.val.pair(index, scale, self.degradation, side=SHOWN_SIDE)
+            row = (enlarge(given, scale), restore_picture(network, given, device), truth)
+            rows.append(np.concatenate([framed(item) for item in row], axis=1))
+        return {"restored": np.concatenate(rows)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the backbone's weights (their moving average, where there is one)."""
+        return self._final().backbone.state_dict()
+
+
+def framed(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Put a picture into the upper left of a white square with a margin, as ``[H, W, C]``."""
+    planes = picture[..., None] if picture.ndim == 2 else picture
+    square = np.full((SHOWN_SIDE + 2, SHOWN_SIDE + 2, planes.shape[2]), 255, np.uint8)
+    square[: planes.shape[0], : planes.shape[1]] = planes
+    return square
