@@ -12,8 +12,8 @@ picture=${5:-$(find "$sr/set5" -type f | sort | head -n 1)}
 set -x
 krl-train fit --task restoration --scale 3 --model edsr-8-32 --data "$sr/t91" --val-data "$sr/set5" --size 24 \
     --batch-size 16 --epochs "$teacher_epochs" --ema 0.999 --evaluate-every 10 --out "$out/teacher"
-krl-compress distill --teacher "$out/teacher" --student edsr-4-16 --loss pixels --loss teacher --baseline --size 17 \
-    --batch-size 16 --epochs "$student_epochs" --ema 0.999 --evaluate-every 25 --out "$out/student"
+krl-compress distill --teacher "$out/teacher" --student edsr-4-16 --baseline --size 17 --batch-size 16 \
+    --epochs "$student_epochs" --ema 0.999 --evaluate-every 25 --out "$out/student"
 krl-train evaluate "$out/student" --data "$sr/set14"
 krl-deploy export "$out/student" -o "$out/student.krl"
 krl-deploy quantize "$out/student.krl" --data "$sr/t91"

@@ -7,21 +7,24 @@
 # ROOT     folder in which torchvision's MNIST lies (ROOT/MNIST/raw)
 # OUT      where runs, the bundle and the pictures go
 # EPOCHS   of the teacher (5)
-# LIMIT    of training pictures (60000)
+# LIMIT    of training pictures, and of real ones that are measured (all)
 # SAMPLES  that are measured (5000)
 set -eu
-root=$1 out=$2 epochs=${3:-5} limit=${4:-60000} samples=${5:-5000}
-data="--data mnist --data-root $root --limit $limit"
+root=$1 out=$2 epochs=${3:-5} limit=${4:+--limit $4 --val-limit $4} samples=${5:-5000}
+data="--data mnist --data-root $root $limit"
 set -x
 krl-train fit --model resnet8 $data --epochs 3 --lr 0.05 --out "$out/classifier"
 krl-train fit --task gan --model dcgan-32 $data --epochs "$epochs" --batch-size 64 --lr 0.0004 --out "$out/teacher"
-krl-compress distill --teacher "$out/teacher" --student dsgan-11 --limit "$limit" --epochs "$epochs" --batch-size 64 \
+measure="--features $out/classifier --score-samples $samples"
+# First close to the teacher, then freer of it: the discriminator makes up for what so few parameters cannot copy.
+krl-compress distill --teacher "$out/teacher" --student dsgan-11 $limit --epochs 3 --batch-size 64 \
     --loss pixels --loss features --loss adversarial --lr 0.001 --discriminator-lr 0.0004 --discriminator-width 16 \
-    --precision fp32 --features "$out/classifier" --score-samples "$samples" --evaluate-every "$epochs" \
-    --out "$out/student"
+    --precision fp32 --evaluate-every 3 $measure --out "$out/first"
+krl-compress distill --teacher "$out/teacher" --student "$out/first" $limit --epochs 3 --batch-size 64 \
+    --loss pixels:weight=3 --loss adversarial --lr 0.0005 --discriminator-lr 0.0004 --discriminator-width 20 \
+    --precision fp32 --evaluate-every 3 $measure --out "$out/student"
 for generator in teacher student; do
-    krl-train evaluate "$out/$generator" --features "$out/classifier" --against "$out/teacher" \
-        --score-samples "$samples"
+    krl-train evaluate "$out/$generator" --against "$out/teacher" $limit $measure
 done
 krl-deploy export "$out/student" -o "$out/student.krl"
 krl-runtime generate "$out/student.krl" -n 64 --seed 1 --out "$out/digits"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,13 +37,14 @@ def photographs(count: int, size: int) -> np.ndarray:
     return found
 
 
-def quantize_static(model: bytes, pixels: np.ndarray, method: str) -> bytes:
+def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Sequence[str] | None = None) -> bytes:
     """Return what ONNX Runtime makes of the same file and the same pictures: uint8 activations, int8 per channel.
 
     Args:
         model: The float32 file, cleaned already: quantize_static is at its best on such.
         pixels: Pictures ``[N, C, H, W]``, given one by one as its documentation does.
         method: One of ``PEERS``; all other options are quantize_static's own, but for scales for each channel.
+        operators: Kinds of operators to quantise; left out: all that it can.
     """
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantise
@@ -66,6 +68,7 @@ def quantize_static(model: bytes, pixels: np.ndarray, method: str) -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            op_types_to_quantize=operators,
             calibrate_method=CalibrationMethod[method],
         )
         return target.read_bytes()

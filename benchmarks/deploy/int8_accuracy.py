@@ -21,6 +21,9 @@ from krl_deploy.calibrate import measure_tensors
 from krl_deploy.calibration.record import Equalise, Identity, Method
 from krl_deploy.data import choose, open_data, with_label_indices
 from krl_deploy.forms import Emitter, Forms
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.placement import weighted_nodes
 from krl_deploy.verify import logits_of, open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.pictures import decode
@@ -42,6 +45,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=512, help="pictures to calibrate on")
     parser.add_argument("--val-limit", type=int, default=2000, help="pictures to measure on")
+    parser.add_argument(
+        "--layers", action="store_true", help="what each layer costs that is alone in INT8, and no more"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
@@ -55,7 +61,7 @@ def main() -> None:
     fp32 = bundle.file("model.fp32.onnx").read_bytes()
     exact = logits_of(open_cpu(fp32), pixels)
     rows = []
-    for form, session in contenders(fp32, seen):
+    for form, session in layers(fp32, seen) if arguments.layers else contenders(fp32, seen):
         rows.append({"form": form, **score(logits_of(session, pixels), exact, truth)})
         if not arguments.json:
             print(line(rows[-1]), flush=True)
@@ -77,7 +83,23 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
         yield f"quantize_static, {method}", open_cpu(quantize_static(fp32, seen, method))
 
 
-def emit(
+def layers(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
+    """Yield names and sessions with one layer in INT8 and all others in FP32, calibrated as by default."""
+    emitter = emitter_of(fp32, seen, DEFAULT, half=False)
+    names = [item.node.name for item in weighted_nodes(GraphEditor(emitter.model))]
+    for name in names:
+        others = dict.fromkeys([other for other in names if other != name], "measured alone")
+        for form, write in (("int8", emitter.tensorrt), ("int8.cpu", emitter.cpu)):
+            written = write(others)
+            if written.count:
+                yield f"krl {form}, {name} alone", open_cpu(to_bytes(written.model))
+
+
+def emit(fp32: bytes, seen: np.ndarray, method: Method, **options: Any) -> Forms:
+    return emitter_of(fp32, seen, method, **options).emit()
+
+
+def emitter_of(
     fp32: bytes,
     seen: np.ndarray,
     method: Method,
@@ -85,12 +107,13 @@ def emit(
     equalising: Equalise = "auto",
     bias_correction: bool = True,
     optimal_scales: bool = False,
-) -> Forms:
+    half: bool = True,
+) -> Emitter:
     identity = Identity("", {}, "", len(seen), method, equalising)
     calibration = measure_tensors(
         onnx.load_model_from_string(fp32), seen, identity, method=method, equalising=equalising
     )
-    return Emitter(fp32, calibration, half=True, optimal_scales=optimal_scales, bias_correction=bias_correction).emit()
+    return Emitter(fp32, calibration, half=half, optimal_scales=optimal_scales, bias_correction=bias_correction)
 
 
 def score(logits: np.ndarray, exact: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,7 @@ from krl_train.fit import Training
 from krl_train.loop import resolve_device
 from krl_train.models import Network
 from krl_train.models.quantised import FakeQuantised
+from krl_train.models.quantisers import Mode
 from krl_train.optim import default_learning_rate
 from krl_train.run import Run, RunRecord
 
@@ -100,7 +101,8 @@ def measure_start(network: Network, training: Training, device: str) -> dict[str
     backbone = network.backbone
     assert isinstance(backbone, FakeQuantised)  # noqa: S101  quantized_student made it
     found = {}
-    for name, mode in (("float", "float"), ("rounded", "int8")):
+    modes: tuple[tuple[str, Mode], ...] = (("float", "float"), ("rounded", "int8"))
+    for name, mode in modes:
         with backbone.computing(mode):
             found[name] = {"top1": evaluate_run(network, training.source.labels, training.val, device)["top1"]}
     network.cpu()

@@ -51,7 +51,7 @@ RESTORATION_KINDS: Mapping[str, Kind] = {
 }
 """The losses by the name that ``--loss`` takes: on pictures (of 0 to 1), and on the features before the last layer."""
 
-_DEFAULT = ("pixels", "teacher", "affinity")
+_DEFAULT = ("pixels", "teacher")
 
 
 class RestorationDistiller(RestorationObjective):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,10 @@ def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, 
     expected = _original(original, taken, preprocessing, pixels, config)
     model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
     settings["overlap"] = local_radius(model, scale)
+    if not isinstance(signature(model).shape[2], int):
+        # Any size will do: what is kept and calibrated on need not be as large as the file's own input.
+        height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
+        preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
     data = to_bytes(model)
     evidence: dict[str, Any] = {"file_bytes": len(data), "opset": opset_of(model), "data": config.data.name}
     bundle = write_picture_maker(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_runtime.backends.onnxruntime import open_session
+from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
 from krl_runtime.commandline import progress
 from krl_runtime.errors import BackendError, DataError, ModelError, require
 from krl_runtime.pictures import OnBadImage, Picture, decode
@@ -215,7 +215,7 @@ def optimised_graph(model: bytes) -> onnx.ModelProto:
     with TemporaryDirectory() as folder:
         path = Path(folder, "optimised.onnx")
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS)
         return onnx.load(path)
 
 

@@ -39,7 +39,7 @@ Condition: TypeAlias = "str | Mapping[str, str]"
 """One condition: text, or a mapping from attributes (relations) to values (entities)."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_MOST_SHOWN = 20
+_MOST_SHOWN = 40
 
 
 def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, Any]) -> npt.NDArray[np.int64]:

@@ -137,8 +137,8 @@ def corrupt(
 
     Args:
         picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}`` (Gaussian, S levels of
-            255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
+        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}``
+            (Gaussian, S levels of 255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
         seed: Whole numbers from 0; the noise follows from them alone.
 
     Returns:

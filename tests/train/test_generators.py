@@ -118,6 +118,19 @@ def test_what_cannot_be_built_is_refused(name: str, arguments: dict, message: st
         build_generator(ModelSpec(name, 0, 1, arguments), pictures(8, 8))
 
 
+@pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2", "mlp-4"])
+def test_a_traced_graph_takes_any_number_of_latents(name: str) -> None:
+    condition = None if name == "mlp-4" else CONDITION
+    arguments = {"latent": 3} if condition is None else {"latent": 3, "condition": condition}
+    generator = build_generator(ModelSpec(name, 0, 1, arguments), pictures(7, 7)).eval()
+    inputs = (torch.randn(2, 3),) if condition is None else (torch.randn(2, 3), torch.tensor([[0], [2]]))
+    many = torch.export.Dim("batch")
+    graph = torch.export.export(generator, inputs, dynamic_shapes=[{0: many} for _ in inputs]).module()
+    latent, tokens = torch.randn(5, 3), torch.tensor([[0], [1], [2], [1], [0]])
+    more = (latent,) if condition is None else (latent, tokens)
+    torch.testing.assert_close(graph(*more), generator(*more))
+
+
 def test_names_of_generators() -> None:
     assert is_generator("mlp-256-256")
     assert is_generator("resgan-16x2")

@@ -96,7 +96,15 @@ class Calibration:
                 key: {name: tuple(float(value) for value in each) for name, each in values[key].items()}
                 for key in ("means", "factors", "weight_scales")
             }
-            return cls(Identity(**values["identity"]), **limits, **channels)
+            return cls(
+                Identity(**values["identity"]),
+                limits["ranges"],
+                limits["extremes"],
+                channels["means"],
+                channels["factors"],
+                limits["given"],
+                channels["weight_scales"],
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
 

@@ -223,12 +223,13 @@ class ConvolutionalGenerator(nn.Module):
         ups = len(self.sizes) - 1
         channels = [width * min(8, 2 ** (ups - level)) for level in range(ups + 1)]
         area = self.sizes[0][0] * self.sizes[0][1]
-        self.stem: nn.Module = nn.Linear(latent_size, channels[0] * area)
+        self.seeds = channels[0] if kind != "dsgan" else 2 * width
+        self.stem: nn.Module = nn.Linear(latent_size, self.seeds * area)
         self.widen: nn.Module = nn.Identity()
         if kind == "dsgan":  # the first layer would have most of the parameters
             narrow = nn.Linear(latent_size, 4 * width)
-            self.stem = nn.Sequential(narrow, nn.ReLU(), nn.Linear(4 * width, 2 * width * area))
-            self.widen = nn.Conv2d(2 * width, channels[0], 1)
+            self.stem = nn.Sequential(narrow, nn.ReLU(), nn.Linear(4 * width, self.seeds * area))
+            self.widen = nn.Conv2d(self.seeds, channels[0], 1)
         residual = kind == "resgan"
         self.norm = None if residual else Norm(channels[0], dim)
         block = _BLOCKS[kind]
@@ -249,7 +250,8 @@ class ConvolutionalGenerator(nn.Module):
     def features(self, latent: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the maps at each resolution above the lowest ``[N, C_i, H_i, W_i]``, and the pictures."""
         vector = None if self.conditioner is None else self.conditioner(condition)
-        x: Tensor = self.stem(latent).reshape(len(latent), -1, *self.sizes[0])
+        # No size of the batch here: an exported graph would keep it.
+        x: Tensor = self.stem(latent).reshape(-1, self.seeds, *self.sizes[0])
         x = self.widen(x)
         if self.norm is not None:
             x = F.relu(self.norm(x, vector))
@@ -286,7 +288,7 @@ class FullyConnectedGenerator(nn.Sequential):
         x = latent
         for layer in self:
             x = layer(x)
-        return torch.tanh(x).reshape(len(latent), *self.shape)
+        return torch.tanh(x).reshape(-1, *self.shape)
 
 
 def is_generator(name: str) -> bool:

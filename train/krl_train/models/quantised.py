@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from krl_runtime.errors import ModelError
 
+from .equalise import equalise
 from .quantisers import ROUNDED_LAYERS, Mode, Quantiser, round_weights
 
 __all__ = ["FakeQuantised"]
@@ -50,7 +51,7 @@ class FakeQuantised(nn.Module):
     def __init__(self, backbone: nn.Module, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.graph = _traced(backbone)
-        ShapeProp(self.graph).propagate(torch.zeros(2, *shape))  # type: ignore[no-untyped-call]
+        ShapeProp(self.graph).propagate(torch.zeros(2, *shape))
         _place(self.graph)
         self.eval()
 
@@ -88,9 +89,13 @@ class FakeQuantised(nn.Module):
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """Take the scales from what runs through the network in a ``with`` block; nothing is rounded there."""
+        """Take the scales from what runs through the network in a ``with`` block; nothing is rounded there.
+
+        Activations with loud channels are equalised, which changes weights and leaves answers as they are.
+        """
         with self.computing("observe"):
             yield
+        equalise(self.graph)
         for quantiser in self.quantisers():
             quantiser.set_scale()
 
@@ -128,7 +133,8 @@ def _passes_on(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def _fold_normalisation(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        if type(_module(graph, node)) is not nn.BatchNorm2d:
+        normalisation = _module(graph, node)
+        if type(normalisation) is not nn.BatchNorm2d:
             continue
         before = node.args[0]
         convolution = _module(graph, before)
@@ -137,7 +143,8 @@ def _fold_normalisation(graph: fx.GraphModule) -> None:
         if sum(other.target == before.target for other in graph.graph.nodes) > 1:
             continue  # a convolution that is used twice cannot hold the statistics of one use
         transposed = isinstance(convolution, nn.ConvTranspose2d)
-        fused = fuse_conv_bn_eval(convolution, _module(graph, node), transpose=transposed)  # type: ignore[type-var]
+        assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101  for the type checker
+        fused = fuse_conv_bn_eval(convolution, normalisation, transpose=transposed)
         parent, _, name = str(before.target).rpartition(".")
         setattr(graph.get_submodule(parent), name, fused)
         node.replace_all_uses_with(before)
@@ -170,7 +177,7 @@ def _place(graph: fx.GraphModule) -> None:
             reader.update_arg(index, quantiser)
     for node in chosen:
         layer = _module(graph, node)
-        if type(layer) in _WEIGHTED:  # not yet: a layer may be used twice
+        if layer is not None and type(layer) in _WEIGHTED:  # not yet: a layer may be used twice
             round_weights(layer)
     graph.graph.lint()
     graph.recompile()

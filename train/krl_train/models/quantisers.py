@@ -16,7 +16,7 @@ from torch import Tensor, nn
 __all__ = ["ROUNDED_LAYERS", "Mode", "Quantiser", "round_weights"]
 
 Mode: TypeAlias = Literal["int8", "float", "observe"]
-"""Round as INT8 does; do not round; do not round, and note the largest magnitude of each activation."""
+"""Round as INT8 does; do not round; do not round, and note the largest magnitude of each channel."""
 
 _LOW, _HIGH = -128, 127
 _LARGEST_WEIGHT = 127
@@ -36,7 +36,7 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
         (levels,), (gradient,) = ctx.saved_tensors, gradients
-        inside = (levels >= ctx.low) & (levels <= ctx.high)
+        inside = (levels > ctx.low - 0.5) & (levels < ctx.high + 0.5)  # the largest weight may be at 127.00001
         to_scale = None
         if ctx.needs_input_grad[1]:
             rounded = levels.round().clamp_(ctx.low, ctx.high)
@@ -46,7 +46,7 @@ class _Round(torch.autograd.Function):
 
 
 def _round(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    rounded: Tensor = _Round.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _Round.apply(x, scale, low, high)
     return rounded
 
 
@@ -55,6 +55,7 @@ class Quantiser(nn.Module):
 
     Attributes:
         scale: Value of one level, a positive scalar of float32; 1 until it was observed or loaded.
+        largest: The largest magnitude of each channel that was observed since the scale was set, ``[C]``.
         mode: See ``Mode``.
     """
 
@@ -73,7 +74,8 @@ class Quantiser(nn.Module):
         if self.mode == "float":
             return x
         if self.mode == "observe":
-            self.largest = torch.maximum(self.largest, x.detach().abs().amax())
+            others = [dim for dim in range(x.ndim) if dim != 1]
+            self.largest = torch.maximum(self.largest, x.detach().abs().amax(others))
             return x
         if torch.onnx.is_in_onnx_export():
             return self._pair(x)
@@ -92,8 +94,9 @@ class Quantiser(nn.Module):
     @torch.no_grad()
     def set_scale(self) -> None:
         """Let the scale be what the largest observed magnitude needs; 1 for an activation that is always 0."""
-        self.scale.copy_(torch.where(self.largest > 0, self.largest / _HIGH, torch.ones_like(self.largest)))
-        self.largest.zero_()
+        largest = self.largest.amax()
+        self.scale.copy_(largest / _HIGH if largest > 0 else torch.ones_like(largest))
+        self.largest = torch.zeros_like(largest)
 
 
 def _rounded(weight: Tensor, axis: int, mode: Mode) -> Tensor:
@@ -112,7 +115,8 @@ class _Convolution(nn.Conv2d):
     mode: Mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, _rounded(self.weight, 0, self.mode), self.bias)
+        answer: Tensor = self._conv_forward(x, _rounded(self.weight, 0, self.mode), self.bias)
+        return answer
 
 
 class _TransposedConvolution(nn.ConvTranspose2d):
@@ -122,7 +126,8 @@ class _TransposedConvolution(nn.ConvTranspose2d):
         assert output_size is None  # noqa: S101  only the traced network calls this, and no layer of it with a size
         weight = _rounded(self.weight, 1, self.mode)
         settings: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return F.conv_transpose2d(x, weight, self.bias, *settings)
+        answer: Tensor = F.conv_transpose2d(x, weight, self.bias, *settings)
+        return answer
 
 
 class _Linear(nn.Linear):
