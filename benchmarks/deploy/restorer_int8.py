@@ -19,10 +19,12 @@ from _peers import PEERS, machine, quantize_static
 
 from krl_deploy.calibrate import measure_tensors
 from krl_deploy.calibration.record import Identity
+from krl_deploy.config import QuantizeConfig
 from krl_deploy.forms import Emitter
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import weighted_nodes
-from krl_deploy.tasks import Source, task_of
+from krl_deploy.planner import make_plan
+from krl_deploy.tasks import Source, Task, task_of
 from krl_deploy.verify import compare, open_cpu
 from krl_runtime.bundle import Bundle
 
@@ -50,7 +52,7 @@ def main() -> None:
     batches = list(task.batches())
     reference = open_cpu(fp32)
     rows: list[dict[str, Any]] = []
-    for form, session in contenders(fp32, seen):
+    for form, session in [*contenders(fp32, seen), *planned(bundle, task, fp32, seen)]:
         count, scores = compare({"fp32": reference, "form": session}, batches, task.tally)
         before, after = scores["fp32"].psnr, scores["form"].psnr
         rows.append(
@@ -59,7 +61,7 @@ def main() -> None:
         if not arguments.json:
             if len(rows) == 1:
                 print(f"fp32: {before:.3f} dB on {count} pictures; calibrated on {len(seen)} patches")
-            print(f"{form:50} {after:7.3f} dB  drop {before - after:7.3f} dB", flush=True)
+            print(f"{form:66} {after:7.3f} dB  drop {before - after:7.3f} dB", flush=True)
     if arguments.json:
         print(json.dumps({"machine": machine(), "patches": len(seen), "rows": rows}, indent=2))
 
@@ -86,6 +88,16 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
             if other.node.name != item.node.name
         }
         yield f"krl int8, {item.node.name} alone in INT8", emitter.emit(others).sessions["int8"]
+
+
+def planned(bundle: Bundle, task: Task, fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
+    """Yield what ``krl-deploy quantize --equalise all --plan`` makes: the first plan that loses 0.1 dB or less."""
+    emitter = emit(fp32, seen, METHODS[0], equalising="all")
+    plan = make_plan(QuantizeConfig(bundle.path, plan=True), task, emitter)
+    forms = emitter.emit(plan.keep)
+    for form in ("int8", "int8.cpu"):
+        kept = f"{len(plan.keep)} of {len(plan.layers)} layers in float"
+        yield f"krl {form}, equalised everywhere, plan: {kept}", forms.sessions[form]
 
 
 def emit(

@@ -19,8 +19,7 @@ from krl_train.config import OptimConfig
 from krl_train.evaluate import evaluate_run
 from krl_train.fit import Training
 from krl_train.loop import resolve_device
-from krl_train.models import Network
-from krl_train.models.quantised import FakeQuantised
+from krl_train.models import FakeQuantised, Network
 from krl_train.models.quantisers import Mode
 from krl_train.optim import default_learning_rate
 from krl_train.run import Run, RunRecord

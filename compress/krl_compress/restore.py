@@ -152,6 +152,8 @@ def distill_restorer(config: DistillConfig) -> Run:
     there = Run.open(config.teacher[0])
     teacher = there.module()
     assert isinstance(teacher, Restorer)  # noqa: S101  for the type checker
+    if there.record.model.arguments["degradation"]["kind"] == "none":
+        raise UsageError(f"teacher {there.path} is of translation or style, which are not distilled; give a restorer")
     start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
     spec = _student_spec(start.record.model.name if start else config.student, there)
     own = teacher.preprocessing

@@ -188,7 +188,7 @@ def _torch(network: nn.Module, inputs: Mapping[str, npt.NDArray[Any]], *, exact:
     if exact:
         network = copy.deepcopy(network).double()
     count = len(next(iter(inputs.values())))
-    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    tensors = [torch.tensor(array) for array in inputs.values()]
     if exact:
         tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
     with torch.inference_mode():

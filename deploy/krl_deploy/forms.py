@@ -51,7 +51,10 @@ def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
     if not asked:
         reasons = sorted({why for form in forms for why in form.kept_float.values()})
         raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
-    return list(asked)
+    # Where a plan keeps the operator before it in floating point, each one quantises what it reads itself.
+    never = set(forms[0].kept_float) & set(forms[1].kept_float)
+    reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
+    return list(dict.fromkeys([*asked, *reads]))
 
 
 @dataclass(frozen=True)

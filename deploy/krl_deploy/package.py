@@ -96,6 +96,11 @@ def package(config: PackageConfig) -> dict[str, Any]:
     """
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
+    if manifest.task != "classification":
+        raise UsageError(
+            f"bundle {bundle.path} is for the task {manifest.task!r}; accepted: classification, whose pictures Triton "
+            "takes as they are; restorers and generators need krl_runtime around them"
+        )
     name = config.name or bundle.path.resolve().name.removesuffix(".krl")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a model's name in Triton; accepted with --name: letters, digits, _ . -")

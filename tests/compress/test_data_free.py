@@ -97,7 +97,7 @@ def test_pictures_against_the_teacher_are_of_all_classes_and_sure(teacher: Run) 
     shares = [answers.argmax(1).bincount(minlength=10).max() / len(pixels) for answers in (found, noise)]
     assert float(shares[0]) < 0.35 < 0.5 < float(shares[1])  # of the most frequent class
     assert len(set(found.argmax(1).tolist())) >= 6
-    assert float(found.amax(1).mean()) > 0.7
+    assert float(found.amax(1).mean()) > 0.5
     assert torch.equal(pixels, invert(network, 320, seed=0, device=CPU))
 
 

@@ -22,8 +22,9 @@ from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, Res
 from krl_train.data import PatchBatch
 from krl_train.fit import fit
 from krl_train.fits.restoration import restorer_preprocessing
+from krl_train.fits.style import style_preprocessing, style_spec
 from krl_train.models.restorers import Restorer, build_restorer
-from krl_train.run import ModelSpec, Run
+from krl_train.run import ModelSpec, Run, RunRecord
 
 LOOP = LoopConfig(epochs=2, batch_size=4, device="cpu", precision="fp32")
 
@@ -157,6 +158,15 @@ def test_what_cannot_be_distilled_is_refused(
 def test_two_teachers_are_refused(teacher: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 teachers are given; restoration takes one"):
         distill(replace(config(teacher, tmp_path / "student"), teacher=(str(teacher.path),) * 2))
+
+
+def test_a_network_of_style_is_no_teacher(tmp_path: Path) -> None:
+    spec = style_spec("style-4")
+    record = RunRecord("restoration", spec, style_preprocessing((16, 16)), (), "test", {}, 0, {})
+    backbone = build_restorer(spec, record.preprocessing).backbone
+    run = Run.write(tmp_path / "style", record, backbone.state_dict())
+    with pytest.raises(UsageError, match="is of translation or style, which are not distilled"):
+        distill(config(run, tmp_path / "student"))
 
 
 def test_nets_of_two_scales_are_refused() -> None:

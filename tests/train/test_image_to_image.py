@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from krl_runtime.errors import DataError, ModelError, UsageError
 from krl_train.config import (
     DataConfig,
+    EvaluateConfig,
     FitConfig,
     InputConfig,
     LoopConfig,
@@ -21,6 +22,7 @@ from krl_train.config import (
     StyleConfig,
     TranslationConfig,
 )
+from krl_train.evaluate import evaluate
 from krl_train.fit import fit
 from krl_train.fits.restoration import restorer_preprocessing
 from krl_train.fits.translation import list_pairs
@@ -121,6 +123,8 @@ def test_translation_learns_negatives(pairs: Path, tmp_path: Path, adversarial: 
     assert record.model.arguments["overlap"] is None
     assert set(Run.open(run.path).state()) == set(Run.open(run.path).module().get_submodule("backbone").state_dict())
     assert (run.path / "samples" / "restored-0025.png").is_file()
+    again = evaluate(EvaluateConfig(run=run.path, device="cpu"))
+    assert again["psnr"] == pytest.approx(record.metrics["psnr"], abs=1e-3)
 
 
 def test_pairs_must_be_pairs(pairs: Path, tmp_path: Path) -> None:
@@ -181,6 +185,8 @@ def test_style_comes_nearer_to_the_style_picture(pairs: Path, classifier: Run, t
     assert run.record.metrics["style"] < history[0]["style"]
     assert run.record.model.arguments["overlap"] is None
     assert run.record.data["features"] == classifier.record.weights_sha256
+    with pytest.raises(UsageError, match="paints in a style; there is no truth to measure it by"):
+        evaluate(EvaluateConfig(run=run.path, device="cpu"))
     with Image.open(run.path / "samples" / "painted-0015.png") as shown:
         assert shown.size[0] == 2 * 98 + 96
     assert torch.equal(Run.open(run.path).module()(torch.zeros(1, 3, 8, 8)), run.module()(torch.zeros(1, 3, 8, 8)))

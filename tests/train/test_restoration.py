@@ -28,6 +28,7 @@ from krl_train.config import (
     OptimConfig,
     RestorationConfig,
 )
+from krl_train.data import open_source
 from krl_train.data.patches import PatchStream, Truths, read_picture
 from krl_train.evaluate import evaluate
 from krl_train.fit import fit
@@ -341,6 +342,11 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
         fit(config(tmp_path / "empty", tmp_path / "run"))
+
+
+def test_validation_pictures_beside_the_data_are_for_restoration_alone(pictures: Path) -> None:
+    with pytest.raises(UsageError, match="--val-data is for restoration"):
+        open_source(DataConfig(data="digits", val_data=pictures))
 
 
 @pytest.mark.parametrize(

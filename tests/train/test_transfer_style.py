@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from krl_runtime.errors import ModelError
-from krl_train.config import ImportConfig
+from krl_runtime.errors import ModelError, UsageError
+from krl_train.config import EvaluateConfig, ImportConfig
+from krl_train.evaluate import evaluate
 from krl_train.models.restorers import Restorer
 from krl_train.run import Run
 from krl_train.transfer import import_weights
@@ -125,3 +126,5 @@ def test_the_published_wave_paints_light_and_dark(tmp_path: Path) -> None:
     painted = run.module()(ramp).detach()
     assert painted.shape == (1, 3, 32, 64)
     assert float(painted[..., 48:].mean() - painted[..., :16].mean()) > 30
+    with pytest.raises(UsageError, match="was imported, and nothing is known"):
+        evaluate(EvaluateConfig(run=run.path, device="cpu"))

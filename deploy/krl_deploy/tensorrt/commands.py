@@ -139,6 +139,11 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
     bundle = Bundle.open(config.model)
     bundle.verify()
     variants = bundle.manifest.variants
+    if any(not isinstance(side, int) for spec in bundle.manifest.inputs for side in spec.shape[1:]):
+        raise UsageError(
+            f"bundle {bundle.path} is for the task {bundle.manifest.task!r} and takes pictures of any size; engines of "
+            "krl have one size alone, so it runs on ONNX Runtime"
+        )
     if config.precision is None:
         raise UsageError(f"--precision is missing; bundle {bundle.path} has: {', '.join(variants)}")
     if config.precision not in variants:

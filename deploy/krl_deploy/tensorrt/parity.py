@@ -14,7 +14,7 @@ import numpy as np
 
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.selftest import compare
+from krl_runtime.selftest import compare, makes_pictures
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,12 +31,12 @@ class Parity:
     Attributes:
         inputs: Number of golden inputs.
         max_error: Largest absolute difference of any output.
-        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one.
+        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where pictures are made.
     """
 
     inputs: int
     max_error: float
-    agreement: float
+    agreement: float | None
 
 
 def check_parity(
@@ -76,7 +76,7 @@ def check_parity(
             max_error, agreement = max(max_error, error), min(agreement, agreed)
     finally:
         backend.close()
-    return Parity(count, max_error, agreement)
+    return Parity(count, max_error, None if makes_pictures(manifest) else agreement)
 
 
 def _replay(

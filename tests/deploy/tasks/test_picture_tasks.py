@@ -18,9 +18,9 @@ from krl_deploy.cli import main
 from krl_deploy.export_pictures import _parity, _Plan
 from krl_deploy.tasks import Loss, Source, task_of
 from krl_deploy.tasks.generation import random_conditions, random_inputs
-from krl_deploy.tasks.pictures import Pictures, PictureScore
+from krl_deploy.tasks.pictures import Pictures, PictureScore, PictureTask
 from krl_deploy.tasks.restoration import inputs_of, patch_of, read_planes
-from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
+from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load, luma
 from krl_runtime.preprocess import Preprocessing
 from krl_runtime.selftest import selftest
 from krl_train.models.generators import build_generator
@@ -169,11 +169,14 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
     assert int8(smooth(40, 30, 3)).mode == "RGB"
 
 
-def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys):
+def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PictureTask, "loss", lambda self, scores: Loss(0.3, "dB of PSNR", self.accepted))
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
-    assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0"]) == 1
-    assert "dB of PSNR on 3 pictures, accepted are 0; the bundle is unchanged" in capsys.readouterr().err
+    assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
+    assert (
+        "INT8 loses 0.30 dB of PSNR on 3 pictures, accepted are 0.2; the bundle is unchanged" in capsys.readouterr().err
+    )
     assert (bundle.path / "manifest.json").read_bytes() == before
 
 
@@ -278,7 +281,7 @@ def test_inputs_of_a_restorer(tmp_path):
     planes = read_planes(tmp_path / "a.png", "rgb")
     assert (planes == picture.transpose(2, 0, 1)).all()
     assert (read_planes(tmp_path / "grey.png", "y") == picture[..., 0]).all()
-    assert abs(float(read_planes(tmp_path / "a.png", "y").mean()) - 16 - picture.mean() * 219 / 255) < 3
+    assert (read_planes(tmp_path / "a.png", "y") == luma.to_uint8(luma.luma(picture))).all()
     given, truth = inputs_of(planes, 2, {"kind": "bicubic"}, 0)
     assert (given.shape, truth.shape) == ((3, 10, 15), (3, 20, 30))
     assert (truth == planes[:, :20, :30]).all()
@@ -334,9 +337,25 @@ def test_an_unknown_task(tmp_path):
 def test_typing_needs_no_torch(tmp_path, photographs):
     bundle = write_restorer(tmp_path / "a.krl").path
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'krl_train'))); from krl_deploy.cli import main; "
-        f"sys.exit(main(['quantize', {str(bundle)!r}, '--data', {str(photographs)!r}, '--max-drop', '5']))"
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'krl_train'))); from pathlib import Path; "
+        "from krl_deploy.config import QuantizeConfig; from krl_deploy.quantize import quantize; "
+        f"quantize(QuantizeConfig(Path({str(bundle)!r}), Path({str(photographs)!r}), max_drop=5.0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert onnx.load(bundle / "model.int8.onnx").graph.node
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["package", "--to", "triton", "-o", "repository"], "is for the task 'restoration'; accepted: classification"),
+        (["build-engine", "--precision", "fp32"], "is for the task 'restoration' and takes pictures of any size"),
+    ],
+)
+def test_what_restorers_are_not_for(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    bundle = write_restorer(tmp_path / "a.krl")
+    assert main([arguments[0], str(bundle.path), *arguments[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["a.krl"]

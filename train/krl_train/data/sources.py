@@ -116,6 +116,8 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     """
     if config.data is None:
         raise UsageError("no data is named; give --data digits, mnist, cifar10 … or a folder of pictures")
+    if config.val_data is not None:
+        raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
     if config.data == "digits":
         return _digits(config)
     if config.data in _TORCHVISION:

@@ -289,15 +289,31 @@ def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:
     own = data.data is None
     if own:
         there = record.data
+        if not there:
+            raise UsageError(f"run {run.path} was imported, and nothing is known that its pictures should look like")
         data = replace(data, data=there["val_source"] or there["source"], val_fraction=there["val_fraction"])
-    folder = list_pictures(str(data.data), data)
-    split = config.split
-    if split == "auto":
-        split = "val" if "all" not in folder.splits or (own and record.data["val_source"] is None) else "all"
-    truths = read_pictures(folder, split, data, record.model, data.limit if split == "train" else data.val_limit)
+    if record.model.arguments["degradation"]["kind"] == "none":
+        root, split, truths = _read_pairs(run, data, config.split)
+    else:
+        folder = list_pictures(str(data.data), data)
+        root, split = folder.root, config.split
+        if split == "auto":
+            split = "val" if "all" not in folder.splits or (own and record.data["val_source"] is None) else "all"
+        truths = read_pictures(folder, split, data, record.model, data.limit if split == "train" else data.val_limit)
     device = resolve_device(config.device)
     arguments = record.model.arguments
     metrics = evaluate_restorer(
         run.module().to(device), truths, arguments["scale"], arguments["degradation"], Placement(device)
     )
-    return {"run": str(config.run), "data": str(folder.root), "split": split, **metrics}
+    return {"run": str(config.run), "data": str(root), "split": split, **metrics}
+
+
+def _read_pairs(run: Run, data: DataConfig, split: str) -> tuple[Path, str, Truths]:
+    """Return the pairs that a run of translation is measured on: where they come from, the split, and the pictures."""
+    from .translation import read_pairs
+
+    if run.record.configuration.get("task") != "translation":
+        raise UsageError(f"run {run.path} paints in a style; there is no truth to measure it by. Look at its pictures")
+    split = "val" if split == "auto" else split
+    root = Path(str(data.data))
+    return root, split, read_pairs(root, split, data, run.record.model.arguments["colour"])

@@ -21,7 +21,7 @@ from krl_train.models.restorers import receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.translation import TranslationObjective, TranslationTask
 
-__all__ = ["fit", "list_pairs"]
+__all__ = ["fit", "list_pairs", "read_pairs"]
 
 _log = logging.getLogger("krl")
 
@@ -49,7 +49,7 @@ def fit(config: FitConfig) -> Run:
     data = config.data
     if data.data is None:
         raise UsageError("no data is named; give --data FOLDER with the folders A and B")
-    train, val = (_read(Path(data.data), split, data, options.translation_colour) for split in ("train", "val"))
+    train, val = (read_pairs(Path(data.data), split, data, options.translation_colour) for split in ("train", "val"))
     size = config.input.size or (_DEFAULT_PATCH,)
     training = restoration_training(config, spec, (size[0], size[-1]), train, val, Path(data.data), None)
     init = Run.open(config.init) if config.init is not None else None
@@ -94,6 +94,8 @@ def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture],
     Raises:
         DataError: A folder is missing, holds no pictures, or a picture has no partner.
     """
+    if split not in ("train", "val"):
+        raise DataError(f"{root}: split is {split!r}; accepted for pairs: train, val")
     whole = not (root / "train").is_dir()
     base = root if whole else root / split
     given, wanted = (
@@ -110,7 +112,12 @@ def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture],
     return [Picture(given[item.path.stem]) for item in chosen], list(chosen)
 
 
-def _read(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
+def read_pairs(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
+    """Read the pairs of one split into memory; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
+
+    Raises:
+        DataError: Pictures cannot be read, have no partner, or one of another size.
+    """
     given, wanted = (
         read_truths(
             pictures,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
+from .quantised import FakeQuantised
 from .spec import ModelSpec, build_classifier
 
 __all__ = [
+    "FakeQuantised",
     "ModelSpec",
     "Network",
     "build_classifier",

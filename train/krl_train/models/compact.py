@@ -101,7 +101,9 @@ def _mobilenet_v2(num_classes: int, in_channels: int) -> nn.Module:
 
 def _shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels of the groups."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    batch, channels, height, width = x.shape
+    apart = x.reshape(batch, groups, channels // groups, height, width)
+    return apart.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 class _ShuffleV1(nn.Module):
