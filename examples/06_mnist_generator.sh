@@ -16,13 +16,14 @@ set -x
 krl-train fit --model resnet8 $data --epochs 3 --lr 0.05 --out "$out/classifier"
 krl-train fit --task gan --model dcgan-32 $data --epochs "$epochs" --batch-size 64 --lr 0.0004 --out "$out/teacher"
 measure="--features $out/classifier --score-samples $samples"
-# First close to the teacher, then freer of it: the discriminator makes up for what so few parameters cannot copy.
-krl-compress distill --teacher "$out/teacher" --student dsgan-11 $limit --epochs 3 --batch-size 64 \
-    --loss pixels --loss features --loss adversarial --lr 0.001 --discriminator-lr 0.0004 --discriminator-width 16 \
-    --precision fp32 --evaluate-every 3 $measure --out "$out/first"
-krl-compress distill --teacher "$out/teacher" --student "$out/first" $limit --epochs 3 --batch-size 64 \
-    --loss pixels:weight=3 --loss adversarial --lr 0.0005 --discriminator-lr 0.0004 --discriminator-width 20 \
-    --precision fp32 --evaluate-every 3 $measure --out "$out/student"
+student="krl-compress distill --teacher $out/teacher $limit --batch-size 64 --precision fp32 $measure"
+# First close to the teacher, then freer of it, then close again at a lower rate. Each stage has a new discriminator.
+$student --student dsgan-11 --loss pixels --loss features --loss adversarial --epochs 3 --evaluate-every 3 \
+    --lr 0.001 --discriminator-lr 0.0004 --discriminator-width 16 --out "$out/first"
+$student --student "$out/first" --loss pixels:weight=3 --loss adversarial --epochs 3 \
+    --lr 0.0005 --discriminator-lr 0.0004 --discriminator-width 20 --out "$out/second"
+$student --student "$out/second" --loss pixels --loss adversarial --epochs 1 \
+    --lr 0.0003 --discriminator-lr 0.0004 --discriminator-width 20 --out "$out/student"
 for generator in teacher student; do
     krl-train evaluate "$out/$generator" --against "$out/teacher" $limit $measure
 done

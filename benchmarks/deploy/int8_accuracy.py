@@ -24,7 +24,7 @@ from krl_deploy.forms import Emitter, Forms
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.placement import weighted_nodes
-from krl_deploy.verify import logits_of, open_cpu
+from krl_deploy.verify import open_cpu, outputs_of
 from krl_runtime.bundle import Bundle
 from krl_runtime.pictures import decode
 
@@ -59,10 +59,10 @@ def main() -> None:
     (seen, _), (pixels, _) = (decode(part, bundle.manifest.preprocessing, on_bad="refuse") for part in (train, val))
     truth = np.array([picture.label for picture in val])
     fp32 = bundle.file("model.fp32.onnx").read_bytes()
-    exact = logits_of(open_cpu(fp32), pixels)
+    exact = outputs_of(open_cpu(fp32), pixels)
     rows = []
     for form, session in layers(fp32, seen) if arguments.layers else contenders(fp32, seen):
-        rows.append({"form": form, **score(logits_of(session, pixels), exact, truth)})
+        rows.append({"form": form, **score(outputs_of(session, pixels), exact, truth)})
         if not arguments.json:
             print(line(rows[-1]), flush=True)
     if arguments.json:

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.quantize import quantize
 from krl_deploy.reference import write_reference
-from krl_deploy.verify import logits_of, open_cpu
+from krl_deploy.verify import open_cpu, outputs_of
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import CheckFailedError
 
@@ -83,7 +83,7 @@ def plant(bundle: Bundle, out: Path, arguments: argparse.Namespace) -> Bundle:
     scale(second.input[1], 1, 1 / arguments.loud)
     golden = bundle.golden()
     data = model.SerializeToString()
-    error = np.abs(logits_of(open_cpu(data), golden["pixels"]) - golden["logits"]).max()
+    error = np.abs(outputs_of(open_cpu(data), golden["pixels"]) - golden["logits"]).max()
     if error > 0.01 * np.abs(golden["logits"]).max():
         raise SystemExit(f"planting changed FP32's logits by {error:.3g}: this is not a CIFAR-style residual net")
     return write_reference(

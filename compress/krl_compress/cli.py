@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _RECIPES = Path(__file__).parent / "recipes"
-_COLUMNS = ("top1", "loss", "psnr", "ssim", "gain", "fid", "kid", "coverage", "agreement", "parameters", "macs", "train_seconds")
+_COLUMNS = (
+    "top1",
+    "loss",
+    "psnr",
+    "ssim",
+    "gain",
+    "fid",
+    "kid",
+    "coverage",
+    "agreement",
+    "parameters",
+    "macs",
+    "train_seconds",
+)
 
 
 def distill(config: DistillConfig) -> None:

@@ -24,7 +24,7 @@ from .graph.files import opset_of, read_model, to_bytes
 from .graph.foreign import INTEGER_OPERATORS, Unquantised, is_in_pairs, read_quantised, widened
 from .graph.preprocessing import Signature, raise_opset, signature, to_classifier
 from .reference import check_target, write_reference
-from .verify import compare, decoded, logits_of, open_cpu
+from .verify import compare, decoded, open_cpu, outputs_of
 
 __all__ = ["adopt"]
 
@@ -254,7 +254,7 @@ def _original_outputs(
         values = ((pixels / 255 - mean) / std).astype(np.float32)
     step = taken.shape[0] if isinstance(taken.shape[0], int) else len(values)
     padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
-    outputs = logits_of(open_cpu(to_bytes(model)), padded, batch=step)
+    outputs = outputs_of(open_cpu(to_bytes(model)), padded, batch=step)
     return outputs[: len(values)].reshape(len(values), -1)
 
 
@@ -263,8 +263,8 @@ def _check_same(
 ) -> npt.NDArray[np.float32]:
     """Return the rewritten model's logits, if they, or their softmax, are the original's outputs."""
     session = open_cpu(to_bytes(model))
-    logits = logits_of(session, pixels)
-    again = logits_of(session, np.concatenate([pixels, pixels[:1]]), batch=len(pixels) + 1)[:-1]
+    logits = outputs_of(session, pixels)
+    again = outputs_of(session, np.concatenate([pixels, pixels[:1]]), batch=len(pixels) + 1)[:-1]
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     softmax = powers / powers.sum(axis=1, keepdims=True)
     error = min(float(np.abs(values - expected).max()) for values in (logits, softmax))

@@ -25,7 +25,7 @@ from .graph.files import opset_of, to_bytes
 from .graph.foreign import Unquantised, is_in_pairs, read_quantised
 from .graph.qdq import to_tensorrt
 from .reference import check_target, write_reference
-from .verify import logits_of, open_cpu
+from .verify import open_cpu, outputs_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -233,8 +233,8 @@ def _parity(
     """Run the exported graph one by one and in a batch unlike the export's, and compare the logits with torch's."""
     session = open_cpu(data)
     several = np.resize(pixels, (max(len(pixels), _EXPORT_BATCH + 1), *pixels.shape[1:]))
-    logits = logits_of(session, several, batch=len(several))[: len(pixels)]
-    single = logits_of(session, pixels[:_FEW], batch=1)
+    logits = outputs_of(session, several, batch=len(several))[: len(pixels)]
+    single = outputs_of(session, pixels[:_FEW], batch=1)
     worst = float(max(np.abs(logits - expected).max(), np.abs(single - expected[:_FEW]).max()))
     rounding = None if worst <= tolerance else _rounding(network, pixels, expected)
     if rounding is not None and not worst <= max(tolerance, _OF_ROUNDING * rounding):
@@ -277,7 +277,7 @@ def _trained_int8(
     ranges = dict(trained.ranges)
     int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
     rounded = {node.input[0] for node in int8.model.graph.node if node.op_type == "QuantizeLinear"}
-    logits = logits_of(open_cpu(to_bytes(int8.model)), pixels)
+    logits = outputs_of(open_cpu(to_bytes(int8.model)), pixels)
     error = float(np.sqrt(np.square(logits - expected).mean()) / max(float(expected.std()), 1e-12))
     if rounded != ranges.keys() or error > _OF_SPREAD:
         raise CheckFailedError(

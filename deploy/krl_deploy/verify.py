@@ -33,7 +33,6 @@ __all__ = [
     "count_convolutions",
     "decoded",
     "interleaved_latency",
-    "logits_of",
     "machine",
     "open_cpu",
     "optimised_graph",
@@ -119,9 +118,6 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
     if not np.isfinite(outputs).all():
         raise ModelError("the network answers with numbers that are not finite")
     return outputs
-
-
-logits_of = outputs_of
 
 
 def decoded(

@@ -22,7 +22,7 @@ from krl_deploy.forms import Emitter, tensors_to_calibrate
 from krl_deploy.graph.files import opset_of
 from krl_deploy.quantize import quantize
 from krl_deploy.tasks import Loss
-from krl_deploy.verify import count_convolutions, logits_of, open_cpu, optimised_graph
+from krl_deploy.verify import count_convolutions, open_cpu, optimised_graph, outputs_of
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 from krl_runtime.selftest import selftest
@@ -348,8 +348,8 @@ def test_the_file_computes_what_was_measured(bundle, digits, fast):
     forms = emitter.emit()
     assert forms.files["int8"] == (bundle.path / "model.int8.onnx").read_bytes()
     golden = bundle.golden()["pixels"]
-    shipped, simulated = logits_of(open_cpu(forms.files["int8"]), golden), logits_of(forms.sessions["int8"], golden)
-    exact = logits_of(forms.sessions["fp32"], golden)
+    shipped, simulated = outputs_of(open_cpu(forms.files["int8"]), golden), outputs_of(forms.sessions["int8"], golden)
+    exact = outputs_of(forms.sessions["fp32"], golden)
     assert np.abs(shipped - simulated).std() <= 0.02 * exact.std()
 
 

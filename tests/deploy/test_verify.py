@@ -13,10 +13,10 @@ from krl_deploy.verify import (
     count_convolutions,
     decoded,
     interleaved_latency,
-    logits_of,
     machine,
     open_cpu,
     optimised_graph,
+    outputs_of,
 )
 from krl_runtime.errors import BackendError, DataError, ModelError
 from krl_runtime.pictures import Picture
@@ -36,14 +36,14 @@ def session(shift, batch: int | str = "batch"):
 
 @pytest.mark.parametrize(("batch", "asked"), [("batch", 4), (1, 4), ("batch", 1)])
 def test_logits_in_any_batch(batch, asked):
-    assert logits_of(session(0, batch), PIXELS, batch=asked).tolist() == PIXELS.reshape(6, 4).tolist()
+    assert outputs_of(session(0, batch), PIXELS, batch=asked).tolist() == PIXELS.reshape(6, 4).tolist()
 
 
 def test_logits_that_are_not_finite_and_failures_are_told():
     with pytest.raises(ModelError, match="not finite"):
-        logits_of(session(np.inf), PIXELS)
+        outputs_of(session(np.inf), PIXELS)
     with pytest.raises(BackendError, match="ONNX Runtime failed"):
-        logits_of(session(0), PIXELS[:, :, :1])
+        outputs_of(session(0), PIXELS[:, :, :1])
 
 
 def test_scores_by_hand():
