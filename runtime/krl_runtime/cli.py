@@ -197,8 +197,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
                 replay.variant,
                 replay.kind,
                 replay.state,
-                None if replay.max_abs_error is None else f"{replay.max_abs_error:.2e}",
-                replay.tolerance,
+                *(None if value is None else f"{value:.2e}" for value in (replay.max_abs_error, replay.tolerance)),
                 _alike(replay.agreement, replay.psnr),
                 _alike(replay.required_agreement, replay.required_psnr),
                 replay.cause.partition("; ")[0],  # krl-runtime doctor has the advice
