@@ -27,7 +27,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a run.
 
     Returns:
-        ``run``, ``data``, ``split`` and what ``evaluate_classifier`` (``evaluate_restorer``, ``evaluate_generator``) returns.
+        ``run``, ``data``, ``split`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
+        ``evaluate_generator`` returns.
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
