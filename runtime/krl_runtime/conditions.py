@@ -79,7 +79,8 @@ def check_settings(settings: Any) -> None:
             raise UsageError(f"the condition's {name} is {value!r}; expected a whole number, 1 or more")
     for name in ("vocabulary", "relations") if settings["kind"] == "graph" else ("vocabulary",):
         value = settings.get(name)
-        if not isinstance(value, Sequence) or not value or not all(isinstance(item, str) for item in value):
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if not listed or not value or not all(isinstance(item, str) for item in value):
             raise UsageError(f"the condition's {name} is not a list of texts")
         if len(set(value)) != len(value):
             raise UsageError(f"the condition's {name} has an entry twice")

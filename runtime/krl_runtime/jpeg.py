@@ -7,7 +7,6 @@ last bit is tried out before the first use, because their copies of libjpeg-turb
 from __future__ import annotations
 
 import io
-import logging
 from functools import cache
 from typing import Any
 
@@ -15,8 +14,6 @@ import numpy as np
 from PIL import Image
 
 __all__ = ["LEAST_PIXELS", "decoder", "load"]
-
-_log = logging.getLogger("krl")
 
 LEAST_PIXELS = 4_000_000
 """Below this Pillow is as fast."""
@@ -75,7 +72,9 @@ def decoder() -> Any:
         Image.fromarray(pixels).save(encoded, "JPEG", quality=90, **options)
         theirs = simplejpeg.decode_jpeg(encoded.getvalue(), "RGB", strict=True)
         if not np.array_equal(theirs, np.asarray(Image.open(encoded))):
-            _log.warning(
+            import logging
+
+            logging.getLogger("krl").warning(
                 "simplejpeg %s does not decode as Pillow does on this machine, so it is not used",
                 getattr(simplejpeg, "__version__", "?"),
             )
