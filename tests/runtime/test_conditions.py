@@ -106,6 +106,7 @@ def test_whole_settings_are_accepted(settings: dict[str, Any]) -> None:
         ({**LABELS, "length": 0}, "length is 0"),
         ({**LABELS, "dim": True}, "dim is True"),
         ({**LABELS, "vocabulary": []}, "vocabulary is not a list of texts"),
+        ({**LABELS, "vocabulary": "abc"}, "vocabulary is not a list of texts"),
         ({**LABELS, "vocabulary": ["a", 1]}, "vocabulary is not a list of texts"),
         ({**LABELS, "vocabulary": ["a", "a"]}, "has an entry twice"),
         ({**ATTRIBUTES, "vocabulary": ["colour=", "red"]}, "has 'red'; expected ATTRIBUTE="),
