@@ -172,7 +172,7 @@ def main() -> None:
             print(pair + "   " + "   ".join(f"{name} {value:.0f} ms" for name, value in row["ms"].items()))
             print(
                 f"  live teacher {row['live_teacher_over_naive']:.2f} times as fast as the naive loop, stored "
-                f"{row['stored_teacher_over_naive']:.2f}; a stored step over a plain one {row['stored_over_plain']:.2f}",
+                f"{row['stored_teacher_over_naive']:.2f}; stored over plain {row['stored_over_plain']:.2f}",
                 flush=True,
             )
     if arguments.json:

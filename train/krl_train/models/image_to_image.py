@@ -41,8 +41,7 @@ class UNet(nn.Module):
         widths = [width * min(2**level, 8) for level in range(depth + 1)]
         self.first = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2))
         self.down = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, padding=1), _norm(b), nn.LeakyReLU(0.2))
-            for a, b in pairwise(widths)
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, padding=1), _norm(b), nn.LeakyReLU(0.2)) for a, b in pairwise(widths)
         )
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1), _norm(b), nn.ReLU())
