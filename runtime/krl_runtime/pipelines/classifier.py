@@ -223,10 +223,9 @@ class Classifier(Pipeline):
 
 def _largest(values: npt.NDArray[np.float64], count: int) -> list[int]:
     """Return the places of the largest values, the largest first, of equal ones the first first."""
-    places = list(range(len(values)))
-    if count < len(values):
-        # Those that can be among them: a few more than ``count`` where values are equal.
-        places = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
+    count = min(count, len(values))
+    # Those that can be among them: a few more than ``count`` where values are equal.
+    places = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
     return sorted(places, key=values.__getitem__, reverse=True)[:count]
 
 
