@@ -75,5 +75,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import pipelines
 
-    globals().update({later: getattr(pipelines, later) for later in _LATER})
+    globals()[name] = getattr(pipelines, name)
     return globals()[name]

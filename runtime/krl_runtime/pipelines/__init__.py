@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -10,22 +11,36 @@ from krl_runtime.backends.select import Kind, SelectedBackend, select_backend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, UsageError
 
-from .classifier import Classification, Classifier
-from .generator import Generator
-from .raster import Raster, grid
-from .restorer import Restorer
-
 if TYPE_CHECKING:
     from krl_runtime.backends.warm import WarmStart
 
+    from .classifier import Classification, Classifier
+    from .generator import Generator
+    from .raster import Raster, grid
+    from .restorer import Restorer
+
 __all__ = ["Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"]
 
-_PIPELINES: dict[str, type[Classifier] | type[Restorer] | type[Generator]] = {
-    "classification": Classifier,
-    "restoration": Restorer,
-    "generation": Generator,
+_MODULES = {
+    "Classification": "classifier",
+    "Classifier": "classifier",
+    "Generator": "generator",
+    "Raster": "raster",
+    "Restorer": "restorer",
+    "grid": "raster",
 }
-_Pipeline = TypeVar("_Pipeline", Classifier, Restorer, Generator)
+"""Where the names of this package stand; a program that classifies does not wait for the others."""
+_PIPELINES = {"classification": "Classifier", "restoration": "Restorer", "generation": "Generator"}
+_Pipeline = TypeVar("_Pipeline", "Classifier", "Restorer", "Generator")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a pipeline when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 @overload
@@ -103,14 +118,15 @@ def load(
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
     bundle = Bundle.open(path)
     task = bundle.manifest.task
-    found = _PIPELINES.get(task)
-    if found is None:
+    if task not in _PIPELINES:
         raise BundleError(
             f"bundle {bundle.path} is for the task {task!r}; this krl-runtime knows: "
             f"{', '.join(_PIPELINES)}; a newer one may know it"
         )
+    found = __getattr__(_PIPELINES[task])
     if pipeline not in (None, found):
-        wanted = next((name for name, kind in _PIPELINES.items() if kind is pipeline), repr(pipeline))
+        name = getattr(pipeline, "__name__", repr(pipeline))
+        wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
         raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
     found.check(bundle)
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
