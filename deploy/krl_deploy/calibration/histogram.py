@@ -12,6 +12,7 @@ from krl_runtime.errors import ModelError
 __all__ = ["Histogram"]
 
 _BINS = 8192
+_PIECE = 32768
 
 
 class Histogram:
@@ -45,10 +46,18 @@ class Histogram:
             raise ModelError("values are not finite numbers")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        scale = _BINS / 2 / self.limit if self.limit else 0.0
-        bins = (values.ravel() * np.float32(scale) + np.float32(_BINS / 2)).astype(np.int32)
-        np.minimum(bins, _BINS - 1, out=bins)
-        self.counts += np.bincount(bins, minlength=_BINS)
+        scale, middle = np.float32(_BINS / 2 / self.limit if self.limit else 0.0), np.float32(_BINS / 2)
+        flat = values.ravel()
+        # In pieces that stay in the processor's cache: whole activations would go to memory and back five times.
+        places, bins = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            place, bin_ = places[: piece.size], bins[: piece.size]
+            np.multiply(piece, scale, out=place)
+            np.add(place, middle, out=place)
+            np.copyto(bin_, place, casting="unsafe")
+            np.minimum(bin_, _BINS - 1, out=bin_)
+            self.counts += np.bincount(bin_, minlength=_BINS)
 
     def _widen(self, magnitude: float) -> None:
         if self.limit == 0.0 and magnitude > 0.0:
