@@ -14,6 +14,15 @@ import tyro
 from krl_runtime.errors import UsageError
 from krl_runtime.pictures import OnBadImage
 
+from .task_config import (
+    GenerationConfig,
+    KnowledgeConfig,
+    RestorationConfig,
+    StyleConfig,
+    SyntheticConfig,
+    TranslationConfig,
+)
+
 __all__ = [
     "AugmentConfig",
     "DataConfig",
@@ -210,167 +219,6 @@ class TrainingConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Generated pictures that a classifier is trained on, beside the real ones."""
-
-    augment_from: Path | None = None
-    """A generator, run or bundle, whose conditions name the classes; its pictures are added to the training pictures,
-    the same number of each class. Evaluation stays on real ones."""
-    augment_count: int = 1000
-    """Number of generated pictures."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.augment_count < 1:
-            raise UsageError(f"--augment-count is {self.augment_count}; accepted: 1 or more")
-
-
-@dataclass(frozen=True)
-class KnowledgeConfig:
-    """What guides a generator."""
-
-    condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
-    """What a generator is told: nothing, the class, attributes, a description, or an entity of a graph of facts."""
-    condition_file: Path | None = None
-    """attributes: CSV, columns picture and one for each attribute. text: CSV or JSON lines, picture and text, several
-    for a picture if wanted. graph: CSV, head,relation,tail; the classes of the pictures are among the heads."""
-    condition_dim: int = 64
-    """Length of the vector that is made of a condition."""
-    condition_dropout: float = 0.1
-    """Share of the attributes or facts that training leaves open, so that a user may leave them open."""
-    guide: Path | None = None
-    """Run of a classifier that, frozen, checks each generated picture; its labels are words, values or entities of the
-    conditions, or classes."""
-    guide_weight: float = 0.1
-    """Weight of the guide's cross-entropy beside the generator's own loss."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.condition in ("attributes", "text", "graph") and self.condition_file is None:
-            raise UsageError(f"--condition {self.condition} needs --condition-file")
-        if self.condition in ("none", "labels") and self.condition_file is not None:
-            raise UsageError(f"--condition {self.condition} takes no --condition-file")
-        if self.guide is not None and self.condition == "none":
-            raise UsageError("--guide needs --condition: without it there is nothing that a picture should show")
-        if self.condition_dim < 1:
-            raise UsageError(f"--condition-dim is {self.condition_dim}; accepted: 1 or more")
-        if not 0 <= self.condition_dropout < 1:
-            raise UsageError(f"--condition-dropout is {self.condition_dropout}; accepted: 0 to below 1")
-        if not self.guide_weight > 0:
-            raise UsageError(f"--guide-weight is {self.guide_weight}; accepted: above 0")
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How a generator is trained.
-
-    The optimiser is Adam: of the optim options --lr (gan 0.0002, vae 0.001), --schedule, --warmup, --clip-norm and
-    --ema (0.999) count.
-    """
-
-    latent: int = 64
-    """Length of the latent; a student has its teacher's."""
-    adversarial: Literal["non-saturating", "hinge"] = "non-saturating"
-    """gan: the loss of generator and discriminator."""
-    r1: float = 1.0
-    """gan: gamma, the weight of the penalty on the discriminator's gradient at real pictures; 0 is off."""
-    diffaugment: tuple[Literal["colour", "translation", "cutout"], ...] = ()
-    """gan: augment what the discriminator sees, for small sets."""
-    discriminator_width: int | None = None
-    """gan: channels of the discriminator at full resolution; those of the generator by default."""
-    discriminator_lr: float | None = None
-    """gan: learning rate of the discriminator; the generator's by default."""
-    patience: int = 500
-    """gan: stop when the discriminator makes no error, or all pictures are the same, for this many steps."""
-    beta: float = 1.0
-    """vae: weight of the divergence from the prior."""
-    features: Path | None = None
-    """Run of a classifier, on whose features FID and its like are measured at evaluations; frozen, and not used
-    otherwise."""
-    score_samples: int = 2000
-    """Generated pictures that are measured at evaluations."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name, least in (("latent", 1), ("patience", 1), ("score_samples", 64), ("discriminator_width", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: {least} or more")
-        for name in ("r1", "beta"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 0 or more")
-        if self.discriminator_lr is not None and not self.discriminator_lr > 0:
-            raise UsageError(f"--discriminator-lr is {self.discriminator_lr}; accepted: above 0")
-
-
-@dataclass(frozen=True)
-class RestorationConfig:
-    """Restoration: what is undone, on random patches of --size input pixels."""
-
-    restore: Literal["super-resolution", "denoise", "jpeg"] = "super-resolution"
-    """Enlarge pictures, take noise away, or take JPEG's artefacts away."""
-    scale: int = 3
-    """By how much super-resolution enlarges: 2, 3 or 4."""
-    colour: Literal["y", "rgb", "grey"] = "y"
-    """What the network sees: luma alone (the device enlarges chroma bicubically), all three channels, or grey."""
-    noise_level: float = 25.0
-    """denoise: standard deviation of the noise, in levels of 255."""
-    jpeg_quality: int = 20
-    """jpeg: quality that the pictures are written with, 1 to 95."""
-    pixel_loss: Literal["l1", "charbonnier"] = "l1"
-    """Mean absolute difference, or its smooth form."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.scale not in (2, 3, 4):
-            raise UsageError(f"--scale is {self.scale}; accepted: 2, 3 or 4")
-        if not 0 < self.noise_level <= 255:
-            raise UsageError(f"--noise-level is {self.noise_level}; accepted: above 0, up to 255")
-        if not 1 <= self.jpeg_quality <= 95:
-            raise UsageError(f"--jpeg-quality is {self.jpeg_quality}; accepted: 1 to 95")
-
-
-@dataclass(frozen=True)
-class TranslationConfig:
-    """Translation: pairs of pictures of one name and size in the folders A (given) and B (wanted)."""
-
-    translation_colour: Literal["rgb", "grey"] = "rgb"
-    """Channels of both."""
-    pixel_weight: float = 100.0
-    """Weight of the mean absolute difference from B, in units of 0 to 1."""
-    adversarial_weight: float = 1.0
-    """Weight of the patch discriminator; 0 leaves it out."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("pixel_weight", "adversarial_weight"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
-
-
-@dataclass(frozen=True)
-class StyleConfig:
-    """Style: pictures are painted in the manner of one, as the features of a classifier see it."""
-
-    style_picture: Path | None = None
-    """The picture whose manner is taken."""
-    style_features: str | None = None
-    """Whose features tell style and content: a classifier's run, or vgg16 (torchvision's, with --pretrained)."""
-    content_weight: float = 1.0
-    """Weight of the content, relative to the size of its features."""
-    style_weight: float = 1.0
-    """Weight of the style, relative to the size of the style picture's Gram matrices."""
-    variation_weight: float = 0.1
-    """Weight of the differences between neighbouring pixels, in units of 0 to 1."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("content_weight", "style_weight", "variation_weight"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
