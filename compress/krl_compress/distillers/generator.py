@@ -18,12 +18,11 @@ from krl_train.knowledge import Conditions, fit_pictures
 from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generators import ConvolutionalGenerator, Generator
-from krl_train.optim import build_schedule
 from krl_train.placement import Placement
 from krl_train.sampling import sample_grid, sample_latents
 from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
-from krl_train.tasks.gan import GanTask, Score, adam, averaged
+from krl_train.tasks.gan import GanTask, Score, averaged_generator, make_adam_learner
 
 from .terms import Kind
 
@@ -157,27 +156,41 @@ def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
 
 
-def _measure(
-    student: Generator, teacher: Generator, score: Score | None, placement: Placement, conditions: Conditions | None
-) -> dict[str, Any]:
-    """Return how close the two are on the same latents, and the student's score."""
-    latents = sample_latents(_MEASURED, student.latent_size, _SEED)
-    tokens = None
-    if conditions is not None:
-        tokens = conditions.tokens[torch.arange(_MEASURED) * len(conditions.tokens) // _MEASURED]
-    close = same_latent(student, teacher.to(placement.device), latents, tokens)
-    return {**close, **({} if score is None else score(student, placement))}
+class _Follower(Task[Batch]):
+    """How a student is measured and shown, whatever it is trained against."""
+
+    objective: StudentObjective
+    student: Learner
+    conditions: Conditions | None
+    score: Score | None
+
+    def final(self) -> Generator:
+        """Return the moving average of the student, which the run keeps."""
+        return averaged_generator(self.student)
+
+    def evaluate(self, placement: Placement) -> dict[str, Any]:
+        """Compare the student with its teacher on the same latents, and score it."""
+        student, teacher = self.final().eval(), self.objective.teacher.to(placement.device)
+        latents = sample_latents(_MEASURED, student.latent_size, _SEED)
+        tokens = None
+        if self.conditions is not None:
+            tokens = self.conditions.tokens[torch.arange(_MEASURED) * len(self.conditions.tokens) // _MEASURED]
+        close = same_latent(student, teacher, latents, tokens)
+        return {**close, **({} if self.score is None else self.score(student, placement))}
+
+    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
+        tokens = None if self.conditions is None else self.conditions.tokens
+        grids = [sample_grid(net, tokens) for net in (self.objective.teacher, self.final().eval())]
+        gap = np.full((grids[0].shape[0], 4, grids[0].shape[2]), 128, np.uint8)
+        return {"samples": np.concatenate([grids[0], gap, grids[1]], 1)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the student's moving average."""
+        return self.final().backbone.state_dict()
 
 
-def _side_by_side(student: Generator, teacher: Generator, conditions: Conditions | None) -> npt.NDArray[np.uint8]:
-    """Return the teacher's pictures on the left and the student's on the right, of the same latents."""
-    tokens = None if conditions is None else conditions.tokens
-    grids = [sample_grid(net, tokens) for net in (teacher, student)]
-    gap = np.full((grids[0].shape[0], 4, grids[0].shape[2]), 128, np.uint8)
-    return np.concatenate([grids[0], gap, grids[1]], 1)
-
-
-class StudentTask(Task[Batch]):
+class StudentTask(_Follower):
     """A student that follows its teacher, without a discriminator.
 
     Args:
@@ -198,11 +211,7 @@ class StudentTask(Task[Batch]):
         score: Score | None = None,
     ) -> None:
         self.objective, self.conditions, self.score = objective, conditions, score
-        student = objective.student
-        optimizer = adam(objective, optim.lr)
-        schedule = build_schedule(optim, optimizer, steps)
-        average = averaged(student, optim.ema)
-        self.student = Learner(objective, optimizer, schedule, optim.clip_norm, average, student)
+        self.student = make_adam_learner(objective, optim, steps, lr=optim.lr, generator=objective.student)
         self.learners = {"student": self.student}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
@@ -215,30 +224,8 @@ class StudentTask(Task[Batch]):
         update("student", loss)
         return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
 
-    def final(self) -> Generator:
-        """Return the moving average of the student, which the run keeps."""
-        return _average(self.student)
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Compare the student with its teacher, and score it."""
-        return _measure(self.final().eval(), self.objective.teacher, self.score, placement, self.conditions)
-
-    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
-        return {"samples": _side_by_side(self.final().eval(), self.objective.teacher, self.conditions)}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the weights of the student's moving average."""
-        return self.final().backbone.state_dict()
-
-
-def _average(learner: Learner) -> Generator:
-    assert learner.average is not None  # noqa: S101  for the type checker
-    assert isinstance(learner.average.module, Generator)  # noqa: S101  for the type checker
-    return learner.average.module
-
-
-class AdversarialStudentTask(GanTask):
+class AdversarialStudentTask(_Follower, GanTask):
     """A student that follows its teacher and has a discriminator of its own, which sees real pictures.
 
     Args:
@@ -267,24 +254,14 @@ class AdversarialStudentTask(GanTask):
         )
         self.objective = objective
         self.adversarial_weight = objective.weights["adversarial"]
-        optimizer = adam(objective, optim.lr)  # the adapters learn as well
-        before = self.learners["generator"]
-        schedule = build_schedule(optim, optimizer, steps)
-        student = Learner(objective, optimizer, schedule, optim.clip_norm, before.average, objective.student)
-        self.learners = {**self.learners, "generator": student}
+        # In the generator's place, as the adapters learn as well.
+        self.student = make_adam_learner(objective, optim, steps, lr=optim.lr, generator=objective.student)
+        self.learners = {**self.learners, "generator": self.student}
 
     def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the student's pictures and the terms that compare them with the teacher's."""
-        pictures, terms = self.learners["generator"].module(latent, condition)
+        pictures, terms = self.student.module(latent, condition)
         return pictures, terms
-
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Compare the student with its teacher, and score it."""
-        return _measure(self.final().eval(), self.objective.teacher, self.score, placement, self.conditions)
-
-    def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
-        return {"samples": _side_by_side(self.final().eval(), self.objective.teacher, self.conditions)}
 
 
 class OnlineStudentTask(StudentTask):

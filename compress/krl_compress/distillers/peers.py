@@ -15,9 +15,8 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.optim import build_optimizer, build_schedule
 from krl_train.placement import Placement
-from krl_train.tasks import Batch, Learner, Task, Update
+from krl_train.tasks import Batch, Task, Update, make_learner
 
 __all__ = ["PeerTask"]
 
@@ -65,11 +64,10 @@ class PeerTask(Task[Batch]):
         self.networks, self.tutors = list(networks), [list(each) for each in tutors]
         self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
         self.val, self.labels = val, labels
-        self.learners: dict[str, Learner] = {}
-        for index, network in enumerate(networks):
-            optimizer = build_optimizer(optim, network.parameters(), batch_size)
-            schedule = build_schedule(optim, optimizer, steps)
-            self.learners[f"net{index}"] = Learner(network, optimizer, schedule, optim.clip_norm)
+        self.learners = {
+            f"net{index}": make_learner(network, optim, steps=steps, batch_size=batch_size)
+            for index, network in enumerate(networks)
+        }
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
         """Let all networks answer, then move each along its loss."""
@@ -93,15 +91,7 @@ class PeerTask(Task[Batch]):
 
     def evaluate_all(self, placement: Placement) -> list[dict[str, Any]]:
         """Return the metrics of each network."""
-        return [
-            evaluate_classifier(
-                network,
-                self.val,
-                self.labels,
-                placement,
-            )
-            for network in self.networks
-        ]
+        return [evaluate_classifier(network, self.val, self.labels, placement) for network in self.networks]
 
     def state(self) -> dict[str, Tensor]:
         """Return the first network's weights."""

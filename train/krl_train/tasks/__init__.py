@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Batch, Learner, Stream, Task, Update
 from .classification import ClassificationTask, Objective, Supervised
+from .objective import make_learner
 from .restoration import PixelLoss, RestorationObjective, RestorationTask
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Supervised",
     "Task",
     "Update",
+    "make_learner",
 ]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.optim import build_optimizer, build_schedule
 from krl_train.placement import Placement
 
-from .base import Batch, Learner, Task, Update
+from .base import Batch
+from .objective import ObjectiveTask
 
 __all__ = ["ClassificationTask", "Objective", "Supervised"]
 
@@ -56,7 +54,7 @@ class Supervised(Objective):
         return {"loss": loss}
 
 
-class ClassificationTask(Task[Batch]):
+class ClassificationTask(ObjectiveTask[Batch, Network]):
     """Trains the network of an objective and measures it on validation pictures.
 
     Args:
@@ -78,41 +76,10 @@ class ClassificationTask(Task[Batch]):
         val: PixelSet,
         labels: tuple[str, ...],
     ) -> None:
-        self.network = objective.network
+        super().__init__(objective, objective.network, optim, steps=steps, batch_size=batch_size)
         self.val = val
         self.labels = labels
-        optimizer = build_optimizer(optim, objective.parameters(), batch_size)
-        average = None
-        if optim.ema:
-            ema = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
-            average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        schedule = build_schedule(optim, optimizer, steps)
-        self.learners = {
-            "model": Learner(objective, optimizer, schedule, optim.clip_norm, average, average_of=self.network)
-        }
-
-    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
-        """Minimise the objective's ``"loss"`` on one batch."""
-        parts: dict[str, Tensor] = self.learners["model"].module(batch)
-        update("model", parts["loss"])
-        return {name: value.detach() for name, value in parts.items()}
-
-    def _final(self) -> Network:
-        average = self.learners["model"].average
-        if average is None:
-            return self.network
-        assert isinstance(average.module, Network)  # noqa: S101  for the type checker
-        return average.module
 
     def evaluate(self, placement: Placement) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation pictures."""
-        return evaluate_classifier(
-            self._final(),
-            self.val,
-            self.labels,
-            placement,
-        )
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the backbone's weights (their moving average, where there is one)."""
-        return self._final().backbone.state_dict()
+        return evaluate_classifier(self.final(), self.val, self.labels, placement)

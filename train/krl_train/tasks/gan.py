@@ -24,7 +24,7 @@ from krl_train.sampling import sample_grid
 from .adversarial import discriminator_loss, generator_loss, r1_penalty
 from .base import Batch, Learner, Task, Update
 
-__all__ = ["CollapseWatch", "GanTask", "Score", "adam", "averaged"]
+__all__ = ["CollapseWatch", "GanTask", "Score", "averaged", "averaged_generator", "make_adam_learner"]
 
 _R1_EVERY = 16
 _LR = 2e-4
@@ -33,11 +33,6 @@ _EMA = 0.999
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Score: TypeAlias = Callable[[Generator, Placement], dict[str, Any]]
 """Measures a generator in eval mode."""
-
-
-def adam(module: nn.Module, lr: float | None) -> torch.optim.Optimizer:
-    """Return Adam with the momentum that GANs are trained with (https://arxiv.org/abs/1511.06434)."""
-    return torch.optim.Adam(module.parameters(), lr=lr or _LR, betas=(0.5, 0.999))
 
 
 def averaged(generator: Generator, decay: float) -> AveragedModel:
@@ -59,6 +54,30 @@ def averaged(generator: Generator, decay: float) -> AveragedModel:
                 average.copy_(current)
 
     return AveragedModel(generator, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
+
+
+def make_adam_learner(
+    module: nn.Module, optim: OptimConfig, steps: int, *, lr: float | None = None, generator: Generator | None = None
+) -> Learner:
+    """Return a module with Adam, its momentum that of GANs (https://arxiv.org/abs/1511.06434), and its schedule.
+
+    Args:
+        module: What is trained.
+        optim: Schedule, largest gradient and moving average.
+        steps: Number of steps in the whole training.
+        lr: Peak learning rate; 0.0002 where there is none.
+        generator: The part of the module whose moving average is kept.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr or _LR, betas=(0.5, 0.999))
+    average = None if generator is None else averaged(generator, optim.ema)
+    return Learner(module, optimizer, build_schedule(optim, optimizer, steps), optim.clip_norm, average, generator)
+
+
+def averaged_generator(learner: Learner) -> Generator:
+    """Return the moving average of a learner's generator, which the run keeps."""
+    assert learner.average is not None  # noqa: S101  for the type checker
+    assert isinstance(learner.average.module, Generator)  # noqa: S101  for the type checker
+    return learner.average.module
 
 
 class CollapseWatch:
@@ -138,12 +157,10 @@ class GanTask(Task[Batch]):
         self.conditions, self.guide, self.guide_weight, self.score = conditions, guide, guide_weight, score
         self.adversarial_weight = 1.0
         self.watch = CollapseWatch(options.patience)
-        optimizers = adam(generator, optim.lr), adam(discriminator, options.discriminator_lr or optim.lr)
-        schedules = [build_schedule(optim, optimizer, steps) for optimizer in optimizers]
-        average = averaged(generator, optim.ema)
+        lr = options.discriminator_lr or optim.lr
         self.learners = {
-            "generator": Learner(generator, optimizers[0], schedules[0], optim.clip_norm, average, generator),
-            "discriminator": Learner(discriminator, optimizers[1], schedules[1], optim.clip_norm),
+            "generator": make_adam_learner(generator, optim, steps, lr=optim.lr, generator=generator),
+            "discriminator": make_adam_learner(discriminator, optim, steps, lr=lr),
         }
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
@@ -200,10 +217,7 @@ class GanTask(Task[Batch]):
 
     def final(self) -> Generator:
         """Return the moving average of the generator, which the run keeps."""
-        average = self.learners["generator"].average
-        assert average is not None  # noqa: S101  for the type checker
-        assert isinstance(average.module, Generator)  # noqa: S101  for the type checker
-        return average.module
+        return averaged_generator(self.learners["generator"])
 
     def evaluate(self, placement: Placement) -> dict[str, Any]:
         """Score the moving average of the generator."""

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from krl_train.config import OptimConfig
 from krl_train.data import PatchBatch, Truths
 from krl_train.metrics import evaluate_restorer
 from krl_train.metrics.restoration import enlarge, restore_picture
 from krl_train.models.restorers import Restorer
-from krl_train.optim import build_optimizer, build_schedule
 from krl_train.placement import Placement
 
-from .base import Learner, Task, Update
+from .objective import ObjectiveTask
 
 __all__ = ["SHOWN_SIDE", "PixelLoss", "RestorationObjective", "RestorationTask", "framed", "pixel_loss"]
 
@@ -72,7 +70,7 @@ class PixelLoss(RestorationObjective):
         return {"loss": pixel_loss(self.network(batch.pixels), batch.truth, epsilon=self.epsilon)}
 
 
-class RestorationTask(Task[PatchBatch]):
+class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
     """Trains the network of an objective and measures it on whole pictures.
 
     Args:
@@ -94,40 +92,18 @@ class RestorationTask(Task[PatchBatch]):
         val: Truths,
         degradation: Mapping[str, Any],
     ) -> None:
+        super().__init__(objective, objective.network, optim, steps=steps, batch_size=batch_size)
         self.objective = objective
-        self.network = objective.network
         self.val = val
         self.degradation = dict(degradation)
-        optimizer = build_optimizer(optim, objective.parameters(), batch_size)
-        average = None
-        if optim.ema:
-            ema = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
-            average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        schedule = build_schedule(optim, optimizer, steps)
-        self.learners = {
-            "model": Learner(objective, optimizer, schedule, optim.clip_norm, average, average_of=self.network)
-        }
-
-    def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:
-        """Minimise the objective's ``"loss"`` on one batch."""
-        parts: dict[str, Tensor] = self.learners["model"].module(batch)
-        update("model", parts["loss"])
-        return {name: value.detach() for name, value in parts.items()}
-
-    def _final(self) -> Restorer:
-        average = self.learners["model"].average
-        if average is None:
-            return self.network
-        assert isinstance(average.module, Restorer)  # noqa: S101  for the type checker
-        return average.module
 
     def evaluate(self, placement: Placement) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation pictures."""
-        return evaluate_restorer(self._final(), self.val, self.network.scale, self.degradation, placement)
+        return evaluate_restorer(self.final(), self.val, self.network.scale, self.degradation, placement)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return ``"restored"``: for the first validation pictures input (enlarged), restoration and truth in a row."""
-        network, scale = self._final().eval(), self.network.scale
+        network, scale = self.final().eval(), self.network.scale
         device = next(network.parameters()).device
         rows = []
         for index in range(min(SHOWN, len(self.val))):
@@ -135,10 +111,6 @@ class RestorationTask(Task[PatchBatch]):
             row = (enlarge(given, scale), restore_picture(network, given, device), truth)
             rows.append(np.concatenate([framed(item) for item in row], axis=1))
         return {"restored": np.concatenate(rows)}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the backbone's weights (their moving average, where there is one)."""
-        return self._final().backbone.state_dict()
 
 
 def framed(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class StyleTask(RestorationTask):
     @torch.no_grad()
     def evaluate(self, placement: Placement) -> dict[str, Any]:
         """Return ``count``, and means over the pictures of ``content`` and ``style``; every process computes all."""
-        network, objective = self._final().eval(), self.objective
+        network, objective = self.final().eval(), self.objective
         assert isinstance(objective, StyleObjective)  # noqa: S101  for the type checker
         sums = {"content": 0.0, "style": 0.0}
         for picture in self.val.pictures:

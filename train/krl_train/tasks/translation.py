@@ -14,10 +14,10 @@ from krl_train.config import OptimConfig
 from krl_train.data import PatchBatch, Truths
 from krl_train.models.image_to_image import PatchDiscriminator
 from krl_train.models.restorers import Restorer
-from krl_train.optim import build_optimizer, build_schedule
 
 from .adversarial import discriminator_loss, generator_loss
-from .base import Learner, Update
+from .base import Update
+from .objective import make_learner
 from .restoration import RestorationObjective, RestorationTask, pixel_loss
 
 __all__ = ["TranslationObjective", "TranslationTask"]
@@ -73,9 +73,7 @@ class TranslationTask(RestorationTask):
         self.weight = objective.adversarial_weight
         if self.weight:
             discriminator = PatchDiscriminator(2 * objective.network.preprocessing.channels)
-            optimizer = build_optimizer(optim, discriminator.parameters(), batch_size)
-            schedule = build_schedule(optim, optimizer, steps)
-            opponent = Learner(discriminator, optimizer, schedule, optim.clip_norm)
+            opponent = make_learner(discriminator, optim, steps=steps, batch_size=batch_size)
             self.learners = {**self.learners, "discriminator": opponent}
 
     def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:

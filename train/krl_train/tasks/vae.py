@@ -18,12 +18,11 @@ from krl_train.data import PixelSet
 from krl_train.knowledge import Conditions
 from krl_train.metrics.scoring import real_pixels
 from krl_train.models.generators import Generator, picture_sizes
-from krl_train.optim import build_schedule
 from krl_train.placement import Placement
 from krl_train.sampling import picture_grid, sample_grid
 
-from .base import Batch, Learner, Task, Update
-from .gan import Score, adam, averaged
+from .base import Batch, Task, Update
+from .gan import Score, averaged_generator, make_adam_learner
 
 __all__ = ["VaeTask", "VariationalAutoencoder", "divergence", "gaussian_likelihood"]
 
@@ -137,10 +136,7 @@ class VaeTask(Task[Batch]):
         score: Score | None = None,
     ) -> None:
         self.model, self.beta, self.val, self.conditions, self.score = model, beta, val, conditions, score
-        optimizer = adam(model, optim.lr or _LR)
-        average = averaged(model.generator, optim.ema)
-        schedule = build_schedule(optim, optimizer, steps)
-        self.learners = {"vae": Learner(model, optimizer, schedule, optim.clip_norm, average, model.generator)}
+        self.learners = {"vae": make_adam_learner(model, optim, steps, lr=optim.lr or _LR, generator=model.generator)}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
         """Minimise likelihood and divergence, in nats a picture, on one batch."""
@@ -158,10 +154,7 @@ class VaeTask(Task[Batch]):
 
     def final(self) -> Generator:
         """Return the moving average of the decoder, which the run keeps."""
-        average = self.learners["vae"].average
-        assert average is not None  # noqa: S101  for the type checker
-        assert isinstance(average.module, Generator)  # noqa: S101  for the type checker
-        return average.module
+        return averaged_generator(self.learners["vae"])
 
     @torch.no_grad()
     def evaluate(self, placement: Placement) -> dict[str, Any]:
