@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from krl_runtime.preprocess import Preprocessing
 from krl_train.config import InputConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.evaluate import evaluate_run
-from krl_train.fit import Training, initialise_from, prepare_out, read_training, train_classifier
+from krl_train.fit import Training, initialise_from, network_size, prepare_out, read_training, train_classifier
 from krl_train.loop import process_first, resolve_device
-from krl_train.models import Network, count_macs, count_parameters, native_size
+from krl_train.models import Network, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 
@@ -26,6 +27,7 @@ from .config import DistillConfig, LossConfig, QuantisationConfig
 from .data_free import FROM_TEACHER, generated_source
 from .distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
 from .quantized import check_quantized, gentle, measure_start, quantized_student
+from .student import starting_point, train_baseline
 from .teacher_store import StoredTeacher
 from .teachers import LoadedTeacher, load_teacher, name_alike
 
@@ -33,7 +35,7 @@ __all__ = ["distill"]
 
 _log = logging.getLogger("krl")
 
-BASELINE, FLOAT = "baseline", "float"
+FLOAT = "float"
 
 _OTHER_TASKS = {
     "generation": "krl_compress.generate:distill_generator",
@@ -60,8 +62,7 @@ def distill(config: DistillConfig) -> Run:
         raise UsageError("no teacher is named; give --teacher RUN")
     source = _source(config, teachers[0])
     teachers = [name_alike(teacher, source.labels, config.map_labels) for teacher in teachers]
-    start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
-    name = start.record.model.name if start else config.student
+    start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     asked = _input(config.input, teachers[0].network.preprocessing, name)
     keeps = start is not None and config.quantisation.quantize  # its normalisation is frozen
@@ -80,7 +81,6 @@ def distill(config: DistillConfig) -> Run:
     )
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     measured = [_measure_teacher(teacher, training, config) for teacher in teachers]
     metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured}
@@ -89,7 +89,10 @@ def distill(config: DistillConfig) -> Run:
         student = quantized_student(record, training, start, config.loop.device)
         metrics |= measure_start(student, training, config.loop.device)
     if config.baseline:
-        metrics[BASELINE] = _train_baseline(config, record, training, start).record.metrics
+        supervised = partial(Supervised, label_smoothing=config.optim.label_smoothing)
+        metrics["baseline"] = train_baseline(
+            config, record, lambda alone, out: _train(config, alone, training, start, supervised, out)
+        )
     answers = _fuse(teachers, measured, training, config)
 
     def objective(network: Network) -> Objective:
@@ -102,7 +105,7 @@ def _task(config: DistillConfig) -> str:
     """Return the task of the first teacher; one that is given by name is a classifier."""
     if not config.teacher or not (Path(config.teacher[0]) / RECORD).is_file():
         return "classification"
-    return Run.open(config.teacher[0]).record.task
+    return RunRecord.read(Path(config.teacher[0]) / RECORD).task
 
 
 def _other_task(task: str, config: DistillConfig) -> Run:
@@ -191,8 +194,7 @@ def _measure_teacher(teacher: LoadedTeacher, training: Training, config: Distill
         "loss": measured["loss"],
         "count": measured["count"],
         "recall": measured["recall"],
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, network.preprocessing.shape),
+        **network_size(network),
     }
 
 
@@ -224,17 +226,6 @@ def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) 
     with process_first(config.loop.device):
         stored.fill(resolve_device(config.loop.device))
     return stored
-
-
-def _train_baseline(config: DistillConfig, record: RunRecord, training: Training, start: Run | None) -> Run:
-    """Train the same student from the same start on the same budget, with labels alone."""
-    out = config.out / BASELINE
-    record = replace(record, command="krl-compress distill --baseline", parent=None)
-    finished = prepare_out(out, record, resume=(out / RECORD).is_file() and config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        return finished
-    _log.info("the student without the teacher, on the same budget:")
-    return _train(config, record, training, start, lambda made: Supervised(made, config.optim.label_smoothing), out)
 
 
 def _arguments(config: DistillConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generators import Generator, build_generator
 from krl_train.placement import Placement
-from krl_train.run import RECORD, Run, RunRecord
+from krl_train.run import Run, RunRecord
 from krl_train.tasks import Batch, Stream, Task
 from krl_train.tasks.gan import GanTask
 
@@ -35,10 +34,9 @@ from .distillers.generator import (
     StudentObjective,
     StudentTask,
 )
+from .student import starting_point, train_baseline
 
 __all__ = ["LatentStream", "distill_generator"]
-
-_log = logging.getLogger("krl")
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,12 @@ class _Job:
             score=self.score,
         )
 
+    def train_alone(self, record: RunRecord, out: Path) -> Run:
+        """Train the student against a discriminator alone."""
+        student, config = self.student(record), self.config
+        task = self.versus_data(student, record.model.name)
+        return train_task(task, self.stream, record, generator_size(student), config.loop, out, resume=config.resume)
+
 
 def distill_generator(config: DistillConfig) -> Run:
     """Train a small generator that makes what a large one makes of the same latents and conditions.
@@ -115,8 +119,7 @@ def distill_generator(config: DistillConfig) -> Run:
     """
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
-    start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
-    name = start.record.model.name if start else config.student
+    start, name = starting_point(config.student)
     job = _prepare(config, there, teacher, start)
     record = RunRecord(
         task="generation",
@@ -127,13 +130,12 @@ def distill_generator(config: DistillConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=_describe(job, there),
-        parent={"teachers": [{"path": str(there.path.resolve()), "weights_sha256": there.record.weights_sha256}]},
+        parent={"teachers": [there.identity]},
     )
     student = job.student(record)
     task = _task(job, student, name, there)  # refuses before anything is written
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     measured: dict[str, Any] = generator_size(teacher)
     if job.score is not None:
@@ -141,7 +143,7 @@ def distill_generator(config: DistillConfig) -> Run:
         measured |= job.score(teacher.to(device), Placement(device))
     metrics: dict[str, Any] = {"teacher": measured, "teachers": [measured]}
     if config.baseline:
-        metrics["baseline"] = _train_baseline(job, record, name).record.metrics
+        metrics["baseline"] = train_baseline(config, record, job.train_alone)
     record = replace(record, metrics=metrics)
     run = train_task(task, job.stream, record, generator_size(student), config.loop, config.out, resume=config.resume)
     if isinstance(task, OnlineStudentTask):
@@ -239,17 +241,3 @@ def _task(job: _Job, student: Generator, name: str, there: Run) -> Task[Batch]:
     return AdversarialStudentTask(
         objective, discriminator, options, config.optim, steps=job.steps, conditions=conditions, score=job.score
     )
-
-
-def _train_baseline(job: _Job, record: RunRecord, name: str) -> Run:
-    """Train the same student from the same start on the same budget, against a discriminator alone."""
-    config = job.config
-    out = config.out / "baseline"
-    record = replace(record, command="krl-compress distill --baseline", parent=None)
-    finished = prepare_out(out, record, resume=(out / RECORD).is_file() and config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        return finished
-    _log.info("the student without the teacher, on the same budget:")
-    student = job.student(record)
-    task = job.versus_data(student, name)
-    return train_task(task, job.stream, record, generator_size(student), config.loop, out, resume=config.resume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +12,21 @@ from torch import Tensor, nn
 
 from krl_compress import losses
 from krl_runtime.errors import UsageError
-from krl_train.config import DataConfig, to_plain
+from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
-from krl_train.fit import prepare_out
+from krl_train.fit import network_size, prepare_out
 from krl_train.fits.restoration import (
     RestorationTraining,
     read_restoration,
     restoration_optim,
-    restorer_preprocessing,
-    restorer_size,
+    restorer_record,
     train_restorer,
 )
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
 from krl_train.placement import Placement
-from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.run import ModelSpec, Run
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
 
@@ -36,10 +34,9 @@ from .config import CacheConfig, DistillConfig
 from .distillers import TermSpec, parse_term
 from .distillers.gather import gather_batch
 from .distillers.terms import Kind
+from .student import starting_point, train_baseline
 
 __all__ = ["RESTORATION_KINDS", "RestorationDistiller", "distill_restorer"]
-
-_log = logging.getLogger("krl")
 
 RESTORATION_KINDS: Mapping[str, Kind] = {
     "pixels": Kind(pixel_loss, "truth", weight=0.5),
@@ -154,35 +151,25 @@ def distill_restorer(config: DistillConfig) -> Run:
     assert isinstance(teacher, Restorer)  # noqa: S101  for the type checker
     if there.record.model.arguments["degradation"]["kind"] == "none":
         raise UsageError(f"teacher {there.path} is of translation or style, which are not distilled; give a restorer")
-    start = Run.open(config.student) if (Path(config.student) / RECORD).is_file() else None
-    spec = _student_spec(start.record.model.name if start else config.student, there)
+    start, name = starting_point(config.student)
+    spec = _student_spec(name, there)
     own = teacher.preprocessing
     size = config.input.size or (own.height, own.width)
     training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
-    record = RunRecord(
-        task="restoration",
-        model=spec,
-        preprocessing=restorer_preprocessing(spec.in_channels, training.stream.size),
-        labels=(),
-        command="krl-compress distill",
-        configuration=to_plain(config),
-        seed=config.loop.seed,
-        data=training.described,
-        parent={
-            "teachers": [{"path": str(there.path.resolve()), "weights_sha256": there.record.weights_sha256}],
-        },
-    )
+    parent = {"teachers": [there.identity]}
+    record = restorer_record(config, spec, training, command="krl-compress distill", parent=parent)
     RestorationDistiller(
         build_restorer(spec, record.preprocessing), teacher, terms
     )  # refuses before anything is written
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     metrics: dict[str, Any] = {"teacher": _measure(teacher, training, there, config)}
     metrics["teachers"] = [metrics["teacher"]]
     if config.baseline:
-        metrics["baseline"] = _train_baseline(config, record, training, start).record.metrics
+        metrics["baseline"] = train_baseline(
+            config, record, lambda alone, out: train_restorer(PixelLoss, training, alone, config, init=start, out=out)
+        )
 
     def objective(network: Restorer) -> RestorationObjective:
         return RestorationDistiller(network, teacher, terms)
@@ -221,15 +208,4 @@ def _measure(teacher: Restorer, training: RestorationTraining, run: Run, config:
     measured = evaluate_restorer(
         teacher.to(device), training.val, arguments["scale"], arguments["degradation"], Placement(device)
     )
-    return {**measured, **restorer_size(teacher)}
-
-
-def _train_baseline(config: DistillConfig, record: RunRecord, training: RestorationTraining, start: Run | None) -> Run:
-    """Train the same student from the same start on the same budget, with the truth alone."""
-    out = config.out / "baseline"
-    record = replace(record, command="krl-compress distill --baseline", parent=None)
-    finished = prepare_out(out, record, resume=(out / RECORD).is_file() and config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        return finished
-    _log.info("the student without the teacher, on the same budget:")
-    return train_restorer(PixelLoss, training, record, config, init=start, out=out)
+    return {**measured, **network_size(teacher)}

@@ -61,8 +61,7 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
     folder = Path(name)
     if folder.exists():
         run = Run.open(folder)
-        identity = {"path": str(folder.resolve()), "weights_sha256": run.record.weights_sha256}
-        return LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
+        return LoadedTeacher(name, run.network(), run.identity, run.record.labels, run.record)
     if "/" in name and not name.startswith("timm/"):
         raise UsageError(f"teacher {name} does not exist; give a run's folder or the name of a network")
     size = native_size(name)

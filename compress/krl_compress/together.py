@@ -76,7 +76,6 @@ def _train(
     finished = prepare_out(config.out, records[0], resume=config.resume, overwrite=config.overwrite)
     folders = [config.out, *(config.out / f"net{index}" for index in range(1, len(names)))]
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return [Run.open(folder) for folder in folders]
     # Each starts from weights of its own: equal peers would have nothing to teach.
     networks = [_build(record, config.loop.seed + index) for index, record in enumerate(records)]

@@ -23,6 +23,7 @@ from .config import AugmentConfig, FitConfig, LoopConfig, OptimConfig
 from .data import Augmentation, PixelSet, Source
 from .loop import CHECKPOINT, BatchStream, Trainer
 from .models import Network, count_macs, count_parameters
+from .models.restorers import Restorer
 from .run import RECORD, WEIGHTS, Run, RunRecord, package_versions
 from .tasks import ClassificationTask, Objective, Stream, Task
 
@@ -90,7 +91,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
         overwrite: Whether to replace what is there.
 
     Returns:
-        The run, if it is finished already and to be resumed: there is nothing left to do.
+        The run, if it is finished already and to be resumed: there is nothing left to do, and the log says so.
 
     Raises:
         RunError: There is a run and neither flag is given, or it was made with another configuration.
@@ -101,9 +102,13 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
     file = out / RECORD
     main = os.environ.get("RANK", "0") == "0"  # of several processes one prepares the folder
     if file.is_file() and resume:
-        there = RunRecord.from_bytes(file.read_bytes(), str(file))
+        there = RunRecord.read(file)
         _same_configuration(out, there, record)
-        return Run.open(out) if there.weights_sha256 else None
+        if not there.weights_sha256:
+            return None
+        finished = Run.open(out)
+        _log.info("run %s is finished already", out)
+        return finished
     if not main:
         return None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -192,8 +197,8 @@ def train_classifier(
     return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
 
 
-def network_size(network: Network) -> dict[str, int]:
-    """Return a classifier's ``"parameters"`` and ``"macs"``."""
+def network_size(network: Network | Restorer) -> dict[str, int]:
+    """Return ``"parameters"``, and ``"macs"`` for one input of the preprocessing's size."""
     return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
 
 

@@ -81,30 +81,26 @@ class RunRecord:
         return json.dumps(values, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> RunRecord:
-        """Parse and check ``run.json``.
-
-        Args:
-            data: The file's bytes.
-            where: Its path, for messages.
+    def read(cls, file: Path) -> RunRecord:
+        """Read and check ``run.json``, without looking at the weights beside it.
 
         Raises:
             RunError: It is not a run's record, or of another schema version.
         """
         try:
-            values = json.loads(data)
+            values = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{where} is not valid JSON ({error}); the run is damaged") from error
+            raise RunError(f"{file} is not valid JSON ({error}); the run is damaged") from error
         if not isinstance(values, dict) or values.pop("kind", None) != _KIND:
-            raise RunError(f"{where} is not the record of a krl run")
+            raise RunError(f"{file} is not the record of a krl run")
         if values.get("schema_version") != SCHEMA_VERSION:
             raise RunError(
-                f"{where} has schema version {values.get('schema_version')}; this krl reads version {SCHEMA_VERSION}; "
+                f"{file} has schema version {values.get('schema_version')}; this krl reads version {SCHEMA_VERSION}; "
                 "train again, or use the krl that made it"
             )
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
-            raise RunError(f"{where} has unknown keys {unknown}; it was not written by this krl")
+            raise RunError(f"{file} has unknown keys {unknown}; it was not written by this krl")
         try:
             return cls(
                 **{
@@ -116,7 +112,7 @@ class RunRecord:
                 }
             )
         except (KeyError, TypeError, KrlError) as error:
-            raise RunError(f"{where} is not the record of a krl run: {type(error).__name__}: {error}") from error
+            raise RunError(f"{file} is not the record of a krl run: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,11 @@ class Run:
 
     path: Path
     record: RunRecord
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the record of a run that comes from this one says of it: its folder, and the hash of its weights."""
+        return {"path": str(self.path.resolve()), "weights_sha256": self.record.weights_sha256}
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -138,7 +139,7 @@ class Run:
         if not file.is_file():
             what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
             raise RunError(f"run {folder} {what}; a run is the folder that krl-train fit, import or krl-compress makes")
-        record = RunRecord.from_bytes(file.read_bytes(), str(file))
+        record = RunRecord.read(file)
         if not record.weights_sha256:
             raise RunError(f"run {folder} is not finished; continue it with the same command and --resume")
         weights = folder / WEIGHTS

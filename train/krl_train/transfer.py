@@ -16,12 +16,13 @@ from krl_runtime.errors import ModelError
 from .config import ImportConfig, to_plain
 from .data import open_source, preprocessing_for
 from .evaluate import evaluate_run, pick_split
-from .fit import prepare_out
-from .models import Network, build_model, count_macs, count_parameters
-from .models.generators import is_generator
+from .fit import network_size, prepare_out
+from .models import Network, build_model
+from .models.generators import Generator, is_generator
+from .models.restorers import Restorer
 from .run import ModelSpec, Run, RunRecord
 
-__all__ = ["import_weights", "match_weights", "read_weights"]
+__all__ = ["import_weights", "match_weights", "read_weights", "write_import"]
 
 _log = logging.getLogger("krl")
 
@@ -146,22 +147,46 @@ def import_weights(config: ImportConfig) -> Run:
     split = pick_split(source, config.split, trained_on=None)
     data = source.read(split, preprocessing, limit=config.data.val_limit)
     metrics = evaluate_run(network, labels, data, config.device)
+    measured = {**metrics, "split": split, **network_size(network)}
+    described = source.describe({"val": data})
+    return write_import(config, "classification", spec, network, measured, data=described, labels=labels)
+
+
+def write_import(
+    config: ImportConfig,
+    task: str,
+    spec: ModelSpec,
+    network: Network | Generator | Restorer,
+    metrics: Mapping[str, Any],
+    *,
+    data: Mapping[str, Any],
+    labels: tuple[str, ...] = (),
+) -> Run:
+    """Write the run of a network that has foreign weights.
+
+    Args:
+        config: Where the weights come from, and where the run goes.
+        task: What the network does.
+        spec: What makes it again.
+        network: With its weights.
+        metrics: What was measured.
+        data: Identity of the data that it was measured on.
+        labels: Class names, where it has any.
+
+    Raises:
+        RunError: There is a run and ``--overwrite`` is not given.
+    """
     record = RunRecord(
-        task="classification",
+        task=task,
         model=spec,
-        preprocessing=preprocessing,
+        preprocessing=network.preprocessing,
         labels=labels,
         command="krl-train import",
         configuration=to_plain(config),
         seed=0,
-        data=source.describe({"val": data}),
+        data=data,
         parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
-        metrics={
-            **metrics,
-            "split": split,
-            "parameters": count_parameters(network),
-            "macs": count_macs(network, preprocessing.shape),
-        },
+        metrics=metrics,
     )
     prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
     return Run.write(config.out, record, network.backbone.state_dict())

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import UsageError
 from krl_runtime.preprocess import Preprocessing
 
-from .config import ImportConfig, to_plain
+from .config import ImportConfig
 from .data import open_source
-from .fit import prepare_out
 from .fits.gan import generator_size
 from .models.generators import build_generator
-from .run import ModelSpec, Run, RunRecord
-from .transfer import match_weights, read_weights
+from .run import ModelSpec, Run
+from .transfer import match_weights, read_weights, write_import
 
 __all__ = ["import_generator"]
 
@@ -45,17 +43,4 @@ def import_generator(config: ImportConfig) -> Run:
     if config.data.data is not None:
         source = open_source(config.data, classes=False)
         data = source.describe({"train": source.read("train", preprocessing), "val": source.read("val", preprocessing)})
-    record = RunRecord(
-        task="generation",
-        model=spec,
-        preprocessing=preprocessing,
-        labels=(),
-        command="krl-train import",
-        configuration=to_plain(config),
-        seed=0,
-        data=data,
-        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
-        metrics=generator_size(generator),
-    )
-    prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
-    return Run.write(config.out, record, generator.backbone.state_dict())
+    return write_import(config, "generation", spec, generator, generator_size(generator), data=data)

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import ModelError
 
-from .config import ImportConfig, to_plain
-from .fit import prepare_out
-from .fits.restoration import restorer_size
+from .config import ImportConfig
+from .fit import network_size
 from .fits.style import style_preprocessing, style_spec
 from .models.restorers import build_restorer
-from .run import Run, RunRecord
-from .transfer import match_weights, read_weights
+from .run import Run
+from .transfer import match_weights, read_weights, write_import
 
 __all__ = ["import_style", "read_variables", "renamed"]
 
@@ -42,25 +40,11 @@ def import_style(config: ImportConfig) -> Run:
     """
     spec = style_spec(config.model)
     size = config.input.size or _SIZE
-    preprocessing = style_preprocessing((size[0], size[-1]))
-    network = build_restorer(spec, preprocessing)
+    network = build_restorer(spec, style_preprocessing((size[0], size[-1])))
     names = list(network.backbone.state_dict())
     tensors = renamed(read_variables(config.weights), names) if config.weights.suffix == ".npz" else None
     match_weights(tensors or read_weights(config.weights), network.backbone, f"weights {config.weights}")
-    record = RunRecord(
-        task="restoration",
-        model=spec,
-        preprocessing=preprocessing,
-        labels=(),
-        command="krl-train import",
-        configuration=to_plain(config),
-        seed=0,
-        data={},
-        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
-        metrics=restorer_size(network),
-    )
-    prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
-    return Run.write(config.out, record, network.backbone.state_dict())
+    return write_import(config, "restoration", spec, network, network_size(network), data={})
 
 
 def read_variables(path: Path) -> dict[str, Tensor]:

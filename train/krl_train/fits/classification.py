@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from krl_train.config import FitConfig, to_plain
@@ -14,8 +12,6 @@ from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
 __all__ = ["fit"]
-
-_log = logging.getLogger("krl")
 
 
 def fit(config: FitConfig) -> Run:
@@ -41,7 +37,7 @@ def fit(config: FitConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=data,
-        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
+        parent=init.identity if init else None,
     )
     torch.manual_seed(config.loop.seed)
     network = spec.build(preprocessing, pretrained=config.pretrained)
@@ -49,7 +45,6 @@ def fit(config: FitConfig) -> Run:
         initialise_from(network, init)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     return train_classifier(
         lambda made: Supervised(made, config.optim.label_smoothing),

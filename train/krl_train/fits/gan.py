@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,6 @@ from krl_train.tasks.gan import GanTask, Score
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
 
-_log = logging.getLogger("krl")
 _DEFAULT_SIDE = 64
 
 
@@ -119,7 +117,6 @@ def fit(config: FitConfig) -> Run:
     start = prepare(config)
     finished = prepare_out(config.out, start.record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     training, options, knowledge = start.training, config.generation, config.knowledge
     condition = start.generator.condition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +24,9 @@ from krl_train.config import (
 )
 from krl_train.data import PatchStream, Truths
 from krl_train.data.patches import list_pictures, read_truths
-from krl_train.fit import initialise_from, prepare_out, train_task
+from krl_train.fit import initialise_from, network_size, prepare_out, train_task
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
-from krl_train.models import count_macs, count_parameters
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
 from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
@@ -38,17 +36,16 @@ __all__ = [
     "RestorationTraining",
     "evaluate_restoration",
     "fit",
+    "fit_restorer",
     "read_pictures",
     "read_restoration",
     "restoration_optim",
     "restoration_training",
     "restorer_preprocessing",
-    "restorer_size",
+    "restorer_record",
     "restorer_spec",
     "train_restorer",
 ]
-
-_log = logging.getLogger("krl")
 
 _DEFAULT_PATCH = 24
 _DEFAULT_LR = 1e-3
@@ -83,25 +80,8 @@ def fit(config: FitConfig) -> Run:
     init = Run.open(config.init) if config.init is not None else None
     size = config.input.size or (_DEFAULT_PATCH,)
     training = read_restoration(config, spec, (size[0], size[-1]))
-    record = RunRecord(
-        task="restoration",
-        model=spec,
-        preprocessing=restorer_preprocessing(spec.in_channels, training.stream.size),
-        labels=(),
-        command="krl-train fit",
-        configuration=to_plain(config),
-        seed=config.loop.seed,
-        data=training.described,
-        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
-    )
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        _log.info("run %s is finished already", config.out)
-        return finished
     epsilon = _CHARBONNIER_EPSILON if config.restoration.pixel_loss == "charbonnier" else 0.0
-    return train_restorer(
-        lambda network: PixelLoss(network, epsilon), training, record, config, init=init, out=config.out
-    )
+    return fit_restorer(lambda network: PixelLoss(network, epsilon), training, spec, config, init=init)
 
 
 def restoration_optim(optim: OptimConfig) -> OptimConfig:
@@ -231,6 +211,73 @@ def read_pictures(folder: PictureFolder, split: str, data: DataConfig, spec: Mod
     )
 
 
+def fit_restorer(
+    make_objective: Callable[[Restorer], RestorationObjective],
+    training: RestorationTraining,
+    spec: ModelSpec,
+    config: FitConfig,
+    *,
+    init: Run | None,
+    preprocessing: Preprocessing | None = None,
+    task: type[RestorationTask] = RestorationTask,
+) -> Run:
+    """Train a restorer on data alone, unless that is done already.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        training: The data.
+        spec: The network.
+        config: Everything else.
+        init: A run of the same network to start from.
+        preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
+        task: What a step and an evaluation are.
+
+    Raises:
+        RunError: There is another run in the folder.
+        TrainingError: The loss is not a finite number.
+    """
+    parent = init.identity if init else None
+    record = restorer_record(
+        config, spec, training, command="krl-train fit", parent=parent, preprocessing=preprocessing
+    )
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    return train_restorer(make_objective, training, record, config, init=init, out=config.out, task=task)
+
+
+def restorer_record(
+    config: TrainingConfig,
+    spec: ModelSpec,
+    training: RestorationTraining,
+    *,
+    command: str,
+    parent: Mapping[str, Any] | None,
+    preprocessing: Preprocessing | None = None,
+) -> RunRecord:
+    """Return what ``run.json`` will say of a restorer, but for the results.
+
+    Args:
+        config: The full configuration.
+        spec: The network.
+        training: The data.
+        command: The command that it is for.
+        parent: What the network comes from.
+        preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
+    """
+    return RunRecord(
+        task="restoration",
+        model=spec,
+        preprocessing=preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size),
+        labels=(),
+        command=command,
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.described,
+        parent=parent,
+    )
+
+
 def train_restorer(
     make_objective: Callable[[Restorer], RestorationObjective],
     training: RestorationTraining,
@@ -268,12 +315,7 @@ def train_restorer(
         val=training.val,
         degradation=record.model.arguments["degradation"],
     )
-    return train_task(trained, training.stream, record, restorer_size(network), loop, out, resume=config.resume)
-
-
-def restorer_size(network: Restorer) -> dict[str, int]:
-    """Return a restorer's ``"parameters"``, and ``"macs"`` for an input of its preprocessing's size."""
-    return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
+    return train_task(trained, training.stream, record, network_size(network), loop, out, resume=config.resume)
 
 
 def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:

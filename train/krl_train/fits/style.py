@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 from krl_runtime._files import sha256_file
 from krl_runtime.errors import UsageError
 from krl_runtime.preprocess import Preprocessing
-from krl_train.config import FitConfig, to_plain
+from krl_train.config import FitConfig
 from krl_train.data.patches import read_picture
-from krl_train.fit import prepare_out
-from krl_train.fits.restoration import read_restoration, restoration_optim, train_restorer
+from krl_train.fits.restoration import fit_restorer, read_restoration, restoration_optim
 from krl_train.models import Network, build_model
 from krl_train.models.restorers import receptive_radius
 from krl_train.perceptual import FeatureMaps
-from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.run import RECORD, ModelSpec, Run
 from krl_train.tasks.style import StyleObjective, StyleTask
 
 __all__ = ["fit", "style_spec"]
-
-_log = logging.getLogger("krl")
 
 _DEFAULT_PATCH = 64
 _SMALLEST_PATCH = 16
@@ -65,28 +61,14 @@ def fit(config: FitConfig) -> Run:
     style = read_picture(options.style_picture, "rgb")
     training = read_restoration(config, spec, (size[0], size[-1]))
     init = Run.open(config.init) if config.init is not None else None
-    record = RunRecord(
-        task="restoration",
-        model=spec,
-        preprocessing=style_preprocessing(training.stream.size),
-        labels=(),
-        command="krl-train fit",
-        configuration=to_plain(config),
-        seed=config.loop.seed,
-        data={**training.described, "style_sha256": sha256_file(options.style_picture), "features": identity},
-        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
-    )
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        _log.info("run %s is finished already", config.out)
-        return finished
-    return train_restorer(
+    seen = {"style_sha256": sha256_file(options.style_picture), "features": identity}
+    return fit_restorer(
         lambda network: StyleObjective(network, features, style, options),
-        training,
-        record,
+        replace(training, described={**training.described, **seen}),
+        spec,
         config,
         init=init,
-        out=config.out,
+        preprocessing=style_preprocessing(training.stream.size),
         task=StyleTask,
     )
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.pictures import Picture, PictureFolder, find_pictures
-from krl_train.config import DataConfig, FitConfig, to_plain
+from krl_train.config import DataConfig, FitConfig
 from krl_train.data import Truths
 from krl_train.data.patches import read_truths
-from krl_train.fit import prepare_out
-from krl_train.fits.restoration import (
-    restoration_training,
-    restorer_preprocessing,
-    train_restorer,
-)
+from krl_train.fits.restoration import fit_restorer, restoration_training
 from krl_train.models.restorers import receptive_radius
-from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.run import ModelSpec, Run
 from krl_train.tasks.translation import TranslationObjective, TranslationTask
 
 __all__ = ["fit", "list_pairs", "read_pairs"]
-
-_log = logging.getLogger("krl")
 
 _DEFAULT_PATCH = 64
 _DEFAULT_LR = 2e-4
@@ -53,28 +45,12 @@ def fit(config: FitConfig) -> Run:
     size = config.input.size or (_DEFAULT_PATCH,)
     training = restoration_training(config, spec, (size[0], size[-1]), train, val, Path(data.data), None)
     init = Run.open(config.init) if config.init is not None else None
-    record = RunRecord(
-        task="restoration",
-        model=spec,
-        preprocessing=restorer_preprocessing(spec.in_channels, training.stream.size),
-        labels=(),
-        command="krl-train fit",
-        configuration=to_plain(config),
-        seed=config.loop.seed,
-        data=training.described,
-        parent={"path": str(init.path.resolve()), "weights_sha256": init.record.weights_sha256} if init else None,
-    )
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        _log.info("run %s is finished already", config.out)
-        return finished
-    return train_restorer(
+    return fit_restorer(
         lambda network: TranslationObjective(network, options.pixel_weight, options.adversarial_weight),
         training,
-        record,
+        spec,
         config,
         init=init,
-        out=config.out,
         task=TranslationTask,
     )
 

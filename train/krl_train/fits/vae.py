@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from krl_train.config import FitConfig
 from krl_train.fit import prepare_out, train_task
 from krl_train.knowledge import build_conditioner
@@ -15,8 +13,6 @@ from .gan import generator_size, prepare, scoring
 
 __all__ = ["fit"]
 
-_log = logging.getLogger("krl")
-
 
 def fit(config: FitConfig) -> Run:
     """Train an encoder and a decoder; the run keeps the decoder, which needs no encoder to generate.
@@ -27,7 +23,6 @@ def fit(config: FitConfig) -> Run:
     start = prepare(config)
     finished = prepare_out(config.out, start.record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
-        _log.info("run %s is finished already", config.out)
         return finished
     training, condition = start.training, start.generator.condition
     model = VariationalAutoencoder(start.generator, None if condition is None else build_conditioner(condition))
