@@ -136,7 +136,8 @@ def _generator(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
     assert isinstance(network, Generator)  # noqa: S101  for the type checker
     settings: dict[str, Any] = {"latent": {"size": network.latent_size, "distribution": "normal"}}
     if network.condition is not None:
-        settings["condition"] = dict(network.condition)
+        # The vectors of words are in the graph; a device needs the words alone.
+        settings["condition"] = {name: value for name, value in network.condition.items() if name != "vectors"}
     inputs = random_inputs(settings, max(config.golden, _PARITY_INPUTS), _GOLDEN_SEED)
     batch = torch.export.Dim("batch")
     examples = {name: torch.from_numpy(array[:_BATCH].copy()) for name, array in inputs.items()}

@@ -8,6 +8,8 @@ What a condition may say stands in its settings, a plain JSON object that the ru
     vocabulary  all tokens; a token's number is its place here
     relations   graph only: the vocabulary's relations, which follow its first entry
     facts       graph only: [head, relation, tail], what is known of each entity
+    untrained   text only, not always there: words of the vocabulary that no training description has; what they mean
+                comes from a sentence-embedding model
 
 The vocabularies:
 
@@ -22,6 +24,7 @@ The vocabularies:
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -37,6 +40,8 @@ KINDS = ("labels", "attributes", "text", "graph")
 
 Condition: TypeAlias = "str | Mapping[str, str]"
 """One condition: text, or a mapping from attributes (relations) to values (entities)."""
+
+_log = logging.getLogger("krl")
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _MOST_SHOWN = 40
@@ -86,6 +91,9 @@ def check_settings(settings: Any) -> None:
             raise UsageError(f"the condition's {name} has an entry twice")
     if settings["kind"] == "attributes":
         _check_attributes(settings)
+    untrained = settings.get("untrained", [])
+    if not isinstance(untrained, list | tuple) or not all(word in settings["vocabulary"] for word in untrained):
+        raise UsageError("the condition's untrained words are not a list of words of its vocabulary")
     if settings["kind"] == "graph":
         _check_graph(settings)
 
@@ -167,6 +175,13 @@ def _text(condition: Condition, settings: Mapping[str, Any], known: Mapping[str,
             raise UsageError(f"condition: the word {word!r} is not known{_accepted(word, settings['vocabulary'][1:])}")
     if len(found) > length:
         raise UsageError(f"condition {condition!r} has {len(found)} words; accepted: {length} at most")
+    guessed = [word for word in found if word in settings.get("untrained", ())]
+    if guessed:
+        _log.warning(
+            "condition %r: no training description has %s; what is meant comes from a sentence-embedding model",
+            condition,
+            " or ".join(repr(word) for word in guessed),
+        )
     return [known[word] for word in found] + [0] * (length - len(found))
 
 

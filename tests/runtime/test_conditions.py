@@ -112,6 +112,8 @@ def test_whole_settings_are_accepted(settings: dict[str, Any]) -> None:
         ({**ATTRIBUTES, "vocabulary": ["colour=", "red"]}, "has 'red'; expected ATTRIBUTE="),
         ({**ATTRIBUTES, "vocabulary": ["colour=", "kind=rose"]}, "no kind= that leaves one open"),
         ({**ATTRIBUTES, "length": 3}, "2 attributes for a length of 3"),
+        ({**TEXT, "untrained": "red"}, "untrained words are not a list of words of its vocabulary"),
+        ({**TEXT, "untrained": ["pink"]}, "untrained words are not a list of words of its vocabulary"),
         ({**GRAPH, "length": 3}, "length is 3; a graph's facts are pairs"),
         ({**GRAPH, "relations": ["kind"]}, "does not begin with '' and the relations"),
         ({**GRAPH, "facts": [["rosa", "colour"]]}, r"fact \['rosa', 'colour'\] is not"),
@@ -122,3 +124,16 @@ def test_whole_settings_are_accepted(settings: dict[str, Any]) -> None:
 def test_damaged_settings_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check_settings(settings)
+
+
+def test_a_word_that_training_never_read_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    settings = {**TEXT, "untrained": ["white", "red"]}
+    check_settings(settings)
+    with caplog.at_level("WARNING", logger="krl"):
+        assert encode("a rose", settings).tolist() == [[1, 3, 0, 0]]
+        assert not caplog.messages
+        assert encode("a white, red rose", settings).tolist() == [[1, 4, 2, 3]]
+    assert caplog.messages == [
+        "condition 'a white, red rose': no training description has 'white' or 'red'; what is meant comes from a "
+        "sentence-embedding model"
+    ]

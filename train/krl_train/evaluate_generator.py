@@ -99,11 +99,13 @@ def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Condition
     file = kept.pop("condition_file")
     knowledge = KnowledgeConfig(**kept, condition_file=None if file is None else Path(file))
     conditions = read_conditions(knowledge, source, train, seed=record.seed)
-    if conditions is None or list(conditions.settings["vocabulary"]) != list(settings["vocabulary"]):
+    untrained = settings.get("untrained", [])  # they come after the words of the descriptions
+    trained = [word for word in settings["vocabulary"] if word not in untrained]
+    if conditions is None or list(conditions.settings["vocabulary"]) != trained:
         raise DataError(
             f"{source.name} has not the {settings['kind']} that the generator was trained on; give the same data"
         )
-    return conditions
+    return replace(conditions, settings=settings)
 
 
 def evaluate_generator(run: Run, config: EvaluateConfig) -> dict[str, Any]:

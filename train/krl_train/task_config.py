@@ -43,6 +43,11 @@ class KnowledgeConfig:
     condition_file: Path | None = None
     """attributes: CSV, columns picture and one for each attribute. text: CSV or JSON lines, picture and text, several
     for a picture if wanted. graph: CSV, head,relation,tail; the classes of the pictures are among the heads."""
+    sentence_model: Path | None = None
+    """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
+    more_words: Path | None = None
+    """text: file of words, one in a line, that descriptions may have though no training picture's has; needs
+    --sentence-model."""
     condition_dim: int = 64
     """Length of the vector that is made of a condition."""
     condition_dropout: float = 0.1
@@ -59,6 +64,10 @@ class KnowledgeConfig:
             raise UsageError(f"--condition {self.condition} needs --condition-file")
         if self.condition in ("none", "labels") and self.condition_file is not None:
             raise UsageError(f"--condition {self.condition} takes no --condition-file")
+        if self.sentence_model is not None and self.condition != "text":
+            raise UsageError("--sentence-model is for --condition text")
+        if self.more_words is not None and self.sentence_model is None:
+            raise UsageError("--more-words needs --sentence-model, which says what the words mean")
         if self.guide is not None and self.condition == "none":
             raise UsageError("--guide needs --condition: without it there is nothing that a picture should show")
         if self.condition_dim < 1:

@@ -79,7 +79,7 @@ def random_conditions(condition: Mapping[str, Any], count: int, seed: int) -> li
         return [{name: str(rng.choice(each)) for name, each in values.items() if each} for _ in range(count)]
     if condition["kind"] == "graph":
         return [str(name) for name in rng.choice(_entities(condition), count)]
-    known = [word for word in vocabulary if word]
+    known = [word for word in vocabulary if word and word not in condition.get("untrained", ())]
     return [" ".join(rng.choice(known, int(rng.integers(1, condition["length"] + 1)))) for _ in range(count)]
 
 

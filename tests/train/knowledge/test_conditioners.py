@@ -12,12 +12,19 @@ from torch import nn
 from krl_runtime.conditions import encode
 from krl_runtime.errors import UsageError
 from krl_train.knowledge import build_conditioner
-from krl_train.knowledge.conditioners import AttributeConditioner, GraphConditioner, TextConditioner
+from krl_train.knowledge.conditioners import AttributeConditioner, FixedWords, GraphConditioner, TextConditioner
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "labels": {"kind": "labels", "length": 1, "dim": 8, "vocabulary": ["a", "b"]},
     "attributes": {"kind": "attributes", "length": 2, "dim": 8, "vocabulary": ["c=", "c=r", "d=", "d=1"]},
     "text": {"kind": "text", "length": 5, "dim": 8, "vocabulary": ["", "a", "red", "seven"]},
+    "words": {
+        "kind": "text",
+        "length": 5,
+        "dim": 8,
+        "vocabulary": ["", "a", "red", "seven"],
+        "vectors": [[0, 0], [1, 0], [0, 1], [1, 1]],
+    },
     "graph": {
         "kind": "graph",
         "length": 4,
@@ -31,6 +38,7 @@ CONDITIONS: dict[str, list[Any]] = {
     "labels": ["b", "a", "b"],
     "attributes": ["c=r", "d=1,c=r", {}],
     "text": ["a red seven", "red", "a seven"],
+    "words": ["a red seven", "red", "a seven"],
     "graph": ["rs", "colour=red", "seven"],
 }
 
@@ -81,8 +89,8 @@ def test_facts_are_averaged_as_tail_minus_relation() -> None:
 
 def test_padding_does_not_change_a_text() -> None:
     torch.manual_seed(0)
-    long = TextConditioner(count=5, length=6, dim=8)
-    short = TextConditioner(count=5, length=3, dim=8)
+    long = TextConditioner(nn.Embedding(5, 8), length=6, dim=8)
+    short = TextConditioner(nn.Embedding(5, 8), length=3, dim=8)
     short.load_state_dict({**long.state_dict(), "position": long.position[:3].detach()})
     sentence = torch.tensor([[1, 2, 3]])
     padded = torch.nn.functional.pad(sentence, (0, 3))
@@ -92,7 +100,7 @@ def test_padding_does_not_change_a_text() -> None:
 
 def test_attention_is_torchs() -> None:
     torch.manual_seed(0)
-    conditioner = TextConditioner(count=5, length=4, dim=8)
+    conditioner = TextConditioner(nn.Embedding(5, 8), length=4, dim=8)
     reference = nn.MultiheadAttention(8, 1, batch_first=True)
     reference.load_state_dict(
         {
@@ -110,6 +118,38 @@ def test_attention_is_torchs() -> None:
     torch.testing.assert_close(conditioner(tokens), conditioner.out(mean))
 
 
-def test_damaged_settings_are_refused() -> None:
-    with pytest.raises(UsageError, match="dim is 0"):
-        build_conditioner({**SETTINGS["text"], "dim": 0})
+def test_given_vectors_stay_while_what_is_made_of_them_is_learned() -> None:
+    torch.manual_seed(0)
+    conditioner = build_conditioner(SETTINGS["words"])
+    words = conditioner.get_submodule("embedding")
+    assert isinstance(words, FixedWords)
+    before = {name: value.clone() for name, value in conditioner.state_dict().items()}
+    with torch.no_grad():
+        words.linear.weight.copy_(torch.arange(16.0).reshape(8, 2))
+        words.linear.bias.fill_(1)
+    assert words(torch.tensor([[1, 3]])).tolist() == [
+        [[2 * x + 1.0 for x in range(8)], [4 * x + 2.0 for x in range(8)]]
+    ]
+    conditioner.load_state_dict(before)
+    optimizer = torch.optim.Adam(conditioner.parameters(), lr=0.1)
+    conditioner(tokens_of("words")).square().sum().backward()
+    optimizer.step()
+    after = conditioner.state_dict()
+    assert torch.equal(after["embedding.vectors"], before["embedding.vectors"])
+    assert not torch.equal(after["embedding.linear.weight"], before["embedding.linear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dim": 0}, "dim is 0"),
+        ({"vectors": [[1.0]]}, r"vectors are \[1, 1\]; expected \[4, 1 or more\]"),
+        ({"vectors": [[], [], [], []]}, r"vectors are \[4, 0\]"),
+        ({"vectors": [[1.0], [1.0], [1.0], [float("nan")]]}, "finite"),
+        ({"vectors": [[1.0], [1.0, 2.0], [1.0], [1.0]]}, "are not 4 lists of as many numbers"),
+        ({"vectors": "abcd"}, "are not 4 lists of as many numbers"),
+    ],
+)
+def test_damaged_settings_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_conditioner({**SETTINGS["text"], **changed})

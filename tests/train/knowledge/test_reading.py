@@ -182,6 +182,8 @@ def test_a_named_data_set_has_no_files_to_name(tmp_path: Path) -> None:
     [
         ({"condition": "text"}, "--condition text needs --condition-file"),
         ({"condition": "labels", "condition_file": Path("x")}, "labels takes no --condition-file"),
+        ({"condition": "labels", "sentence_model": Path("x")}, "--sentence-model is for --condition text"),
+        ({"condition": "text", "condition_file": Path("x"), "more_words": Path("x")}, "--more-words needs --sentence"),
         ({"guide": Path("x")}, "--guide needs --condition"),
         ({"condition_dim": 0}, "--condition-dim is 0"),
         ({"condition_dropout": 1.0}, "--condition-dropout is 1.0"),

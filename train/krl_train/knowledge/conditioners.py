@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krl_runtime.conditions import check_settings
+from krl_runtime.errors import UsageError
 
 __all__ = [
     "AttributeConditioner",
     "Conditioner",
+    "FixedWords",
     "GraphConditioner",
     "LabelConditioner",
     "TextConditioner",
@@ -73,19 +76,42 @@ class AttributeConditioner(Conditioner):
         return vectors.sum(1) * self.scale
 
 
+class FixedWords(nn.Module):
+    """Words whose vectors are given and stay, and a linear layer that is trained.
+
+    What is learned of the words that training reads so holds for words near them that it never reads.
+
+    Args:
+        vectors: One for each token, ``[V, R]``; with the weights, so a run and a graph have them.
+        dim: Length of the vectors that they are mapped to.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Tensor, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors)
+        self.linear = nn.Linear(vectors.shape[1], dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens ``[N, L]`` to vectors ``[N, L, dim]``."""
+        mapped: Tensor = self.linear(F.embedding(tokens, self.vectors))
+        return mapped
+
+
 class TextConditioner(Conditioner):
     """Words with their positions, one layer of attention (https://arxiv.org/abs/1706.03762), and the words' mean.
 
     Args:
-        count: Number of words, padding included; token 0 is padding and does not count.
+        embedding: Maps tokens ``[N, L]`` to the words' vectors ``[N, L, dim]``; token 0 is padding and does not count.
         length: Words of a description at most, L.
         dim: Length of a vector.
     """
 
-    def __init__(self, count: int, length: int, dim: int) -> None:
+    def __init__(self, embedding: nn.Module, length: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.embedding = nn.Embedding(count, dim, padding_idx=0)
+        self.embedding = embedding
         # Small against the words: what a word means counts for more than where it stands.
         self.position = nn.Parameter(0.1 * torch.randn(length, dim))
         self.norm = nn.LayerNorm(dim)
@@ -146,9 +172,22 @@ def build_conditioner(settings: Mapping[str, Any]) -> Conditioner:
     count, length, dim = len(settings["vocabulary"]), int(settings["length"]), int(settings["dim"])
     if settings["kind"] == "labels":
         return LabelConditioner(count, dim)
-    kinds: dict[str, type[AttributeConditioner | TextConditioner | GraphConditioner]] = {
-        "attributes": AttributeConditioner,
-        "text": TextConditioner,
-        "graph": GraphConditioner,
-    }
-    return kinds[settings["kind"]](count, length, dim)
+    if settings["kind"] == "attributes":
+        return AttributeConditioner(count, length, dim)
+    if settings["kind"] == "graph":
+        return GraphConditioner(count, length, dim)
+    words: nn.Module = nn.Embedding(count, dim, padding_idx=0)
+    if "vectors" in settings:
+        words = FixedWords(_vectors(settings["vectors"], count), dim)
+    return TextConditioner(words, length, dim)
+
+
+def _vectors(given: Any, count: int) -> Tensor:
+    """Return the words' vectors ``[V, R]``, which stand in the settings as lists of numbers."""
+    try:
+        vectors = torch.tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the condition's vectors are not {count} lists of as many numbers: {error}") from error
+    if vectors.ndim != 2 or len(vectors) != count or not vectors.shape[1] or not vectors.isfinite().all():
+        raise UsageError(f"the condition's vectors are {list(vectors.shape)}; expected [{count}, 1 or more], finite")
+    return vectors

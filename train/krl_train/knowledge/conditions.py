@@ -18,7 +18,8 @@ from krl_train.data import PixelSet, Source
 
 from .conditioners import Conditioner
 from .graph import index_triples, train_transe
-from .tables import Triple, read_attributes, read_texts, read_triples
+from .tables import Triple, read_attributes, read_texts, read_triples, read_words
+from .word_vectors import word_vectors
 
 __all__ = ["Conditions", "read_conditions"]
 
@@ -162,8 +163,14 @@ def _texts(config: KnowledgeConfig, file: Path, root: Path, names: Sequence[str]
     for text, found in split.items():
         if not 1 <= len(found) <= _LONGEST_TEXT:
             raise DataError(f"{file}: {text!r} has {len(found)} words; accepted: 1 to {_LONGEST_TEXT}")
-    vocabulary = sorted({word for found in split.values() for word in found})
-    settings = _settings(config, max(map(len, split.values())), ["", *vocabulary])
+    vocabulary = ["", *sorted({word for found in split.values() for word in found})]
+    longest = max(map(len, split.values()))
+    if config.sentence_model is None:
+        settings = _settings(config, longest, vocabulary)
+    else:
+        more = [word for word in read_words(config.more_words) if word not in vocabulary] if config.more_words else []
+        vectors = word_vectors(config.sentence_model, vocabulary[1:], more)
+        settings = _settings(config, longest, [*vocabulary, *more], untrained=more, vectors=vectors)
     tokens = dict(zip(split, encode(list(split), settings), strict=True))
     counts = torch.tensor([len(table[name]) for name in names])
     return Conditions(

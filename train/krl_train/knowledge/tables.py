@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from krl_runtime.conditions import words
 from krl_runtime.errors import DataError
 
-__all__ = ["Triple", "read_attributes", "read_texts", "read_triples"]
+__all__ = ["Triple", "read_attributes", "read_texts", "read_triples", "read_words"]
 
 Triple: TypeAlias = tuple[str, str, str]
 """Head, relation, tail."""
@@ -73,6 +74,26 @@ def read_texts(file: Path) -> dict[str, list[str]]:
     for picture, texts in pairs:
         table.setdefault(picture, []).extend(texts)
     return _not_empty(table, file)
+
+
+def read_words(file: Path) -> list[str]:
+    """Read words, one in a line; empty lines are left out.
+
+    Returns:
+        The words in lower case, each once, in the file's order.
+
+    Raises:
+        DataError: A line has several words, or there is none.
+    """
+    found: dict[str, None] = {}
+    for line, text in enumerate(_content(file).splitlines(), 1):
+        several = words(text)
+        if len(several) > 1 or (text.strip() and not several):
+            raise DataError(f"{file}, line {line}: {text.strip()!r} is not one word; write one in each line")
+        found.update(dict.fromkeys(several))
+    if not found:
+        raise DataError(f"{file} has no words")
+    return list(found)
 
 
 def read_triples(file: Path) -> list[Triple]:
