@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-__all__ = ["SHARED_DATA", "make_folder", "make_split_folder"]
+__all__ = ["SHARED_DATA", "blurred_noise", "make_folder", "make_split_folder"]
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def blurred_noise(side: int, seed: int | tuple[int, ...], radius: int) -> Image.Image:
+    """Return an RGB picture whose neighbouring pixels are alike, as a photograph's are."""
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(radius))
 
 
 def make_folder(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.distillers import parse_term
 from krl_compress.study import RECIPES
@@ -92,20 +93,11 @@ def test_mutual_learning_leaves_a_run_for_each(tmp_path: Path, capsys: pytest.Ca
     assert "give two networks or more" in capsys.readouterr().err
 
 
-def test_joint_training_resumes_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from krl_train.loop import Trainer
-
+def test_joint_training_resumes_as_if_never_stopped(tmp_path: Path) -> None:
     options = ["--teacher", "resnet20", "--student", "resnet8", *FAST, "--epochs", "2"]
     assert main(["joint", *options, "--out", str(tmp_path / "whole")]) == 0
-    real = Trainer.save
-
-    def stop(trainer: Trainer) -> None:
-        real(trainer)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", stop)
-    assert main(["joint", *options, "--out", str(tmp_path / "stopped")]) == 130
-    monkeypatch.setattr(Trainer, "save", real)
+    with stopped_at_checkpoint(1):
+        assert main(["joint", *options, "--out", str(tmp_path / "stopped")]) == 130
     assert main(["joint", *options, "--out", str(tmp_path / "stopped"), "--resume"]) == 0
     for folder in (Path(), Path("net1")):
         whole, stopped = (Run.open(tmp_path / name / folder).record for name in ("whole", "stopped"))

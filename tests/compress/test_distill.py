@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from _helpers.pictures import make_split_folder
+from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, LossConfig
 from krl_compress.distill import distill
@@ -254,23 +255,10 @@ def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest
         torch.testing.assert_close(value, live[name], rtol=1e-3, atol=1e-4)
 
 
-def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from krl_train.loop import Trainer
-
+def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path) -> None:
     whole = distill(config(teacher, tmp_path / "whole", baseline=True))
-    real = Trainer.save
-    saves: list[int] = []
-
-    def stop_in_the_students_training(trainer: Trainer) -> None:
-        real(trainer)
-        saves.append(1)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", stop_in_the_students_training)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_checkpoint(3), pytest.raises(KeyboardInterrupt):  # in the student's training
         distill(config(teacher, tmp_path / "stopped", baseline=True))
-    monkeypatch.setattr(Trainer, "save", real)
     resumed = distill(config(teacher, tmp_path / "stopped", baseline=True, resume=True))
     assert resumed.record.weights_sha256 == whole.record.weights_sha256
     assert resumed.record.metrics["baseline"]["top1"] == whole.record.metrics["baseline"]["top1"]

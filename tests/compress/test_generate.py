@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from _helpers.digits import train_run, write_digits
+from _helpers.generation import LOOP, foreign_generator, gan_config
+from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig, QuantisationConfig
 from krl_compress.distill import distill
 from krl_compress.distillers.generator import StudentObjective
@@ -21,25 +23,19 @@ from krl_runtime.preprocess import Preprocessing
 from krl_train.config import (
     DataConfig,
     EvaluateConfig,
-    FitConfig,
     GenerationConfig,
     GeneratorScoreConfig,
-    ImportConfig,
-    InputConfig,
     KnowledgeConfig,
-    LoopConfig,
     OptimConfig,
 )
 from krl_train.evaluate import evaluate
 from krl_train.fit import fit
-from krl_train.loop import Trainer
 from krl_train.metrics.generation import FeatureNet
 from krl_train.models import ModelSpec
 from krl_train.models.generators import Generator, build_generator
 from krl_train.run import Run
 from krl_train.transfer import import_weights
 
-LOOP = LoopConfig(epochs=2, batch_size=32, device="cpu", precision="fp32")
 PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.5,), std=(0.5,))
 
 
@@ -50,35 +46,15 @@ def generator(name: str, latent: int = 4) -> Generator:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    data = DataConfig(data="digits", limit=160, val_limit=80)
-    return fit(
-        FitConfig(
-            task="gan",
-            model="dcgan-4",
-            out=out,
-            data=data,
-            loop=LOOP,
-            generation=GenerationConfig(latent=6),
-            knowledge=KnowledgeConfig(condition="labels", condition_dim=4),
-        )
-    )
+    knowledge = KnowledgeConfig(condition="labels", condition_dim=4)
+    return fit(gan_config(out, model="dcgan-4", generation=GenerationConfig(latent=6), knowledge=knowledge))
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A generator that was imported, whose run names no data."""
     folder = tmp_path_factory.mktemp("foreign")
-    torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.ReLU(), torch.nn.Linear(32, 64))
-    torch.save(layers.state_dict(), folder / "G.ckpt")
-    asked = ImportConfig(
-        weights=folder / "G.ckpt",
-        model="mlp-32",
-        latent=3,
-        out=folder / "run",
-        input=InputConfig(size=(8,), channels=1),
-    )
-    return import_weights(asked)
+    return import_weights(foreign_generator(folder, latent=3, hidden=32, size=(8,), channels=1)[1])
 
 
 def config(run: Run, out: Path, **changes) -> DistillConfig:
@@ -181,24 +157,11 @@ def test_an_imported_generator_needs_no_data(foreign: Run, tmp_path: Path) -> No
     assert distill(replace(student, resume=True)).record.weights_sha256 == run.record.weights_sha256
 
 
-def test_resumed_in_mid_epoch_a_student_is_as_if_never_stopped(
-    teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_in_mid_epoch_a_student_is_as_if_never_stopped(teacher: Run, tmp_path: Path) -> None:
     whole = distill(config(teacher, tmp_path / "whole")).record
     stopped = config(teacher, tmp_path / "stopped", loop=replace(LOOP, checkpoint_minutes=0.0))
-    real = Trainer.save
-    saves: list[int] = []
-
-    def save_then_stop(trainer: Trainer) -> None:
-        real(trainer)
-        saves.append(trainer.state.step)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
         distill(stopped)
-    monkeypatch.setattr(Trainer, "save", real)
     assert saves[-1] not in (0, 5)
     assert distill(replace(stopped, resume=True)).record.weights_sha256 == whole.weights_sha256
 

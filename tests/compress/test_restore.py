@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
 
+from _helpers.pictures import blurred_noise
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, LossConfig
 from krl_compress.distill import distill
@@ -35,8 +34,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for split, count in (("train", 3), ("val", 1)):
         (folder / split).mkdir()
         for index in range(count):
-            noise = np.random.default_rng((count, index)).integers(0, 256, (60, 60, 3)).astype(np.uint8)
-            Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2)).save(folder / split / f"{index}.png")
+            blurred_noise(60, (count, index), 2).save(folder / split / f"{index}.png")
     return fit(
         FitConfig(
             out=folder / "teacher",

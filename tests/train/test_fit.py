@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from _helpers.pictures import make_split_folder
+from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.fit import fit
-from krl_train.loop import CHECKPOINT, BatchStream, Trainer, resolve_device
+from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
 from krl_train.optim import build_optimizer, learning_rate_factor
 from krl_train.placement import Placement
 from krl_train.run import RECORD, WEIGHTS, Run
@@ -60,9 +61,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert first == again != other.record.weights_sha256
 
 
-def test_resumed_between_epochs_and_steps_is_as_if_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_between_epochs_and_steps_is_as_if_never_stopped(tmp_path: Path) -> None:
     optim = OptimConfig(ema=0.9, clip_norm=1.0, label_smoothing=0.1)
     whole = fit(config(tmp_path / "whole", optim=optim)).record
 
@@ -71,19 +70,8 @@ def test_resumed_between_epochs_and_steps_is_as_if_never_stopped(
         optim=optim,
         loop=LoopConfig(2, 64, device="cpu", precision="fp32", checkpoint_minutes=0.0),
     )
-    real = Trainer.save
-    saves: list[int] = []
-
-    def save_then_stop(trainer: Trainer) -> None:
-        real(trainer)
-        saves.append(trainer.state.step)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
         fit(stopped)
-    monkeypatch.setattr(Trainer, "save", real)
     assert saves[-1] not in (0, 5)  # stopped in mid-epoch
     with pytest.raises(RunError, match="not finished; continue it with the same command and --resume"):
         Run.open(stopped.out)

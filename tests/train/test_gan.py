@@ -12,44 +12,29 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from _helpers.digits import train_run, write_digits
+from _helpers.generation import LOOP, foreign_generator, gan_config
+from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, KrlError, RunError, TrainingError, UsageError
 from krl_train.cli import main
 from krl_train.config import (
     DataConfig,
     EvaluateConfig,
-    FitConfig,
     GenerationConfig,
     GeneratorScoreConfig,
-    ImportConfig,
     InputConfig,
     KnowledgeConfig,
-    LoopConfig,
     OptimConfig,
 )
 from krl_train.data.diffaugment import diffaugment
 from krl_train.evaluate import evaluate
 from krl_train.fit import fit
-from krl_train.loop import CHECKPOINT, Trainer
+from krl_train.loop import CHECKPOINT
 from krl_train.models.generators import Generator
 from krl_train.run import WEIGHTS
 from krl_train.tasks.adversarial import discriminator_loss, generator_loss, r1_penalty
 from krl_train.tasks.gan import CollapseWatch, GanTask, averaged
 from krl_train.tasks.vae import divergence, gaussian_likelihood
 from krl_train.transfer import import_weights
-
-LOOP = LoopConfig(epochs=2, batch_size=32, device="cpu", precision="fp32")
-
-
-def config(out: Path, **changes) -> FitConfig:
-    base = FitConfig(
-        task="gan",
-        model="dsgan-2",
-        out=out,
-        data=DataConfig(data="digits", limit=160, val_limit=80),
-        loop=LOOP,
-        generation=GenerationConfig(latent=6, r1=10.0, diffaugment=("translation", "cutout")),
-    )
-    return replace(base, **changes)
 
 
 def test_losses_by_hand() -> None:
@@ -127,7 +112,7 @@ def test_the_moving_average_warms_up() -> None:
 
 
 def test_a_gan_is_trained_and_its_run_generates(tmp_path: Path) -> None:
-    run = fit(config(tmp_path / "run"))
+    run = fit(gan_config(tmp_path / "run"))
     assert run.record.task == "generation"
     assert run.record.model.arguments == {"latent": 6}
     assert run.record.labels == ()
@@ -147,7 +132,7 @@ def test_a_guided_gan_tells_its_classes_and_is_scored(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "data", per_class=12, val_per_class=8)
     classifier = train_run(tmp_path / "classifier", data, steps=60, source=str(data))
     run = fit(
-        config(
+        gan_config(
             tmp_path / "run",
             data=DataConfig(data=str(data)),
             input=InputConfig(size=(16,)),
@@ -174,22 +159,11 @@ def test_a_guided_gan_tells_its_classes_and_is_scored(tmp_path: Path) -> None:
     assert result["real"] == 80
 
 
-def test_resumed_in_mid_epoch_a_gan_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(config(tmp_path / "whole")).record
-    stopped = config(tmp_path / "stopped", loop=replace(LOOP, checkpoint_minutes=0.0))
-    real = Trainer.save
-    saves: list[int] = []
-
-    def save_then_stop(trainer: Trainer) -> None:
-        real(trainer)
-        saves.append(trainer.state.step)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+def test_resumed_in_mid_epoch_a_gan_is_as_if_never_stopped(tmp_path: Path) -> None:
+    whole = fit(gan_config(tmp_path / "whole")).record
+    stopped = gan_config(tmp_path / "stopped", loop=replace(LOOP, checkpoint_minutes=0.0))
+    with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
         fit(stopped)
-    monkeypatch.setattr(Trainer, "save", real)
     assert saves[-1] not in (0, 5)
     assert fit(replace(stopped, resume=True)).record.weights_sha256 == whole.weights_sha256
 
@@ -208,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(
 
     monkeypatch.setattr(GanTask, "step", step)
     with pytest.raises(TrainingError, match=r"not a finite number in epoch 2, step 2; the last good checkpoint stays"):
-        fit(config(tmp_path / "run"))
+        fit(gan_config(tmp_path / "run"))
     saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     assert saved["state"]["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in saved["learners"]["generator"]["module"].values())
@@ -224,7 +198,7 @@ def test_a_discriminator_that_always_wins_stops_the_training(tmp_path: Path, mon
     monkeypatch.setattr(GanTask, "_judge", judge)
     wins = GenerationConfig(latent=6, patience=6, r1=0.0)
     with pytest.raises(TrainingError, match=r"told every picture of 7 steps right .* Lower --discriminator-lr"):
-        fit(config(tmp_path / "run", generation=wins))
+        fit(gan_config(tmp_path / "run", generation=wins))
     assert (tmp_path / "run" / CHECKPOINT).is_file()
     assert not (tmp_path / "run" / WEIGHTS).exists()
 
@@ -258,7 +232,7 @@ def test_vae_losses_by_hand() -> None:
 
 def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) -> None:
     run = fit(
-        config(
+        gan_config(
             tmp_path / "run",
             task="vae",
             model="dsgan-4",
@@ -276,7 +250,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
 
 def test_a_vae_with_a_condition(tmp_path: Path) -> None:
     knowledge = KnowledgeConfig(condition="labels", condition_dim=4)
-    run = fit(config(tmp_path / "run", task="vae", knowledge=knowledge))
+    run = fit(gan_config(tmp_path / "run", task="vae", knowledge=knowledge))
     assert run.module()(torch.randn(2, 6), torch.tensor([[1], [9]])).shape == (2, 1, 8, 8)
 
 
@@ -284,15 +258,15 @@ def test_a_folder_without_classes_will_do_and_an_empty_one_will_not(tmp_path: Pa
     folder = tmp_path / "pictures"
     folder.mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
-        fit(config(tmp_path / "none", data=DataConfig(data=str(folder))))
+        fit(gan_config(tmp_path / "none", data=DataConfig(data=str(folder))))
     for index in range(40):
         noise = np.random.default_rng(index).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{index}.png")
-    run = fit(config(tmp_path / "run", data=DataConfig(data=str(folder)), loop=replace(LOOP, batch_size=8)))
+    run = fit(gan_config(tmp_path / "run", data=DataConfig(data=str(folder)), loop=replace(LOOP, batch_size=8)))
     assert run.module()(torch.randn(1, 6)).shape == (1, 3, 9, 9)
     knowledge = KnowledgeConfig(condition="labels")
     with pytest.raises(DataError, match="no classes"):
-        fit(config(tmp_path / "labels", data=DataConfig(data=str(folder)), knowledge=knowledge))
+        fit(gan_config(tmp_path / "labels", data=DataConfig(data=str(folder)), knowledge=knowledge))
 
 
 @pytest.mark.parametrize(
@@ -313,8 +287,8 @@ def test_options_out_of_range_are_refused(values: dict, message: str) -> None:
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     missing = GenerationConfig(latent=6, features=tmp_path / "nothing", score_samples=64)
     with pytest.raises(RunError, match="nothing does not exist"):
-        fit(config(tmp_path / "run", generation=missing))
-    run = fit(config(tmp_path / "done", loop=replace(LOOP, epochs=1)))
+        fit(gan_config(tmp_path / "run", generation=missing))
+    run = fit(gan_config(tmp_path / "done", loop=replace(LOOP, epochs=1)))
     with pytest.raises(UsageError, match="nothing to measure; give --features"):
         evaluate(EvaluateConfig(run=run.path))
     with pytest.raises(UsageError, match="needs a generator that was trained with --condition labels"):
@@ -328,7 +302,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 
 def test_options_of_classifiers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--pretrained, --init and --mixup are for classifiers"):
-        fit(config(tmp_path / "run", pretrained=True))
+        fit(gan_config(tmp_path / "run", pretrained=True))
 
 
 def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,22 +324,11 @@ def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.Cap
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="trains in one process"):
-        fit(config(tmp_path / "run"))
+        fit(gan_config(tmp_path / "run"))
 
 
 def test_a_foreign_generator_is_imported(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    foreign = torch.nn.Sequential(
-        torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3 * 4 * 6), torch.nn.Tanh()
-    )
-    torch.save(foreign.state_dict(), tmp_path / "G.ckpt")
-    asked = ImportConfig(
-        weights=tmp_path / "G.ckpt",
-        model="mlp-7",
-        latent=5,
-        out=tmp_path / "run",
-        input=InputConfig(size=(4, 6), channels=3),
-    )
+    foreign, asked = foreign_generator(tmp_path, latent=5, hidden=7, size=(4, 6), channels=3)
     run = import_weights(asked)
     latent = torch.randn(2, 5)
     expected = (foreign(latent).reshape(2, 3, 4, 6) + 1) * 127.5

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from _helpers.pictures import blurred_noise
 from krl_runtime.errors import DataError, ModelError, UsageError
 from krl_train.config import (
     DataConfig,
@@ -35,8 +36,7 @@ from krl_train.tasks.style import total_variation
 
 
 def picture(seed: int, side: int = 40) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2))
+    return blurred_noise(side, seed, 2)
 
 
 def fit_config(task: Any, model: str, folder: Path, out: Path, epochs: int, **changes: Any) -> FitConfig:

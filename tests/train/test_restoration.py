@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from _helpers.pictures import blurred_noise
+from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.luma import corrupt, degrade, luma, to_uint8
 from krl_train.cli import main
@@ -32,7 +34,6 @@ from krl_train.data import open_source
 from krl_train.data.patches import PatchStream, Truths, read_picture
 from krl_train.evaluate import evaluate
 from krl_train.fit import fit
-from krl_train.loop import Trainer
 from krl_train.metrics.restoration import enlarge, score, ssim
 from krl_train.models.restorers import Restorer
 from krl_train.placement import Placement
@@ -45,9 +46,7 @@ BICUBIC = {"kind": "bicubic"}
 
 def scene(side: int, seed: int) -> Image.Image:
     """Sharp-edged blobs, which a network can enlarge better than a bicubic filter."""
-    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    smooth = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
-    return Image.fromarray(np.where(np.asarray(smooth) > 127, 220, 30).astype(np.uint8))
+    return Image.fromarray(np.where(np.asarray(blurred_noise(side, seed, 3)) > 127, 220, 30).astype(np.uint8))
 
 
 @pytest.fixture
@@ -235,25 +234,12 @@ def test_denoising_and_jpeg_improve_on_their_input(
     assert run.record.metrics["gain"] > 0.3
 
 
-def test_resumed_in_mid_epoch_is_as_if_never_stopped(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_in_mid_epoch_is_as_if_never_stopped(pictures: Path, tmp_path: Path) -> None:
     whole = fit(config(pictures, tmp_path / "whole")).record
     loop = LoopConfig(epochs=2, batch_size=4, device="cpu", precision="fp32", checkpoint_minutes=0.0)
     stopped = config(pictures, tmp_path / "stopped", loop=loop)
-    real = Trainer.save
-    saves: list[int] = []
-
-    def save_then_stop(trainer: Trainer) -> None:
-        real(trainer)
-        saves.append(trainer.state.step)
-        if len(saves) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
         fit(stopped)
-    monkeypatch.setattr(Trainer, "save", real)
     assert saves[-1] == 3
     resumed = fit(replace(stopped, resume=True)).record
     assert resumed.weights_sha256 == whole.weights_sha256
