@@ -1,12 +1,15 @@
 """Digits in colours from descriptions, also in combinations that training never saw.
 
 Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures N] [--epochs N] [--width W] [--each N]
+           [--sentence-model DIR]
 
 --data-root  where torchvision's MNIST lies; without it the small embedded digits are used
 --pictures   number of training pictures of the generators (20,000)
 --epochs     passes of the text generator over them (12); the two that it is compared with get half and a quarter
 --width      of the generators (16)
 --each       number of pictures that are measured of each combination (50)
+--sentence-model   folder of a sentence-transformers model: one more generator learns the words' meanings from it, and
+             is asked in words that no description has, "a crimson 7"
 
 Each digit is painted in one of six colours and described in words. Twelve of the sixty combinations are held out of
 training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
@@ -49,6 +52,14 @@ COLOURS = {
     "white": (255, 255, 255),
 }
 TEMPLATES = ("a {colour} {digit}", "{colour} {digit}", "a {digit} in {colour}", "the digit {digit}, painted {colour}")
+OTHER_WORDS = {
+    "red": ("crimson", "scarlet", "ruby"),
+    "green": ("emerald", "lime"),
+    "blue": ("azure", "navy"),
+    "yellow": ("golden", "amber"),
+    "purple": ("violet", "lilac"),
+    "white": ("ivory", "pale"),
+}
 HELD_OUT = tuple((digit, (digit + shift) % 6) for digit in range(10) for shift in ((0, 3) if digit % 5 == 0 else (0,)))
 """Digit and colour of the combinations that the generators never see: 12 of 60, each digit and colour among them."""
 
@@ -113,7 +124,7 @@ def run(command: str) -> None:
         sys.exit(done.returncode)
 
 
-def train(folder: Path, epochs: int, width: int) -> None:
+def train(folder: Path, epochs: int, width: int, sentence_model: Path | None) -> None:
     """Train the generators and the two classifiers."""
     judge = "krl-train fit --model lenet5 --size 32 --flip none --optimizer adamw --lr 0.002"
     run(f"{judge} --data {folder / 'judge-digit'} --epochs 8 --out {folder / 'digit'}")
@@ -124,6 +135,11 @@ def train(folder: Path, epochs: int, width: int) -> None:
     )
     text = f"--condition text --condition-file {folder / 'descriptions.csv'}"
     run(f"{gan} --epochs {epochs} {text} --out {folder / 'text'}")
+    if sentence_model is not None:
+        others = [*(word for several in OTHER_WORDS.values() for word in several), *map(str, range(10))]
+        (folder / "words.txt").write_text("\n".join(others))
+        words = f"--sentence-model {sentence_model} --more-words {folder / 'words.txt'}"
+        run(f"{gan} --epochs {epochs} {text} {words} --out {folder / 'words'}")
     run(f"{gan} --epochs {max(1, epochs // 2)} --condition labels --out {folder / 'labels'}")
     run(f"{gan} --epochs {max(1, epochs // 4)} --out {folder / 'none'}")
 
@@ -162,6 +178,23 @@ def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
     return {name: round(100 * float(np.mean(values)), 1) for name, values in hits.items()}
 
 
+def measure_words(folder: Path, each: int) -> list[tuple[str, str, float]]:
+    """Return for each word that no description has what it should mean, and in percent how often it does."""
+    judges = {name: Run.open(folder / name) for name in ("digit", "colour")}
+    generator = open_generator(folder / "words")[1]
+    assert generator.condition is not None
+    asked = [("colour", colour, word, DIGITS) for colour, several in OTHER_WORDS.items() for word in several]
+    asked += [("digit", DIGITS[digit], str(digit), tuple(COLOURS)) for digit in range(10)]
+    rows = []
+    for kind, meant, word, partners in asked:
+        pairs = [(word, partner) if kind == "colour" else (partner, word) for partner in partners]
+        texts = [f"a {colour} {digit}" for colour, digit in pairs for _ in range(each)]
+        tokens = torch.from_numpy(encode(texts, generator.condition))
+        pixels = generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
+        rows.append((word, meant, round(100 * float(sees(judges[kind], pixels, meant).double().mean()), 1)))
+    return rows
+
+
 def draw_grid(folder: Path) -> None:
     """Write grid.png: a row for each colour, a column for each digit; held-out combinations have a grey frame."""
     cells = np.zeros((6, 10, 32, 32, 3), np.uint8)
@@ -176,7 +209,8 @@ def draw_grid(folder: Path) -> None:
 
 def report(folder: Path, each: int) -> None:
     """Measure all generators, and print and write the table."""
-    results = {name: measure(folder / name, folder, each) for name in ("text", "labels", "none")}
+    kinds = [name for name in ("text", "words", "labels", "none") if (folder / name).is_dir()]
+    results = {name: measure(folder / name, folder, each) for name in kinds}
     (folder / "agreement.json").write_text(json.dumps(results, indent=1))
     columns = list(results["text"])
     chance = {"digit": 10.0, "colour": 16.7, "both": 1.7}
@@ -184,6 +218,9 @@ def report(folder: Path, each: int) -> None:
     rows.append(("chance", *(chance[column.partition(",")[0]] for column in columns)))
     print("\nPictures that show what was asked for, in percent:\n")
     print(table(("condition", *columns), rows))
+    if "words" in kinds:
+        print("\nPictures that show what a word means that no description has, in percent:\n")
+        print(table(("word", "meant", "agreement"), measure_words(folder, each)))
     draw_grid(folder)
     for name in ("digit", "colour"):
         print(f"the {name} classifier on real pictures: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
@@ -196,10 +233,11 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     for name, default in (("--pictures", 20000), ("--epochs", 12), ("--width", 16), ("--each", 50)):
         parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--sentence-model", type=Path)
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
     make_data(arguments.folder, arguments.data_root, arguments.pictures)
-    train(arguments.folder, arguments.epochs, arguments.width)
+    train(arguments.folder, arguments.epochs, arguments.width, arguments.sentence_model)
     report(arguments.folder, arguments.each)
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from _helpers.pictures import SHARED_DATA
+from _helpers.words import write_sentence_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,10 +80,27 @@ def test_generator(tmp_path: Path) -> None:
 
 def test_digits_from_descriptions(tmp_path: Path) -> None:
     script = EXAMPLES / "07_text_to_digits.py"
-    small = ("--pictures", "300", "--epochs", "1", "--width", "4", "--each", "1")
+    words = (
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "purple",
+        "white",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "seven",
+        "crimson",
+        "7",
+    )
+    write_sentence_model(tmp_path / "words", dict(zip(words, np.eye(len(words)).tolist(), strict=True)))
+    small = ("--pictures", "300", "--epochs", "1", "--width", "4", "--each", "1", "--sentence-model", "words")
     done = _run(sys.executable, str(script), "work", *small, cwd=tmp_path)
     assert "Pictures that show what was asked for" in done.stdout
-    assert all(f"\n{name}" in done.stdout for name in ("text", "labels", "none", "chance"))
+    assert all(f"\n{name}" in done.stdout for name in ("text", "words", "labels", "none", "chance"))
+    assert all(f"\n{word}  " in done.stdout for word in ("crimson", "pale", "7"))
     assert (tmp_path / "work" / "grid.png").is_file()
 
 

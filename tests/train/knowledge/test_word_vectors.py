@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from _helpers.digits import write_digits
+from _helpers.words import write_sentence_model
 from krl_runtime.conditions import encode
 from krl_runtime.errors import DataError, MissingExtraError, UsageError
 from krl_train.config import (
@@ -27,7 +28,7 @@ from krl_train.evaluate_generator import read_data
 from krl_train.fit import fit
 from krl_train.knowledge.word_vectors import place_words, word_vectors
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
+pytest.importorskip("sentence_transformers")
 
 MEANINGS = {
     "red": [1.0, 0.0, 0.0, 0.1],
@@ -41,19 +42,7 @@ MEANINGS = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a model that knows five words."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: number for number, word in enumerate(["[UNK]", *MEANINGS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = torch.tensor([[0.0] * 4, *MEANINGS.values()]).numpy()
-    folder = tmp_path_factory.mktemp("words") / "model"
-    embedding = StaticEmbedding(tokenizer, embedding_weights=weights)
-    sentence_transformers.SentenceTransformer(modules=[embedding], device="cpu").save(
-        str(folder), create_model_card=False
-    )
-    return folder
+    return write_sentence_model(tmp_path_factory.mktemp("words") / "model", MEANINGS)
 
 
 def test_words_are_placed_where_the_trained_ones_differ() -> None:
@@ -76,13 +65,17 @@ def test_vectors_come_from_the_model_and_unread_words_are_spoken_of(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="krl"):
-        vectors = word_vectors(model, ["red", "blue", "digit"], ["crimson"])
+        vectors = word_vectors(model, ["red", "blue", "digit"], ["crimson", "unknown"])
     expected = place_words(torch.tensor([MEANINGS[word] for word in ("red", "blue", "digit", "crimson")]), 3)
     assert vectors[0] == [0.0, 0.0]
-    torch.testing.assert_close(torch.tensor(vectors[1:]), expected, atol=1e-4, rtol=0)
-    assert any(
-        "the word 'crimson', which no description has, is understood as near: red 0.9" in m for m in caplog.messages
+    torch.testing.assert_close(torch.tensor(vectors[1:5]), expected, atol=1e-4, rtol=0)
+    spoken = [(record.levelname, record.message) for record in caplog.records if record.message.startswith("the word")]
+    assert [level for level, _ in spoken] == ["INFO", "WARNING"]  # the second is near none of them
+    assert spoken[0][1].startswith("the word 'crimson', which no description has, is understood as near: red 0.6")
+    assert spoken[1][1].startswith(
+        "the word 'unknown' is near none of the descriptions' words and is a guess; nearest:"
     )
+    assert max(map(abs, vectors[5])) < 0.1  # and it is placed in the middle
 
 
 def test_a_generator_takes_words_that_no_description_has(model: Path, tmp_path: Path) -> None:

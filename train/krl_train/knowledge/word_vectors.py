@@ -17,7 +17,10 @@ _log = logging.getLogger("krl")
 
 _MOST_WORDS = 4096
 _LEAST_SHARE = 1e-3
+_LEAST_LENGTH = 0.1
 _DIGITS = 4
+_NEAR = 0.2
+"""Cosine to the nearest trained word below which a word is a guess: in 256 dimensions chance gives up to 0.19 or so."""
 
 
 def word_vectors(folder: Path, trained: Sequence[str], more: Sequence[str]) -> list[list[float]]:
@@ -42,11 +45,14 @@ def word_vectors(folder: Path, trained: Sequence[str], more: Sequence[str]) -> l
     vectors = place_words(meanings, len(trained))
     if vectors.shape[1] == 0:
         raise DataError(f"--sentence-model {folder} says the same of all {len(trained)} words of the descriptions")
-    near = torch.nn.functional.normalize(vectors, dim=1)
+    near = torch.nn.functional.normalize(_away(meanings, len(trained)), dim=1)
     for word, similarities in zip(more, near[len(trained) :] @ near[: len(trained)].T, strict=True):
         best = similarities.topk(min(2, len(trained)))
         known = ", ".join(f"{trained[place]} {value:.2f}" for value, place in zip(*best, strict=True))
-        _log.info("the word %r, which no description has, is understood as near: %s", word, known)
+        if float(best.values[0]) >= _NEAR:
+            _log.info("the word %r, which no description has, is understood as near: %s", word, known)
+        else:
+            _log.warning("the word %r is near none of the descriptions' words and is a guess; nearest: %s", word, known)
     return [[0.0] * vectors.shape[1], *([round(x, _DIGITS) for x in row] for row in vectors.tolist())]
 
 
@@ -62,15 +68,20 @@ def place_words(meanings: Tensor, trained: int) -> Tensor:
         trained: Number of trained words, T.
 
     Returns:
-        ``[V, R]``, R at most T - 1; each row has length √R.
+        ``[V, R]``, R at most T - 1; each row has length √R, or less where almost nothing of a word is kept.
     """
-    unit = torch.nn.functional.normalize(meanings.double(), dim=1)
-    mean = unit[:trained].mean(0)
-    _, values, directions = torch.linalg.svd(unit[:trained] - mean, full_matrices=False)
+    away = _away(meanings, trained)
+    _, values, directions = torch.linalg.svd(away[:trained], full_matrices=False)
     rank = int((values > _LEAST_SHARE * values.sum()).sum()) if float(values.sum()) > _LEAST_SHARE else 0
-    placed = (unit - mean) @ directions[:rank].T
-    long: Tensor = torch.nn.functional.normalize(placed, dim=1) * rank**0.5
+    placed = away @ directions[:rank].T
+    long: Tensor = torch.nn.functional.normalize(placed, dim=1, eps=_LEAST_LENGTH) * rank**0.5
     return long.float()
+
+
+def _away(meanings: Tensor, trained: int) -> Tensor:
+    """Return the differences of words, as unit vectors, from the trained words' mean, ``[V, E]`` of float64."""
+    unit = torch.nn.functional.normalize(meanings.double(), dim=1)
+    return unit - unit[:trained].mean(0)
 
 
 def _embed(folder: Path, words: list[str]) -> Tensor:
