@@ -138,11 +138,22 @@ def test_same_latent_psnr_by_hand() -> None:
     latents = torch.randn(5, 2)
     result = same_latent(_constant(100), _constant(110), latents)
     assert result["psnr"] == pytest.approx(10 * np.log10(255**2 / 10**2), abs=1e-3)
+    assert result["psnr_mean"] == result["psnr"]  # each picture is off by the same
     # Constant pictures: the luminance term of SSIM alone, with C1 = (0.01 · 255)².
     c1 = (0.01 * 255) ** 2
     assert result["ssim"] == pytest.approx((2 * 100 * 110 + c1) / (100**2 + 110**2 + c1), abs=1e-4)
     assert same_latent(_constant(100), _constant(100), latents)["psnr"] is None
     assert same_latent(_constant(100, 8), _constant(110, 8), latents)["ssim"] is None
+    linear = _constant(100)
+    with torch.no_grad():
+        linear.backbone[0].weight.fill_(1)
+        linear.backbone[0].bias.zero_()
+        linear.backbone[2].weight.fill_(0.1)
+    several = same_latent(linear, _constant(110), torch.tensor([[-1.0, 0.0], [0.5, 0.5]]))
+    base = float(torch.atanh(torch.tensor(100 / 127.5 - 1)))
+    errors = [10.0, abs(127.5 * (np.tanh(base + 0.2) + 1) - 110)]  # hidden units 0, 0 and 1, 1
+    assert several["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(np.square(errors))), abs=1e-3)
+    assert several["psnr_mean"] == pytest.approx(np.mean([20 * np.log10(255 / e) for e in errors]), abs=1e-3)
     with pytest.raises(UsageError, match="latents of 2 and 3"):
         same_latent(_constant(100), _constant(100, latent=3), latents)
 

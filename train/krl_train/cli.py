@@ -32,7 +32,8 @@ def evaluate(config: EvaluateConfig) -> None:
         print_json(result)
         return
     if "samples" in result:
-        print(f"{result['run']}: {result['samples']} generated pictures")
+        where = f" ({result['variant']})" if "variant" in result else ""
+        print(f"{result['run']}{where}: {result['samples']} generated pictures")
         print(_metrics_table(result))
         return
     print(f"{result['run']} on {result['count']} pictures of {result['data']} ({result['split']})")

@@ -251,12 +251,17 @@ class GeneratorScoreConfig:
     score_samples: int = 5000
     """Generated pictures, and real ones at most."""
     against: Path | None = None
-    """Run of another generator (the teacher): PSNR and SSIM of what both make of the same latents and conditions."""
+    """Run of another generator (the teacher, or what a bundle was exported from): PSNR and SSIM of what both make of
+    the same latents and conditions."""
     train_on_synthetic: str | None = None
     """Classifier by name that is trained on generated pictures alone and measured on the real ones; for generators with
     --condition labels."""
     synthetic_epochs: int = 5
     """Passes of that training over --score-samples generated pictures."""
+    variant: Literal["fp32", "fp16", "int8"] | None = None
+    """Of a bundle: which variant; what the bundle names for the device by default."""
+    backend: Literal["tensorrt", "cuda", "openvino-bf16", "openvino", "cpu"] | None = None
+    """Of a bundle: where to begin to look for a backend, as krl-runtime does."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -271,7 +276,7 @@ class EvaluateConfig:
     """Options of ``krl-train evaluate``."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run's folder, or the bundle of a generator, which is measured as a device runs it."""
     split: Literal["auto", "train", "val", "all"] = "auto"
     """auto: val where the data is split or was trained on, all pictures of any other folder."""
     batch_size: int = 256

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import DataError
 
 from .config import EvaluateConfig
@@ -24,7 +25,7 @@ __all__ = ["evaluate", "evaluate_run", "pick_split"]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a run.
+    """Measure a run, or a generator's bundle.
 
     Returns:
         ``run``, ``data``, ``split`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
@@ -33,6 +34,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
     """
+    from .evaluate_generator import evaluate_generator
+
+    if (config.run / MANIFEST).is_file():
+        return evaluate_generator(config)
     run = Run.open(config.run)
     record = run.record
     if record.task == "restoration":
@@ -40,9 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
         return evaluate_restoration(run, config)
     if record.task == "generation":
-        from .evaluate_generator import evaluate_generator
-
-        return evaluate_generator(run, config)
+        return evaluate_generator(config)
     data = config.data
     if data.data is None:
         root = Path(record.data["root"])

@@ -1,14 +1,15 @@
-"""``krl-train evaluate`` on a generator's run."""
+"""``krl-train evaluate`` on a generator's run or bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 
@@ -29,8 +30,11 @@ from .metrics.scoring import real_pixels, score_against
 from .models.generators import Generator
 from .placement import Placement
 from .run import ModelSpec, Run, RunRecord
-from .sampling import generate_pixels, sample_latents
+from .sampling import PictureSource, generate_pixels, sample_latents
 from .tasks import ClassificationTask, Supervised
+
+if TYPE_CHECKING:
+    from .deployed import DeployedGenerator
 
 __all__ = ["GeneratorData", "evaluate_generator", "open_generator", "read_data"]
 
@@ -81,7 +85,7 @@ def read_data(record: RunRecord, config: DataConfig) -> GeneratorData:
     """
     there = record.data
     if config.data is None and "source" not in there:
-        raise UsageError("the generator's run names no data, since its weights were imported; give --data")
+        raise UsageError("no data is known: the generator is a bundle, or its weights were imported; give --data")
     if config.data is None:
         root = Path(there["root"])
         config = replace(config, data=there["source"], data_root=root, val_fraction=there["val_fraction"])
@@ -108,32 +112,28 @@ def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Condition
     return replace(conditions, settings=settings)
 
 
-def evaluate_generator(run: Run, config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a generator.
+def evaluate_generator(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a generator: a run's, or a bundle's as a device runs it.
 
     Returns:
-        ``run``, ``parameters``, ``samples``, and as asked for: with ``features`` what ``GeneratorScore`` returns,
-        ``fid_floor`` (the Fréchet distance between real training and real validation pictures) and ``features`` (which
-        classifier); with ``against`` ``psnr`` and ``ssim``; with ``train_on_synthetic`` ``synthetic_top1``.
+        ``run``, ``samples``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and as asked for:
+        with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between real training and
+        real validation pictures) and ``features`` (which classifier); with ``against`` what ``same_latent`` returns;
+        with ``train_on_synthetic`` ``synthetic_top1``.
 
     Raises:
-        KrlError: A run or the data cannot be used, or nothing is asked for.
+        KrlError: A run, the bundle or the data cannot be used, or nothing is asked for.
     """
     options = config.generator
     if options.features is None and options.against is None and options.train_on_synthetic is None:
         raise UsageError(
             "nothing to measure; give --features CLASSIFIER, --against GENERATOR or --train-on-synthetic MODEL"
         )
-    run, generator = open_generator(run.path)
     device = resolve_device(config.device)
-    generator.to(device)
+    generator, record, described = _open(config, device)
     needs_data = bool(options.features or options.train_on_synthetic or generator.condition)
-    data = read_data(run.record, config.data) if needs_data else None
-    result: dict[str, Any] = {
-        "run": str(config.run),
-        "samples": options.score_samples,
-        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
-    }
+    data = read_data(record, config.data) if needs_data else None
+    result: dict[str, Any] = {"run": str(config.run), "samples": options.score_samples, **described}
     if data is not None:
         result["data"] = data.source.name
     if options.features is not None and data is not None:
@@ -145,8 +145,41 @@ def evaluate_generator(run: Run, config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
+def _open(config: EvaluateConfig, device: torch.device) -> tuple[PictureSource, RunRecord, dict[str, Any]]:
+    """Return a generator, the record of its training, and what the report says of it."""
+    options = config.generator
+    if not (config.run / MANIFEST).is_file():
+        if options.variant is not None or options.backend is not None:
+            raise UsageError(f"--variant and --backend are for bundles; {config.run} is a run")
+        run, generator = open_generator(config.run)
+        size = sum(parameter.numel() for parameter in generator.parameters())
+        return generator.to(device), run.record, {"parameters": size}
+    from .deployed import DeployedGenerator
+
+    deployed = DeployedGenerator(config.run, options.variant, options.backend)
+    backend = deployed.pipeline.backend
+    described = {"variant": backend.variant, "backend": backend.reason}
+    if options.against is not None:
+        record = Run.open(options.against).record
+        known = record.model.arguments.get("condition") or {}
+        if list(known.get("vocabulary", ())) != list((deployed.condition or {}).get("vocabulary", ())):
+            raise UsageError(f"{config.run} and {options.against} have not the same conditions")
+        return deployed, record, described
+    if deployed.condition is not None:
+        raise UsageError(f"{config.run} names no data for its conditions; give --against, the run it was exported from")
+    return deployed, _record_of(deployed), described
+
+
+def _record_of(deployed: DeployedGenerator) -> RunRecord:
+    """Return what a bundle knows of its generator's training: how its pictures look."""
+    manifest = deployed.pipeline.bundle.manifest
+    preprocessing = manifest.preprocessing
+    spec = ModelSpec(manifest.name, 0, preprocessing.channels, {"latent": deployed.latent_size})
+    return RunRecord("generation", spec, preprocessing, manifest.labels, "", {}, seed=0, data={})
+
+
 def _score(
-    generator: Generator, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
+    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
 ) -> dict[str, Any]:
     assert options.features is not None  # noqa: S101  for the type checker
     tokens = None if data.conditions is None else data.conditions.tokens
@@ -161,7 +194,7 @@ def _score(
 
 
 def _compare(
-    generator: Generator, data: GeneratorData | None, options: GeneratorScoreConfig, device: torch.device
+    generator: PictureSource, data: GeneratorData | None, options: GeneratorScoreConfig, device: torch.device
 ) -> Mapping[str, Any]:
     assert options.against is not None  # noqa: S101  for the type checker
     _, teacher = open_generator(options.against)
@@ -173,7 +206,9 @@ def _compare(
     return same_latent(generator, teacher.to(device), latents, tokens)
 
 
-def _train_on_synthetic(generator: Generator, data: GeneratorData, options: GeneratorScoreConfig, device: str) -> float:
+def _train_on_synthetic(
+    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: str
+) -> float:
     """Train a classifier on generated pictures, as many of each class, and return its top-1 on the real ones."""
     condition = generator.condition
     if condition is None or condition["kind"] != "labels":

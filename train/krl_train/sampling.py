@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .models.generators import Generator
+from krl_runtime.preprocess import Preprocessing
 
-__all__ = ["generate_pixels", "picture_grid", "sample_grid", "sample_latents", "spread_tokens"]
+__all__ = ["PictureSource", "generate_pixels", "picture_grid", "sample_grid", "sample_latents", "spread_tokens"]
 
 _BATCH = 250
 _COLUMNS = 8
+
+
+class PictureSource(Protocol):
+    """What makes pictures: a run's generator, or a bundle's."""
+
+    latent_size: int
+    condition: Mapping[str, Any] | None
+    preprocessing: Preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditions are expected."""
+
+    def __call__(self, latent: Tensor, condition: Tensor | None = None, /) -> Tensor:
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to pictures ``[N, C, H, W]`` in 0 to 255, not clipped."""
+        ...
 
 
 def sample_latents(count: int, size: int, seed: int) -> Tensor:
@@ -21,7 +40,7 @@ def sample_latents(count: int, size: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate_pixels(generator: Generator, latents: Tensor, tokens: Tensor | None = None) -> Tensor:
+def generate_pixels(generator: PictureSource, latents: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Generate pictures as a device would give them.
 
     Args:
@@ -32,7 +51,7 @@ def generate_pixels(generator: Generator, latents: Tensor, tokens: Tensor | None
     Returns:
         ``[N, C, H, W]`` of uint8, on the CPU.
     """
-    device = next(generator.parameters()).device
+    device = generator.device
     parts = []
     for start in range(0, len(latents), _BATCH):
         condition = None if tokens is None else tokens[start : start + _BATCH].to(device)
@@ -41,7 +60,7 @@ def generate_pixels(generator: Generator, latents: Tensor, tokens: Tensor | None
     return torch.cat(parts)
 
 
-def sample_grid(generator: Generator, tokens: Tensor | None, rows: int = _COLUMNS) -> npt.NDArray[np.uint8]:
+def sample_grid(generator: PictureSource, tokens: Tensor | None, rows: int = _COLUMNS) -> npt.NDArray[np.uint8]:
     """Return a grid of eight pictures a row, ``[rows H, 8 W, C]``, of the same latents each time.
 
     Args:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from krl_runtime.errors import RunError, UsageError
-from krl_train.models.generators import Generator
 from krl_train.run import Run
+from krl_train.sampling import PictureSource
 
 __all__ = [
     "FeatureNet",
@@ -218,20 +218,20 @@ def score_features(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def same_latent(
-    student: Generator, teacher: Generator, latents: Tensor, tokens: Tensor | None = None
+    student: PictureSource, teacher: PictureSource, latents: Tensor, tokens: Tensor | None = None
 ) -> dict[str, float | None]:
     """Compare what two generators make of the same latents and conditions.
 
     Args:
         student: In eval mode.
-        teacher: In eval mode, on the same device.
+        teacher: In eval mode.
         latents: ``[N, Z]``.
         tokens: ``[N, L]``, for generators with a condition.
 
     Returns:
-        ``psnr`` (dB, of the mean squared error over all pictures, pixels clipped to 0 to 255; ``None`` where
-        they are the same) and ``ssim`` (mean of the usual windows of 11 pixels; ``None`` for pictures smaller than
-        these).
+        ``psnr`` (dB, of the mean squared error over all pictures, pixels clipped to 0 to 255), ``psnr_mean`` (mean of
+        each picture's own; it is never lower), both ``None`` where two pictures are the same, and ``ssim`` (mean of
+        the usual windows of 11 pixels; ``None`` for pictures smaller than these).
 
     Raises:
         UsageError: The two do not take the same latents or do not make pictures of the same shape.
@@ -243,19 +243,24 @@ def same_latent(
             f"the generators do not compare: latents of {student.latent_size} and {teacher.latent_size}, pictures of "
             f"{student.preprocessing.shape} and {teacher.preprocessing.shape}"
         )
-    device = next(student.parameters()).device
-    squares = 0.0
+    squares = []
     similar: float | None = None
     for start in range(0, len(latents), _BATCH):
-        latent = latents[start : start + _BATCH].to(device)
-        condition = None if tokens is None else tokens[start : start + _BATCH].to(device)
-        mine, theirs = (net(latent, condition).clamp(0, 255) for net in (student, teacher))
-        squares += float((mine - theirs).double().square().mean((1, 2, 3)).sum())
+        latent, condition = latents[start : start + _BATCH], None if tokens is None else tokens[start : start + _BATCH]
+        mine, theirs = (
+            net(latent.to(net.device), None if condition is None else condition.to(net.device)).clamp(0, 255).cpu()
+            for net in (student, teacher)
+        )
+        squares.append((mine - theirs).double().square().mean((1, 2, 3)))
         if min(mine.shape[2:]) >= _SSIM_WINDOW:
             ssim = structural_similarity_index_measure(
                 mine.double(), theirs.double(), data_range=255.0, reduction="sum"
             )
             similar = (similar or 0.0) + float(ssim)  # type: ignore[arg-type]
-    mean = squares / len(latents)
-    psnr = round(float(10 * np.log10(255**2 / mean)), 4) if mean else None
-    return {"psnr": psnr, "ssim": None if similar is None else round(similar / len(latents), 6)}
+    errors = torch.cat(squares)
+    psnr, each = 10 * (255**2 / errors.mean()).log10(), 10 * (255**2 / errors).log10()
+    return {
+        "psnr": round(float(psnr), 4) if psnr.isfinite() else None,
+        "psnr_mean": round(float(each.mean()), 4) if each.isfinite().all() else None,
+        "ssim": None if similar is None else round(similar / len(latents), 6),
+    }

@@ -14,9 +14,8 @@ from torch import Tensor
 from krl_runtime.errors import UsageError
 from krl_train.data import PixelSet
 from krl_train.knowledge import Guide
-from krl_train.models.generators import Generator
 from krl_train.placement import Placement
-from krl_train.sampling import generate_pixels, sample_latents
+from krl_train.sampling import PictureSource, generate_pixels, sample_latents
 
 from .generation import FeatureNet, FeatureStatistics, score_features
 
@@ -53,7 +52,7 @@ class GeneratorScore:
     tokens: Tensor | None = None
     expected: Tensor | None = None
 
-    def __call__(self, generator: Generator, placement: Placement) -> dict[str, Any]:
+    def __call__(self, generator: PictureSource, placement: Placement) -> dict[str, Any]:
         """Return ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``agreement`` with classes.
 
         ``agreement`` is the share of pictures that the classifier takes for what the condition asked for; ``None``

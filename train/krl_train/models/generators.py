@@ -91,6 +91,11 @@ class Generator(nn.Module):
             raise UsageError(f"the condition is {given}; this generator takes tokens [N, {length}] of int64")
         return self.pictures(self.backbone(latent, condition))
 
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditions are expected."""
+        return self.scale.device
+
     def pictures(self, normalised: Tensor) -> Tensor:
         """Bring what the backbone gives, ``[N, C, H, W]``, to the range 0 to 255."""
         return normalised.float() * self.scale + self.offset

@@ -1,0 +1,51 @@
+"""A generator's bundle where a run's generator is expected, so that what a device makes is measured like a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import krl_runtime
+from krl_runtime.backends.select import Kind
+from krl_runtime.pipelines.classifier import batch_limit
+from krl_runtime.pipelines.generator import Generator as Pipeline
+
+__all__ = ["DeployedGenerator"]
+
+
+class DeployedGenerator(nn.Module):
+    """A bundle on a backend, with the interface of ``krl_train.models.generators.Generator``.
+
+    Args:
+        path: The bundle.
+        variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; what the bundle names for the device by default.
+        backend: Where to begin to look for one, as ``krl_runtime.load`` takes it.
+
+    Raises:
+        BundleError: There is none, it is damaged, or it is no generator's.
+        BackendError: No backend can run it.
+    """
+
+    def __init__(self, path: Path, variant: str | None = None, backend: Kind | None = None) -> None:
+        super().__init__()
+        self.pipeline = krl_runtime.load(path, Pipeline, variant=variant, backend=backend)
+        self.latent_size = self.pipeline.latent_size
+        self.condition = self.pipeline.condition
+        self.preprocessing = self.pipeline.preprocessing
+        self.device = torch.device("cpu")  # where pictures come from and go to, whatever computes them
+
+    def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to pictures float32 ``[N, C, H, W]``, as ``Generator`` does.
+
+        Raises:
+            BackendError: The device failed, or an input has another shape.
+        """
+        limit = batch_limit(self.pipeline.bundle)
+        parts = []
+        for start in range(0, len(latent), limit):
+            tokens = None if condition is None else condition[start : start + limit].numpy()
+            parts.append(self.pipeline.values(latent[start : start + limit].numpy(), tokens))
+        return torch.from_numpy(np.concatenate(parts))
