@@ -22,7 +22,8 @@ from .data import choose_any, open_data, with_label_indices
 from .graph.cleanup import clean
 from .graph.files import opset_of, read_model, to_bytes
 from .graph.foreign import INTEGER_OPERATORS, Unquantised, is_in_pairs, read_quantised, widened
-from .graph.preprocessing import Signature, raise_opset, signature, to_classifier
+from .graph.preprocessing import Signature, signature, to_classifier
+from .original import in_known_opset, original_outputs
 from .reference import check_target, write_reference
 from .verify import compare, decoded, open_cpu, outputs_of
 
@@ -30,7 +31,6 @@ __all__ = ["adopt"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_OPSET = 18
 _TOLERANCE = 1e-3
 _LEAST_AGREEMENT = 0.5
 
@@ -66,7 +66,7 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
     model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
     if brought:
         brought = _as_adopted(brought, taken, model)
-        answers = _original_outputs(widened(as_given), taken, preprocessing, pixels)
+        answers = _answers(widened(as_given), taken, preprocessing, pixels)
         agreement = float((answers.argmax(axis=1) == logits.argmax(axis=1)).mean())
         changes.append(_say(config, brought, agreement))
     labels = _labels(config.labels, logits.shape[1])
@@ -217,15 +217,9 @@ def _rewrite(
     pixels: npt.NDArray[np.uint8],
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
     """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
-    model, changes = original, []
-    if opset_of(original) < _LEAST_OPSET:
-        try:
-            model = raise_opset(original, _LEAST_OPSET)
-            changes.append(f"opset {opset_of(original)} was raised to {_LEAST_OPSET}")
-        except ModelError as error:
-            _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset_of(original), error)
+    model, changes = in_known_opset(original)
     model = clean(model)
-    expected = _original_outputs(original, taken, preprocessing, pixels)
+    expected = _answers(original, taken, preprocessing, pixels)
     failure: KrlError | None = None
     for open_batch in (True, False):
         candidate, further = to_classifier(model, preprocessing, open_batch=open_batch)
@@ -244,18 +238,11 @@ def _rewrite(
     )
 
 
-def _original_outputs(
+def _answers(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Return what the file as it was given answers ``[N, classes]``, on inputs normalised outside of it."""
-    values: npt.NDArray[Any] = pixels
-    if taken.dtype == TensorProto.FLOAT:
-        mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
-        values = ((pixels / 255 - mean) / std).astype(np.float32)
-    step = taken.shape[0] if isinstance(taken.shape[0], int) else len(values)
-    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
-    outputs = outputs_of(open_cpu(to_bytes(model)), padded, batch=step)
-    return outputs[: len(values)].reshape(len(values), -1)
+    """Return what a file answers ``[N, classes]``."""
+    return original_outputs(model, taken, preprocessing, pixels, together=True).reshape(len(pixels), -1)
 
 
 def _check_same(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
 
 from krl_runtime._files import sha256_file
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
@@ -21,8 +20,9 @@ from .data import choose_any, open_data
 from .graph import PIXELS, RESTORED
 from .graph.cleanup import clean
 from .graph.files import opset_of, to_bytes
-from .graph.preprocessing import Signature, raise_opset, signature
+from .graph.preprocessing import Signature, signature
 from .graph.restorer import local_radius, open_sides, scale_of, to_restorer
+from .original import in_known_opset, original_outputs
 from .reference import write_picture_maker
 from .tasks import Source, task_of
 from .tasks.restoration import inputs_of, patch_of, read_planes
@@ -32,7 +32,6 @@ __all__ = ["adopt_restorer"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_OPSET = 18
 _TOLERANCE = 1e-3
 _SIDE = 48
 
@@ -65,7 +64,8 @@ def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, 
     preprocessing = _preprocessing(config, taken)
     settings = {"scale": scale, "colour": colour, "overlap": None, "degradation": {"kind": config.degradation}}
     pixels = _pixels(config, preprocessing, settings)
-    expected = _original(original, taken, preprocessing, pixels, config)
+    made = original_outputs(original, taken, preprocessing, pixels, together=False)
+    expected = made * np.float32(255 / _peak(config))
     model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
     settings["overlap"] = local_radius(model, scale)
     if not isinstance(signature(model).shape[2], int):
@@ -124,24 +124,6 @@ def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any
     return np.stack(parts)
 
 
-def _original(
-    model: onnx.ModelProto,
-    taken: Signature,
-    preprocessing: Preprocessing,
-    pixels: npt.NDArray[np.uint8],
-    config: AdoptConfig,
-) -> npt.NDArray[np.float32]:
-    """Return what the file as it was given makes ``[N, C, H, W]``, brought to 0 to 255 outside of it."""
-    values: npt.NDArray[Any] = pixels
-    if taken.dtype == TensorProto.FLOAT:
-        mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
-        values = ((pixels / 255 - mean) / std).astype(np.float32)
-    step = taken.shape[0] if isinstance(taken.shape[0], int) else 1
-    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
-    made = outputs_of(open_cpu(to_bytes(model)), padded, batch=step)[: len(values)]
-    return made * np.float32(255 / _peak(config))
-
-
 def _peak(config: AdoptConfig) -> float:
     return 255.0 if config.input_range == "0-255" else 1.0
 
@@ -155,13 +137,7 @@ def _rewrite(
     expected: npt.NDArray[np.float32],
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the bundle's graph, for pictures of any size if that can be, and what was changed."""
-    model, before = original, []
-    if opset_of(original) < _LEAST_OPSET:
-        try:
-            model = raise_opset(original, _LEAST_OPSET)
-            before.append(f"opset {opset_of(original)} was raised to {_LEAST_OPSET}")
-        except ModelError as error:
-            _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset_of(original), error)
+    model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
     channels, peak = preprocessing.channels, _peak(config)
