@@ -39,8 +39,8 @@ from krl_train.transfer import import_weights
 PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.5,), std=(0.5,))
 
 
-def generator(name: str, latent: int = 4) -> Generator:
-    return build_generator(ModelSpec(name, 0, 1, {"latent": latent}), PREPROCESSING)
+def generator(name: str, latent: int = 4, preprocessing: Preprocessing = PREPROCESSING) -> Generator:
+    return build_generator(ModelSpec(name, 0, 1, {"latent": latent}), preprocessing)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,13 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not any("teacher" in name for name, _ in objective.named_parameters())
+
+
+def test_maps_of_no_common_resolution_are_refused() -> None:
+    small = replace(PREPROCESSING, height=8, width=8)
+    student, teacher = generator("subgan-2", preprocessing=small), generator("dcgan-2", preprocessing=small)
+    with pytest.raises(UsageError, match=r"maps of \[\(4, 4\)\], the teacher of \[\(8, 8\)\], none alike"):
+        StudentObjective(student, teacher, {"features": 1.0})
 
 
 def test_a_conditional_student_is_distilled_beside_one_without_a_teacher(teacher: Run, tmp_path: Path) -> None:

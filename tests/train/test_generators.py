@@ -8,7 +8,8 @@ from krl_runtime.errors import ModelError, UsageError
 from krl_runtime.preprocess import Preprocessing
 from krl_train.models import ModelSpec
 from krl_train.models.discriminators import build_discriminator
-from krl_train.models.generators import Norm, build_generator, count_generator_macs, is_generator, picture_sizes
+from krl_train.models.generator_backbones import MapGenerator, Norm, picture_sizes
+from krl_train.models.generators import build_generator, count_generator_macs, is_generator
 from krl_train.sampling import generate_pixels, picture_grid, sample_latents, spread_tokens
 
 CONDITION = {"kind": "labels", "length": 1, "dim": 5, "vocabulary": ["a", "b", "c"]}
@@ -24,7 +25,9 @@ def test_resolutions_double_up_to_any_size() -> None:
     assert picture_sizes(33, 65) == [(3, 5), (5, 9), (9, 17), (17, 33), (33, 65)]
 
 
-@pytest.mark.parametrize("name", ["dcgan-2", "dcgan-2x2", "resgan-2", "resgan-2x2", "dsgan-2", "mlp-8-8"])
+@pytest.mark.parametrize(
+    "name", ["dcgan-2", "dcgan-2x2", "resgan-2", "resgan-2x2", "dsgan-2", "subgan-2", "subgan-2x2", "mlp-8-8"]
+)
 @pytest.mark.parametrize(("height", "width", "channels"), [(28, 28, 1), (8, 12, 3), (33, 20, 3)])
 def test_every_generator_and_its_discriminator_take_any_size(name: str, height: int, width: int, channels: int) -> None:
     preprocessing = pictures(height, width, channels)
@@ -41,7 +44,7 @@ def test_every_generator_and_its_discriminator_take_any_size(name: str, height: 
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
 
-@pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2"])
+@pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2", "subgan-2"])
 def test_a_condition_changes_the_pictures_and_the_judgement(name: str) -> None:
     torch.manual_seed(0)
     preprocessing = pictures(16, 16)
@@ -118,7 +121,7 @@ def test_what_cannot_be_built_is_refused(name: str, arguments: dict, message: st
         build_generator(ModelSpec(name, 0, 1, arguments), pictures(8, 8))
 
 
-@pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2", "mlp-4"])
+@pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2", "subgan-2", "mlp-4"])
 def test_a_traced_graph_takes_any_number_of_latents(name: str) -> None:
     condition = None if name == "mlp-4" else CONDITION
     arguments = {"latent": 3} if condition is None else {"latent": 3, "condition": condition}
@@ -129,6 +132,41 @@ def test_a_traced_graph_takes_any_number_of_latents(name: str) -> None:
     latent, tokens = torch.randn(5, 3), torch.tensor([[0], [1], [2], [1], [0]])
     more = (latent,) if condition is None else (latent, tokens)
     torch.testing.assert_close(graph(*more), generator(*more))
+
+
+def test_the_levels_of_a_backbone_are_the_sizes_of_its_maps() -> None:
+    expected = {
+        "dcgan-2": [(9, 5), (17, 9)],  # the lowest, 5×3, has no block
+        "subgan-2": [(9, 5)],
+    }
+    for name, levels in expected.items():
+        backbone = build_generator(ModelSpec(name, 0, 1, {"latent": 3}), pictures(17, 9)).backbone
+        assert isinstance(backbone, MapGenerator)
+        maps, made = backbone.features(torch.randn(2, 3))
+        assert backbone.levels == levels == [tuple(each.shape[2:]) for each in maps]
+        assert made.shape == (2, 1, 17, 9)
+
+
+def test_a_sub_pixel_generator_step_by_step() -> None:
+    """The same, written out: 28 pixels from a map of 7 and one of 14."""
+    torch.manual_seed(0)
+    backbone = build_generator(ModelSpec("subgan-28", 0, 1, {"latent": 64}), pictures(28, 28)).backbone.eval()
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == 28_276
+    latent = torch.randn(2, 64)
+    x = backbone.stem[2](torch.relu(backbone.stem[0](latent))).reshape(2, 4, 7, 7)
+    x = torch.relu(backbone.norm(backbone.widen(x), None))
+    low, (up, high) = backbone.stages[0][0], backbone.stages[1]
+    x = x + torch.relu(low.norm(low.pointwise(low.depthwise(x)), None))
+    x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x = torch.relu(up.norm(up.pointwise(up.depthwise(x)), None))
+    x = x + torch.relu(high.norm(high.pointwise(high.depthwise(x)), None))
+    made = backbone.head(x).reshape(2, 2, 2, 14, 14).permute(0, 3, 1, 4, 2).reshape(2, 1, 28, 28)
+    torch.testing.assert_close(backbone(latent), torch.tanh(made))
+
+
+def test_a_sub_pixel_generator_needs_two_pixels() -> None:
+    with pytest.raises(ModelError, match="subgan-2 makes pictures of 2 pixels a side or more; these have 1"):
+        build_generator(ModelSpec("subgan-2", 0, 1, {"latent": 3}), pictures(1, 4))
 
 
 def test_names_of_generators() -> None:

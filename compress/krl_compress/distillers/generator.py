@@ -17,7 +17,8 @@ from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.knowledge import Conditions, fit_pictures
 from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.models.discriminators import Discriminator
-from krl_train.models.generators import ConvolutionalGenerator, Generator
+from krl_train.models.generator_backbones import MapGenerator
+from krl_train.models.generators import Generator
 from krl_train.placement import Placement
 from krl_train.sampling import sample_grid, sample_latents
 from krl_train.tasks import Batch, Learner, Task, Update
@@ -101,10 +102,15 @@ class StudentObjective(nn.Module):
     def _match(self) -> list[tuple[int, int]]:
         """Pair the maps of the same resolution, by their indices."""
         nets = [net.backbone for net in (self.student, self.teacher)]
-        sizes = [net.sizes[1:] for net in nets if isinstance(net, ConvolutionalGenerator)]
+        sizes = [net.levels for net in nets if isinstance(net, MapGenerator)]
         if len(sizes) < 2:
             raise UsageError("--loss features and kernel compare convolutional maps; an mlp-… generator has none")
-        return [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
+        places = [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
+        if not places:
+            raise UsageError(
+                f"--loss features and kernel: the student has maps of {sizes[0]}, the teacher of {sizes[1]}, none alike"
+            )
+        return places
 
     @torch.no_grad()
     def _channels(self) -> list[tuple[int, int]]:
@@ -139,7 +145,7 @@ class StudentObjective(nn.Module):
 def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """Return a generator's pictures in 0 to 255, and its maps."""
     backbone = generator.backbone
-    if not isinstance(backbone, ConvolutionalGenerator):
+    if not isinstance(backbone, MapGenerator):
         return generator(latent, condition), []
     maps, normalised = backbone.features(latent, condition)
     return generator.pictures(normalised), maps

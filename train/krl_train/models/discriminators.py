@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from krl_runtime.preprocess import Preprocessing
 
-from .generators import picture_sizes
+from .generator_backbones import picture_sizes
 
 __all__ = ["Discriminator", "build_discriminator"]
 
@@ -106,7 +106,7 @@ def build_discriminator(
         condition: Settings of the condition, or ``None``.
         width: Channels at full resolution; the generator's own W by default (32 for ``mlp-…``).
     """
-    match = re.match(r"(?:dcgan|resgan|dsgan)-(\d+)", generator)
+    match = re.match(r"(?:dcgan|resgan|dsgan|subgan)-(\d+)", generator)
     width = width or (int(match[1]) if match else 32)
     sizes = picture_sizes(preprocessing.height, preprocessing.width)
     ups = len(sizes) - 1

@@ -17,7 +17,8 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.knowledge import Conditions
 from krl_train.metrics.scoring import real_pixels
-from krl_train.models.generators import Generator, picture_sizes
+from krl_train.models.generator_backbones import picture_sizes
+from krl_train.models.generators import Generator
 from krl_train.placement import Placement
 from krl_train.sampling import picture_grid, sample_grid
 
