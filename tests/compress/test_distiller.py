@@ -271,14 +271,7 @@ def test_tutors_get_no_gradient_from_their_pupils() -> None:
     assert found == {"net0": [True, False], "net1": [False, True]}
 
 
-TWO = """
-import sys, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
-from krl_runtime.preprocess import Preprocessing
-from krl_train.models import Network
-from krl_train.tasks import Batch
-
+NET = """
 class Net(torch.nn.Module):  # without batch normalisation, whose statistics are each process's own
     def __init__(self, width):
         super().__init__()
@@ -286,26 +279,41 @@ class Net(torch.nn.Module):  # without batch normalisation, whose statistics are
         self.linear = torch.nn.Linear(width, 4)
     def forward(self, x):
         return self.linear(self.conv(x).tanh().mean((2, 3)))
+"""
+END = """
+import gc
+main()
+gc.collect()  # a model that outlives its process group aborts the interpreter's exit, now and then
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+TWO = f"""
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_runtime.preprocess import Preprocessing
+from krl_train.models import Network
+from krl_train.tasks import Batch
+{NET}
+def main():
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = slice(rank, None, world)
+    for name in sys.argv[1:]:
+        torch.manual_seed(0)
+        student, teacher = (Network(Net(width), Preprocessing(16, 16)).double() for width in (6, 9))
+        generator = torch.Generator().manual_seed(1)
+        pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=generator).double()
+        labels = torch.arange(8) % 4
+        objective = Distiller(student, FrozenTeacher(teacher), [parse_term(name)], labels=torch.arange(32) % 4).double()
+        model = DistributedDataParallel(objective)
+        parts = model(Batch(pixels[mine], labels[mine], torch.arange(8)[mine], 0))
+        parts["loss"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
+        if rank == 0:
+            print(repr(parts["loss"].item()), repr(gradient.norm().item()), repr(gradient.sum().item()))
 
 dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-mine = slice(rank, None, world)
-for name in sys.argv[1:]:
-    torch.manual_seed(0)
-    student, teacher = (Network(Net(width), Preprocessing(16, 16)).double() for width in (6, 9))
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=generator).double()
-    labels = torch.arange(8) % 4
-    objective = Distiller(student, FrozenTeacher(teacher), [parse_term(name)], labels=torch.arange(32) % 4).double()
-    model = DistributedDataParallel(objective)
-    parts = model(Batch(pixels[mine], labels[mine], torch.arange(8)[mine], 0))
-    parts["loss"].backward()
-    gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
-    if rank == 0:
-        print(repr(parts["loss"].item()), repr(gradient.norm().item()), repr(gradient.sum().item()))
-dist.barrier()
-dist.destroy_process_group()
-"""
+{END}"""
 
 
 @pytest.mark.slow
@@ -328,7 +336,7 @@ def test_two_processes_compute_the_loss_and_gradient_of_one(tmp_path: Path) -> N
     np.testing.assert_allclose(shared[:-1, 0], alone[:-1, 0], rtol=1e-6, err_msg="loss")
 
 
-WHOLE = """
+WHOLE = f"""
 import sys
 from pathlib import Path
 import numpy as np, torch
@@ -341,36 +349,30 @@ from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, process_first
 from krl_train.models import Network
 from krl_train.tasks import ClassificationTask
+{NET}
+def main():
+    how, folder = sys.argv[1], Path(sys.argv[2])
+    size = Preprocessing(8, 8)
+    data = PixelSet(np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8)).astype(np.uint8), list(range(4)) * 12)
+    augmentation = Augmentation.resolve(AugmentConfig(), size, flip=True, seed=0)
+    torch.manual_seed(0)
+    student, teacher = (Network(Net(width), size) for width in (6, 9))
+    answers, terms = FrozenTeacher(teacher), ["ce", "kd:weight=2", "dist", "rkd:weight=5"]
+    if how == "stored":
+        answers, terms = StoredTeacher(answers, "w", data, augmentation, views=2, folder=folder), terms[:3]
+        with process_first("cpu"):
+            answers.fill(torch.device("cpu"))
+    objective = Distiller(student, answers, [parse_term(term) for term in terms])
+    loop = LoopConfig(epochs=4, batch_size=16, precision="fp32", device="cpu")
+    stream = BatchStream(data, augmentation, 16, 0, 2 if how == "stored" else None)
+    optim = OptimConfig(lr=0.05, warmup=0.0)
+    task = ClassificationTask(objective, optim, steps=12, batch_size=16, val=data, labels=tuple("abcd"))
+    Trainer(loop, task, stream, None).fit()
+    if PartialState().is_main_process:
+        weights = torch.cat([p.detach().flatten() for p in student.parameters()])
+        print(" ".join(map(repr, weights.tolist())))
 
-class Net(torch.nn.Module):  # without batch normalisation, whose statistics are each process's own
-    def __init__(self, width):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, width, 3, stride=2, padding=1)
-        self.linear = torch.nn.Linear(width, 4)
-    def forward(self, x):
-        return self.linear(self.conv(x).tanh().mean((2, 3)))
-
-how, folder = sys.argv[1], Path(sys.argv[2])
-size = Preprocessing(8, 8)
-data = PixelSet(np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8)).astype(np.uint8), list(range(4)) * 12)
-augmentation = Augmentation.resolve(AugmentConfig(), size, flip=True, seed=0)
-torch.manual_seed(0)
-student, teacher = (Network(Net(width), size) for width in (6, 9))
-answers, terms = FrozenTeacher(teacher), ["ce", "kd:weight=2", "dist", "rkd:weight=5"]
-if how == "stored":
-    answers, terms = StoredTeacher(answers, "w", data, augmentation, views=2, folder=folder), terms[:3]
-    with process_first("cpu"):
-        answers.fill(torch.device("cpu"))
-objective = Distiller(student, answers, [parse_term(term) for term in terms])
-loop = LoopConfig(epochs=4, batch_size=16, precision="fp32", device="cpu")
-stream = BatchStream(data, augmentation, 16, 0, 2 if how == "stored" else None)
-optim = OptimConfig(lr=0.05, warmup=0.0)
-task = ClassificationTask(objective, optim, steps=12, batch_size=16, val=data, labels=tuple("abcd"))
-Trainer(loop, task, stream, None).fit()
-if PartialState().is_main_process:
-    print(" ".join(repr(value) for value in torch.cat([p.detach().flatten() for p in student.parameters()]).tolist()))
-PartialState().destroy_process_group()
-"""
+{END}"""
 
 
 @pytest.mark.slow
