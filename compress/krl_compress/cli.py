@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.commandline import dispatch, print_json, table
+from krl_train.processes import leave_group
 
 from .config import DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
 
@@ -127,7 +128,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=_RECIPES)
+    return leave_group(dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=_RECIPES))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.commandline import dispatch, print_json, table
 
 from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
+from .processes import leave_group
 
 if TYPE_CHECKING:
     from .run import Run
@@ -101,7 +102,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return dispatch("krl-train", "Train large image models, or take in foreign ones.", COMMANDS, argv)
+    return leave_group(dispatch("krl-train", "Train large image models, or take in foreign ones.", COMMANDS, argv))
 
 
 if __name__ == "__main__":

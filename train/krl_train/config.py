@@ -160,7 +160,8 @@ class OptimConfig:
     clip_norm: float | None = None
     """Largest norm of the gradient."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off. In a short
+    training it is 1 - 5 / steps at most."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

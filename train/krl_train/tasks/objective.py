@@ -34,7 +34,9 @@ def make_learner(
     optimizer = build_optimizer(optim, module.parameters(), batch_size)
     average = None
     if optim.ema and average_of is not None:
-        ema = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
+        # Over a fifth of the training at most: the beginning of a short one would still weigh at its end.
+        decay = min(optim.ema, max(0.0, 1 - 5 / steps))
+        ema = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(average_of, multi_avg_fn=ema, use_buffers=True)
     return Learner(module, optimizer, build_schedule(optim, optimizer, steps), optim.clip_norm, average, average_of)
 
