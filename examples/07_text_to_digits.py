@@ -1,7 +1,7 @@
 """Digits in colours from descriptions, also in combinations that training never saw.
 
 Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures N] [--epochs N] [--width W] [--each N]
-           [--sentence-model DIR]
+           [--sentence-model DIR] [--more]
 
 --data-root  where torchvision's MNIST lies; without it the small embedded digits are used
 --pictures   number of training pictures of the generators (20,000)
@@ -10,6 +10,8 @@ Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures
 --each       number of pictures that are measured of each combination (50)
 --sentence-model   folder of a sentence-transformers model: one more generator learns the words' meanings from it, and
              is asked in words that no description has, "a crimson 7"
+
+--more       also: attributes and a graph of facts as conditions, and labels and descriptions with and without a guide
 
 Each digit is painted in one of six colours and described in words. Twelve of the sixty combinations are held out of
 training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
@@ -52,6 +54,10 @@ COLOURS = {
     "white": (255, 255, 255),
 }
 TEMPLATES = ("a {colour} {digit}", "{colour} {digit}", "a {digit} in {colour}", "the digit {digit}, painted {colour}")
+KINDS = (
+    *("text", "words", "attributes", "graph", "labels", "none"),
+    *("labels-short", "labels-guided", "text-short", "text-guided"),
+)
 OTHER_WORDS = {
     "red": ("crimson", "scarlet", "ruby"),
     "green": ("emerald", "lime"),
@@ -96,7 +102,7 @@ def make_data(out: Path, root: Path | None, count: int) -> None:
     pictures, classes = parts["train"]
     half = min(count, len(pictures) // 2)
     seen = [[colour for colour in range(6) if (digit, colour) not in HELD_OUT] for digit in range(10)]
-    rows = []
+    rows, attributes = [], []
     for split, images, labels in (("train", pictures[:half], classes[:half]), ("val", *parts["val"])):
         for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
             colour = int(random.choice(seen[digit]))
@@ -104,8 +110,21 @@ def make_data(out: Path, root: Path | None, count: int) -> None:
             (out / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(paint(image, colour)).save(out / "pictures" / name)
             rows += [(name, text) for text in descriptions(digit, colour)]
-    with (out / "descriptions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("picture", "text"), *rows])
+            attributes.append((name, DIGITS[digit], list(COLOURS)[colour]))
+            entity = out / "entities" / split / f"{list(COLOURS)[colour]}-{DIGITS[digit]}" / f"{index:05d}.png"
+            entity.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / "pictures" / name, entity)
+    facts = [
+        (f"{c}-{d}", kind, value) for d in DIGITS for c in COLOURS for kind, value in (("digit", d), ("colour", c))
+    ]
+    tables = {
+        "descriptions": [("picture", "text"), *rows],
+        "attributes": [("picture", "digit", "colour"), *attributes],
+        "facts": [("head", "relation", "tail"), *facts],
+    }
+    for table_name, lines in tables.items():
+        with (out / f"{table_name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
     others = slice(half, half + 20000)
     for split, images, labels in (("train", pictures[others], classes[others]), ("val", *parts["val"])):
         for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
@@ -124,24 +143,37 @@ def run(command: str) -> None:
         sys.exit(done.returncode)
 
 
-def train(folder: Path, epochs: int, width: int, sentence_model: Path | None) -> None:
+def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, more: bool) -> None:
     """Train the generators and the two classifiers."""
     judge = "krl-train fit --model lenet5 --size 32 --flip none --optimizer adamw --lr 0.002"
     run(f"{judge} --data {folder / 'judge-digit'} --epochs 8 --out {folder / 'digit'}")
     run(f"{judge} --data {folder / 'judge-colour'} --epochs 2 --out {folder / 'colour'}")
-    gan = (
-        f"krl-train fit --task gan --model dcgan-{width} --data {folder / 'pictures'} --flip none --batch-size 64 "
-        "--adversarial hinge --r1 0 --lr 0.0006 --ema 0.998"
-    )
     text = f"--condition text --condition-file {folder / 'descriptions.csv'}"
-    run(f"{gan} --epochs {epochs} {text} --out {folder / 'text'}")
+    trainings = [("text", epochs, text), ("labels", epochs // 2, "--condition labels"), ("none", epochs // 4, "")]
     if sentence_model is not None:
         others = [*(word for several in OTHER_WORDS.values() for word in several), *map(str, range(10))]
         (folder / "words.txt").write_text("\n".join(others))
         words = f"--sentence-model {sentence_model} --more-words {folder / 'words.txt'}"
-        run(f"{gan} --epochs {epochs} {text} {words} --out {folder / 'words'}")
-    run(f"{gan} --epochs {max(1, epochs // 2)} --condition labels --out {folder / 'labels'}")
-    run(f"{gan} --epochs {max(1, epochs // 4)} --out {folder / 'none'}")
+        trainings.append(("words", epochs, f"{text} {words}"))
+    if more:
+        guide = (
+            f"krl-train fit --model dscnn-0.25 --data {folder / 'pictures'} --flip none --optimizer adamw --lr 0.003"
+        )
+        run(f"{guide} --epochs 2 --out {folder / 'guide'}")
+        attributes = f"--condition attributes --condition-file {folder / 'attributes.csv'}"
+        trainings += [
+            ("attributes", epochs // 2, attributes),
+            ("graph", epochs // 2, f"--condition graph --condition-file {folder / 'facts.csv'}"),
+        ]
+        for name, condition in (("labels", "--condition labels"), ("text", text)):
+            trainings.append((f"{name}-short", epochs // 6, condition))
+            trainings.append((f"{name}-guided", epochs // 6, f"{condition} --guide {folder / 'guide'}"))
+    for name, count, options in trainings:
+        data = folder / ("entities" if name == "graph" else "pictures")
+        run(
+            f"krl-train fit --task gan --model dcgan-{width} --data {data} --flip none --batch-size 64 --r1 0 "
+            f"--lr 0.0006 --adversarial hinge --ema 0.998 --epochs {max(1, count)} {options} --out {folder / name}"
+        )
 
 
 def generate(path: Path, digit: int, colour: int, count: int) -> torch.Tensor:
@@ -151,8 +183,13 @@ def generate(path: Path, digit: int, colour: int, count: int) -> torch.Tensor:
     settings = generator.condition
     if settings is None:
         return generate_pixels(generator, latents)
-    texts = descriptions(digit, colour)
-    asked = texts if settings["kind"] == "text" else [DIGITS[digit]]
+    name, colour_name = DIGITS[digit], list(COLOURS)[colour]
+    asked = {
+        "text": descriptions(digit, colour),
+        "labels": [name],
+        "attributes": [f"digit={name},colour={colour_name}"],
+        "graph": [f"{colour_name}-{name}"],  # of the held-out ones there are facts, and no picture
+    }[settings["kind"]]
     tokens = torch.from_numpy(encode([asked[index % len(asked)] for index in range(count)], settings))
     return generate_pixels(generator, latents, tokens)
 
@@ -203,13 +240,32 @@ def draw_grid(folder: Path) -> None:
             cells[colour, digit] = 160 if (digit, colour) in HELD_OUT else 0
             picture = generate(folder / "text", digit, colour, 1)[0].permute(1, 2, 0).numpy()
             cells[colour, digit, 2:30, 2:30] = picture
-    grid = cells.transpose(0, 2, 1, 3, 4).reshape(6 * 32, 10 * 32, 3)
-    Image.fromarray(grid).resize((960, 576), Image.Resampling.NEAREST).save(folder / "grid.png")
+    save_cells(cells, folder / "grid.png")
+
+
+def draw_words(folder: Path) -> None:
+    """Write words.png: a row for each word for a colour, a column for each figure."""
+    generator = open_generator(folder / "words")[1]
+    assert generator.condition is not None
+    words = [word for several in OTHER_WORDS.values() for word in several]
+    texts = [f"a {word} {digit}" for word in words for digit in range(10)]
+    tokens = torch.from_numpy(encode(texts, generator.condition))
+    pixels = generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
+    cells = np.zeros((len(words), 10, 32, 32, 3), np.uint8)
+    cells[:, :, 2:30, 2:30] = pixels.permute(0, 2, 3, 1).reshape(len(words), 10, 28, 28, 3).numpy()
+    save_cells(cells, folder / "words.png")
+
+
+def save_cells(cells: Pixels, path: Path) -> None:
+    """Save pictures [rows, columns, H, W, 3] as one, three times as large."""
+    rows, columns, height, width, _ = cells.shape
+    grid = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    Image.fromarray(grid).resize((3 * columns * width, 3 * rows * height), Image.Resampling.NEAREST).save(path)
 
 
 def report(folder: Path, each: int) -> None:
     """Measure all generators, and print and write the table."""
-    kinds = [name for name in ("text", "words", "labels", "none") if (folder / name).is_dir()]
+    kinds = [name for name in KINDS if (folder / name).is_dir()]
     results = {name: measure(folder / name, folder, each) for name in kinds}
     (folder / "agreement.json").write_text(json.dumps(results, indent=1))
     columns = list(results["text"])
@@ -221,6 +277,7 @@ def report(folder: Path, each: int) -> None:
     if "words" in kinds:
         print("\nPictures that show what a word means that no description has, in percent:\n")
         print(table(("word", "meant", "agreement"), measure_words(folder, each)))
+        draw_words(folder)
     draw_grid(folder)
     for name in ("digit", "colour"):
         print(f"the {name} classifier on real pictures: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
@@ -234,10 +291,11 @@ def main() -> None:
     for name, default in (("--pictures", 20000), ("--epochs", 12), ("--width", 16), ("--each", 50)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--sentence-model", type=Path)
+    parser.add_argument("--more", action="store_true")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
     make_data(arguments.folder, arguments.data_root, arguments.pictures)
-    train(arguments.folder, arguments.epochs, arguments.width, arguments.sentence_model)
+    train(arguments.folder, arguments.epochs, arguments.width, arguments.sentence_model, arguments.more)
     report(arguments.folder, arguments.each)
 
 

@@ -55,8 +55,8 @@ class KnowledgeConfig:
     guide: Path | None = None
     """Run of a classifier that, frozen, checks each generated picture; its labels are words, values or entities of the
     conditions, or classes."""
-    guide_weight: float = 0.1
-    """Weight of the guide's cross-entropy beside the generator's own loss."""
+    guide_weight: float = 0.03
+    """Weight of the guide's cross-entropy beside the generator's own loss; a large one lets the generator deceive it."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
