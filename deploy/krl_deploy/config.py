@@ -43,6 +43,9 @@ class ExportConfig:
     """Number of real inputs that are stored with torch's outputs, for the self-test on any device."""
     opset: Literal[18, 19, 20] = 20
     """Version of the ONNX operators; TensorRT 10.3 and later take all of these."""
+    tile: int | None = None
+    """Of restorers: fix the graph to parts of this many pixels a side, which a TensorRT engine needs; pictures of any
+    size are cut into such parts then. Left out: the graph takes any size."""
     tolerance: float = 1e-4
     """Largest absolute difference from torch's logits, or pictures of 0 to 1, that is accepted, unless torch's own
     rounding is larger."""

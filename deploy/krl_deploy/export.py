@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_runtime.errors import CheckFailedError, DataError, KrlError, ModelError, require
+from krl_runtime.errors import CheckFailedError, DataError, KrlError, ModelError, UsageError, require
 from krl_runtime.pictures import decode
 
 from .config import ExportConfig
@@ -55,6 +55,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.
+        UsageError: ``tile`` does not fit the network.
         BundleError: ``out`` exists and is not to be replaced.
     """
     require("torch", extra="train", purpose="exporting a run")
@@ -67,6 +68,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         from .export_pictures import export_pictures
 
         return export_pictures(config, run)
+    if config.tile is not None:
+        raise UsageError("--tile is for restorers; a classifier's input has one size")
     network, record = run.network(), run.record
     pixels = _real_inputs(config, run)
     model = to_onnx(network, record.preprocessing.shape, config.opset)

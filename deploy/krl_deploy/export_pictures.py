@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from krl_runtime.errors import CheckFailedError, DataError, ImageError, KrlError, ModelError, UsageError
 from krl_runtime.pictures import report_bad
+from krl_runtime.preprocess import Preprocessing
 
 from .config import ExportConfig
 from .data import choose_any, open_data
@@ -53,6 +54,7 @@ class _Plan:
         inputs: Real inputs by name ``[N, ...]``.
         further: Inputs of another size, where the graph takes any.
         output: Name of the output.
+        preprocessing: Of the manifest.
         settings: Of the manifest.
         macs: Multiply-accumulates of one picture.
     """
@@ -61,6 +63,7 @@ class _Plan:
     inputs: Mapping[str, npt.NDArray[Any]]
     further: Mapping[str, npt.NDArray[Any]] | None
     output: str
+    preprocessing: Preprocessing
     settings: Mapping[str, Any]
     macs: int
 
@@ -93,7 +96,7 @@ def export_pictures(config: ExportConfig, run: Run) -> dict[str, Any]:
         {plan.output: expected[: config.golden]},
         task=record.task,
         name=record.model.name,
-        preprocessing=record.preprocessing,
+        preprocessing=plan.preprocessing,
         settings=plan.settings,
         evidence=evidence,
         source=source_of(run),
@@ -116,16 +119,36 @@ def _restorer(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
         "overlap": arguments.get("overlap"),
         "degradation": arguments.get("degradation") or {},
     }
-    pixels, whole = _real_pictures(config, run, settings)
-    example = torch.zeros((_BATCH, *record.preprocessing.shape), dtype=torch.uint8)
-    sides = {0: "batch", 2: "height", 3: "width"}
-    dynamic = {axis: torch.export.Dim(name) for axis, name in sides.items()}
+    spec = (
+        record.preprocessing if config.tile is None else _tile(config.tile, record.preprocessing, settings["overlap"])
+    )
+    pixels, whole = _real_pictures(config, run, spec, settings)
+    example = torch.zeros((_BATCH, *spec.shape), dtype=torch.uint8)
+    sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
+    made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
+    if config.tile is not None:
+        sides |= {2: config.tile, 3: config.tile}
+        made = dict.fromkeys(made, settings["scale"] * config.tile)
+    dynamic = {axis: torch.export.Dim(name) for axis, name in sides.items() if isinstance(name, str)}
     model = convert(network, {PIXELS: example}, RESTORED, [dynamic], config.opset)
     graph = GraphEditor(model)
-    graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", channels, "height", "width"))
-    graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, "scaled_height", "scaled_width"))
-    macs = count_macs(network, record.preprocessing.shape)
-    return _Plan(graph.close(), {PIXELS: pixels}, {PIXELS: whole}, RESTORED, settings, macs)
+    graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", channels, sides[2], sides[3]))
+    graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, made[2], made[3]))
+    further = {PIXELS: whole} if config.tile is None else None
+    return _Plan(graph.close(), {PIXELS: pixels}, further, RESTORED, spec, settings, count_macs(network, spec.shape))
+
+
+def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:
+    """Return the input of a graph that takes parts of one size.
+
+    Raises:
+        UsageError: The network cannot see a picture in such parts.
+    """
+    if overlap is None:
+        raise UsageError("--tile: this network sees the whole picture at once, so it cannot restore it in parts")
+    if side <= 2 * overlap:
+        raise UsageError(f"--tile is {side}; accepted: more than {2 * overlap}, twice what an output pixel sees")
+    return replace(spec, height=side, width=side)
 
 
 def _generator(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
@@ -134,6 +157,8 @@ def _generator(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
     from krl_train.models.generators import Generator, count_generator_macs
 
     assert isinstance(network, Generator)  # noqa: S101  for the type checker
+    if config.tile is not None:
+        raise UsageError("--tile is for restorers; a generator's pictures have one size")
     settings: dict[str, Any] = {"latent": {"size": network.latent_size, "distribution": "normal"}}
     if network.condition is not None:
         # The vectors of words are in the graph; a device needs the words alone.
@@ -144,11 +169,12 @@ def _generator(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
     model = convert(network, examples, PICTURES, [{0: batch}] * len(examples), config.opset)
     graph = GraphEditor(model)
     graph.declare_output(PICTURES, TensorProto.FLOAT, ("batch", *run.record.preprocessing.shape))
-    return _Plan(graph.close(), inputs, None, PICTURES, settings, count_generator_macs(network))
+    preprocessing = run.record.preprocessing
+    return _Plan(graph.close(), inputs, None, PICTURES, preprocessing, settings, count_generator_macs(network))
 
 
 def _real_pictures(
-    config: ExportConfig, run: Run, settings: Mapping[str, Any]
+    config: ExportConfig, run: Run, spec: Preprocessing, settings: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return patches ``[N, C, H, W]`` of what a restorer gets, and a part of one picture, of another size."""
     data, own = run.record.data, config.data is None
@@ -173,7 +199,7 @@ def _real_pictures(
             report_bad([f"{picture.path}: {error}"], config.on_bad_image)
     if not given:
         raise DataError(f"no picture of {place} is left: none of the files can be decoded")
-    spec, rng = run.record.preprocessing, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     pixels = np.stack([patch_of(given[index % len(given)], spec.height, spec.width, rng) for index in range(count)])
     return pixels, patch_of(given[0], 2 * spec.height + 1, spec.width + 3, rng)[None]
 

@@ -75,14 +75,14 @@ class Restoration(PictureTask):
         if not self.val:
             yield self.bundle.golden()[self.bundle.manifest.inputs[0].name], None
             return
-        fixed = [side for side in self.bundle.manifest.inputs[0].shape[2:] if isinstance(side, int)]
-        most = min(fixed, default=_LARGEST)
+        sides = [side if isinstance(side, int) else None for side in self.bundle.manifest.inputs[0].shape[2:]]
         for given, truth in self._pairs(self.val, "measuring PSNR"):
-            height, width = (min(side, most) for side in given.shape[1:])
-            if fixed and (height, width) != self.bundle.manifest.inputs[0].shape[2:]:
-                continue
+            height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
-            yield np.ascontiguousarray(given[None, :, :height, :width]), part
+            # What a graph of one size gets of a smaller picture is filled up as the device does it.
+            missing = [max(0, (side or 0) - size) for side, size in zip(sides, (height, width), strict=True)]
+            filled = np.pad(given[:, :height, :width], ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
+            yield np.ascontiguousarray(filled[None]), part
 
     def _pairs(
         self, pictures: list[Picture], description: str
@@ -104,8 +104,9 @@ class Restoration(PictureTask):
             raise DataError("no picture is left: none of the files can be decoded")
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
-        """Return the PSNR in dB of the luma of ``[C, H, W]``, the border cut off."""
+        """Return the PSNR in dB of the luma of ``[C, H, W]``, the border and what was filled up cut off."""
         border = self.scale if self.scale > 1 else 0
+        output = output[:, : truth.shape[1], : truth.shape[2]]
         made, wanted = (_luma(to_uint8(planes)) for planes in (output, truth))
         if 2 * border < min(wanted.shape):
             made, wanted = crop_border(made, border), crop_border(wanted, border)

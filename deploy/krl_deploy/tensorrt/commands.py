@@ -141,8 +141,9 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
     variants = bundle.manifest.variants
     if any(not isinstance(side, int) for spec in bundle.manifest.inputs for side in spec.shape[1:]):
         raise UsageError(
-            f"bundle {bundle.path} is for the task {bundle.manifest.task!r} and takes pictures of any size; engines of "
-            "krl have one size alone, so it runs on ONNX Runtime"
+            f"the graph of bundle {bundle.path} takes pictures of any size, an engine of krl those of one. Make a "
+            "bundle whose graph takes parts of one size, with krl-deploy export RUN --tile 256; as it is, it runs on "
+            "ONNX Runtime"
         )
     if config.precision is None:
         raise UsageError(f"--precision is missing; bundle {bundle.path} has: {', '.join(variants)}")

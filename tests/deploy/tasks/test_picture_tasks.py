@@ -98,6 +98,65 @@ def test_export_of_a_restorer(restorer_run, tmp_path, capsys):
     np.testing.assert_allclose(model.restore_planes(pixels), wanted, atol=2e-3)
 
 
+def test_a_graph_for_parts_of_one_size_restores_pictures_of_any(restorer_run, photographs, tmp_path, capsys):
+    bundle = exported(restorer_run, tmp_path, "--tile", "40")
+    assert [spec.shape for spec in (*bundle.manifest.inputs, *bundle.manifest.outputs)] == [
+        ("batch", 1, 40, 40),
+        ("batch", 1, 80, 80),
+    ]
+    assert bundle.golden()["pixels"].shape == (16, 1, 40, 40)
+    assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "5"]) == 0
+    model = load(bundle.path, Restorer, threads=1, variant="fp32")
+    (tmp_path / "open").mkdir()
+    whole = load(exported(restorer_run, tmp_path / "open").path, Restorer, threads=1)
+    for height, width in ((133, 97), (40, 41)):
+        picture = smooth(height, width, 3)
+        assert np.abs(model(picture).pixels.astype(int) - whole(picture).pixels).max() <= 1
+    small = model(smooth(7, 9, 3)).pixels  # smaller than a part: filled up, and cut off again
+    assert small.shape == (14, 18, 3)
+
+
+def test_pictures_smaller_than_a_part_are_measured_where_they_are(restorer_run, tmp_path):
+    """The folder's pictures are 30×35 when they are made small: the graph gets 40×40, what counts is the picture."""
+    rows = tmp_path / "pictures"
+    rows.mkdir()
+    picture = smooth(60, 70, 3)
+    Image.fromarray(picture).save(rows / "0.png")
+    bundle = exported(restorer_run, tmp_path, "--tile", "40", "--data", rows)
+    task = task_of(bundle, Source(rows, 8, 1.0, "refuse"))
+    ((given, truth),) = list(task.batches())
+    assert given.shape == (1, 1, 40, 40)
+    assert truth.shape == (1, 60, 70)
+    made = np.zeros((1, 80, 80), np.float32)
+    made[:, :60, :70] = truth
+    assert task.quality(made, truth) == 100  # what was filled up does not count
+    made[0, 30, 30] += 50
+    inner = (60 - 4) * (70 - 4)
+    assert task.quality(made, truth) == pytest.approx(10 * np.log10(255**2 * inner / 50**2), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "overlap", "message"),
+    [
+        (10, 5, "--tile is 10; accepted: more than 10, twice what an output pixel sees"),
+        (64, None, "--tile: this network sees the whole picture at once"),
+    ],
+)
+def test_a_part_that_is_too_small(restorer_run, tmp_path, capsys, side, overlap, message):
+    model = restorer_run.record.model
+    changed = ModelSpec(model.name, 0, 1, {**model.arguments, "overlap": overlap})
+    made = record("restoration", changed, restorer_run.record.preprocessing, dict(restorer_run.record.data))
+    run = Run.write(tmp_path / "run", made, restorer_run.state())
+    assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl"), "--tile", str(side)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.krl").exists()
+
+
+def test_parts_are_for_restorers(generator_run, tmp_path, capsys):
+    assert main(["export", str(generator_run.path), "-o", str(tmp_path / "a.krl"), "--tile", "64"]) == 2
+    assert "--tile is for restorers" in capsys.readouterr().err
+
+
 def test_export_of_a_generator(generator_run, tmp_path):
     bundle = exported(generator_run, tmp_path)
     assert bundle.manifest.settings == {"latent": {"size": LATENT, "distribution": "normal"}}
@@ -137,7 +196,7 @@ def test_parity_that_fails(restorer_run):
 
     batch = torch.export.Dim("batch")
     model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)
-    plan = _Plan(model, {"pixels": pixels}, None, "restored", {}, 0)
+    plan = _Plan(model, {"pixels": pixels}, None, "restored", restorer_run.record.preprocessing, {}, 0)
     with torch.inference_mode():
         wanted = network(torch.from_numpy(pixels)).numpy()
     assert _parity(model.SerializeToString(), network, plan, wanted, 0.01)["max_abs_error"] < 0.01
@@ -350,7 +409,7 @@ def test_typing_needs_no_torch(tmp_path, photographs):
     ("arguments", "message"),
     [
         (["package", "--to", "triton", "-o", "repository"], "is for the task 'restoration'; accepted: classification"),
-        (["build-engine", "--precision", "fp32"], "is for the task 'restoration' and takes pictures of any size"),
+        (["build-engine", "--precision", "fp32"], "takes pictures of any size, an engine of krl those of one. Make"),
     ],
 )
 def test_what_restorers_are_not_for(tmp_path, capsys, monkeypatch, arguments, message):

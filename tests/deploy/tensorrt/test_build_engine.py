@@ -15,9 +15,10 @@ import pytest
 from _helpers.bundles import npz, write_bundle
 from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import install_fakes
+from _helpers.picture_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_deploy.tensorrt.commands import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
-from krl_runtime import load
+from krl_runtime import Generator, Restorer, load
 from krl_runtime._files import sha256_bytes, sha256_file
 from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.tensorrt import open_engine
@@ -83,6 +84,26 @@ def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
         assert model.backend.name == "tensorrt"
         pictures = list(golden["pixels"].transpose(0, 2, 3, 1))
         assert [answer.index for answer in model(pictures)] == golden["logits"].argmax(1).tolist()
+
+
+def test_a_restorer_of_one_size_runs_on_its_engine(trt, tmp_path):
+    bundle = write_restorer(tmp_path / "parts.krl", size=(24, 20))
+    assert build_engine(config(bundle, "fp32", profile="1,1,1")) is None
+    picture = smooth(61, 47, 3)
+    with load(bundle.path, Restorer, require="tensorrt") as engine, load(bundle.path, Restorer, backend="cpu") as cpu:
+        made = engine(picture).pixels
+        assert made.shape == (122, 94, 3)
+        assert np.abs(made.astype(int) - cpu(picture).pixels).max() <= 1
+    assert trt.cuda.leaks() == NO_LEAKS
+
+
+def test_a_generator_with_labels_runs_on_its_engine(trt, tmp_path):
+    bundle = write_generator(tmp_path / "gan.krl", condition=LABELS_CONDITION)
+    assert build_engine(config(bundle, "fp32", profile="1,4,8")) is None
+    with load(bundle.path, Generator, require="tensorrt") as engine, load(bundle.path, Generator, backend="cpu") as cpu:
+        made, wanted = (model.generate(11, seed=3, condition="dog") for model in (engine, cpu))
+    assert max(np.abs(a.pixels.astype(int) - b.pixels).max() for a, b in zip(made, wanted, strict=True)) <= 1
+    assert trt.cuda.leaks() == NO_LEAKS
 
 
 def test_the_other_files_of_the_bundle_stay_as_they_were(newest, bundle):
