@@ -23,7 +23,7 @@ from krl_runtime.errors import BackendError
 
 from .base import check_inputs
 from .cuda import Buffer, Gpu, Graph, Stream, current_gpu, platform_key, tensorrt_version, version_tuple
-from .tensorrt_calls import attempt, check, tensorrt_logger
+from .tensorrt_calls import attempt, check, refit, tensorrt_logger
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -329,7 +329,7 @@ class TensorRTBackend:
                 runtime.DLA_core = dla_core
             engine = check(runtime.deserialize_cuda_engine(plan), "TensorRT does not load it")
             if weights is not None:
-                _refit(engine, weights)
+                refit(engine, weights)
             self._interface = _interface(engine)
             first = _Lane(engine, self._interface)
         self._engine: trt.ICudaEngine | None = engine
@@ -397,13 +397,3 @@ class TensorRTBackend:
                         raise
                     self._size -= 1
                 _log.warning("engine %s runs at most %d calls at once: %s", self._label, self._size, error)
-
-
-def _refit(engine: trt.ICudaEngine, weights: bytes) -> None:
-    """Put the weights back into an engine that was built without them."""
-    import tensorrt as trt
-
-    refitter = trt.Refitter(engine, tensorrt_logger())
-    parser = trt.OnnxParserRefitter(refitter, tensorrt_logger())
-    check(parser.refit_from_bytes(weights), "its weights cannot be taken from the ONNX file")
-    check(refitter.refit_cuda_engine(), "its weights cannot be put back")

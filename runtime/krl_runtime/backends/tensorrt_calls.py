@@ -15,7 +15,7 @@ from krl_runtime.errors import BackendError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["attempt", "check", "tensorrt_logger"]
+__all__ = ["attempt", "check", "refit", "tensorrt_logger"]
 
 _log = logging.getLogger("krl")
 _T = TypeVar("_T")
@@ -98,6 +98,24 @@ def check(result: _T | None, failure: str) -> _T:
     if result is None or result is False:
         raise _refusal(failure)
     return result
+
+
+def refit(engine: trt.ICudaEngine, weights: bytes) -> None:
+    """Put the weights back into an engine that was built without them.
+
+    Args:
+        engine: The engine.
+        weights: The ONNX file that it was built from.
+
+    Raises:
+        BackendError: They do not fit it.
+    """
+    import tensorrt as trt
+
+    refitter = trt.Refitter(engine, tensorrt_logger())
+    parser = trt.OnnxParserRefitter(refitter, tensorrt_logger())
+    check(parser.refit_from_bytes(weights), "its weights cannot be taken from the ONNX file")
+    check(refitter.refit_cuda_engine(), "its weights cannot be put back")
 
 
 def _refusal(failure: str) -> BackendError:
