@@ -56,7 +56,7 @@ class KnowledgeConfig:
     """Run of a classifier that, frozen, checks each generated picture; its labels are words, values or entities of the
     conditions, or classes."""
     guide_weight: float = 0.03
-    """Weight of the guide's cross-entropy beside the generator's own loss; a large one lets the generator deceive it."""
+    """Weight of the guide's cross-entropy beside the generator's own loss; with a large one the guide is deceived."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
