@@ -92,7 +92,7 @@ MUTATIONS = {
         (10, 11),
     ),
     "wrong type": (
-        "runtime/krl_runtime/backends/tensorrt.py",
+        "runtime/krl_runtime/backends/tensorrt_calls.py",
         "parser.refit_from_bytes(weights)",
         "parser.refit_from_file(weights)",
         'incompatible type "bytes"; expected "str"',
