@@ -22,6 +22,7 @@ _COLUMNS = (
     "top1",
     "loss",
     "psnr",
+    "psnr_mean",
     "ssim",
     "gain",
     "fid",

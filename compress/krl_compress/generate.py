@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from krl_runtime.errors import UsageError
-from krl_train.config import to_plain
+from krl_train.config import GenerationConfig, to_plain
 from krl_train.data import Augmentation
 from krl_train.evaluate_generator import GeneratorData, open_generator, read_data
 from krl_train.fit import prepare_out, train_task
@@ -37,6 +38,8 @@ from .distillers.generator import (
 from .student import starting_point, train_baseline
 
 __all__ = ["LatentStream", "distill_generator"]
+
+_log = logging.getLogger("krl")
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def _refuse_unused(config: DistillConfig) -> None:
         raise UsageError("--pretrained and --mixup are for classifiers; leave them out")
     if config.quantisation != QuantisationConfig():
         raise UsageError("--quantize is for classifiers; leave it out")
+    if config.baseline and config.generation.features is None:
+        _log.warning("nothing will tell how good the baseline is; --features CLASSIFIER measures both")
 
 
 def _weights(config: DistillConfig, data: bool) -> dict[str, float]:
@@ -178,6 +183,8 @@ def _weights(config: DistillConfig, data: bool) -> dict[str, float]:
 
 def _prepare(config: DistillConfig, there: Run, teacher: Generator, start: Run | None) -> _Job:
     options, how = config.generation, config.generator_student
+    if options.latent not in (GenerationConfig().latent, teacher.latent_size):
+        raise UsageError(f"--latent is {options.latent}; a student has its teacher's, {teacher.latent_size}")
     has_data = config.data.data is not None or "source" in there.record.data
     weights = _weights(config, has_data)
     if how.online and "adversarial" in weights:

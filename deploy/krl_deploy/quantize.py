@@ -160,7 +160,7 @@ def _default(measured: _Measured) -> str:
     if measured.loss.passes and measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
-        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f %s at most",
+        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f %s",
         measured.speedup,
         measured.loss.value,
         measured.loss.unit,

@@ -61,7 +61,9 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
         UsageError: A label, attribute, value, word, relation or entity is not known, or a condition is too long; the
             message names what is accepted.
     """
-    several = [conditions] if isinstance(conditions, str | Mapping) else list(conditions)
+    several = [conditions] if isinstance(conditions, str | Mapping) else conditions
+    if not isinstance(several, Sequence):
+        raise UsageError(f"condition {conditions!r} is a {type(conditions).__name__}; accepted: text, or a mapping")
     known = {token: number for number, token in enumerate(settings["vocabulary"])}
     encode_one = {"labels": _label, "attributes": _attributes, "text": _text, "graph": _graph}[settings["kind"]]
     tokens = [encode_one(condition, settings, known) for condition in several]

@@ -13,14 +13,22 @@ from torch import nn
 from _helpers.pictures import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
-from krl_compress.config import CacheConfig, DistillConfig, LossConfig
+from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distill import distill
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
 from krl_compress.teacher_store import StoredTeacher
 from krl_compress.teachers import LoadedTeacher, name_alike
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    FitConfig,
+    GenerationConfig,
+    InputConfig,
+    LoopConfig,
+    OptimConfig,
+)
 from krl_train.data import Augmentation, PixelSet
 from krl_train.fit import fit
 from krl_train.models import Network, build_model
@@ -272,6 +280,16 @@ def test_a_student_may_start_from_a_run_and_see_another_size(teacher: Run, tmp_p
     wide = distill(config(teacher, tmp_path / "wide", input=InputConfig(size=(12,), channels=3)))
     assert wide.record.preprocessing.shape == (3, 12, 12)
     assert len(wide.record.preprocessing.mean) == 3
+
+
+def test_options_of_generators_are_refused(teacher: Run, tmp_path: Path) -> None:
+    changes = {
+        "generation": GenerationConfig(latent=8, beta=2.0),
+        "generator_student": GeneratorStudentConfig(latents=9),
+    }
+    with pytest.raises(UsageError, match="--latent, --beta, --latents: for generators; the teacher is a classifier"):
+        distill(config(teacher, tmp_path / "x", **changes))
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_student_that_does_not_fit_the_labels_is_refused(teacher: Run, tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     assert not any("teacher" in name for name, _ in objective.named_parameters())
 
 
+def test_a_baseline_that_nothing_measures_is_spoken_of(
+    teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="krl"):
+        distill(config(teacher, tmp_path / "run", baseline=True, loop=replace(LOOP, epochs=1)))
+    assert "nothing will tell how good the baseline is; --features CLASSIFIER measures both" in caplog.text
+
+
 def test_maps_of_no_common_resolution_are_refused() -> None:
     small = replace(PREPROCESSING, height=8, width=8)
     student, teacher = generator("subgan-2", preprocessing=small), generator("dcgan-2", preprocessing=small)
@@ -227,6 +235,7 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, fore
     refused("accepted are different terms", losses=LossConfig(loss=("pixels", "pixels:weight=2")))
     refused("adversarial alone has nothing of the teacher", losses=LossConfig(loss=("adversarial",)))
     refused("--loss perceptual needs a classifier", losses=LossConfig(loss=("perceptual",)))
+    refused("--latent is 9; a student has its teacher's, 6", generation=GenerationConfig(latent=9))
     online = GeneratorStudentConfig(online=True)
     both = LossConfig(loss=("pixels", "adversarial"))
     refused("no discriminator of its own", generator_student=online, losses=both)

@@ -12,7 +12,7 @@ import torch
 
 from _helpers.pictures import blurred_noise
 from krl_compress.cli import main
-from krl_compress.config import CacheConfig, DistillConfig, LossConfig
+from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distill import distill
 from krl_compress.distillers import TermSpec, parse_term
 from krl_compress.restore import RESTORATION_KINDS, RestorationDistiller
@@ -141,6 +141,11 @@ def test_the_command_compares(teacher: Run, tmp_path: Path, capsys: pytest.Captu
         ({"student": "espcm"}, ModelError, "unknown model 'espcm' for restoration"),
         ({"cache": CacheConfig(cache_teacher=True)}, UsageError, "--cache-teacher is for classifiers"),
         ({"losses": LossConfig(at=("trunk",))}, UsageError, "--at is for classifiers"),
+        (
+            {"generator_student": GeneratorStudentConfig(online=True)},
+            UsageError,
+            "--online: for generators; the teacher",
+        ),
         ({"losses": LossConfig(loss=("kd",))}, UsageError, "unknown loss 'kd'; accepted: pixels, teacher, affinity"),
         ({"losses": LossConfig(loss=("pixels", "pixels"))}, UsageError, "pixels, pixels; accepted: one or more, each"),
     ],

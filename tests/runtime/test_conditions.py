@@ -126,6 +126,11 @@ def test_damaged_settings_are_refused(settings: Any, message: str) -> None:
         check_settings(settings)
 
 
+def test_a_condition_is_text() -> None:
+    with pytest.raises(UsageError, match="condition 3 is a int; accepted: text, or a mapping"):
+        encode(3, LABELS)  # type: ignore[arg-type]
+
+
 def test_a_word_that_training_never_read_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
     settings = {**TEXT, "untrained": ["white", "red"]}
     check_settings(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,9 +111,9 @@ def test_latents_that_are_not_finite(model: Generator):
         model.generate_from(np.full((1, LATENT), np.nan, np.float32))
 
 
-@pytest.mark.parametrize(("count", "seed"), [(0, 0), (1, -1)])
-def test_bad_counts_and_seeds(model: Generator, count: int, seed: int):
-    with pytest.raises(UsageError, match="accepted: 0 or more, 1 or more"):
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (1, -1), (1.5, 0), (1, "x")])
+def test_bad_counts_and_seeds(model: Generator, count: Any, seed: Any):
+    with pytest.raises(UsageError, match="accepted: whole numbers from 0, and from 1"):
         model.generate(count, seed=seed)
 
 

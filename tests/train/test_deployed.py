@@ -99,8 +99,9 @@ def test_what_a_bundle_cannot_say_is_asked_for(folder: Path, tmp_path: Path) -> 
         evaluate(EvaluateConfig(run=folder / "labels.krl", generator=options, data=DATA))
     with pytest.raises(UsageError, match="have not the same conditions"):
         evaluate(EvaluateConfig(run=folder / "labels.krl", generator=replace(options, against=folder / "plain")))
-    with pytest.raises(UsageError, match="--variant and --backend are for bundles"):
-        evaluate(EvaluateConfig(run=folder / "plain", generator=replace(options, variant="int8")))
+    for name in ("plain", "classifier"):
+        with pytest.raises(UsageError, match="--variant and --backend are for bundles"):
+            evaluate(EvaluateConfig(run=folder / name, generator=replace(options, variant="int8")))
     assert deploy(["export", str(folder / "classifier"), "-o", str(tmp_path / "classifier.krl")]) == 0
     with pytest.raises(UsageError, match="is for the task 'classification'; a bundle for generation is needed"):
         evaluate(EvaluateConfig(run=tmp_path / "classifier.krl", generator=options, data=DATA))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from krl_train.metrics.generation import (
 )
 from krl_train.models import ModelSpec
 from krl_train.models.generators import build_generator
+from krl_train.run import Run
 
 
 def test_fid_of_gaussians_in_one_dimension_is_known() -> None:
@@ -174,3 +176,13 @@ def test_features_of_a_classifier_are_what_its_last_layer_sees(tmp_path: Path) -
     assert torch.equal(net.statistics(other).features, net.statistics(torch.from_numpy(fitted)).features)
     with pytest.raises(RunError, match="does not exist"):
         FeatureNet(tmp_path / "nothing", torch.device("cpu"))
+
+
+def test_features_of_a_classifier_at_chance_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = train_run(tmp_path / "run", write_digits(tmp_path / "data", per_class=5, val_per_class=5), steps=1)
+    for top1, doubted in ((0.19, True), (0.21, False)):
+        record = replace(run.record, metrics={**run.record.metrics, "top1": top1})
+        path = Run.write(tmp_path / f"run-{top1}", record, run.state()).path
+        caplog.clear()
+        FeatureNet(path, torch.device("cpu"))
+        assert ("hardly more than chance" in caplog.text) is doubted

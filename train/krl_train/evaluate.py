@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from krl_runtime.bundle import MANIFEST
-from krl_runtime.errors import DataError
+from krl_runtime.errors import DataError, UsageError
 
 from .config import EvaluateConfig
 from .data import PixelSet, Source, open_source
@@ -39,6 +39,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if (config.run / MANIFEST).is_file():
         return evaluate_generator(config)
     run = Run.open(config.run)
+    if config.generator.variant is not None or config.generator.backend is not None:
+        raise UsageError(f"--variant and --backend are for bundles; {config.run} is a run")
     record = run.record
     if record.task == "restoration":
         from .fits.restoration import evaluate_restoration

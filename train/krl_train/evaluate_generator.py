@@ -149,8 +149,6 @@ def _open(config: EvaluateConfig, device: torch.device) -> tuple[PictureSource, 
     """Return a generator, the record of its training, and what the report says of it."""
     options = config.generator
     if not (config.run / MANIFEST).is_file():
-        if options.variant is not None or options.backend is not None:
-            raise UsageError(f"--variant and --backend are for bundles; {config.run} is a run")
         run, generator = open_generator(config.run)
         size = sum(parameter.numel() for parameter in generator.parameters())
         return generator.to(device), run.record, {"parameters": size}

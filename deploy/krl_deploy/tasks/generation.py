@@ -13,6 +13,7 @@ import numpy.typing as npt
 from krl_runtime._files import sha256_bytes
 from krl_runtime.bundle import Bundle
 from krl_runtime.conditions import Condition, attribute_values, encode
+from krl_runtime.errors import UsageError
 from krl_runtime.pipelines import Generator, load
 from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
 from krl_runtime.preprocess import Preprocessing
@@ -31,6 +32,8 @@ class Generation(PictureTask):
     """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
 
     def __init__(self, bundle: Bundle, source: Source) -> None:
+        if source.data is not None:
+            raise UsageError("--data: a generator is calibrated and measured on latents; leave it out")
         super().__init__(source, true=False)
         self.bundle, self.source = bundle, source
         self.name = f"latents of seed {_MEASURED}"

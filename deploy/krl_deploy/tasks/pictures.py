@@ -121,7 +121,7 @@ class PictureTask(Task):
         if self.true and reference.psnr is not None:
             return Loss(worst([reference.psnr - (score.psnr or 0.0) for score in forms]), "dB of PSNR", self.accepted)
         missing = worst([self.least - score.psnr_to_fp32 for score in forms])
-        return Loss(max(0.0, missing), f"dB of PSNR to fp32, of at least {self.least:g},", 0.0)
+        return Loss(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
 
     def evidence(self, loss: Loss) -> dict[str, Any]:
         """Return what a bundle's evidence says of a loss."""

@@ -43,8 +43,8 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     Raises:
         UsageError: ``seed`` is negative or ``count`` less than 1.
     """
-    if seed < 0 or count < 1:
-        raise UsageError(f"the seed is {seed}, the count {count}; accepted: 0 or more, 1 or more")
+    if not all(isinstance(number, int | np.integer) for number in (seed, count)) or seed < 0 or count < 1:
+        raise UsageError(f"the seed is {seed!r}, the count {count!r}; accepted: whole numbers from 0, and from 1")
     return np.random.Generator(np.random.PCG64(seed)).standard_normal((count, size), dtype=np.float32)
 
 
@@ -113,8 +113,8 @@ class Generator(Pipeline):
         Args:
             count: How many, from 1.
             seed: Gives the latents, see ``latents_of``; the same seed gives the same pictures.
-            condition: What they are to show, where the generator was trained with conditions: one for all of them, or
-                one for each. ``krl_runtime.conditions`` has the forms.
+            condition: What they are to show, where the generator was trained with conditions: one for all of them, by
+                itself or in a list, or one for each. ``krl_runtime.conditions`` has the forms.
 
         Returns:
             ``count`` pictures.

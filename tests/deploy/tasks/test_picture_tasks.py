@@ -264,7 +264,7 @@ def test_half_and_quantize_of_a_generator(generator_run, tmp_path, capsys):
     assert result["min_psnr"] == 15
     assert result["scores"]["int8.cpu"]["psnr_to_fp32"] > 15
     assert main(["quantize", str(bundle.path), "--min-psnr", "190", "--limit", "40", "--val-limit", "30"]) == 1
-    assert "dB of PSNR to fp32, of at least 190, on 30 pictures" in capsys.readouterr().err
+    assert "dB of the 190 of PSNR that it should have to fp32 on 30 pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -385,6 +385,12 @@ def test_random_conditions_are_known(condition):
     assert inputs["condition"].shape == (20, condition["length"])
     assert len(np.unique(inputs["condition"], axis=0)) > 1
     assert random_conditions(condition, 20, 4) == random_conditions(condition, 20, 4)
+
+
+def test_a_generator_takes_no_pictures(tmp_path, photographs, capsys):
+    bundle = write_generator(tmp_path / "a.krl")
+    assert main(["quantize", str(bundle.path), "--data", str(photographs)]) == 2
+    assert "--data: a generator is calibrated and measured on latents; leave it out" in capsys.readouterr().err
 
 
 def test_an_unknown_task(tmp_path):

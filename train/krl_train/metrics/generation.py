@@ -6,6 +6,7 @@ not the FID of the literature, which takes Inception's features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,10 +31,14 @@ __all__ = [
     "score_features",
 ]
 
+_log = logging.getLogger("krl")
+
 _BATCH = 250
 _NEIGHBOURS = 5
 _KID_SUBSETS, _KID_SIZE = 50, 500
 _SSIM_WINDOW = 11
+_CHANCES = 2
+"""Times the accuracy of chance below which a classifier's features are doubted."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class FeatureNet:
         if not linear:
             raise RunError(f"run {path}: {run.record.model.name} has no linear layer to take features before")
         self._last = linear[-1]
+        top1, classes = run.record.metrics.get("top1"), len(run.record.labels)
+        if isinstance(top1, int | float) and top1 < _CHANCES / max(1, classes):
+            _log.warning(
+                "%s tells %.1f %% of its pictures right, hardly more than chance: figures on its features mean little; "
+                "train it longer",
+                path,
+                100 * top1,
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return what a report says of the classifier."""
