@@ -41,6 +41,7 @@ from krl_train.config import DataConfig
 from krl_train.data import open_source
 from krl_train.evaluate_generator import open_generator
 from krl_train.knowledge import fit_pictures
+from krl_train.models.generators import Generator
 from krl_train.run import Run
 from krl_train.sampling import generate_pixels, sample_latents
 
@@ -215,19 +216,24 @@ def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
     return {name: round(100 * float(np.mean(values)), 1) for name, values in hits.items()}
 
 
+def generate_texts(generator: Generator, texts: list[str]) -> torch.Tensor:
+    """Return a picture of each text [N, 3, 28, 28]."""
+    assert generator.condition is not None
+    tokens = torch.from_numpy(encode(texts, generator.condition))
+    return generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
+
+
 def measure_words(folder: Path, each: int) -> list[tuple[str, str, float]]:
     """Return for each word that no description has what it should mean, and in percent how often it does."""
     judges = {name: Run.open(folder / name) for name in ("digit", "colour")}
     generator = open_generator(folder / "words")[1]
-    assert generator.condition is not None
     asked = [("colour", colour, word, DIGITS) for colour, several in OTHER_WORDS.items() for word in several]
     asked += [("digit", DIGITS[digit], str(digit), tuple(COLOURS)) for digit in range(10)]
     rows = []
     for kind, meant, word, partners in asked:
         pairs = [(word, partner) if kind == "colour" else (partner, word) for partner in partners]
         texts = [f"a {colour} {digit}" for colour, digit in pairs for _ in range(each)]
-        tokens = torch.from_numpy(encode(texts, generator.condition))
-        pixels = generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
+        pixels = generate_texts(generator, texts)
         rows.append((word, meant, round(100 * float(sees(judges[kind], pixels, meant).double().mean()), 1)))
     return rows
 
@@ -246,11 +252,9 @@ def draw_grid(folder: Path) -> None:
 def draw_words(folder: Path) -> None:
     """Write words.png: a row for each word for a colour, a column for each figure."""
     generator = open_generator(folder / "words")[1]
-    assert generator.condition is not None
     words = [word for several in OTHER_WORDS.values() for word in several]
     texts = [f"a {word} {digit}" for word in words for digit in range(10)]
-    tokens = torch.from_numpy(encode(texts, generator.condition))
-    pixels = generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
+    pixels = generate_texts(generator, texts)
     cells = np.zeros((len(words), 10, 32, 32, 3), np.uint8)
     cells[:, :, 2:30, 2:30] = pixels.permute(0, 2, 3, 1).reshape(len(words), 10, 28, 28, 3).numpy()
     save_cells(cells, folder / "words.png")

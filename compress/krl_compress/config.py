@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,7 +21,6 @@ __all__ = [
     "QuantisationConfig",
     "RecipesConfig",
     "StudyConfig",
-    "options_given",
 ]
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -211,13 +210,3 @@ class RecipesConfig:
 
     name: tyro.conf.Positional[str | None] = None
     """Show this one."""
-
-
-def options_given(part: Any) -> list[str]:
-    """Return the options, as ``--name``, in which a part of a configuration is not the default one."""
-    plain = type(part)()
-    return [
-        f"--{each.name.replace('_', '-')}"
-        for each in fields(part)
-        if getattr(part, each.name) != getattr(plain, each.name)
-    ]

@@ -23,11 +23,11 @@ from krl_train.models import Network, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 
-from .config import DistillConfig, LossConfig, QuantisationConfig, options_given
+from .config import DistillConfig, LossConfig, QuantisationConfig
 from .data_free import FROM_TEACHER, generated_source
 from .distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
 from .quantized import check_quantized, gentle, measure_start, quantized_student
-from .student import starting_point, train_baseline
+from .student import refuse_generator_options, starting_point, train_baseline
 from .teacher_store import StoredTeacher
 from .teachers import LoadedTeacher, load_teacher, name_alike
 
@@ -56,9 +56,7 @@ def distill(config: DistillConfig) -> Run:
     task = _task(config)
     if task != "classification":
         return _other_task(task, config)
-    meant_for_generators = [*options_given(config.generation), *options_given(config.generator_student)]
-    if meant_for_generators:
-        raise UsageError(f"{', '.join(meant_for_generators)}: for generators; the teacher is a classifier")
+    refuse_generator_options(config, "classifier")
     terms = resolve_terms(config.losses, config.optim.label_smoothing)
     teachers = [load_teacher(name, config.pretrained) for name in config.teacher]
     if not teachers:

@@ -30,11 +30,11 @@ from krl_train.run import ModelSpec, Run
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
 
-from .config import CacheConfig, DistillConfig, options_given
+from .config import CacheConfig, DistillConfig
 from .distillers import TermSpec, parse_term
 from .distillers.gather import gather_batch
 from .distillers.terms import Kind
-from .student import starting_point, train_baseline
+from .student import refuse_generator_options, starting_point, train_baseline
 
 __all__ = ["RESTORATION_KINDS", "RestorationDistiller", "distill_restorer"]
 
@@ -178,9 +178,7 @@ def distill_restorer(config: DistillConfig) -> Run:
 
 
 def _refuse_unused(config: DistillConfig) -> None:
-    meant_for_generators = [*options_given(config.generation), *options_given(config.generator_student)]
-    if meant_for_generators:
-        raise UsageError(f"{', '.join(meant_for_generators)}: for generators; the teacher is a restorer")
+    refuse_generator_options(config, "restorer")
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; restoration takes one")
     if config.cache != CacheConfig():

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from krl_runtime.errors import UsageError
 from krl_train.fit import prepare_out
 from krl_train.run import RECORD, Run, RunRecord
 
 from .config import DistillConfig
 
-__all__ = ["starting_point", "train_baseline"]
+__all__ = ["refuse_generator_options", "starting_point", "train_baseline"]
 
 _log = logging.getLogger("krl")
+
+
+def refuse_generator_options(config: DistillConfig, teacher: str) -> None:
+    """Refuse options that say how generators are trained, where the teacher is something else.
+
+    Args:
+        config: The options.
+        teacher: What it is, for the message.
+
+    Raises:
+        UsageError: Such an option is not the default one; the message names all of them.
+    """
+    given = [
+        f"--{each.name.replace('_', '-')}"
+        for part in (config.generation, config.generator_student)
+        for each in fields(part)
+        if getattr(part, each.name) != getattr(type(part)(), each.name)
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)}: for generators; the teacher is a {teacher}")
 
 
 def starting_point(student: str) -> tuple[Run | None, str]:

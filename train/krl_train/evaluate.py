@@ -34,20 +34,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
     """
-    from .evaluate_generator import evaluate_generator
-
-    if (config.run / MANIFEST).is_file():
-        return evaluate_generator(config)
-    run = Run.open(config.run)
-    if config.generator.variant is not None or config.generator.backend is not None:
+    run = None if (config.run / MANIFEST).is_file() else Run.open(config.run)
+    if run is not None and (config.generator.variant is not None or config.generator.backend is not None):
         raise UsageError(f"--variant and --backend are for bundles; {config.run} is a run")
+    if run is None or run.record.task == "generation":
+        from .evaluate_generator import evaluate_generator
+
+        return evaluate_generator(run, config)
     record = run.record
     if record.task == "restoration":
         from .fits.restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
-    if record.task == "generation":
-        return evaluate_generator(config)
     data = config.data
     if data.data is None:
         root = Path(record.data["root"])

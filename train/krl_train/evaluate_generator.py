@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.preprocess import Preprocessing
 
@@ -70,10 +69,14 @@ def open_generator(path: Path) -> tuple[Run, Generator]:
         RunError: It is missing, damaged, or not a generator's.
     """
     run = Run.open(path)
+    return run, _generator_of(run)
+
+
+def _generator_of(run: Run) -> Generator:
     generator = run.module()
     if not isinstance(generator, Generator):
-        raise RunError(f"run {path} is of the task {run.record.task!r}; a generator is needed here")
-    return run, generator
+        raise RunError(f"run {run.path} is of the task {run.record.task!r}; a generator is needed here")
+    return generator
 
 
 def read_data(record: RunRecord, config: DataConfig) -> GeneratorData:
@@ -112,8 +115,12 @@ def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Condition
     return replace(conditions, settings=settings)
 
 
-def evaluate_generator(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any]:
     """Measure a generator: a run's, or a bundle's as a device runs it.
+
+    Args:
+        run: The run; ``None`` where ``config.run`` is a bundle.
+        config: What is measured.
 
     Returns:
         ``run``, ``samples``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and as asked for:
@@ -130,7 +137,13 @@ def evaluate_generator(config: EvaluateConfig) -> dict[str, Any]:
             "nothing to measure; give --features CLASSIFIER, --against GENERATOR or --train-on-synthetic MODEL"
         )
     device = resolve_device(config.device)
-    generator, record, described = _open(config, device)
+    against = None if options.against is None else open_generator(options.against)
+    if run is None:
+        generator, record, described = _deployed(config, None if against is None else against[0].record)
+    else:
+        made = _generator_of(run).to(device)
+        generator, record = made, run.record
+        described = {"parameters": sum(parameter.numel() for parameter in made.parameters())}
     needs_data = bool(options.features or options.train_on_synthetic or generator.condition)
     data = read_data(record, config.data) if needs_data else None
     result: dict[str, Any] = {"run": str(config.run), "samples": options.score_samples, **described}
@@ -138,31 +151,31 @@ def evaluate_generator(config: EvaluateConfig) -> dict[str, Any]:
         result["data"] = data.source.name
     if options.features is not None and data is not None:
         result |= _score(generator, data, options, device)
-    if options.against is not None:
-        result |= {"against": str(options.against), **_compare(generator, data, options, device)}
+    if against is not None:
+        result |= {"against": str(options.against), **_compare(generator, against[1].to(device), data, options)}
     if options.train_on_synthetic is not None and data is not None:
         result["synthetic_top1"] = _train_on_synthetic(generator, data, options, config.device)
     return result
 
 
-def _open(config: EvaluateConfig, device: torch.device) -> tuple[PictureSource, RunRecord, dict[str, Any]]:
-    """Return a generator, the record of its training, and what the report says of it."""
-    options = config.generator
-    if not (config.run / MANIFEST).is_file():
-        run, generator = open_generator(config.run)
-        size = sum(parameter.numel() for parameter in generator.parameters())
-        return generator.to(device), run.record, {"parameters": size}
+def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[PictureSource, RunRecord, Mapping[str, Any]]:
+    """Return a bundle's generator, the record of its training or what stands for it, and what the report says of it.
+
+    Args:
+        config: Names the bundle.
+        trained: The record of the run that it is measured against, if any: that knows data and conditions.
+    """
     from .deployed import DeployedGenerator
 
+    options = config.generator
     deployed = DeployedGenerator(config.run, options.variant, options.backend)
     backend = deployed.pipeline.backend
     described = {"variant": backend.variant, "backend": backend.reason}
-    if options.against is not None:
-        record = Run.open(options.against).record
-        known = record.model.arguments.get("condition") or {}
+    if trained is not None:
+        known = trained.model.arguments.get("condition") or {}
         if list(known.get("vocabulary", ())) != list((deployed.condition or {}).get("vocabulary", ())):
             raise UsageError(f"{config.run} and {options.against} have not the same conditions")
-        return deployed, record, described
+        return deployed, trained, described
     if deployed.condition is not None:
         raise UsageError(f"{config.run} names no data for its conditions; give --against, the run it was exported from")
     return deployed, _record_of(deployed), described
@@ -192,16 +205,14 @@ def _score(
 
 
 def _compare(
-    generator: PictureSource, data: GeneratorData | None, options: GeneratorScoreConfig, device: torch.device
+    generator: PictureSource, teacher: Generator, data: GeneratorData | None, options: GeneratorScoreConfig
 ) -> Mapping[str, Any]:
-    assert options.against is not None  # noqa: S101  for the type checker
-    _, teacher = open_generator(options.against)
     latents = sample_latents(options.score_samples, generator.latent_size, _SEED)
     tokens = None
     if data is not None and data.conditions is not None:
         there = data.conditions.tokens
         tokens = there[torch.arange(len(latents)) * len(there) // len(latents)]
-    return same_latent(generator, teacher.to(device), latents, tokens)
+    return same_latent(generator, teacher, latents, tokens)
 
 
 def _train_on_synthetic(

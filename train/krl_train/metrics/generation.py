@@ -261,7 +261,9 @@ def same_latent(
     for start in range(0, len(latents), _BATCH):
         latent, condition = latents[start : start + _BATCH], None if tokens is None else tokens[start : start + _BATCH]
         mine, theirs = (
-            net(latent.to(net.device), None if condition is None else condition.to(net.device)).clamp(0, 255).cpu()
+            net(latent.to(net.device), None if condition is None else condition.to(net.device))
+            .to(student.device)
+            .clamp(0, 255)
             for net in (student, teacher)
         )
         squares.append((mine - theirs).double().square().mean((1, 2, 3)))

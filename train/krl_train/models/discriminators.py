@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from krl_runtime.preprocess import Preprocessing
 
 from .generator_backbones import picture_sizes
+from .generators import generator_width
 
 __all__ = ["Discriminator", "build_discriminator"]
 
@@ -106,8 +106,7 @@ def build_discriminator(
         condition: Settings of the condition, or ``None``.
         width: Channels at full resolution; the generator's own W by default (32 for ``mlp-…``).
     """
-    match = re.match(r"(?:dcgan|resgan|dsgan|subgan)-(\d+)", generator)
-    width = width or (int(match[1]) if match else 32)
+    width = width or generator_width(generator) or 32
     sizes = picture_sizes(preprocessing.height, preprocessing.width)
     ups = len(sizes) - 1
     channels = [preprocessing.channels, *(width * min(8, 2**level) for level in range(1, ups + 1))]

@@ -163,13 +163,12 @@ class ConvolutionalGenerator(MapGenerator):
         conditioner: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.sizes = picture_sizes(preprocessing.height, preprocessing.width)
-        self.levels = self.sizes[1:]
+        self.lowest, *self.levels = picture_sizes(preprocessing.height, preprocessing.width)
         self.conditioner = conditioner
         dim = int(getattr(conditioner, "dim", 0))
-        ups = len(self.sizes) - 1
+        ups = len(self.levels)
         channels = [width * min(8, 2 ** (ups - level)) for level in range(ups + 1)]
-        area = self.sizes[0][0] * self.sizes[0][1]
+        area = self.lowest[0] * self.lowest[1]
         self.seeds = channels[0] if kind != "dsgan" else 2 * width
         self.stem: nn.Module = nn.Linear(latent_size, self.seeds * area)
         self.widen: nn.Module = nn.Identity()
@@ -194,7 +193,7 @@ class ConvolutionalGenerator(MapGenerator):
         """Return the maps at each resolution above the lowest, and the pictures."""
         vector = None if self.conditioner is None else self.conditioner(condition)
         # No size of the batch here: an exported graph would keep it.
-        x: Tensor = self.stem(latent).reshape(-1, self.seeds, *self.sizes[0])
+        x: Tensor = self.stem(latent).reshape(-1, self.seeds, *self.lowest)
         x = self.widen(x)
         if self.norm is not None:
             x = F.relu(self.norm(x, vector))

@@ -23,7 +23,7 @@ from krl_runtime.preprocess import Preprocessing
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec
 
-__all__ = ["Generator", "build_generator", "count_generator_macs", "is_generator"]
+__all__ = ["Generator", "build_generator", "count_generator_macs", "generator_width", "is_generator"]
 
 _CONVOLUTIONAL = re.compile(r"(dcgan|resgan|dsgan|subgan)-(\d+)(?:x(\d+))?")
 _MLP = re.compile(r"mlp-(\d+(?:-\d+)*)")
@@ -93,6 +93,12 @@ class Generator(nn.Module):
     def pictures(self, normalised: Tensor) -> Tensor:
         """Bring what the backbone gives, ``[N, C, H, W]``, to the range 0 to 255."""
         return normalised.float() * self.scale + self.offset
+
+
+def generator_width(name: str) -> int | None:
+    """Return the channels that a generator's name asks for; ``None`` for ``mlp-…``, which has none."""
+    match = _CONVOLUTIONAL.fullmatch(name)
+    return int(match[2]) if match else None
 
 
 def is_generator(name: str) -> bool:
