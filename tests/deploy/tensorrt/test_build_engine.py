@@ -241,8 +241,13 @@ def test_ctrl_c_stops_the_build(trt, bundle):
             time.sleep(0.5)
 
     trt.on_step = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(config(bundle))
+    # A background job of a script inherits that SIGINT is ignored; this test is of one in the foreground.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(config(bundle))
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert steps == [0, 1]
     assert tree(bundle) == before
 
