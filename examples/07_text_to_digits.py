@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from krl_runtime.commandline import table
+from krl_runtime.cli.commandline import table
 from krl_runtime.conditions import encode
 from krl_train.config import DataConfig
 from krl_train.data import open_source

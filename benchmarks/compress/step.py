@@ -31,7 +31,7 @@ from torch import nn
 
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
 from krl_compress.teacher_store import StoredTeacher
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer

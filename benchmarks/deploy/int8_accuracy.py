@@ -26,7 +26,7 @@ from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.placement import weighted_nodes
 from krl_deploy.verify import open_cpu, outputs_of
 from krl_runtime.bundle import Bundle
-from krl_runtime.pictures import decode
+from krl_runtime.images.folders import decode
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 SWITCHES = {

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["interleaved", "jpegs", "machine", "make_bundle", "open_bundle", "options", "ratios", "report"]
 

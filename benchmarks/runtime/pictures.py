@@ -25,8 +25,8 @@ from PIL import Image
 from krl_deploy.config import ExportConfig
 from krl_deploy.export import export
 from krl_runtime import Generator, Restorer, load
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines.generator import latents_of
-from krl_runtime.preprocess import Preprocessing
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer, receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
@@ -129,7 +129,7 @@ def photograph(run: Run, root: Path, threads: int) -> dict[str, float]:
     large = root / "large.png"
     Image.open(root / "data" / "0.png").resize((4000, 3000), Image.Resampling.BICUBIC).save(large, compress_level=1)
     code = (
-        "import json, time, krl_runtime; from krl_runtime.bench import peak_memory_mib; "
+        "import json, time, krl_runtime; from krl_runtime.device.bench import peak_memory_mib; "
         f"model = krl_runtime.load({str(run.path.with_suffix('.krl'))!r}, require='cpu', threads={threads}); "
         "loaded = peak_memory_mib(); begin = time.perf_counter(); "
         f"made = model({str(large)!r}); "

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from krl_runtime.commandline import table
-from krl_runtime.luma import chroma, degrade, resize, to_rgb, to_uint8
-from krl_runtime.pictures import find_pictures
-from krl_runtime.preprocess import open_image
+from krl_runtime.cli.commandline import table
+from krl_runtime.images.folders import find_pictures
+from krl_runtime.images.luma import chroma, degrade, resize, to_rgb, to_uint8
+from krl_runtime.images.preprocessing import open_image
 from krl_train.data.patches import read_picture
 from krl_train.metrics.restoration import enlarge, restore_picture, score
 from krl_train.models import count_parameters

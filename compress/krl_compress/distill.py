@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.evaluate import evaluate_run

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from krl_compress import losses
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
@@ -30,6 +29,7 @@ from krl_train.run import ModelSpec, Run
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
 
+from . import losses
 from .config import CacheConfig, DistillConfig
 from .distillers import TermSpec, parse_term
 from .distillers.gather import gather_batch

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from krl_runtime._files import sha256_bytes
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import ModelSpec, Network, native_size
 from krl_train.run import Run, RunRecord
 

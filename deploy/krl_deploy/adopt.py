@@ -12,10 +12,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
-from krl_runtime.pictures import decode
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_file
+from krl_runtime.images.folders import decode
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import AdoptConfig
 from .data import choose_any, open_data, with_label_indices

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import AdoptConfig
 from .data import choose_any, open_data

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from krl_runtime.commandline import dispatch, print_json, table
+from krl_runtime.cli.commandline import dispatch, print_json, table
 from krl_runtime.errors import CheckFailedError
 
 from .config import AdoptConfig, CheckConfig, ExportConfig, HalfConfig, QuantizeConfig

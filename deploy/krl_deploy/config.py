@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from krl_runtime.errors import UsageError
-from krl_runtime.pictures import OnBadImage
+from krl_runtime.images.folders import OnBadImage
 
 from .calibration.record import Equalise, Method
 

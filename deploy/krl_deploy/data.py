@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from krl_runtime.errors import DataError
-from krl_runtime.pictures import OnBadImage, Picture, PictureFolder, balanced, open_folder
+from krl_runtime.images.folders import OnBadImage, Picture, PictureFolder, balanced, open_folder
 
 __all__ = ["choose", "choose_any", "open_data", "with_label_indices"]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from krl_runtime.errors import CheckFailedError, DataError, KrlError, ModelError, UsageError, require
-from krl_runtime.pictures import decode
+from krl_runtime.images.folders import decode
 
 from .config import ExportConfig
 from .data import choose_any, open_data

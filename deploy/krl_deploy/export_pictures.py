@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto
 
 from krl_runtime.errors import CheckFailedError, DataError, ImageError, KrlError, ModelError, UsageError
-from krl_runtime.pictures import report_bad
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import report_bad
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import ExportConfig
 from .data import choose_any, open_data

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 
 from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.device.selftest import golden_arrays
 from krl_runtime.errors import CheckFailedError, ModelError
-from krl_runtime.selftest import golden_arrays
 
 from .calibration.collect import collect
 from .config import HalfConfig

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from krl_runtime.errors import ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .graph.files import opset_of, to_bytes
 from .graph.preprocessing import Signature, raise_opset

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from krl_runtime._files import atomic_folder
 from krl_runtime.backends.select import Kind, choose_variant
 from krl_runtime.bundle import Bundle, Engine, TensorSpec
 from krl_runtime.errors import UsageError
+from krl_runtime.files import atomic_folder
 from krl_runtime.serve.protocol import DATATYPES
 
 __all__ = ["PackageConfig", "package"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.commandline import progress, table
+from krl_runtime.cli.commandline import progress, table
 from krl_runtime.errors import CheckFailedError, require
 
 from .config import QuantizeConfig

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.device.selftest import golden_arrays
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.selftest import golden_arrays
 
 from .calibrate import calibrate
 from .calibration.record import Calibration
@@ -22,15 +22,7 @@ from .graph.files import read_model
 from .planner import PLAN_FILES, Plan, make_plan
 from .report import Row, score_table
 from .tasks import Loss, Source, Task, task_of
-from .verify import (
-    compare,
-    count_convolutions,
-    interleaved_latency,
-    machine,
-    open_cpu,
-    optimised_graph,
-    outputs_of,
-)
+from .verify import compare, count_convolutions, interleaved_latency, machine, open_cpu, optimised_graph, outputs_of
 
 __all__ = ["quantize"]
 

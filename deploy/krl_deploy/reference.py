@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_runtime._files import sha256_bytes
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
 from krl_runtime.errors import BundleError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .calibration.record import Calibration, Identity
 from .graph import LOGITS, PIXELS

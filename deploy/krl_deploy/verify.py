@@ -19,10 +19,10 @@ import numpy.typing as npt
 import onnx
 
 from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
-from krl_runtime.commandline import progress
+from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import BackendError, DataError, ModelError, require
-from krl_runtime.pictures import OnBadImage, Picture, decode
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import OnBadImage, Picture, decode
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .inputs import Inputs, batches, feed, length
 

@@ -37,7 +37,7 @@ from .errors import (
     TrainingError,
     UsageError,
 )
-from .preprocess import Preprocessing
+from .images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load

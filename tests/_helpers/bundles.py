@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 LABELS = ("cat", "dog", "frog", "ship")
 FILTERS = 5

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.run import ModelSpec, Run, RunRecord
 
 LABELS = tuple(str(digit) for digit in range(10))

@@ -275,7 +275,7 @@ def manifests(folder: Path) -> Callable[[random.Random], str]:
     """Forge manifests whose digest is right; whatever loads must compute what it says."""
     from _helpers.bundles import TinyNet, write_bundle
     from krl_runtime import load
-    from krl_runtime._files import sha256_bytes
+    from krl_runtime.files import sha256_bytes
 
     bundle = write_bundle(folder / "a.krl", variants=("fp32", "fp16", "int8"), default_variants={"cpu": "int8"})
     file = bundle.path / "manifest.json"
@@ -308,8 +308,8 @@ def onnx(folder: Path, *, forged: bool) -> Callable[[random.Random], str]:
     """Change an ONNX file; ``forged``: and the manifest with it, so that its hash is right."""
     from _helpers.bundles import write_bundle
     from krl_runtime import Bundle, load
-    from krl_runtime._files import sha256_bytes
     from krl_runtime.bundle import FileEntry
+    from krl_runtime.files import sha256_bytes
 
     bundle = write_bundle(folder / "a.krl")
     file = bundle.path / "model.fp32.onnx"
@@ -350,7 +350,7 @@ def main(kind: str, folder: Path, count: int, seed: int, seconds: int) -> None:
     import resource
 
     from krl_runtime import KrlError
-    from krl_runtime.bench import peak_memory_mib
+    from krl_runtime.device.bench import peak_memory_mib
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     attempt = KINDS[kind](folder)

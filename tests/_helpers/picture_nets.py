@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from _helpers.bundles import npz
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 RADIUS = 3
 """How far an output pixel of ``restorer_onnx`` sees: a 5×5 and a 3×3 convolution."""

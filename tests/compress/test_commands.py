@@ -147,9 +147,9 @@ class _Stop(BaseException):
 
 
 def _unguarded(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import krl_runtime.commandline
+    import krl_runtime.cli.commandline
 
-    monkeypatch.setattr(krl_runtime.commandline, "guard", lambda prog, command: command())
+    monkeypatch.setattr(krl_runtime.cli.commandline, "guard", lambda prog, command: command())
     main(arguments)
 
 

@@ -14,7 +14,7 @@ from krl_compress.config import DataFreeConfig, DistillConfig
 from krl_compress.data_free import invert
 from krl_compress.distill import distill
 from krl_runtime.errors import DataError, ModelError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
 from krl_train.fit import fit
 from krl_train.models import Network

@@ -19,7 +19,7 @@ from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
 from krl_compress.teacher_store import StoredTeacher
 from krl_compress.teachers import LoadedTeacher, name_alike
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
     DataConfig,

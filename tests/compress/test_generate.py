@@ -19,7 +19,7 @@ from krl_compress.distill import distill
 from krl_compress.distillers.generator import StudentObjective
 from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     DataConfig,
     EvaluateConfig,

@@ -15,8 +15,8 @@ from krl_deploy import original as module
 from krl_deploy.cli import main
 from krl_deploy.config import AdoptConfig
 from krl_runtime import Bundle, load
+from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
-from krl_runtime.selftest import selftest
 
 LABELS = [str(digit) for digit in range(10)]
 

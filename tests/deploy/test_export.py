@@ -17,9 +17,9 @@ from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
 from krl_deploy.export import export
 from krl_runtime import Bundle, load
-from krl_runtime._files import sha256_bytes
+from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import CheckFailedError, UsageError
-from krl_runtime.selftest import selftest
+from krl_runtime.files import sha256_bytes
 from krl_train.run import RECORD, WEIGHTS, Run
 
 

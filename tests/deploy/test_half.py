@@ -16,8 +16,8 @@ from krl_deploy.cli import main
 from krl_deploy.config import HalfConfig
 from krl_deploy.half import half
 from krl_runtime import Bundle
+from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import UsageError
-from krl_runtime.selftest import selftest
 
 
 def test_the_whole_way(bundle, digits, capsys):

@@ -26,7 +26,7 @@ from krl_deploy.quantize import quantize
 from krl_deploy.verify import count_convolutions, optimised_graph
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network, build_model
 from krl_train.models.quantised import FakeQuantised
 from krl_train.run import ModelSpec, Run

@@ -24,8 +24,8 @@ from krl_deploy.quantize import quantize
 from krl_deploy.tasks import Loss
 from krl_deploy.verify import count_convolutions, open_cpu, optimised_graph, outputs_of
 from krl_runtime import Bundle
+from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
-from krl_runtime.selftest import selftest
 
 
 def tree(folder):

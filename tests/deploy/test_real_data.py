@@ -16,7 +16,7 @@ from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
 from krl_deploy.export import export
 from krl_runtime import load
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.run import ModelSpec, Run, RunRecord
 
 pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real data in {SHARED_DATA}")

@@ -19,8 +19,8 @@ from krl_deploy.verify import (
     outputs_of,
 )
 from krl_runtime.errors import BackendError, DataError, ModelError
-from krl_runtime.pictures import Picture
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import Picture
+from krl_runtime.images.preprocessing import Preprocessing
 
 PIXELS = np.arange(4 * 6, dtype=np.uint8).reshape(6, 1, 2, 2)
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from _helpers.pictures import SHARED_DATA
-from krl_runtime.pictures import Picture
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import Picture
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig
 from krl_train.data import PixelSet, open_source
 

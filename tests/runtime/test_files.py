@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from krl_runtime._files import atomic_folder, inside, sha256_bytes, sha256_file, write_atomic
+from krl_runtime.files import atomic_folder, inside, sha256_bytes, sha256_file, write_atomic
 
 
 def test_hashes(tmp_path: Path):

@@ -18,7 +18,7 @@ from PIL import Image
 from _helpers import fuzz
 from _helpers.bundles import write_bundle
 from krl_runtime import BackendError, Bundle, BundleError, Preprocessing, load
-from krl_runtime._files import sha256_bytes
+from krl_runtime.files import sha256_bytes
 
 COUNT = 1000
 MIB = 2**20

@@ -10,8 +10,8 @@ from PIL import Image
 
 from _helpers.pictures import SHARED_DATA, make_folder, make_split_folder
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.pictures import balanced
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import balanced
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, InputConfig
 from krl_train.data import Augmentation, open_source, preprocessing_for
 from krl_train.data.sources import unpack

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from _helpers.pictures import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.fit import fit

@@ -14,14 +14,8 @@ from torchmetrics.image.kid import poly_mmd
 
 from _helpers.digits import train_run, write_digits
 from krl_runtime.errors import RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
-from krl_train.metrics.generation import (
-    FeatureNet,
-    coverage_metrics,
-    frechet_distance,
-    kernel_distance,
-    same_latent,
-)
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.metrics.generation import FeatureNet, coverage_metrics, frechet_distance, kernel_distance, same_latent
 from krl_train.models import ModelSpec
 from krl_train.models.generators import build_generator
 from krl_train.run import Run

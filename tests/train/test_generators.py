@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from krl_runtime.errors import ModelError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import ModelSpec
 from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generator_backbones import MapGenerator, Norm, picture_sizes

@@ -6,7 +6,7 @@ import torch
 
 from _helpers.pictures import SHARED_DATA
 from krl_runtime.errors import MissingExtraError, ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network, build_model, cifar_names, count_macs, count_parameters, native_size
 from krl_train.transfer import match_weights, read_weights
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krl_runtime.errors import ModelError, RunError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import ModelSpec, Network, build_model
 from krl_train.models.quantised import FakeQuantised
 from krl_train.models.quantisers import Quantiser, round_weights

@@ -18,7 +18,7 @@ from PIL import Image
 from _helpers.pictures import blurred_noise
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, RunError, UsageError
-from krl_runtime.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_train.cli import main
 from krl_train.config import (
     AugmentConfig,

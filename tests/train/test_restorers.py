@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from krl_runtime.errors import ModelError
-from krl_runtime.luma import resize
+from krl_runtime.images.luma import resize
 from krl_train.fits.restoration import restorer_preprocessing
 from krl_train.models import count_parameters
 from krl_train.models.restorers import Enlargement, Restorer, SkipNetwork, build_restorer, receptive_radius

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from krl_runtime.errors import RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, SyntheticConfig
 from krl_train.data import PixelSet, open_source
 from krl_train.fit import fit, read_training

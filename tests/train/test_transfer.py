@@ -130,7 +130,7 @@ def test_evaluate_measures_by_hand_count(tmp_path: Path, capsys: pytest.CaptureF
     result = json.loads(capsys.readouterr().out)
     assert (result["split"], result["count"]) == ("all", 30)  # a plain folder needs no split
 
-    from krl_runtime.pictures import open_folder
+    from krl_runtime.images.folders import open_folder
 
     run = Run.open(tmp_path / "run")
     network, hits, losses = run.network(), [], []

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from krl_runtime.commandline import dispatch, print_json, table
+from krl_runtime.cli.commandline import dispatch, print_json, table
 
 from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
 from .processes import leave_group
@@ -60,7 +60,7 @@ def import_(config: ImportConfig) -> None:
 
 def unpack(config: UnpackConfig) -> None:
     """Write a named data set as a folder of PNG files, train/CLASS and val/CLASS."""
-    from krl_runtime._files import atomic_folder
+    from krl_runtime.files import atomic_folder
 
     from .data import open_source
     from .data.sources import unpack as write

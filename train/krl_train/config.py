@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from krl_runtime.errors import UsageError
-from krl_runtime.pictures import OnBadImage
+from krl_runtime.images.folders import OnBadImage
 
 from .task_config import (
     GenerationConfig,

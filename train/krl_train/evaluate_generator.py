@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from krl_runtime.errors import DataError, RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import (
     AugmentConfig,

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from krl_runtime._files import write_atomic
-from krl_runtime.bench import peak_memory_mib
+from krl_runtime.device.bench import peak_memory_mib
 from krl_runtime.errors import RunError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import write_atomic
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import AugmentConfig, FitConfig, LoopConfig, OptimConfig
 from .data import Augmentation, PixelSet, Source

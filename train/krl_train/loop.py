@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krl_runtime._files import atomic_path, write_atomic
-from krl_runtime.commandline import progress_bar
+from krl_runtime.cli.commandline import progress_bar
 from krl_runtime.errors import RunError, TrainingError, UsageError
+from krl_runtime.files import atomic_path, write_atomic
 
 from .config import LoopConfig
 from .data import Augmentation, PixelSet

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from krl_runtime._files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.errors import KrlError, ModelError, RunError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .models import ModelSpec, Network
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["PictureSource", "generate_pixels", "picture_grid", "sample_grid", "sample_latents", "spread_tokens"]
 

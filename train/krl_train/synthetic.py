@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 import krl_runtime
-from krl_runtime._files import sha256_file
 from krl_runtime.bundle import MANIFEST
-from krl_runtime.commandline import progress
+from krl_runtime.cli.commandline import progress
 from krl_runtime.conditions import Condition, attribute_values, encode
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import SyntheticConfig
 from .data import PixelSet

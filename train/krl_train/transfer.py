@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import ModelError
+from krl_runtime.files import sha256_file
 
 from .config import ImportConfig, to_plain
 from .data import open_source, preprocessing_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import ImportConfig
 from .data import open_source

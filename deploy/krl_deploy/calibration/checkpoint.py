@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime._files import atomic_path
+from krl_runtime.files import atomic_path
 
 from .record import Identity
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from krl_deploy.graph import LOGITS, PIXELS
 from krl_runtime.errors import ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
+from . import LOGITS, PIXELS
 from .edit import GraphEditor, attribute
 
 __all__ = ["Signature", "feed_pixels", "raise_opset", "signature", "to_classifier"]

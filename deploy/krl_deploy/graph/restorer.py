@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from krl_deploy.graph import PIXELS, RESTORED
 from krl_runtime.errors import ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
+from . import PIXELS, RESTORED
 from .edit import GraphEditor, attribute
 from .preprocessing import feed_pixels
 

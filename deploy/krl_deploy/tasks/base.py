@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.inputs import Inputs
-from krl_runtime.pictures import OnBadImage
+from krl_runtime.images.folders import OnBadImage
 
 if TYPE_CHECKING:
     from krl_runtime.bundle import Bundle

@@ -14,7 +14,7 @@ from krl_deploy.data import choose, open_data, with_label_indices
 from krl_deploy.verify import Answers, Score, decoded
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
-from krl_runtime.pictures import Picture, decode, identity
+from krl_runtime.images.folders import Picture, decode, identity
 
 from .base import Batch, Loss, Seen, Source, Task, worst
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime._files import sha256_bytes
 from krl_runtime.bundle import Bundle
 from krl_runtime.conditions import Condition, attribute_values, encode
 from krl_runtime.errors import UsageError
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Generator, load
 from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
-from krl_runtime.preprocess import Preprocessing
 
 from .base import Batch, Seen, Source
 from .pictures import PictureTask

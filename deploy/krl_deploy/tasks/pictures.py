@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.device.tune import SAME_PICTURE
 from krl_runtime.errors import UsageError
-from krl_runtime.luma import mean_psnr
-from krl_runtime.tune import SAME_PICTURE
+from krl_runtime.images.luma import mean_psnr
 
 from .base import Loss, Source, Task, worst
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from krl_deploy.calibration.lint import check_pictures
 from krl_deploy.data import choose, open_data
 from krl_runtime.bundle import Bundle
-from krl_runtime.commandline import progress
+from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
-from krl_runtime.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
-from krl_runtime.pictures import Picture, identity, report_bad
-from krl_runtime.preprocess import open_image
+from krl_runtime.images.folders import Picture, identity, report_bad
+from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
+from krl_runtime.images.preprocessing import open_image
 
 from .base import Batch, Seen, Source
 from .pictures import PictureTask
@@ -141,7 +141,7 @@ def inputs_of(
     Args:
         planes: A picture, uint8 ``[C, H, W]``.
         scale: By how much it is made smaller.
-        degradation: See ``krl_runtime.luma.corrupt``.
+        degradation: See ``krl_runtime.images.luma.corrupt``.
         number: Of the picture; noise follows from it.
 
     Raises:

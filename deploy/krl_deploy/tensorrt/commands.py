@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from krl_runtime._files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key, tensorrt_version
 from krl_runtime.backends.tensorrt import TensorRTBackend
 from krl_runtime.bundle import Bundle, Engine
-from krl_runtime.commandline import print_json, table
+from krl_runtime.cli.commandline import print_json, table
+from krl_runtime.device.selftest import golden_arrays
 from krl_runtime.errors import CheckFailedError, UsageError
-from krl_runtime.selftest import golden_arrays
+from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 
 from .api import GENERATIONS
 from .builder import BuildOptions, BuiltPlan, build_plan

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krl_runtime.bundle import Manifest
+from krl_runtime.device.selftest import compare, makes_pictures
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.selftest import compare, makes_pictures
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from krl_runtime._files import sha256_bytes
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.errors import ModelError
+from krl_runtime.files import sha256_bytes
 
 if TYPE_CHECKING:
     import onnx

@@ -176,7 +176,7 @@ def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) ->
 
 def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None, str]:
     """Open what a tuning of this device chose; return it, or why there is a tuning but it is not used, as a phrase."""
-    from krl_runtime.tuning import TuningError, read_tuning
+    from .tuning import TuningError, read_tuning
 
     try:
         tuning = read_tuning(bundle)

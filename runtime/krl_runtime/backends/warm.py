@@ -15,8 +15,8 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.device.selftest import compare, golden_arrays, replay
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
-from krl_runtime.selftest import compare, golden_arrays, replay
 
 from .base import Backend
 from .cuda import current_gpu, tensorrt_version

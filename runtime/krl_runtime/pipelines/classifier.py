@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.backends.warm import WarmStart
-    from krl_runtime.batching import Batcher
-    from krl_runtime.preprocess import ImageSource
-    from krl_runtime.streams import Answered, Watch
+    from krl_runtime.images.preprocessing import ImageSource
+
+    from .batching import Batcher
+    from .streams import Answered, Watch
 
 __all__ = ["Classification", "Classifier", "batch_limit"]
 
@@ -142,22 +143,22 @@ class Classifier(Pipeline):
     def stream(
         self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
     ) -> Iterator[Answered]:
-        """Answer every picture of a folder or an iterable, in order; see ``krl_runtime.streams.stream``."""
-        from krl_runtime.streams import stream
+        """Answer every picture of a folder or an iterable, in order; see ``krl_runtime.pipelines.streams.stream``."""
+        from .streams import stream
 
         return stream(self, sources, top_k=top_k, workers=workers)
 
     def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch:
-        """Answer the latest frame of a camera, and count those that were dropped; see ``krl_runtime.streams.Watch``."""
-        from krl_runtime.streams import Watch
+        """Answer the latest frame of a camera, and count those that were dropped; see ``streams.Watch``."""
+        from .streams import Watch
 
         return Watch(self, frames, top_k=top_k)
 
     def batched(
         self, *, max_batch: int = 16, max_delay: float = 0.002, max_waiting: int = 64, workers: int = 1
     ) -> Batcher:
-        """Run the requests of many threads or coroutines together; see ``krl_runtime.batching.Batcher``."""
-        from krl_runtime.batching import Batcher
+        """Run the requests of many threads or coroutines together; see ``krl_runtime.pipelines.batching.Batcher``."""
+        from .batching import Batcher
 
         return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
 

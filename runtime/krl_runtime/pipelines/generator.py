@@ -10,7 +10,7 @@ import numpy as np
 from krl_runtime.backends.select import SelectedBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, KrlError, ModelError, UsageError
-from krl_runtime.luma import to_uint8
+from krl_runtime.images.luma import to_uint8
 
 from .base import Pipeline
 from .classifier import batch_limit

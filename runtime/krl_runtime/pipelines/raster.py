@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krl_runtime._files import atomic_path
 from krl_runtime.errors import UsageError
+from krl_runtime.files import atomic_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt

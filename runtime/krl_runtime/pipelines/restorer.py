@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from krl_runtime import luma
 from krl_runtime.backends.select import SelectedBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, ImageError, ModelError
-from krl_runtime.preprocess import open_image
+from krl_runtime.images import luma
+from krl_runtime.images.preprocessing import open_image
 
 from .base import Pipeline
 from .raster import Raster
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.backends.warm import WarmStart
-    from krl_runtime.preprocess import ImageSource
+    from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["MAX_RESTORED", "Restorer"]
 

@@ -23,7 +23,7 @@ from . import ServeConfig, protocol
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.batching import Batcher
+    from krl_runtime.pipelines.batching import Batcher
 
 __all__ = ["BusyError", "Observer", "Service", "TooLargeError"]
 

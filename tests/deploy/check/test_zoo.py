@@ -14,7 +14,7 @@ from krl_deploy.graph.cpu import to_cpu
 from krl_deploy.graph.half import to_half
 from krl_deploy.graph.qdq import to_tensorrt
 from krl_deploy.graph.weights import Rounding
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network, build_model
 
 TARGETS = ("jetpack-6.2", "jetpack-7.2", "tensorrt-11.4")

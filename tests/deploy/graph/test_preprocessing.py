@@ -7,7 +7,7 @@ from onnx import TensorProto
 from _helpers.graphs import graph, node, ops, run
 from krl_deploy.graph.preprocessing import raise_opset, signature, to_classifier
 from krl_runtime.errors import ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(0)
 SPEC = Preprocessing(4, 4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

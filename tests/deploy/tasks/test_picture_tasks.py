@@ -20,9 +20,10 @@ from krl_deploy.tasks import Loss, Source, task_of
 from krl_deploy.tasks.generation import random_conditions, random_inputs
 from krl_deploy.tasks.pictures import Pictures, PictureScore, PictureTask
 from krl_deploy.tasks.restoration import inputs_of, patch_of, read_planes
-from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load, luma
-from krl_runtime.preprocess import Preprocessing
-from krl_runtime.selftest import selftest
+from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
+from krl_runtime.device.selftest import selftest
+from krl_runtime.images import luma
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer
 from krl_train.run import ModelSpec, Run, RunRecord

@@ -19,11 +19,11 @@ from _helpers.picture_nets import LABELS_CONDITION, smooth, write_generator, wri
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_deploy.tensorrt.commands import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
 from krl_runtime import Generator, Restorer, load
-from krl_runtime._files import sha256_bytes, sha256_file
 from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.tensorrt import open_engine
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, BundleError, CheckFailedError, KrlError, ModelError, UsageError
+from krl_runtime.files import sha256_bytes, sha256_file
 
 NO_LEAKS = {"memory": 0, "streams": 0, "graphs": 0}
 

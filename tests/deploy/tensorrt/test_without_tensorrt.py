@@ -21,11 +21,11 @@ from krl_deploy.tensorrt.platforms import JETPACKS, jetpack_here, jetpacks_with
 from krl_deploy.tensorrt.script import trtexec_line
 from krl_deploy.tensorrt.source import read_source
 from krl_runtime import load
-from krl_runtime._files import sha256_bytes, sha256_file
 from krl_runtime.bundle import TensorSpec
-from krl_runtime.commandline import dispatch
+from krl_runtime.cli.commandline import dispatch
 from krl_runtime.errors import BundleError, ModelError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_the_help_needs_neither_onnx_nor_tensorrt(tmp_path):
         "        if name.partition('.')[0] in ('onnx', 'onnxruntime', 'torch', 'tensorrt', 'cuda'):\n"
         "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "from krl_runtime.commandline import dispatch\n"
+        "from krl_runtime.cli.commandline import dispatch\n"
         "from krl_deploy.tensorrt.commands import build_engine, inspect_engine\n"
         "dispatch('krl-deploy', 'd', {'build-engine': build_engine}, ['build-engine', '--help'])\n"
     )

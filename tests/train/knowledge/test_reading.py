@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig, KnowledgeConfig
 from krl_train.data import open_source
 from krl_train.knowledge import Conditions, build_conditioner, read_conditions

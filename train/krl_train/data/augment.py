@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig
 
 __all__ = ["Augmentation"]

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krl_runtime._files import sha256_bytes
-from krl_runtime.commandline import progress
+from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import DataError, ImageError
-from krl_runtime.luma import corrupt, degrade, luma, to_uint8
-from krl_runtime.pictures import OnBadImage, Picture, PictureFolder, find_pictures, report_bad
-from krl_runtime.preprocess import open_image
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.folders import OnBadImage, Picture, PictureFolder, find_pictures, report_bad
+from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.images.preprocessing import open_image
 from krl_train.config import DataConfig
 from krl_train.placement import Placement
 
@@ -62,7 +62,7 @@ class Truths:
         Args:
             index: Number of the picture; noise follows from it.
             scale: By how much the truth is larger than the input.
-            degradation: See ``krl_runtime.luma.corrupt``.
+            degradation: See ``krl_runtime.images.luma.corrupt``.
             side: Take the centre of this many pixels a side at most.
 
         Raises:
@@ -191,7 +191,7 @@ class PatchStream:
     Args:
         truths: The pictures.
         scale: By how much the truth is larger than the input.
-        degradation: What else is done to the input; see ``krl_runtime.luma.corrupt``.
+        degradation: What else is done to the input; see ``krl_runtime.images.luma.corrupt``.
         size: Height and width of an input patch.
         batch_size: Patches in one step over all processes.
         seed: Seed of all that is random.

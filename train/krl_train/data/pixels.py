@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from krl_runtime._files import sha256_bytes, sha256_file
-from krl_runtime.commandline import progress
+from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import ImageError
-from krl_runtime.pictures import OnBadImage, Picture, decode, identity, report_bad
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.images.folders import OnBadImage, Picture, decode, identity, report_bad
+from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["PixelSet"]
 

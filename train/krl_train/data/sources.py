@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError, require
-from krl_runtime.pictures import Picture, PictureFolder, balanced, open_folder
-from krl_runtime.preprocess import Preprocessing, open_image
+from krl_runtime.images.folders import Picture, PictureFolder, balanced, open_folder
+from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig
 from krl_train.models import native_size
 

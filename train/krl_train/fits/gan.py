@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig, InputConfig, KnowledgeConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.fit import Training, prepare_out, read_training, train_task

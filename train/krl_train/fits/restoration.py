@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from krl_runtime.errors import UsageError
-from krl_runtime.pictures import PictureFolder
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.folders import PictureFolder
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
     DataConfig,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from krl_runtime._files import sha256_file
 from krl_runtime.errors import UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.files import sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig
 from krl_train.data.patches import read_picture
-from krl_train.fits.restoration import fit_restorer, read_restoration, restoration_optim
 from krl_train.models import Network, build_model
 from krl_train.models.restorers import receptive_radius
 from krl_train.perceptual import FeatureMaps
 from krl_train.run import RECORD, ModelSpec, Run
 from krl_train.tasks.style import StyleObjective, StyleTask
+
+from .restoration import fit_restorer, read_restoration, restoration_optim
 
 __all__ = ["fit", "style_spec"]
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.pictures import Picture, PictureFolder, find_pictures
+from krl_runtime.images.folders import Picture, PictureFolder, find_pictures
 from krl_train.config import DataConfig, FitConfig
 from krl_train.data import Truths
 from krl_train.data.patches import read_truths
-from krl_train.fits.restoration import fit_restorer, restoration_training
 from krl_train.models.restorers import receptive_radius
 from krl_train.run import ModelSpec, Run
 from krl_train.tasks.translation import TranslationObjective, TranslationTask
+
+from .restoration import fit_restorer, restoration_training
 
 __all__ = ["fit", "list_pairs", "read_pairs"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krl_runtime._files import sha256_file
 from krl_runtime.conditions import attribute_values, encode, words
 from krl_runtime.errors import DataError, UsageError
+from krl_runtime.files import sha256_file
 from krl_train.config import KnowledgeConfig
 from krl_train.data import PixelSet, Source
 

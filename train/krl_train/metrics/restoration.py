@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.luma import crop_border, luma, psnr, resize, to_uint8
+from krl_runtime.images.luma import crop_border, luma, psnr, resize, to_uint8
 from krl_train.data.patches import Truths
 from krl_train.placement import Placement
 
@@ -105,7 +105,7 @@ def evaluate_restorer(
         network: A ``Restorer`` on ``placement.device``; it is in eval mode afterwards.
         truths: The pictures; each is made worse, restored and compared.
         scale: By how much the truth is larger than the input.
-        degradation: See ``krl_runtime.luma.corrupt``; noise follows from each picture's number.
+        degradation: See ``krl_runtime.images.luma.corrupt``; noise follows from each picture's number.
         placement: Where; each process takes every ``world``-th picture, and all get the same answer.
 
     Returns:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krl_runtime.errors import ModelError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = [
     "ConvolutionalGenerator",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from krl_runtime.errors import ModelError, UsageError
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec

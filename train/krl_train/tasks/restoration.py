@@ -79,7 +79,7 @@ class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
         steps: Number of optimisation steps in the whole training.
         batch_size: Patches in one step over all processes.
         val: Validation pictures.
-        degradation: What is done to them, beside the scaling; see ``krl_runtime.luma.corrupt``.
+        degradation: What is done to them, beside the scaling; see ``krl_runtime.images.luma.corrupt``.
     """
 
     def __init__(

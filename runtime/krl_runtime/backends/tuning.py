@@ -1,0 +1,187 @@
+"""What ``krl-runtime tune`` measured, kept beside the bundle: ``NAME.krl.tune/DEVICE.json``.
+
+It is outside the bundle, whose hashes stay valid, and counts only on the device and for the manifest that it was
+measured with. It never stops a bundle from being loaded: whatever is wrong with it, it is passed over with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import KrlError
+from krl_runtime.files import sha256_bytes, write_atomic
+
+__all__ = ["Measurement", "Tuning", "TuningError", "cpu_count", "device", "device_key", "read_tuning", "tuning_file"]
+
+SCHEMA_VERSION = 1
+_MAX_BYTES = 1 << 20
+_ENOUGH = 4096  # of the system's files: /proc/cpuinfo is long, and slow to make, where there are many CPUs
+
+
+class TuningError(KrlError):
+    """A tuning file cannot be used; the message is the cause."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One way to run the bundle on this device.
+
+    Attributes:
+        kind: Kind of backend, as ``krl_runtime.load`` takes it.
+        variant: Name of the variant.
+        threads: Threads for one call; ``None`` where the CPU has no say.
+        milliseconds: Median time of one call at batch 1; ``None`` where it was not measured.
+        max_abs_error: Largest difference of a golden output; ``None`` where nothing ran.
+        cause: Why it is out of the question; empty where it could be chosen.
+    """
+
+    kind: str
+    variant: str
+    threads: int | None = None
+    milliseconds: float | None = None
+    max_abs_error: float | None = None
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that was measured on one device.
+
+    Attributes:
+        manifest: Digest of the bundle's manifest.
+        device: What identifies the device.
+        max_drop: Points of top-1, or dB of PSNR, that a variant was allowed to lose by the bundle's evidence.
+        measurements: The best first, those that are out of the question last.
+    """
+
+    manifest: str
+    device: Mapping[str, Any]
+    max_drop: float
+    measurements: tuple[Measurement, ...]
+
+    def best(self, threads: int | None = None) -> Measurement | None:
+        """Return the best measurement, among those with this number of threads if one is given, ``None`` for none."""
+        fit = (item for item in self.measurements if not item.cause and threads in (None, item.threads))
+        return next(fit, None)
+
+    def told(self, kind: str) -> str:
+        """Return what is to be said of a kind of backend that was not chosen; empty if it was not looked at."""
+        own = [item for item in self.measurements if item.kind == kind]
+        timed = [item for item in own if item.milliseconds is not None]
+        if timed:
+            return f"{timed[0].milliseconds:.3g} ms when it was tuned"
+        # What stops the reference stops all of them; other variants may have been ruled out before.
+        return next((item.cause for item in own if item.variant == "fp32"), "")
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        write_atomic(path, _dump({**values, "digest": sha256_bytes(_dump(values))}))
+
+
+def tuning_file(bundle: Bundle) -> Path:
+    """Return the path of a bundle's tuning for this device, whether it exists or not."""
+    return _folder(bundle) / f"{device_key()}.json"
+
+
+def _folder(bundle: Bundle) -> Path:
+    path = bundle.path.resolve()
+    return path.with_name(f"{path.name}.tune")
+
+
+def read_tuning(bundle: Bundle) -> Tuning | None:
+    """Return what was measured for a bundle on this device, ``None`` if nothing was.
+
+    Raises:
+        TuningError: The file is damaged, of another version, or was measured with another manifest.
+    """
+    if not _folder(bundle).is_dir():  # most bundles: the device need not be looked at
+        return None
+    path = tuning_file(bundle)
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        tuning = _parse(path.read_bytes())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise TuningError(
+            f"{path.parent.name}/{path.name} is damaged ({error}); krl-runtime tune writes it anew"
+        ) from error
+    if tuning.manifest != bundle.manifest.digest:
+        raise TuningError(
+            f"{path.parent.name}/{path.name} is of another state of the bundle; run krl-runtime tune again"
+        )
+    return tuning
+
+
+def _parse(data: bytes) -> Tuning:
+    values = json.loads(data)
+    digest, version = values.pop("digest"), values["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema version {version}, this krl reads {SCHEMA_VERSION}")
+    if sha256_bytes(_dump(values)) != digest:
+        raise ValueError("its digest differs")
+    measurements = tuple(Measurement(**item) for item in values["measurements"])
+    for item in measurements:
+        for entry in fields(item):
+            accepted = {"str": str, "int | None": int | None, "float | None": float | None}[str(entry.type)]
+            if not isinstance(getattr(item, entry.name), accepted):
+                raise TypeError(f"{entry.name} is {getattr(item, entry.name)!r}")
+    return Tuning(str(values["manifest"]), dict(values["device"]), float(values["max_drop"]), measurements)
+
+
+def _dump(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def device() -> dict[str, Any]:
+    """Return what identifies this device: its processor, CPUs, board and GPUs, found out without any library."""
+    gpus = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    models = [match[1] for path in sorted(gpus) if (match := re.search(r"Model:\s*(.+)", _read(path)))]
+    return {
+        "system": f"{sys.platform}-{platform.machine().lower()}",
+        "processor": _processor(),
+        "cpus": cpu_count(),
+        "board": _read(Path("/proc/device-tree/model")).strip("\0\n"),
+        "gpus": models,
+    }
+
+
+def device_key() -> str:
+    """Return a file name for this device, as ``"linux-x86_64-amd-epyc-2-1f3c9a20"``."""
+    values = device()
+    name = values["board"] or values["processor"] or "cpu"
+    words = re.sub(r"[^a-z0-9_]+", "-", f"{values['system']}-{name}-{values['cpus']}".lower()).strip("-")
+    return f"{words[:80]}-{sha256_bytes(_dump(values))[:8]}"
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """Return the model of the first CPU; virtual ones that hide it differ by family and model number."""
+    lines = _read(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in values.items()}
+    parts = [known.get(key, "") for key in ("model name", "cpu family", "model", "CPU implementer", "CPU part")]
+    return " ".join(part for part in parts if part) or platform.processor()
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_ENOUGH)
+    except OSError:
+        return ""

@@ -1,0 +1,207 @@
+"""A bundle on disk: opened, checked and written.
+
+``manifest.json`` names every other file with its size and SHA-256, and carries a digest of itself. A file is
+hashed before it is used; a path that leaves the folder is refused; an engine, which is code, is only ever
+loaded from a bundle whose manifest vouches for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krl_runtime.errors import BundleError
+from krl_runtime.files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
+
+from .manifest import SCHEMA_VERSION, Engine, FileEntry, Manifest, TensorSpec, Variant
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["MANIFEST", "Bundle"]
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_MAX_GOLDEN_BYTES = 512 * 1024 * 1024
+
+
+class Bundle:
+    """A bundle on disk, opened: its manifest is checked, its files are checked as they are asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Hold a manifest that belongs to ``path``; call ``open`` or ``create`` instead."""
+        self.path = path
+        self.manifest = manifest
+        self._checked: dict[str, Path] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle and check its manifest.
+
+        Raises:
+            BundleError: There is no bundle at ``path``, or its manifest is damaged, forged or of another version.
+        """
+        folder = Path(path)
+        file = folder / MANIFEST
+        if not folder.is_dir():
+            what = "is a file, not a bundle" if folder.exists() else "does not exist"
+            raise BundleError(f"bundle {folder} {what}; a bundle is the folder that krl-deploy export makes")
+        if not file.is_file():
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with krl-deploy export")
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_MANIFEST_BYTES} are accepted")
+        manifest = Manifest.from_bytes(file.read_bytes(), str(file))
+        bundle = cls(folder, manifest)
+        bundle._check_references()
+        return bundle
+
+    @classmethod
+    def create(
+        cls, path: str | Path, manifest: Manifest, contents: Mapping[str, Path | bytes], *, replace: bool = False
+    ) -> Bundle:
+        """Write a new bundle, whole or not at all.
+
+        Args:
+            path: The folder to make, by custom ``NAME.krl``.
+            manifest: Its ``files`` and ``digest`` are filled in here.
+            contents: For each path in the bundle its bytes, or a file to copy.
+            replace: Whether an existing bundle at ``path`` may be replaced.
+
+        Raises:
+            BundleError: ``path`` exists (and ``replace`` is false or it is not a bundle), or a path leaves the bundle.
+        """
+        folder = Path(path)
+        if folder.exists() and not replace:
+            raise BundleError(f"{folder} exists already; give another name, or --overwrite to replace it")
+        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+            raise BundleError(f"{folder} is not a bundle, so it is not replaced; give another name")
+        with atomic_folder(folder, replace=replace) as temporary:
+            files = {}
+            for name, content in contents.items():
+                files[name] = _store(_safe(temporary, name), content)
+            cls(temporary, manifest.with_files(files))._check_references()
+            (temporary / MANIFEST).write_bytes(manifest.with_files(files).to_bytes())
+        return cls.open(folder)
+
+    def update(self, contents: Mapping[str, Path | bytes], *, remove: Collection[str] = (), **changes: Any) -> Bundle:
+        """Add or replace files and manifest fields, so that an interruption leaves a bundle that loads.
+
+        All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes
+        two manifests: the first no longer vouches for what is about to be replaced. Variants and engines that
+        were made from a replaced file are dropped unless ``changes`` gives them anew.
+
+        Args:
+            contents: For each path in the bundle its new bytes, or a file to copy.
+            remove: Files to take out, where they are there; what was made from them goes with them.
+            changes: New values of ``Manifest`` fields.
+
+        Returns:
+            The bundle as it now stands.
+
+        Raises:
+            BundleError: A path leaves the bundle, or a variant, engine or the like names a file that is not there.
+        """
+        with ExitStack() as stack:
+            # Leaving the stack renames in reverse order: the interim manifest, the files, the final manifest.
+            final = stack.enter_context(atomic_path(self.path / MANIFEST))
+            entries = dict(self.manifest.files)
+            for name, content in contents.items():
+                target = _safe(self.path, name)
+                entries[name] = _store(stack.enter_context(atomic_path(target)), content)
+            overwritten = {name for name in (*contents, *remove) if name in self.manifest.files}
+            entries = {name: entry for name, entry in entries.items() if name not in remove}
+            interim = self.manifest.without_files(overwritten)
+            if "fp32" not in interim.variants:
+                raise BundleError(f"bundle {self.path}: the FP32 reference is not replaced; export a new bundle")
+            manifest = replace(interim, **changes).with_files(entries)
+            Bundle(self.path, manifest)._check_references()
+            final.write_bytes(manifest.to_bytes())
+            if overwritten:
+                stack.enter_context(atomic_path(self.path / MANIFEST)).write_bytes(interim.to_bytes())
+        for name in remove:
+            _safe(self.path, name).unlink(missing_ok=True)
+        return Bundle.open(self.path)
+
+    def file(self, name: str) -> Path:
+        """Return the path of one file after checking that it is what the manifest says.
+
+        Raises:
+            BundleError: The manifest does not list it, it is missing, or its size or hash differs.
+        """
+        if name in self._checked:
+            return self._checked[name]
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"bundle {self.path}: the manifest does not list {name!r}")
+        path = _safe(self.path, name)
+        if not path.is_file():
+            raise BundleError(f"bundle {self.path}: {name} is missing; copy the whole folder again, or export it again")
+        if path.stat().st_size != entry.size or sha256_file(path) != entry.sha256:
+            raise BundleError(
+                f"bundle {self.path}: {name} is damaged or was changed (its SHA-256 is not the manifest's); "
+                "copy the whole folder again, or export it again"
+            )
+        self._checked[name] = path
+        return path
+
+    def verify(self) -> None:
+        """Check every file that the manifest lists.
+
+        Raises:
+            BundleError: One of them is missing, damaged or changed.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def golden(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the golden arrays: the inputs and outputs under their names in the graph.
+
+        Raises:
+            BundleError: There are none, or the file is damaged.
+        """
+        if self.manifest.golden is None:
+            raise BundleError(f"bundle {self.path} has no golden inputs; export it again with real data")
+        path = self.file(self.manifest.golden)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if sum(member.file_size for member in arrays.zip.infolist()) > _MAX_GOLDEN_BYTES:
+                    raise BundleError(f"bundle {self.path}: {path.name} unpacks to more than {_MAX_GOLDEN_BYTES} bytes")
+                return {name: arrays[name] for name in arrays.files}
+        except BundleError:
+            raise
+        except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
+            raise BundleError(f"bundle {self.path}: {path.name} is not a readable npz file: {error}") from error
+
+    def _check_references(self) -> None:
+        """Refuse a manifest that names files outside the bundle or files that it does not list."""
+        manifest = self.manifest
+        for name in manifest.files:
+            _safe(self.path, name)
+        named = [file for variant in manifest.variants.values() for file in (variant.file, variant.cpu_file)]
+        named += [engine.file for engine in manifest.engines.values()]
+        named += [manifest.golden, manifest.calibration]
+        missing = sorted({name for name in named if name is not None and name not in manifest.files})
+        if missing:
+            raise BundleError(f"bundle {self.path}: the manifest refers to {missing} but does not list them")
+        unknown = sorted(set(manifest.default_variants.values()) - set(manifest.variants))
+        if unknown or "fp32" not in manifest.variants:
+            raise BundleError(f"bundle {self.path}: the manifest has no variant {unknown or 'fp32'}")
+
+
+def _safe(folder: Path, name: str) -> Path:
+    try:
+        return inside(folder, name)
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: {error}; such a bundle is refused") from error
+
+
+def _store(path: Path, content: Path | bytes) -> FileEntry:
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return FileEntry(sha256_bytes(data), len(data))

@@ -1,0 +1,264 @@
+"""What a bundle says of itself: the content of ``manifest.json``, its only valid bytes, and the checks on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from krl_runtime.errors import BundleError, KrlError
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.preprocessing import Preprocessing
+
+__all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the graph: its name, numpy dtype name, and shape (``"batch"`` where dynamic)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the model.
+
+    Attributes:
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        file: The typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
+        cpu_file: The form of the same that ONNX Runtime's CPU provider runs fast, where it differs from ``file``.
+        tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
+        agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
+        psnr: Where the outputs are pictures, what stands in the place of ``agreement``: the smallest PSNR in dB between
+            them and the golden ones, the mean over the pictures, that the self-test accepts.
+    """
+
+    precision: str
+    file: str
+    cpu_file: str | None = None
+    tolerance: float = 1e-3
+    agreement: float = 1.0
+    psnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT plan and what it was built for; it runs only where all of these match.
+
+    Attributes:
+        file: Path in the bundle.
+        variant: The variant that it was built from.
+        onnx_sha256: Hash of the ONNX file that it was built from.
+        tensorrt: Version of TensorRT, as ``"10.3.0.30"``.
+        compute_capability: Of the GPU, as ``"8.7"``.
+        gpu: The GPU's name.
+        platform: As ``"linux-aarch64"``.
+        profile: Smallest, best and largest batch size.
+        version_compatible: Whether newer TensorRT of the same major version runs it as well; it carries its own
+            runtime then.
+        hardware_compatibility: ``"none"``, ``"ampere-plus"`` (any GPU from compute capability 8.0 on, no Jetson) or
+            ``"same-compute-capability"``.
+        dla_core: The DLA core that it was built for, if any.
+        stripped: Whether its weights were left out; they are taken from the variant's ONNX file when it is loaded.
+    """
+
+    file: str
+    variant: str
+    onnx_sha256: str
+    tensorrt: str
+    compute_capability: str
+    gpu: str
+    platform: str
+    profile: tuple[int, int, int]
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    dla_core: int | None = None
+    stripped: bool = False
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle says of itself.
+
+    Attributes:
+        task: ``"classification"``, ``"restoration"`` or ``"generation"``; it decides which pipeline loads the bundle.
+        name: Name of the model, for people.
+        inputs: The graph's inputs.
+        outputs: The graph's outputs.
+        preprocessing: From a picture to the first input; of a generator, the size of the pictures that it makes.
+        labels: Class names in the order of the logits; empty where the task has none.
+        variants: By name: ``"fp32"``, and ``"fp16"`` and ``"int8"`` once they are made.
+        default_variants: For a kind of device (``"cpu"``, ``"cuda"``) the variant that measured best there.
+        engines: TensorRT plans by key.
+        golden: File with real inputs and the outputs that torch computed for them.
+        calibration: File with the identity and ranges of the INT8 calibration.
+        evidence: What was measured: accuracy, parity, latency, each with how and on what.
+        source: Where the model comes from: the run's and the weights' hashes, versions.
+        files: Size and hash of every file but the manifest.
+        digest: SHA-256 of the manifest without this field.
+        settings: What else the task's pipeline needs, as plain JSON types; that pipeline checks it.
+        schema_version: Version of this format.
+    """
+
+    task: str
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    default_variants: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    golden: str | None = None
+    calibration: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest file's only valid bytes for this content."""
+        values = {**asdict(self), "preprocessing": self.preprocessing.to_dict(), "digest": ""}
+        values["digest"] = sha256_bytes(_dump(values))
+        return _dump(values)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Parse and check a manifest file.
+
+        Args:
+            data: The file's bytes.
+            where: Its path, for messages.
+
+        Raises:
+            BundleError: It is not a manifest, of another schema version, or changed after it was written.
+        """
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where} is not valid JSON ({error}); the bundle is damaged, export it again") from error
+        if not isinstance(values, dict) or "schema_version" not in values:
+            raise BundleError(f"{where} is not a krl manifest: it has no schema_version")
+        if values["schema_version"] != SCHEMA_VERSION:
+            raise BundleError(
+                f"{where} has schema version {values['schema_version']}; this krl reads version {SCHEMA_VERSION}; "
+                "export the bundle again, or use the krl that made it"
+            )
+        try:
+            manifest = cls._build(values)
+            unchanged = manifest.to_bytes() == data
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, KrlError) as error:
+            raise BundleError(f"{where} is not a krl manifest: {type(error).__name__}: {error}") from error
+        if not unchanged:
+            raise BundleError(f"{where} was changed after krl wrote it (its digest differs); export the bundle again")
+        return manifest
+
+    @classmethod
+    def _build(cls, values: dict[str, Any]) -> Manifest:
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown keys {unknown}")
+        manifest = cls(
+            **{
+                **values,
+                "inputs": tuple(_tensor(item) for item in values["inputs"]),
+                "outputs": tuple(_tensor(item) for item in values["outputs"]),
+                "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
+                "labels": tuple(values["labels"]),
+                "variants": {name: Variant(**item) for name, item in values["variants"].items()},
+                "engines": {
+                    name: Engine(**{**item, "profile": tuple(item["profile"])})
+                    for name, item in values["engines"].items()
+                },
+                "files": {name: FileEntry(**item) for name, item in values["files"].items()},
+            }
+        )
+        parts = (manifest.variants, manifest.engines, manifest.files)
+        for item in (
+            manifest,
+            *manifest.inputs,
+            *manifest.outputs,
+            *(item for part in parts for item in part.values()),
+        ):
+            _check_types(item)
+        return manifest
+
+    def with_files(self, files: Mapping[str, FileEntry]) -> Manifest:
+        """Return the manifest with these files, in the order of their names."""
+        return replace(self, files=dict(sorted(files.items())))
+
+    def without_files(self, names: Collection[str]) -> Manifest:
+        """Return the manifest without these files and without whatever depends on them."""
+        variants = {
+            key: variant
+            for key, variant in self.variants.items()
+            if variant.file not in names and variant.cpu_file not in names
+        }
+        return replace(
+            self,
+            variants=variants,
+            default_variants={kind: name for kind, name in self.default_variants.items() if name in variants},
+            engines={
+                key: engine
+                for key, engine in self.engines.items()
+                if engine.file not in names and engine.variant in variants
+            },
+            golden=None if self.golden in names else self.golden,
+            calibration=None if self.calibration in names else self.calibration,
+            files={name: entry for name, entry in self.files.items() if name not in names},
+        )
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "bool": bool,
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "int": int,
+    "int | None": (int, type(None)),
+    "str": str,
+    "str | None": (str, type(None)),
+    "Mapping[str, Any]": dict,
+    "Mapping[str, str]": dict,
+}
+_ITEM_TYPES: dict[str, type | tuple[type, ...]] = {
+    "Mapping[str, str]": str,
+    "tuple[int, int, int]": int,
+    "tuple[int | str, ...]": (int, str),
+    "tuple[str, ...]": str,
+}
+
+
+def _check_types(item: Any) -> None:
+    """Check the values of a dataclass that was built from JSON: a forged manifest must not raise later, elsewhere."""
+    for entry in fields(item):
+        value, declared = getattr(item, entry.name), str(entry.type)
+        wrong = declared in _TYPES and not isinstance(value, _TYPES[declared])
+        if not wrong and declared in _ITEM_TYPES:
+            items = value.values() if isinstance(value, dict) else value
+            wrong = not all(isinstance(part, _ITEM_TYPES[declared]) for part in items)
+        if wrong or (declared == "tuple[int, int, int]" and len(value) != 3):
+            raise TypeError(f"{entry.name} is {value!r}; accepted: {declared}")
+
+
+def _tensor(values: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**values, "shape": tuple(values["shape"])})
+
+
+def _dump(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,147 @@
+"""What the commands of ``krl-runtime`` share: options, and loading the bundle that they name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from krl_runtime.bundle import MANIFEST
+from krl_runtime.errors import UsageError
+from krl_runtime.images.folders import OnBadImage, find_pictures
+from krl_runtime.pipelines import Classifier, Generator, Restorer, load
+from krl_runtime.pipelines.base import Pipeline
+
+__all__ = [
+    "PROG",
+    "add_bundle",
+    "add_command",
+    "add_model_options",
+    "add_threads",
+    "bundle_and_pictures",
+    "expand",
+    "load_model",
+    "natural",
+    "points",
+    "positive",
+    "where",
+]
+
+PROG = "krl-runtime"
+_KINDS = ("tensorrt", "cuda", "openvino-bf16", "openvino", "cpu")
+_Pipeline = TypeVar("_Pipeline", Classifier, Restorer, Generator)
+
+
+def add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    """Add a command and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle, the command's first argument."""
+    parser.add_argument("bundle", type=Path, metavar="NAME.krl", help="the bundle, a folder")
+
+
+def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Add the number of threads."""
+    shown = default or "one a physical core"
+    parser.add_argument(
+        "--threads", type=positive, default=default, metavar="N", help=f"CPU threads for one call (default: {shown})"
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, threads: int | None = None) -> None:
+    """Add what says which variant is to run on what."""
+    parser.add_argument("--variant", metavar="NAME", help="fp32, fp16 or int8 (default: the bundle's for the device)")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", *_KINDS),
+        default="auto",
+        help="where to begin in the order TensorRT, CUDA, CPU, which has OpenVINO only if asked for (default: auto, "
+        f"what {PROG} tune chose, else the beginning)",
+    )
+    parser.add_argument("--require", choices=_KINDS, help="run on this or not at all")
+    add_threads(parser, threads)
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """Return a whole number from 0 on."""
+    return _at_least(0, text)
+
+
+def _at_least(minimum: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: {minimum} or more")
+    return int(text)
+
+
+def points(text: str) -> float:
+    """Return a number from 0 to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: 0 to 100")
+    return value
+
+
+@overload
+def load_model(arguments: argparse.Namespace, pipeline: type[_Pipeline]) -> _Pipeline: ...
+@overload
+def load_model(arguments: argparse.Namespace, pipeline: None) -> Any: ...
+def load_model(arguments: argparse.Namespace, pipeline: type[Any] | None) -> Any:
+    """Load the bundle as the options say; bundles that are not for ``pipeline`` are refused, if one is given."""
+    return load(
+        arguments.bundle,
+        pipeline,
+        variant=arguments.variant,
+        backend=arguments.backend,
+        require=arguments.require,
+        threads=arguments.threads,
+        build=getattr(arguments, "build", None),  # which only serve has
+    )
+
+
+def where(model: Pipeline) -> dict[str, Any]:
+    """Return what was loaded, for JSON."""
+    return {
+        "bundle": str(model.bundle.path),
+        "backend": model.backend.name,
+        "variant": model.backend.variant,
+        "reason": model.backend.reason,
+    }
+
+
+def bundle_and_pictures(bundle: Path | None, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Tell the bundle from the pictures: what ``--bundle`` gives, else the one path that is a bundle.
+
+    Where none is, the first path is taken for it, so that the message says what is wrong with that one.
+    """
+    if bundle is not None:
+        return bundle, list(paths)
+    bundles = [path for path in paths if (path / MANIFEST).is_file()]
+    if len(bundles) > 1:
+        raise UsageError(f"{len(bundles)} bundles were given: {', '.join(map(str, bundles))}; give one")
+    chosen = bundles[0] if bundles else paths[0]
+    pictures = [path for path in paths if path != chosen]
+    if not pictures:
+        raise UsageError(f"no pictures were given beside {chosen}; accepted: a bundle, and picture files or folders")
+    return chosen, pictures
+
+
+def expand(paths: Sequence[Path], on_bad: OnBadImage) -> list[Path]:
+    """Replace folders by the pictures in them."""
+    files: list[Path] = []
+    for path in paths:
+        files += find_pictures(path, on_bad=on_bad) if path.is_dir() else [path]
+    return list(dict.fromkeys(files))

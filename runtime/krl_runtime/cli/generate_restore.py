@@ -1,0 +1,146 @@
+"""``krl-runtime generate`` and ``krl-runtime restore``: the commands that write pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.errors import DataError, ImageError, UsageError
+from krl_runtime.images.folders import report_bad
+from krl_runtime.pipelines.generator import Generator
+from krl_runtime.pipelines.raster import Raster, grid
+from krl_runtime.pipelines.restorer import Restorer
+
+from .arguments import (
+    add_bundle,
+    add_command,
+    add_model_options,
+    bundle_and_pictures,
+    expand,
+    load_model,
+    natural,
+    positive,
+    where,
+)
+from .commandline import print_json, progress, table
+
+__all__ = ["add_generate", "add_restore"]
+
+_GRID = "grid.png"
+
+
+def add_generate(commands: Any) -> None:
+    """Add the command ``generate``."""
+    parser = add_command(commands, "generate", _generate, "make pictures, and a grid of all of them")
+    add_bundle(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the PNG files")
+    parser.add_argument("-n", "--count", type=positive, default=16, metavar="N", help="pictures (default: 16)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="gives the latents (default: 0)")
+    parser.add_argument(
+        "--condition",
+        action="append",
+        metavar="TEXT",
+        help="what to show, as 'a white rose' or kind=rose,colour=white; given several times, each gets --count "
+        "pictures of the same latents, and a row of the grid",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    add_model_options(parser)
+
+
+def add_restore(commands: Any) -> None:
+    """Add the command ``restore``."""
+    parser = add_command(commands, "restore", _restore, "restore pictures: enlarge them, or take noise out")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
+    )
+    parser.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the PNG files")
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="refuse: stop at an unreadable file (default); skip: name it and go on",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    add_model_options(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    conditions: list[str | None] = arguments.condition or [None]
+    total = len(conditions) * arguments.count
+    names = [f"{number:0{max(4, len(str(total - 1)))}d}.png" for number in range(total)]
+    files = _targets(arguments, [*names, _GRID])
+    pictures: list[Raster] = []
+    with load_model(arguments, Generator) as model:
+        for condition in progress(conditions, "generating"):
+            pictures += model.generate(arguments.count, seed=arguments.seed, condition=condition)
+        whole = grid(pictures, None if len(conditions) == 1 else arguments.count)
+        for file, picture in zip(files, [*pictures, whole], strict=True):
+            picture.save(file)
+        result = {
+            **where(model),
+            "seed": arguments.seed,
+            "conditions": arguments.condition or [],
+            "files": [str(file) for file in files[:-1]],
+            "grid": str(files[-1]),
+        }
+    if arguments.json:
+        print_json(result)
+        return
+    print(f"{len(pictures)} pictures of {pictures[0]}, and {_GRID} of {whole}, in {arguments.out}")
+    print(result["reason"])
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    arguments.bundle, paths = bundle_and_pictures(arguments.bundle, arguments.paths)
+    sources = expand(paths, arguments.on_bad_image)
+    targets = _targets(arguments, _names(sources, paths))
+    bad: dict[str, str] = {}
+    made: list[tuple[str, str, str]] = []
+    with load_model(arguments, Restorer) as model:
+        for source, target in progress(list(zip(sources, targets, strict=True)), "restoring"):
+            try:
+                restored = model(source)
+            except ImageError as error:
+                bad[str(source)] = str(error)
+                report_bad([error], arguments.on_bad_image)
+                continue
+            restored.save(target)
+            made.append((str(source), str(target), str(restored)))
+        told = where(model)
+    if not made:
+        raise DataError("no picture is left: none of the files can be decoded")
+    if arguments.json:
+        results = [{"file": source, "restored": target, "size": size} for source, target, size in made]
+        skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
+        print_json({**told, "results": results, "skipped": skipped})
+        return
+    print(table(("file", "restored", "size"), made))
+    print(told["reason"])
+
+
+def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:
+    """Return what the restored pictures are called: as the given files, those of a folder as they lie in it."""
+    folders = [path for path in paths if path.is_dir()]
+    names = []
+    for source in sources:
+        folder = next((folder for folder in folders if folder in source.parents), source.parent)
+        names.append(str(source.relative_to(folder).with_suffix(".png")))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        same = [str(source) for source, name in zip(sources, names, strict=True) if name == twice]
+        raise UsageError(f"{' and '.join(same)} would both be written as {twice}; restore them into different folders")
+    return names
+
+
+def _targets(arguments: argparse.Namespace, names: Sequence[str]) -> list[Path]:
+    """Return the files to write, and refuse those that are there."""
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UsageError(f"{arguments.out} is a file; give a folder to --out")
+    targets = [arguments.out / name for name in names]
+    there = [str(target) for target in targets if target.exists()]
+    if there and not arguments.overwrite:
+        raise UsageError(f"{there[0]} exists already; give another folder to --out, or --overwrite to replace it")
+    return targets

@@ -1,0 +1,129 @@
+"""What a bundle says of itself, for people: ``krl-runtime info``. All of it stands in ``krl-runtime info --json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from krl_runtime.bundle import Bundle, Manifest
+
+from .commandline import table
+
+__all__ = ["describe"]
+
+_LABELS = 8
+_WIDTH = 160
+
+# Where a figure stands in a piece of evidence, and how people read it.
+_FIGURES = (
+    ("parameters", "{:,} parameters"),
+    ("macs", "{:,} MACs"),
+    ("top1", "top-1 {:.2%}"),
+    ("drop_points", "loses {:.2f} points of top-1"),
+    ("drop_db", "loses {:.3f} dB of PSNR"),
+    ("speedup", "{:.2f} times FP32's speed on the CPU that measured it"),
+    ("parity.max_abs_error", "largest error of an output {:.2g} against the reference"),
+    ("seconds", "built in {} s"),
+    ("pictures.count", "measured on {} pictures"),
+    ("count", "measured on {} pictures"),
+)
+
+
+# What a form's score is told by: the first of these that it has.
+_SCORES = (
+    ("top1", "{} {:.2%}"),
+    ("agreement", "{} agrees {:.1%}"),
+    ("psnr", "{} {:.2f} dB"),
+    ("psnr_to_fp32", "{} {:.1f} dB to fp32"),
+)
+
+
+def describe(bundle: Bundle) -> str:
+    """Return tables of a bundle's content, its variants and its engines; evidence is cut to the main figures."""
+    manifest = bundle.manifest
+    parts = [table(("field", "value"), _fields(manifest)), _variants(manifest)]
+    if manifest.engines:
+        rows = [
+            (engine.variant, engine.tensorrt, engine.gpu, engine.platform, "..".join(map(str, engine.profile)))
+            for engine in manifest.engines.values()
+        ]
+        parts.append(table(("engine of", "TensorRT", "GPU", "platform", "batch min..best..max"), rows))
+    return "\n\n".join(parts)
+
+
+def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    labels = ", ".join(manifest.labels[:_LABELS]) + (" …" if len(manifest.labels) > _LABELS else "")
+    settings = [
+        f"{key}: {_scalars(value) if isinstance(value, Mapping) else value}" for key, value in manifest.settings.items()
+    ]
+    yield "name", manifest.name
+    yield "task", manifest.task
+    yield "input", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.inputs)
+    yield "output", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.outputs)
+    yield "preprocessing", _scalars(manifest.preprocessing.to_dict())
+    if manifest.labels:
+        yield "labels", f"{len(manifest.labels)}: {labels}"
+    if settings:
+        yield "settings", _cut("; ".join(settings))
+    yield "defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"
+    for key, value in manifest.evidence.items():
+        yield f"evidence {key}", _cut(_figures(value))
+    yield "source", _cut(_scalars(manifest.source))
+    yield "files", f"{len(manifest.files)}, every SHA-256 checked"
+
+
+def _variants(manifest: Manifest) -> str:
+    rows = [
+        (
+            name,
+            variant.file,
+            manifest.files[variant.file].size,
+            variant.cpu_file,
+            f"{variant.tolerance:.3g}",
+            f"{variant.psnr:.1f} dB" if variant.psnr is not None else f"{variant.agreement:.3g}",
+        )
+        for name, variant in manifest.variants.items()
+    ]
+    return table(("variant", "file", "bytes", "file for CPUs", "tolerance", "agreement"), rows)
+
+
+def _figures(evidence: Any) -> str:
+    """Return the main figures of one piece of evidence in a line; it was written by whoever made the bundle."""
+    if not isinstance(evidence, Mapping):
+        return str(evidence)
+    found = [form.format(value) for path, form in _FIGURES if _is_number(value := _look_up(evidence, path))]
+    found += _scores(evidence.get("scores"))
+    nested = [f"{key}: {_figures(value)}" for key, value in evidence.items() if isinstance(value, Mapping)]
+    return "; ".join(found) or _scalars(evidence) or "; ".join(nested)
+
+
+def _scores(scores: Any) -> Iterator[str]:
+    """Yield each form's accuracy; without labels, or true pictures, how like the reference it answers."""
+    for name, score in scores.items() if isinstance(scores, Mapping) else ():
+        found = (form.format(name, value) for key, form in _SCORES if _is_number(value := _look_up(score, key)))
+        yield from islice(found, 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _look_up(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _scalars(values: Mapping[str, Any]) -> str:
+    """Return those items that are one word or number, or a short list of them."""
+    plain = (str, int, float)
+    return ", ".join(
+        f"{key} {value}"
+        for key, value in values.items()
+        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
+    )
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 2] + " …"

@@ -1,0 +1,329 @@
+"""The command ``krl-runtime``: run a bundle, and look at it and at this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from krl_runtime._version import __version__
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
+from krl_runtime.images.folders import report_bad
+from krl_runtime.pipelines.classifier import Classification, Classifier
+from krl_runtime.pipelines.generator import Generator
+from krl_runtime.serve import ServeConfig, serve
+
+from .arguments import (
+    PROG,
+    add_bundle,
+    add_command,
+    add_model_options,
+    add_threads,
+    bundle_and_pictures,
+    expand,
+    load_model,
+    natural,
+    points,
+    positive,
+    where,
+)
+from .commandline import guard, print_json, progress, table
+from .generate_restore import add_generate, add_restore
+
+__all__ = ["main"]
+
+_MAX_DROP_HELP = "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence (default: 1, 0.1)"
+_log = logging.getLogger("krl")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``krl-runtime``.
+
+    Args:
+        argv: Arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 a check whose answer is no, 2 bad input, 130 interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    return guard(PROG, lambda: arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description="Runs krl bundles on TensorRT or ONNX Runtime.")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROG} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    classify = add_command(commands, "classify", _classify, "say what pictures show")
+    classify.add_argument(
+        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
+    )
+    classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
+    classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
+    classify.add_argument(
+        "--on-bad-image",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="refuse: one unreadable file, and nothing is answered (default); skip: name it and go on",
+    )
+    add_model_options(classify)
+
+    add_generate(commands)
+    add_restore(commands)
+
+    info = add_command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
+    add_bundle(info)
+
+    test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
+    add_bundle(test)
+    add_threads(test)
+
+    tune = add_command(
+        commands, "tune", _tune, "measure which variant and backend is fastest here, and keep it for load"
+    )
+    add_bundle(tune)
+    tune.add_argument("--max-drop", type=points, metavar="P", help=_MAX_DROP_HELP)
+    tune.add_argument(
+        "--threads", type=positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
+    )
+    tune.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (default: 7)")
+
+    bench = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
+    add_bundle(bench)
+    bench.add_argument("--image", type=Path, metavar="FILE", help="picture to measure with (default: a golden input)")
+    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures for one run (default: 1)")
+    bench.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
+    bench.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
+    add_model_options(bench)
+
+    serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
+    add_bundle(serve)
+    serve.add_argument("--name", help="what clients call the model (default: the bundle's file name)")
+    serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
+    for name, kind, default, text in (
+        ("port", natural, ServeConfig.port, "port to listen on, 0 for any free one"),
+        ("workers", positive, ServeConfig.workers, "requests worked on at once"),
+        ("queue", natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
+        ("max-batch", positive, ServeConfig.max_batch, "pictures of several requests to run together, for GPUs"),
+        ("max-delay-ms", natural, int(ServeConfig.max_delay_seconds * 1000), "how long a picture waits for a batch"),
+        ("max-body-mb", positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
+        ("max-megapixels", positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
+    ):
+        serve.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    serve.add_argument(
+        "--build", choices=("background",), help="build a missing TensorRT engine meanwhile, and change over to it"
+    )
+    add_model_options(serve, threads=1)
+
+    add_command(commands, "doctor", _doctor, "say what this machine can run, and what to do about what it cannot")
+    return parser
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    arguments.bundle, pictures = bundle_and_pictures(arguments.bundle, arguments.paths)
+    files = expand(pictures, arguments.on_bad_image)
+    with load_model(arguments, Classifier) as model:
+        answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
+        report_bad(list(bad.values()), arguments.on_bad_image)
+        if not answers:
+            raise DataError("no picture is left: none of the files can be decoded")
+        if arguments.json:
+            results = [{"file": file, **answer.to_dict()} for file, answer in answers.items()]
+            for result in results:
+                del result["logits"]
+            skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
+            print_json({**where(model), "results": results, "skipped": skipped})
+            return
+    rows = [
+        (
+            file,
+            answer.label,
+            f"{answer.score:.1%}",
+            ", ".join(f"{label} {score:.1%}" for label, score in answer.top[1:]),
+        )
+        for file, answer in answers.items()
+    ]
+    print(table(("file", "answer", "score", "then"), rows))
+
+
+def _answer(
+    model: Classifier, files: Sequence[Path], top_k: int, *, go_on: bool
+) -> tuple[dict[str, Classification], dict[str, str]]:
+    """Classify files one by one; return the answers, and the causes for those that cannot be read.
+
+    Without ``go_on`` the first unreadable file makes the answers worthless: the rest is only looked through, so
+    that all unreadable files can be named.
+    """
+    answers: dict[str, Classification] = {}
+    bad: dict[str, str] = {}
+    for file in progress(files, "classifying"):
+        try:
+            pixels = model.preprocessing(file)
+        except ImageError as error:
+            bad[str(file)] = str(error)
+            continue
+        if go_on or not bad:
+            (answers[str(file)],) = model.interpret(model.logits(pixels[None]), top_k=top_k)
+    return answers, bad
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from .info import describe
+
+    bundle = Bundle.open(arguments.bundle)
+    bundle.verify()
+    if arguments.json:
+        print_json({"path": str(bundle.path), "verified": True, **json.loads(bundle.manifest.to_bytes())})
+        return
+    print(describe(bundle))
+
+
+def _selftest(arguments: argparse.Namespace) -> None:
+    from krl_runtime.device.selftest import selftest
+
+    bundle = Bundle.open(arguments.bundle)
+    replays = selftest(bundle, threads=arguments.threads)
+    failed = [replay for replay in replays if replay.state == "failed"]
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "passed": not failed, "replays": [asdict(item) for item in replays]})
+    else:
+        rows = [
+            (
+                replay.variant,
+                replay.kind,
+                replay.state,
+                *(None if value is None else f"{value:.2e}" for value in (replay.max_abs_error, replay.tolerance)),
+                _alike(replay.agreement, replay.psnr),
+                _alike(replay.required_agreement, replay.required_psnr),
+                replay.cause.partition("; ")[0],  # krl-runtime doctor has the advice
+            )
+            for replay in replays
+        ]
+        header = ("variant", "backend", "state", "max error", "tolerance", "agreement", "required", "cause")
+        print(table(header, rows))
+    if failed:
+        names = ", ".join(f"{replay.variant} on {replay.kind}" for replay in failed)
+        raise CheckFailedError(f"{len(failed)} of {len(replays)} replays failed: {names}")
+    if all(replay.state == "unavailable" for replay in replays):
+        raise BackendError(f"nothing was tested: no backend is here; {PROG} doctor says why")
+
+
+def _alike(agreement: float | None, psnr: float | None) -> str | None:
+    """Return a share of equal answers, or the PSNR of pictures, for people."""
+    if psnr is not None:
+        return f"{psnr:.1f} dB"
+    return None if agreement is None else f"{agreement:.1%}"
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from krl_runtime.backends.tuning import tuning_file
+    from krl_runtime.device.tune import tune
+
+    bundle = Bundle.open(arguments.bundle)
+    tuning = tune(bundle, max_drop=arguments.max_drop, threads=arguments.threads, rounds=arguments.rounds)
+    file = tuning_file(bundle)
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "file": str(file), **asdict(tuning)})
+        return
+    best = tuning.measurements[0]
+    rows = [
+        (
+            item.variant,
+            item.kind,
+            item.threads,
+            None if item.milliseconds is None else f"{item.milliseconds:.3f}",
+            None if item.max_abs_error is None else f"{item.max_abs_error:.2e}",
+            item.cause.partition("; ")[0] or ("chosen" if item is best else ""),
+        )
+        for item in tuning.measurements
+    ]
+    print(table(("variant", "backend", "threads", "ms", "max error", "remark"), rows))
+    print(f"\nkept in {file}; krl_runtime.load uses it on this device until the bundle changes")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from time import perf_counter
+
+    from krl_runtime.device.bench import bench, board_rows, golden_picture
+
+    begin = perf_counter()
+    model = load_model(arguments, None)
+    load_ms = (perf_counter() - begin) * 1e3
+    with model:
+        generates = isinstance(model, Generator)
+        if generates and arguments.image:
+            raise UsageError(f"bundle {arguments.bundle} makes pictures and takes none; leave --image out")
+        if generates:
+            picture, told = b"", "golden latents"
+        elif arguments.image:
+            picture, told = arguments.image.read_bytes(), str(arguments.image)
+        else:
+            picture, told = golden_picture(model.bundle), "the first golden input as a JPEG of 640x480"
+        counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
+        result = {
+            **where(model),
+            "threads": arguments.threads,
+            "cpus": os.cpu_count(),
+            "picture": told,
+            "load_ms": load_ms,
+            **bench(model, picture, **counts),
+        }
+    if arguments.json:
+        print_json(result)
+        return
+    times = {"whole": result["latency_ms"], **result["stages_ms"]}
+    rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
+    memory = result["peak_memory_mib"]
+    print(table(("milliseconds", *result["latency_ms"]), rows))
+    print(f"\npicture:        {result['picture']}, {result['batch']} in a run, {result['iterations']} runs")
+    print(f"throughput:     {result['throughput_per_s']:.1f} pictures/s")
+    print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
+    print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
+    if result["board"]:
+        print("\n" + table(("board", "before", "after"), board_rows(result["board"])))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    config = ServeConfig(
+        name=arguments.name,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        queue=arguments.queue,
+        max_batch=arguments.max_batch,
+        max_delay_seconds=arguments.max_delay_ms / 1000,
+        max_body_bytes=arguments.max_body_mb << 20,
+        max_pixels=arguments.max_megapixels * 10**6,
+    )
+    with load_model(arguments, Classifier) as model:
+
+        def started(url: str) -> None:
+            _log.info("%s: listening on %s", model.bundle.manifest.name, url)
+            if arguments.json:
+                print_json({**where(model), "url": url})
+                sys.stdout.flush()
+
+        serve(model, config, started=started)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from krl_runtime.device.doctor import can_run, examine
+
+    findings = examine()
+    if arguments.json:
+        print_json({"can_run": can_run(findings), "findings": [asdict(finding) for finding in findings]})
+    else:
+        rows = [(finding.component, finding.state, finding.detail, finding.advice) for finding in findings]
+        print(table(("component", "state", "found", "what to do"), rows))
+    if not can_run(findings):
+        raise CheckFailedError("no backend can run here; the table says what to install")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

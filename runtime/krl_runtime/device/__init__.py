@@ -1,0 +1,1 @@
+"""This machine: self-test, benchmark, tuning, doctor and telemetry."""

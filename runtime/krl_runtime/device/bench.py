@@ -1,0 +1,162 @@
+"""How fast a loaded model answers on this device, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.cli.commandline import progress
+from krl_runtime.errors import UsageError
+from krl_runtime.images.preprocessing import open_image
+from krl_runtime.pipelines import Classifier, Generator, Restorer
+
+from .selftest import golden_arrays
+from .telemetry import board_state
+
+__all__ = ["bench", "board_rows", "golden_picture", "peak_memory_mib"]
+
+_SIZE = (640, 480)
+
+
+def golden_picture(bundle: Bundle) -> bytes:
+    """Return a bundle's first golden input as a JPEG of 640×480 pixels, for want of a picture of the user's.
+
+    Raises:
+        BundleError: There are no golden inputs, or they are damaged.
+    """
+    pixels = golden_arrays(bundle)[bundle.manifest.inputs[0].name][0]
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    file = io.BytesIO()
+    image.resize(_SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def bench(
+    model: Classifier | Restorer | Generator,
+    picture: bytes,
+    *,
+    batch: int = 1,
+    warmup: int = 10,
+    iterations: int = 100,
+) -> dict[str, Any]:
+    """Measure a model from encoded bytes, or latents, to answers.
+
+    Args:
+        model: The loaded model.
+        picture: An encoded picture; it is decoded anew each time. Generators take their golden inputs instead.
+        batch: Pictures for one run of the network; a restorer runs one at a time.
+        warmup: Iterations that are not counted.
+        iterations: Iterations that are.
+
+    Returns:
+        Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
+        ``stages_ms``, ``throughput_per_s`` in pictures, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
+        of the process (``None`` where the system does not tell), and ``board``: what ``board_state`` told ``before``
+        the measured iterations and ``after`` them, ``None`` where it tells nothing.
+
+    Raises:
+        UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative; or a restorer gets a
+            ``batch``.
+        ImageError: The picture cannot be decoded.
+        BackendError: The network does not take such a batch, or the device failed.
+    """
+    if batch < 1 or iterations < 1 or warmup < 0:
+        raise UsageError(
+            f"batch is {batch}, iterations {iterations}, warmup {warmup}; accepted: 1 or more for the first two, "
+            "0 or more for the last"
+        )
+    stages = _stages(model, picture, batch)
+    first = sum(_iteration(stages))
+    for _ in range(warmup):
+        _iteration(stages)
+    before = board_state()
+    rows = [_iteration(stages) for _ in progress(range(iterations), "measuring")]
+    after = board_state()
+    times = np.asarray(rows) * 1e3
+    return {
+        "batch": batch,
+        "warmup": warmup,
+        "iterations": iterations,
+        "latency_ms": _summary(times.sum(axis=1)),
+        "stages_ms": {stage: _summary(times[:, column]) for column, stage in enumerate(stages)},
+        "throughput_per_s": batch * iterations / (times.sum() / 1e3),
+        "first_answer_ms": first * 1e3,
+        "peak_memory_mib": peak_memory_mib(),
+        "board": {"before": before, "after": after} if before or after else None,
+    }
+
+
+def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object, object]]:
+    """Return what ``bench`` says of the board as lines of a table: what it is, before, after."""
+    flat: list[dict[str, object]] = []
+    for state in (board["before"], board["after"]):
+        clocks = state.get("clocks_mhz", {}).items()
+        flat.append(
+            {
+                **({"power mode": state["power_mode"]} if "power_mode" in state else {}),
+                **{f"{name} °C": f"{degrees:.1f}" for name, degrees in state.get("temperatures_c", {}).items()},
+                **{f"{name} MHz": f"{clock['current']:.0f} of {clock['maximum']:.0f}" for name, clock in clocks},
+            }
+        )
+    return [(name, flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}]
+
+
+def _stages(model: Classifier | Restorer | Generator, picture: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
+    """Return what a model does, step by step; each step gets what the one before returned."""
+    if isinstance(model, Classifier):
+        classifier = model
+        return {
+            "preprocess": lambda _: np.stack([classifier.preprocessing(picture) for _ in range(batch)]),
+            "inference": classifier.logits,
+            "postprocess": classifier.interpret,
+        }
+    if isinstance(model, Restorer):
+        if batch != 1:
+            raise UsageError(f"the batch is {batch}, but restoration runs one picture at a time; leave it out")
+        return {"decode": lambda _: open_image(picture, mode=None), "restore": model}
+    generator, golden = model, golden_arrays(model.bundle)
+    inputs = [
+        np.resize(golden[spec.name], (batch, *golden[spec.name].shape[1:])) for spec in model.bundle.manifest.inputs
+    ]
+    return {"inference": lambda _: generator.values(*inputs), "postprocess": generator.interpret}
+
+
+def _iteration(stages: Mapping[str, Callable[[Any], Any]]) -> list[float]:
+    """Return the seconds that each stage took."""
+    times, value = [], None
+    for stage in stages.values():
+        begin = perf_counter()
+        value = stage(value)
+        times.append(perf_counter() - begin)
+    return times
+
+
+def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(times, (50, 95, 99))
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "mean": float(np.mean(times))}
+
+
+def peak_memory_mib() -> float | None:
+    """Return the largest resident memory of this process so far, in MiB; ``None`` where the system does not tell.
+
+    From ``/proc`` where there is one: what ``getrusage`` tells includes the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

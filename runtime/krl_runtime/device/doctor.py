@@ -1,0 +1,163 @@
+"""What this machine can run, found out by opening real sessions, and what to do about what it cannot."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import numpy as np
+import PIL
+
+from krl_runtime._version import __version__
+from krl_runtime.backends.cuda import NoTensorRTError, current_gpu, jetson_release, tensorrt_version, version_tuple
+from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_session
+from krl_runtime.backends.tensorrt_calls import attempt, check, tensorrt_logger
+from krl_runtime.errors import BackendError, KrlError, MissingExtraError
+
+__all__ = ["Finding", "can_run", "examine"]
+
+# y = x + x over float32 [n], opset 13: small enough to carry along, and it needs a kernel on the device.
+_ONNX = base64.b64decode("CAg6NwoOCgF4CgF4EgF5IgNBZGQSAWdaEAoBeBILCgkIARIFCgMSAW5iEAoBeRILCgkIARIFCgMSAW5CBAoAEA0=")
+_UNKNOWN_JETPACK = ("a JetPack that this krl does not know", "look which TensorRT it has; krl needs 10.3 or later")
+
+# L4T release of a Jetson: the JetPack that it belongs to, and what that means for krl.
+_JETPACKS = {
+    (35,): (
+        "JetPack 5",
+        "its TensorRT 8 is older than krl needs (10.3); use the CPU, or update to JetPack 6.1 or later",
+    ),
+    (36, 2): ("JetPack 6.0 DP", "its TensorRT 8.6 is older than krl needs (10.3); update to JetPack 6.1 or later"),
+    (36, 3): ("JetPack 6.0", "its TensorRT 8.6 is older than krl needs (10.3); update to JetPack 6.1 or later"),
+    (36, 4): ("JetPack 6.1 or 6.2", "TensorRT 10.3 and CUDA 12.6, from the system"),
+    (36, 5): ("JetPack 6.2", "TensorRT 10.3 and CUDA 12.6, from the system"),
+    (38,): ("JetPack 7.0 or 7.1", "TensorRT 10.13 and CUDA 13.0, from the system"),
+    (39, 2): ("JetPack 7.2", "TensorRT 10.16 and CUDA 13.2, from the system"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        component: What was looked at.
+        state: ``"ok"``; ``"missing"`` where it is not installed; ``"broken"`` where it is but does not work.
+        detail: Version, device, or the cause.
+        advice: What to do; empty where nothing is to be done.
+        runs_models: Whether this is a backend that could run a model just now.
+    """
+
+    component: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+    advice: str = ""
+    runs_models: bool = False
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look at every component and open a real session on every backend; never raises for what it finds."""
+    return (
+        Finding("krl", "ok", __version__),
+        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("numpy", "ok", np.__version__),
+        Finding("pillow", "ok", PIL.__version__),
+        *_jetson(),
+        _session(cuda=False),
+        _session(cuda=True),
+        *_openvino(),
+        _cuda(),
+        _tensorrt(),
+    )
+
+
+def can_run(findings: tuple[Finding, ...]) -> bool:
+    """Whether at least one backend opened."""
+    return any(finding.runs_models for finding in findings)
+
+
+def _jetson() -> Iterator[Finding]:
+    """Say which JetPack a Jetson has; nothing on other machines."""
+    release = jetson_release()
+    if release is None:
+        return
+    number = version_tuple(release)
+    name, note = next((_JETPACKS[number[:n]] for n in (2, 1) if number[:n] in _JETPACKS), _UNKNOWN_JETPACK)
+    yield Finding(
+        "jetpack",
+        "ok",
+        f"{name} (L4T {release}): {note}",
+        "make virtual environments with --system-site-packages, or they do not see TensorRT; onnxruntime-gpu for "
+        "Jetson is not on the ordinary package index, NVIDIA's Jetson index has it",
+    )
+
+
+def _session(*, cuda: bool) -> Finding:
+    """Open a session on one of ONNX Runtime's providers and run it."""
+    component = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
+    try:
+        session = open_session(_ONNX, cuda=cuda, threads=1, strict=False)
+        (answer,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
+        if answer.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+    except Exception as error:  # whatever a half-installed library raises is what this is here to show
+        return _fault(component, error, "reinstall onnxruntime")
+    import onnxruntime
+
+    return Finding(component, "ok", f"onnxruntime {onnxruntime.__version__} ran a model", runs_models=True)
+
+
+def _openvino() -> Iterator[Finding]:
+    """Run a model on OpenVINO; nothing where it is not installed, since nothing needs it."""
+    if find_spec("openvino") is None:
+        return
+    try:
+        import openvino
+
+        core = openvino.Core()
+        answer = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
+        if answer.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+    except Exception as error:  # see _session
+        yield _fault("openvino", error, "reinstall openvino")
+        return
+    can = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    detail = f"openvino {openvino.__version__.partition('-')[0]} ran a model; this CPU does {can}"
+    yield Finding("openvino", "ok", detail, runs_models=True)
+
+
+def _cuda() -> Finding:
+    """Ask CUDA for a GPU, which TensorRT needs."""
+    try:
+        gpu = current_gpu()
+    except Exception as error:  # see _session
+        return _fault(
+            "cuda", error, "TensorRT needs an NVIDIA GPU, its driver and cuda-python; nvidia-smi shows two of them"
+        )
+    memory = f"{gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB free"
+    return Finding("cuda", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
+
+
+def _tensorrt() -> Finding:
+    """Make a TensorRT runtime, which fails without a GPU."""
+    try:
+        version = tensorrt_version()
+        import tensorrt
+
+        with attempt("making a TensorRT runtime"):
+            check(tensorrt.Runtime(tensorrt_logger()), "TensorRT made none")
+    except Exception as error:  # see _session
+        return _fault("tensorrt", error, "TensorRT needs its own libraries and a GPU; see the line on cuda")
+    return Finding("tensorrt", "ok", f"{version} made a runtime", runs_models=True)
+
+
+def _fault(component: str, error: Exception, advice: str) -> Finding:
+    """Turn an error into a finding; our own messages bring their advice along, after the first semicolon."""
+    if not isinstance(error, KrlError):
+        return Finding(component, "broken", f"{type(error).__name__}: {error}", advice)
+    missing = isinstance(error, MissingExtraError | NoCudaProviderError | NoTensorRTError)
+    cause, _, own = str(error).partition("; ")
+    return Finding(component, "missing" if missing else "broken", cause, own or advice)

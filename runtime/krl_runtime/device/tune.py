@@ -1,0 +1,214 @@
+"""Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
+
+Two things have to hold before something may be chosen. The bundle's evidence, measured on pictures where it was made,
+has to say that the variant loses no more than ``max_drop``: points of top-1, or dB of PSNR where it makes pictures.
+And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
+variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
+allowed to.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.backends.base import Backend
+from krl_runtime.backends.select import ALL_KINDS, Kind, open_backend
+from krl_runtime.backends.tuning import Measurement, Tuning, cpu_count, device, tuning_file
+from krl_runtime.bundle import Bundle, Manifest, Variant
+from krl_runtime.cli.commandline import progress
+from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+
+from .selftest import compare, golden_arrays, makes_pictures, replay
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["SAME_PICTURE", "tune"]
+
+SAME_PICTURE = 30.0
+"""PSNR in dB from which on two pictures of a generator count as the same, where nobody asked for another value."""
+
+_ALIKE = 1.05
+_BLOCK_SECONDS = 0.03
+# The files of a variant that the evidence has scores for, by the kind of backend that runs them.
+_FORMS = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
+
+
+@dataclass
+class _Candidate:
+    """One way to run the bundle, and its backend while it is open."""
+
+    measurement: Measurement
+    backend: Backend | None = None
+
+
+def tune(
+    bundle: Bundle,
+    *,
+    max_drop: float | None = None,
+    threads: Sequence[int] = (),
+    rounds: int = 7,
+    write: bool = True,
+) -> Tuning:
+    """Measure every variant on every backend that is here, and keep the result for ``krl_runtime.load``.
+
+    Args:
+        bundle: The bundle; it stays as it is.
+        max_drop: Points of top-1, or dB of PSNR, that a variant may have lost by the bundle's evidence; left out: 1
+            point, 0.1 dB.
+        threads: Numbers of CPU threads to try; by default 1, 2, 4 … up to the number of CPUs.
+        rounds: How often each candidate is measured, all of them in turn.
+        write: Whether to keep the result beside the bundle.
+
+    Returns:
+        All measurements, the best first: the most exact one among those that are as fast as the fastest, but 5 %.
+
+    Raises:
+        UsageError: An argument is out of its range.
+        BundleError: A file is damaged, or there are no golden inputs.
+        BackendError: Nothing can run the bundle here.
+    """
+    if max_drop is None:
+        max_drop = 0.1 if makes_pictures(bundle.manifest) else 1.0
+    if max_drop < 0 or rounds < 1 or any(count < 1 for count in threads):
+        raise UsageError(f"max_drop is {max_drop}, rounds {rounds}, threads {list(threads)}; accepted: 0, 1, 1 or more")
+    bundle.verify()
+    golden = golden_arrays(bundle)
+    limits = {name: lost(bundle.manifest, name, "cpu") for name in bundle.manifest.variants}
+    candidates = list(_candidates(bundle, max_drop, list(threads) or _thread_counts()))
+    try:
+        for candidate in progress(candidates, "checking the golden inputs"):
+            _open(bundle, candidate, golden, _loosest(bundle.manifest, limits, max_drop))
+        _measure(bundle, [item for item in candidates if item.backend is not None], golden, rounds)
+    finally:
+        for candidate in candidates:
+            if candidate.backend is not None:
+                candidate.backend.close()
+    measurements = _ranked([candidate.measurement for candidate in candidates])
+    tuning = Tuning(bundle.manifest.digest, device(), max_drop, measurements)
+    if measurements[0].cause:
+        causes = ", ".join(f"{kind} ({tuning.told(kind)})" for kind in ALL_KINDS)
+        raise BackendError(f"nothing can run bundle {bundle.path} here: {causes}")
+    if write:
+        tuning.write(tuning_file(bundle))
+    return tuning
+
+
+def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
+    """Return what a variant loses by the bundle's evidence, ``None`` where there is no evidence.
+
+    That is points of top-1, or dB of PSNR where the bundle makes pictures. Without labels, answers other than the
+    reference's count as lost; without true pictures, what is missing from ``SAME_PICTURE`` dB to the reference's does.
+
+    Args:
+        manifest: The bundle's manifest.
+        variant: Name of the variant.
+        kind: Kind of backend; some variants have another file for it.
+    """
+    if variant == "fp32":
+        return 0.0
+    evidence = manifest.evidence.get(variant)
+    scores = evidence.get("scores") if isinstance(evidence, Mapping) else None
+    if not isinstance(scores, Mapping):
+        return None
+    form = next((name for name in (f.format(variant) for f in _FORMS[kind.partition("-")[0]]) if name in scores), None)
+    reference, score = scores.get("fp32"), scores.get(form)
+    if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
+        return None
+    for key, unit in (("top1", 100), ("psnr", 1)):
+        before, after = reference.get(key), score.get(key)
+        if isinstance(before, int | float) and isinstance(after, int | float):
+            return (before - after) * unit
+    same, psnr = score.get("agreement"), score.get("psnr_to_fp32")
+    if isinstance(psnr, int | float):
+        return max(0.0, SAME_PICTURE - psnr)
+    return (1 - same) * 100 if isinstance(same, int | float) else None
+
+
+def _thread_counts() -> list[int]:
+    cpus = cpu_count()
+    return sorted({1 << power for power in range(cpus.bit_length())} | {cpus})
+
+
+def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iterator[_Candidate]:
+    """Yield what to try; what the evidence rules out is not tried."""
+    unit = "dB" if makes_pictures(bundle.manifest) else "points"
+    for kind in ALL_KINDS:
+        for variant in bundle.manifest.variants:
+            points = lost(bundle.manifest, variant, kind)
+            cause = ""
+            if points is None:
+                cause = f"the bundle has no accuracy evidence for variant {variant}"
+            elif not points <= max_drop:
+                cause = (
+                    f"variant {variant} loses {points:.2f} {unit} by the bundle's evidence, accepted are {max_drop:g}"
+                )
+            counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
+            for count in counts:
+                yield _Candidate(Measurement(kind, variant, count, cause=cause))
+
+
+def _loosest(manifest: Manifest, points: Mapping[str, float | None], max_drop: float) -> Variant:
+    """Return what BF16 is held to: the least exact of the variants that may be chosen."""
+    chosen = [manifest.variants[name] for name, value in points.items() if value is not None and value <= max_drop]
+    return max(chosen, key=lambda variant: variant.tolerance)
+
+
+def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArray[Any]], loosest: Variant) -> None:
+    """Open a candidate's backend and replay the golden inputs; a candidate that fails gets its cause."""
+    found = candidate.measurement
+    if found.cause:
+        return
+    kind: Kind = found.kind  # type: ignore[assignment]
+    backend: Backend | None = None
+    error, cause = None, ""
+    try:
+        backend, _ = open_backend(kind, bundle, found.variant, found.threads)
+        own = bundle.manifest.variants[found.variant]
+        accepted = max(own, loosest, key=lambda item: item.tolerance) if kind == "openvino-bf16" else own
+        error, _, cause = compare(bundle.manifest, accepted, replay(bundle, backend, golden), golden)
+    except (BackendError, MissingExtraError) as problem:
+        cause = str(problem)
+    if cause and backend is not None:
+        backend.close()
+        backend = None
+    candidate.backend = backend
+    candidate.measurement = replace(found, max_abs_error=error, cause=cause)
+
+
+def _measure(
+    bundle: Bundle, candidates: Sequence[_Candidate], golden: Mapping[str, npt.NDArray[Any]], rounds: int
+) -> None:
+    """Time one call at batch 1, all candidates in turn, so that whatever else the device does hits all of them."""
+    feed = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
+    blocks: dict[int, list[float]] = {index: [] for index in range(len(candidates))}
+    order = random.Random(0)  # noqa: S311  an order, not a secret
+    for _ in progress(range(rounds), "measuring"):
+        for index in order.sample(range(len(candidates)), len(candidates)):
+            backend = candidates[index].backend
+            assert backend is not None  # noqa: S101  for the type checker
+            backend.run(feed)
+            calls, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < _BLOCK_SECONDS or not calls:
+                backend.run(feed)
+                calls += 1
+            blocks[index].append(spent / calls * 1e3)
+    for index, times in blocks.items():
+        candidates[index].measurement = replace(candidates[index].measurement, milliseconds=median(times))
+
+
+def _ranked(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Put the choice first, then by time; among those as fast as the fastest the most exact with the fewest threads."""
+    timed = [(item.milliseconds, item) for item in measurements if item.milliseconds is not None]
+    ordered = [item for _, item in sorted(timed, key=lambda pair: pair[0])]
+    if ordered:
+        alike = [item for item in ordered if (item.milliseconds or 0) <= _ALIKE * (ordered[0].milliseconds or 0)]
+        choice = min(alike, key=lambda item: (item.max_abs_error or 0, item.threads or 0))
+        ordered.remove(choice)
+        ordered.insert(0, choice)
+    return (*ordered, *(item for item in measurements if item.milliseconds is None))

@@ -1,0 +1,1 @@
+"""From encoded images to uint8 tensors: decoding, resizing, color, and folders of images."""

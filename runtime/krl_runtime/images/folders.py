@@ -1,0 +1,274 @@
+"""Folders of pictures: what they hold, how they are split, and reading them, for training and deployment alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.cli.commandline import progress
+from krl_runtime.errors import DataError, ImageError
+from krl_runtime.files import sha256_bytes, sha256_file
+
+from .preprocessing import IMAGE_SUFFIXES, Preprocessing
+
+__all__ = [
+    "OnBadImage",
+    "Picture",
+    "PictureFolder",
+    "balanced",
+    "decode",
+    "find_pictures",
+    "identity",
+    "open_folder",
+    "report_bad",
+]
+
+_log = logging.getLogger("krl")
+
+OnBadImage: TypeAlias = Literal["refuse", "skip"]
+"""What to do with files that are not readable pictures: refuse the whole set, or name and skip them."""
+
+_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
+_VAL_NAMES = ("val", "valid", "validation", "test")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture file; ``label`` indexes the folder's ``labels`` and is -1 where there are none."""
+
+    path: Path
+    label: int = -1
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A data set on disk.
+
+    Attributes:
+        root: The folder.
+        labels: Class names, sorted; empty for a folder of pictures without classes.
+        splits: ``"train"`` and ``"val"`` where the folder has them, else ``"all"``.
+    """
+
+    root: Path
+    labels: tuple[str, ...]
+    splits: dict[str, tuple[Picture, ...]]
+
+    def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[Picture, ...]:
+        """Return the pictures of one split.
+
+        A folder that has no ``train/`` and ``val/`` is split by the hash of each file's content: the same
+        picture always lands on the same side, whatever its name, and a copy of it cannot leak to the other.
+
+        Args:
+            name: ``"train"``, ``"val"`` or ``"all"``.
+            val_fraction: Share of the pictures that ``"val"`` gets, in (0, 1), where the folder is not split.
+
+        Raises:
+            DataError: The split would be empty, or its name is not known.
+        """
+        if name in self.splits:
+            return self.splits[name]
+        if name == "all":
+            return tuple(picture for split in self.splits.values() for picture in split)
+        if name not in ("train", "val"):
+            raise DataError(f"{self.root}: unknown split {name!r}; accepted: train, val, all")
+        if "all" not in self.splits:
+            raise DataError(f"{self.root} has no {name}/ folder; it has: {', '.join(self.splits)}")
+        threshold = int(val_fraction * 2**64)
+        chosen = tuple(
+            picture
+            for picture in self.splits["all"]
+            if (int(sha256_file(picture.path)[:16], 16) < threshold) == (name == "val")
+        )
+        if not chosen:
+            raise DataError(
+                f"{self.root}: with val_fraction {val_fraction} the {name} split of its {len(self.splits['all'])} "
+                "pictures is empty; add pictures, change the fraction, or make train/ and val/ folders"
+            )
+        return chosen
+
+
+def find_pictures(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
+    """Return the picture files under a folder, at any depth, sorted by path.
+
+    Raises:
+        DataError: The folder is missing or holds no picture; or it holds other files and ``on_bad`` is ``"refuse"``.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}; give a folder of pictures")
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith(".") or name.lower() in _IGNORED:
+                continue
+            path = Path(directory, name)
+            (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
+    report_bad([f"{path} is not a picture" for path in others], on_bad)
+    if not pictures:
+        raise DataError(f"{folder} holds no pictures; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return pictures
+
+
+def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> PictureFolder:
+    """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or pictures without classes.
+
+    Args:
+        root: The folder.
+        on_bad: What to do with files that are not pictures by their name.
+
+    Raises:
+        DataError: The folder is missing, empty, mixes pictures with class folders, or the classes of ``train/`` and
+            ``val/`` differ.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {what}; give a folder of pictures, one folder for each class")
+    folders = _subfolders(root)
+    val_name = next((name for name in _VAL_NAMES if name in folders), None)
+    if "train" not in folders or val_name is None:
+        if set(folders) == {"train"}:
+            root = root / "train"  # one split only, as some data sets ship
+        labels, pictures = _classes(root, on_bad)
+        return PictureFolder(root, labels, {"all": pictures})
+    train_labels, train = _classes(root / "train", on_bad)
+    val_labels, val = _classes(root / val_name, on_bad)
+    if train_labels != val_labels:
+        only_train = sorted(set(train_labels) - set(val_labels))
+        only_val = sorted(set(val_labels) - set(train_labels))
+        raise DataError(
+            f"{root}: the classes of train/ and {val_name}/ differ; only in train/: {only_train or 'none'}; only in "
+            f"{val_name}/: {only_val or 'none'}; both need the same class folders"
+        )
+    return PictureFolder(root, train_labels, {"train": train, "val": val})
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[Picture, ...]]:
+    """Return the labels and the pictures of ``CLASS/*``, or no labels and the pictures of a flat folder."""
+    classes = _subfolders(folder)
+    loose = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    if classes and loose:
+        raise DataError(
+            f"{folder} mixes class folders ({', '.join(classes[:3])} …) with {len(loose)} loose pictures "
+            f"({loose[0].name} …); put every picture into the folder of its class"
+        )
+    if not classes:
+        return (), tuple(Picture(path) for path in find_pictures(folder, on_bad=on_bad))
+    pictures: list[Picture] = []
+    for label, name in enumerate(classes):
+        try:
+            found = find_pictures(folder / name, on_bad=on_bad)
+        except DataError as error:
+            raise DataError(f"class folder {folder / name}: {error}") from error
+        pictures += [Picture(path, label) for path in found]
+    return tuple(classes), tuple(pictures)
+
+
+def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
+    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    seen: dict[int, int] = {}
+    rank = []
+    for position, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        rank.append((seen[label], label, position))
+    return sorted(position for *_, position in sorted(rank)[:limit])
+
+
+def decode(
+    pictures: Sequence[Picture],
+    preprocessing: Preprocessing,
+    *,
+    margin: int = 0,
+    on_bad: OnBadImage = "refuse",
+    description: str | None = "decoding pictures",
+) -> tuple[npt.NDArray[np.uint8], tuple[Picture, ...]]:
+    """Decode pictures into one array, with the preprocessing that the device uses.
+
+    Args:
+        pictures: What to read.
+        preprocessing: From a picture to ``uint8``.
+        margin: Extra pixels on every side; see ``Preprocessing.__call__``.
+        on_bad: What to do with files that cannot be decoded.
+        description: Text of the progress bar; ``None`` shows none, for callers that decode a part at a time.
+
+    Returns:
+        The array ``[N, channels, height + 2 * margin, width + 2 * margin]`` of uint8, and its ``N`` pictures.
+
+    Raises:
+        DataError: No picture can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
+    """
+    channels, height, width = preprocessing.shape
+    pixels = np.empty((len(pictures), channels, height + 2 * margin, width + 2 * margin), np.uint8)
+    good: list[Picture] = []
+    bad: list[ImageError] = []
+
+    def read(picture: Picture) -> npt.NDArray[np.uint8] | ImageError:
+        try:
+            return preprocessing(picture.path, margin=margin)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        results = pool.map(read, pictures, chunksize=16)
+        shown = pictures if description is None else progress(pictures, description)
+        for picture, result in zip(shown, results, strict=True):
+            if isinstance(result, ImageError):
+                bad.append(result)
+            else:
+                pixels[len(good)] = result
+                good.append(picture)
+    report_bad(bad, on_bad)
+    if not good:
+        raise DataError("no picture is left: none of the files can be decoded")
+    return pixels[: len(good)], tuple(good)
+
+
+def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
+    """Return a hash of decoded pictures and their labels, in their order: what a model was trained or calibrated on."""
+    array = np.ascontiguousarray(pixels)
+    header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
+    return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
+
+
+def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
+    """Refuse or log files that cannot be used, each by its name and cause.
+
+    Args:
+        bad: Errors or sentences, each of which names its file.
+        on_bad: What to do.
+
+    Raises:
+        DataError: There are such files and ``on_bad`` is ``"refuse"``.
+    """
+    if not bad:
+        return
+    shown = "; ".join(str(item) for item in bad[:_SHOWN])
+    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    if on_bad == "refuse":
+        raise DataError(
+            f"{len(bad)} files cannot be used: {shown}{more}. Mend or remove them, or pass --on-bad-image skip"
+        )
+    _log.warning("skipped %d files: %s%s", len(bad), shown, more)

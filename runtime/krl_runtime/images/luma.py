@@ -1,0 +1,200 @@
+"""Luma and chroma of BT.601, degradation and PSNR: what restoration is trained, deployed and measured with.
+
+Studio swing, as MATLAB's ``rgb2ycbcr`` has it and as papers on super-resolution report it: luma from 16 to 235, chroma
+from 16 to 240 around 128. (The YCbCr of JPEG, which Pillow converts to, has full swing.) Nothing is rounded here unless
+the result is uint8.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from krl_runtime.errors import UsageError
+
+__all__ = ["chroma", "corrupt", "crop_border", "degrade", "luma", "mean_psnr", "psnr", "resize", "to_rgb", "to_uint8"]
+
+_EQUAL = 200.0  # dB, beyond what float32 can tell apart; neither means nor JSON take infinity
+
+_TO_Y: npt.NDArray[np.float32] = np.array([65.481, 128.553, 24.966], np.float32) / np.float32(255)
+_TO_CHROMA: npt.NDArray[np.float32] = np.array(
+    [[-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], np.float32
+) / np.float32(255)
+_TO_RGB = np.linalg.inv(np.vstack([_TO_Y, _TO_CHROMA]).astype(np.float64)).astype(np.float32)
+
+
+def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the luma of a picture.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``.
+
+    Returns:
+        float32 ``[H, W]``, 16 to 235, not rounded.
+    """
+    weighted: npt.NDArray[np.float32] = rgb[..., 0] * _TO_Y[0]
+    weighted += rgb[..., 1] * _TO_Y[1]
+    weighted += rgb[..., 2] * _TO_Y[2]
+    weighted += np.float32(16)
+    return weighted
+
+
+def chroma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the chroma of a picture.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``.
+
+    Returns:
+        Cb and Cr, float32 ``[H, W, 2]``, 16 to 240, not rounded.
+    """
+    both: npt.NDArray[np.float32] = rgb.astype(np.float32) @ _TO_CHROMA.T + np.float32(128)
+    return both
+
+
+def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Return the picture that has this luma and this chroma.
+
+    Args:
+        luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colours are.
+        chroma: Cb and Cr, ``[H, W, 2]``, 16 to 240.
+
+    Returns:
+        uint8 ``[H, W, 3]``, rounded and clipped.
+    """
+    both = np.empty((*luma.shape, 3), np.float32)
+    both[..., 0] = luma
+    both[..., 0] -= 16
+    both[..., 1:] = chroma
+    both[..., 1:] -= 128
+    return to_uint8(both @ _TO_RGB.T)
+
+
+def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Return values of 0 to 255 as pixels: rounded half to even, clipped; what is not a number becomes 0."""
+    rounded = np.rint(values)
+    np.clip(np.nan_to_num(rounded, copy=False, posinf=255, neginf=0), 0, 255, out=rounded)
+    pixels: npt.NDArray[np.uint8] = rounded.astype(np.uint8)
+    return pixels
+
+
+def resize(
+    plane: npt.NDArray[np.float32], height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> npt.NDArray[np.float32]:
+    """Resize one plane of floats with Pillow's bicubic filter, which smooths where it makes smaller.
+
+    Args:
+        plane: float32 ``[H, W]``.
+        height: New height in pixels.
+        width: New width.
+        box: Left, upper, right and lower side of the part that the result shows; left out: all of it. The filter sees
+            what lies around it.
+
+    Returns:
+        float32 ``[height, width]``, neither rounded nor clipped.
+    """
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def degrade(picture: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Make a picture smaller as the field does: cropped to whole multiples, then bicubic with antialiasing.
+
+    Pillow's ``BICUBIC`` has the kernel of MATLAB's ``imresize`` (a = -0.5, widened by the scale); both round to uint8.
+
+    Args:
+        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        scale: By what both sides are divided; 1 leaves the picture as it is.
+
+    Returns:
+        The small picture, and the part of the given one that it was made from: its ground truth.
+
+    Raises:
+        UsageError: A side has fewer pixels than ``scale``, or ``scale`` is less than 1.
+    """
+    height, width = picture.shape[:2]
+    if scale < 1 or min(height, width) < scale:
+        raise UsageError(
+            f"a picture of {width}x{height} pixels cannot be made {scale} times smaller; accepted: a scale from 1 to "
+            "the shorter side"
+        )
+    truth = picture[: height - height % scale, : width - width % scale]
+    small = Image.fromarray(np.ascontiguousarray(truth)).resize(
+        (truth.shape[1] // scale, truth.shape[0] // scale), Image.Resampling.BICUBIC
+    )
+    return np.asarray(small), truth
+
+
+def corrupt(
+    picture: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: Sequence[int]
+) -> npt.NDArray[np.uint8]:
+    """Spoil a picture as a restorer's ``degradation`` says, beside the scaling that ``degrade`` does.
+
+    Args:
+        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}``
+            (Gaussian, S levels of 255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
+        seed: Whole numbers from 0; the noise follows from them alone.
+
+    Returns:
+        uint8 of the same shape, rounded and clipped.
+
+    Raises:
+        UsageError: The kind is not known.
+    """
+    kind = degradation.get("kind")
+    if kind in ("bicubic", "none"):
+        return picture
+    if kind == "noise":
+        noise = np.random.default_rng(tuple(seed)).standard_normal(picture.shape, np.float32)
+        return to_uint8(picture + np.float32(degradation["sigma"]) * noise)
+    if kind == "jpeg":
+        written = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(picture)).save(written, "JPEG", quality=int(degradation["quality"]))
+        return np.asarray(Image.open(written))
+    raise UsageError(f"degradation kind is {kind!r}; accepted: bicubic, none, noise, jpeg")
+
+
+def crop_border(picture: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
+    """Return ``[H, W, …]`` without ``border`` pixels on each side, as super-resolution is scored.
+
+    Raises:
+        UsageError: Nothing would be left.
+    """
+    height, width = picture.shape[:2]
+    if border < 0 or 2 * border >= min(height, width):
+        raise UsageError(f"{border} pixels cannot be cut off each side of a picture of {width}x{height} pixels")
+    return picture[border : height - border, border : width - border]
+
+
+def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float:
+    """Return the peak signal-to-noise ratio in dB: ``10 log10(peak² / mean((a - b)²))``; infinite where both are equal.
+
+    Args:
+        a: Numbers of any shape.
+        b: The same shape.
+        peak: The largest value that a pixel can have.
+
+    Raises:
+        UsageError: The shapes differ.
+    """
+    if a.shape != b.shape:
+        raise UsageError(f"the PSNR of {list(a.shape)} and {list(b.shape)} values cannot be told; both need one shape")
+    error = float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
+    return float("inf") if error == 0 else float(10 * np.log10(peak * peak / error))
+
+
+def mean_psnr(pictures: npt.NDArray[Any], others: npt.NDArray[Any]) -> float:
+    """Return the mean over pictures of their PSNR in dB, each clipped to 0 to 255 and 200 dB at most.
+
+    Args:
+        pictures: ``[N, ...]``, 0 to 255.
+        others: The same shape.
+    """
+    pairs = zip(np.clip(pictures, 0, 255), np.clip(others, 0, 255), strict=True)
+    return float(np.mean([min(psnr(one, other), _EQUAL) for one, other in pairs]))

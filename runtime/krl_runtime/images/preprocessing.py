@@ -1,0 +1,368 @@
+"""From a picture to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
+
+Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalisation happen inside the
+network or the exported graph, which therefore cannot be fed wrongly.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from krl_runtime.errors import ImageError, UsageError
+
+from . import jpeg
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "Preprocessing", "open_image"]
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
+"""A path, encoded bytes, a binary file object, a Pillow image, or an array ``[H, W]`` or ``[H, W, C]`` of uint8."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+"""File name endings, in lower case, that are taken for pictures."""
+
+MAX_PIXELS = 128 * 1024 * 1024
+"""Pictures with more pixels than this are refused before they are decoded."""
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_RESIZES = ("crop", "stretch")
+
+# A JPEG decoder scales by 2, 4 or 8 for less than it costs to decode in full, but not with the filter that was asked
+# for. How many decoded pixels each output pixel has to have at least, for a mean difference (levels of 255) that no
+# photograph of those measured exceeded: 0.54, 1.32 and 5.6 with the worst filter; small outputs are the worst case.
+_LEAST_PIXELS = {0.6: 3.0, 1.5: 2.0, 6.0: 1.0}
+_JPEG_SCALES = (8, 4, 2)
+_ORIENTATION = 0x0112  # the EXIF tag; Pillow's table of tags takes 3 ms to import
+
+# For each EXIF orientation but the upright one: whether the stored picture lies on its side, and whether its far end
+# (right or lower, as it is stored) becomes the left side of the upright picture, and the upper one.
+_ORIENTATIONS = {
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a network's input, and what the network does with it first.
+
+    Attributes:
+        height: Height of the network's input in pixels.
+        width: Width of the network's input in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        resize: ``"crop"`` scales the picture, keeping its proportions, until it covers
+            ``(height / crop_fraction, width / crop_fraction)`` and cuts the centre out; ``"stretch"`` ignores
+            proportions and cuts nothing.
+        crop_fraction: Share of the scaled picture's covering side that the centre crop keeps, in (0, 1].
+        interpolation: Pillow's filter: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``
+            (all but the first with antialiasing).
+        mean: Per channel, in units of the range 0 to 1; subtracted inside the graph.
+        std: Per channel, in units of the range 0 to 1; divided by inside the graph.
+        decode_tolerance: Mean difference from the exact pixels, in levels of 255, that decoding large JPEG pictures
+            at 1/2, 1/4 or 1/8 of their size may make: 0 (exact, the default), or from 0.6 on. The decoded picture
+            keeps 3 pixels a side for each pixel of the output, 2 from 1.5 on, and 1 from 6 on. Training,
+            evaluation and the device decode alike, since all of them go by this.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    resize: str = "crop"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    decode_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UsageError: A field is out of its range.
+        """
+        if self.channels not in (1, 3):
+            raise UsageError(f"preprocessing: channels is {self.channels}; accepted: 1 (grey) or 3 (RGB)")
+        if not (1 <= self.height <= 16384 and 1 <= self.width <= 16384):
+            raise UsageError(f"preprocessing: size is {self.height}x{self.width}; accepted: 1 to 16384 a side")
+        if self.resize not in _RESIZES:
+            raise UsageError(f"preprocessing: resize is {self.resize!r}; accepted: {', '.join(_RESIZES)}")
+        if self.interpolation not in _INTERPOLATIONS:
+            accepted = ", ".join(_INTERPOLATIONS)
+            raise UsageError(f"preprocessing: interpolation is {self.interpolation!r}; accepted: {accepted}")
+        if not 0 < self.crop_fraction <= 1:
+            raise UsageError(f"preprocessing: crop_fraction is {self.crop_fraction}; accepted: above 0, up to 1")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != self.channels or not np.all(np.isfinite(values)):
+                raise UsageError(
+                    f"preprocessing: {name} has {len(values)} values {values}; accepted: one finite number "
+                    f"for each of the {self.channels} channels"
+                )
+        if min(self.std) <= 0:
+            raise UsageError(f"preprocessing: std is {self.std}; accepted: positive numbers")
+        self._check_decode_tolerance()
+
+    def _check_decode_tolerance(self) -> None:
+        tolerance, least = float(self.decode_tolerance), min(_LEAST_PIXELS)
+        if tolerance != 0 and not least <= tolerance <= 255:
+            raise UsageError(f"preprocessing: decode_tolerance is {tolerance}; accepted: 0 (exact), or {least} to 255")
+        if tolerance and self.interpolation == "nearest":
+            raise UsageError(
+                "preprocessing: decode_tolerance cannot be kept with interpolation nearest, which takes single "
+                "pixels; accepted: 0, or another interpolation"
+            )
+        object.__setattr__(self, "decode_tolerance", tolerance)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one input, ``(channels, height, width)``."""
+        return (self.channels, self.height, self.width)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of the colour mode, ``"L"`` or ``"RGB"``."""
+        return "L" if self.channels == 1 else "RGB"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types. ``decode_tolerance`` is left out where it is 0: manifests were written before it."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if not self.decode_tolerance:
+            del values["decode_tolerance"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Build from plain JSON types.
+
+        Raises:
+            UsageError: A key is unknown or missing, or a value is out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(f"preprocessing: unknown keys {unknown}; accepted: {sorted(known)}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**plain)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"preprocessing: {error}") from error
+
+    def __call__(self, source: ImageSource, *, margin: int = 0) -> npt.NDArray[np.uint8]:
+        """Decode, turn upright, convert, resize and crop one picture.
+
+        Args:
+            source: The picture; see ``ImageSource``.
+            margin: Extra pixels to keep on every side, beyond the centre crop where the picture has them
+                (training crops at random from the larger result). Zero for everything but training.
+
+        Returns:
+            A C-contiguous array ``[channels, height + 2 * margin, width + 2 * margin]`` of uint8.
+
+        Raises:
+            ImageError: The picture is truncated, not a picture, too large, or of a type that is not accepted.
+        """
+        height, width = self.height + 2 * margin, self.width + 2 * margin
+        if isinstance(source, np.ndarray) and self._is_ready(source, height, width):
+            return np.array(source.transpose(2, 0, 1), order="C")  # Pillow would only copy it to and fro
+        decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width))
+        image, box = decoded.image, self._box(*decoded.size, height, width)
+        if image.size != (width, height) or box != (0, 0, *decoded.size):
+            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
+        planes = bytearray().join([image.tobytes("raw", band) for band in self.mode])
+        return np.frombuffer(planes, np.uint8).reshape(self.channels, height, width)
+
+    def _is_ready(self, array: npt.NDArray[Any], height: int, width: int) -> bool:
+        """Whether an array is RGB of the output's size, and nothing is cut off."""
+        same = self.channels == 3 and array.shape == (height, width, 3) and array.dtype == np.uint8
+        return same and self._box(width, height, height, width) == (0, 0, width, height)
+
+    def _jpeg_scale(self, width: int, height: int, out_height: int, out_width: int) -> int:
+        """Return by how much a JPEG of this size may be scaled down while it is decoded: 1, 2, 4 or 8."""
+        if not self.decode_tolerance:
+            return 1
+        left, upper, right, lower = self._box(width, height, out_height, out_width)
+        pixels = min((right - left) / out_width, (lower - upper) / out_height)
+        least = min(value for key, value in _LEAST_PIXELS.items() if key <= self.decode_tolerance)
+        return next((scale for scale in _JPEG_SCALES if pixels / scale >= least), 1)
+
+    def _box(self, width: int, height: int, out_height: int, out_width: int) -> _Box:
+        """Return the part (left, upper, right, lower) of the source that the output shows."""
+        if self.resize == "stretch":
+            return (0, 0, width, height)
+        # Source pixels for each output pixel, such that the scaled picture just covers the side before the crop.
+        cover = min(width * self.crop_fraction / self.width, height * self.crop_fraction / self.height)
+        cover = min(cover, width / out_width, height / out_height)
+        box_width, box_height = cover * out_width, cover * out_height
+        left, upper = (width - box_width) / 2, (height - box_height) / 2
+        return (left, upper, min(left + box_width, width), min(upper + box_height, height))
+
+
+def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
+    """Decode one picture, turn it as its EXIF orientation says, and convert its colours.
+
+    Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit grey is scaled to 8 bits; of
+    an animation the first frame is taken.
+
+    Args:
+        source: The picture; see ``ImageSource``.
+        mode: ``"L"`` or ``"RGB"``; ``None`` for ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, whichever the picture is.
+
+    Returns:
+        A fully decoded Pillow image in ``mode``.
+
+    Raises:
+        ImageError: The picture is truncated, not a picture, too large, or of a type that is not accepted.
+    """
+    return _open(source, mode).image
+
+
+_Box: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower side of a part of a picture, in pixels."""
+
+
+class _Decoded(NamedTuple):
+    """An upright picture, the size that it has in full, by how much it is scaled down, and where it begins.
+
+    A scaled JPEG is padded to whole pixels on the right and below; turning it may bring that to the left and above.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: int = 1
+    begin: tuple[float, float] = (0, 0)
+
+    def scaled(self, box: _Box) -> _Box:
+        """Return where a part of the full picture lies in ``image``."""
+        if self.scale == 1:
+            return box
+        left, upper, right, lower = (side / self.scale for side in box)
+        return (left + self.begin[0], upper + self.begin[1], right + self.begin[0], lower + self.begin[1])
+
+
+_Shrink: TypeAlias = Callable[[int, int], int]
+"""From the width and height of an upright picture to what a JPEG decoder may divide them by: 1, 2, 4 or 8."""
+
+
+def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
+    """Do what ``open_image`` says, scaled down while decoding where ``shrink`` allows it."""
+    name = _describe(source)
+    try:
+        return _decode(source, mode, name, shrink)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder, not a picture; give the picture files in it") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: no permission to read it") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a picture that Pillow can read (JPEG, PNG, WebP, BMP, TIFF, GIF …)") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning, where it is an error
+        raise ImageError(f"{name}: {error}; at most {MAX_PIXELS} pixels are accepted") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+        # Pillow's decoders raise any of these on damaged files.
+        raise ImageError(f"{name} is damaged or truncated: {error}") from error
+    except Exception as error:  # struct.error, zlib.error and other decoders' own types
+        raise ImageError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _describe(source: object) -> str:
+    if isinstance(source, str | os.PathLike):
+        return f"picture {os.fspath(source)!s}"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"picture of {len(source)} bytes"
+    return f"picture given as {type(source).__name__}"
+
+
+def _decode(source: ImageSource, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
+    if isinstance(source, np.ndarray):
+        return _finish(_from_array(source, name), mode, name, None)
+    if isinstance(source, Image.Image):
+        return _finish(source, mode, name, None)  # nobody's picture but ours is told to decode otherwise
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _finish(Image.open(io.BytesIO(source)), mode, name, shrink)
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as file:
+            return _finish(Image.open(file), mode, name, shrink)
+    if hasattr(source, "read"):
+        return _finish(Image.open(source), mode, name, shrink)
+    raise ImageError(
+        f"{name}; accepted: a path, bytes, a binary file object, a Pillow image, or a uint8 array of shape "
+        "[H, W] or [H, W, C]"
+    )
+
+
+def _finish(image: Image.Image, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are accepted")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    sideways, *mirrored = _ORIENTATIONS.get(orientation, (False, False, False))
+    size, scale = (height, width) if sideways else (width, height), 1
+    if shrink is not None and image.format in ("JPEG", "MPO"):
+        scale = shrink(*size)
+        if scale > 1 and image.draft(None, (width // scale, height // scale)) is None:
+            scale = 1
+    if scale == 1:
+        image = jpeg.load(image)
+    else:
+        image.load()
+    if orientation != 1:
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+    begin = [(there - full / scale) * far for there, full, far in zip(image.size, size, mirrored, strict=True)]
+    if (image.mode, mode) == ("RGBX", "RGB") and shrink is not None:
+        return _Decoded(image, size, scale, (begin[0], begin[1]))  # converted when it is small
+    return _Decoded(_convert(image, mode), size, scale, (begin[0], begin[1]))
+
+
+def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(
+            f"{name} has dtype {array.dtype} and shape {list(array.shape)}; accepted: uint8 of shape [H, W], "
+            "[H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA)"
+        )
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _own_mode(image: Image.Image) -> str:
+    """Return the mode of 8 bits that has what a picture has: colours, and transparency."""
+    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return ("L" if grey else "RGB") + "A" * transparent
+
+
+def _convert(image: Image.Image, mode: str | None) -> Image.Image:
+    mode = mode or _own_mode(image)
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips these to 255 instead of scaling them.
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow asks for this step
+    return image.convert(mode)

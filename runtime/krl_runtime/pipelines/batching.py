@@ -1,0 +1,211 @@
+"""A micro-batcher: requests of many threads or coroutines are run together.
+
+It pays on a GPU, where a batch costs little more than one picture. On a CPU a batch is no faster than its pictures one
+by one; there it only keeps many callers from fighting for the cores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from threading import Condition, Lock, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krl_runtime.errors import BackendError, KrlError, UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy.typing as npt
+
+    from krl_runtime.images.preprocessing import ImageSource
+
+    from .classifier import Classification, Classifier
+
+__all__ = ["Batcher", "OverloadedError"]
+
+
+class OverloadedError(KrlError):
+    """More requests wait than may, and none of them was taken within the time that was given."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One picture that waits, and since when (seconds of ``time.monotonic``)."""
+
+    pixels: npt.NDArray[np.uint8]
+    top_k: int
+    future: Future[Classification]
+    since: float
+
+
+class Batcher:
+    """Runs requests together: at most ``max_batch``, and the first of them waits no longer than ``max_delay``.
+
+    Pictures are decoded by the caller's thread. At most ``max_waiting`` requests wait; whoever comes then waits for a
+    place, or is refused. Made by ``Classifier.batched``; close it, or use it as a context manager.
+
+    Attributes:
+        batches: How many batches were run.
+        answered: How many requests were in them.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        max_batch: int = 16,
+        max_delay: float = 0.002,
+        max_waiting: int = 64,
+        workers: int = 1,
+    ) -> None:
+        """Start the threads that run the batches.
+
+        Args:
+            model: The model; it is not closed with the batcher.
+            max_batch: Most pictures in a batch; 1 where the bundle's graph takes no more.
+            max_delay: Seconds that the first request of a batch waits for others.
+            max_waiting: Most requests that wait.
+            workers: Batches that run at once: 1 suits a GPU, and a CPU whose model was loaded with all threads.
+
+        Raises:
+            UsageError: An argument is out of its range.
+        """
+        if max_batch < 1 or max_waiting < 1 or workers < 1 or not 0 <= max_delay < 3600:
+            raise UsageError(
+                f"max_batch is {max_batch}, max_waiting {max_waiting}, workers {workers}, max_delay {max_delay}; "
+                "accepted: 1 or more for the first three, 0 to 3600 seconds for the last"
+            )
+        self._model = model
+        self._max_batch = 1 if model.bundle.manifest.inputs[0].shape[0] == 1 else max_batch
+        self._max_delay, self._max_waiting = max_delay, max_waiting
+        self._waiting: deque[_Request] = deque()
+        self._closed = False
+        self.batches = self.answered = 0
+        lock = Lock()
+        self._came, self._taken = Condition(lock), Condition(lock)
+        self._threads = [Thread(target=self._work, name="krl-batcher", daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, source: ImageSource, *, top_k: int = 5, timeout: float | None = None) -> Future[Classification]:
+        """Decode one picture here and let it wait for its batch.
+
+        Args:
+            source: The picture; see ``ImageSource``.
+            top_k: How many classes the answer names.
+            timeout: Seconds to wait for a place; 0 does not wait, ``None`` waits as long as it takes.
+
+        Returns:
+            A future of the answer. One that is cancelled before its batch begins is not run.
+
+        Raises:
+            ImageError: The picture cannot be used.
+            OverloadedError: There was no place in time.
+            BackendError: The batcher is closed.
+            UsageError: ``top_k`` is less than 1.
+        """
+        from concurrent.futures import Future
+
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
+        pixels = self._model.preprocessing(source)
+        with self._taken:
+            if not self._taken.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting, timeout):
+                raise OverloadedError(
+                    f"{self._max_waiting} requests wait already, and none was taken within {timeout:g} s; try again "
+                    "later, or allow more with max_waiting"
+                )
+            if self._closed:
+                raise BackendError("the batcher is closed")
+            request = _Request(pixels, top_k, Future(), time.monotonic())
+            self._waiting.append(request)
+            self._came.notify()
+        return request.future
+
+    def __call__(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+        """Answer one picture; see ``submit`` for what is raised, and ``Classifier.__call__``."""
+        return self.submit(source, top_k=top_k).result()
+
+    async def ask(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+        """Answer one picture without blocking the event loop; cancelling the task cancels the request."""
+        import asyncio
+
+        future = await asyncio.to_thread(self.submit, source, top_k=top_k)
+        return await asyncio.wrap_future(future)
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, and return when those that were taken are done.
+
+        Args:
+            drain: Whether requests that still wait are answered; otherwise they are cancelled.
+        """
+        with self._came:
+            self._closed = True
+            if not drain:
+                for request in self._waiting:
+                    request.future.cancel()
+            self._came.notify_all()
+            self._taken.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Batcher:
+        """Return the batcher."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an error, requests that still wait are cancelled."""
+        self.close(drain=error is None)
+
+    def _work(self) -> None:
+        while requests := self._take():
+            running = [request for request in requests if request.future.set_running_or_notify_cancel()]
+            if running:
+                self._run(running)
+
+    def _take(self) -> list[_Request]:
+        """Wait for a batch; an empty one means that the batcher is closed and nothing waits."""
+        with self._came:
+            while not (self._waiting and self._is_due()):
+                if self._closed and not self._waiting:
+                    return []
+                first = self._waiting[0].since if self._waiting else None
+                # Another worker may take what this one waits for: then it waits for the next.
+                self._came.wait(None if first is None else first + self._max_delay - time.monotonic())
+            taken = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+            if self._waiting:
+                self._came.notify()
+            self._taken.notify(len(taken))
+            return taken
+
+    def _is_due(self) -> bool:
+        """Whether what waits is a full batch, has waited long enough, or has nothing more to wait for."""
+        late = time.monotonic() >= self._waiting[0].since + self._max_delay
+        return late or self._closed or len(self._waiting) >= self._max_batch
+
+    def _run(self, requests: list[_Request]) -> None:
+        with self._came:
+            self.batches += 1
+            self.answered += len(requests)
+        outcomes: list[Any] = []
+        try:
+            logits = self._model.logits(np.stack([request.pixels for request in requests]))
+            for request, row in zip(requests, logits, strict=True):
+                try:
+                    outcomes += self._model.interpret(row[None], top_k=request.top_k)
+                except KrlError as error:  # logits that are not finite: the others of the batch are answered
+                    outcomes.append(error)
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            outcomes = [error] * len(requests)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                request.future.set_exception(outcome)
+            else:
+                request.future.set_result(outcome)

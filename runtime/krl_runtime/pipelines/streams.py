@@ -1,0 +1,176 @@
+"""Answers for pictures that keep coming: all of a folder or an iterable, in order; of a camera the latest frame."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from krl_runtime.images.preprocessing import ImageSource
+
+    from .classifier import Classification, Classifier
+
+__all__ = ["Answered", "Watch", "stream"]
+
+_END: Any = object()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One picture of a stream: either ``answer`` or ``error`` is there.
+
+    Attributes:
+        source: The picture, as it was given.
+        answer: What the model says.
+        error: Why the picture cannot be used; the stream goes on.
+    """
+
+    source: Any
+    answer: Classification | None
+    error: ImageError | None = None
+
+
+def stream(
+    model: Classifier, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
+) -> Iterator[Answered]:
+    """Answer every picture of a folder or an iterable, in order, decoding a few ahead in threads.
+
+    Args:
+        model: The model; with ``threads=1`` and as many workers as cores it is fastest.
+        sources: A folder, whose pictures are found at any depth, or any iterable of pictures, endless ones included.
+        top_k: How many classes an answer names.
+        workers: Pictures that are worked on at once; by default one for each core.
+
+    Returns:
+        One item for each picture, with the cause where it cannot be used. Closing the iterator stops the work.
+
+    Raises:
+        DataError: The folder is missing or holds no picture.
+        UsageError: ``workers`` or ``top_k`` is less than 1.
+        BackendError: The device failed, or the model is closed.
+    """
+    workers = workers if workers is not None else os.cpu_count() or 1
+    if workers < 1 or top_k < 1:
+        raise UsageError(f"workers is {workers}, top_k {top_k}; accepted: 1 or more")
+    if isinstance(sources, str | Path):
+        from krl_runtime.images.folders import find_pictures
+
+        sources = find_pictures(Path(sources), on_bad="skip")
+    return _stream(model, sources, top_k, workers)
+
+
+def _stream(model: Classifier, sources: Iterable[ImageSource], top_k: int, workers: int) -> Iterator[Answered]:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    ahead: deque[Future[Answered]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="krl-stream")
+    try:
+        for source in sources:
+            ahead.append(pool.submit(_answer, model, source, top_k))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _answer(model: Classifier, source: ImageSource, top_k: int) -> Answered:
+    try:
+        pixels = model.preprocessing(source)
+    except ImageError as error:
+        return Answered(source, None, error)
+    return Answered(source, model.interpret(model.logits(pixels[None]), top_k=top_k)[0])
+
+
+class Watch:
+    """Answers for the latest frame of a camera: frames that come while the model is busy are dropped and counted.
+
+    Frames are taken from their iterable in a thread as fast as they come. Made by ``Classifier.watch``; iterate over
+    it, and close it or use it as a context manager.
+
+    Attributes:
+        dropped: How many frames a later one has replaced.
+    """
+
+    def __init__(self, model: Classifier, frames: Iterable[ImageSource], *, top_k: int = 5) -> None:
+        """Start to take frames.
+
+        Args:
+            model: The model; it is not closed with this.
+            frames: Anything that yields pictures, each only when it is there, as a camera does.
+            top_k: How many classes an answer names.
+
+        Raises:
+            UsageError: ``top_k`` is less than 1.
+        """
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
+        self._model, self._top_k = model, top_k
+        self._condition = Condition()
+        self._frame: Any = _END
+        self._ended = False
+        self._error: Exception | None = None
+        self.dropped = 0
+        self._thread = Thread(target=self._read, args=(iter(frames),), name="krl-watch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Watch:
+        """Return this."""
+        return self
+
+    def __next__(self) -> Answered:
+        """Wait for a frame that was not answered yet, and answer the latest.
+
+        Raises:
+            StopIteration: The frames have ended, and the last one was answered; or this is closed.
+            BackendError: The device failed, or the model is closed.
+            Exception: What taking a frame raised.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._frame is not _END or self._ended)
+            frame, self._frame = self._frame, _END
+            if frame is _END:
+                error, self._error = self._error, None
+                raise error or StopIteration
+        return _answer(self._model, frame, self._top_k)
+
+    def close(self) -> None:
+        """Take no more frames; the thread ends with the frame that it waits for."""
+        with self._condition:
+            self._ended, self._frame = True, _END
+            self._condition.notify_all()
+
+    def __enter__(self) -> Watch:
+        """Return this."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _read(self, frames: Iterator[ImageSource]) -> None:
+        error = None
+        try:
+            for frame in frames:
+                with self._condition:
+                    if self._ended:
+                        return
+                    self.dropped += self._frame is not _END
+                    self._frame = frame
+                    self._condition.notify_all()
+        except Exception as problem:  # it belongs to whoever takes the frames
+            error = problem
+        with self._condition:
+            self._ended, self._error = True, error
+            self._condition.notify_all()

@@ -1,0 +1,568 @@
+import logging
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from _helpers.bundles import TinyNet, write_bundle
+from _helpers.fake_cuda import GPU_NAME, FakeCuda
+from _helpers.fake_tensorrt import install_fakes
+from _helpers.tensorrt_bindings import GENERATIONS
+from krl_runtime.backends import cuda
+from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key, tensorrt_version, version_tuple
+from krl_runtime.backends.select import select_backend
+from krl_runtime.backends.tensorrt import TensorRTBackend, mismatch, open_engine
+from krl_runtime.bundle import Engine
+from krl_runtime.errors import BackendError, BundleError
+from krl_runtime.images.preprocessing import Preprocessing
+
+SPEC = Preprocessing(12, 10)
+NET = TinyNet.random(SPEC, 4)
+
+
+@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
+def trt(request, pytestconfig, monkeypatch):
+    return install_fakes(request.param, pytestconfig, monkeypatch)
+
+
+@pytest.fixture
+def newest(pytestconfig, monkeypatch):
+    return install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+
+
+def shapes(*batches):
+    return {"pixels": [[batch, *SPEC.shape] for batch in batches]}
+
+
+def load(trt, *profiles, **options):
+    plan = trt.plan(NET.onnx(), [shapes(*profile) for profile in profiles or [(1, 4, 8)]], bool(options.get("weights")))
+    return TensorRTBackend(plan, label="test", **options)
+
+
+def pixels(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *SPEC.shape), dtype=np.uint8)
+
+
+def check(backend, count, seed=0):
+    given = pixels(count, seed)
+    result = backend.run({"pixels": given})
+    assert list(result) == ["logits"]
+    assert result["logits"].dtype == np.float32
+    np.testing.assert_allclose(result["logits"], NET.logits(given), atol=1e-5)
+    return result["logits"]
+
+
+def exercise(trt):
+    """Load, run a shape three times and another one, and close: what a fault can hit."""
+    backend = load(trt)
+    try:
+        for seed in range(3):
+            check(backend, 3, seed)
+        check(backend, 5)
+    finally:
+        backend.close()
+
+
+def test_answers_as_the_network_does_and_gives_arrays_that_the_caller_owns(trt):
+    backend = load(trt)
+    first = check(backend, 3)
+    kept = first.copy()
+    for seed, count in enumerate((3, 3, 8, 1, 8, 8, 8, 3), start=1):
+        check(backend, count, seed)
+    np.testing.assert_array_equal(first, kept)
+    backend.close()
+    assert trt.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+def test_a_batch_beyond_the_largest_is_run_in_even_parts(trt):
+    backend = load(trt, (3, 4, 4))
+    check(backend, 9)
+    assert trt.calls["IExecutionContext.execute_async_v3"] == 2  # 3 + 3 + 3: one run, one captured
+    assert trt.cuda.calls["cudaGraphLaunch"] == 2
+    with pytest.raises(BackendError, match=r"batch of 5 does not fit.*takes 3 to 4, and nothing is padded.*--profile"):
+        backend.run({"pixels": pixels(5)})
+    with pytest.raises(BackendError, match="batch of 2 does not fit"):
+        backend.run({"pixels": pixels(2)})
+
+
+def test_the_profile_that_fits_is_used(trt):
+    backend = load(trt, (1, 1, 1), (8, 16, 16))
+    for count in (1, 12, 1, 16, 20):
+        check(backend, count)
+    # 1 | 12 | 1 | 16 | 20 = 10 + 10: four changes, the last two batches stay on the second profile
+    assert trt.calls["IExecutionContext.set_optimization_profile_async"] == 4
+    check(backend, 3)  # between the two: three times the first profile
+    assert trt.calls["IExecutionContext.set_optimization_profile_async"] == 5
+
+
+def test_a_fixed_batch(trt):
+    backend = TensorRTBackend(trt.plan(NET.onnx(batch=2), []), label="fixed")
+    check(backend, 2)
+    check(backend, 6)
+    with pytest.raises(BackendError, match="batch of 3 does not fit the engine, which takes 2 to 2"):
+        backend.run({"pixels": pixels(3)})
+
+
+def test_the_second_run_of_a_shape_is_captured_and_then_replayed(trt):
+    backend = load(trt)
+    for seed in range(5):
+        check(backend, 3, seed)
+    assert trt.cuda.calls["cudaGraphLaunch"] == 4
+    assert trt.calls["IExecutionContext.execute_async_v3"] == 2  # one run, one capture
+    check(backend, 4)
+    assert trt.cuda.leaks()["graphs"] == 0  # a graph belongs to the shape that it was captured with
+    check(backend, 4)
+    assert trt.cuda.calls["cudaGraphInstantiate"] == 2
+
+
+@pytest.mark.parametrize("cause", ["engine", "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt, cause, caplog):
+    if cause == "engine":
+        trt.no_capture = True
+    else:
+        trt.cuda.fail[cause] = "cudaErrorStreamCaptureUnsupported"
+    backend = load(trt)
+    with caplog.at_level(logging.INFO, "krl"):
+        for seed in range(4):
+            check(backend, 3, seed)
+    told = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
+    assert len(told) == 1
+    assert ("when stream is capturing" if cause == "engine" else "cudaErrorStreamCaptureUnsupported") in told[0]
+    assert trt.cuda.calls["cudaGraphLaunch"] == 0
+    backend.close()
+    assert trt.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+def faults(fake):
+    """Every way in which the calls that were recorded can fail, by their real signatures."""
+    for key in sorted(fake.calls):
+        returns = fake.returns(key)
+        if key.startswith("ILogger"):
+            continue
+        if returns == "bool" and not key.endswith("__bool__"):
+            yield key, False
+        if fake.is_class(returns):
+            yield key, None
+        yield key, RuntimeError("out of order")
+
+
+def test_every_failing_call_of_tensorrt_is_an_error_with_its_cause(trt, pytestconfig):
+    exercise(trt)
+    found = list(faults(trt))
+    assert ("IExecutionContext.execute_async_v3", False) in found
+    assert ("Runtime.deserialize_cuda_engine", None) in found
+    for key, outcome in found:
+        with pytest.MonkeyPatch.context() as patch:
+            generation = next(item for item in GENERATIONS if trt.version.startswith(item.name))
+            fake = install_fakes(generation, pytestconfig, patch)
+            fake.fail[key] = outcome
+            fake.say[key] = ["Error Code 1: Cuda Runtime (out of memory)"]
+            with pytest.raises(
+                BackendError, match=r"engine test: .*the GPU ran out of memory \(TensorRT: Error Code 1"
+            ):
+                exercise(fake)
+            assert fake.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}, key
+
+
+TOLERATED = {  # capturing: the run goes on without; freeing: there is nothing to be done about it
+    "cudaStreamBeginCapture",
+    "cudaStreamEndCapture",
+    "cudaGraphInstantiate",
+    "cudaGraphDestroy",
+    "cudaGetLastError",
+}
+FREEING = {
+    "cudaFree": "memory",
+    "cudaFreeHost": "memory",
+    "cudaStreamDestroy": "streams",
+    "cudaGraphExecDestroy": "graphs",
+}
+
+
+def test_every_failing_call_of_cuda_is_an_error_and_leaks_nothing(newest, pytestconfig):
+    exercise(newest)
+    assert {"cudaMalloc", "cudaMallocHost", "cudaGraphLaunch", "cudaStreamSynchronize"} <= set(newest.cuda.calls)
+    for name, count in sorted(newest.cuda.calls.items()):
+        for call in sorted({1, count}):
+            with pytest.MonkeyPatch.context() as patch:
+                fake = install_fakes(GENERATIONS[-1], pytestconfig, patch)
+                fake.cuda.fail[f"{name}@{call}"] = "cudaErrorUnknown"
+                told = f"CUDA call {name} failed with cudaErrorUnknown"
+                if name in FREEING:
+                    expected = suppress(BackendError)
+                else:
+                    expected = nullcontext() if name in TOLERATED else pytest.raises(BackendError, match=told)
+                with expected:
+                    exercise(fake)
+                leaks = {kind: number for kind, number in fake.cuda.leaks().items() if number}
+                assert set(leaks) <= {FREEING.get(name, "graphs" if name == "cudaGraphDestroy" else "")}, (name, leaks)
+
+
+def test_a_lost_device_is_told_and_a_new_context_is_made_when_it_is_back(newest):
+    backend = load(newest)
+    check(backend, 3)
+    newest.cuda.fail["cudaStreamSynchronize"] = "cudaErrorLaunchFailure"
+    with pytest.raises(BackendError, match="cudaStreamSynchronize failed with cudaErrorLaunchFailure"):
+        backend.run({"pixels": pixels(3)})
+    del newest.cuda.fail["cudaStreamSynchronize"]
+    check(backend, 3)
+    backend.close()
+    assert newest.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+def test_threads_get_their_own_answers_on_at_most_four_contexts(newest):
+    backend = load(newest)
+
+    def work(seed):
+        return [check(backend, 1 + (seed + i) % 5, seed * 100 + i) is not None for i in range(5)]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(all(results) for results in pool.map(work, range(32)))
+    assert 1 <= newest.calls["ICudaEngine.create_execution_context"] <= 4
+    backend.close()
+    assert newest.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+class Gate:
+    """Holds the first synchronisation of a stream until it is opened; other threads go on meanwhile."""
+
+    def __init__(self, fake):
+        self.entered, self.open = threading.Event(), threading.Event()
+        self._original = fake.cuda._cudaStreamSynchronize
+        fake.cuda._lock = nullcontext()
+        fake.cuda._cudaStreamSynchronize = self._wait
+
+    def _wait(self, stream):
+        if not self.entered.is_set():
+            self.entered.set()
+            assert self.open.wait(10)
+        return self._original(stream)
+
+
+def test_where_memory_allows_one_context_threads_wait_for_it(newest, caplog):
+    backend = load(newest)
+    check(backend, 1)
+    newest.fail["ICudaEngine.create_execution_context"] = None
+    gate = Gate(newest)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(check, backend, 1, 7)
+        assert gate.entered.wait(10)
+        waiting = pool.submit(check, backend, 2, 8)
+        while "runs at most 1 calls at once" not in caplog.text:
+            assert not waiting.done()
+        gate.open.set()
+        assert running.result(10) is not None
+        assert waiting.result(10) is not None
+    backend.close()
+    assert newest.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+def test_a_closed_engine_refuses_and_closing_waits_for_runs_under_way(newest):
+    backend = load(newest)
+    check(backend, 1)
+    gate = Gate(newest)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(check, backend, 1, 7)
+        assert gate.entered.wait(10)
+        closing = pool.submit(backend.close)
+        assert not closing.done()
+        gate.open.set()
+        assert running.result(10) is not None
+        closing.result(10)
+    backend.close()
+    with pytest.raises(BackendError, match="engine test is closed; load the bundle again"):
+        backend.run({"pixels": pixels(1)})
+    assert newest.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input 'pixels' is missing"),
+        ({"pixels": np.zeros((1, 3, 12, 10), np.float32)}, "has dtype float32"),
+        ({"pixels": np.zeros((1, 3, 12, 11), np.uint8)}, r"shape \[1, 3, 12, 11\]"),
+        ({"pixels": np.zeros((0, 3, 12, 10), np.uint8)}, r"shape \[0, 3, 12, 10\]"),
+        ({"pixels": pixels(1), "more": pixels(1)}, "no input 'more'"),
+    ],
+)
+def test_wrong_inputs_are_refused(newest, inputs, message):
+    backend = load(newest)
+    with pytest.raises(BackendError, match=message):
+        backend.run(inputs)
+    check(backend, 2)
+
+
+def graph(inputs, outputs):
+    """A graph of Identity nodes: for each input (name, type, shape) an output of that name with a prime."""
+    nodes = [helper.make_node("Identity", [i[0]], [o[0]]) for i, o in zip(inputs, outputs, strict=True)]
+    values = [[helper.make_tensor_value_info(*item) for item in items] for items in (inputs, outputs)]
+    model = helper.make_model(helper.make_graph(nodes, "g", *values), ir_version=8, opset_imports=[OPSET])
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+F = TensorProto.FLOAT
+OPSET = helper.make_opsetid("", 18)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (graph([("x", TensorProto.BFLOAT16, ["b", 3])], [("y", TensorProto.BFLOAT16, ["b", 3])]), "'x' has type BF16"),
+        (graph([("x", F, ["b", "n"])], [("y", F, ["b", "n"])]), r"'x' has shape \[-1, -1\]; only a batch may vary"),
+        (graph([("x", F, [])], [("y", F, [])]), r"'x' has shape \[\]"),
+        (graph([("x", F, ["b", 2])], [("y", F, [1, 2])]), r"do not share one batch dimension: \[-1, 1\]"),
+    ],
+)
+def test_engines_of_another_form_are_refused_when_they_are_loaded(newest, model, message):
+    with pytest.raises(BackendError, match=f"loading engine odd: .*{message}"):
+        TensorRTBackend(newest.plan(model, [{"x": [[1, 2], [1, 2], [1, 2]]}]), label="odd")
+
+
+def test_tensors_on_the_host_and_shapes_that_stay_unknown_are_refused(newest):
+    newest.fail["ICudaEngine.get_tensor_location"] = newest.module.TensorLocation.HOST
+    with pytest.raises(BackendError, match="tensor 'pixels' lives on the host"):
+        load(newest)
+    del newest.fail["ICudaEngine.get_tensor_location"]
+    newest.fail["IExecutionContext.infer_shapes"] = ["pixels"]
+    with pytest.raises(BackendError, match="running engine test: shapes are not known: pixels"):
+        load(newest).run({"pixels": pixels(1)})
+    del newest.fail["IExecutionContext.infer_shapes"]
+    newest.fail["IExecutionContext.get_tensor_shape"] = [-1, 4]
+    with pytest.raises(BackendError, match=r"output 'logits' has shape \[-1, 4\] for batch 1"):
+        load(newest).run({"pixels": pixels(1)})
+
+
+def test_inputs_with_different_batches_are_refused(newest):
+    model = graph([("a", F, ["b", 2]), ("c", F, ["b", 3])], [("x", F, ["b", 2]), ("y", F, ["b", 3])])
+    backend = TensorRTBackend(newest.plan(model, [{"a": [[1, 2]] * 3, "c": [[1, 3]] * 3}]), label="two")
+    with pytest.raises(BackendError, match=r"different batches: \[1, 2\]"):
+        backend.run({"a": np.zeros((1, 2), np.float32), "c": np.zeros((2, 3), np.float32)})
+    result = backend.run({"a": np.full((1, 2), 5, np.float32), "c": np.full((1, 3), 7, np.float32)})
+    assert result["x"].tolist() == [[5, 5]]
+    assert result["y"].tolist() == [[7, 7, 7]]
+
+
+def test_a_plan_of_another_version_or_a_damaged_one_is_refused_with_its_reason(trt):
+    plan = bytearray(trt.plan(NET.onnx(), [shapes(1, 1, 1)]))
+    plan[24] = 99
+    with pytest.raises(
+        BackendError, match=r"does not load it: it was built by another version of TensorRT.*Version tag"
+    ):
+        TensorRTBackend(bytes(plan), label="old")
+    with pytest.raises(BackendError, match="it is damaged, or not a TensorRT engine"):
+        TensorRTBackend(b"\0" * 100, label="zeros")
+
+
+def test_options_reach_the_runtime(trt):
+    seen = {}
+    original = trt._Runtime_deserialize_cuda_engine
+
+    def deserialize(this, serialized_engine):
+        seen.update(this.s.values)
+        return original(this, serialized_engine)
+
+    trt._Runtime_deserialize_cuda_engine = deserialize
+    check(load(trt), 1)
+    assert seen == {}
+    check(load(trt, version_compatible=True, dla_core=1, weights=NET.onnx()), 2)  # stripped: weights are put back
+    assert seen == {"engine_host_code_allowed": True, "DLA_core": 1}
+    for key, message in (
+        ("OnnxParserRefitter.refit_from_bytes", "weights cannot be taken from the ONNX file"),
+        ("Refitter.refit_cuda_engine", "weights cannot be put back"),
+    ):
+        trt.fail = {key: False}
+        with pytest.raises(BackendError, match=message):
+            load(trt, weights=NET.onnx())
+
+
+# Choosing an engine
+
+
+def bundle_with(tmp_path, trt, *engines, **changes):
+    """A bundle with engines that differ from a fitting one in the given fields."""
+    bundle = write_bundle(tmp_path / "m.krl", variants=("fp32", "int8"))
+    file = bundle.manifest.variants["int8"].file
+    fitting = Engine(
+        file="engines/0.engine",
+        variant="int8",
+        onnx_sha256=bundle.manifest.files[file].sha256,
+        tensorrt=trt.version,
+        compute_capability="9.0",
+        gpu=GPU_NAME,
+        platform=platform_key(),
+        profile=(1, 4, 8),
+    )
+    made = {f"e{i}": replace(fitting, file=f"engines/{i}.engine", **item) for i, item in enumerate(engines)}
+    onnx_bytes = bundle.file(file).read_bytes()
+    plans = {engine.file: trt.plan(onnx_bytes, [shapes(*engine.profile)], engine.stripped) for engine in made.values()}
+    return bundle.update(plans, engines=made)
+
+
+def test_open_engine_runs_the_one_that_fits(tmp_path, trt):
+    bundle = bundle_with(tmp_path, trt, {"compute_capability": "8.7"}, {}, {"profile": (1, 1, 1)}, {"gpu": "Other"})
+    backend = open_engine(bundle, "int8")
+    golden = bundle.golden()
+    result = backend.run({"pixels": golden["pixels"]})
+    np.testing.assert_allclose(result["logits"], golden["logits"] + 0.01, atol=1e-4)  # the file of variant int8
+    assert backend._label == "e1"
+    selected = select_backend(bundle, variant="int8")
+    assert selected.name == "tensorrt"
+    assert "tensorrt runs variant int8" in selected.reason
+
+
+def test_an_engine_of_another_gpu_of_the_same_kind_runs_with_a_warning(tmp_path, newest, caplog):
+    open_engine(bundle_with(tmp_path, newest, {"gpu": "Other GPU"}), "int8").close()
+    assert f"built on a Other GPU; on this {GPU_NAME} it may be slower" in caplog.text
+
+
+def test_a_stripped_engine_takes_its_weights_from_the_bundle(tmp_path, trt):
+    bundle = bundle_with(tmp_path, trt, {"stripped": True})
+    golden = bundle.golden()
+    result = open_engine(bundle, "int8").run({"pixels": golden["pixels"]})
+    np.testing.assert_allclose(result["logits"], golden["logits"] + 0.01, atol=1e-4)
+
+
+def test_each_engine_that_does_not_fit_has_its_sentence(tmp_path, newest):
+    bundle = bundle_with(
+        tmp_path,
+        newest,
+        {"tensorrt": "10.3.0", "compute_capability": "8.7"},
+        {"platform": "linux-riscv"},
+        {"onnx_sha256": "0" * 64},
+    )
+    with pytest.raises(BackendError) as caught:
+        open_engine(bundle, "int8")
+    message = str(caught.value)
+    assert f"engine built by TensorRT 10.3.0 for sm_87, this is {newest.version} on sm_90" in message
+    assert f"engine built for linux-riscv, this is {platform_key()}" in message
+    assert "engines/2.engine was built from an older ONNX file of variant int8" in message
+    assert f"krl-deploy build-engine {bundle.path} --precision int8" in message
+    with pytest.raises(BackendError, match="the bundle has no TensorRT engine of variant fp32"):
+        open_engine(bundle, "fp32")
+
+
+def test_a_changed_engine_is_not_given_to_tensorrt(tmp_path, newest):
+    bundle = bundle_with(tmp_path, newest, {})
+    (bundle.path / "engines" / "0.engine").write_bytes(b"ftrt" + bytes(100))
+    with pytest.raises(BundleError, match="is damaged or was changed"):
+        open_engine(bundle, "int8")
+    assert newest.calls["Runtime.deserialize_cuda_engine"] == 0
+
+
+ENGINE = Engine("e", "int8", "h", "10.16.1.11", "8.6", "RTX", platform_key(), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "capability", "fits"),
+    [
+        ({}, "10.16.1.11", "8.6", True),
+        ({}, "10.16.1.12", "8.6", False),
+        ({}, "10.16.1.11", "8.9", False),
+        ({"version_compatible": True}, "10.17.0", "8.6", True),
+        ({"version_compatible": True}, "10.15.9", "8.6", False),
+        ({"version_compatible": True}, "11.4.0.106", "8.6", False),
+        ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "12.0", True),
+        ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "7.5", False),
+        ({"hardware_compatibility": "same-compute-capability"}, "10.16.1.11", "8.9", False),
+    ],
+)
+def test_which_engines_run_where(changes, version, capability, fits):
+    cause = mismatch(replace(ENGINE, **changes), version, Gpu("RTX", capability, 1, 1), "h")
+    sm = capability.replace(".", "")
+    assert cause == (None if fits else f"engine built by TensorRT 10.16.1.11 for sm_86, this is {version} on sm_{sm}")
+
+
+# What is installed
+
+
+def test_without_tensorrt_the_message_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(NoTensorRTError, match=r"TensorRT is not installed here; install it with: pip install 'krl\["):
+        tensorrt_version()
+    monkeypatch.setattr(cuda, "jetson_release", lambda: "36.4.3")
+    with pytest.raises(NoTensorRTError, match=r"comes with JetPack.*--system-site-packages"):
+        tensorrt_version()
+
+
+def test_a_tensorrt_that_cannot_be_used_is_told(monkeypatch, newest):
+    newest.module.__version__ = "8.6.2"
+    with pytest.raises(BackendError, match=r"TensorRT 8\.6\.2 is installed; krl needs 10\.3 or newer"):
+        tensorrt_version()
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "tensorrt":
+                raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.setattr("sys.meta_path", [Broken()])
+    with pytest.raises(BackendError, match=r"libraries cannot be loaded: libnvinfer\.so\.11") as caught:
+        tensorrt_version()
+    assert not isinstance(caught.value, NoTensorRTError)
+
+
+def test_the_gpu_is_described(monkeypatch):
+    FakeCuda(compute_capability=(8, 7), free=5, total=8).install(monkeypatch)
+    assert current_gpu() == Gpu(GPU_NAME, "8.7", total_bytes=8, free_bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("cudaErrorNoDevice", "the driver sees no GPU"),
+        ("cudaErrorInsufficientDriver", r"pip install 'cuda-python<13'"),
+        (RuntimeError("Failed to dlopen libcuda.so.1"), "no NVIDIA driver can be used here.*libcuda"),
+    ],
+)
+def test_without_a_gpu_that_is_told(monkeypatch, fault, message):
+    fake = FakeCuda().install(monkeypatch)
+    fake.fail["cudaGetDeviceCount"] = fault
+    with pytest.raises(NoTensorRTError, match=message):
+        current_gpu()
+
+
+def test_the_real_bindings_describe_a_gpu_or_say_that_there_is_none():
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda.bindings is not installed")
+    error, _ = cudart.cudaGetDeviceCount()
+    if error == 0:
+        gpu = current_gpu()
+        assert version_tuple(gpu.compute_capability) >= (5, 0)
+        assert 0 < gpu.free_bytes <= gpu.total_bytes
+    else:
+        with pytest.raises(
+            NoTensorRTError, match="no NVIDIA GPU can be used here: CUDA call cudaGetDeviceCount failed"
+        ):
+            current_gpu()
+
+
+def test_without_cuda_python_that_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(NoTensorRTError, match="cuda-python is not installed here"):
+        current_gpu()
+
+
+def test_versions_and_releases_are_read(tmp_path):
+    assert version_tuple("10.13.3.9.post1") == (10, 13, 3, 9)
+    assert version_tuple("dev") == ()
+    release = tmp_path / "nv_tegra_release"
+    assert cuda.jetson_release(release) is None
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    assert cuda.jetson_release(release) == "36.4.3"
+
+
+def test_no_more_is_asked_of_tensorrt_for_each_run_than_needed(newest):
+    """A replayed run makes no call of TensorRT at all."""
+    backend = load(newest)
+    for seed in range(3):
+        check(backend, 3, seed)
+    newest.calls = Counter()
+    check(backend, 3, 9)
+    assert not newest.calls

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from krl_runtime import Preprocessing
+from krl_runtime.cli.commandline import dispatch, guard, print_json, progress, table
+from krl_runtime.errors import CheckFailedError, UsageError
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("no such option"), 2, "krl-x: error: no such option"),
+        (CheckFailedError("accuracy fell"), 1, "krl-x: error: accuracy fell"),
+        (KeyboardInterrupt(), 130, "krl-x: interrupted"),
+        (OSError(errno.ENOSPC, "x"), 2, "the disk is full; what was there before is untouched"),
+        (PermissionError(errno.EACCES, "x", "/data/a"), 2, r"permission denied; check the owner .* (/data/a)"),
+        (FileNotFoundError(errno.ENOENT, "x", "b.krl"), 2, "no such file or folder (b.krl)"),
+        (OSError(errno.EIO, "broken disk"), 1, "broken disk"),
+        (ZeroDivisionError("oops"), 1, "this is a failure of krl, not of your input; please report it"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_guard_turns_errors_into_messages_and_codes(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert guard("krl-x", raising(error)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(part in err for part in message.split(" .* "))
+    assert ("Traceback" in err) == (type(error) is ZeroDivisionError or "broken disk" in message)
+
+
+def test_guard_returns_codes_and_logs_to_standard_error(capsys: pytest.CaptureFixture[str]):
+    def command() -> int:
+        logging.getLogger("krl").info("working on %s", "it")
+        logging.getLogger("krl").debug("details")
+        return 3
+
+    assert guard("krl-x", command) == 3
+    assert capsys.readouterr().err == "working on it\n"
+    assert guard("krl-x", lambda: None) == 0
+
+
+def test_log_level(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("KRL_LOG_LEVEL", "debug")
+    guard("krl-x", lambda: logging.getLogger("krl").debug("details"))
+    assert capsys.readouterr().err == "details\n"
+    monkeypatch.setenv("KRL_LOG_LEVEL", "loud")
+    assert guard("krl-x", lambda: 0) == 2
+    assert "KRL_LOG_LEVEL is 'LOUD'; accepted: DEBUG, INFO" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_failure():
+    code = (
+        "from krl_runtime.cli.commandline import guard\n"
+        "raise SystemExit(guard('x', lambda: print('line\\n' * 100_000)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+@dataclass(frozen=True)
+class Options:
+    name: str
+    """What to call it."""
+    count: int = 1
+    sizes: tuple[int, ...] = (1, 2)
+    loud: bool = False
+
+
+SEEN: list[Options] = []
+
+
+def make(options: Options) -> int | None:
+    """Make something.
+
+    At length.
+    """
+    SEEN.append(options)
+    return 4 if options.count == 4 else None
+
+
+def run(*arguments: str) -> int:
+    SEEN.clear()
+    return dispatch("krl-x", "Makes things.", {"make": make}, arguments)
+
+
+def test_dispatch_fills_the_configuration():
+    assert run("make", "--name", "a", "--sizes", "3", "4", "5", "--loud") == 0
+    assert [Options("a", 1, (3, 4, 5), True)] == SEEN
+    assert run("make", "--name", "a", "--count", "4") == 4
+
+
+def test_dispatch_helps(capsys: pytest.CaptureFixture[str]):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert "usage: krl-x COMMAND" in out
+    assert "make           Make something." in out
+    assert run() == 2
+    assert run("--version") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("krl-x 0.")
+    with pytest.raises(SystemExit) as caught:
+        run("make", "--help")
+    assert caught.value.code == 0
+    assert "What to call it." in capsys.readouterr().out
+
+
+def test_dispatch_refuses(capsys: pytest.CaptureFixture[str]):
+    assert run("mkae") == 2
+    assert "unknown command 'mkae' (did you mean 'make'?); accepted: make" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        run("make", "--nmae", "a")
+    assert caught.value.code == 2
+
+
+def test_configuration_files(tmp_path: Path):
+    file = tmp_path / "options.yaml"
+    file.write_text("name: from file\nsection:\n  count: 7\n  sizes: [8, 9]\nloud: true\n")
+    assert run("make", "--config", str(file)) == 0
+    assert [Options("from file", 7, (8, 9), True)] == SEEN
+    file.write_text("loud: false\ncount: 7\n")
+    assert run("make", f"--config={file}", "--name", "a", "--count", "2") == 0
+    assert [Options("a", 2, (1, 2), False)] == SEEN
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a\n", "is not a mapping"), ("a: [", "cannot be read"), (None, "cannot be read")]
+)
+def test_configuration_files_that_are_none(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "options.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert run("make", "--config", str(file)) == 2
+    assert message in capsys.readouterr().err
+    assert run("make", "--config") == 2
+    assert "--config needs a YAML file" in capsys.readouterr().err
+
+
+def test_unknown_keys_in_a_configuration_are_refused(tmp_path: Path):
+    file = tmp_path / "options.yaml"
+    file.write_text("name: a\nnumber: 3\n")
+    with pytest.raises(SystemExit) as caught:
+        run("make", "--config", str(file))
+    assert caught.value.code == 2
+
+
+def test_json_is_one_value_of_plain_types(capsys: pytest.CaptureFixture[str]):
+    value = {"a": np.float32(0.5), "b": np.arange(3), "c": Path("x"), "d": Preprocessing(4, 4), "é": None}
+    print_json(value)
+    out = capsys.readouterr().out
+    assert "é" in out
+    read = json.loads(out)
+    assert (read["a"], read["b"], read["c"], read["d"]["height"]) == (0.5, [0, 1, 2], "x", 4)
+
+
+def test_tables_align_numbers_to_the_right():
+    text = table(("name", "size", "note"), [("a", 5, "x"), ("long name", 1234, None), ("b", None, "5 of 6")])
+    assert text.splitlines() == [
+        "name       size  note",
+        "---------  ----  ------",
+        "a             5  x",
+        "long name  1234  -",
+        "b             -  5 of 6",
+    ]
+    assert table(("a",), []) == "a\n-"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_terminals_only(monkeypatch: pytest.MonkeyPatch):
+    for stream, shown in ((io.StringIO(), False), (Terminal(), True)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        assert list(progress(range(3), "counting")) == [0, 1, 2]
+        assert list(progress(iter("ab"), "spelling", total=2)) == ["a", "b"]
+        assert ("counting" in stream.getvalue()) == shown
+
+
+def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert stream.getvalue() == ""
+
+
+def test_a_missing_tyro_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert run("make", "--name", "a") == 2
+    assert "the krl-x command needs tyro, which is not installed" in capsys.readouterr().err
+
+
+def test_a_library_that_a_command_stands_on_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+
+    assert guard("krl-x", command) == 2
+    assert "this command needs torch" in capsys.readouterr().err
+
+    def broken() -> None:
+        raise ModuleNotFoundError("No module named 'ours'", name="ours")
+
+    assert guard("krl-x", broken) == 1

@@ -1,0 +1,257 @@
+"""Restoring pictures: against the network on the whole picture, of any size and mode, in parts without seams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from _helpers.bundles import write_bundle
+from _helpers.picture_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
+from krl_runtime import BundleError, Classifier, Generator, ImageError, ModelError, Restorer, UsageError, load
+from krl_runtime.bundle import TensorSpec
+from krl_runtime.images import luma
+from krl_runtime.pipelines import restorer as module
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Restorer:
+    return load(write_restorer(tmp_path / "y.krl").path, Restorer, threads=1)
+
+
+def whole(model: bytes, pixels: np.ndarray) -> np.ndarray:
+    """Return what the network makes of ``[C, H, W]`` in one run."""
+    return run_onnx(model, pixels=np.ascontiguousarray(pixels[None]))[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3), (257, 300), (533, 610)])
+def test_parts_have_no_seams(model: Restorer, size: tuple[int, int]):
+    pixels = smooth(*size)[None]
+    np.testing.assert_allclose(model.restore_planes(pixels), whole(restorer_onnx(), pixels), atol=2e-4)
+
+
+def test_a_smaller_overlap_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The test above can fail: parts that overlap by less than the network sees differ at the seams."""
+    monkeypatch.setattr(module, "_STRIDE", 1)
+    pixels = smooth(533, 200)[None]
+    model = load(write_restorer(tmp_path / "y.krl", overlap=RADIUS - 1).path, Restorer)
+    error = np.abs(model.restore_planes(pixels) - whole(restorer_onnx(), pixels))[0]
+    assert error.max() > 0.01
+    assert set(np.flatnonzero(error.max(axis=1) > 0.01)) <= set(range(2 * 255, 2 * 257)) | set(range(2 * 511, 2 * 513))
+
+
+def test_overlap_of_exactly_the_radius_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_STRIDE", 1)
+    pixels = smooth(533, 200)[None]
+    model = load(write_restorer(tmp_path / "y.krl").path, Restorer)
+    np.testing.assert_allclose(model.restore_planes(pixels), whole(restorer_onnx(), pixels), atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (24, 20), (25, 47), (100, 21), (61, 83)])
+def test_graphs_of_a_fixed_size(tmp_path: Path, size: tuple[int, int]):
+    model = load(write_restorer(tmp_path / "y.krl", size=(24, 20)).path, Restorer)
+    pixels = smooth(*size)[None]
+    made, wanted = model.restore_planes(pixels), whole(restorer_onnx(), pixels)
+    assert made.shape == wanted.shape
+    # Where a small picture is filled up, its lower right edge sees repeated pixels instead of zeros.
+    inner = [
+        slice(0, 2 * side if side >= least else 2 * (side - RADIUS)) for side, least in zip(size, (24, 20), strict=True)
+    ]
+    np.testing.assert_allclose(made[:, inner[0], inner[1]], wanted[:, inner[0], inner[1]], atol=2e-4)
+
+
+def test_networks_that_are_not_local_see_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = load(write_restorer(tmp_path / "y.krl", overlap=None).path, Restorer)
+    seen = []
+    monkeypatch.setattr(
+        model, "_run", lambda pixels: seen.append(pixels.shape) or np.zeros((1, 1400, 1200), np.float32)
+    )
+    model.restore_planes(smooth(700, 600)[None])
+    assert seen == [(1, 700, 600)]
+
+
+def test_luma_is_restored_and_chroma_resized(model: Restorer):
+    picture = smooth(300, 280, 3)
+    answer = model(picture)
+    assert (answer.mode, answer.width, answer.height) == ("RGB", 560, 600)
+    restored = whole(restorer_onnx(), luma.to_uint8(luma.luma(picture))[None])[0]
+    planes = [luma.resize(plane, 600, 560) for plane in luma.chroma(picture).transpose(2, 0, 1)]
+    expected = luma.to_rgb(restored, np.stack(planes, -1))
+    assert np.abs(answer.pixels.astype(int) - expected).max() <= 1
+    assert (answer.pixels != expected).mean() < 0.001
+
+
+@pytest.mark.parametrize("colour", ["y", "grey", "rgb"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+def test_modes_are_kept(tmp_path: Path, colour: str, mode: str):
+    model = load(write_restorer(tmp_path / "a.krl", colour=colour).path, Restorer)
+    picture = Image.fromarray(smooth(20, 30, 3))
+    image = Image.fromarray(smooth(20, 30).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(smooth(20, 30, seed=9)))
+    answer = model(image)
+    kept = {"1": "L", "I;16": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)
+    assert (answer.mode, answer.width, answer.height) == (kept, 60, 40)
+    assert answer.image.mode == kept
+    if kept.endswith("A"):
+        alpha = luma.to_uint8(luma.resize(smooth(20, 30, seed=9).astype(np.float32), 40, 60))
+        assert (answer.pixels[..., -1] == alpha).all()
+
+
+def test_grey_networks_restore_each_colour(tmp_path: Path):
+    model = load(write_restorer(tmp_path / "a.krl", colour="grey").path, Restorer)
+    picture = smooth(20, 30, 3)
+    answer = model(picture).pixels
+    for band in range(3):
+        assert (answer[..., band] == model(picture[..., band]).pixels[..., 0]).all()
+
+
+def test_grey_pictures_keep_their_range(tmp_path: Path):
+    """Through a luma network too, whose studio swing is undone: white stays white."""
+    model = load(write_restorer(tmp_path / "y.krl").path, Restorer)
+    level = np.full((8, 8), 200, np.uint8)
+    grey, coloured = model(level).pixels, model(np.repeat(level[..., None], 3, -1)).pixels
+    assert np.abs(grey.astype(int) - coloured).max() <= 1
+
+
+def test_alpha_in_strips_is_alpha_at_once(model: Restorer):
+    alpha = smooth(700, 40, seed=3)
+    picture = np.dstack([smooth(700, 40, 3), alpha])
+    expected = luma.to_uint8(luma.resize(alpha.astype(np.float32), 1400, 80))
+    assert (model(picture).pixels[..., 3] == expected).all()
+
+
+def test_one_pixel(model: Restorer):
+    answer = model(np.array([[[9, 99, 199]]], np.uint8))
+    assert (answer.width, answer.height) == (2, 2)
+
+
+def test_several(model: Restorer, tmp_path: Path):
+    pictures = [smooth(10, 12), smooth(11, 9, 3)]
+    assert [str(answer) for answer in model(pictures)] == ["24x20 L", "18x22 RGB"]
+    assert model([]) == []
+
+
+def test_files_and_exif(model: Restorer, tmp_path: Path):
+    file = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(smooth(10, 14, 3)).save(file, exif=exif)
+    assert str(model(file)) == "20x28 RGB"
+    saved = model(file).save(tmp_path / "out" / "large.png")
+    with Image.open(saved) as image:
+        assert (np.asarray(image) == model(file).pixels).all()
+
+
+def test_bad_pictures(model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ImageError, match="no such file"):
+        model(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="accepted: uint8"):
+        model(np.zeros((4, 4), np.float32))
+    monkeypatch.setattr(module, "MAX_RESTORED", 399)
+    with pytest.raises(ImageError, match="10x10 pixels would have more than 399"):
+        model(np.zeros((10, 10), np.uint8))
+
+
+def test_numbers_that_are_not_finite(model: Restorer, monkeypatch: pytest.MonkeyPatch):
+    nan = np.full((1, 1, 8, 8), np.nan, np.float32)
+    monkeypatch.setattr(type(model.backend), "run", lambda self, inputs: {"restored": nan})
+    with pytest.raises(ModelError, match="not finite"):
+        model(np.zeros((4, 4), np.uint8))
+
+
+def test_a_graph_of_another_scale(model: Restorer, monkeypatch: pytest.MonkeyPatch):
+    large = np.zeros((1, 1, 12, 12), np.float32)
+    monkeypatch.setattr(type(model.backend), "run", lambda self, inputs: {"restored": large})
+    with pytest.raises(ModelError, match=r"made \[1, 12, 12\] of \[1, 4, 4\] pixels; with scale 2"):
+        model(np.zeros((4, 4), np.uint8))
+
+
+SETTINGS = {"scale": 2, "colour": "y", "overlap": 3, "degradation": {"kind": "bicubic"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "scale None, colour None"),
+        ({**SETTINGS, "scale": 0}, "scale 0"),
+        ({**SETTINGS, "scale": True}, "scale True"),
+        ({**SETTINGS, "scale": "2"}, "scale '2'"),
+        ({**SETTINGS, "colour": "cmyk"}, "colour 'cmyk'"),
+        ({**SETTINGS, "colour": ["y"]}, "colour"),
+        ({**SETTINGS, "overlap": -1}, "overlap -1"),
+        ({**SETTINGS, "overlap": 1.5}, "overlap 1.5"),
+        ({name: value for name, value in SETTINGS.items() if name != "overlap"}, "overlap None"),
+        ({**SETTINGS, "colour": "rgb"}, "accepted for colour rgb"),
+    ],
+)
+def test_forged_settings(tmp_path: Path, settings: dict, message: str):
+    bundle = write_restorer(tmp_path / "a.krl", settings=settings)
+    with pytest.raises(BundleError, match=message):
+        load(bundle.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": ()},
+        {"outputs": ()},
+        {"inputs": (TensorSpec("pixels", "float32", ("batch", 1, "h", "w")),)},
+        {"inputs": (TensorSpec("pixels", "uint8", ("batch", 1)),)},
+        {"inputs": (TensorSpec("pixels", "uint8", (4, 1, "h", "w")),)},
+        {"inputs": (TensorSpec("pixels", "uint8", ("batch", 1, 8, "w")),)},
+        {"outputs": (TensorSpec("restored", "float32", ("batch", 1, 60, "w")),)},
+    ],
+)
+def test_forged_tensors(tmp_path: Path, changes: dict):
+    bundle = write_restorer(tmp_path / "a.krl", **changes)
+    with pytest.raises(BundleError, match="is no restorer"):
+        load(bundle.path)
+
+
+def test_fixed_sizes_need_an_overlap(tmp_path: Path):
+    for overlap in (None, 10):
+        bundle = write_restorer(tmp_path / f"{overlap}.krl", size=(24, 20), overlap=overlap)
+        with pytest.raises(BundleError, match="more than twice the overlap"):
+            load(bundle.path)
+
+
+def test_the_pipeline_that_was_asked_for(tmp_path: Path):
+    restorer = write_restorer(tmp_path / "a.krl")
+    assert isinstance(load(restorer.path), Restorer)
+    with pytest.raises(UsageError, match="is for the task 'restoration'; a bundle for classification is needed here"):
+        load(restorer.path, Classifier)
+    with pytest.raises(UsageError, match="a bundle for generation is needed here"):
+        load(write_bundle(tmp_path / "b.krl").path, Generator)
+
+
+def test_closing_and_repr(model: Restorer):
+    assert repr(model) == "Restorer('y', scale 2, colour y, variant fp32 on onnxruntime-cpu)"
+    with model as same:
+        assert same is model
+    with pytest.raises(Exception, match="closed"):
+        model(np.zeros((4, 4), np.uint8))
+
+
+def test_a_variant_is_replaceable(tmp_path: Path):
+    """A variant's golden check is by PSNR where pictures are made; see also test_selftest."""
+    bundle = write_restorer(tmp_path / "a.krl")
+    variant = replace(bundle.manifest.variants["fp32"], psnr=None)
+    assert bundle.update({}, variants={"fp32": variant}).manifest.variants["fp32"].psnr is None
+
+
+def test_torch_is_never_imported(tmp_path: Path):
+    path = write_restorer(tmp_path / "a.krl").path
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'krl_train', 'krl_deploy'))); "
+        "import numpy, krl_runtime; "
+        f"print(krl_runtime.load({str(path)!r})(numpy.zeros((5, 4, 3), numpy.uint8)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "8x10 RGB\n"
+    )
