@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from _peers import PEERS, machine, open_bundle, photographs, quantize_static
 
-from krl_deploy.calibrate import measure_tensors
 from krl_deploy.calibration.record import Identity
-from krl_deploy.forms import Emitter
+from krl_deploy.precision.calibrate import measure_tensors
+from krl_deploy.precision.variants import Emitter
 
 OURS = ("minmax", "percentile", "entropy", "mse")
 

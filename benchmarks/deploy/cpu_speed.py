@@ -12,10 +12,10 @@ from statistics import median
 import onnx
 from _peers import interleaved, machine, open_bundle, photographs, quantize_static, ratios
 
-from krl_deploy.calibrate import measure_tensors
 from krl_deploy.calibration.record import Identity
-from krl_deploy.forms import Emitter
-from krl_deploy.verify import count_convolutions, optimised_graph
+from krl_deploy.evaluation.comparison import count_convolutions, optimised_graph
+from krl_deploy.precision.calibrate import measure_tensors
+from krl_deploy.precision.variants import Emitter
 from krl_runtime.backends.onnxruntime import open_session
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import onnx
 from _peers import PEERS, machine, quantize_static
 
-from krl_deploy.calibrate import measure_tensors
 from krl_deploy.calibration.record import Identity
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.forms import Emitter
+from krl_deploy.evaluation import Source, Task, task_of
+from krl_deploy.evaluation.comparison import compare, open_cpu
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import weighted_nodes
-from krl_deploy.planner import make_plan
-from krl_deploy.tasks import Source, Task, task_of
-from krl_deploy.verify import compare, open_cpu
+from krl_deploy.precision.calibrate import measure_tensors
+from krl_deploy.precision.planner import make_plan
+from krl_deploy.precision.variants import Emitter
 from krl_runtime.bundle import Bundle
 
 METHODS = ("percentile", "minmax", "mse")

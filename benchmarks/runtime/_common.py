@@ -80,7 +80,7 @@ def make_bundle(name: str) -> tuple[Bundle, Any]:
     """Return a bundle of a torchvision network, made once and kept in a cache folder, and the network itself."""
     import torch
 
-    from krl_deploy.export import to_onnx
+    from krl_deploy.exporters.export import to_onnx
 
     network = make_network(name)
     path = CACHE / f"{name}.krl"
@@ -161,7 +161,7 @@ def machine() -> dict[str, Any]:
     """Return what a measured time depends on."""
     import PIL
 
-    from krl_deploy.verify import machine as described
+    from krl_deploy.evaluation.comparison import machine as described
 
     return {**described(), "pillow": PIL.__version__, "numpy": np.__version__, "load": os.getloadavg()[0]}
 

@@ -23,7 +23,7 @@ from _common import interleaved, machine, ratios
 from PIL import Image
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.export import export
+from krl_deploy.exporters.export import export
 from krl_runtime import Generator, Restorer, load
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines.generator import latents_of

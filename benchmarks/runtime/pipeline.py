@@ -91,7 +91,7 @@ def scaled(bundle: Bundle) -> Path:
 def quantised(bundle: Bundle) -> Path:
     """Return a bundle with an INT8 variant, calibrated with crops of the photographs, made once."""
     from krl_deploy.config import QuantizeConfig
-    from krl_deploy.quantize import quantize
+    from krl_deploy.precision.quantize import quantize
 
     path = bundle.path.with_suffix(".int8.krl")
     if not path.exists():

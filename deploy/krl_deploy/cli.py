@@ -9,16 +9,16 @@ from typing import Any
 from krl_runtime.cli.commandline import dispatch, print_json, table
 from krl_runtime.errors import CheckFailedError
 
+from .bundles.triton import PackageConfig
 from .config import AdoptConfig, CheckConfig, ExportConfig, HalfConfig, QuantizeConfig
-from .package import PackageConfig
-from .tensorrt.commands import build_engine, inspect_engine
+from .tensorrt.engines import build_engine, inspect_engine
 
 __all__ = ["main"]
 
 
 def export(config: ExportConfig) -> None:
     """Turn a run into a bundle: ONNX with preprocessing inside, checked against torch on real inputs."""
-    from .export import export as run_export
+    from .exporters.export import export as run_export
 
     result = run_export(config)
     if config.json:
@@ -38,7 +38,7 @@ def export(config: ExportConfig) -> None:
 
 def adopt(config: AdoptConfig) -> None:
     """Turn a foreign ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
-    from .adopt import adopt as run_adopt
+    from .importers.adopt import adopt as run_adopt
 
     result = run_adopt(config)
     if config.json:
@@ -58,7 +58,7 @@ def adopt(config: AdoptConfig) -> None:
 
 def half(config: HalfConfig) -> None:
     """Add an FP16 variant to a bundle, with the precision written into the graph."""
-    from .half import half as run_half
+    from .precision.fp16 import half as run_half
 
     result, shown = run_half(config)
     _show(result, shown, config.json)
@@ -66,7 +66,7 @@ def half(config: HalfConfig) -> None:
 
 def quantize(config: QuantizeConfig) -> None:
     """Add an INT8 variant to a bundle, calibrated and measured on real inputs."""
-    from .quantize import quantize as run_quantize
+    from .precision.quantize import quantize as run_quantize
 
     result, shown = run_quantize(config)
     _show(result, shown, config.json)
@@ -76,9 +76,9 @@ def quantize(config: QuantizeConfig) -> None:
 
 def check(config: CheckConfig) -> None:
     """Say what is wrong with a model for a device, before the device has seen it."""
-    from .check.report import as_dict, as_text, counts
-    from .check.run import check_path, unknown
-    from .check.targets import parse_target
+    from .rules.report import as_dict, as_text, counts
+    from .rules.run import check_path, unknown
+    from .rules.targets import parse_target
 
     target = parse_target(config.target)
     checked = check_path(config.model, target, config.precision)
@@ -94,7 +94,7 @@ def check(config: CheckConfig) -> None:
 
 def package(config: PackageConfig) -> None:
     """Write a bundle for another server: a model repository of the Triton Inference Server."""
-    from .package import package as run_package
+    from .bundles.triton import package as run_package
 
     result = run_package(config)
     if config.json:

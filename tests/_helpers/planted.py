@@ -10,12 +10,12 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from _helpers.graphs import graph, node
-from krl_deploy.check.findings import Finding
-from krl_deploy.check.run import findings_of
-from krl_deploy.check.targets import parse_target
-from krl_deploy.graph.half import to_half
-from krl_deploy.graph.qdq import to_tensorrt
-from krl_deploy.graph.weights import Rounding
+from krl_deploy.precision.emit_fp16 import to_half
+from krl_deploy.precision.emit_tensorrt import to_tensorrt
+from krl_deploy.precision.weights import Rounding
+from krl_deploy.rules.findings import Finding
+from krl_deploy.rules.run import findings_of
+from krl_deploy.rules.targets import parse_target
 
 RNG = np.random.default_rng(0)
 

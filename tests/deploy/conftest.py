@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
 def exported(tmp_path_factory: pytest.TempPathFactory, digits: Path, run: Run) -> Path:
     """A bundle that no test changes."""
     from krl_deploy.config import ExportConfig
-    from krl_deploy.export import export
+    from krl_deploy.exporters.export import export
 
     path = tmp_path_factory.mktemp("bundles") / "digits.krl"
     export(ExportConfig(run.path, path, data=digits))

@@ -14,7 +14,7 @@ from PIL import Image
 from _helpers.pictures import SHARED_DATA
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
-from krl_deploy.export import export
+from krl_deploy.exporters.export import export
 from krl_runtime import load
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.run import ModelSpec, Run, RunRecord

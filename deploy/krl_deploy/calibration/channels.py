@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
+from krl_deploy.data.arrays import Inputs, batches, feed, length
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.inputs import Inputs, batches, feed, length
 from krl_runtime.backends.onnxruntime import open_session
 
 from .collect import with_outputs

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from krl_deploy.data.arrays import Inputs, batches, feed, length, rows, total
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.inputs import Inputs, batches, feed, length, rows, total
 from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.cli.commandline import progress_bar
 from krl_runtime.errors import ModelError

@@ -58,7 +58,7 @@ class Calibration:
         ranges: Smallest and largest value that INT8 represents, of each tensor that is quantised.
         extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
         means: Mean of each channel on the sample, of what weighted operators read.
-        factors: What the channels of an activation are divided by, see ``krl_deploy.graph.equalise``.
+        factors: What the channels of an activation are divided by, see ``krl_deploy.precision.equalization``.
         given: Those of the ranges that came with the model (trained with it, or of a quantised file) and are taken as
             they are; where there are any, weighted operators whose inputs have none stay in floating point.
         weight_scales: Scales of weights that came with the model, one or ``[channels]``, by the weight's name.

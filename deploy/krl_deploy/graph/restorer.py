@@ -14,7 +14,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from . import PIXELS, RESTORED
 from .edit import GraphEditor, attribute
-from .preprocessing import feed_pixels
+from .image_input import feed_pixels
 
 __all__ = ["local_radius", "open_sides", "scale_of", "to_restorer"]
 

@@ -14,7 +14,7 @@ from krl_runtime.files import sha256_bytes
 if TYPE_CHECKING:
     import onnx
 
-    from krl_deploy.check.targets import Target
+    from krl_deploy.rules.targets import Target
 
 __all__ = ["Source", "read_source"]
 
@@ -44,9 +44,9 @@ def read_source(path: Path, target: Target) -> Source:
     Raises:
         ModelError: The file is not a model, or the check finds errors; the message names each node.
     """
-    from krl_deploy.check.report import grouped, named
-    from krl_deploy.check.run import findings_of
     from krl_deploy.graph.files import read_model
+    from krl_deploy.rules.report import grouped, named
+    from krl_deploy.rules.run import findings_of
 
     model = read_model(path)
     errors = []

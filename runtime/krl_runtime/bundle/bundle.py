@@ -18,7 +18,7 @@ import numpy as np
 from krl_runtime.errors import BundleError
 from krl_runtime.files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
 
-from .manifest import SCHEMA_VERSION, Engine, FileEntry, Manifest, TensorSpec, Variant
+from .manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
     import numpy.typing as npt

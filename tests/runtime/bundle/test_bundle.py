@@ -15,8 +15,8 @@ import pytest
 
 from _helpers.bundles import LABELS, VARIANTS, npz, write_bundle
 from krl_runtime import Bundle, BundleError, KrlError, load
-from krl_runtime.bundle import bundle as module
 from krl_runtime.bundle import MANIFEST, Engine, Manifest, TensorSpec, Variant
+from krl_runtime.bundle import bundle as module
 from krl_runtime.files import sha256_bytes
 
 FILES = (MANIFEST, "golden.npz", "model.fp16.onnx", "model.fp32.onnx", "model.int8.cpu.onnx", "model.int8.onnx")

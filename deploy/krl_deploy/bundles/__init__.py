@@ -1,0 +1,1 @@
+"""Writing bundles, and Triton model repositories made from them."""

@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: folders of images, and arrays as graphs take them."""

@@ -1,0 +1,35 @@
+"""What differs between tasks when a model is typed: its inputs, how two forms are compared, and what is lost."""
+
+from __future__ import annotations
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import UsageError
+
+from .task import Batch, Loss, Scored, Seen, Source, Tally, Task
+
+__all__ = ["Batch", "Loss", "Scored", "Seen", "Source", "Tally", "Task", "task_of"]
+
+
+def task_of(bundle: Bundle, source: Source) -> Task:
+    """Return a bundle's task.
+
+    Args:
+        bundle: The bundle.
+        source: What it is to be calibrated and measured on.
+
+    Raises:
+        UsageError: The task is not known, or an option is not for it.
+        DataError: The data cannot be used.
+    """
+    from .classification import Classification
+    from .generation import Generation
+    from .restoration import Restoration
+
+    kinds: dict[str, type[Task]] = {
+        "classification": Classification,
+        "restoration": Restoration,
+        "generation": Generation,
+    }
+    if bundle.manifest.task not in kinds:
+        raise UsageError(f"bundle {bundle.path} is for the task {bundle.manifest.task!r}; accepted: {', '.join(kinds)}")
+    return kinds[bundle.manifest.task](bundle, source)

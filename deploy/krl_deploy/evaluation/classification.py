@@ -1,0 +1,107 @@
+"""Classifiers: real pictures, or those that a generator makes; top-1 in points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.calibration.lint import check_classes, check_pictures
+from krl_deploy.data.folders import choose, open_data, with_label_indices
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import UsageError
+from krl_runtime.images.folders import Picture, decode, identity
+
+from .comparison import Answers, Score, decoded
+from .task import Batch, Loss, Seen, Source, Task, worst
+
+__all__ = ["Classification"]
+
+_MAX_DROP = 1.0
+
+
+class Classification(Task):
+    """Pictures of a folder, or of a generator, and top-1."""
+
+    def __init__(self, bundle: Bundle, source: Source) -> None:
+        if source.min_psnr is not None:
+            raise UsageError("--min-psnr is for bundles that make pictures; give --max-drop")
+        self.bundle, self.source = bundle, source
+        self.accepted = _MAX_DROP if source.max_drop is None else source.max_drop
+        self.train: list[Picture] = []
+        self.val: list[Picture] = []
+        self.name = "golden inputs"
+        if source.data is not None:
+            self._choose()
+        elif source.from_generator is not None:
+            self.name = f"pictures of {source.from_generator.name}"
+
+    def _choose(self) -> None:
+        source = self.source
+        assert source.data is not None  # noqa: S101  for the type checker
+        folder = open_data(source.data, on_bad=source.on_bad_image)
+        train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
+        val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
+        labelled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
+        self.train, self.val = list(labelled[: len(train)]), list(labelled[len(train) :])
+        self.name = folder.root.name
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The pictures to calibrate on; see ``Task.seen``."""
+        manifest, source = self.bundle.manifest, self.source
+        if source.from_generator is not None:
+            from .generation import pictures_of
+
+            made, origin = pictures_of(source.from_generator, source.limit, 0, manifest.preprocessing)
+            check_pictures(made)
+            return Seen(made, identity(made, []), origin)
+        if source.data is None:
+            raise UsageError("a classifier is calibrated on pictures; give --data FOLDER, or --from-generator NAME.krl")
+        pixels, used = decode(self.train, manifest.preprocessing, on_bad=source.on_bad_image)
+        labels = [picture.label for picture in used]
+        check_pictures(pixels)
+        check_classes(labels, manifest.labels)
+        return Seen(pixels, identity(pixels, labels), "pictures")
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield pictures and labels; see ``Task.batches``."""
+        manifest, source = self.bundle.manifest, self.source
+        if self.val:
+            yield from decoded(self.val, manifest.preprocessing, on_bad=source.on_bad_image)
+            return
+        if source.from_generator is not None:
+            from .generation import pictures_of
+
+            pixels, _ = pictures_of(source.from_generator, min(source.val_limit, 512), 1, manifest.preprocessing)
+        else:
+            pixels = self.bundle.golden()[manifest.inputs[0].name]
+        yield pixels, np.full(len(pixels), -1)
+
+    def tally(self) -> Answers:
+        """Return a count that begins."""
+        return Answers()
+
+    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+        """Return the share, 0 to 1, with one top-1."""
+        return float((outputs.argmax(1) == expected.argmax(1)).mean())
+
+    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
+        """Return the agreement that the self-test may ask for."""
+        return {"agreement": max(0.0, alike - slack / count)}
+
+    def loss(self, scores: Mapping[str, Score]) -> Loss:
+        """Return points of top-1; without labels, points of agreement, which are not checked."""
+        reference, *forms = scores.values()
+        if reference.top1 is None:
+            value = worst([(1 - score.agreement) * 100 for score in forms])
+            return Loss(value, "points of agreement with fp32, for want of labels", self.accepted, checked=False)
+        value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in forms])
+        return Loss(value, "points of top-1", self.accepted)
+
+    def evidence(self, loss: Loss) -> dict[str, Any]:
+        """Return what a bundle's evidence says of a loss."""
+        return {"drop_points": loss.value if loss.checked else None}

@@ -1,0 +1,249 @@
+"""Measuring one form of a model against another: logits, answers, accuracy, speed, and what ran in which precision."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from krl_deploy.data.arrays import Inputs, batches, feed, length
+from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
+from krl_runtime.cli.commandline import progress
+from krl_runtime.errors import BackendError, DataError, ModelError, require
+from krl_runtime.images.folders import OnBadImage, Picture, decode
+from krl_runtime.images.preprocessing import Preprocessing
+
+__all__ = [
+    "Answers",
+    "Score",
+    "compare",
+    "count_convolutions",
+    "decoded",
+    "interleaved_latency",
+    "machine",
+    "open_cpu",
+    "optimised_graph",
+    "outputs_of",
+]
+
+_FLOAT_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose")
+_INT8_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
+_CHUNK = 256
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """A classifier on a set of pictures.
+
+    Attributes:
+        top1: Share of right answers, 0 to 1; ``None`` without labels.
+        agreement: Share of pictures, 0 to 1, with the reference's answer.
+        max_error: Largest absolute difference of a logit from the reference's.
+    """
+
+    top1: float | None
+    agreement: float
+    max_error: float
+
+    HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "largest logit error")
+
+    def cells(self, reference: Score) -> tuple[str | None, ...]:
+        """Return the score for people, beside that of the reference."""
+        known = self.top1 is not None and reference.top1 is not None
+        return (
+            None if self.top1 is None else f"{self.top1:.2%}",
+            f"{(reference.top1 - self.top1) * 100:.2f}" if known else None,  # type: ignore[operator]
+            f"{self.agreement:.2%}",
+            f"{self.max_error:.4g}",
+        )
+
+
+class Answers:
+    """Counts right and equal answers."""
+
+    def __init__(self) -> None:
+        self.count, self.right, self.same, self.error, self.labelled = 0, 0, 0, 0.0, True
+
+    def add(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> None:
+        """Count the answers to one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
+        answers = outputs.argmax(axis=1)
+        self.count += len(outputs)
+        self.labelled = self.labelled and truth is not None and bool((truth >= 0).all())
+        self.right += int((answers == truth).sum()) if self.labelled else 0
+        self.same += int((answers == reference.argmax(axis=1)).sum())
+        self.error = max(self.error, float(np.abs(outputs - reference).max()))
+
+    def score(self) -> Score:
+        """Return the score of all batches."""
+        return Score(self.right / self.count if self.labelled else None, self.same / self.count, self.error)
+
+
+def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDArray[np.float32]:
+    """Run a session.
+
+    Args:
+        session: Of ONNX Runtime.
+        inputs: What it takes ``[N, ...]``.
+        batch: Inputs in one call, where the graph leaves that open.
+
+    Returns:
+        Its first output, ``[N, ...]``: logits, or pictures.
+
+    Raises:
+        ModelError: An output is not a finite number.
+        BackendError: ONNX Runtime failed.
+    """
+    fixed = session.get_inputs()[0].shape[0]
+    try:
+        parts = [session.run(None, feed(session, part))[0] for part in batches(inputs, fixed, batch)]
+    except Exception as error:  # ONNX Runtime's own types share no base class but this one
+        raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+    outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]
+    if not np.isfinite(outputs).all():
+        raise ModelError("the network answers with numbers that are not finite")
+    return outputs
+
+
+def decoded(
+    pictures: Sequence[Picture], preprocessing: Preprocessing, *, on_bad: OnBadImage
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    """Yield pictures and their labels, a few hundred at a time, so that any number of them can be measured on.
+
+    Raises:
+        DataError: A picture cannot be decoded and ``on_bad`` is ``"refuse"``.
+    """
+    chunks = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
+    for chunk in progress(chunks, "measuring accuracy"):
+        try:
+            pixels, used = decode(chunk, preprocessing, on_bad=on_bad, description=None)
+        except DataError:
+            if on_bad == "refuse":
+                raise
+            continue  # nothing in this chunk was readable, which has been logged
+        yield pixels, np.array([picture.label for picture in used])
+
+
+def compare(
+    sessions: Mapping[str, Any],
+    batches: Iterable[tuple[Inputs, npt.NDArray[Any] | None]],
+    tally: Callable[[], Any] = Answers,
+) -> tuple[int, dict[str, Any]]:
+    """Run several forms of a model over the same inputs.
+
+    Args:
+        sessions: By name; the first one is the reference.
+        batches: Inputs ``[N, ...]`` and what is true of them, see ``krl_deploy.evaluation.Batch``.
+        tally: Makes what counts the outputs of one form.
+
+    Returns:
+        The number of inputs, and a score for each session.
+
+    Raises:
+        DataError: There is no input.
+        ModelError: An output is not a finite number.
+    """
+    tallies = {name: tally() for name in sessions}
+    count = 0
+    for inputs, truth in batches:
+        count += length(inputs)
+        outputs = {name: outputs_of(session, inputs) for name, session in sessions.items()}
+        reference = next(iter(outputs.values()))
+        for name, values in outputs.items():
+            tallies[name].add(values, reference, truth)
+    if not count:
+        raise DataError("no picture is left to measure on: none of the files can be decoded")
+    return count, {name: each.score() for name, each in tallies.items()}
+
+
+def interleaved_latency(
+    sessions: Mapping[str, Any], inputs: Inputs, *, rounds: int = 15, block_seconds: float = 0.03
+) -> dict[str, float]:
+    """Measure the time of one call, all sessions in turn so that whatever else the machine does hits all of them.
+
+    Args:
+        sessions: By name.
+        inputs: One batch ``[N, ...]``.
+        rounds: Blocks of calls for each session, in random order in each round.
+        block_seconds: Length of a block at least.
+
+    Returns:
+        For each session the median over blocks of the milliseconds that one call takes.
+    """
+    blocks: dict[str, list[float]] = {name: [] for name in sessions}
+    names = list(sessions)
+    order = random.Random(0)  # noqa: S311  an order, not a secret
+    for session in sessions.values():
+        session.run(None, feed(session, inputs))
+    for _ in progress(range(rounds), "measuring latency"):
+        order.shuffle(names)
+        for name in names:
+            run, given = sessions[name].run, feed(sessions[name], inputs)
+            run(None, given)
+            calls, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < block_seconds or not calls:
+                run(None, given)
+                calls += 1
+            blocks[name].append(spent / calls * 1e3)
+    return {name: median(values) for name, values in blocks.items()}
+
+
+def optimised_graph(model: bytes) -> onnx.ModelProto:
+    """Return what ONNX Runtime's CPU provider makes of a model on this machine before it runs it."""
+    ort = require("onnxruntime", extra="cpu", purpose="looking at the optimised graph")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "optimised.onnx")
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS)
+        return onnx.load(path)
+
+
+def count_convolutions(optimised: onnx.ModelProto) -> dict[str, int]:
+    """Count the convolutions of an optimised graph: those in INT8, and those that were left in floating point."""
+    # ONNX Runtime writes batch normalisation that stands alone as a depthwise convolution of its own.
+    nodes = [node for node in optimised.graph.node if not node.name.endswith("_bn_nchwc")]
+    counts = Counter(node.op_type for node in nodes)
+    return {
+        "int8_convolutions": sum(counts[name] for name in _INT8_CONVOLUTIONS),
+        "float_convolutions": sum(counts[name] for name in _FLOAT_CONVOLUTIONS),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what a measured time depends on."""
+    ort = require("onnxruntime", extra="cpu", purpose="measuring")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()}-{platform.machine()}".lower(),
+        "onnxruntime": ort.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def open_cpu(model: bytes) -> Any:
+    """Open a model on ONNX Runtime's CPU provider, as the runtime does."""
+    return open_session(model, cuda=False)

@@ -1,0 +1,121 @@
+"""Generators: latents from a seed, which are what they take when they run, and PSNR to FP32's pictures in dB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.bundle import Bundle
+from krl_runtime.conditions import Condition, attribute_values, encode
+from krl_runtime.errors import UsageError
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.pipelines import Generator, load
+from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
+
+from .images import PictureTask
+from .task import Batch, Seen, Source
+
+__all__ = ["Generation", "pictures_of", "random_conditions", "random_inputs"]
+
+_BATCH = 64
+_MOST = 512
+_SEEN, _MEASURED = 0, 1
+
+
+class Generation(PictureTask):
+    """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
+
+    def __init__(self, bundle: Bundle, source: Source) -> None:
+        if source.data is not None:
+            raise UsageError("--data: a generator is calibrated and measured on latents; leave it out")
+        super().__init__(source, true=False)
+        self.bundle, self.source = bundle, source
+        self.name = f"latents of seed {_MEASURED}"
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Latents, and conditions where the model takes them; see ``Task.seen``."""
+        inputs = random_inputs(self.bundle.manifest.settings, self.source.limit, _SEEN)
+        return Seen(inputs, _identity(inputs), f"latents of seed {_SEEN}")
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield latents; see ``Task.batches``."""
+        inputs = random_inputs(self.bundle.manifest.settings, min(self.source.val_limit, _MOST), _MEASURED)
+        for start in range(0, len(inputs[LATENT]), _BATCH):
+            yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
+
+
+def random_inputs(settings: Mapping[str, Any], count: int, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """Return inputs of a generator as ``Generator.generate`` draws them.
+
+    Args:
+        settings: Of the bundle.
+        count: How many.
+        seed: Of the latents and the conditions.
+    """
+    inputs: dict[str, npt.NDArray[Any]] = {LATENT: latents_of(seed, count, settings["latent"]["size"])}
+    if settings.get("condition") is not None:
+        inputs[CONDITION] = encode(random_conditions(settings["condition"], count, seed), settings["condition"])
+    return inputs
+
+
+def random_conditions(condition: Mapping[str, Any], count: int, seed: int) -> list[Condition]:
+    """Return conditions: each label in turn; or random attribute values, entities, or words of the vocabulary.
+
+    Args:
+        condition: Its settings, see ``krl_runtime.conditions``.
+        count: How many.
+        seed: Of the choice.
+    """
+    rng = np.random.default_rng(seed)
+    vocabulary = list(condition["vocabulary"])
+    if condition["kind"] == "labels":
+        return [vocabulary[number % len(vocabulary)] for number in range(count)]
+    if condition["kind"] == "attributes":
+        values = attribute_values(condition)
+        return [{name: str(rng.choice(each)) for name, each in values.items() if each} for _ in range(count)]
+    if condition["kind"] == "graph":
+        return [str(name) for name in rng.choice(_entities(condition), count)]
+    known = [word for word in vocabulary if word and word not in condition.get("untrained", ())]
+    return [" ".join(rng.choice(known, int(rng.integers(1, condition["length"] + 1)))) for _ in range(count)]
+
+
+def _entities(condition: Mapping[str, Any]) -> list[str]:
+    """Return the entities of a graph whose facts a condition has room for."""
+    about = [fact[0] for fact in condition["facts"]]
+    entities = condition["vocabulary"][1 + len(condition["relations"]) :]
+    return [name for name in entities if 2 * about.count(name) <= condition["length"]]
+
+
+def _identity(inputs: Mapping[str, npt.NDArray[Any]]) -> str:
+    return sha256_bytes(b"".join(np.ascontiguousarray(array).tobytes() for array in inputs.values()))
+
+
+def pictures_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str]:
+    """Return pictures that a generator's bundle makes, as another model takes them.
+
+    Args:
+        path: The generator's bundle.
+        count: How many.
+        seed: Of the latents and the conditions.
+        preprocessing: Of the model that takes them.
+
+    Returns:
+        uint8 ``[count, C, H, W]``, and what they are, with the hash of the generator.
+
+    Raises:
+        UsageError: The bundle is not a generator's.
+        BundleError: There is no bundle, or it is damaged.
+    """
+    with load(path, Generator, variant="fp32") as model:
+        condition = model.condition and random_conditions(model.condition, count, seed)
+        made = model.generate(count, seed=seed, condition=condition or None)
+        pixels = np.stack([preprocessing(picture.image) for picture in made])
+        origin = f"{count} pictures of seed {seed} by the generator {model.bundle.manifest.digest}"
+    return pixels, origin

@@ -1,0 +1,128 @@
+"""What restorers and generators have in common: pictures are compared by their PSNR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.device.tune import SAME_PICTURE
+from krl_runtime.errors import UsageError
+from krl_runtime.images.luma import mean_psnr
+
+from .task import Loss, Source, Task, worst
+
+__all__ = ["PictureScore", "PictureTask", "Pictures"]
+
+_MAX_DROP = 0.1
+_SLACK = 6.0  # dB: twice the error, as for logits
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """Pictures that one form of a model makes.
+
+    Attributes:
+        psnr: In dB to the true pictures, the mean over pictures; ``None`` where they are not known.
+        psnr_to_fp32: In dB to those of the reference, the mean over pictures; 200 where they are equal.
+        max_error: Largest absolute difference of a value from the reference's, in levels of 255.
+    """
+
+    psnr: float | None
+    psnr_to_fp32: float
+    max_error: float
+
+    HEADER: ClassVar[tuple[str, ...]] = ("PSNR in dB", "drop in dB", "dB to fp32", "largest error")
+
+    def cells(self, reference: PictureScore) -> tuple[str | None, ...]:
+        """Return the score for people, beside that of the reference."""
+        known = self.psnr is not None and reference.psnr is not None
+        return (
+            None if self.psnr is None else f"{self.psnr:.3f}",
+            f"{reference.psnr - self.psnr:.3f}" if known else None,  # type: ignore[operator]
+            f"{self.psnr_to_fp32:.2f}",
+            f"{self.max_error:.4g}",
+        )
+
+
+class Pictures:
+    """Sums PSNR.
+
+    Args:
+        quality: PSNR in dB of one output ``[C, H, W]`` and its truth.
+    """
+
+    def __init__(self, quality: Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], float]) -> None:
+        self.quality = quality
+        self.truths: list[float] = []
+        self.references: list[float] = []
+        self.error = 0.0
+
+    def add(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> None:
+        """Count one batch ``[N, C, H, W]``; where there is a truth, it is that of the one picture."""
+        pairs = zip(outputs, reference, strict=True)
+        self.references += [mean_psnr(one[None], other[None]) for one, other in pairs]
+        self.error = max(self.error, float(np.abs(outputs - reference).max()))
+        if truth is not None:
+            self.truths.append(self.quality(outputs[0], truth))
+
+    def score(self) -> PictureScore:
+        """Return the score of all batches."""
+        known = len(self.truths) == len(self.references)
+        return PictureScore(float(np.mean(self.truths)) if known else None, float(np.mean(self.references)), self.error)
+
+
+class PictureTask(Task):
+    """A task whose outputs are pictures.
+
+    Args:
+        source: The options; those for other tasks are refused.
+        true: Whether there are true pictures to measure against.
+    """
+
+    def __init__(self, source: Source, *, true: bool) -> None:
+        self.true = true
+        if source.from_generator is not None:
+            raise UsageError("--from-generator makes pictures for classifiers to be calibrated on; leave it out")
+        if true and source.min_psnr is not None:
+            raise UsageError("--min-psnr is for models whose true pictures are not known; give --max-drop, in dB")
+        if not true and source.max_drop is not None:
+            raise UsageError(
+                "--max-drop needs true pictures to measure against, and this model has none; give --min-psnr, in dB to "
+                "the pictures of fp32"
+            )
+        self.accepted = _MAX_DROP if source.max_drop is None else source.max_drop
+        self.least = SAME_PICTURE if source.min_psnr is None else source.min_psnr
+
+    def tally(self) -> Pictures:
+        """Return a count that begins."""
+        return Pictures(self.quality)
+
+    def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
+        """Return the PSNR in dB of one output ``[C, H, W]`` to its truth."""
+        raise NotImplementedError
+
+    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+        """Return the PSNR in dB, the mean over pictures."""
+        return mean_psnr(outputs, expected)
+
+    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
+        """Return the PSNR that the self-test may ask for."""
+        return {"psnr": alike - _SLACK}
+
+    def loss(self, scores: Mapping[str, PictureScore]) -> Loss:
+        """Return dB of PSNR to the true pictures; without those, dB that are missing from ``--min-psnr`` to fp32's."""
+        reference, *forms = scores.values()
+        if self.true and reference.psnr is not None:
+            return Loss(worst([reference.psnr - (score.psnr or 0.0) for score in forms]), "dB of PSNR", self.accepted)
+        missing = worst([self.least - score.psnr_to_fp32 for score in forms])
+        return Loss(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
+
+    def evidence(self, loss: Loss) -> dict[str, Any]:
+        """Return what a bundle's evidence says of a loss."""
+        return {"drop_db": loss.value} if self.true else {"min_psnr": self.least}

@@ -1,0 +1,41 @@
+"""The table that ``quantize`` and ``half`` print: one line for each form of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from krl_runtime.cli.commandline import table
+
+from . import Scored
+
+__all__ = ["Row", "score_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of the model.
+
+    Attributes:
+        form: Its name.
+        file_bytes: Size of its ONNX file.
+        score: What was measured on pictures.
+        latency_ms: Median time of one call with one picture; ``None`` where it was not measured.
+    """
+
+    form: str
+    file_bytes: int
+    score: Scored
+    latency_ms: float | None = None
+
+
+def score_table(rows: Iterable[Row]) -> str:
+    """Return the table; the first row is the reference of the others."""
+    rows = list(rows)
+    reference = rows[0].score
+
+    def cells(row: Row) -> tuple[object, ...]:
+        latency = None if row.latency_ms is None else f"{row.latency_ms:.3f}"
+        return row.form, f"{row.file_bytes / 2**20:.2f}", *row.score.cells(reference), latency
+
+    return table(("variant", "file MiB", *reference.HEADER, "CPU latency ms"), [cells(row) for row in rows])

@@ -1,0 +1,166 @@
+"""What a task says to those who type a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.data.arrays import Inputs
+from krl_runtime.images.folders import OnBadImage
+
+if TYPE_CHECKING:
+    from krl_runtime.bundle import Bundle
+
+__all__ = ["Batch", "Loss", "Scored", "Seen", "Source", "Tally", "Task", "worst"]
+
+Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
+"""Inputs ``[N, ...]`` and what is true of them: labels ``[N]``, -1 where unknown; or one picture, or ``None``."""
+
+
+class Scored(Protocol):
+    """How one form of a model answers: a dataclass of plain numbers."""
+
+    HEADER: ClassVar[tuple[str, ...]]
+    """What the cells are, for a table."""
+
+    def cells(self, reference: Any) -> tuple[str | None, ...]:
+        """Return the score for people, beside that of the reference."""
+        ...
+
+
+class Tally(Protocol):
+    """Counts what makes a score, one batch after the other."""
+
+    def add(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> None:
+        """Count one batch.
+
+        Args:
+            outputs: Of the form that is measured, ``[N, ...]``.
+            reference: Of the reference, the same shape.
+            truth: See ``Batch``.
+        """
+        ...
+
+    def score(self) -> Scored:
+        """Return the score (see ``Scored``) of all that was counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What forms lose against the reference.
+
+    Attributes:
+        value: The largest loss of any form; 0 or less is none.
+        unit: Of what, for people.
+        accepted: The largest loss that passes.
+        checked: Whether the loss may fail a command: answers that differ for want of labels are told, and no more.
+    """
+
+    value: float
+    unit: str
+    accepted: float
+    checked: bool = True
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is accepted."""
+        return self.value <= self.accepted
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is calibrated and measured on, as the user said it; see ``krl_deploy.config``."""
+
+    data: Path | None
+    val_limit: int
+    val_fraction: float
+    on_bad_image: OnBadImage
+    limit: int = 512
+    max_drop: float | None = None
+    min_psnr: float | None = None
+    from_generator: Path | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model is calibrated on.
+
+    Attributes:
+        inputs: What it takes.
+        identity: Hash of the inputs.
+        source: Where they come from, as ``"pictures"``.
+    """
+
+    inputs: Inputs
+    identity: str
+    source: str
+
+
+class Task(ABC):
+    """A bundle's task: which inputs its model takes, how two forms of it are compared, and what is lost.
+
+    Attributes:
+        name: Of the data that is measured on, for people.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __init__(self, bundle: Bundle, source: Source) -> None: ...
+
+    @property
+    @abstractmethod
+    def seen(self) -> Seen:
+        """What to calibrate on, checked: made once, and kept.
+
+        Raises:
+            DataError: The data cannot be used, or is not real.
+        """
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """Yield what to measure on.
+
+        Raises:
+            DataError: The data cannot be used.
+        """
+
+    @abstractmethod
+    def tally(self) -> Tally:
+        """Return a count that begins."""
+
+    @abstractmethod
+    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+        """Return how alike outputs are: the share, 0 to 1, with one top-1, or the PSNR of pictures in dB."""
+
+    @abstractmethod
+    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
+        """Return what the self-test may ask of a variant, as fields of ``Variant``.
+
+        Args:
+            alike: How alike its outputs are to the golden ones where it was made.
+            count: Number of golden inputs.
+            slack: How many of them may answer otherwise on another device; pictures may be 6 dB less alike.
+        """
+
+    @abstractmethod
+    def loss(self, scores: Mapping[str, Any]) -> Loss:
+        """Return what forms lose; the first score is the reference's."""
+
+    @abstractmethod
+    def evidence(self, loss: Loss) -> dict[str, Any]:
+        """Return what a bundle's evidence says of a loss."""
+
+
+def worst(values: Sequence[float]) -> float:
+    """Return the largest loss; rounded, since 1 of 100 pictures is 1 point and not 1.00…09."""
+    return round(max(values), 9)

@@ -1,0 +1,1 @@
+"""From a third-party ONNX file to a bundle."""

@@ -1,0 +1,63 @@
+"""A foreign ONNX file as it was given: brought to an opset that krl knows, and run beside what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.graph.files import opset_of, to_bytes
+from krl_deploy.graph.image_input import Signature, raise_opset
+from krl_runtime.errors import ModelError
+from krl_runtime.images.preprocessing import Preprocessing
+
+__all__ = ["in_known_opset", "original_outputs"]
+
+_log = logging.getLogger("krl")
+
+_LEAST_OPSET = 18
+
+
+def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the model in opset 18 or newer, if ONNX can do that, and what was changed."""
+    if opset_of(model) >= _LEAST_OPSET:
+        return model, []
+    try:
+        return raise_opset(model, _LEAST_OPSET), [f"opset {opset_of(model)} was raised to {_LEAST_OPSET}"]
+    except ModelError as error:
+        _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset_of(model), error)
+        return model, []
+
+
+def original_outputs(
+    model: onnx.ModelProto,
+    taken: Signature,
+    preprocessing: Preprocessing,
+    pixels: npt.NDArray[np.uint8],
+    *,
+    together: bool,
+) -> npt.NDArray[np.float32]:
+    """Return what the file answers on inputs that are normalised outside of it.
+
+    Args:
+        model: The file as it was given.
+        taken: Its input.
+        preprocessing: Mean and std of its input, where that is float.
+        pixels: uint8 ``[N, C, H, W]``.
+        together: Run all of them at once where the file takes any number; one by one otherwise.
+
+    Returns:
+        Its output, ``[N, …]``.
+    """
+    values: npt.NDArray[Any] = pixels
+    if taken.dtype == TensorProto.FLOAT:
+        mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
+        values = ((pixels / 255 - mean) / std).astype(np.float32)
+    step = taken.shape[0] if isinstance(taken.shape[0], int) else (len(values) if together else 1)
+    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
+    return outputs_of(open_cpu(to_bytes(model)), padded, batch=step)[: len(values)]

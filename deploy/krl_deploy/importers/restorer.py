@@ -1,0 +1,187 @@
+"""``krl-deploy adopt --task restoration``: a bundle from an ONNX restorer that somebody else made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from krl_deploy.bundles.reference import write_picture_maker
+from krl_deploy.config import AdoptConfig
+from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.evaluation import Source, task_of
+from krl_deploy.evaluation.comparison import compare, open_cpu, outputs_of
+from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
+from krl_deploy.graph import PIXELS, RESTORED
+from krl_deploy.graph.cleanup import clean
+from krl_deploy.graph.files import opset_of, to_bytes
+from krl_deploy.graph.image_input import Signature, signature
+from krl_deploy.graph.restorer import local_radius, open_sides, scale_of, to_restorer
+from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
+from krl_runtime.files import sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
+
+from .original import in_known_opset, original_outputs
+
+__all__ = ["adopt_restorer"]
+
+_log = logging.getLogger("krl")
+
+_TOLERANCE = 1e-3
+_SIDE = 48
+
+
+def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, Any]:
+    """Let a foreign restorer take pixels of any size, check that it still answers the same, and write the bundle.
+
+    Args:
+        config: The options.
+        original: The model, checked.
+
+    Returns:
+        What was made and measured, as plain JSON types.
+
+    Raises:
+        ModelError: The file is not a restorer that krl can take.
+        UsageError: Scale, colour, size, mean or std do not fit it.
+        CheckFailedError: The rewritten graph answers otherwise than the file.
+        DataError: The pictures cannot be used.
+        BundleError: ``out`` exists and is not to be replaced.
+    """
+    taken = signature(original)
+    scale = config.scale or scale_of(original)
+    if scale is None:
+        raise UsageError("the model's shapes do not say how many times as large its output is; give --scale")
+    channels = int(taken.shape[1])
+    colour = config.colour or ("rgb" if channels == 3 else "y")
+    if (colour == "rgb") != (channels == 3):
+        raise UsageError(f"--colour is {colour}, but the model takes {channels} channels; rgb has 3, y and grey have 1")
+    preprocessing = _preprocessing(config, taken)
+    settings = {"scale": scale, "colour": colour, "overlap": None, "degradation": {"kind": config.degradation}}
+    pixels = _pixels(config, preprocessing, settings)
+    made = original_outputs(original, taken, preprocessing, pixels, together=False)
+    expected = made * np.float32(255 / _peak(config))
+    model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
+    settings["overlap"] = local_radius(model, scale)
+    if not isinstance(signature(model).shape[2], int):
+        # Any size will do: what is kept and calibrated on need not be as large as the file's own input.
+        height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
+        preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
+    data = to_bytes(model)
+    evidence: dict[str, Any] = {"file_bytes": len(data), "opset": opset_of(model), "data": config.data.name}
+    bundle = write_picture_maker(
+        config.out,
+        data,
+        {PIXELS: pixels},
+        {RESTORED: outputs_of(open_cpu(data), pixels)},
+        task="restoration",
+        name=config.model.stem,
+        preprocessing=preprocessing,
+        settings=settings,
+        evidence=evidence,
+        source={"kind": "onnx", "file": config.model.name, "sha256": sha256_file(config.model), "changes": changes},
+        overwrite=config.overwrite,
+    )
+    task = task_of(bundle, Source(config.data, config.val_limit, 1.0, config.on_bad_image))
+    count, scores = compare({"fp32": open_cpu(data)}, task.batches(), task.tally)
+    evidence |= {"psnr": scores["fp32"].psnr, "count": count}
+    bundle = bundle.update({}, evidence={"fp32": evidence})
+    shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
+    return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
+
+
+def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
+    """Return the size of the golden inputs, and what happens from pixels to the model's own input."""
+    sides = {"height": config.height or taken.shape[2], "width": config.width or taken.shape[3]}
+    for name, fixed in (("height", taken.shape[2]), ("width", taken.shape[3])):
+        if isinstance(fixed, int) and sides[name] != fixed:
+            raise UsageError(f"--{name} is {sides[name]}, but the model's input is fixed to {fixed}; leave it out")
+    channels = int(taken.shape[1])
+    unit = 255.0 if config.input_range == "0-255" else 1.0
+    height, width = (side if isinstance(side, int) else _SIDE for side in sides.values())
+    return Preprocessing(
+        height,
+        width,
+        channels,
+        mean=tuple(value / unit for value in config.mean or (0.0,) * channels),
+        std=tuple(value / unit for value in config.std or (1.0,) * channels),
+    )
+
+
+def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """Return golden inputs: parts of real pictures, made worse as the model expects it."""
+    folder, rng = open_data(config.data, on_bad=config.on_bad_image), np.random.default_rng(0)
+    parts = []
+    for number, picture in enumerate(choose_any(folder, config.golden)):
+        planes = read_planes(picture.path, settings["colour"])
+        given, _ = inputs_of(planes, settings["scale"], {"kind": "bicubic"}, number)
+        parts.append(patch_of(given, spec.height, spec.width, rng))
+    return np.stack(parts)
+
+
+def _peak(config: AdoptConfig) -> float:
+    return 255.0 if config.input_range == "0-255" else 1.0
+
+
+def _rewrite(
+    original: onnx.ModelProto,
+    preprocessing: Preprocessing,
+    scale: int,
+    config: AdoptConfig,
+    pixels: npt.NDArray[np.uint8],
+    expected: npt.NDArray[np.float32],
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the bundle's graph, for pictures of any size if that can be, and what was changed."""
+    model, before = in_known_opset(original)
+    model = clean(model)
+    opened, freed = open_sides(model)
+    channels, peak = preprocessing.channels, _peak(config)
+    anything = {
+        "input": ("batch", channels, "height", "width"),
+        "output": ("batch", channels, "scaled_height", "scaled_width"),
+    }
+    fixed = {
+        "input": ("batch", *preprocessing.shape),
+        "output": ("batch", channels, scale * preprocessing.height, scale * preprocessing.width),
+    }
+    failure: KrlError | None = None
+    for candidate, done, sides in ((opened, [*freed, "any height and width is taken"], anything), (model, [], fixed)):
+        try:
+            made, further = to_restorer(candidate, preprocessing, peak=peak, sides=sides)
+            _check_same(made, pixels, expected, scale, every_size=sides is anything)
+        except (BackendError, CheckFailedError, ModelError) as error:
+            failure = failure or error
+            continue
+        if sides is fixed:
+            _log.warning("height and width stay fixed; with open ones: %s", failure)
+        return made, [*before, *done, *further]
+    raise CheckFailedError(f"the model with preprocessing does not answer as the file does: {failure}")
+
+
+def _check_same(
+    model: onnx.ModelProto,
+    pixels: npt.NDArray[np.uint8],
+    expected: npt.NDArray[np.float32],
+    scale: int,
+    *,
+    every_size: bool,
+) -> None:
+    """Check that a rewritten model makes what the original does, and that its size follows that of its input."""
+    session = open_cpu(to_bytes(model))
+    made = outputs_of(session, pixels, batch=2)
+    wanted = (*pixels.shape[:2], pixels.shape[2] * scale, pixels.shape[3] * scale)
+    if made.shape != wanted:
+        raise CheckFailedError(f"it makes {list(made.shape)}, with scale {scale} it should be {list(wanted)}")
+    error, accepted = float(np.abs(made - expected).max()), _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not error <= accepted:
+        raise CheckFailedError(f"the pictures differ by {error:.3g} of 255, accepted are {accepted:.3g}")
+    if every_size:
+        part = pixels[:1, :, : max(1, pixels.shape[2] // 2), : max(1, pixels.shape[3] - 3)]
+        other = outputs_of(session, part, batch=1)
+        if other.shape[2:] != (part.shape[2] * scale, part.shape[3] * scale):
+            raise CheckFailedError(f"of {list(part.shape)} pixels it makes {list(other.shape)}")

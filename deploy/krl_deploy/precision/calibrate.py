@@ -1,0 +1,161 @@
+"""Calibrating a bundle's model: real pictures in, ranges and what else the emitters need out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from krl_deploy.calibration.channels import Channels, measure_channels
+from krl_deploy.calibration.checkpoint import Checkpoint
+from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.lint import check_batches, check_channels
+from krl_deploy.calibration.record import Calibration, Equalise, Identity, Method
+from krl_deploy.config import QuantizeConfig
+from krl_deploy.data.arrays import Inputs, length, rows
+from krl_deploy.evaluation import Task
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.placement import weighted_nodes
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BundleError
+
+from .emit_fp16 import float_tensors
+from .equalization import equalisable, equalise, is_uneven
+from .equalization import factors as factors_for
+from .variants import tensors_to_calibrate
+
+__all__ = ["calibrate", "measure_tensors"]
+
+_SAMPLE = 64
+_ALONE = 8
+_ONE = np.ones(1, np.float32)
+
+
+def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, task: Task) -> Calibration:
+    """Calibrate on a task's inputs, or take what the bundle has if it is true of these.
+
+    Args:
+        config: The options.
+        bundle: The bundle; it is not changed.
+        model: Its FP32 model.
+        task: Has the inputs.
+
+    Raises:
+        CheckFailedError: ``reuse_calibration`` found another calibration.
+        DataError: The pictures cannot be used, or are not real ones.
+        ModelError: The model cannot be quantised.
+        BundleError: ``reuse_calibration`` found none.
+    """
+    manifest = bundle.manifest
+    tensors_to_calibrate(model)  # a model that cannot be quantised is refused before pictures are decoded
+    graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
+    brought = _brought(bundle, graph_sha256)
+    method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
+    seen = task.seen
+    now = Identity(
+        graph_sha256=graph_sha256,
+        preprocessing=manifest.preprocessing.to_dict(),
+        pictures=seen.identity,
+        count=length(seen.inputs),
+        method=f"given, else {method}" if brought else method,
+        equalise="none" if brought else config.equalise,
+        source=seen.source,
+    )
+    if config.reuse_calibration:
+        return _reuse(bundle, now)
+    checkpoint = Checkpoint(_unfinished(bundle.path), now, resume=config.resume)
+    made = measure_tensors(
+        model,
+        seen.inputs,
+        now,
+        method=config.method,
+        share=config.percentile,
+        equalising=now.equalise,
+        checkpoint=checkpoint,
+        brought=brought,
+    )
+    checkpoint.remove()
+    return made
+
+
+def _brought(bundle: Bundle, graph_sha256: str) -> Calibration | None:
+    """Return the calibration that has the ranges that the model came with, if it did."""
+    if bundle.manifest.calibration is None:
+        return None
+    kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
+    return kept if kept.given and kept.identity.graph_sha256 == graph_sha256 else None
+
+
+def _reuse(bundle: Bundle, now: Identity) -> Calibration:
+    if bundle.manifest.calibration is None:
+        raise BundleError(f"bundle {bundle.path} has no calibration; run it without --reuse-calibration")
+    kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
+    kept.check(now)
+    return kept
+
+
+def _unfinished(bundle: Path) -> Path:
+    return bundle.with_name(f"{bundle.name}.calibration.npz")
+
+
+def measure_tensors(
+    model: onnx.ModelProto,
+    inputs: Inputs,
+    identity: Identity,
+    *,
+    method: Method = "minmax",
+    share: float = 99.999,
+    equalising: Equalise = "auto",
+    checkpoint: Checkpoint | None = None,
+    brought: Calibration | None = None,
+) -> Calibration:
+    """Look at single channels on a sample of the inputs, equalise, and take the ranges over all of them.
+
+    Args:
+        model: A clean float32 model.
+        inputs: What the model takes ``[N, ...]``: pictures, or latents.
+        identity: What the calibration depends on.
+        method: See ``Method``.
+        share: For ``"percentile"``, the percentage of values that a range holds.
+        equalising: See ``Equalise``.
+        checkpoint: Where to keep what was counted so far, and from where to go on.
+        brought: Has the ranges that the model came with, which are not measured again.
+
+    Raises:
+        ModelError: The model cannot be quantised, or takes values that are not finite numbers.
+    """
+    sample = rows(inputs, slice(None, None, -(-length(inputs) // _SAMPLE)))
+    read = list(dict.fromkeys(item.node.input[0] for item in weighted_nodes(GraphEditor(model))))
+    channels = measure_channels(model, read, sample)
+    check_channels({name: item.largest for name, item in channels.items()}, length(sample))
+    chosen = _factors(model, channels, equalising)
+    equal = equalise(model, chosen) if chosen else model
+    extremes = collect(equal, float_tensors(equal), sample)
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        few = rows(sample, slice(_ALONE))
+        check_batches(*(collect(equal, read, few, size=size) for size in (1, length(few))))
+    needed = tensors_to_calibrate(equal)
+    given, scales = (brought.given, brought.weight_scales) if brought else ({}, {})
+    missing = [name for name in needed if name not in given]
+    ranges = collect(equal, missing, inputs, method=method, share=share, checkpoint=checkpoint) if missing else {}
+    ranges = {**ranges, **{name: _without_unused_half(given[name], extremes.get(name)) for name in given}}
+    means = {name: tuple((item.mean / chosen.get(name, _ONE)).tolist()) for name, item in channels.items()}
+    factors = {name: tuple(values.tolist()) for name, values in chosen.items()}
+    return Calibration(identity, ranges, extremes, means, factors, given, scales)
+
+
+def _without_unused_half(given: tuple[float, float], seen: tuple[float, float] | None) -> tuple[float, float]:
+    """Return a range without its negative half where no value is negative: unsigned integers then have more levels."""
+    return (0.0, given[1]) if seen is not None and seen[0] >= 0 and given[1] == -given[0] else given
+
+
+def _factors(
+    model: onnx.ModelProto, channels: Mapping[str, Channels], equalising: Equalise
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return by what the channels are divided of each activation that is to be equalised."""
+    between = [] if equalising == "none" else equalisable(model)
+    largest = {name: channels[name].largest for name in between}
+    return factors_for(model, {name: each for name, each in largest.items() if equalising == "all" or is_uneven(each)})

@@ -1,0 +1,270 @@
+"""FP16 written into the graph: half-precision initialisers, and ``Cast`` nodes where precisions meet.
+
+Nothing is left to a builder's flags, which TensorRT 11 does not have. A node stays in FP32 where calibration saw
+values near the end of FP16's range, where a constant does not survive the rounding, where ONNX does not define the
+operator in FP16, and before the first weighted operator (normalising pixels costs nothing and cancels digits).
+
+Around INT8 a ``QuantizeLinear`` has the precision of the tensor that it reads, and a ``DequantizeLinear`` that of the
+operators that read it, so that no ``Cast`` stands between a pair and what it fuses with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from krl_deploy.graph.edit import GraphEditor, attribute
+from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.placement import Ranges, weighted_depths
+from krl_runtime.errors import ModelError
+
+from .emit_tensorrt import QUANTISED_OPS
+
+__all__ = ["LARGEST", "OPSET_OF_HALF_SCALES", "Half", "float_tensors", "round_as_half", "to_half"]
+
+LARGEST = 65504.0
+"""The largest finite FP16 number."""
+
+_LIMIT = LARGEST / 2
+
+OPSET_OF_HALF_SCALES = 19
+"""From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
+
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True)
+class Half:
+    """A model typed for FP16.
+
+    Attributes:
+        model: The typed graph; inputs and outputs have the types that they had.
+        nodes: Names of the nodes that compute in FP16.
+        kept: For each node behind the first weighted one that stays in FP32, its name and the reason.
+    """
+
+    model: onnx.ModelProto
+    nodes: frozenset[str]
+    kept: Mapping[str, str]
+
+
+def float_tensors(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the float32 tensors that the graph computes, in the order of execution."""
+    graph = GraphEditor(model)
+    return [name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT]
+
+
+def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False) -> Half:
+    """Type a clean float32 model for FP16.
+
+    Args:
+        model: The model; it is not changed.
+        ranges: Smallest and largest values of its tensors on real inputs; a tensor without is taken to fit.
+        around_int8: Whether the model has pairs of ``QuantizeLinear`` and ``DequantizeLinear`` (``to_tensorrt``'s,
+            with scales that are FP16 numbers).
+
+    Raises:
+        ModelError: The model is quantised and not by such pairs, or its opset has no FP16 scales, or no node can
+            compute in FP16.
+    """
+    present = QUANTISED_OPS & {node.op_type for node in model.graph.node}
+    if present - (_PAIR if around_int8 else frozenset()):
+        raise ModelError("the model is quantised; FP16 is made from the float model")
+    if present and opset_of(model) < OPSET_OF_HALF_SCALES:
+        raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_HALF_SCALES}")
+    graph = GraphEditor(model)
+    ranges = {**ranges, **_through_pairs(graph, ranges)}
+    depths = weighted_depths(graph)
+    halves: set[str] = set()
+    kept: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op_type in _PAIR:
+            continue  # follows its neighbours
+        floats = [name for name in [*node.input, *node.output] if graph.dtype(name) == TensorProto.FLOAT]
+        if not floats:
+            continue
+        if not depths[node.output[0]]:
+            continue  # the normalisation of pixels stays as it is
+        reason = _why_float(graph, node, opset_of(model)) or _why_out_of_range(graph, node, floats, ranges)
+        if reason is None:
+            halves.add(node.name)
+        else:
+            kept[node.name] = reason
+    if not halves:
+        raise ModelError("no node of the model can compute in FP16; krl-runtime runs it in FP32 as it is")
+    halves |= _pairs_beside(graph, halves)
+    _retype(graph, halves, opset_of(model))
+    return Half(graph.close(), frozenset(halves), kept)
+
+
+def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Return the ranges of what ``DequantizeLinear`` nodes give out: those of what was quantised."""
+    producers = graph.producers()
+    found = {}
+    for node in graph.nodes:
+        source = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.op_type == "QuantizeLinear" and source.input[0] in ranges:
+            found[node.output[0]] = ranges[source.input[0]]
+    return found
+
+
+def _pairs_beside(graph: GraphEditor, halves: set[str]) -> set[str]:
+    """Return the names of the quantisers that read FP16, and of the dequantisers that FP16 nodes read."""
+    producers, consumers = graph.producers(), graph.consumers()
+    found = set()
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            source = producers.get(node.input[0])
+            beside = [source] if source is not None else []
+        elif node.op_type == "DequantizeLinear":
+            beside = consumers[node.output[0]]
+        else:
+            continue
+        if any(item.name in halves for item in beside):
+            found.add(node.name)
+    return found
+
+
+def _formal(node: NodeProto, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _types(schema: onnx.defs.OpSchema, parameter: onnx.defs.OpSchema.FormalParameter) -> list[str]:
+    """Return the types that ONNX allows for an input or output; a list of one where it is fixed."""
+    for constraint in schema.type_constraints:
+        if constraint.type_param_str == parameter.type_str:
+            return list(constraint.allowed_type_strs)
+    return [parameter.type_str]
+
+
+def _takes_half(schema: onnx.defs.OpSchema, index: int) -> bool:
+    """Return whether an operator's input may be FP16; the last formal input stands for all further ones."""
+    return "tensor(float16)" in _types(schema, schema.inputs[min(index, len(schema.inputs) - 1)])
+
+
+def _why_float(graph: GraphEditor, node: NodeProto, opset: int) -> str | None:
+    """Return why ONNX has no FP16 form of this node."""
+    schema = _formal(node, opset)
+    if schema is None:
+        return f"{node.domain}:{node.op_type} is not a standard operator"
+    if node.op_type == "Cast":
+        return None if attribute(node, "to", 0) == TensorProto.FLOAT else "casts to another type"
+    inputs = {schema.inputs[min(i, len(schema.inputs) - 1)].type_str for i in range(len(node.input))}
+    for index, name in enumerate(node.input):
+        fixed = _types(schema, schema.inputs[min(index, len(schema.inputs) - 1)]) == ["tensor(float)"]
+        if graph.dtype(name) == TensorProto.FLOAT and not _takes_half(schema, index):
+            parameter = schema.inputs[min(index, len(schema.inputs) - 1)]
+            if not fixed or any(out.type_str == parameter.type_str for out in schema.outputs):
+                return f"{node.op_type} is not defined in FP16"
+    for index, name in enumerate(node.output):
+        parameter = schema.outputs[min(index, len(schema.outputs) - 1)]
+        if graph.dtype(name) == TensorProto.FLOAT and parameter.type_str not in inputs:
+            return f"{node.op_type} makes FP32 by definition"
+    return None
+
+
+def _why_out_of_range(graph: GraphEditor, node: NodeProto, floats: list[str], ranges: Ranges) -> str | None:
+    biased = node.op_type in ("Conv", "ConvTranspose", "Gemm")
+    for name in floats:
+        low, high = ranges.get(name, (0.0, 0.0))
+        if max(abs(low), abs(high)) > _LIMIT:
+            return f"{name} reaches {max(abs(low), abs(high)):.4g}; FP16 ends at {LARGEST:.0f}"
+        value = graph.constant(name)
+        if value is None or not value.size:
+            continue
+        if np.abs(value).max() > LARGEST:
+            return f"constant {name} has {np.abs(value).max():.4g}; FP16 ends at {LARGEST:.0f}"
+        if biased and name in node.input[2:]:
+            continue  # a bias that small may vanish; a divisor may not
+        if np.any(value) and not np.any(value.astype(np.float16)):
+            return f"constant {name}, at most {np.abs(value).max():.4g}, would become 0 in FP16"
+    return None
+
+
+def _retype(graph: GraphEditor, halves: set[str], opset: int) -> None:
+    """Turn the chosen nodes into FP16 and put ``Cast`` nodes where a tensor is read in the other precision."""
+    floats = {name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT}
+    made = {name for node in graph.nodes if node.name in halves for name in node.output if name in floats}
+    casts: dict[tuple[str, int], str] = {}
+
+    def as_type(name: str, wanted: int) -> str:
+        is_half = name in made
+        if (wanted == TensorProto.FLOAT16) == is_half:
+            return name
+        value = graph.constant(name)
+        suffix = "half" if wanted == TensorProto.FLOAT16 else "float"
+        if (name, wanted) not in casts:
+            casts[name, wanted] = (
+                graph.add_constant(f"{name}_half", value.astype(np.float16))
+                if value is not None
+                else graph.add("Cast", [name], f"{name}_{suffix}", to=wanted)
+            )
+        return casts[name, wanted]
+
+    for node in list(graph.nodes):
+        schema = _formal(node, opset)
+        for index, name in enumerate(node.input):
+            if graph.dtype(name) != TensorProto.FLOAT or (node.op_type == "Cast" and node.name in halves):
+                continue
+            half = node.name in halves and schema is not None and _takes_half(schema, index)
+            node.input[index] = as_type(name, TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+        if node.name in halves and node.op_type == "Cast":
+            _set_target(node)
+    _keep_output_types(graph, made)
+
+
+def _set_target(cast: NodeProto) -> None:
+    for item in cast.attribute:
+        if item.name == "to":
+            item.i = TensorProto.FLOAT16
+
+
+def _keep_output_types(graph: GraphEditor, made: set[str]) -> None:
+    for output in [name for name in graph.outputs if name in made]:
+        half = graph.fresh(f"{output}_half")
+        for node in graph.nodes:
+            node.output[:] = [half if name == output else name for name in node.output]
+        graph.reroute(output, half)
+        graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+
+
+def round_as_half(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
+    """Return a float32 model that rounds to FP16 what FP16 nodes store: their constants and their outputs.
+
+    This is what a device with FP16 storage and FP32 accumulation computes, on a processor that has no FP16
+    arithmetic (ONNX Runtime's CPU provider computes FP16 graphs in FP32 throughout, and would show no overflow).
+
+    Args:
+        model: The float32 model.
+        nodes: As in ``Half``.
+    """
+    graph = GraphEditor(model)
+    chosen = [node for node in graph.nodes if node.name in nodes]
+    rounded = {name for node in chosen for name in node.output}
+    for node in chosen:
+        for index, name in enumerate(node.input):
+            value = graph.constant(name)
+            if graph.dtype(name) != TensorProto.FLOAT or name in rounded:
+                continue
+            if value is not None:
+                node.input[index] = graph.add_constant(name, value.astype(np.float16).astype(np.float32))
+            else:
+                node.input[index] = _rounded(graph, name, graph.fresh(f"{name}_rounded"))
+        for index, name in enumerate(node.output):
+            if graph.dtype(name) == TensorProto.FLOAT:
+                node.output[index] = graph.fresh(f"{name}_exact")
+                _rounded(graph, node.output[index], name)
+    return graph.close()
+
+
+def _rounded(graph: GraphEditor, source: str, output: str) -> str:
+    half = graph.add("Cast", [source], f"{source}_half", to=TensorProto.FLOAT16)
+    graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+    return output

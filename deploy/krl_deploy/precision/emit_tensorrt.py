@@ -1,0 +1,127 @@
+"""INT8 as TensorRT wants it: symmetric quantise/dequantise pairs on the inputs of weighted operators.
+
+Activations have one scale for the tensor, weights one for each output channel, all zero points are 0, weights are
+stored as int8, biases stay in floating point, outputs are not quantised (NVIDIA's rules of explicit quantisation;
+TensorRT fuses the pairs into the kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
+from krl_runtime.errors import ModelError
+
+from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
+
+__all__ = [
+    "QUANTISED_OPS",
+    "Quantised",
+    "open_quantisable",
+    "symmetric_scale",
+    "to_tensorrt",
+]
+
+QUANTISED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
+"""Operators by which a quantised graph is known."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised model, and what was left in floating point.
+
+    Attributes:
+        model: The typed graph.
+        count: Number of weighted operators that compute in INT8.
+        kept_float: For each other weighted operator its name and the reason.
+    """
+
+    model: onnx.ModelProto
+    count: int
+    kept_float: dict[str, str]
+
+
+def symmetric_scale(low: float, high: float) -> np.float32:
+    """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0."""
+    return np.float32(max(abs(low), abs(high)) / 127 or 1.0)
+
+
+def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:
+    """Open a model and return its weighted operators.
+
+    Raises:
+        ModelError: Its opset is below 13, it is quantised already, or it has no weighted operator in float32.
+    """
+    if opset_of(model) < 13:
+        raise ModelError(f"the model has opset {opset_of(model)}; INT8 needs 13 or more; adopt a file of a newer opset")
+    present = QUANTISED_OPS & {node.op_type for node in model.graph.node}
+    if present:
+        raise ModelError(
+            f"the model is quantised already (it has {', '.join(sorted(present))}); start from the float model"
+        )
+    graph = GraphEditor(model)
+    candidates = weighted_nodes(graph)
+    if not candidates:
+        raise ModelError(
+            "the model has no convolution or matrix product with float32 weights, so INT8 has nothing to do"
+        )
+    return graph, candidates
+
+
+def to_tensorrt(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    rounding: Rounding | None = None,
+    keep: Mapping[str, str] | None = None,
+) -> Quantised:
+    """Write the INT8 graph that TensorRT builds from, with FP32 around INT8.
+
+    Args:
+        model: A clean float32 model.
+        ranges: At least of the tensors that are quantised.
+        rounding: How weights become integers.
+        keep: Names of operators that stay in floating point, each with the reason.
+
+    Raises:
+        ModelError: The model cannot be quantised.
+    """
+    graph, candidates = open_quantisable(model)
+    rounding, keep = rounding or Rounding(), keep or {}
+    reasons = {
+        weighted.node.name: why_float_on_tensorrt(graph, weighted) or keep.get(weighted.node.name)
+        for weighted in candidates
+    }
+    chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
+    residuals = residual_inputs(graph, chosen)
+    pairs: dict[str, str] = {}
+
+    def pair(tensor: str) -> str:
+        if tensor not in pairs:
+            scale = graph.add_constant(f"{tensor}_scale", rounding.scale(symmetric_scale(*ranges[tensor])))
+            zero = graph.add_constant(f"{tensor}_zero_point", np.zeros((), np.int8))
+            quantised = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_quantised")
+            pairs[tensor] = graph.add("DequantizeLinear", [quantised, scale, zero], f"{tensor}_dequantised")
+        return pairs[tensor]
+
+    for weighted in chosen:
+        node = weighted.node
+        weight = graph.constant(node.input[1])
+        assert weight is not None  # noqa: S101  weighted_nodes returns no other
+        values, scale = quantise_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
+        shift = bias_shift(graph, weighted, values, scale, rounding.means)
+        if shift is not None:
+            bias = bias_of(graph, node)
+            name = node.input[2] if bias is not None else f"{node.input[1]}_bias"
+            node.input[:] = [*node.input[:2], graph.add_constant(name, shift if bias is None else bias + shift)]
+        node.input[0] = pair(node.input[0])
+        node.input[1] = dequantised_constant(graph, node.input[1], values, scale, weighted.axis)
+    for node, index in residuals:
+        node.input[index] = pair(node.input[index])
+    return Quantised(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})

@@ -1,0 +1,139 @@
+"""Cross-layer equalisation: channels of an activation brought to like magnitudes, at no cost and with equal answers.
+
+An activation has one INT8 scale for all of its channels, so that one loud channel leaves a few levels to the quiet
+ones. Where only a ReLU stands between two convolutions, a channel can be divided by a factor in the weights of the
+first and multiplied by it in those of the second (Nagel et al., 2019, "Data-Free Quantization Through Weight
+Equalization and Bias Correction"). Weights have a scale for each output channel here, so that the first weight does
+not limit the factor; the magnitudes of the activation do, and are measured, as in SmoothQuant (Xiao et al., 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto
+
+from krl_deploy.graph.edit import GraphEditor, attribute
+from krl_deploy.graph.placement import weighted_nodes
+
+from .weights import bias_of
+
+__all__ = ["Factors", "equalisable", "equalise", "factors", "is_uneven"]
+
+Factors = Mapping[str, npt.NDArray[np.float32]]
+"""For a tensor between two convolutions, what each of its channels is divided by, ``[C]``."""
+
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu"})
+_LARGEST = 1e3
+_LOUD = 4.0
+
+
+@dataclass(frozen=True)
+class _Between:
+    """An activation that only one convolution makes and only one reads, with at most a ReLU behind the first."""
+
+    tensor: str
+    before: NodeProto
+    after: NodeProto
+    depthwise: bool
+
+
+def equalisable(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors whose channels can be equalised, in the order of execution."""
+    return [item.tensor for item in _between(GraphEditor(model))]
+
+
+def _between(graph: GraphEditor) -> list[_Between]:
+    producers, consumers = graph.producers(), graph.consumers()
+    convolutions = {item.node.name for item in weighted_nodes(graph) if item.node.op_type == "Conv"}
+    found = []
+    for node in graph.nodes:
+        if node.name not in convolutions:
+            continue
+        tensor = node.input[0]
+        source = producers.get(tensor)
+        if source is not None and source.op_type in _HOMOGENEOUS:
+            source = producers.get(source.input[0])
+        if source is None or source.name not in convolutions or not _alone(graph, consumers, source, tensor):
+            continue
+        channels, groups = int((graph.shape(tensor) or (0, 0))[1]), attribute(node, "group", 1)
+        if groups in (1, channels):
+            found.append(_Between(tensor, source, node, groups > 1))
+    return found
+
+
+def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source: NodeProto, tensor: str) -> bool:
+    """Return whether nothing else reads what stands between a convolution and ``tensor``."""
+    on_the_way = {source.output[0], tensor}
+    return all(len(consumers[name]) == 1 and name not in graph.outputs for name in on_the_way)
+
+
+def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
+    """Return whether one channel is so loud that it takes more than 2 of 8 bits from the median one.
+
+    Below that, measured, equalisation gains little, and with few pictures it loses: channels that all fill the range
+    leave no room for what the pictures did not show.
+
+    Args:
+        largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.
+    """
+    alive = largest[largest > 0]
+    return bool(alive.size and alive.max() > _LOUD * np.median(alive))
+
+
+def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
+    """Return what to divide each channel by.
+
+    For a dense convolution it is the root of the channel's magnitude over that of the weights that read it, so that
+    both become alike; a depthwise one has a scale for each channel of its weight, so that the activation alone counts.
+    The factors of a tensor have a geometric mean of 1. A channel without signal keeps its factor of 1.
+
+    Args:
+        model: The float32 model.
+        largest: For tensors of ``equalisable``, the largest magnitude of each channel on real inputs, ``[C]``.
+    """
+    graph = GraphEditor(model)
+    found: dict[str, npt.NDArray[Any]] = {}
+    for item in _between(graph):
+        if item.tensor not in largest:
+            continue
+        weight = graph.constant(item.after.input[1])
+        assert weight is not None  # noqa: S101  weighted_nodes returns no other
+        magnitude = largest[item.tensor].astype(np.float64)
+        reading = np.ones(len(magnitude)) if item.depthwise else np.abs(weight).max(axis=(0, *range(2, weight.ndim)))
+        alive = (magnitude > 0) & (reading > 0)
+        factor = np.ones(len(magnitude))
+        if alive.any():
+            ratio = magnitude[alive] / reading[alive]
+            ratio = ratio if item.depthwise else np.sqrt(ratio)
+            factor[alive] = np.clip(ratio / np.exp(np.log(ratio).mean()), 1 / _LARGEST, _LARGEST)
+        found[item.tensor] = factor.astype(np.float32)
+    return found
+
+
+def equalise(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
+    """Return an equivalent model whose channels are divided by the factors."""
+    graph = GraphEditor(model)
+    for item in _between(graph):
+        if item.tensor in factors:
+            factor = np.asarray(factors[item.tensor], np.float64)
+            _scale(graph, item.before, 1 / factor, axis=0)
+            bias = bias_of(graph, item.before)
+            if bias is not None:
+                item.before.input[2] = graph.add_constant(item.before.input[2], (bias / factor).astype(np.float32))
+            _scale(graph, item.after, factor, axis=0 if item.depthwise else 1)
+    return graph.close()
+
+
+def _scale(graph: GraphEditor, node: NodeProto, factor: npt.NDArray[np.float64], *, axis: int) -> None:
+    weight = graph.constant(node.input[1])
+    assert weight is not None  # noqa: S101  weighted_nodes returns no other
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    if weight.shape[axis] != len(factor):  # a depthwise convolution with several outputs for each input
+        factor = np.repeat(factor, weight.shape[axis] // len(factor))
+    node.input[1] = graph.add_constant(node.input[1], (weight * factor.reshape(shape)).astype(np.float32))

@@ -1,0 +1,112 @@
+"""``krl-deploy half``: an FP16 variant, measured before it is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx
+
+from krl_deploy.calibration.collect import collect
+from krl_deploy.config import HalfConfig
+from krl_deploy.data.arrays import Inputs
+from krl_deploy.evaluation import Source, task_of
+from krl_deploy.evaluation.comparison import compare, machine, open_cpu, outputs_of
+from krl_deploy.evaluation.table import Row, score_table
+from krl_deploy.graph.files import read_model, to_bytes
+from krl_deploy.graph.placement import Ranges
+from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.device.selftest import golden_arrays
+from krl_runtime.errors import CheckFailedError, ModelError
+
+from .emit_fp16 import Half, float_tensors, round_as_half, to_half
+
+__all__ = ["half"]
+
+_log = logging.getLogger("krl")
+
+_FILE = "model.fp16.onnx"
+_LEAST_TOLERANCE = 0.01
+_SLACK = (
+    "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
+    "of them, or their PSNR less 6 dB"
+)
+_MEASURED = (
+    "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
+    "to FP16 as a device stores it"
+)
+
+
+def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
+    """Type the model for FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
+
+    Returns:
+        What was measured as plain JSON types, and the same as a table.
+
+    Raises:
+        CheckFailedError: FP16 gives numbers that are not finite where FP32 does not.
+        DataError: The pictures cannot be used.
+        ModelError: No node of the model can compute in FP16.
+        BundleError: The bundle is damaged, or has no golden inputs.
+    """
+    bundle = Bundle.open(config.bundle)
+    manifest = bundle.manifest
+    golden = golden_arrays(bundle)
+    inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
+    expected = golden[manifest.outputs[0].name]
+    task = task_of(bundle, Source(config.data, config.val_limit, config.val_fraction, config.on_bad_image))
+    batches = list(task.batches())
+    path = bundle.file(manifest.variants["fp32"].file)
+    model = read_model(path)
+    typed = to_half(model, _extremes(model, [inputs, *(batch for batch, _ in batches)]))
+    if typed.kept:
+        _log.warning("%d nodes stay in FP32: %s", len(typed.kept), "; ".join(sorted(set(typed.kept.values()))[:5]))
+    files = {"fp32": path.read_bytes(), "fp16": to_bytes(typed.model)}
+    rounded = to_bytes(round_as_half(model, typed.nodes))
+    sessions = {name: open_cpu(data) for name, data in [*files.items(), ("fp16.rounded", rounded)]}
+    try:
+        count, scores = compare(sessions, batches, task.tally)
+        outputs = [outputs_of(sessions[name], inputs) for name in ("fp16", "fp16.rounded")]
+    except ModelError as failure:
+        raise CheckFailedError(
+            f"in FP16 {failure}; the bundle is unchanged; give more pictures with --data"
+        ) from failure
+    error = max(float(np.abs(values - expected).max()) for values in outputs)
+    alike = min(task.alike(values, expected) for values in outputs)
+    measured_on = {"data": task.name, "count": count}
+    evidence = {"pictures": measured_on, **_evidence(typed, scores, files)}
+    tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
+    variant = Variant("fp16", _FILE, None, tolerance, **task.floor(alike, len(expected), slack=1))
+    bundle.update(
+        {_FILE: files["fp16"]},
+        variants={**manifest.variants, "fp16": variant},
+        evidence={**manifest.evidence, "fp16": evidence},
+    )
+    rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
+    return {"bundle": str(bundle.path), **evidence}, score_table(rows)
+
+
+def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        "scores": {name: asdict(score) for name, score in scores.items()},
+        "measured": _MEASURED,
+        "fp16_operators": len(typed.nodes),
+        "kept_fp32": dict(typed.kept),
+        "file_bytes": {name: len(data) for name, data in files.items()},
+        "machine": machine(),
+        "selftest_slack": _SLACK,
+    }
+
+
+def _extremes(model: onnx.ModelProto, seen: Sequence[Inputs]) -> Ranges:
+    """Return the smallest and largest value of every float tensor over inputs that may differ in size."""
+    found: dict[str, tuple[float, float]] = {}
+    tensors = float_tensors(model)
+    for inputs in seen:
+        for name, (low, high) in collect(model, tensors, inputs).items():
+            before = found.get(name, (low, high))
+            found[name] = (min(low, before[0]), max(high, before[1]))
+    return found

@@ -1,0 +1,266 @@
+"""The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
+
+Each layer is quantised alone, in both forms, and the error of the outputs on calibration inputs ranks the layers.
+Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one that loses
+no more than is accepted is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.config import QuantizeConfig
+from krl_deploy.data.arrays import Inputs, length, rows
+from krl_deploy.evaluation import Task
+from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.placement import weighted_nodes
+from krl_runtime.cli.commandline import progress, table
+from krl_runtime.errors import CheckFailedError, require
+
+from .plot import sensitivity_plot
+from .variants import Emitter, Forms
+
+__all__ = ["PLAN_FILES", "Plan", "make_plan"]
+
+_log = logging.getLogger("krl")
+
+_PLAN, _PLOT = "plan.json", "sensitivity.png"
+PLAN_FILES = (_PLAN, _PLOT)
+"""What the planner adds to a bundle."""
+
+_SCHEMA_VERSION = 1
+_SAMPLE = 32
+_SHARE_OF_SENSITIVITY = 0.6
+_WORST = 10
+_REASON = "kept in floating point by the plan"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted operator.
+
+    Attributes:
+        name: Of its node.
+        op: Its kind.
+        sensitivity: Root of the mean squared error of the outputs, relative to their standard deviation, with this
+            layer alone in INT8: the larger one of both forms. ``None`` where the time was up before.
+    """
+
+    name: str
+    op: str
+    sensitivity: float | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A plan that was tried.
+
+    Attributes:
+        kept: Number of layers in floating point, the most sensitive ones.
+        loss: What both forms lose at most, in the unit that the plan names.
+        agreement: Smallest share, 0 to 1, of the pictures with FP32's answer; ``None`` where pictures are made.
+        psnr_to_fp32: There, the smallest PSNR in dB to FP32's pictures, the mean over pictures.
+    """
+
+    kept: int
+    loss: float
+    agreement: float | None = None
+    psnr_to_fp32: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first plan that passed, and why it is the one.
+
+    Attributes:
+        layers: In the order of execution.
+        attempts: In the order in which they were tried; the last one passed.
+        keep: Names of the layers that stay in floating point, each with the reason.
+        evidence: On what it was measured and how long that took.
+    """
+
+    layers: tuple[Layer, ...]
+    attempts: tuple[Attempt, ...]
+    keep: Mapping[str, str]
+    evidence: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the bundle's evidence says of the plan."""
+        return {
+            "file": _PLAN,
+            "plot": _PLOT,
+            "layers": len(self.layers),
+            "layers_kept_float": list(self.keep),
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            **self.evidence,
+        }
+
+    def files(self, forms: Forms) -> dict[str, bytes]:
+        """Return the files that the bundle gets."""
+        precisions = [_precisions(layer.name, forms) for layer in self.layers]
+        rows = [{**asdict(layer), **chosen} for layer, chosen in zip(self.layers, precisions, strict=True)]
+        values = {"schema_version": _SCHEMA_VERSION, **self.summary(), "layers": rows}
+        measured = [
+            (layer.name, layer.sensitivity or 0.0, row["tensorrt"])
+            for layer, row in zip(self.layers, precisions, strict=True)
+        ]
+        return {_PLAN: json.dumps(values, indent=1).encode() + b"\n", _PLOT: sensitivity_plot(measured)}
+
+
+def _precisions(name: str, forms: Forms) -> dict[str, str]:
+    around = "fp32" if forms.files["int8"] == forms.simulated or name in forms.fp32_around else "fp16"
+    return {
+        "tensorrt": around if name in forms.tensorrt.kept_float else "int8",
+        "cpu": "fp32" if name in forms.cpu.kept_float else "int8",
+    }
+
+
+def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
+    """Measure the layers and return the first plan that passes.
+
+    Args:
+        config: The options.
+        task: Has calibration inputs, a sample of which ranks the layers, and others to measure plans on.
+        emitter: Of the model.
+
+    Raises:
+        CheckFailedError: No plan passes, or the time was up before one did; says what was tried.
+        MissingExtraError: matplotlib is missing.
+    """
+    require("matplotlib", extra="deploy", purpose="the plot of the planner")
+    start = time.monotonic()
+    budget = config.budget_seconds or float("inf")
+    seen = task.seen.inputs
+    sample = rows(seen, slice(None, None, -(-length(seen) // _SAMPLE)))
+    layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
+    ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
+    judge = _Judge(emitter, task)
+    attempts = _search(judge, ranked, start + budget)
+    if attempts[-1].loss > judge.accepted:
+        in_time = "" if attempts[-1].kept == _steps(len(layers))[-1] else f" within --budget-seconds {budget:g}"
+        raise CheckFailedError(
+            f"no plan with a layer in INT8 loses {judge.accepted:g} {judge.measure} or less{in_time}; the bundle is "
+            f"unchanged\n{_tables(attempts, ranked)}"
+        )
+    evidence = {
+        "loss": judge.measure,
+        "max_drop": judge.accepted,
+        "ranked_on": length(sample),
+        "tried_on": judge.count,
+        "seconds": time.monotonic() - start,
+    }
+    keep = {layer.name: _REASON for layer in ranked[: attempts[-1].kept]}
+    return Plan(tuple(layers), tuple(attempts), keep, evidence)
+
+
+def _search(judge: _Judge, ranked: Sequence[Layer], deadline: float) -> list[Attempt]:
+    """Try plans, at least one, until one loses no more than is accepted or the time is up."""
+    attempts: list[Attempt] = []
+    for kept in _steps(len(ranked)):
+        if attempts and time.monotonic() > deadline:
+            break
+        attempts.append(judge.attempt({layer.name: _REASON for layer in ranked[:kept]}))
+        _log.info("%d of %d layers in floating point: loses %.2f", kept, len(ranked), attempts[-1].loss)
+        if attempts[-1].loss <= judge.accepted:
+            break
+    return attempts
+
+
+def _tables(attempts: Sequence[Attempt], ranked: Sequence[Layer]) -> str:
+    tried = [(each.kept, f"{each.loss:.2f}", _alike(each)) for each in attempts]
+    return (
+        table(("layers in float", "loss", "agreement"), tried)
+        + f"\nmost sensitive of {len(ranked)} layers:\n"
+        + table(("layer", "operator", "error alone"), [_cells(layer) for layer in ranked[:_WORST]])
+    )
+
+
+def _alike(attempt: Attempt) -> str | None:
+    if attempt.psnr_to_fp32 is not None:
+        return f"{attempt.psnr_to_fp32:.1f} dB"
+    return None if attempt.agreement is None else f"{attempt.agreement:.2%}"
+
+
+def _cells(layer: Layer) -> tuple[object, ...]:
+    return layer.name, layer.op, None if layer.sensitivity is None else f"{layer.sensitivity:.2%}"
+
+
+def _steps(count: int) -> list[int]:
+    """Return how many layers to keep in floating point, one attempt after the other; at least one is INT8."""
+    steps, kept = [], 0
+    while kept < count:
+        steps.append(kept)
+        kept = max(kept + 1, kept * 3 // 2)
+    return steps
+
+
+def _sensitivities(emitter: Emitter, sample: Inputs, deadline: float) -> list[Layer]:
+    nodes = {item.node.name: item.node.op_type for item in weighted_nodes(GraphEditor(emitter.model))}
+    writers = [emitter.tensorrt, emitter.cpu]
+    unable = [set(write(None).kept_float) for write in writers]
+    names = [name for name in nodes if not all(name in some for some in unable)]
+    reference = outputs_of(open_cpu(emitter.fp32), sample)
+    found: list[Layer] = []
+    for name in progress(names, "measuring layers"):
+        if found and time.monotonic() > deadline:
+            found.append(Layer(name, nodes[name], None))
+            continue
+        others = {other: _REASON for other in nodes if other != name}
+        errors = [
+            _relative_error(outputs_of(open_cpu(to_bytes(write(others).model)), sample), reference)
+            for write, never in zip(writers, unable, strict=True)
+            if name not in never
+        ]
+        found.append(Layer(name, nodes[name], max(errors)))
+    unmeasured = sum(layer.sensitivity is None for layer in found)
+    if unmeasured:
+        _log.warning("the time was up after %d of %d layers; the others rank last", len(found) - unmeasured, len(found))
+    return found
+
+
+def _relative_error(outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(outputs - reference).mean()) / max(float(reference.std()), 1e-12))
+
+
+class _Judge:
+    """What plans lose on the same inputs; FP32 runs over them once."""
+
+    def __init__(self, emitter: Emitter, task: Task) -> None:
+        self.emitter, self.task = emitter, task
+        self.batches = list(task.batches())
+        self.count = sum(length(inputs) for inputs, _ in self.batches)
+        session = open_cpu(emitter.fp32)
+        self.reference = [outputs_of(session, inputs) for inputs, _ in self.batches]
+        itself = self._score(self.reference)
+        loss = task.loss({"fp32": itself, "same": itself})
+        self.measure, self.accepted, self.itself = loss.unit, loss.accepted, itself
+
+    def attempt(self, keep: Mapping[str, str]) -> Attempt:
+        sessions = self.emitter.emit(keep).sessions
+        scores = [
+            self._score([outputs_of(sessions[name], inputs) for inputs, _ in self.batches])
+            for name in ("int8", "int8.cpu")
+        ]
+        loss = self.task.loss({"fp32": self.itself, "int8": scores[0], "int8.cpu": scores[1]})
+        alike = {
+            key: min(getattr(score, key) for score in scores)
+            for key in ("agreement", "psnr_to_fp32")
+            if hasattr(self.itself, key)
+        }
+        return Attempt(len(keep), loss.value, **alike)
+
+    def _score(self, outputs: Iterable[npt.NDArray[np.float32]]) -> Any:
+        tally = self.task.tally()
+        for (_, truth), made, reference in zip(self.batches, outputs, self.reference, strict=True):
+            tally.add(made, reference, truth)
+        return tally.score()

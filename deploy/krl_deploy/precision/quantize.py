@@ -1,0 +1,210 @@
+"""``krl-deploy quantize``: from a bundle and real pictures to an INT8 variant, measured before it is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.calibration.record import Calibration
+from krl_deploy.config import QuantizeConfig
+from krl_deploy.evaluation import Loss, Source, Task, task_of
+from krl_deploy.evaluation.comparison import (
+    compare,
+    count_convolutions,
+    interleaved_latency,
+    machine,
+    open_cpu,
+    optimised_graph,
+    outputs_of,
+)
+from krl_deploy.evaluation.table import Row, score_table
+from krl_deploy.graph.files import read_model
+from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.device.selftest import golden_arrays
+from krl_runtime.errors import CheckFailedError
+
+from .calibrate import calibrate
+from .planner import PLAN_FILES, Plan, make_plan
+from .variants import Emitter, Forms
+
+__all__ = ["quantize"]
+
+_log = logging.getLogger("krl")
+
+_CALIBRATION = "calibration.json"
+_FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
+_WORTHWHILE = 1.1
+_SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
+_MEASURED = (
+    "int8: TensorRT's form with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
+    "Runtime's CPU provider; golden inputs: both files"
+)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What inputs and clock say."""
+
+    count: int
+    scores: Mapping[str, Any]
+    loss: Loss
+    latency: Mapping[str, float]
+    convolutions: Mapping[str, int]
+
+    @property
+    def speedup(self) -> float:
+        return self.latency["fp32"] / self.latency["int8.cpu"]
+
+    def rows(self, forms: Forms) -> list[Row]:
+        names = {"fp32": "fp32", "int8": "int8 (TensorRT, GPU)", "int8.cpu": "int8 (CPU)"}
+        return [
+            Row(names[name], len(forms.files[name]), self.scores[name], self.latency.get(name)) for name in forms.files
+        ]
+
+
+def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
+    """Calibrate, write both INT8 forms, measure them against FP32, and add them to the bundle if they pass.
+
+    Classifiers and restorers are calibrated on pictures; generators on random latents, which are what they really take.
+
+    Returns:
+        What was measured as plain JSON types, and the same as a table.
+
+    Raises:
+        CheckFailedError: INT8 loses more than is accepted, or ``reuse_calibration`` found another calibration.
+        DataError: The pictures cannot be used, or are not real ones.
+        ModelError: The model cannot be quantised.
+        BundleError: The bundle is damaged, or has no golden inputs.
+    """
+    bundle = Bundle.open(config.bundle)
+    golden = golden_arrays(bundle)
+    task = task_of(bundle, _source(config))
+    path = bundle.file(bundle.manifest.variants["fp32"].file)
+    calibration = calibrate(config, bundle, read_model(path), task)
+    emitter = Emitter(
+        path.read_bytes(),
+        calibration,
+        half=config.around == "fp16",
+        optimal_scales=config.optimal_scales,
+        bias_correction=config.bias_correction,
+    )
+    plan = make_plan(config, task, emitter) if config.plan else None
+    forms = emitter.emit(plan.keep if plan else None)
+    measured = _measure(bundle, task, forms, golden)
+    shown = score_table(measured.rows(forms))
+    _check_loss(measured, shown)
+    evidence = _evidence(config, task, calibration, forms, measured, plan)
+    default = _default(measured)
+    files = {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()}
+    bundle.update(
+        {**files, **(plan.files(forms) if plan else {})},
+        remove=() if plan else PLAN_FILES,
+        variants={**bundle.manifest.variants, "int8": _variant(bundle, task, forms, golden)},
+        default_variants={**bundle.manifest.default_variants, "cpu": default},
+        calibration=_CALIBRATION,
+        evidence={**bundle.manifest.evidence, "int8": evidence},
+    )
+    return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
+
+
+def _source(config: QuantizeConfig) -> Source:
+    return Source(
+        config.data,
+        config.val_limit,
+        config.val_fraction,
+        config.on_bad_image,
+        config.limit,
+        config.max_drop,
+        config.min_psnr,
+        config.from_generator,
+    )
+
+
+def _measure(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
+    if not forms.tensorrt.count:
+        reasons = "; ".join(sorted(set(forms.tensorrt.kept_float.values())))
+        _log.warning("TensorRT's form has nothing in INT8, no operator is wide enough: %s", reasons)
+    convolutions = count_convolutions(optimised_graph(forms.files["int8.cpu"]))
+    if convolutions["float_convolutions"]:
+        _log.warning(
+            "%d of %d convolutions stay in floating point on ONNX Runtime's CPU provider",
+            convolutions["float_convolutions"],
+            sum(convolutions.values()),
+        )
+    count, scores = compare(forms.sessions, task.batches(), task.tally)
+    timed = {name: forms.sessions[name] for name in ("fp32", "int8.cpu")}
+    first = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
+    latency = interleaved_latency(timed, first)
+    return _Measured(count, scores, task.loss(scores), latency, convolutions)
+
+
+def _check_loss(measured: _Measured, shown: str) -> None:
+    loss = measured.loss
+    if not loss.checked:
+        _log.warning("the pictures have no labels of the model: --max-drop was not checked, only agreement measured")
+    elif not loss.passes:
+        raise CheckFailedError(
+            f"INT8 loses {loss.value:.2f} {loss.unit} on {measured.count} pictures, accepted are "
+            f"{loss.accepted:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
+            f"floating point; another --method or a higher --limit may help as well\n{shown}"
+        )
+
+
+def _default(measured: _Measured) -> str:
+    """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
+    if measured.loss.passes and measured.speedup >= _WORTHWHILE:
+        return "int8"
+    _log.info(
+        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f %s",
+        measured.speedup,
+        measured.loss.value,
+        measured.loss.unit,
+    )
+    return "fp32"
+
+
+def _variant(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
+    """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
+    inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
+    expected = golden[bundle.manifest.outputs[0].name]
+    sessions = [forms.sessions["int8"], open_cpu(forms.files["int8"]), forms.sessions["int8.cpu"]]
+    outputs = [outputs_of(session, inputs) for session in sessions]
+    error = max(float(np.abs(values - expected).max()) for values in outputs)
+    alike = min(task.alike(values, expected) for values in outputs)
+    return Variant("int8", _FILES["int8"], _FILES["int8.cpu"], 2 * error, **task.floor(alike, len(expected), slack=2))
+
+
+def _evidence(
+    config: QuantizeConfig,
+    task: Task,
+    calibration: Calibration,
+    forms: Forms,
+    measured: _Measured,
+    plan: Plan | None,
+) -> dict[str, Any]:
+    return {
+        "calibration": asdict(calibration.identity),
+        "bias_correction": config.bias_correction,
+        "optimal_scales": config.optimal_scales,
+        "equalised_activations": len(calibration.factors),
+        "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
+        "kept_fp32": dict(forms.fp32_around),
+        "pictures": {"data": task.name, "count": measured.count},
+        "scores": {name: asdict(score) for name, score in measured.scores.items()},
+        "measured": _MEASURED,
+        **task.evidence(measured.loss),
+        "latency_ms": dict(measured.latency),
+        "latency_batch": 1,
+        "speedup": measured.speedup,
+        "machine": machine(),
+        "cpu_convolutions": dict(measured.convolutions),
+        "kept_float": {"tensorrt": forms.tensorrt.kept_float, "cpu": forms.cpu.kept_float},
+        "file_bytes": {name: len(data) for name, data in forms.files.items()},
+        "selftest_slack": _SLACK,
+        **({"plan": plan.summary()} if plan else {}),
+    }

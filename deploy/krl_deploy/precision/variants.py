@@ -1,0 +1,161 @@
+"""The INT8 forms of a model, from one calibration: TensorRT's, ONNX Runtime's for the CPU, and one to measure with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+
+from krl_deploy.calibration.record import Calibration
+from krl_deploy.evaluation.comparison import open_cpu
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import opset_of, to_bytes
+from krl_deploy.graph.image_input import raise_opset
+from krl_deploy.graph.placement import Ranges, weighted_nodes, why_float_on_tensorrt
+from krl_runtime.errors import ModelError
+
+from .emit_cpu import to_cpu
+from .emit_fp16 import OPSET_OF_HALF_SCALES, round_as_half, to_half
+from .emit_tensorrt import Quantised, to_tensorrt
+from .equalization import equalise
+from .weights import Rounding
+
+__all__ = ["Emitter", "Forms", "came_in_float", "tensors_to_calibrate"]
+
+_log = logging.getLogger("krl")
+
+_CAME_IN_FLOAT = "the model came with this operator in floating point"
+
+
+class _Asked(dict[str, tuple[float, float]]):
+    """Ranges that exist for every tensor, and remember which were asked for."""
+
+    def __missing__(self, name: str) -> tuple[float, float]:
+        self[name] = (0.0, 1.0)
+        return self[name]
+
+
+def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors whose ranges the two emitters need, found by asking the emitters.
+
+    Raises:
+        ModelError: The model cannot be quantised.
+    """
+    asked = _Asked()
+    forms = to_tensorrt(model, asked), to_cpu(model, asked)
+    if not asked:
+        reasons = sorted({why for form in forms for why in form.kept_float.values()})
+        raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
+    # Where a plan keeps the operator before it in floating point, each one quantises what it reads itself.
+    never = set(forms[0].kept_float) & set(forms[1].kept_float)
+    reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
+    return list(dict.fromkeys([*asked, *reads]))
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Both INT8 forms of a model.
+
+    Attributes:
+        tensorrt: TensorRT's form, before FP16 is written around INT8.
+        cpu: The CPU's form.
+        files: ONNX files: ``"fp32"``, ``"int8"`` and ``"int8.cpu"``.
+        simulated: TensorRT's form with FP32 tensors, rounded to FP16 where the file has FP16: what a device computes,
+            at three times the speed at which ONNX Runtime's CPU provider runs the file itself.
+        fp32_around: For each operator of TensorRT's form that computes in FP32 for want of FP16, the reason.
+    """
+
+    tensorrt: Quantised
+    cpu: Quantised
+    files: Mapping[str, bytes]
+    simulated: bytes
+    fp32_around: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def sessions(self) -> dict[str, Any]:
+        """Sessions that measure ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
+        return {name: open_cpu(self.simulated if name == "int8" else data) for name, data in self.files.items()}
+
+
+class Emitter:
+    """Writes the INT8 forms of one model.
+
+    Args:
+        fp32: The FP32 file.
+        calibration: Its ranges.
+        half: Write FP16 around TensorRT's INT8.
+        optimal_scales: See ``Rounding``.
+        bias_correction: Use the means of the calibration, see ``Rounding``. A model that came with ranges has biases
+            that fit its rounded weights, and keeps them.
+    """
+
+    def __init__(
+        self, fp32: bytes, calibration: Calibration, *, half: bool, optimal_scales: bool, bias_correction: bool
+    ) -> None:
+        self.fp32 = fp32
+        self.calibration = calibration
+        factors = {name: np.asarray(values, np.float32) for name, values in calibration.factors.items()}
+        model = onnx.load_model_from_string(fp32)
+        self.model = equalise(model, factors) if factors else model
+        self.half = half and self._raise_opset()
+        correct = bias_correction and not calibration.given
+        means = {name: np.asarray(values, np.float32) for name, values in calibration.means.items()}
+        scales = {name: np.asarray(values, np.float32) for name, values in calibration.weight_scales.items()}
+        self.rounding = Rounding(optimal_scales, means if correct else {}, scales=scales)
+        self.came_in_float = came_in_float(self.model, calibration.given) if calibration.given else {}
+
+    def _raise_opset(self) -> bool:
+        """Bring the model to the opset that FP16 scales need; return whether it has it."""
+        if opset_of(self.model) >= OPSET_OF_HALF_SCALES:
+            return True
+        try:
+            self.model = raise_opset(self.model, OPSET_OF_HALF_SCALES)
+        except ModelError as error:
+            _log.warning(
+                "INT8 has FP32 around it: FP16 scales need opset %d, and ONNX cannot raise the model to it: %s",
+                OPSET_OF_HALF_SCALES,
+                error,
+            )
+            return False
+        return True
+
+    def emit(self, keep: Mapping[str, str] | None = None) -> Forms:
+        """Write both forms.
+
+        Args:
+            keep: Names of operators that stay in floating point, each with the reason.
+        """
+        tensorrt = self.tensorrt(keep)
+        cpu = self.cpu(keep)
+        exact = to_bytes(tensorrt.model)
+        files = {"fp32": self.fp32, "int8": exact, "int8.cpu": to_bytes(cpu.model)}
+        if not self.half:
+            return Forms(tensorrt, cpu, files, exact)
+        typed = to_half(tensorrt.model, self.calibration.extremes, around_int8=True)
+        simulated = to_bytes(round_as_half(tensorrt.model, typed.nodes))
+        return Forms(tensorrt, cpu, {**files, "int8": to_bytes(typed.model)}, simulated, typed.kept)
+
+    def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantised:
+        """Write TensorRT's form with FP32 around INT8, on the scales that the file will have."""
+        rounding = replace(self.rounding, half=self.half)
+        return to_tensorrt(
+            self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
+        )
+
+    def cpu(self, keep: Mapping[str, str] | None = None) -> Quantised:
+        """Write the form for ONNX Runtime's CPU provider."""
+        return to_cpu(
+            self.model, self.calibration.ranges, rounding=self.rounding, keep={**self.came_in_float, **(keep or {})}
+        )
+
+
+def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:
+    """Return the operators that came in floating point with a model that is quantised elsewhere, with the reason."""
+    graph = GraphEditor(model)
+    wide = [item.node for item in weighted_nodes(graph) if why_float_on_tensorrt(graph, item) is None]
+    return {node.name: _CAME_IN_FLOAT for node in wide if node.input[0] not in given}

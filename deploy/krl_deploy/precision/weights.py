@@ -1,0 +1,164 @@
+"""Integer weights: one scale for each output channel, chosen well, and the bias that makes up for their rounding.
+
+No training and no gradients: what is here follows from the weights and the means of the activations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto
+
+from krl_deploy.graph.edit import GraphEditor, attribute
+from krl_deploy.graph.placement import Weighted
+
+__all__ = ["Rounding", "bias_of", "bias_shift", "dequantised_constant", "quantise_weight"]
+
+_SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
+_SMALLEST_HALF = float(np.finfo(np.float16).tiny)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights become integers.
+
+    Attributes:
+        optimal_scales: Scales with the smallest mean squared error of the channel's weights, instead of those that
+            its largest weight gives.
+        means: For each tensor that a weighted operator reads, the mean of each channel on real inputs, ``[C]``; where
+            there is one, the bias makes up for what rounding the weights moves the output's mean by.
+        half: Scales are FP16 numbers, not below the smallest normal one.
+        scales: Scales of weights that have them already, by the weight's name: one, or one for each channel.
+    """
+
+    optimal_scales: bool = False
+    means: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    half: bool = False
+    scales: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def scale(self, value: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Return float32 scales as they will stand in the graph."""
+        scale = np.asarray(value, np.float32)
+        return np.maximum(scale, _SMALLEST_HALF).astype(np.float16).astype(np.float32) if self.half else scale
+
+
+def quantise_weight(
+    weight: npt.NDArray[np.float32],
+    axis: int,
+    least: npt.NDArray[np.float64] | float = 0.0,
+    rounding: Rounding | None = None,
+    name: str = "",
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Quantise a weight to int8, symmetrically, with one scale for each channel.
+
+    Args:
+        weight: Any shape, float32.
+        axis: Axis of the channels.
+        least: Smallest acceptable scale, or one for each channel.
+        rounding: How the scales are chosen; left out: from the largest weight.
+        name: Of the weight, by which it may have scales already.
+
+    Returns:
+        The values, in -127 to 127, rounded half to even, and the scales ``[channels]``.
+    """
+    rounding = rounding or Rounding()
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    largest = np.abs(rows).max(axis=1).astype(np.float64) / 127
+    if name in rounding.scales:
+        chosen = np.broadcast_to(rounding.scales[name].astype(np.float64), largest.shape)
+    else:
+        chosen = largest * _best_shrink(rows, largest) if rounding.optimal_scales else largest
+    scale = np.maximum(chosen, least)
+    # A scale must be positive and, with float32, not so small that its reciprocal overflows.
+    scale = rounding.scale(np.where(scale < np.finfo(np.float32).tiny, 1.0, scale))
+    values = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
+    moved = [weight.shape[axis], *(size for i, size in enumerate(weight.shape) if i != axis)]
+    return np.ascontiguousarray(np.moveaxis(values.reshape(moved), 0, axis)), scale
+
+
+def _best_shrink(rows: npt.NDArray[np.float32], scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return for each row the factor of its scale that gives the smallest squared error."""
+    best = np.ones(len(rows))
+    error = np.full(len(rows), np.inf)
+    safe = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
+    for shrink in _SHRINKS:
+        step = (safe * np.float32(shrink))[:, None]
+        tried = np.square(rows - step * np.clip(np.rint(rows / step), -127, 127)).sum(axis=1)
+        better = tried < error
+        best[better], error[better] = shrink, tried[better]
+    return best
+
+
+def bias_shift(
+    graph: GraphEditor,
+    weighted: Weighted,
+    values: npt.NDArray[np.int8],
+    scale: npt.NDArray[np.float32],
+    means: Mapping[str, npt.NDArray[np.float32]],
+) -> npt.NDArray[np.float32] | None:
+    """Return what to add to a bias so that rounded weights leave the output's mean where it was.
+
+    ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel (Nagel et al., 2019, "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", with the mean measured), where a weight that meets padding at
+    some places counts for the others alone. The mean is taken to be the same everywhere in a plane.
+
+    Args:
+        graph: The graph, before the operator is rewritten.
+        weighted: A convolution, or a ``Gemm``.
+        values: Its integer weights.
+        scale: Their scales.
+        means: As in ``Rounding``.
+
+    Returns:
+        float32 ``[channels]``, or ``None`` where the mean is not known or the operator takes no bias.
+    """
+    node, weight = weighted.node, graph.constant(weighted.node.input[1])
+    mean = means.get(node.input[0])
+    if mean is None or weight is None or node.op_type not in ("Conv", "Gemm"):
+        return None
+    shape = [-1 if i == weighted.axis else 1 for i in range(weight.ndim)]
+    error = weight.astype(np.float64) - values * scale.astype(np.float64).reshape(shape)
+    if node.op_type == "Gemm":
+        return np.asarray(np.moveaxis(error, weighted.axis, 0) @ mean, np.float32)
+    covered = error * _coverage(node, graph.shape(node.input[0]) or (), weight.shape[2:])
+    each = covered.reshape(*error.shape[:2], -1).sum(axis=2)
+    groups = attribute(node, "group", 1)
+    inputs = np.repeat(mean.reshape(groups, -1), len(each) // groups, axis=0)
+    return np.asarray((each * inputs).sum(axis=1), np.float32)
+
+
+def _coverage(node: NodeProto, shape: Sequence[int | str], kernel: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return for each place of a convolution's kernel the share of the outputs where it does not meet padding."""
+    rank = len(kernel)
+    pads = attribute(node, "pads", [0] * 2 * rank)
+    strides, dilations = (attribute(node, name, [1] * rank) for name in ("strides", "dilations"))
+    shares = np.ones(tuple(kernel))
+    if attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
+        return shares
+    for axis, (size, taps) in enumerate(zip(shape[2:], kernel, strict=True)):
+        if not isinstance(size, int):
+            continue
+        reach = dilations[axis] * np.arange(taps)
+        outputs = (size + pads[axis] + pads[axis + rank] - reach[-1] - 1) // strides[axis] + 1
+        places = np.arange(outputs)[:, None] * strides[axis] + reach - pads[axis]
+        share = ((places >= 0) & (places < size)).mean(axis=0)
+        shares *= share.reshape([-1 if i == axis else 1 for i in range(rank)])
+    return shares
+
+
+def dequantised_constant(
+    graph: GraphEditor, name: str, values: npt.NDArray[np.signedinteger], scale: npt.NDArray[np.float32], axis: int
+) -> str:
+    """Add integer values, their scales and the node that turns them into floats; return the float tensor's name."""
+    stored = graph.add_constant(f"{name}_int{values.dtype.itemsize * 8}", values)
+    scales = graph.add_constant(f"{name}_scale", scale)
+    zeros = graph.add_constant(f"{name}_zero_point", np.zeros(scale.shape, values.dtype))
+    return graph.add("DequantizeLinear", [stored, scales, zeros], f"{name}_dequantised", axis=axis)
+
+
+def bias_of(graph: GraphEditor, node: NodeProto) -> npt.NDArray[np.float32] | None:
+    """Return the constant bias of a weighted operator, ``None`` where it has none."""
+    return graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None

@@ -1,0 +1,427 @@
+"""Restorers and generators through deployment: export, half, quantize with a gate in dB, and a plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from _helpers.picture_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
+from krl_deploy.cli import main
+from krl_deploy.evaluation import Loss, Source, task_of
+from krl_deploy.evaluation.generation import random_conditions, random_inputs
+from krl_deploy.evaluation.images import Pictures, PictureScore, PictureTask
+from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
+from krl_deploy.exporters.images import _parity, _Plan
+from krl_deploy.precision import quantize as quantize_module
+from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
+from krl_runtime.device.selftest import selftest
+from krl_runtime.images import luma
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.models.generators import build_generator
+from krl_train.models.restorers import build_restorer
+from krl_train.run import ModelSpec, Run, RunRecord
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    monkeypatch.setattr(quantize_module, "interleaved_latency", lambda sessions, inputs: {"fp32": 2.0, "int8.cpu": 1.0})
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder with train/ and val/ of pictures that have edges and waves."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 10), ("val", 3)):
+        (root / split).mkdir()
+        for number in range(count):
+            picture = smooth(60 + number, 70, 3, seed=number)
+            picture[20:40, 10 + number : 30] = 255 - picture[20:40, 10 + number : 30]
+            Image.fromarray(picture).save(root / split / f"{number}.png")
+    return root
+
+
+def record(task, spec, preprocessing, data=None):
+    return RunRecord(task, spec, preprocessing, (), "krl-train fit", {}, 0, data or {})
+
+
+@pytest.fixture(scope="module")
+def restorer_run(tmp_path_factory, photographs):
+    torch.manual_seed(0)
+    arguments = {"scale": 2, "colour": "y", "overlap": 5, "degradation": {"kind": "bicubic"}}
+    spec, preprocessing = ModelSpec("espcn-16", 0, 1, arguments), Preprocessing(20, 24, 1, mean=(0.5,), std=(1.0,))
+    network = build_restorer(spec, preprocessing)
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    path = tmp_path_factory.mktemp("runs") / "sr"
+    made = record("restoration", spec, preprocessing, {"source": str(photographs), "val_source": None})
+    return Run.write(path, made, network.backbone.state_dict())
+
+
+@pytest.fixture(scope="module")
+def generator_run(tmp_path_factory):
+    torch.manual_seed(0)
+    spec = ModelSpec("dcgan-16", 0, 1, {"latent": LATENT})
+    preprocessing = Preprocessing(16, 16, 1, mean=(0.5,), std=(0.5,))
+    network = build_generator(spec, preprocessing)
+    path = tmp_path_factory.mktemp("runs") / "gan"
+    return Run.write(path, record("generation", spec, preprocessing), network.backbone.state_dict())
+
+
+def exported(run, tmp_path, *more):
+    path = tmp_path / f"{run.path.name}.krl"
+    assert main(["export", str(run.path), "-o", str(path), *map(str, more)]) == 0
+    return Bundle.open(path)
+
+
+def test_export_of_a_restorer(restorer_run, tmp_path, capsys):
+    bundle = exported(restorer_run, tmp_path, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["task"] == "restoration"
+    assert result["parity"]["max_abs_error"] < 0.01
+    manifest = bundle.manifest
+    assert [(spec.name, spec.dtype, spec.shape) for spec in (*manifest.inputs, *manifest.outputs)] == [
+        ("pixels", "uint8", ("batch", 1, "height", "width")),
+        ("restored", "float32", ("batch", 1, "scaled_height", "scaled_width")),
+    ]
+    assert manifest.settings == dict(restorer_run.record.model.arguments)
+    assert [replay.state for replay in selftest(bundle, threads=1) if replay.kind == "cpu"] == ["passed"]
+    model = load(bundle.path, Restorer, threads=1)
+    pixels = smooth(300, 280)[None]
+    with torch.inference_mode():
+        wanted = restorer_run.module()(torch.from_numpy(pixels[None])).numpy()[0]
+    np.testing.assert_allclose(model.restore_planes(pixels), wanted, atol=2e-3)
+
+
+def test_a_graph_for_parts_of_one_size_restores_pictures_of_any(restorer_run, photographs, tmp_path, capsys):
+    bundle = exported(restorer_run, tmp_path, "--tile", "40")
+    assert [spec.shape for spec in (*bundle.manifest.inputs, *bundle.manifest.outputs)] == [
+        ("batch", 1, 40, 40),
+        ("batch", 1, 80, 80),
+    ]
+    assert bundle.golden()["pixels"].shape == (16, 1, 40, 40)
+    assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "5"]) == 0
+    model = load(bundle.path, Restorer, threads=1, variant="fp32")
+    (tmp_path / "open").mkdir()
+    whole = load(exported(restorer_run, tmp_path / "open").path, Restorer, threads=1)
+    for height, width in ((133, 97), (40, 41)):
+        picture = smooth(height, width, 3)
+        assert np.abs(model(picture).pixels.astype(int) - whole(picture).pixels).max() <= 1
+    small = model(smooth(7, 9, 3)).pixels  # smaller than a part: filled up, and cut off again
+    assert small.shape == (14, 18, 3)
+
+
+def test_pictures_smaller_than_a_part_are_measured_where_they_are(restorer_run, tmp_path):
+    """The folder's pictures are 30×35 when they are made small: the graph gets 40×40, what counts is the picture."""
+    rows = tmp_path / "pictures"
+    rows.mkdir()
+    picture = smooth(60, 70, 3)
+    Image.fromarray(picture).save(rows / "0.png")
+    bundle = exported(restorer_run, tmp_path, "--tile", "40", "--data", rows)
+    task = task_of(bundle, Source(rows, 8, 1.0, "refuse"))
+    ((given, truth),) = list(task.batches())
+    assert given.shape == (1, 1, 40, 40)
+    assert truth.shape == (1, 60, 70)
+    made = np.zeros((1, 80, 80), np.float32)
+    made[:, :60, :70] = truth
+    assert task.quality(made, truth) == 100  # what was filled up does not count
+    made[0, 30, 30] += 50
+    inner = (60 - 4) * (70 - 4)
+    assert task.quality(made, truth) == pytest.approx(10 * np.log10(255**2 * inner / 50**2), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "overlap", "message"),
+    [
+        (10, 5, "--tile is 10; accepted: more than 10, twice what an output pixel sees"),
+        (64, None, "--tile: this network sees the whole picture at once"),
+    ],
+)
+def test_a_part_that_is_too_small(restorer_run, tmp_path, capsys, side, overlap, message):
+    model = restorer_run.record.model
+    changed = ModelSpec(model.name, 0, 1, {**model.arguments, "overlap": overlap})
+    made = record("restoration", changed, restorer_run.record.preprocessing, dict(restorer_run.record.data))
+    run = Run.write(tmp_path / "run", made, restorer_run.state())
+    assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl"), "--tile", str(side)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.krl").exists()
+
+
+def test_parts_are_for_restorers(generator_run, tmp_path, capsys):
+    assert main(["export", str(generator_run.path), "-o", str(tmp_path / "a.krl"), "--tile", "64"]) == 2
+    assert "--tile is for restorers" in capsys.readouterr().err
+
+
+def test_export_of_a_generator(generator_run, tmp_path):
+    bundle = exported(generator_run, tmp_path)
+    assert bundle.manifest.settings == {"latent": {"size": LATENT, "distribution": "normal"}}
+    model = load(bundle.path, Generator, threads=1)
+    latents = np.random.default_rng(0).standard_normal((3, LATENT), dtype=np.float32)
+    with torch.inference_mode():
+        wanted = generator_run.module()(torch.from_numpy(latents)).numpy()
+    np.testing.assert_allclose(model.values(latents), wanted, atol=2e-3)
+    assert len(model.generate(4, seed=3)) == 4
+
+
+def test_export_of_a_conditioned_generator(tmp_path):
+    torch.manual_seed(0)
+    spec = ModelSpec("dcgan-4", 0, 1, {"latent": LATENT, "condition": LABELS_CONDITION})
+    preprocessing = Preprocessing(16, 16, 1, mean=(0.5,), std=(0.5,))
+    network = build_generator(spec, preprocessing)
+    run = Run.write(tmp_path / "run", record("generation", spec, preprocessing), network.backbone.state_dict())
+    bundle = exported(run, tmp_path)
+    assert [spec.name for spec in bundle.manifest.inputs] == ["latent", "condition"]
+    model = load(bundle.path, Generator, threads=1)
+    cat, dog = (model.generate(1, condition=name)[0].pixels for name in ("cat", "dog"))
+    assert (cat != dog).any()
+
+
+def test_export_without_its_pictures(restorer_run, tmp_path, photographs, capsys):
+    gone = record("restoration", restorer_run.record.model, restorer_run.record.preprocessing, {"source": "/nowhere"})
+    run = Run.write(tmp_path / "run", gone, restorer_run.state())
+    assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl")]) == 2
+    assert "parity and golden inputs need real pictures" in capsys.readouterr().err
+    assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl"), "--data", str(photographs)]) == 0
+
+
+def test_parity_that_fails(restorer_run):
+    network = restorer_run.module()
+    pixels = smooth(20, 24)[None, None]
+    from krl_deploy.exporters.export import convert
+
+    batch = torch.export.Dim("batch")
+    model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)
+    plan = _Plan(model, {"pixels": pixels}, None, "restored", restorer_run.record.preprocessing, {}, 0)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(pixels)).numpy()
+    assert _parity(model.SerializeToString(), network, plan, wanted, 0.01)["max_abs_error"] < 0.01
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.5)
+        wanted = network(torch.from_numpy(pixels)).numpy()
+    with pytest.raises(CheckFailedError, match="differ from torch's by"):
+        _parity(model.SerializeToString(), network, plan, wanted, 0.01)
+
+
+def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, capsys):
+    bundle = exported(restorer_run, tmp_path)
+    assert main(["half", str(bundle.path), "--data", str(photographs)]) == 0
+    out = capsys.readouterr().out
+    assert "PSNR in dB" in out
+    assert main(["half", str(bundle.path)]) == 0
+    arguments = ["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "1.5"]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.partition("{")[2].join("{}")[:-1])
+    assert result["drop_db"] <= 1.5
+    assert result["calibration"]["source"] == "patches of pictures"
+    assert result["scores"]["fp32"]["psnr_to_fp32"] == 200
+    assert result["pictures"] == {"data": photographs.name, "count": 3}
+    made = Bundle.open(bundle.path)
+    assert made.manifest.variants["int8"].psnr > 20
+    states = {(replay.variant, replay.state) for replay in selftest(made, threads=1) if replay.kind == "cpu"}
+    assert states == {("fp32", "passed"), ("fp16", "passed"), ("int8", "passed")}
+    int8 = load(made.path, Restorer, variant="int8", threads=1)
+    assert int8(smooth(40, 30, 3)).mode == "RGB"
+
+
+def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PictureTask, "loss", lambda self, scores: Loss(0.3, "dB of PSNR", self.accepted))
+    bundle = exported(restorer_run, tmp_path)
+    before = (bundle.path / "manifest.json").read_bytes()
+    assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
+    assert (
+        "INT8 loses 0.30 dB of PSNR on 3 pictures, accepted are 0.2; the bundle is unchanged" in capsys.readouterr().err
+    )
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_a_plan_for_a_restorer(restorer_run, photographs, tmp_path, capsys):
+    bundle = exported(restorer_run, tmp_path)
+    code = main(["quantize", str(bundle.path), "--data", str(photographs), "--plan", "--max-drop", "0.05", "--json"])
+    captured = capsys.readouterr()
+    if code == 0:
+        plan = json.loads(captured.out.partition("{")[2].join("{}")[:-1])["plan"]
+        assert plan["loss"] == "dB of PSNR"
+        assert plan["attempts"][-1]["loss"] <= 0.05
+        assert plan["attempts"][-1]["psnr_to_fp32"] > 20
+    else:
+        assert "no plan with a layer in INT8 loses 0.05 dB of PSNR or less" in captured.err
+
+
+def test_half_and_quantize_of_a_generator(generator_run, tmp_path, capsys):
+    bundle = exported(generator_run, tmp_path)
+    assert main(["half", str(bundle.path)]) == 0
+    capsys.readouterr()
+    assert main(["quantize", str(bundle.path), "--min-psnr", "15", "--limit", "40", "--val-limit", "30", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["calibration"]["source"] == "latents of seed 0"
+    assert result["calibration"]["count"] == 40
+    assert result["pictures"] == {"data": "latents of seed 1", "count": 30}
+    assert result["min_psnr"] == 15
+    assert result["scores"]["int8.cpu"]["psnr_to_fp32"] > 15
+    assert main(["quantize", str(bundle.path), "--min-psnr", "190", "--limit", "40", "--val-limit", "30"]) == 1
+    assert "dB of the 190 of PSNR that it should have to fp32 on 30 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "message"),
+    [
+        (write_generator, ["--max-drop", "1"], "--max-drop needs true pictures"),
+        (write_restorer, ["--max-drop", "1"], "--max-drop needs true pictures"),
+        (write_restorer, [], "a restorer is calibrated on pictures; give --data FOLDER"),
+        (write_generator, ["--from-generator", "x.krl"], "--from-generator makes pictures for classifiers"),
+        (write_generator, ["--min-psnr", "-1"], "--min-psnr is -1.0; accepted: above 0 dB"),
+    ],
+)
+def test_options_of_other_tasks(tmp_path, capsys, write, options, message):
+    assert main(["quantize", str(write(tmp_path / "a.krl").path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_min_psnr_where_true_pictures_are_known(tmp_path, photographs):
+    bundle = write_restorer(tmp_path / "a.krl")
+    with pytest.raises(UsageError, match="give --max-drop, in dB"):
+        task_of(bundle, Source(photographs, 10, 0.2, "refuse", min_psnr=30))
+
+
+def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
+    """Pictures that the generator makes are the calibration source, and stand in its identity."""
+    generator = write_generator(tmp_path / "gan.krl")
+    arguments = ["quantize", str(bundle.path), "--from-generator", str(generator.path), "--limit", "48"]
+    assert main([*arguments, "--val-limit", "20", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    digest = generator.manifest.digest
+    assert result["calibration"]["source"] == f"48 pictures of seed 0 by the generator {digest}"
+    assert result["pictures"] == {"data": "pictures of gan.krl", "count": 20}
+    assert result["drop_points"] is None
+    assert "--max-drop was not checked" in captured.err
+    assert main(["quantize", str(bundle.path)]) == 2
+    assert "give --data FOLDER, or --from-generator NAME.krl" in capsys.readouterr().err
+    assert main(["quantize", str(bundle.path), "--from-generator", str(bundle.path)]) == 2
+    assert "a bundle for generation is needed here" in capsys.readouterr().err
+
+
+def test_scores_by_hand():
+    """An error of 3 everywhere is 38.59 dB; half of the pictures equal to the reference are 200 dB each."""
+    tally = Pictures(lambda output, truth: float(output.mean() - truth))
+    reference = np.full((2, 1, 2, 2), 100, np.float32)
+    tally.add(reference + np.float32([[[[3]]], [[[0]]]]), reference, None)
+    score = tally.score()
+    assert (score.psnr, score.max_error) == (None, 3)
+    assert score.psnr_to_fp32 == pytest.approx((20 * np.log10(255 / 3) + 200) / 2)
+    tally = Pictures(lambda output, truth: float(output.mean() - truth))
+    tally.add(reference[:1], reference[:1], np.float32(60))
+    assert tally.score().psnr == 40
+
+
+def test_losses_by_hand(tmp_path, photographs):
+    fp32, int8 = PictureScore(30.0, 200.0, 0.0), PictureScore(29.75, 40.0, 3.0)
+    known = task_of(write_restorer(tmp_path / "a.krl"), Source(photographs, 10, 0.2, "refuse"))
+    assert known.loss({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == Loss(0.25, "dB of PSNR", 0.1)
+    unknown = task_of(write_generator(tmp_path / "b.krl"), Source(None, 10, 0.2, "refuse", min_psnr=42.0))
+    loss = unknown.loss({"fp32": fp32, "int8": int8})
+    assert (loss.value, loss.passes) == (2.0, False)
+    assert (
+        task_of(write_generator(tmp_path / "c.krl"), Source(None, 10, 0.2, "refuse"))
+        .loss({"a": fp32, "b": int8})
+        .passes
+    )
+
+
+def test_inputs_of_a_restorer(tmp_path):
+    picture = smooth(21, 31, 3)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
+    planes = read_planes(tmp_path / "a.png", "rgb")
+    assert (planes == picture.transpose(2, 0, 1)).all()
+    assert (read_planes(tmp_path / "grey.png", "y") == picture[..., 0]).all()
+    assert (read_planes(tmp_path / "a.png", "y") == luma.to_uint8(luma.luma(picture))).all()
+    given, truth = inputs_of(planes, 2, {"kind": "bicubic"}, 0)
+    assert (given.shape, truth.shape) == ((3, 10, 15), (3, 20, 30))
+    assert (truth == planes[:, :20, :30]).all()
+    noisy, _ = inputs_of(planes, 1, {"kind": "noise", "sigma": 10}, 5)
+    assert (noisy == inputs_of(planes, 1, {"kind": "noise", "sigma": 10}, 5)[0]).all()
+    assert 8 < (noisy.astype(float) - planes).std() < 11
+    patch = patch_of(given, 30, 4, np.random.default_rng(0))
+    assert patch.shape == (3, 30, 4)
+
+
+def test_pictures_that_are_too_small(tmp_path, caplog):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    Image.fromarray(smooth(1, 1)).save(folder / "a.png")
+    bundle = write_restorer(tmp_path / "a.krl")
+    with pytest.raises(DataError, match="cannot be made 2 times smaller"):
+        list(task_of(bundle, Source(folder, 10, 0.2, "refuse")).batches())
+    with pytest.raises(DataError, match="no picture is left"):
+        list(task_of(bundle, Source(folder, 10, 0.2, "skip")).batches())
+
+
+CONDITIONS = [
+    LABELS_CONDITION,
+    {"kind": "attributes", "length": 2, "dim": 4, "vocabulary": ["a=", "a=x", "a=y", "b=", "b=z"]},
+    {"kind": "text", "length": 3, "dim": 4, "vocabulary": ["", "red", "rose"]},
+    {
+        "kind": "graph",
+        "length": 2,
+        "dim": 4,
+        "vocabulary": ["", "is", "rose", "red", "much"],
+        "relations": ["is"],
+        "facts": [["rose", "is", "red"], ["much", "is", "red"], ["much", "is", "rose"]],
+    },
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda each: each["kind"])
+def test_random_conditions_are_known(condition):
+    settings = {"latent": {"size": 3, "distribution": "normal"}, "condition": condition}
+    inputs = random_inputs(settings, 20, 4)
+    assert inputs["latent"].shape == (20, 3)
+    assert inputs["condition"].shape == (20, condition["length"])
+    assert len(np.unique(inputs["condition"], axis=0)) > 1
+    assert random_conditions(condition, 20, 4) == random_conditions(condition, 20, 4)
+
+
+def test_a_generator_takes_no_pictures(tmp_path, photographs, capsys):
+    bundle = write_generator(tmp_path / "a.krl")
+    assert main(["quantize", str(bundle.path), "--data", str(photographs)]) == 2
+    assert "--data: a generator is calibrated and measured on latents; leave it out" in capsys.readouterr().err
+
+
+def test_an_unknown_task(tmp_path):
+    bundle = write_restorer(tmp_path / "a.krl", task="translation")
+    with pytest.raises(UsageError, match="is for the task 'translation'; accepted: classification, restoration"):
+        task_of(bundle, Source(None, 1, 0.2, "refuse"))
+
+
+def test_typing_needs_no_torch(tmp_path, photographs):
+    bundle = write_restorer(tmp_path / "a.krl").path
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'krl_train'))); from pathlib import Path; "
+        "from krl_deploy.config import QuantizeConfig; from krl_deploy.precision.quantize import quantize; "
+        f"quantize(QuantizeConfig(Path({str(bundle)!r}), Path({str(photographs)!r}), max_drop=5.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert onnx.load(bundle / "model.int8.onnx").graph.node
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["package", "--to", "triton", "-o", "repository"], "is for the task 'restoration'; accepted: classification"),
+        (["build-engine", "--precision", "fp32"], "takes pictures of any size, an engine of krl those of one. Make"),
+    ],
+)
+def test_what_restorers_are_not_for(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    bundle = write_restorer(tmp_path / "a.krl")
+    assert main([arguments[0], str(bundle.path), *arguments[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["a.krl"]

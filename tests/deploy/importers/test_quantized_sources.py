@@ -1,0 +1,272 @@
+"""Models that come with ranges of their own: trained as their INT8 form computes, or files of other tools."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from _helpers.digits import PREPROCESSING, pixels_of, record
+from _helpers.graphs import constants, ops, run
+from krl_deploy.calibration.record import Calibration
+from krl_deploy.cli import main
+from krl_deploy.config import AdoptConfig, ExportConfig, QuantizeConfig
+from krl_deploy.evaluation.comparison import count_convolutions, optimised_graph
+from krl_deploy.exporters.export import export, to_onnx
+from krl_deploy.graph.quantized import read_quantised
+from krl_deploy.importers import adopt as adopt_module
+from krl_deploy.importers.adopt import adopt
+from krl_deploy.precision.emit_tensorrt import to_tensorrt
+from krl_deploy.precision.quantize import quantize
+from krl_deploy.precision.variants import came_in_float
+from krl_runtime import Bundle
+from krl_runtime.errors import CheckFailedError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.models import Network, build_model
+from krl_train.models.quantised import FakeQuantised
+from krl_train.run import ModelSpec, Run
+
+LABELS = [str(digit) for digit in range(10)]
+
+
+def rounding(name: str, size: int, channels: int = 3) -> Network:
+    """A network with random weights whose scales were observed on random pixels."""
+    torch.manual_seed(0)
+    backbone = FakeQuantised(build_model(name, 10, channels), (channels, size, size))
+    network = Network(backbone, Preprocessing(size, size, channels=channels)).eval()
+    with torch.no_grad(), backbone.observing():
+        network(pixels(size, channels))
+    return network
+
+
+def pixels(size: int, channels: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (4, channels, size, size), dtype=torch.uint8, generator=torch.manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet8", 32),
+        ("wrn-16-2", 32),
+        ("dscnn-0.5", 32),
+        ("mobilenet_v3_small", 64),
+        *(
+            pytest.param(name, size, marks=pytest.mark.slow)
+            for name, size in (
+                *(
+                    ("resnet18", 64),
+                    ("mobilenet_v2", 64),
+                    ("shufflenet_v2_x0_5", 64),
+                    ("densenet121", 64),
+                    ("efficientnet_b0", 64),
+                    ("googlenet", 64),
+                ),
+                *(("squeezenet1_1", 64), ("regnet_x_400mf", 64), ("convnext_tiny", 64), ("vgg11", 64)),
+            )
+        ),
+    ],
+)
+def test_training_rounds_where_the_graph_does(name, size):
+    """Same activations, same weights, same scales: the logits differ by what the order of a sum can turn over."""
+    network = rounding(name, size)
+    read = read_quantised(to_onnx(network, (3, size, size), 20))
+    written = to_tensorrt(read.model, read.ranges).model
+    assert {node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"} == read.ranges.keys()
+    with torch.no_grad():
+        rounded = network(pixels(size)).numpy()
+        with network.backbone.computing("float"):
+            exact = network(pixels(size)).numpy()
+    graph = run(written, optimise=False, pixels=pixels(size).numpy())[0]
+    largest = np.abs(rounded).max()
+    np.testing.assert_allclose(run(read.model, pixels=pixels(size).numpy())[0], exact, atol=1e-4 * largest)
+    np.testing.assert_allclose(graph, rounded, atol=0.03 * largest)
+    int8 = [value for value in constants(written).values() if value.dtype == np.int8 and value.ndim > 1]
+    layers = [
+        layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and hasattr(layer, "mode")
+    ]
+    assert len(int8) == len(layers)
+
+
+@pytest.mark.slow
+def test_attention_stays_in_float_where_training_does_not_reach_it():
+    network = rounding("swin_t", 64)
+    read = read_quantised(to_onnx(network, (3, 64, 64), 20))
+    keep = came_in_float(read.model, read.ranges)
+    assert keep
+    written = to_tensorrt(read.model, read.ranges, keep=keep).model
+    assert {node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"} == read.ranges.keys()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    """A run of digits that was trained for a few steps as its INT8 form computes."""
+    from _helpers.digits import train_run
+
+    float_run = train_run(tmp_path_factory.mktemp("runs") / "float", digits, model="resnet8", steps=60)
+    spec = ModelSpec("resnet8", 10, 1, {"quantize": "int8"})
+    network = Network(FakeQuantised(float_run.network().backbone, PREPROCESSING.shape), PREPROCESSING)
+    inputs, labels = (torch.from_numpy(array) for array in pixels_of(digits / "train"))
+    with torch.no_grad(), network.backbone.observing():
+        network(inputs[::4])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    for start in range(0, 200, 50):
+        loss = nn.functional.cross_entropy(network(inputs[start : start + 50]), labels[start : start + 50])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Run.write(tmp_path_factory.mktemp("runs") / "int8", record(spec), network.backbone.state_dict())
+
+
+def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
+    result = export(ExportConfig(trained.path, tmp_path / "t.krl", data=digits))
+    assert result["trained_int8"]["agreement"] > 0.9
+    assert result["trained_int8"]["activations"] == len(trained.network().backbone.quantisers())
+    bundle = Bundle.open(tmp_path / "t.krl")
+    brought = Calibration.from_bytes(bundle.file("calibration.json").read_bytes())
+    scales = sorted(high / 127 for _, high in brought.given.values())
+    learned = sorted(float(quantiser.scale.detach()) for quantiser in trained.network().backbone.quantisers())
+    assert scales == pytest.approx(learned, rel=1e-6)
+
+    config = QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, equalise="all")
+    measured, _ = quantize(config)
+    assert measured["calibration"]["method"] == "given, else percentile 99.999"
+    assert measured["equalised_activations"] == 0
+    made = Bundle.open(bundle.path)
+    kept = Calibration.from_bytes(made.file("calibration.json").read_bytes())
+    assert kept.given == brought.given
+    int8 = onnx.load(made.file("model.int8.onnx"))
+    written = [float(v) for n, v in constants(int8).items() if n.endswith("_scale") and v.ndim == 0]
+    assert sorted(written) == pytest.approx(learned, rel=1e-6)
+    # For the CPU: what has no negative values has twice as many levels, and no convolution stays float.
+    assert count_convolutions(optimised_graph(made.file("model.int8.cpu.onnx").read_bytes()))["float_convolutions"] == 0
+    inputs, _ = pixels_of(digits / "val")
+    with torch.no_grad():
+        expected = trained.network()(torch.from_numpy(inputs[:50])).numpy()
+    logits = run(int8, optimise=False, pixels=inputs[:50])[0]
+    assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.95
+
+    again, _ = quantize(QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, reuse_calibration=True))
+    assert again["calibration"] == measured["calibration"]
+
+
+def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digits, tmp_path, monkeypatch):
+    from krl_deploy.exporters import export as module
+
+    def half_the_ranges(model):
+        read = read_quantised(model)
+        ranges = {name: (low / 4, high / 4) for name, (low, high) in read.ranges.items()}
+        return type(read)(read.model, ranges, read.weight_scales)
+
+    monkeypatch.setattr(module, "read_quantised", half_the_ranges)
+    with pytest.raises(CheckFailedError, match="the INT8 graph does not compute what was trained"):
+        export(ExportConfig(trained.path, tmp_path / "t.krl", data=digits))
+    assert not (tmp_path / "t.krl").exists()
+
+
+@pytest.fixture
+def foreign(exported, digits, tmp_path):
+    """A file in TensorRT's style as another tool would have written it: float input, normalised outside."""
+    model = onnx.load(exported / "model.fp32.onnx")
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    offset = next(node for node in model.graph.node if first.input[0] in node.output)
+    kept = [node for node in model.graph.node if node.op_type != "Cast" and node is not offset]
+    kept = [node for node in kept if not set(node.output) & set(offset.input)]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(kept)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(first.input[0], 1, ["batch", 1, 16, 16]))
+    used = {name for node in kept for name in node.input}
+    constants_ = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants_)
+    inputs, _ = pixels_of(digits / "train")
+    normalised = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
+    names = [output for node in model.graph.node for output in node.output]
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    del shown.graph.output[:], shown.graph.value_info[:]
+    shown.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
+    values = dict(zip(names, run(shown, **{first.input[0]: normalised}), strict=True))
+    values[first.input[0]] = normalised
+    ranges = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
+    written = to_tensorrt(model, ranges).model
+    onnx.save(written, tmp_path / "foreign.onnx")
+    return tmp_path / "foreign.onnx"
+
+
+def adopt_config(foreign, digits, out):
+    return AdoptConfig(foreign, out, digits, tuple(LABELS), mean=(0.3,), std=(0.35,))
+
+
+def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "krl"):
+        result = adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
+    assert "the file is quantised" in caplog.text
+    assert "krl-deploy quantize" in caplog.text
+    assert any("taken apart into its float form" in change for change in result["changes"])
+    bundle = Bundle.open(tmp_path / "a.krl")
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(onnx.load(bundle.file("model.fp32.onnx"))))
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=100, max_drop=5))
+    made = Bundle.open(bundle.path)
+    ours, theirs = onnx.load(made.file("model.int8.onnx")), onnx.load(foreign)
+    inputs, _ = pixels_of(digits / "val")
+    normalised = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
+    expected = run(theirs, optimise=False, **{theirs.graph.input[0].name: normalised})[0]
+    logits = run(ours, optimise=False, pixels=inputs)[0]
+    assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.99
+    np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
+    cpu = made.file("model.int8.cpu.onnx").read_bytes()
+    assert count_convolutions(optimised_graph(cpu))["float_convolutions"] == 0
+    assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the foreign form never runs on a CPU
+
+
+def test_ranges_of_another_kind_of_picture_are_told(foreign, digits, tmp_path, monkeypatch):
+    read = adopt_module.read_quantised
+    negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
+    monkeypatch.setattr(adopt_module, "read_quantised", negated)
+    with pytest.raises(CheckFailedError, match="the float form of the quantised file gives its answer on"):
+        adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
+
+
+def _negated(model: onnx.ModelProto) -> onnx.ModelProto:
+    last = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
+    for tensor in model.graph.initializer:
+        if tensor.name in last.input:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+    return model
+
+
+def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
+    from _helpers.graphs import graph, node
+
+    values = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.ones((4, 4), np.int8), "wz": np.int8(0)}
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], "q"),
+        node("QLinearMatMul", ["q", "s", "z", "w", "s", "wz", "s", "z"], "y"),
+    ]
+    model = graph(nodes, {"x": ["n", 4]}, {"y": None}, values, dtypes={"y": "uint8"})
+    with caplog.at_level(logging.WARNING, "krl"):
+        assert adopt_module._unquantised(model) is None
+    assert "computes on integers (QLinearMatMul)" in caplog.text
+    assert "TensorRT does not take it" in caplog.text
+
+
+def test_the_command_says_it(foreign, digits, tmp_path, capsys):
+    options = ["--labels", *LABELS, "--mean", "0.3", "--std", "0.35", "--data", str(digits), "--json"]
+    assert main(["adopt", str(foreign), "-o", str(tmp_path / "b.krl"), *options]) == 0
+    captured = capsys.readouterr()
+    assert "ranges of its" in captured.err
+    assert json.loads(captured.out)["top1"] > 0.9
+
+
+def test_the_self_test_of_fp16_around_int8_is_not_lax(bundle, digits):
+    """Were the file measured with the optimiser that overflows, the tolerance would let everything pass."""
+    found = {}
+    for around in ("fp32", "fp16"):
+        quantize(QuantizeConfig(bundle.path, digits, limit=64, max_drop=5, around=around))
+        found[around] = Bundle.open(bundle.path).manifest.variants["int8"].tolerance
+    assert found["fp16"] < 1.5 * found["fp32"]

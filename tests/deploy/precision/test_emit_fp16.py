@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from _helpers.graphs import assert_alike, constants, graph, measured_ranges, named, node, ops, producer, run
+from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.precision.emit_fp16 import float_tensors, round_as_half, to_half
+from krl_deploy.precision.emit_tensorrt import to_tensorrt
+from krl_deploy.precision.weights import Rounding
+from krl_runtime.errors import ModelError
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def classifier(*extra, k=2.0):
+    """Pixels, normalised, through a convolution; ``extra`` nodes turn ``r`` into ``e``."""
+    nodes = [
+        node("Cast", ["x"], "f", to=TensorProto.FLOAT),
+        node("Mul", ["f", "scale"], "s"),
+        node("Conv", ["s", "w", "b"], "c", pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], "r"),
+        *(extra or [node("Identity", ["r"], "e")]),
+        node("GlobalAveragePool", ["e"], "g"),
+        node("Flatten", ["g"], "l"),
+        node("Gemm", ["l", "v"], "y"),
+    ]
+    values = {
+        "scale": np.float32(1 / 255),
+        "w": normal(8, 3, 3, 3),
+        "b": normal(8),
+        "v": normal(8, 4),
+        "k": np.float32(k),
+    }
+    return graph(nodes, {"x": ["batch", 3, 8, 8]}, {"y": ["batch", 4]}, values, dtypes={"x": "uint8"})
+
+
+def test_types_after_the_pass():
+    half = to_half(classifier(), {})
+    editor = GraphEditor(half.model)
+    assert editor.dtype("x") == TensorProto.UINT8
+    assert editor.dtype("y") == TensorProto.FLOAT
+    for name in ("f", "s"):
+        assert editor.dtype(name) == TensorProto.FLOAT  # pixels are normalised in FP32
+    for name in ("c", "r", "g", "l"):
+        assert editor.dtype(name) == TensorProto.FLOAT16, name
+    assert producer(half.model, "y").op_type == "Cast"
+    stored = constants(half.model)
+    assert {stored[name].dtype for name in ("w_half", "b_half", "v_half")} == {np.dtype(np.float16)}
+    assert stored["scale"].dtype == np.float32
+    assert "w" not in stored
+    assert half.kept == {}
+    assert len([item for item in half.model.graph.value_info if item.name == "c"]) == 1
+
+
+def test_it_computes_the_same():
+    model = classifier()
+    half = to_half(model, {})
+    expected = run(model, x=X)[0]
+    assert_alike(run(half.model, x=X)[0], expected, 0.003)
+    rounded = run(round_as_half(model, half.nodes), x=X)[0]
+    assert_alike(rounded, expected, 0.003)
+    assert np.abs(rounded - expected).max() > 0  # it does round
+
+
+def test_rounding_shows_the_overflow_that_the_cpu_provider_hides():
+    """The provider computes FP16 graphs in FP32; on a device, 70000 is infinite."""
+    model = classifier(node("Mul", ["r", "k"], "m"), node("Div", ["m", "k"], "e"), k=20000.0)
+    naive = to_half(model, {})
+    assert not np.isfinite(run(round_as_half(model, naive.nodes), x=X)[0]).all()
+    ranges = measured_ranges(model, x=X)
+    rescued = to_half(model, ranges)
+    assert set(rescued.kept) == {"n_m", "n_e"}
+    assert "reaches" in rescued.kept["n_m"]
+    assert "FP16 ends at 65504" in rescued.kept["n_m"]
+    expected = run(model, x=X)[0]
+    for variant in (rescued.model, round_as_half(model, rescued.nodes)):
+        assert_alike(run(variant, x=X)[0], expected, 0.01)
+
+
+def test_a_constant_beyond_the_range_stays():
+    values = {"w": normal(16, 16), "big": np.float32(1e5), "tiny": np.float32(1e-12)}
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Min", ["m", "big"], "n"), node("Add", ["n", "tiny"], "y")]
+    half = to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {})
+    assert half.nodes == {"n_m"}
+    assert "constant big has 1e+05" in half.kept["n_n"]
+    assert "constant tiny, at most 1e-12, would become 0" in half.kept["n_y"]
+    assert run(half.model, x=normal(2, 16))[0].dtype == np.float32
+
+
+def test_a_tiny_bias_may_vanish():
+    nodes = [node("Gemm", ["x", "w", "b"], "y")]
+    values = {"w": normal(16, 16), "b": np.full(16, 1e-10, np.float32)}
+    assert to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {}).nodes == {"n_y"}
+
+
+def test_casts_to_float_are_retargeted_and_others_stay():
+    nodes = [
+        node("MatMul", ["x", "w"], "m"),
+        node("Cast", ["m"], "i", to=TensorProto.INT32),
+        node("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        node("Add", ["f", "m"], "y"),
+    ]
+    model = graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16)})
+    half = to_half(model, {})
+    assert named(half.model, "n_f").attribute[0].i == TensorProto.FLOAT16
+    assert half.kept == {"n_i": "casts to another type"}
+    x = normal(2, 16)
+    assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.3)  # truncation amplifies
+
+
+def test_scales_of_resize_stay_fp32():
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Resize", ["c", "", "scales"], "y", mode="nearest"),
+    ]
+    values = {"w": normal(4, 3, 1, 1), "scales": np.float32([1, 1, 2, 2])}
+    model = graph(nodes, {"x": ["batch", 3, 4, 4]}, {"y": None}, values)
+    half = to_half(model, {})
+    assert "n_y" in half.nodes
+    assert constants(half.model)["scales"].dtype == np.float32
+    x = normal(1, 3, 4, 4)
+    assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.003)
+
+
+def test_operators_without_an_fp16_form_stay():
+    nodes = [
+        node("MatMul", ["x", "w"], "m"),
+        node("Celu", ["m"], "c"),
+        node("Shape", ["c"], "shape"),
+        node("ConstantOfShape", ["shape"], "zeros"),
+        node("Add", ["c", "zeros"], "y"),
+    ]
+    model = graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16)})
+    half = to_half(model, {})
+    assert half.kept == {"n_c": "Celu is not defined in FP16", "n_zeros": "ConstantOfShape makes FP32 by definition"}
+    x = normal(2, 16)
+    assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.003)
+
+
+def test_foreign_operators_stay():
+    model = graph([node("MatMul", ["x", "w"], "m")], {"x": ["batch", 16]}, {"m": None}, {"w": normal(16, 16)})
+    model.graph.node.append(helper.make_node("QuickGelu", ["m"], ["y"], domain="com.microsoft", name="n_y"))
+    model.graph.output[0].name = "y"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    half = to_half(model, {"m": (-1.0, 1.0)})
+    assert half.nodes == {"n_m"}
+    x = normal(2, 16)
+    assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.003)
+
+
+def test_what_cannot_be_typed_is_refused():
+    with pytest.raises(ModelError, match="no node of the model can compute in FP16"):
+        to_half(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
+    nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
+    values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
+    with pytest.raises(ModelError, match="the model is quantised"):
+        to_half(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values), {})
+
+
+def test_float_tensors_in_order():
+    assert float_tensors(classifier()) == ["f", "s", "c", "r", "e", "g", "l", "y"]
+
+
+def test_a_tensor_is_cast_once_for_all_its_readers():
+    nodes = [
+        node("MatMul", ["x", "w"], "m"),
+        node("Mul", ["m", "big"], "a"),
+        node("Add", ["m", "big"], "b"),
+        node("Add", ["a", "b"], "y"),
+    ]
+    half = to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16), "big": np.float32(1e5)}), {})
+    casts = [item for item in half.model.graph.node if item.op_type == "Cast" and item.input[0] == "m"]
+    assert len(casts) == 1
+    assert "Cast" in ops(half.model)
+
+
+def quantised(opset=20, keep=None):
+    """A stem on pixels, a residual block and a plain layer; FP16 scales, FP32 tensors."""
+    nodes = [
+        node("Cast", ["pixels"], "f", to=1),
+        node("Conv", ["f", "w0"], "c0"),
+        node("Relu", ["c0"], "r0"),
+        node("Conv", ["r0", "w1"], "c1"),
+        node("Add", ["c1", "r0"], "s"),
+        node("Conv", ["s", "w2"], "y"),
+    ]
+    values = {"w0": normal(16, 3, 3, 3), "w1": normal(16, 16, 1, 1), "w2": normal(16, 16, 1, 1)}
+    model = graph(nodes, {"pixels": ["batch", 3, 8, 8]}, {"y": None}, values, dtypes={"pixels": "uint8"}, opset=opset)
+    ranges = measured_ranges(model, pixels=PIXELS)
+    ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    return model, ranges, to_tensorrt(model, ranges, rounding=Rounding(half=True), keep=keep).model
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+
+
+def test_around_int8_the_pairs_have_the_precision_of_their_neighbours():
+    _, ranges, model = quantised()
+    half = to_half(model, ranges, around_int8=True)
+    assert half.kept == {}
+    values = constants(half.model)
+    types = {item.output[0]: item.op_type for item in half.model.graph.node}
+    for item in half.model.graph.node:
+        if item.op_type == "Conv":
+            assert [types[name] for name in item.input[:2]] == ["DequantizeLinear"] * 2  # no Cast between
+            assert [values[producer(half.model, name).input[1]].dtype for name in item.input[:2]] == [np.float16] * 2
+        if item.op_type == "QuantizeLinear":
+            expected = np.float32 if item.input[0] == "f" else np.float16
+            assert values[item.input[1]].dtype == expected
+            assert values[item.input[2]].dtype == np.int8
+    assert ops(half.model).count("Cast") == 2  # of the pixels and of the output
+    assert half.model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_around_int8_the_numbers_are_those_of_fp32_around():
+    _, ranges, model = quantised()
+    half = to_half(model, ranges, around_int8=True)
+    exact = run(model, pixels=PIXELS)[0]
+    for net in (half.model, round_as_half(model, half.nodes)):
+        assert_alike(run(net, pixels=PIXELS)[0], exact, 0.01)
+
+
+def test_around_int8_what_overflows_stays_in_fp32():
+    _, ranges, model = quantised()
+    half = to_half(model, {**ranges, "s": (-1e5, 1e5)}, around_int8=True)
+    assert set(half.kept) == {"n_s", "n_y"}  # the addition that makes it, and the convolution that reads it
+    assert "1e+05" in half.kept["n_y"]
+    values = constants(half.model)
+    reader = producer(half.model, "y")
+    assert [values[producer(half.model, name).input[1]].dtype for name in reader.input[:2]] == [np.float32] * 2
+    assert_alike(run(half.model, pixels=PIXELS)[0], run(model, pixels=PIXELS)[0], 0.01)
+
+
+def test_around_int8_a_layer_that_is_not_int8_is_fp16():
+    _, ranges, model = quantised(keep={"n_c1": "for a reason"})
+    half = to_half(model, ranges, around_int8=True)
+    assert "n_c1" in half.nodes
+    assert constants(half.model)[named(half.model, "n_c1").input[1]].dtype == np.float16
+
+
+def test_fp16_scales_need_opset_19():
+    _, ranges, model = quantised(opset=18)
+    with pytest.raises(ModelError, match="the model has opset 18; FP16 scales need 19"):
+        to_half(model, ranges, around_int8=True)
+    _, ranges, model = quantised()
+    with pytest.raises(ModelError, match="the model is quantised"):
+        to_half(model, ranges)

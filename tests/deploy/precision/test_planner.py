@@ -1,0 +1,158 @@
+"""The planner on a net with a loud channel on its residual path, which no equalisation reaches."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from krl_deploy.cli import main
+from krl_deploy.precision import planner as module
+from krl_deploy.precision import quantize as quantize_module
+from krl_deploy.precision.planner import _steps
+from krl_deploy.precision.plot import sensitivity_plot
+from krl_runtime import Bundle
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    monkeypatch.setattr(quantize_module, "interleaved_latency", lambda sessions, pixels: {"fp32": 2.0, "int8.cpu": 1.0})
+
+
+@pytest.fixture
+def loud(bundle):
+    """The bundle with one channel between the third and the fourth convolution 2000 times as loud; equal answers."""
+    path = bundle.file("model.fp32.onnx")
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    before, after = [item for item in model.graph.node if item.op_type == "Conv"][4:6]
+
+    def scale(name, factor):
+        values = numpy_helper.to_array(weights[name]).copy()
+        values[3 if name != after.input[1] or values.shape[1] == 1 else (slice(None), 3)] *= np.float32(factor)
+        weights[name].CopyFrom(numpy_helper.from_array(values, name))
+
+    for name in before.input[1:]:
+        scale(name, 2000)
+    scale(after.input[1], 1 / 2000)
+    golden = bundle.golden()
+    manifest = bundle.manifest
+    from krl_deploy.bundles.reference import write_reference
+
+    return write_reference(
+        bundle.path.with_name("loud.krl"),
+        model.SerializeToString(),
+        golden["pixels"],
+        golden["logits"],
+        name="loud",
+        preprocessing=manifest.preprocessing,
+        labels=manifest.labels,
+        evidence={},
+        source={},
+        overwrite=False,
+    )
+
+
+def arguments(made, digits, *more):
+    return ["quantize", str(made.path), "--data", str(digits), "--limit", "100", "--equalise", "none", *more]
+
+
+def test_a_net_that_collapses_passes_with_a_plan(loud, digits, capsys):
+    assert main(arguments(loud, digits)) == 1
+    error = capsys.readouterr().err
+    assert "--plan finds the layers that cost most" in error
+    assert main(arguments(loud, digits, "--plan", "--around", "fp16", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["drop_points"] <= 1
+    attempts = result["plan"]["attempts"]
+    assert attempts[0]["kept"] == 0
+    assert attempts[0]["loss"] > 10
+    assert all(attempt["loss"] > 1 for attempt in attempts[:-1])
+    assert attempts[-1]["kept"] == len(result["plan"]["layers_kept_float"]) <= 3
+
+    made = Bundle.open(loud.path)
+    made.verify()
+    plan = json.loads(made.file("plan.json").read_bytes())
+    assert plan["max_drop"] == 1
+    kept = [layer for layer in plan["layers"] if layer["name"] in plan["layers_kept_float"]]
+    assert all((layer["tensorrt"], layer["cpu"]) == ("fp16", "fp32") for layer in kept)
+    others = [layer for layer in plan["layers"] if layer not in kept]
+    assert max(layer["sensitivity"] for layer in others) <= min(layer["sensitivity"] for layer in kept)
+    assert made.file("sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    tensorrt = onnx.load(made.file("model.int8.onnx"))
+    dequantised = {item.output[0] for item in tensorrt.graph.node if item.op_type == "DequantizeLinear"}
+    for layer in kept:
+        assert not dequantised & set(next(item for item in tensorrt.graph.node if item.name == layer["name"]).input)
+
+
+def test_equalisation_alone_saves_it(loud, digits, capsys):
+    assert main([*arguments(loud, digits)[:-2], "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equalised_activations"] == 1
+    assert result["drop_points"] <= 1
+
+
+def test_no_plan_passes(loud, digits, capsys, monkeypatch):
+    monkeypatch.setattr(module._Judge, "attempt", lambda self, keep: module.Attempt(len(keep), 7.0, 0.9))
+    before = (loud.path / "manifest.json").read_bytes()
+    assert main(arguments(loud, digits, "--plan")) == 1
+    error = capsys.readouterr().err
+    assert "no plan with a layer in INT8 loses 1 points of top-1 or less; the bundle is unchanged" in error
+    assert "most sensitive of 13 layers" in error
+    assert "layers in float" in error
+    assert (loud.path / "manifest.json").read_bytes() == before
+
+
+def test_the_budget_ends_the_search(loud, digits, capsys):
+    assert main(arguments(loud, digits, "--plan", "--budget-seconds", "0.001")) == 1
+    error = capsys.readouterr().err
+    assert "the time was up after 1 of 13 layers; the others rank last" in error
+    assert "or less within --budget-seconds 0.001; the bundle is unchanged" in error
+
+
+def test_a_net_that_needs_no_plan_gets_the_evidence(bundle, digits, capsys):
+    assert main(["quantize", str(bundle.path), "--data", str(digits), "--plan", "--max-drop", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["layers_kept_float"] == []
+    assert plan["layers"] == 13
+    # Without a plan the old one would speak of another file.
+    assert main(["quantize", str(bundle.path), "--data", str(digits), "--max-drop", "3"]) == 0
+    again = Bundle.open(bundle.path)
+    again.verify()
+    assert not {"plan.json", "sensitivity.png"} & set(again.manifest.files)
+    assert not (bundle.path / "plan.json").exists()
+
+
+def test_without_labels_agreement_counts(tmp_path, loud, digits, capsys):
+    import shutil
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index, file in enumerate(sorted(digits.glob("train/*/*.png"))[::4]):
+        shutil.copy(file, flat / f"{index:03d}.png")
+    assert main(arguments(loud, flat, "--plan", "--max-drop", "5", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["loss"] == "points of agreement with fp32, for want of labels"
+    assert plan["attempts"][-1]["loss"] == pytest.approx((1 - plan["attempts"][-1]["agreement"]) * 100)
+
+
+def test_steps_leave_something_to_int8():
+    assert _steps(1) == [0]
+    assert _steps(10) == [0, 1, 2, 3, 4, 6, 9]
+    assert _steps(9) == [0, 1, 2, 3, 4, 6]
+
+
+def test_the_plot_has_a_bar_for_each_layer():
+    from io import BytesIO
+
+    from PIL import Image
+
+    small, large = (
+        Image.open(BytesIO(sensitivity_plot([("layer", 0.1, "int8"), *[("x" * 99, 0.2, "fp16")] * count])))
+        for count in (1, 40)
+    )
+    assert large.height > 3 * small.height
+    assert small.width == large.width
