@@ -37,13 +37,13 @@ from PIL import Image
 
 from krl_runtime.cli.commandline import table
 from krl_runtime.conditions import encode
+from krl_train.conditioning import fit_pictures
 from krl_train.config import DataConfig
 from krl_train.data import open_source
-from krl_train.evaluate_generator import open_generator
-from krl_train.knowledge import fit_pictures
+from krl_train.evaluation.generation import open_generator
 from krl_train.models.generators import Generator
+from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.run import Run
-from krl_train.sampling import generate_pixels, sample_latents
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {

@@ -13,9 +13,7 @@ import torch
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, to_plain
 from krl_train.data import Augmentation
-from krl_train.evaluate_generator import GeneratorData, open_generator, read_data
-from krl_train.fit import prepare_out, train_task
-from krl_train.fits.gan import generator_size
+from krl_train.evaluation.generation import GeneratorData, open_generator, read_data
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
@@ -25,6 +23,8 @@ from krl_train.placement import Placement
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import Batch, Stream, Task
 from krl_train.tasks.gan import GanTask
+from krl_train.training.fit import prepare_out, train_task
+from krl_train.training.gan import generator_size
 
 from .config import CacheConfig, DistillConfig, QuantisationConfig
 from .distillers import parse_term

@@ -1,7 +1,7 @@
 """Quantisation-aware distillation: the student is trained as its INT8 form will compute, the teacher is not.
 
 The student starts from trained float weights, its batch normalisation folded, and its scales from real pictures. What
-is rounded where is ``krl_train.models.quantised``'s to say; the graph that ``krl-deploy`` makes of the run has the
+is rounded where is ``krl_train.models.quantized``'s to say; the graph that ``krl-deploy`` makes of the run has the
 trained weights and the trained scales.
 """
 
@@ -16,13 +16,13 @@ import torch
 
 from krl_runtime.errors import UsageError
 from krl_train.config import OptimConfig
-from krl_train.evaluate import evaluate_run
-from krl_train.fit import Training
+from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import resolve_device
 from krl_train.models import FakeQuantised, Network
-from krl_train.models.quantisers import Mode
-from krl_train.optim import default_learning_rate
+from krl_train.models.quantizers import Mode
 from krl_train.run import Run, RunRecord
+from krl_train.tasks.optim import default_learning_rate
+from krl_train.training.fit import Training
 
 from .config import DistillConfig
 from .distillers import TermSpec

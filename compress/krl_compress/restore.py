@@ -13,14 +13,6 @@ from torch import Tensor, nn
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
-from krl_train.fit import network_size, prepare_out
-from krl_train.fits.restoration import (
-    RestorationTraining,
-    read_restoration,
-    restoration_optim,
-    restorer_record,
-    train_restorer,
-)
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
@@ -28,6 +20,14 @@ from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
+from krl_train.training.fit import network_size, prepare_out
+from krl_train.training.restoration import (
+    RestorationTraining,
+    read_restoration,
+    restoration_optim,
+    restorer_record,
+    train_restorer,
+)
 
 from . import losses
 from .config import CacheConfig, DistillConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from krl_runtime.errors import UsageError
-from krl_train.fit import prepare_out
 from krl_train.run import RECORD, Run, RunRecord
+from krl_train.training.fit import prepare_out
 
 from .config import DistillConfig
 

@@ -16,10 +16,10 @@ from krl_compress.distill import distill
 from krl_runtime.errors import DataError, ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
-from krl_train.fit import fit
 from krl_train.models import Network
 from krl_train.models.generators import build_generator
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=1, batch_size=64, device="cpu", precision="fp32")
 CPU = torch.device("cpu")

@@ -30,10 +30,10 @@ from krl_train.config import (
     OptimConfig,
 )
 from krl_train.data import Augmentation, PixelSet
-from krl_train.fit import fit
 from krl_train.models import Network, build_model
 from krl_train.run import Run
 from krl_train.tasks import Batch, ClassificationTask
+from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=2, batch_size=64, device="cpu", precision="fp32")
 DIGITS = DataConfig(data="digits", limit=640, val_limit=200)

@@ -28,13 +28,13 @@ from krl_train.config import (
     KnowledgeConfig,
     OptimConfig,
 )
-from krl_train.evaluate import evaluate
-from krl_train.fit import fit
+from krl_train.evaluation.evaluate import evaluate
+from krl_train.importers.weights import import_weights
 from krl_train.metrics.generation import FeatureNet
 from krl_train.models import ModelSpec
 from krl_train.models.generators import Generator, build_generator
 from krl_train.run import Run
-from krl_train.transfer import import_weights
+from krl_train.training.fit import fit
 
 PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.5,), std=(0.5,))
 

@@ -14,10 +14,10 @@ from krl_compress.distill import distill
 from krl_compress.quantized import gentle
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig
-from krl_train.evaluate import evaluate
-from krl_train.fit import fit
-from krl_train.models.quantised import FakeQuantised
+from krl_train.evaluation.evaluate import evaluate
+from krl_train.models.quantized import FakeQuantised
 from krl_train.run import Run
+from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=1, batch_size=50, device="cpu", precision="fp32")
 DIGITS = DataConfig(data="digits", limit=400, val_limit=200)

@@ -19,11 +19,11 @@ from krl_compress.restore import RESTORATION_KINDS, RestorationDistiller
 from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, RestorationConfig
 from krl_train.data import PatchBatch
-from krl_train.fit import fit
-from krl_train.fits.restoration import restorer_preprocessing
-from krl_train.fits.style import style_preprocessing, style_spec
 from krl_train.models.restorers import Restorer, build_restorer
 from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.training.fit import fit
+from krl_train.training.restoration import restorer_preprocessing
+from krl_train.training.style import style_preprocessing, style_spec
 
 LOOP = LoopConfig(epochs=2, batch_size=4, device="cpu", precision="fp32")
 

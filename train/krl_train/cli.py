@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.cli.commandline import dispatch, print_json, table
 
 from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
-from .processes import leave_group
+from .loop.processes import leave_group
 
 if TYPE_CHECKING:
     from .run import Run
@@ -19,14 +19,14 @@ __all__ = ["main"]
 
 def fit(config: FitConfig) -> None:
     """Train a network on pictures: a classifier, or what --task says."""
-    from .fit import fit as run_fit
+    from .training.fit import fit as run_fit
 
     _show_run(run_fit(config), config.json)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on its own data or on any other."""
-    from .evaluate import evaluate as run_evaluate
+    from .evaluation.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(config)
     if config.json:
@@ -53,7 +53,7 @@ def _show_pictures(pictures: list[dict[str, Any]]) -> None:
 
 def import_(config: ImportConfig) -> None:
     """Turn foreign weights into a run, and measure them."""
-    from .transfer import import_weights
+    from .importers.weights import import_weights
 
     _show_run(import_weights(config), config.json)
 

@@ -21,9 +21,9 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .config import SyntheticConfig
 from .data import PixelSet
-from .evaluate_generator import open_generator
-from .fit import Training
-from .sampling import generate_pixels, sample_latents
+from .evaluation.generation import open_generator
+from .models.sampling import generate_pixels, sample_latents
+from .training.fit import Training
 
 __all__ = ["PictureMaker", "add_synthetic", "class_conditions", "make_pictures", "open_maker"]
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import UsageError
+from krl_train.conditioning import Conditions, fit_pictures
 from krl_train.config import GenerationConfig, OptimConfig
-from krl_train.knowledge import Conditions, fit_pictures
 from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generator_backbones import MapGenerator
 from krl_train.models.generators import Generator
+from krl_train.models.sampling import sample_grid, sample_latents
 from krl_train.placement import Placement
-from krl_train.sampling import sample_grid, sample_latents
 from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
 from krl_train.tasks.gan import GanTask, Score, averaged_generator, make_adam_learner

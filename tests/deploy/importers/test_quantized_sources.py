@@ -28,7 +28,7 @@ from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network, build_model
-from krl_train.models.quantised import FakeQuantised
+from krl_train.models.quantized import FakeQuantised
 from krl_train.run import ModelSpec, Run
 
 LABELS = [str(digit) for digit in range(10)]

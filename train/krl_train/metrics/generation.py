@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from krl_runtime.errors import RunError, UsageError
+from krl_train.models.sampling import PictureSource
 from krl_train.run import Run
-from krl_train.sampling import PictureSource
 
 __all__ = [
     "FeatureNet",

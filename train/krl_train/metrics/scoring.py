@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from krl_runtime.errors import UsageError
+from krl_train.conditioning import Guide
 from krl_train.data import PixelSet
-from krl_train.knowledge import Guide
+from krl_train.models.sampling import PictureSource, generate_pixels, sample_latents
 from krl_train.placement import Placement
-from krl_train.sampling import PictureSource, generate_pixels, sample_latents
 
 from .generation import FeatureNet, FeatureStatistics, score_features
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
-from .quantised import FakeQuantised
+from .quantized import FakeQuantised
 from .spec import ModelSpec, build_classifier
 
 __all__ = [

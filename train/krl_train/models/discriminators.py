@@ -116,7 +116,7 @@ def build_discriminator(
         shape = stages(torch.zeros(1, *preprocessing.shape)).shape
     conditioner = None
     if condition is not None:
-        from krl_train.knowledge import build_conditioner
+        from krl_train.conditioning import build_conditioner
 
         conditioner = build_conditioner(condition)
     features = shape[1] if residual else shape[1] * shape[2] * shape[3]

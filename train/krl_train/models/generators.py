@@ -134,7 +134,7 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
         raise ModelError(f"unknown generator {spec.name!r}; accepted: {_ACCEPTED}")
     conditioner = None
     if condition is not None:
-        from krl_train.knowledge import build_conditioner
+        from krl_train.conditioning import build_conditioner
 
         conditioner = build_conditioner(condition)
     kind, width, blocks = match[1], int(match[2]), int(match[3] or 1)

@@ -10,7 +10,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .build import build_model
 from .network import Network
-from .quantised import FakeQuantised
+from .quantized import FakeQuantised
 
 __all__ = ["ModelSpec", "build_classifier"]
 

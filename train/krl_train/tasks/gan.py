@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from krl_runtime.errors import TrainingError
+from krl_train.conditioning import Conditions, Guide
 from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.data.diffaugment import diffaugment
-from krl_train.knowledge import Conditions, Guide
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generators import Generator
-from krl_train.optim import build_schedule
+from krl_train.models.sampling import sample_grid
 from krl_train.placement import Placement
-from krl_train.sampling import sample_grid
 
 from .adversarial import discriminator_loss, generator_loss, r1_penalty
 from .base import Batch, Learner, Task, Update
+from .optim import build_schedule
 
 __all__ = ["CollapseWatch", "GanTask", "Score", "averaged", "averaged_generator", "make_adam_learner"]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from krl_train.config import OptimConfig
-from krl_train.optim import build_optimizer, build_schedule
 
 from .base import Learner, Task, Update
+from .optim import build_optimizer, build_schedule
 
 __all__ = ["ObjectiveTask", "make_learner"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from krl_train.config import StyleConfig
 from krl_train.data import PatchBatch
+from krl_train.models.perceptual import FeatureMaps, gram
 from krl_train.models.restorers import Restorer
-from krl_train.perceptual import FeatureMaps, gram
 from krl_train.placement import Placement
 
 from .restoration import SHOWN_SIDE, RestorationObjective, RestorationTask, framed

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krl_train.conditioning import Conditions
 from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
-from krl_train.knowledge import Conditions
 from krl_train.metrics.scoring import real_pixels
 from krl_train.models.generator_backbones import picture_sizes
 from krl_train.models.generators import Generator
+from krl_train.models.sampling import picture_grid, sample_grid
 from krl_train.placement import Placement
-from krl_train.sampling import picture_grid, sample_grid
 
 from .base import Batch, Task, Update
 from .gan import Score, averaged_generator, make_adam_learner

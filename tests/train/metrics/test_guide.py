@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krl_runtime.errors import UsageError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.conditioning import Guide, fit_pictures
+from krl_train.models import Network
+
+TEXT = {"kind": "text", "length": 3, "dim": 4, "vocabulary": ["", "a", "blue", "one", "red"]}
+ATTRIBUTES = {"kind": "attributes", "length": 2, "dim": 4, "vocabulary": ["c=", "c=blue", "c=Red", "d=", "d=one"]}
+
+
+class Levels(nn.Module):
+    """Gives the mean of each channel as logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def network(channels: int = 3) -> Network:
+    return Network(Levels(), Preprocessing(2, 2, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels))
+
+
+def test_targets_are_the_classes_that_tokens_name() -> None:
+    guide = Guide(network(), ("red", "green", "blue"), TEXT)
+    tokens = torch.tensor([[1, 4, 3], [2, 3, 0], [1, 3, 0], [4, 2, 3], [4, 4, 0]])
+    assert guide.targets(tokens).tolist() == [0, 2, -100, -100, 0]  # neither none nor two colours say which
+    by_attribute = Guide(network(), ("red", "green", "blue"), ATTRIBUTES)
+    assert by_attribute.targets(torch.tensor([[2, 4], [0, 4]])).tolist() == [0, -100]
+
+
+def test_loss_by_hand() -> None:
+    guide = Guide(network(), ("red", "green", "blue"), TEXT)
+    pictures = torch.zeros(3, 3, 2, 2)
+    pictures[0, 0] = pictures[1, 1] = 255.0
+    loss = guide(pictures, torch.tensor([[4, 0, 0], [2, 0, 0], [1, 0, 0]]))
+    right = F.cross_entropy(torch.tensor([1.0, 0, 0]), torch.tensor(0))
+    wrong = F.cross_entropy(torch.tensor([0.0, 1, 0]), torch.tensor(2))
+    torch.testing.assert_close(loss, (right + wrong) / 2)
+    assert float(guide(pictures, torch.tensor([[1, 0, 0]] * 3))) == 0.0
+
+
+def test_pictures_learn_and_the_classifier_does_not() -> None:
+    net = Network(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), Preprocessing(2, 2))
+    guide = Guide(net, ("red", "green", "blue"), TEXT).train()
+    assert not guide.network.training
+    pictures = torch.full((2, 3, 2, 2), 100.0, requires_grad=True)
+    guide(pictures, torch.tensor([[4, 0, 0], [2, 0, 0]])).backward()
+    assert pictures.grad is not None
+    assert float(pictures.grad.abs().sum()) > 0
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_guide_that_knows_none_of_the_words() -> None:
+    with pytest.raises(UsageError, match="the guide knows cat, dog; none of these is in the conditions' vocabulary: a"):
+        Guide(network(), ("cat", "dog"), TEXT)
+
+
+def test_pictures_are_made_to_fit() -> None:
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 100.0
+    grey = fit_pictures(red, network(1))
+    assert grey.shape == (1, 1, 2, 2)
+    torch.testing.assert_close(grey, torch.full((1, 1, 2, 2), 29.9))
+    assert fit_pictures(torch.ones(1, 1, 2, 2), network()).shape == (1, 3, 2, 2)

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from _helpers.pictures import make_split_folder
+from _helpers.resuming import stopped_at_checkpoint
+from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet
+from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
+from krl_train.placement import Placement
+from krl_train.run import RECORD, WEIGHTS, Run
+from krl_train.tasks.optim import build_optimizer, learning_rate_factor
+from krl_train.training.fit import fit
+
+
+def config(out: Path, data: str = "digits", **changes) -> FitConfig:
+    loop = LoopConfig(epochs=2, batch_size=64, device="cpu", precision="fp32")
+    base = FitConfig(model="resnet8", out=out, data=DataConfig(data=data, limit=320, val_limit=100), loop=loop)
+    return replace(base, **changes)
+
+
+def test_a_run_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
+    run = fit(config(tmp_path / "run", loop=LoopConfig(epochs=6, batch_size=32, device="cpu", precision="fp32")))
+    record = Run.open(run.path).record
+    assert record.metrics["top1"] > 0.7
+    assert record.metrics["count"] == 100
+    assert sum(map(sum, record.metrics["confusion"])) == 100
+    hits = sum(record.metrics["confusion"][index][index] for index in range(10))
+    assert record.metrics["top1"] == pytest.approx(hits / 100)
+    assert len(record.history) == 6
+    assert record.history[-1]["val_top1"] == record.metrics["top1"]
+    assert record.history[-1]["loss"] < record.history[0]["loss"]
+    assert record.configuration["optim"]["optimizer"] == "sgd"
+    assert record.data["source"] == "digits"
+    assert record.data["train"]["count"] == 320
+    assert record.preprocessing.shape == (1, 8, 8)
+    assert set(record.versions) >= {"python", "torch", "krl"}
+    assert list((run.path / "events").glob("events.out.tfevents.*"))
+    assert not (run.path / "checkpoint").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    first, again = (fit(config(tmp_path / name)).record.weights_sha256 for name in ("a", "b"))
+    other = fit(config(tmp_path / "c", loop=LoopConfig(2, 64, seed=1, device="cpu", precision="fp32")))
+    assert first == again != other.record.weights_sha256
+
+
+def test_resumed_between_epochs_and_steps_is_as_if_never_stopped(tmp_path: Path) -> None:
+    optim = OptimConfig(ema=0.9, clip_norm=1.0, label_smoothing=0.1)
+    whole = fit(config(tmp_path / "whole", optim=optim)).record
+
+    stopped = config(
+        tmp_path / "stopped",
+        optim=optim,
+        loop=LoopConfig(2, 64, device="cpu", precision="fp32", checkpoint_minutes=0.0),
+    )
+    with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
+        fit(stopped)
+    assert saves[-1] not in (0, 5)  # stopped in mid-epoch
+    with pytest.raises(RunError, match="not finished; continue it with the same command and --resume"):
+        Run.open(stopped.out)
+    resumed = fit(replace(stopped, resume=True)).record
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert [entry["loss"] for entry in resumed.history[1:]] == [entry["loss"] for entry in whole.history[1:]]
+
+
+def _command(out: Path, *more: str) -> list[str]:
+    options = ["--model", "resnet20", "--data", "digits", "--epochs", "8", "--batch-size", "32"]
+    options += ["--precision", "fp32", "--checkpoint-minutes", "0.002"]
+    return [
+        sys.executable,
+        "-m",
+        "krl_train",
+        "fit",
+        *options,
+        "--out",
+        str(out),
+        "--checkpoint-minutes",
+        "0.002",
+        *more,
+    ]
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(_command(tmp_path / "whole"), check=True, env=env, capture_output=True)
+    kills = 0
+    for attempt in range(3):
+        more = ("--resume",) if attempt else ()
+        process = subprocess.Popen(
+            _command(tmp_path / "killed", *more), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        checkpoint = tmp_path / "killed" / CHECKPOINT
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+                time.sleep(0.2 + 0.1 * attempt)  # somewhere between two checkpoints
+                break
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    done = subprocess.run(_command(tmp_path / "killed", "--resume"), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at epoch" in done.stderr
+    first, second = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_gloo(tmp_path: Path) -> None:
+    folder = make_split_folder(tmp_path / "data", count=64)
+    options = [
+        "--model",
+        "dscnn-0.25",
+        "--data",
+        str(folder),
+        "--epochs",
+        "10",
+        "--batch-size",
+        "16",
+        "--device",
+        "cpu",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "krl_train", "fit"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "run"
+    done = subprocess.run([*command, *options, "--out", str(out), "--json"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = Run.open(out).record
+    assert record.metrics["count"] == 128  # each picture once, though each process saw half of them
+    assert record.metrics["top1"] > 0.9
+    assert json.loads(done.stdout)["top1"] == record.metrics["top1"]  # printed by one process alone
+
+
+def test_processes_share_the_pictures_that_one_would_see() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8)).astype(np.uint8)
+    data = PixelSet(pixels, [0] * 40)
+    augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(8, 8), flip=True, seed=0)
+    stream = BatchStream(data, augmentation, 16, seed=0)
+    cpu = torch.device("cpu")
+    alone = list(stream.epoch(1, 0, Placement(cpu)))
+    halves = [list(stream.epoch(1, 0, Placement(cpu, rank, 2))) for rank in range(2)]
+    assert len(alone) == stream.steps == 2
+    for step, batch in enumerate(alone):
+        for rank in range(2):
+            assert torch.equal(batch.pixels[rank::2], halves[rank][step].pixels)
+    seen = torch.cat([batch.indices for batch in alone])
+    assert len(set(seen.tolist())) == 32
+    later = list(stream.epoch(1, 1, Placement(cpu)))
+    assert torch.equal(later[0].pixels, alone[1].pixels)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    bad = config(
+        tmp_path / "run",
+        optim=OptimConfig(lr=1e18, warmup=0.0),
+        loop=LoopConfig(30, 64, device="cpu", precision="fp32"),
+    )
+    with pytest.raises(TrainingError, match=r"not (a )?finite number"):
+        fit(bad)
+    saved = tmp_path / "run" / CHECKPOINT
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)["learners"]["model"]["module"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_a_loss_that_turns_bad_later_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from krl_train.tasks import Supervised
+
+    real = Supervised.forward
+    calls: list[int] = []
+
+    def poisoned(self, batch):
+        calls.append(1)
+        parts = real(self, batch)
+        return {"loss": parts["loss"] * float("nan")} if len(calls) > 8 else parts
+
+    monkeypatch.setattr(Supervised, "forward", poisoned)
+    with pytest.raises(TrainingError, match=r"epoch 2, step 4; the last good checkpoint stays in .*--lr"):
+        fit(config(tmp_path / "run"))
+    monkeypatch.setattr(Supervised, "forward", real)
+    resumed = fit(config(tmp_path / "run", resume=True)).record
+    assert resumed.weights_sha256 == fit(config(tmp_path / "clean")).record.weights_sha256
+
+
+def test_a_run_that_never_started_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UsageError("refused")
+
+    monkeypatch.setattr("krl_train.training.fit.ClassificationTask", fail)
+    with pytest.raises(UsageError, match="refused"):
+        fit(config(tmp_path / "run"))
+    assert (tmp_path / "run" / RECORD).exists()
+    monkeypatch.undo()
+    assert fit(config(tmp_path / "run")).record.metrics
+
+
+def test_out_folders_are_not_lost(tmp_path: Path) -> None:
+    fit(config(tmp_path / "run"))
+    with pytest.raises(RunError, match=r"exists already; continue it with --resume, or replace it with --overwrite"):
+        fit(config(tmp_path / "run"))
+    finished = fit(config(tmp_path / "run", resume=True))
+    assert finished.record.metrics
+    with pytest.raises(RunError, match=r"cannot be resumed.*epochs was 2, now 3"):
+        fit(config(tmp_path / "run", resume=True, loop=LoopConfig(3, 64, device="cpu", precision="fp32")))
+    with pytest.raises(UsageError, match="exclude each other"):
+        fit(config(tmp_path / "run", resume=True, overwrite=True))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is not a run"):
+        fit(config(tmp_path / "mine", overwrite=True))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert fit(config(tmp_path / "run", overwrite=True)).record.weights_sha256
+
+
+def test_fine_tuning_starts_from_another_run(tmp_path: Path) -> None:
+    fit(config(tmp_path / "base"))
+    untouched = LoopConfig(1, 64, device="cpu", precision="fp32")
+    tuned = fit(config(tmp_path / "tuned", init=tmp_path / "base", loop=untouched, optim=OptimConfig(lr=1e-12)))
+    base = Run.open(tmp_path / "base")
+    assert tuned.record.parent["weights_sha256"] == base.record.weights_sha256
+    first, second = base.state(), tuned.state()
+    assert torch.allclose(first["conv1.weight"], second["conv1.weight"], atol=1e-6)
+
+    grey = tmp_path / "data"
+    for name in ("a", "b", "c"):
+        (grey / name).mkdir(parents=True)
+        for index in range(20):
+            Image.new("L", (8, 8), index * 10).save(grey / name / f"{index}.png")
+    other = fit(config(tmp_path / "other", data=str(grey), init=tmp_path / "base"))
+    assert other.state()["linear.weight"].shape[0] == 3  # a new last layer for other labels
+    with pytest.raises(RunError, match="do not fit the network"):
+        fit(config(tmp_path / "wrong", init=tmp_path / "base", model="dscnn-0.25"))
+
+
+def test_learning_rate_follows_the_published_schedules() -> None:
+    steps = 2400
+    multistep = OptimConfig(schedule="multistep", warmup=0.0)
+    factors = [learning_rate_factor(multistep, step, steps) for step in (0, 1499, 1500, 1800, 2100, 2399)]
+    np.testing.assert_allclose(factors, [1, 1, 0.1, 0.01, 0.001, 0.001])
+    cosine = OptimConfig(warmup=0.1)
+    assert learning_rate_factor(cosine, 0, 100) == pytest.approx(1 / 11)
+    assert learning_rate_factor(cosine, 10, 100) == pytest.approx(1)
+    assert learning_rate_factor(cosine, 55, 100) == pytest.approx(0.5)
+    assert learning_rate_factor(cosine, 100, 100) == pytest.approx(0)
+    assert learning_rate_factor(OptimConfig(schedule="constant", warmup=0.0), 77, 100) == 1
+
+
+def test_optimisers_take_what_was_asked_for() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
+    sgd = build_optimizer(OptimConfig(), weights, batch_size=256)
+    assert sgd.param_groups[0]["lr"] == pytest.approx(0.2)
+    assert len(sgd.param_groups[0]["params"]) == 1
+    adamw = build_optimizer(OptimConfig(optimizer="adamw", lr=3e-4, weight_decay=0.05), weights, 128)
+    assert (type(adamw).__name__, adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (
+        "AdamW",
+        3e-4,
+        0.05,
+    )
+
+
+def test_mixed_precision_trains_where_it_is_asked_for(tmp_path: Path) -> None:
+    run = fit(config(tmp_path / "run", loop=LoopConfig(4, 32, device="cpu", precision="bf16")))
+    assert run.record.metrics["top1"] > 0.5
+    assert all(value.dtype in (torch.float32, torch.int64) for value in run.state().values())
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        fit(config(tmp_path / "half", loop=LoopConfig(1, 32, device="cpu", precision="fp16")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu_is_said() -> None:
+    with pytest.raises(UsageError, match="sees no CUDA device"):
+        resolve_device("cuda")
+
+
+@pytest.fixture(scope="class")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(config(tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture
+def copy(run: Run, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+def test_round_trip(run: Run) -> None:
+    again = Run.open(run.path)
+    assert again.record.to_bytes() == run.record.to_bytes()
+    assert not again.network().training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.update(schema_version=99), "schema version 99; this krl reads version 1"),
+        (lambda values: values.update(kind="other"), "not the record of a krl run"),
+        (lambda values: values.update(surprise=1), r"unknown keys \['surprise'\]"),
+        (lambda values: values.pop("labels"), "not the record of a krl run"),
+        (lambda values: values["preprocessing"].update(channels=2), "channels is 2"),
+        (lambda values: values["model"].update(name="resnet20"), "do not fit resnet20"),
+    ],
+)
+def test_a_wrong_record_is_refused(copy: Path, change, message: str) -> None:
+    values = json.loads((copy / RECORD).read_text())
+    change(values)
+    (copy / RECORD).write_text(json.dumps(values))
+    with pytest.raises(RunError, match=message):
+        Run.open(copy).network()
+
+
+def test_a_flipped_byte_is_found(copy: Path) -> None:
+    data = bytearray((copy / WEIGHTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / WEIGHTS).write_bytes(data)
+    with pytest.raises(RunError, match="damaged or was changed"):
+        Run.open(copy)
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(RunError, match="is missing"):
+        Run.open(copy)
+    (copy / RECORD).write_bytes(b"\xff{")
+    with pytest.raises(RunError, match="not valid JSON"):
+        Run.open(copy)
+
+
+def test_places_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        Run.open(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="holds no run"):
+        Run.open(tmp_path)
+
+
+def test_weights_that_are_not_numbers_are_neither_written_nor_read(run: Run, tmp_path: Path) -> None:
+    state = {**run.state(), "conv1.bias": torch.tensor([float("nan")])}
+    with pytest.raises(ModelError, match=r"not finite numbers: conv1\.bias"):
+        Run.write(tmp_path / "nan", run.record, state)
+    assert not (tmp_path / "nan" / WEIGHTS).exists()

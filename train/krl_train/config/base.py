@@ -1,0 +1,322 @@
+"""Options of the commands of ``krl-train``, and the sections that commands share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from krl_runtime.errors import UsageError
+from krl_runtime.images.folders import OnBadImage
+
+from .tasks import GenerationConfig, KnowledgeConfig, RestorationConfig, StyleConfig, SyntheticConfig, TranslationConfig
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FitConfig",
+    "GeneratorScoreConfig",
+    "ImportConfig",
+    "InputConfig",
+    "LoopConfig",
+    "OptimConfig",
+    "OutOption",
+    "TrainingConfig",
+    "UnpackConfig",
+    "to_plain",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures."""
+
+    data: str | None = None
+    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder: train/CLASS/* and val/CLASS/*, or
+    CLASS/*."""
+    data_root: Path = Path("data")
+    """Where torchvision's data sets lie, or are put with --download."""
+    download: bool = False
+    """Download a named data set that is not there."""
+    val_fraction: float = 0.2
+    """Share of the pictures held out where the data is not split already; chosen by each picture's hash."""
+    on_bad_image: OnBadImage = "refuse"
+    """Files that are not readable pictures: refuse the data set, or name and skip them."""
+    limit: int | None = None
+    """Train on this many pictures at most, the same number of each class."""
+    val_limit: int | None = None
+    """Evaluate on this many pictures at most, the same number of each class."""
+    val_data: Path | None = None
+    """Restoration: a folder of pictures to validate on, all of --data then being for training."""
+    memory_limit_mb: int = 4096
+    """Decoded pictures beyond this are read from disk again in each epoch."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.val_fraction < 1:
+            raise UsageError(f"--val-fraction is {self.val_fraction}; accepted: between 0 and 1")
+        for name in ("limit", "val_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How a picture becomes the network's input; what is left out follows from the network and the data."""
+
+    size: tuple[int, ...] | None = None
+    """Side of the input in pixels, or height and width."""
+    channels: int | None = None
+    """1 (grey) or 3 (RGB)."""
+    resize: str | None = None
+    """crop keeps proportions and cuts the centre out (the default), stretch ignores them."""
+    crop_fraction: float | None = None
+    """Share of the scaled picture that the centre crop keeps: 1 up to 64 pixels, 0.875 above."""
+    interpolation: str | None = None
+    """Filter of the resizing: nearest, bilinear (the default), bicubic or lanczos."""
+    decode_tolerance: float | None = None
+    """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
+    to 255. The device decodes alike."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, 0 to 1: measured on the training pictures, or ImageNet's for pretrained weights."""
+    std: tuple[float, ...] | None = None
+    """Per channel, 0 to 1: measured on the training pictures, or ImageNet's for pretrained weights."""
+
+    def __post_init__(self) -> None:
+        """Check what ``Preprocessing`` cannot."""
+        if self.size is not None and len(self.size) not in (1, 2):
+            raise UsageError(f"--size has {len(self.size)} numbers; accepted: one side, or height and width")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random views for training; each depends on the seed, the picture and the epoch alone."""
+
+    augment: bool = True
+    """Whether to augment at all."""
+    flip: Literal["auto", "horizontal", "none"] = "auto"
+    """Mirror half of the pictures, or none; auto mirrors all but digits and other signs."""
+    crop_padding: int | None = None
+    """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
+    rotate: float = 0.0
+    """Rotate by up to this many degrees to either side."""
+    zoom: float = 1.0
+    """Magnify by up to this factor, 1 or more."""
+    mixup: float = 0.0
+    """Mix each view with another of its batch, by a share drawn from Beta(mixup, mixup); 0 is off."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.zoom < 1:
+            raise UsageError(f"--zoom is {self.zoom}; accepted: 1 or more")
+        if self.mixup < 0:
+            raise UsageError(f"--mixup is {self.mixup}; accepted: 0 or more")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise UsageError(f"--crop-padding is {self.crop_padding}; accepted: 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights are moved."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW; restoration takes AdamW always."""
+    lr: float | None = None
+    """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128; 0.001 for restoration."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay, on all parameters as in the published protocols."""
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    """Shares of the training after which multistep divides the learning rate by ten."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises from 0."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy, 0 to below 1."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off. In a short
+    training it is 1 - 5 / steps at most."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(f"--lr is {self.lr}; accepted: above 0")
+        for name in ("warmup", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 to below 1")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how large, on what."""
+
+    epochs: int = 30
+    """Passes over the training pictures."""
+    batch_size: int = 128
+    """Pictures in one step, over all processes together."""
+    seed: int = 0
+    """Seed of everything that is random."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    channels_last: bool = True
+    """Memory layout of the pictures; faster on most hardware."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between checkpoints; there is one after each epoch in any case."""
+    evaluate_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 1 or more")
+
+
+OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What all commands that train a classifier share."""
+
+    out: OutOption
+    """The run's folder."""
+    resume: bool = False
+    """Continue the interrupted run in --out."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TrainingConfig):
+    """Options of ``krl-train fit``."""
+
+    task: Literal["classification", "gan", "vae", "restoration", "translation", "style"] = "classification"
+    """What is trained."""
+    model: str
+    """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME. gan,
+    vae: dcgan-W, resgan-W, dsgan-W with W channels, or mlp-H1-H2."""
+    pretrained: bool = False
+    """Start from published ImageNet weights; downloads them unless they are in the cache."""
+    init: Path | None = None
+    """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    restoration: RestorationConfig = field(default_factory=RestorationConfig)
+    translation: TranslationConfig = field(default_factory=TranslationConfig)
+    style: StyleConfig = field(default_factory=StyleConfig)
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass(frozen=True)
+class GeneratorScoreConfig:
+    """What is measured of a generator; nothing is downloaded."""
+
+    features: Path | None = None
+    """Run of a classifier, on whose features FID, KID, precision, recall, density and coverage are measured."""
+    score_samples: int = 5000
+    """Generated pictures, and real ones at most."""
+    against: Path | None = None
+    """Run of another generator (the teacher, or what a bundle was exported from): PSNR and SSIM of what both make of
+    the same latents and conditions."""
+    train_on_synthetic: str | None = None
+    """Classifier by name that is trained on generated pictures alone and measured on the real ones; for generators with
+    --condition labels."""
+    synthetic_epochs: int = 5
+    """Passes of that training over --score-samples generated pictures."""
+    variant: Literal["fp32", "fp16", "int8"] | None = None
+    """Of a bundle: which variant; what the bundle names for the device by default."""
+    backend: Literal["tensorrt", "cuda", "openvino-bf16", "openvino", "cpu"] | None = None
+    """Of a bundle: where to begin to look for a backend, as krl-runtime does."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.score_samples < 64:
+            raise UsageError(f"--score-samples is {self.score_samples}; accepted: 64 or more")
+        if self.synthetic_epochs < 1:
+            raise UsageError(f"--synthetic-epochs is {self.synthetic_epochs}; accepted: 1 or more")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Options of ``krl-train evaluate``."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or the bundle of a generator, which is measured as a device runs it."""
+    split: Literal["auto", "train", "val", "all"] = "auto"
+    """auto: val where the data is split or was trained on, all pictures of any other folder."""
+    batch_size: int = 256
+    """Pictures in one step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    generator: GeneratorScoreConfig = field(default_factory=GeneratorScoreConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Options of ``krl-train import``."""
+
+    weights: Path
+    """The foreign file: .pth, .pt, .th, .ckpt (read without executing anything in it), .safetensors, or for style-WIDTH
+    .npz."""
+    model: str
+    """The network that the weights belong to, by krl's name."""
+    out: OutOption
+    """The run's folder."""
+    split: Literal["auto", "train", "val", "all"] = "auto"
+    """What to measure the weights on."""
+    latent: int | None = None
+    """Length of a generator's latent."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+
+
+@dataclass(frozen=True)
+class UnpackConfig:
+    """Options of ``krl-train unpack``."""
+
+    out: OutOption
+    """The folder to make."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain JSON types, for ``run.json``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    result: dict[str, Any] = plain(asdict(config))
+    return result

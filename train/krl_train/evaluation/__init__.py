@@ -1,0 +1,1 @@
+"""Measuring a run, or a generator's bundle, on data."""

@@ -1,0 +1,240 @@
+"""``krl-train evaluate`` on a generator's run or bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from krl_runtime.errors import DataError, RunError, UsageError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.conditioning import Conditions, read_conditions
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    GeneratorScoreConfig,
+    KnowledgeConfig,
+    LoopConfig,
+    OptimConfig,
+)
+from krl_train.data import Augmentation, PixelSet, Source, open_source
+from krl_train.loop import BatchStream, Trainer, resolve_device
+from krl_train.metrics.generation import frechet_distance, same_latent
+from krl_train.metrics.scoring import real_pixels, score_against
+from krl_train.models.generators import Generator
+from krl_train.models.sampling import PictureSource, generate_pixels, sample_latents
+from krl_train.placement import Placement
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.tasks import ClassificationTask, Supervised
+
+if TYPE_CHECKING:
+    from .deployed import DeployedGenerator
+
+__all__ = ["GeneratorData", "evaluate_generator", "open_generator", "read_data"]
+
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class GeneratorData:
+    """What a generator was trained on, or is measured on.
+
+    Attributes:
+        source: The data set.
+        train: Training pictures.
+        val: Validation pictures.
+        conditions: Of the training pictures; ``None`` for a generator without conditions.
+        preprocessing: How the pictures were read.
+    """
+
+    source: Source
+    train: PixelSet
+    val: PixelSet
+    conditions: Conditions | None
+    preprocessing: Preprocessing
+
+
+def open_generator(path: Path) -> tuple[Run, Generator]:
+    """Open a generator's run.
+
+    Returns:
+        The run, and the generator in eval mode on the CPU.
+
+    Raises:
+        RunError: It is missing, damaged, or not a generator's.
+    """
+    run = Run.open(path)
+    return run, _generator_of(run)
+
+
+def _generator_of(run: Run) -> Generator:
+    generator = run.module()
+    if not isinstance(generator, Generator):
+        raise RunError(f"run {run.path} is of the task {run.record.task!r}; a generator is needed here")
+    return generator
+
+
+def read_data(record: RunRecord, config: DataConfig) -> GeneratorData:
+    """Read the pictures that go with a generator: those that ``config`` names, else those that it was trained on.
+
+    Raises:
+        UsageError: Neither names any.
+        DataError: They cannot be read, or have not the conditions that the generator was trained on.
+    """
+    there = record.data
+    if config.data is None and "source" not in there:
+        raise UsageError("no data is known: the generator is a bundle, or its weights were imported; give --data")
+    if config.data is None:
+        root = Path(there["root"])
+        config = replace(config, data=there["source"], data_root=root, val_fraction=there["val_fraction"])
+    source = open_source(config, classes=bool(record.labels))
+    train = source.read("train", record.preprocessing, limit=config.limit)
+    val = source.read("val", record.preprocessing, limit=config.val_limit)
+    return GeneratorData(source, train, val, _conditions(record, source, train), record.preprocessing)
+
+
+def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Conditions | None:
+    settings = record.model.arguments.get("condition")
+    if settings is None:
+        return None
+    kept = {name: value for name, value in record.data["conditions"].items() if name != "sha256"}
+    file = kept.pop("condition_file")
+    knowledge = KnowledgeConfig(**kept, condition_file=None if file is None else Path(file))
+    conditions = read_conditions(knowledge, source, train, seed=record.seed)
+    untrained = settings.get("untrained", [])  # they come after the words of the descriptions
+    trained = [word for word in settings["vocabulary"] if word not in untrained]
+    if conditions is None or list(conditions.settings["vocabulary"]) != trained:
+        raise DataError(
+            f"{source.name} has not the {settings['kind']} that the generator was trained on; give the same data"
+        )
+    return replace(conditions, settings=settings)
+
+
+def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a generator: a run's, or a bundle's as a device runs it.
+
+    Args:
+        run: The run; ``None`` where ``config.run`` is a bundle.
+        config: What is measured.
+
+    Returns:
+        ``run``, ``samples``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and as asked for:
+        with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between real training and
+        real validation pictures) and ``features`` (which classifier); with ``against`` what ``same_latent`` returns;
+        with ``train_on_synthetic`` ``synthetic_top1``.
+
+    Raises:
+        KrlError: A run, the bundle or the data cannot be used, or nothing is asked for.
+    """
+    options = config.generator
+    if options.features is None and options.against is None and options.train_on_synthetic is None:
+        raise UsageError(
+            "nothing to measure; give --features CLASSIFIER, --against GENERATOR or --train-on-synthetic MODEL"
+        )
+    device = resolve_device(config.device)
+    against = None if options.against is None else open_generator(options.against)
+    if run is None:
+        generator, record, described = _deployed(config, None if against is None else against[0].record)
+    else:
+        made = _generator_of(run).to(device)
+        generator, record = made, run.record
+        described = {"parameters": sum(parameter.numel() for parameter in made.parameters())}
+    needs_data = bool(options.features or options.train_on_synthetic or generator.condition)
+    data = read_data(record, config.data) if needs_data else None
+    result: dict[str, Any] = {"run": str(config.run), "samples": options.score_samples, **described}
+    if data is not None:
+        result["data"] = data.source.name
+    if options.features is not None and data is not None:
+        result |= _score(generator, data, options, device)
+    if against is not None:
+        result |= {"against": str(options.against), **_compare(generator, against[1].to(device), data, options)}
+    if options.train_on_synthetic is not None and data is not None:
+        result["synthetic_top1"] = _train_on_synthetic(generator, data, options, config.device)
+    return result
+
+
+def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[PictureSource, RunRecord, Mapping[str, Any]]:
+    """Return a bundle's generator, the record of its training or what stands for it, and what the report says of it.
+
+    Args:
+        config: Names the bundle.
+        trained: The record of the run that it is measured against, if any: that knows data and conditions.
+    """
+    from .deployed import DeployedGenerator
+
+    options = config.generator
+    deployed = DeployedGenerator(config.run, options.variant, options.backend)
+    backend = deployed.pipeline.backend
+    described = {"variant": backend.variant, "backend": backend.reason}
+    if trained is not None:
+        known = trained.model.arguments.get("condition") or {}
+        if list(known.get("vocabulary", ())) != list((deployed.condition or {}).get("vocabulary", ())):
+            raise UsageError(f"{config.run} and {options.against} have not the same conditions")
+        return deployed, trained, described
+    if deployed.condition is not None:
+        raise UsageError(f"{config.run} names no data for its conditions; give --against, the run it was exported from")
+    return deployed, _record_of(deployed), described
+
+
+def _record_of(deployed: DeployedGenerator) -> RunRecord:
+    """Return what a bundle knows of its generator's training: how its pictures look."""
+    manifest = deployed.pipeline.bundle.manifest
+    preprocessing = manifest.preprocessing
+    spec = ModelSpec(manifest.name, 0, preprocessing.channels, {"latent": deployed.latent_size})
+    return RunRecord("generation", spec, preprocessing, manifest.labels, "", {}, seed=0, data={})
+
+
+def _score(
+    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
+) -> dict[str, Any]:
+    assert options.features is not None  # noqa: S101  for the type checker
+    tokens = None if data.conditions is None else data.conditions.tokens
+    score = score_against(options.features, data.val, options.score_samples, device, generator.condition, tokens)
+    training = score.classifier.statistics(real_pixels(data.train, len(score.real.features))[0])
+    return {
+        **score(generator, Placement(device)),
+        "fid_floor": round(frechet_distance(score.real.features, training.features), 6),
+        "real": len(score.real.features),
+        "features": score.classifier.describe(),
+    }
+
+
+def _compare(
+    generator: PictureSource, teacher: Generator, data: GeneratorData | None, options: GeneratorScoreConfig
+) -> Mapping[str, Any]:
+    latents = sample_latents(options.score_samples, generator.latent_size, _SEED)
+    tokens = None
+    if data is not None and data.conditions is not None:
+        there = data.conditions.tokens
+        tokens = there[torch.arange(len(latents)) * len(there) // len(latents)]
+    return same_latent(generator, teacher, latents, tokens)
+
+
+def _train_on_synthetic(
+    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: str
+) -> float:
+    """Train a classifier on generated pictures, as many of each class, and return its top-1 on the real ones."""
+    condition = generator.condition
+    if condition is None or condition["kind"] != "labels":
+        raise UsageError("--train-on-synthetic needs a generator that was trained with --condition labels")
+    labels, count = data.source.labels, options.score_samples
+    classes = torch.arange(count) % len(labels)
+    latents = sample_latents(count, generator.latent_size, _SEED)
+    pixels = generate_pixels(generator, latents, classes[:, None])
+    train = PixelSet(pixels.numpy(), classes.tolist())
+    preprocessing = generator.preprocessing
+    assert options.train_on_synthetic is not None  # noqa: S101  for the type checker
+    torch.manual_seed(_SEED)
+    network = ModelSpec(options.train_on_synthetic, len(labels), preprocessing.channels).build(preprocessing)
+    loop = LoopConfig(epochs=options.synthetic_epochs, evaluate_every=options.synthetic_epochs, device=device)  # type: ignore[arg-type]
+    augmentation = Augmentation.resolve(AugmentConfig(), preprocessing, flip=data.source.flip, seed=_SEED)
+    stream = BatchStream(train, augmentation, loop.batch_size, _SEED)
+    steps = loop.epochs * stream.steps
+    task = ClassificationTask(
+        Supervised(network), OptimConfig(), steps=steps, batch_size=loop.batch_size, val=data.val, labels=labels
+    )
+    return float(Trainer(loop, task, stream, None).fit()["top1"])

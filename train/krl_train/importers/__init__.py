@@ -1,0 +1,1 @@
+"""Third-party weights: read without executing anything in them, matched to a network, and measured."""

@@ -1,0 +1,191 @@
+"""Foreign weights: read without executing anything in them, matched to a network of krl's, and measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krl_runtime.errors import ModelError
+from krl_runtime.files import sha256_file
+from krl_train.config import ImportConfig, to_plain
+from krl_train.data import open_source, preprocessing_for
+from krl_train.evaluation.evaluate import evaluate_run, pick_split
+from krl_train.models import Network, build_model
+from krl_train.models.generators import Generator, is_generator
+from krl_train.models.restorers import Restorer
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.training.fit import network_size, prepare_out
+
+__all__ = ["import_weights", "match_weights", "read_weights", "write_import"]
+
+_log = logging.getLogger("krl")
+
+_MAX_BYTES = 8 * 2**30
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
+_PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights.
+
+    Args:
+        path: ``.safetensors``, or anything that ``torch.load(weights_only=True)`` reads.
+
+    Returns:
+        Tensors by name, on the CPU; containers such as ``{"state_dict": …}`` are opened.
+
+    Raises:
+        ModelError: It is missing, not a file of weights, or would execute code.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights {path}: no such file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ModelError(f"weights {path} have {path.stat().st_size} bytes; at most {_MAX_BYTES} are accepted")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load and safetensors raise many types on damaged or hostile files
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"weights {path} cannot be read as weights alone ({type(error).__name__}: {first}); accepted: safetensors, "
+            "or a state dict saved by torch.save"
+        ) from error
+    return _tensors(content, path)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        raise ModelError(f"weights {path} hold a {type(content).__name__}, not tensors by name")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError(f"weights {path} hold no tensors; their entries are {sorted(map(str, content))[:10]}")
+    return tensors
+
+
+def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    """Load foreign tensors into a network, with and without prefixes such as ``module.``.
+
+    Args:
+        tensors: By the foreign names.
+        model: The network.
+        where: The file, for messages.
+
+    Raises:
+        ModelError: Names or shapes do not match, or a value is not a finite number; the message lists which.
+    """
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    candidates = [_strip(tensors, prefix) for prefix in ("", *_PREFIXES)]
+    candidates += [_strip(_strip(tensors, "module."), prefix) for prefix in _PREFIXES[1:]]
+    best = max(candidates, key=lambda candidate: len(set(candidate) & set(state)))
+    missing = sorted(set(state) - set(best))
+    extra = sorted(name for name in set(best) - set(state) if not name.endswith("num_batches_tracked"))
+    shapes = [
+        f"{name} is {list(best[name].shape)}, expected {list(state[name].shape)}"
+        for name in state
+        if name in best and best[name].shape != state[name].shape
+    ]
+    problems = [
+        f"{len(items)} {what}: {', '.join(items[:5])}"
+        for what, items in (("missing", missing), ("not known to the network", extra), ("of another shape", shapes))
+        if items
+    ]
+    if problems:
+        raise ModelError(
+            f"{where} does not fit the network: {'; '.join(problems)}. Check --model, the number of classes in --data "
+            "or --labels, and --channels"
+        )
+    bad = [name for name in state if not torch.isfinite(best[name].float()).all()]
+    if bad:
+        raise ModelError(f"{where}: {len(bad)} tensors have values that are not finite numbers: {', '.join(bad[:5])}")
+    model.load_state_dict({name: best[name] for name in state}, strict=False)
+
+
+def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def import_weights(config: ImportConfig) -> Run:
+    """Turn foreign weights into a run, and measure them if there is data.
+
+    Raises:
+        KrlError: The weights do not fit the network, or the data cannot be used.
+    """
+    if is_generator(config.model):
+        from .generator import import_generator
+
+        return import_generator(config)
+    if config.model.startswith("style-"):
+        from .style import import_style
+
+        return import_style(config)
+    tensors = read_weights(config.weights)
+    source = open_source(config.data)
+    labels = source.labels
+    if config.input.mean is None or config.input.std is None:
+        _log.warning("--mean and --std are not given; ImageNet's are assumed: check that the weights were trained so")
+    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=True)
+    spec = ModelSpec(config.model, len(labels), preprocessing.channels)
+    network = Network(build_model(spec.name, spec.num_classes, spec.in_channels), preprocessing)
+    match_weights(tensors, network.backbone, f"weights {config.weights}")
+    split = pick_split(source, config.split, trained_on=None)
+    data = source.read(split, preprocessing, limit=config.data.val_limit)
+    metrics = evaluate_run(network, labels, data, config.device)
+    measured = {**metrics, "split": split, **network_size(network)}
+    described = source.describe({"val": data})
+    return write_import(config, "classification", spec, network, measured, data=described, labels=labels)
+
+
+def write_import(
+    config: ImportConfig,
+    task: str,
+    spec: ModelSpec,
+    network: Network | Generator | Restorer,
+    metrics: Mapping[str, Any],
+    *,
+    data: Mapping[str, Any],
+    labels: tuple[str, ...] = (),
+) -> Run:
+    """Write the run of a network that has foreign weights.
+
+    Args:
+        config: Where the weights come from, and where the run goes.
+        task: What the network does.
+        spec: What makes it again.
+        network: With its weights.
+        metrics: What was measured.
+        data: Identity of the data that it was measured on.
+        labels: Class names, where it has any.
+
+    Raises:
+        RunError: There is a run and ``--overwrite`` is not given.
+    """
+    record = RunRecord(
+        task=task,
+        model=spec,
+        preprocessing=network.preprocessing,
+        labels=labels,
+        command="krl-train import",
+        configuration=to_plain(config),
+        seed=0,
+        data=data,
+        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
+        metrics=metrics,
+    )
+    prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
+    return Run.write(config.out, record, network.backbone.state_dict())

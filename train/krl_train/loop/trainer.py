@@ -1,0 +1,373 @@
+"""The one training loop: devices, mixed precision, several processes, logging, checkpoints, resuming.
+
+Everything random follows from the seed, the epoch and the step, so a run that is killed and resumed computes what it
+would have computed, and two processes see the pictures that one would have seen.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from krl_runtime.cli.commandline import progress_bar
+from krl_runtime.errors import RunError, TrainingError, UsageError
+from krl_runtime.files import atomic_path, write_atomic
+from krl_train.config import LoopConfig
+from krl_train.data import Augmentation, PixelSet
+from krl_train.placement import Placement
+from krl_train.tasks.base import Batch, Learner, Stream, Task
+
+__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
+
+CHECKPOINT = Path("checkpoint") / "state.pt"
+
+_log = logging.getLogger("krl")
+_WATCH_EVERY_ON_GPU = 25
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device to use.
+
+    Args:
+        name: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        UsageError: A GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda, but torch sees no CUDA device on this machine; use --device cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _precision(name: str, device: torch.device) -> str:
+    """Return Accelerate's name of the mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``."""
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+    if name != "auto":
+        return {"fp32": "no"}.get(name, name)
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # On a CPU without bfloat16 instructions mixed precision is slower than float32.
+    fast = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in fast) else "no"
+
+
+@contextmanager
+def process_first(device: str) -> Iterator[None]:
+    """Let one of several processes run a block before the others do; a single process just runs it.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, as for the training that follows.
+    """
+    from accelerate import PartialState
+
+    with PartialState(cpu=resolve_device(device).type == "cpu").main_process_first():
+        yield
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the number of whole batches in ``count`` pictures, at least one."""
+    return max(1, count // batch_size)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """The batches of an epoch: shuffled, augmented, each process its share.
+
+    Attributes:
+        data: The training pictures.
+        augmentation: Makes the views.
+        batch_size: Pictures in one step over all processes.
+        seed: Seed of the order.
+        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+    """
+
+    data: PixelSet
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+    views: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in one epoch; pictures that do not fill the last batch are left for other epochs."""
+        return steps_per_epoch(len(self.data), self.batch_size)
+
+    def view(self, epoch: int) -> int:
+        """Return the number of the view that an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
+
+    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[Batch]:
+        """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data))
+        view = self.view(epoch)
+
+        def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
+            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
+            indices = whole[placement.rank :: placement.world]
+            return self.data.pixels(indices), indices
+
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(load, first_step)
+            for step in range(first_step, self.steps):
+                pixels, indices = upcoming.result()
+                if step + 1 < self.steps:
+                    upcoming = pool.submit(load, step + 1)
+                views = self.augmentation(pixels.to(placement.device), indices, view)
+                positions = torch.from_numpy(indices)
+                labels = self.data.labels[positions].to(placement.device)
+                partners, share = None, None
+                if self.augmentation.mixup:
+                    views, share = self.augmentation.mix(views, epoch, step)
+                    partners = labels.roll(1)
+                if placement.channels_last:
+                    views = views.contiguous(memory_format=torch.channels_last)
+                yield Batch(views, labels, positions, view, epoch, partners, share)
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside the learners."""
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Runs a task over a stream of batches.
+
+    Args:
+        config: How long and on what.
+        task: What a step and an evaluation are.
+        stream: The batches.
+        out: The run's folder; ``None`` trains without logs and checkpoints.
+    """
+
+    def __init__(self, config: LoopConfig, task: Task[Any], stream: Stream[Any], out: Path | None) -> None:
+        self.config, self.task, self.stream, self.out = config, task, stream, out
+        self.accelerator = _accelerator(config)
+        world = self.accelerator.num_processes
+        if config.batch_size % world:
+            raise UsageError(f"--batch-size {config.batch_size} cannot be shared by {world} processes; use a multiple")
+        self.placement = Placement(self.accelerator.device, self.accelerator.process_index, world, config.channels_last)
+        for learner in task.learners.values():
+            self._prepare(learner)
+        self.state = _State()
+        self._saved = time.monotonic()
+
+    def _prepare(self, learner: Learner) -> None:
+        if self.config.channels_last:
+            learner.module.to(memory_format=torch.channels_last)
+        if learner.average is not None:
+            learner.average.to(self.accelerator.device)
+        learner.module, learner.optimizer = self.accelerator.prepare(learner.module, learner.optimizer)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, from the checkpoint if one was loaded.
+
+        Returns:
+            The final metrics.
+
+        Raises:
+            TrainingError: The loss is not a finite number; the last good checkpoint stays.
+        """
+        total = self.config.epochs * self.stream.steps
+        done = self.state.epoch * self.stream.steps + self.state.step
+        with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
+            while self.state.epoch < self.config.epochs:
+                entry = self._epoch(advance)
+                self.state.history.append(entry)
+                self.state.epoch, self.state.step = self.state.epoch + 1, 0
+                self.save()
+                events(entry, self._samples(entry))
+                self._report(entry)
+        return self.state.metrics
+
+    def _samples(self, entry: dict[str, Any]) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Write the task's pictures after an evaluation, and return them."""
+        evaluated = entry["epoch"] % self.config.evaluate_every == 0 or entry["epoch"] == self.config.epochs
+        out = self._main(self.out)
+        if out is None or not evaluated:
+            return {}
+        pictures = self.task.samples()
+        for name, picture in pictures.items():
+            encoded = io.BytesIO()
+            Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(encoded, "PNG")
+            write_atomic(out / "samples" / f"{name}-{entry['epoch']:04d}.png", encoded.getvalue())
+        return pictures
+
+    def _main(self, out: Path | None) -> Path | None:
+        return out if self.accelerator.is_main_process else None
+
+    def _epoch(self, advance: Callable[[], None]) -> dict[str, Any]:
+        state, started = self.state, time.monotonic()
+        self.task.begin_epoch(state.epoch)
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for batch in self.stream.epoch(state.epoch, state.step, self.placement):
+            torch.manual_seed(_step_seed(self.config.seed, state.epoch, state.step, self.placement.rank))
+            parts = self.task.step(batch, self._update)
+            sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
+            count += 1
+            state.step += 1
+            last = state.step == self.stream.steps
+            if last or self.placement.device.type == "cpu" or state.step % _WATCH_EVERY_ON_GPU == 0:
+                self._watch(sums)
+            if not last and time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
+                self.save()
+            advance()
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self._learning_rate()}
+        entry |= {name: round(float(value) / count, 6) for name, value in sums.items()} if count else {}
+        final = state.epoch + 1 == self.config.epochs
+        if final or (state.epoch + 1) % self.config.evaluate_every == 0:
+            state.metrics = self.task.evaluate(self.placement)
+            entry |= {f"val_{name}": value for name, value in state.metrics.items() if isinstance(value, float)}
+        entry["seconds"] = round(time.monotonic() - started, 3)
+        state.seconds += entry["seconds"]
+        return entry
+
+    def _watch(self, sums: dict[str, Tensor]) -> None:
+        if not torch.isfinite(sums["loss"]):
+            there = self.out is not None and (self.out / CHECKPOINT).is_file()
+            kept = f"; the last good checkpoint stays in {self.out}" if there else ""
+            raise TrainingError(
+                f"the loss is not a finite number in epoch {self.state.epoch + 1}, step {self.state.step}{kept}. "
+                "Lower --lr, set --clip-norm 1, lengthen --warmup, or use --precision fp32"
+            )
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        learner = self.task.learners[name]
+        learner.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        if learner.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.clip_norm)
+        learner.optimizer.step()
+        learner.schedule.step()
+        if learner.average is not None and learner.average_of is not None:
+            learner.average.update_parameters(learner.average_of)
+
+    def _learning_rate(self) -> float:
+        first = next(iter(self.task.learners.values()))
+        return round(float(first.optimizer.param_groups[0]["lr"]), 8)
+
+    def _report(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            shown = {name: value for name, value in entry.items() if name not in ("epoch", "seconds")}
+            text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            _log.info("epoch %d/%d  %s  %.1f s", entry["epoch"], self.config.epochs, text, entry["seconds"])
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        self._saved = time.monotonic()
+        out = self._main(self.out)
+        if out is None:
+            return
+        learners = {}
+        for name, learner in self.task.learners.items():
+            module = self.accelerator.unwrap_model(learner.module)
+            if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
+                raise TrainingError(f"the weights of {name} are not finite numbers; the last good checkpoint stays")
+            learners[name] = {
+                "module": module.state_dict(),
+                "optimizer": learner.optimizer.state_dict(),
+                "schedule": learner.schedule.state_dict(),
+                "average": learner.average.state_dict() if learner.average is not None else None,
+            }
+        # Through memory: on a full disk torch's own writer fails without saying so.
+        buffer = io.BytesIO()
+        torch.save({"state": vars(self.state), "learners": learners}, buffer)
+        with atomic_path(out / CHECKPOINT) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def resume(self) -> bool:
+        """Load the checkpoint of the run, if there is one.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            RunError: It is damaged or does not fit the task.
+        """
+        if self.out is None or not (self.out / CHECKPOINT).is_file():
+            return False
+        path = self.out / CHECKPOINT
+        try:
+            saved = torch.load(path, map_location=self.placement.device, weights_only=True)
+            for name, learner in self.task.learners.items():
+                values = saved["learners"][name]
+                self.accelerator.unwrap_model(learner.module).load_state_dict(values["module"])
+                learner.optimizer.load_state_dict(values["optimizer"])
+                learner.schedule.load_state_dict(values["schedule"])
+                if learner.average is not None:
+                    learner.average.load_state_dict(values["average"])
+            self.state = _State(**saved["state"])
+        except Exception as error:  # torch.load raises many types on damaged files
+            raise RunError(f"checkpoint {path} cannot be used ({error}); start again with --overwrite") from error
+        return True
+
+
+def _accelerator(config: LoopConfig) -> Any:
+    import torch.distributed
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    device = resolve_device(config.device)
+    # Accelerate keeps its settings for the process; a second training may have others.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=_precision(config.precision, device),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0]) % 2**63
+
+
+class _Events:
+    """TensorBoard's event file of a run, as a context manager; yields a function of a history entry and pictures."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out = out
+        self._writer: Any = None
+
+    def __enter__(self) -> Callable[[dict[str, Any], Mapping[str, npt.NDArray[np.uint8]]], None]:
+        if self._out is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._out / "events"))
+        return self._write
+
+    def _write(self, entry: dict[str, Any], pictures: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        if self._writer is None:
+            return
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, entry["epoch"], dataformats="HWC")
+        for name, value in entry.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self._writer.add_scalar(name.replace("val_", "val/"), value, entry["epoch"])
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,83 @@
+"""Channels of an activation brought to like magnitudes before scales are learned, which changes nothing but rounding.
+
+An activation has one INT8 scale for all of its channels, and training does not find its way out where one loud channel
+leaves a few levels to the others. Where only a ReLU stands between two convolutions, a channel can be divided by a
+factor in the weights of the first and multiplied by it in those of the second (Nagel et al., 2019,
+https://arxiv.org/abs/1906.04721); ``krl-deploy quantize`` does the same to a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .quantizers import Quantiser
+
+__all__ = ["equalise"]
+
+_LOUD = 4.0
+_LARGEST = 1e3
+_RECTIFIERS = (F.relu, torch.relu)
+
+
+@torch.no_grad()
+def equalise(graph: fx.GraphModule) -> int:
+    """Scale the weights around each activation of which one channel is much louder than the median one.
+
+    Args:
+        graph: With quantisers that have seen real inputs; what they have seen is scaled as well.
+
+    Returns:
+        How many activations were equalised.
+    """
+    count = 0
+    for node in graph.graph.nodes:
+        quantiser = _module(graph, node)
+        between = _convolutions(graph, node) if isinstance(quantiser, Quantiser) else None
+        if not isinstance(quantiser, Quantiser) or between is None or quantiser.largest.ndim != 1:
+            continue
+        before, after = between
+        alive = quantiser.largest > 0
+        if not alive.any() or quantiser.largest.max() <= _LOUD * quantiser.largest[alive].median():
+            continue
+        factor = _factor(quantiser.largest, after)
+        rows = factor.reshape(-1, 1, 1, 1)
+        before.weight.div_(rows)
+        if before.bias is not None:
+            before.bias.div_(factor)
+        after.weight.mul_(rows if after.groups > 1 else factor.reshape(1, -1, 1, 1))
+        quantiser.largest.div_(factor)
+        count += 1
+    return count
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _convolutions(graph: fx.GraphModule, quantiser: fx.Node) -> tuple[nn.Conv2d, nn.Conv2d] | None:
+    """Return the convolutions before and behind a quantiser, if nothing else reads what stands between them."""
+    source = quantiser.args[0]
+    if isinstance(source, fx.Node) and (source.target in _RECTIFIERS or isinstance(_module(graph, source), nn.ReLU)):
+        if len(source.users) != 1:
+            return None
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or len(source.users) != 1 or len(quantiser.users) != 1:
+        return None
+    before, after = _module(graph, source), _module(graph, next(iter(quantiser.users)))
+    if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
+        return None
+    plain = after.groups == 1 or after.groups == after.in_channels == after.out_channels
+    return (before, after) if plain else None
+
+
+def _factor(largest: Tensor, after: nn.Conv2d) -> Tensor:
+    """Return what to divide each channel by; a channel without signal keeps its factor of 1."""
+    reading = torch.ones_like(largest) if after.groups > 1 else after.weight.abs().amax((0, 2, 3))
+    alive = (largest > 0) & (reading > 0)
+    ratio = largest[alive] / reading[alive]
+    ratio = ratio if after.groups > 1 else ratio.sqrt()
+    factor = torch.ones_like(largest)
+    factor[alive] = (ratio / ratio.log().mean().exp()).clamp(1 / _LARGEST, _LARGEST)
+    return factor

@@ -1,0 +1,67 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from krl_train.config import OptimConfig
+
+__all__ = ["build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
+
+_REFERENCE_BATCH = 128
+_DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+    """Build the optimiser.
+
+    Args:
+        config: What the user asked for; without a learning rate the default grows with the batch size
+            (https://arxiv.org/abs/1706.02677).
+        parameters: What to train; those that need no gradient are left out.
+        batch_size: Pictures in one step over all processes.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    lr = config.lr if config.lr is not None else default_learning_rate(config, batch_size)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(trained, lr=lr, weight_decay=config.weight_decay)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(
+        trained, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay
+    )
+
+
+def default_learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """Return the peak learning rate where the user gives none."""
+    return _DEFAULT_LR[config.optimizer] * batch_size / _REFERENCE_BATCH
+
+
+def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """Build the schedule, which is to be stepped after each of ``steps`` optimisation steps."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, steps))
+
+
+def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at one step.
+
+    Linear warm-up, then half a cosine down to 0 (https://arxiv.org/abs/1608.03983), or steps of a tenth, or constant.
+
+    Args:
+        config: The schedule, its warm-up and milestones.
+        step: From 0.
+        steps: Number of steps of the whole training.
+    """
+    warmup = int(config.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "multistep":
+        return 0.1 ** sum(step >= milestone * steps for milestone in config.milestones)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,59 @@
+"""``krl-train fit``: a classifier from labelled pictures."""
+
+from __future__ import annotations
+
+import torch
+
+from krl_train.config import FitConfig, to_plain
+from krl_train.data import open_source, preprocessing_for
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.synthetic import add_synthetic
+from krl_train.tasks import Supervised
+
+from .fit import initialise_from, prepare_out, read_training, train_classifier
+
+__all__ = ["fit"]
+
+
+def fit(config: FitConfig) -> Run:
+    """Train a classifier from labels.
+
+    Raises:
+        KrlError: The data, the network or the configuration cannot be used, or training failed.
+    """
+    source = open_source(config.data)
+    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
+    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    data = training.describe()
+    if config.synthetic.augment_from is not None:
+        training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
+    spec = ModelSpec(config.model, len(source.labels), preprocessing.channels)
+    init = Run.open(config.init) if config.init is not None else None
+    record = RunRecord(
+        task="classification",
+        model=spec,
+        preprocessing=preprocessing,
+        labels=source.labels,
+        command="krl-train fit",
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=data,
+        parent=init.identity if init else None,
+    )
+    torch.manual_seed(config.loop.seed)
+    network = spec.build(preprocessing, pretrained=config.pretrained)
+    if init is not None:
+        initialise_from(network, init)
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    return train_classifier(
+        lambda made: Supervised(made, config.optim.label_smoothing),
+        network,
+        training,
+        record,
+        config.optim,
+        config.loop,
+        config.out,
+        resume=config.resume,
+    )

@@ -1,0 +1,291 @@
+"""``krl-train fit``: data to a run. ``train_classifier`` is what distillation trains its students with, too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krl_runtime.device.bench import peak_memory_mib
+from krl_runtime.errors import RunError, UsageError
+from krl_runtime.files import write_atomic
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import AugmentConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet, Source
+from krl_train.loop import CHECKPOINT, BatchStream, Trainer
+from krl_train.models import Network, count_macs, count_parameters
+from krl_train.models.restorers import Restorer
+from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
+from krl_train.tasks import ClassificationTask, Objective, Stream, Task
+
+__all__ = [
+    "Training",
+    "costs",
+    "fit",
+    "initialise_from",
+    "network_size",
+    "prepare_out",
+    "read_training",
+    "train_classifier",
+    "train_task",
+]
+
+_log = logging.getLogger("krl")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Data of a classifier's training, read.
+
+    Attributes:
+        source: Where it comes from.
+        train: Training pictures.
+        val: Validation pictures.
+        augmentation: Makes the training views.
+    """
+
+    source: Source
+    train: PixelSet
+    val: PixelSet
+    augmentation: Augmentation
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the data."""
+        return self.source.describe({"train": self.train, "val": self.val})
+
+
+def read_training(source: Source, preprocessing: Preprocessing, augment: AugmentConfig, seed: int) -> Training:
+    """Read both splits of a data set.
+
+    Args:
+        source: The data set.
+        preprocessing: From a picture to ``uint8``.
+        augment: How training views are made.
+        seed: Seed of the views.
+
+    Raises:
+        DataError: A split is empty, or pictures cannot be used.
+    """
+    augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=seed)
+    train = source.read("train", preprocessing, margin=augmentation.margin, limit=source.config.limit)
+    val = source.read("val", preprocessing, limit=source.config.val_limit)
+    return Training(source, train, val, augmentation)
+
+
+def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> Run | None:
+    """Make the folder of a new run, or check that an interrupted one can be continued.
+
+    Args:
+        out: The run's folder.
+        record: What the run will be; while it is not finished, this is its ``run.json``.
+        resume: Whether to continue what is there.
+        overwrite: Whether to replace what is there.
+
+    Returns:
+        The run, if it is finished already and to be resumed: there is nothing left to do, and the log says so.
+
+    Raises:
+        RunError: There is a run and neither flag is given, or it was made with another configuration.
+        UsageError: Both flags are given, or the folder holds something that is not a run.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    file = out / RECORD
+    main = os.environ.get("RANK", "0") == "0"  # of several processes one prepares the folder
+    if file.is_file() and resume:
+        there = RunRecord.read(file)
+        _same_configuration(out, there, record)
+        if not there.weights_sha256:
+            return None
+        finished = Run.open(out)
+        _log.info("run %s is finished already", out)
+        return finished
+    if not main:
+        return None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not file.is_file():
+            raise UsageError(f"{out} exists and is not a run; give another --out")
+        if not overwrite and _has_something_to_lose(out):
+            raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
+        for name in (RECORD, WEIGHTS):
+            (out / name).unlink(missing_ok=True)
+        for name in (CHECKPOINT.parent.name, "events", "samples"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    write_atomic(file, replace(record, versions=package_versions()).to_bytes())
+    return None
+
+
+def _has_something_to_lose(out: Path) -> bool:
+    """Whether a run got as far as its first checkpoint; one that was refused before that has only its record."""
+    return (out / WEIGHTS).exists() or (out / CHECKPOINT).exists()
+
+
+_MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}
+
+
+def _same_configuration(out: Path, there: RunRecord, record: RunRecord) -> None:
+    old, new = _leaves(there.configuration), _leaves(record.configuration)
+    changed = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(set(old) | set(new))
+        if name not in _MAY_DIFFER and old.get(name) != new.get(name)
+    ]
+    if there.data != dict(record.data):
+        changed.append("the data is not the same")
+    if there.parent != record.parent:
+        changed.append("the parent run is not the same")
+    if changed:
+        raise RunError(
+            f"run {out} cannot be resumed, its configuration differs: {'; '.join(changed)}. Give the same options, "
+            "or --overwrite"
+        )
+
+
+def _leaves(values: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def train_classifier(
+    make_objective: Callable[[Network], Objective],
+    network: Network,
+    training: Training,
+    record: RunRecord,
+    optim: OptimConfig,
+    loop: LoopConfig,
+    out: Path,
+    *,
+    views: int | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a network and write its run.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        network: The network, initialised.
+        training: The data.
+        record: What ``run.json`` will say, but for the results.
+        optim: How weights are moved.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The loss is not a finite number.
+    """
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, views)
+    task = ClassificationTask(
+        make_objective(network),
+        optim,
+        steps=loop.epochs * stream.steps,
+        batch_size=loop.batch_size,
+        val=training.val,
+        labels=record.labels,
+    )
+    return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
+
+
+def network_size(network: Network | Restorer) -> dict[str, int]:
+    """Return ``"parameters"``, and ``"macs"`` for one input of the preprocessing's size."""
+    return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
+
+
+def train_task(
+    task: Task[Any],
+    stream: Stream[Any],
+    record: RunRecord,
+    size: Mapping[str, int],
+    loop: LoopConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+) -> Run:
+    """Train any task and write its run.
+
+    Args:
+        task: What is trained.
+        stream: What it is trained on.
+        record: What ``run.json`` will say, but for the results.
+        size: What its metrics say of the network: ``"parameters"`` and ``"macs"``.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The training failed; the last good checkpoint stays.
+    """
+    trainer = Trainer(loop, task, stream, out)
+    if resume and trainer.resume():
+        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    metrics = trainer.fit()
+    finished = replace(
+        record,
+        metrics={**record.metrics, **metrics, **size, **costs(trainer)},
+        history=tuple(trainer.state.history),
+    )
+    run = Run(out, finished)
+    if trainer.accelerator.is_main_process:
+        run = Run.write(out, finished, task.state())
+        shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def costs(trainer: Trainer) -> dict[str, Any]:
+    """Return what a training took: seconds, and this process's peak memory in MiB."""
+    device = trainer.placement.device
+    gpu = (
+        {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
+    )
+    return {
+        "train_seconds": round(trainer.state.seconds, 1),
+        "peak_memory_mib": round(peak_memory_mib() or 0),
+        **gpu,
+    }
+
+
+def fit(config: FitConfig) -> Run:
+    """Train what ``config.task`` says, on data alone.
+
+    Raises:
+        KrlError: The data, the network or the configuration cannot be used, or training failed.
+    """
+    module = import_module(f"krl_train.training.{config.task}")
+    run: Run = module.fit(config)
+    return run
+
+
+def initialise_from(network: nn.Module, run: Run) -> None:
+    """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
+
+    Args:
+        network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
+        run: Of the same architecture.
+
+    Raises:
+        RunError: The run is of another network.
+    """
+    backbone = network.get_submodule("backbone")
+    mine, theirs = backbone.state_dict(), run.state()
+    if set(mine) != set(theirs):
+        raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
+    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
+    if len(mine) - len(fitting) > 2:  # more than the last layer's weight and bias
+        raise RunError(
+            f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
+        )
+    backbone.load_state_dict({**mine, **fitting})
+    left = sorted(set(mine) - set(fitting))
+    if left:
+        _log.info("new last layer, for other labels: %s", ", ".join(left))

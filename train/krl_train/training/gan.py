@@ -1,0 +1,157 @@
+"""``krl-train fit --task gan``: a generator against a discriminator."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from krl_runtime.errors import UsageError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.conditioning import Conditioner, Conditions, Guide, read_conditions
+from krl_train.config import FitConfig, InputConfig, KnowledgeConfig, to_plain
+from krl_train.data import Source, open_source, preprocessing_for
+from krl_train.loop import BatchStream, resolve_device
+from krl_train.metrics.scoring import score_against
+from krl_train.models import count_parameters
+from krl_train.models.discriminators import build_discriminator
+from krl_train.models.generators import Generator, build_generator, count_generator_macs
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.tasks.gan import GanTask, Score
+
+from .fit import Training, prepare_out, read_training, train_task
+
+__all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
+
+_DEFAULT_SIDE = 64
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """What the training of a generator starts from.
+
+    Attributes:
+        training: The pictures.
+        record: What ``run.json`` will say, but for the results.
+        generator: Freshly initialised.
+        conditions: Of the training pictures; ``None`` where none are asked for.
+    """
+
+    training: Training
+    record: RunRecord
+    generator: Generator
+    conditions: Conditions | None
+
+
+def generator_preprocessing(config: InputConfig, source: Source, model: str) -> Preprocessing:
+    """Return size and channels of the pictures; mean and standard deviation are 0.5, so that tanh spans them."""
+    channels = config.channels or source.channels
+    size = config.size or source.size or (_DEFAULT_SIDE,)
+    half = (0.5,) * channels
+    filled = replace(
+        config,
+        size=size,
+        channels=channels,
+        crop_fraction=config.crop_fraction or 1.0,
+        mean=config.mean or half,
+        std=config.std or half,
+    )
+    return preprocessing_for(filled, source, model)
+
+
+def prepare(config: FitConfig) -> GeneratorTraining:
+    """Read the data and make the generator.
+
+    Raises:
+        KrlError: The data, the generator or the configuration cannot be used.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"--task {config.task} trains in one process; start it without torchrun")
+    if config.pretrained or config.init is not None or config.augment.mixup:
+        raise UsageError(f"--pretrained, --init and --mixup are for classifiers; --task {config.task} has none of them")
+    source = open_source(config.data, classes=config.knowledge.condition == "labels")
+    preprocessing = generator_preprocessing(config.input, source, config.model)
+    # A generator would learn to make what augmentation makes: mirrored pictures alone are taken for real ones.
+    augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
+    training = read_training(source, preprocessing, augment, config.loop.seed)
+    arguments: dict[str, Any] = {"latent": config.generation.latent}
+    conditions = read_conditions(config.knowledge, source, training.train, seed=config.loop.seed)
+    if conditions is not None:
+        arguments["condition"] = dict(conditions.settings)
+    spec = ModelSpec(config.model, 0, preprocessing.channels, arguments)
+    record = RunRecord(
+        task="generation",
+        model=spec,
+        preprocessing=preprocessing,
+        labels=source.labels if config.knowledge.condition == "labels" else (),
+        command="krl-train fit",
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data={**training.describe(), **_describe(config.knowledge, conditions)},
+    )
+    torch.manual_seed(config.loop.seed)
+    generator = build_generator(spec, preprocessing)
+    if conditions is not None:
+        conditioner = generator.backbone.conditioner
+        assert isinstance(conditioner, Conditioner)  # noqa: S101  for the type checker
+        conditions.initialise(conditioner)
+    return GeneratorTraining(training, record, generator, conditions)
+
+
+def _describe(config: KnowledgeConfig, conditions: Conditions | None) -> dict[str, Any]:
+    """Return what ``run.json`` says of the conditions, so that they can be read again."""
+    if conditions is None:
+        return {}
+    file = None if config.condition_file is None else str(config.condition_file.resolve())
+    kept = {name: getattr(config, name) for name in ("condition", "condition_dim", "condition_dropout")}
+    return {"conditions": {**kept, "condition_file": file, "sha256": conditions.identity}}
+
+
+def fit(config: FitConfig) -> Run:
+    """Train a generator and a discriminator.
+
+    Raises:
+        KrlError: The data, the generator or the configuration cannot be used, or training failed.
+    """
+    start = prepare(config)
+    finished = prepare_out(config.out, start.record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    training, options, knowledge = start.training, config.generation, config.knowledge
+    condition = start.generator.condition
+    guide = None
+    if knowledge.guide is not None and condition is not None:
+        guide = Guide.of_run(Run.open(knowledge.guide), condition)
+    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    task = GanTask(
+        start.generator,
+        build_discriminator(config.model, start.record.preprocessing, condition, options.discriminator_width),
+        options,
+        config.optim,
+        steps=config.loop.epochs * stream.steps,
+        conditions=start.conditions,
+        guide=guide,
+        guide_weight=knowledge.guide_weight,
+        score=scoring(config, start),
+    )
+    size = generator_size(start.generator)
+    return train_task(task, stream, start.record, size, config.loop, config.out, resume=config.resume)
+
+
+def generator_size(generator: Generator) -> dict[str, int]:
+    """Return a generator's ``"parameters"`` and ``"macs"`` of one picture."""
+    return {"parameters": count_parameters(generator), "macs": count_generator_macs(generator)}
+
+
+def scoring(config: FitConfig, start: GeneratorTraining) -> Score | None:
+    """Return what measures the generator at evaluations; ``None`` where no classifier is named for it."""
+    options = config.generation
+    if options.features is None:
+        return None
+    tokens = None if start.conditions is None else start.conditions.tokens
+    device = resolve_device(config.loop.device)
+    return score_against(
+        options.features, start.training.val, options.score_samples, device, start.generator.condition, tokens
+    )

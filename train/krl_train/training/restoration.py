@@ -1,0 +1,362 @@
+"""``krl-train fit --task restoration``: super-resolution, denoising and removal of JPEG's artefacts, from pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krl_runtime.errors import UsageError
+from krl_runtime.images.folders import PictureFolder
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    FitConfig,
+    OptimConfig,
+    RestorationConfig,
+    TrainingConfig,
+    to_plain,
+)
+from krl_train.data import PatchStream, Truths
+from krl_train.data.patches import list_pictures, read_truths
+from krl_train.loop import resolve_device
+from krl_train.metrics import evaluate_restorer
+from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
+from krl_train.placement import Placement
+from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
+
+from .fit import initialise_from, network_size, prepare_out, train_task
+
+__all__ = [
+    "RestorationTraining",
+    "evaluate_restoration",
+    "fit",
+    "fit_restorer",
+    "read_pictures",
+    "read_restoration",
+    "restoration_optim",
+    "restoration_training",
+    "restorer_preprocessing",
+    "restorer_record",
+    "restorer_spec",
+    "train_restorer",
+]
+
+_DEFAULT_PATCH = 24
+_DEFAULT_LR = 1e-3
+_CHARBONNIER_EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class RestorationTraining:
+    """Data of a restorer's training, read.
+
+    Attributes:
+        stream: Training patches.
+        val: Validation pictures.
+        described: What ``run.json`` says of the data.
+    """
+
+    stream: PatchStream
+    val: Truths
+    described: Mapping[str, Any]
+
+
+def fit(config: FitConfig) -> Run:
+    """Train a restorer from pictures.
+
+    Raises:
+        KrlError: The data, the network or the configuration cannot be used, or training failed.
+    """
+    if config.pretrained:
+        raise UsageError("--pretrained: there are no published weights for restoration; leave it out, or give --init")
+    config = replace(config, optim=restoration_optim(config.optim))
+    spec = restorer_spec(config.model, config.restoration)
+    init = Run.open(config.init) if config.init is not None else None
+    size = config.input.size or (_DEFAULT_PATCH,)
+    training = read_restoration(config, spec, (size[0], size[-1]))
+    epsilon = _CHARBONNIER_EPSILON if config.restoration.pixel_loss == "charbonnier" else 0.0
+    return fit_restorer(lambda network: PixelLoss(network, epsilon), training, spec, config, init=init)
+
+
+def restoration_optim(optim: OptimConfig) -> OptimConfig:
+    """Return how restorers are trained: AdamW, 0.001 unless the user says otherwise, whatever the batch."""
+    return replace(optim, optimizer="adamw", lr=optim.lr or _DEFAULT_LR)
+
+
+def restorer_spec(name: str, config: RestorationConfig) -> ModelSpec:
+    """Return what makes a restorer for a task.
+
+    Args:
+        name: Name of the network.
+        config: What is to be undone.
+
+    Raises:
+        ModelError: The name is not known.
+    """
+    degradations: dict[str, dict[str, Any]] = {
+        "super-resolution": {"kind": "bicubic"},
+        "denoise": {"kind": "noise", "sigma": config.noise_level},
+        "jpeg": {"kind": "jpeg", "quality": config.jpeg_quality},
+    }
+    scale = config.scale if config.restore == "super-resolution" else 1
+    arguments = {
+        "scale": scale,
+        "colour": config.colour,
+        "overlap": receptive_radius(name, scale),
+        "degradation": degradations[config.restore],
+    }
+    return ModelSpec(name, 0, 3 if config.colour == "rgb" else 1, arguments)
+
+
+def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessing:
+    """Return the input of a restorer that is trained on patches of a size: pixels from -0.5 to 0.5."""
+    mean, std = (0.5,) * channels, (1.0,) * channels
+    return Preprocessing(height=size[0], width=size[1], channels=channels, mean=mean, std=std)
+
+
+def read_restoration(config: TrainingConfig, spec: ModelSpec, size: tuple[int, int]) -> RestorationTraining:
+    """Read pictures to train a restorer on.
+
+    Args:
+        config: Which pictures, and how patches are made of them.
+        spec: The network, with scale, colour and degradation.
+        size: Height and width of an input patch.
+
+    Raises:
+        UsageError: No folder is named, the patch is too small, or an option is not for restoration.
+        DataError: The pictures cannot be used.
+    """
+    data = config.data
+    if data.data is None:
+        raise UsageError("no data is named; give --data FOLDER, a folder of pictures")
+    folder = list_pictures(data.data, data)
+    train = read_pictures(folder, "all" if data.val_data else "train", data, spec, data.limit)
+    val_folder = list_pictures(data.val_data, data) if data.val_data else folder
+    val = read_pictures(val_folder, "all" if data.val_data else "val", data, spec, data.val_limit)
+    return restoration_training(config, spec, size, train, val, folder.root, val_folder.root if data.val_data else None)
+
+
+def restoration_training(
+    config: TrainingConfig,
+    spec: ModelSpec,
+    size: tuple[int, int],
+    train: Truths,
+    val: Truths,
+    root: Path,
+    val_root: Path | None,
+) -> RestorationTraining:
+    """Make the data of a training from pictures that are read.
+
+    Args:
+        config: How patches are made of them.
+        spec: The network, with scale and degradation.
+        size: Height and width of an input patch.
+        train: To train on.
+        val: To validate on.
+        root: Where the former come from.
+        val_root: Where the latter come from, if not from the same folder.
+
+    Raises:
+        UsageError: The patch is too small, or an option is not for restoration.
+        DataError: A picture is smaller than a patch.
+    """
+    _refuse_unused(config)
+    if min(size) < 4:
+        raise UsageError(f"--size is {size[0]}x{size[1]}; restoration takes patches of 4 pixels a side or more")
+    data = config.data
+    stream = PatchStream(
+        train,
+        spec.arguments["scale"],
+        spec.arguments["degradation"],
+        size,
+        config.loop.batch_size,
+        config.loop.seed,
+        augment=config.augment.augment and config.augment.flip != "none",
+        on_bad=data.on_bad_image,
+    )
+    described = {
+        "source": str(root.resolve()),
+        "val_source": str(val_root.resolve()) if val_root else None,
+        "root": str(data.data_root.resolve()),
+        "val_fraction": data.val_fraction,
+        "on_bad_image": data.on_bad_image,
+        "train": train.describe(),
+        "val": val.describe(),
+    }
+    return RestorationTraining(stream, val, described)
+
+
+def _refuse_unused(config: TrainingConfig) -> None:
+    """Say so where an option is given that patches have no use for."""
+    plain, given = AugmentConfig(), config.augment
+    for name in ("crop_padding", "rotate", "zoom", "mixup"):
+        if getattr(given, name) != getattr(plain, name):
+            raise UsageError(f"--{name.replace('_', '-')} is not for restoration: patches are cut, mirrored and turned")
+
+
+def read_pictures(folder: PictureFolder, split: str, data: DataConfig, spec: ModelSpec, limit: int | None) -> Truths:
+    """Read one split of a folder in the colours of a network; see ``read_truths``."""
+    return read_truths(
+        folder.split(split, val_fraction=data.val_fraction),
+        spec.arguments["colour"],
+        on_bad=data.on_bad_image,
+        memory_limit=data.memory_limit_mb * 2**20,
+        limit=limit,
+    )
+
+
+def fit_restorer(
+    make_objective: Callable[[Restorer], RestorationObjective],
+    training: RestorationTraining,
+    spec: ModelSpec,
+    config: FitConfig,
+    *,
+    init: Run | None,
+    preprocessing: Preprocessing | None = None,
+    task: type[RestorationTask] = RestorationTask,
+) -> Run:
+    """Train a restorer on data alone, unless that is done already.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        training: The data.
+        spec: The network.
+        config: Everything else.
+        init: A run of the same network to start from.
+        preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
+        task: What a step and an evaluation are.
+
+    Raises:
+        RunError: There is another run in the folder.
+        TrainingError: The loss is not a finite number.
+    """
+    parent = init.identity if init else None
+    record = restorer_record(
+        config, spec, training, command="krl-train fit", parent=parent, preprocessing=preprocessing
+    )
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    return train_restorer(make_objective, training, record, config, init=init, out=config.out, task=task)
+
+
+def restorer_record(
+    config: TrainingConfig,
+    spec: ModelSpec,
+    training: RestorationTraining,
+    *,
+    command: str,
+    parent: Mapping[str, Any] | None,
+    preprocessing: Preprocessing | None = None,
+) -> RunRecord:
+    """Return what ``run.json`` will say of a restorer, but for the results.
+
+    Args:
+        config: The full configuration.
+        spec: The network.
+        training: The data.
+        command: The command that it is for.
+        parent: What the network comes from.
+        preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
+    """
+    return RunRecord(
+        task="restoration",
+        model=spec,
+        preprocessing=preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size),
+        labels=(),
+        command=command,
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.described,
+        parent=parent,
+    )
+
+
+def train_restorer(
+    make_objective: Callable[[Restorer], RestorationObjective],
+    training: RestorationTraining,
+    record: RunRecord,
+    config: TrainingConfig,
+    *,
+    init: Run | None,
+    out: Path,
+    task: type[RestorationTask] = RestorationTask,
+) -> Run:
+    """Train a restorer and write its run.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        training: The data.
+        record: What ``run.json`` will say, but for the results.
+        config: How weights are moved, and how long.
+        init: A run of the same network to start from.
+        out: The run's folder, which ``prepare_out`` has made.
+        task: What a step and an evaluation are.
+
+    Raises:
+        TrainingError: The loss is not a finite number.
+    """
+    loop = config.loop
+    torch.manual_seed(loop.seed)
+    network = build_restorer(record.model, record.preprocessing)
+    if init is not None:
+        initialise_from(network, init)
+    trained = task(
+        make_objective(network),
+        config.optim,
+        steps=loop.epochs * training.stream.steps,
+        batch_size=loop.batch_size,
+        val=training.val,
+        degradation=record.model.arguments["degradation"],
+    )
+    return train_task(trained, training.stream, record, network_size(network), loop, out, resume=config.resume)
+
+
+def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a restorer's run on its own validation pictures, or on any other folder.
+
+    Returns:
+        ``run``, ``data``, ``split`` and what ``evaluate_restorer`` returns.
+
+    Raises:
+        KrlError: The run or the pictures cannot be used.
+    """
+    record, data = run.record, config.data
+    own = data.data is None
+    if own:
+        there = record.data
+        if not there:
+            raise UsageError(f"run {run.path} was imported, and nothing is known that its pictures should look like")
+        data = replace(data, data=there["val_source"] or there["source"], val_fraction=there["val_fraction"])
+    if record.model.arguments["degradation"]["kind"] == "none":
+        root, split, truths = _read_pairs(run, data, config.split)
+    else:
+        folder = list_pictures(str(data.data), data)
+        root, split = folder.root, config.split
+        if split == "auto":
+            split = "val" if "all" not in folder.splits or (own and record.data["val_source"] is None) else "all"
+        truths = read_pictures(folder, split, data, record.model, data.limit if split == "train" else data.val_limit)
+    device = resolve_device(config.device)
+    arguments = record.model.arguments
+    metrics = evaluate_restorer(
+        run.module().to(device), truths, arguments["scale"], arguments["degradation"], Placement(device)
+    )
+    return {"run": str(config.run), "data": str(root), "split": split, **metrics}
+
+
+def _read_pairs(run: Run, data: DataConfig, split: str) -> tuple[Path, str, Truths]:
+    """Return the pairs that a run of translation is measured on: where they come from, the split, and the pictures."""
+    from .translation import read_pairs
+
+    if run.record.configuration.get("task") != "translation":
+        raise UsageError(f"run {run.path} paints in a style; there is no truth to measure it by. Look at its pictures")
+    split = "val" if split == "auto" else split
+    root = Path(str(data.data))
+    return root, split, read_pairs(root, split, data, run.record.model.arguments["colour"])
