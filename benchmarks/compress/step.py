@@ -30,7 +30,7 @@ from PIL import Image
 from torch import nn
 
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
-from krl_compress.teacher_store import StoredTeacher
+from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet

@@ -37,7 +37,7 @@ _COLUMNS = (
 
 def distill(config: DistillConfig) -> None:
     """Train a small student with a large teacher, or with several."""
-    from .distill import distill as run_distill
+    from .distillation.distill import distill as run_distill
 
     run = run_distill(config)
     metrics = run.record.metrics
@@ -64,22 +64,22 @@ def distill(config: DistillConfig) -> None:
 
 def mutual(config: MutualConfig) -> None:
     """Train networks that teach each other."""
-    from .together import mutual as run_mutual
+    from .distillation.together import mutual as run_mutual
 
     _show(run_mutual(config), config.json)
 
 
 def joint(config: JointConfig) -> None:
     """Train a teacher and, at the same time, a student that learns from it."""
-    from .together import joint as run_joint
+    from .distillation.together import joint as run_joint
 
     _show(run_joint(config), config.json)
 
 
 def study(config: StudyConfig) -> None:
     """Compare methods on the same budget, data and seeds."""
-    from .study import show
-    from .study import study as run_study
+    from .studies import show
+    from .studies import study as run_study
 
     result = run_study(config)
     print_json(result) if config.json else print(show(result))

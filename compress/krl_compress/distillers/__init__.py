@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from krl_compress.teachers.fusion import FusedTeacher, Fusion
+from krl_compress.teachers.teacher import FrozenTeacher, Teacher
+
 from .distiller import Distiller
-from .fusion import FusedTeacher, Fusion
 from .peers import PeerTask
-from .teacher import FrozenTeacher, Teacher
 from .terms import KINDS, TermSpec, parse_term
 
 __all__ = [

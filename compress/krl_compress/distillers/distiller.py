@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from krl_compress import losses
+from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
 from krl_train.tasks import Batch, Objective
 
+from .feature_taps import Features, Place, Taps, match_places
 from .gather import gather_batch
-from .places import Features, Place, Taps, match_places
-from .teacher import FrozenTeacher, Teacher
 from .terms import TermSpec
 
 __all__ = ["Distiller"]

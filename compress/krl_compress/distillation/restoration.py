@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from krl_compress import losses
+from krl_compress.config import CacheConfig, DistillConfig
+from krl_compress.distillers import TermSpec, parse_term
+from krl_compress.distillers.gather import gather_batch
+from krl_compress.distillers.terms import Kind
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
@@ -29,11 +34,6 @@ from krl_train.training.restoration import (
     train_restorer,
 )
 
-from . import losses
-from .config import CacheConfig, DistillConfig
-from .distillers import TermSpec, parse_term
-from .distillers.gather import gather_batch
-from .distillers.terms import Kind
 from .student import refuse_generator_options, starting_point, train_baseline
 
 __all__ = ["RESTORATION_KINDS", "RestorationDistiller", "distill_restorer"]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from _helpers.statistics import with_statistics
-from krl_compress.distillers.fold import fold_batch_norm
+from krl_compress.teachers.fold import fold_batch_norm
 from krl_train.models import build_model
 
 

@@ -10,8 +10,8 @@ import torch
 
 from krl_compress.cli import main
 from krl_compress.config import DistillConfig, LossConfig, QuantisationConfig
-from krl_compress.distill import distill
-from krl_compress.quantized import gentle
+from krl_compress.distillation.distill import distill
+from krl_compress.distillation.quantization import gentle
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.evaluation.evaluate import evaluate

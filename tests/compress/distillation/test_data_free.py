@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from krl_compress.config import DataFreeConfig, DistillConfig
-from krl_compress.data_free import invert
-from krl_compress.distill import distill
+from krl_compress.distillation.data_free import invert
+from krl_compress.distillation.distill import distill
 from krl_runtime.errors import DataError, ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig

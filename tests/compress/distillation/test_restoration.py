@@ -13,9 +13,9 @@ import torch
 from _helpers.pictures import blurred_noise
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
-from krl_compress.distill import distill
+from krl_compress.distillation.distill import distill
+from krl_compress.distillation.restoration import RESTORATION_KINDS, RestorationDistiller
 from krl_compress.distillers import TermSpec, parse_term
-from krl_compress.restore import RESTORATION_KINDS, RestorationDistiller
 from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, RestorationConfig
 from krl_train.data import PatchBatch

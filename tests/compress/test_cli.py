@@ -8,7 +8,7 @@ import pytest
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.distillers import parse_term
-from krl_compress.study import RECIPES
+from krl_compress.studies import RECIPES
 from krl_train.run import Run
 
 FAST = ["--data", "digits", "--limit", "200", "--val-limit", "100", "--epochs", "1", "--batch-size", "50"]
@@ -59,7 +59,7 @@ def test_the_largest_probabilities_alone_can_be_stored(teacher: Path, tmp_path: 
     import torch
 
     from krl_compress.distillers import FrozenTeacher
-    from krl_compress.teacher_store import StoredTeacher
+    from krl_compress.teachers.store import StoredTeacher
     from krl_train.config import AugmentConfig, DataConfig
     from krl_train.data import Augmentation, open_source
     from krl_train.tasks import Batch
@@ -107,10 +107,10 @@ def test_joint_training_resumes_as_if_never_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_a_valid_configuration(recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import krl_compress.distill
+    import krl_compress.distillation.distill
 
     seen = []
-    monkeypatch.setattr(krl_compress.distill, "distill", lambda config: seen.append(config) or _Stop.now())
+    monkeypatch.setattr(krl_compress.distillation.distill, "distill", lambda config: seen.append(config) or _Stop.now())
     student = [] if recipe.startswith("cifar100") else ["--student", "resnet8"]
     with pytest.raises(_Stop):
         _unguarded(["distill", "--recipe", recipe, "--teacher", "t", *student, "--out", str(tmp_path)], monkeypatch)
@@ -125,10 +125,10 @@ def test_every_recipe_is_a_valid_configuration(recipe: str, monkeypatch: pytest.
 
 
 def test_a_later_recipe_and_the_command_line_change_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import krl_compress.distill
+    import krl_compress.distillation.distill
 
     seen = []
-    monkeypatch.setattr(krl_compress.distill, "distill", lambda config: seen.append(config) or _Stop.now())
+    monkeypatch.setattr(krl_compress.distillation.distill, "distill", lambda config: seen.append(config) or _Stop.now())
     base = ["distill", "--recipe", "cifar100-resnet56-resnet20", "--teacher", "t", "--out", str(tmp_path)]
     for more in (["--recipe", "kd"], ["--recipe", "kd", "--loss", "at"]):
         with pytest.raises(_Stop):

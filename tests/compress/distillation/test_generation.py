@@ -15,7 +15,7 @@ from _helpers.digits import train_run, write_digits
 from _helpers.generation import LOOP, foreign_generator, gan_config
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig, QuantisationConfig
-from krl_compress.distill import distill
+from krl_compress.distillation.distill import distill
 from krl_compress.distillers.generator import StudentObjective
 from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import RunError, UsageError

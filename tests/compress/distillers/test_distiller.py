@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from krl_compress.distillers import KINDS, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_term
-from krl_compress.distillers.places import Taps, list_places, match_places
+from krl_compress.distillers.feature_taps import Taps, list_places, match_places
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, OptimConfig

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from krl_compress.config import JointConfig, MutualConfig
+from krl_compress.distillers import PeerTask
 from krl_runtime.errors import UsageError
 from krl_train.config import to_plain
 from krl_train.data import open_source, preprocessing_for
@@ -17,9 +19,6 @@ from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.training.fit import costs, network_size, prepare_out, read_training
-
-from .config import JointConfig, MutualConfig
-from .distillers import PeerTask
 
 __all__ = ["joint", "mutual"]
 

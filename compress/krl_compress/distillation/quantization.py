@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from krl_compress.config import DistillConfig
+from krl_compress.distillers import TermSpec
 from krl_runtime.errors import UsageError
 from krl_train.config import OptimConfig
 from krl_train.evaluation.evaluate import evaluate_run
@@ -23,9 +25,6 @@ from krl_train.models.quantizers import Mode
 from krl_train.run import Run, RunRecord
 from krl_train.tasks.optim import default_learning_rate
 from krl_train.training.fit import Training
-
-from .config import DistillConfig
-from .distillers import TermSpec
 
 __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 

@@ -14,10 +14,10 @@ from _helpers.pictures import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
-from krl_compress.distill import distill
+from krl_compress.distillation.distill import distill
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
-from krl_compress.teacher_store import StoredTeacher
-from krl_compress.teachers import LoadedTeacher, name_alike
+from krl_compress.teachers.loading import LoadedTeacher, name_alike
+from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (

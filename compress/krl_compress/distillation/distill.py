@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 
+from krl_compress.config import DistillConfig, LossConfig, QuantisationConfig
+from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
+from krl_compress.teachers.loading import LoadedTeacher, load_teacher, name_alike
+from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, to_plain
@@ -23,13 +27,9 @@ from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.fit import Training, initialise_from, network_size, prepare_out, read_training, train_classifier
 
-from .config import DistillConfig, LossConfig, QuantisationConfig
 from .data_free import FROM_TEACHER, generated_source
-from .distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
-from .quantized import check_quantized, gentle, measure_start, quantized_student
+from .quantization import check_quantized, gentle, measure_start, quantized_student
 from .student import refuse_generator_options, starting_point, train_baseline
-from .teacher_store import StoredTeacher
-from .teachers import LoadedTeacher, load_teacher, name_alike
 
 __all__ = ["distill"]
 
@@ -38,8 +38,8 @@ _log = logging.getLogger("krl")
 FLOAT = "float"
 
 _OTHER_TASKS = {
-    "generation": "krl_compress.generate:distill_generator",
-    "restoration": "krl_compress.restore:distill_restorer",
+    "generation": "krl_compress.distillation.generation:distill_generator",
+    "restoration": "krl_compress.distillation.restoration:distill_restorer",
 }
 """What distils the teachers that are not classifiers, by their task."""
 

@@ -8,11 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from krl_compress.config import DistillConfig
 from krl_runtime.errors import UsageError
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.fit import prepare_out
-
-from .config import DistillConfig
 
 __all__ = ["refuse_generator_options", "starting_point", "train_baseline"]
 

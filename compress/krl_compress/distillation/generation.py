@@ -10,6 +10,15 @@ from typing import Any
 
 import torch
 
+from krl_compress.config import CacheConfig, DistillConfig, QuantisationConfig
+from krl_compress.distillers import parse_term
+from krl_compress.distillers.generator import (
+    GENERATION_KINDS,
+    AdversarialStudentTask,
+    OnlineStudentTask,
+    StudentObjective,
+    StudentTask,
+)
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, to_plain
 from krl_train.data import Augmentation
@@ -26,15 +35,6 @@ from krl_train.tasks.gan import GanTask
 from krl_train.training.fit import prepare_out, train_task
 from krl_train.training.gan import generator_size
 
-from .config import CacheConfig, DistillConfig, QuantisationConfig
-from .distillers import parse_term
-from .distillers.generator import (
-    GENERATION_KINDS,
-    AdversarialStudentTask,
-    OnlineStudentTask,
-    StudentObjective,
-    StudentTask,
-)
 from .student import starting_point, train_baseline
 
 __all__ = ["LatentStream", "distill_generator"]

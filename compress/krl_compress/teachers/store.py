@@ -25,7 +25,7 @@ from krl_runtime.files import atomic_path, sha256_bytes, sha256_file, write_atom
 from krl_train.data import Augmentation, PixelSet
 from krl_train.tasks import Batch
 
-from .distillers.teacher import FrozenTeacher
+from .teacher import FrozenTeacher
 
 __all__ = ["StoredTeacher"]
 

@@ -17,6 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from krl_compress.config import DistillConfig
+from krl_compress.distillers import FrozenTeacher
+from krl_compress.losses.inversion import activation, class_balance, one_hot
+from krl_compress.teachers.loading import LoadedTeacher
 from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import ModelError, TrainingError
 from krl_runtime.images.preprocessing import Preprocessing
@@ -25,11 +29,6 @@ from krl_train.loop import resolve_device
 from krl_train.models import ModelSpec, Network
 from krl_train.models.generators import build_generator
 from krl_train.synthetic import make_pictures, open_maker
-
-from .config import DistillConfig
-from .distillers import FrozenTeacher
-from .losses.inversion import activation, class_balance, one_hot
-from .teachers import LoadedTeacher
 
 __all__ = ["FROM_TEACHER", "GeneratedSource", "generated_source", "invert"]
 

@@ -1,0 +1,1 @@
+"""Teachers: loading, storing and fusing what a student learns from."""
