@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from krl_runtime.cli.commandline import table
+from krl_runtime.cli.tables import table
 
 
 def run(command: str, *, show: bool = True) -> str:

@@ -35,12 +35,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from krl_runtime.cli.commandline import table
+from krl_runtime.cli.tables import table
 from krl_runtime.conditions import encode
-from krl_train.conditioning import fit_pictures
+from krl_train.conditioning.generator_data import open_generator
 from krl_train.config import DataConfig
 from krl_train.data import open_source
-from krl_train.evaluation.generation import open_generator
+from krl_train.metrics.guide import fit_pictures
 from krl_train.models.generators import Generator
 from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.run import Run

@@ -13,7 +13,7 @@ import onnx
 from _peers import interleaved, machine, open_bundle, photographs, quantize_static, ratios
 
 from krl_deploy.calibration.record import Identity
-from krl_deploy.evaluation.comparison import count_convolutions, optimised_graph
+from krl_deploy.graph.session import count_convolutions, optimised_graph
 from krl_deploy.precision.calibrate import measure_tensors
 from krl_deploy.precision.variants import Emitter
 from krl_runtime.backends.onnxruntime import open_session

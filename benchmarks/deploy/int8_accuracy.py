@@ -17,12 +17,14 @@ import numpy as np
 import onnx
 from _peers import PEERS, machine, quantize_static
 
-from krl_deploy.calibration.record import Equalise, Identity, Method
+from krl_deploy.calibration.record import Identity
+from krl_deploy.config import Equalise, Method
 from krl_deploy.data.folders import choose, open_data, with_label_indices
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.placement import weighted_nodes
+from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.calibrate import measure_tensors
 from krl_deploy.precision.variants import Emitter, Forms
 from krl_runtime.bundle import Bundle

@@ -22,7 +22,8 @@ from onnx import numpy_helper
 
 from krl_deploy.bundles.reference import write_reference
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.quantize import quantize
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import CheckFailedError

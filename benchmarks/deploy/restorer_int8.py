@@ -20,9 +20,10 @@ from _peers import PEERS, machine, quantize_static
 from krl_deploy.calibration.record import Identity
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.evaluation import Source, Task, task_of
-from krl_deploy.evaluation.comparison import compare, open_cpu
+from krl_deploy.evaluation.comparison import compare
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import weighted_nodes
+from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.calibrate import measure_tensors
 from krl_deploy.precision.planner import make_plan
 from krl_deploy.precision.variants import Emitter

@@ -80,7 +80,7 @@ def make_bundle(name: str) -> tuple[Bundle, Any]:
     """Return a bundle of a torchvision network, made once and kept in a cache folder, and the network itself."""
     import torch
 
-    from krl_deploy.exporters.export import to_onnx
+    from krl_deploy.exporters.conversion import to_onnx
 
     network = make_network(name)
     path = CACHE / f"{name}.krl"

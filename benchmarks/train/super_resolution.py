@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from krl_runtime.cli.commandline import table
+from krl_runtime.cli.tables import table
 from krl_runtime.images.folders import find_pictures
 from krl_runtime.images.luma import chroma, degrade, resize, to_rgb, to_uint8
 from krl_runtime.images.preprocessing import open_image

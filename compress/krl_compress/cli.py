@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krl_runtime.cli.commandline import dispatch, print_json, table
+from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.tables import table
 from krl_train.loop.processes import leave_group
 
 from .config import DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig

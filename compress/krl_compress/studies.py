@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krl_runtime.cli.commandline import progress_bar, table
+from krl_runtime.cli.tables import table
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import write_atomic
+from krl_runtime.progress import progress_bar
 from krl_train.run import RECORD, Run
 
 from .config import StudyConfig

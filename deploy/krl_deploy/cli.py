@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from krl_runtime.cli.commandline import dispatch, print_json, table
+from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError
 
 from .bundles.triton import PackageConfig

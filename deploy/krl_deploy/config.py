@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import tyro
 
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
-from .calibration.record import Equalise, Method
+if TYPE_CHECKING:
+    pass
 
-__all__ = ["AdoptConfig", "CheckConfig", "ExportConfig", "HalfConfig", "QuantizeConfig"]
+__all__ = ["AdoptConfig", "CheckConfig", "Equalise", "ExportConfig", "HalfConfig", "Method", "QuantizeConfig"]
 
 _OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -229,3 +230,12 @@ class CheckConfig:
     """The one variant of a bundle to check."""
     json: bool = False
     """Print the result as one JSON object."""
+
+
+Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+"""``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
+``krl_deploy.calibration.threshold``."""
+
+
+Equalise: TypeAlias = Literal["auto", "all", "none"]
+"""Which activations are equalised: those with a channel much louder than the others, all that can be, or none."""

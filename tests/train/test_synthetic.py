@@ -13,10 +13,11 @@ from krl_runtime.errors import RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, SyntheticConfig
 from krl_train.data import PixelSet, open_source
+from krl_train.data.splits import read_training
 from krl_train.models.generators import build_generator
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic, class_conditions, make_pictures, open_maker
-from krl_train.training.fit import fit, read_training
+from krl_train.training.fit import fit
 
 DIGITS = tuple(str(digit) for digit in range(10))
 GREY = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))

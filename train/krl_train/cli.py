@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from krl_runtime.cli.commandline import dispatch, print_json, table
+from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.tables import table
 
 from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
 from .loop.processes import leave_group
@@ -53,7 +54,7 @@ def _show_pictures(pictures: list[dict[str, Any]]) -> None:
 
 def import_(config: ImportConfig) -> None:
     """Turn foreign weights into a run, and measure them."""
-    from .importers.weights import import_weights
+    from .importers.importing import import_weights
 
     _show_run(import_weights(config), config.json)
 

@@ -13,17 +13,17 @@ import torch
 
 import krl_runtime
 from krl_runtime.bundle import MANIFEST
-from krl_runtime.cli.commandline import progress
 from krl_runtime.conditions import Condition, attribute_values, encode
 from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_file
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.progress import progress
 
+from .conditioning.generator_data import open_generator
 from .config import SyntheticConfig
 from .data import PixelSet
-from .evaluation.generation import open_generator
+from .data.splits import Training
 from .models.sampling import generate_pixels, sample_latents
-from .training.fit import Training
 
 __all__ = ["PictureMaker", "add_synthetic", "class_conditions", "make_pictures", "open_maker"]
 

@@ -21,9 +21,9 @@ from krl_compress.config import DistillConfig
 from krl_compress.distillers import FrozenTeacher
 from krl_compress.losses.inversion import activation, class_balance, one_hot
 from krl_compress.teachers.loading import LoadedTeacher
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import ModelError, TrainingError
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.progress import progress
 from krl_train.data import PixelSet, Source
 from krl_train.loop import resolve_device
 from krl_train.models import ModelSpec, Network

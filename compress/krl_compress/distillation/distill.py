@@ -20,12 +20,13 @@ from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
+from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import process_first, resolve_device
 from krl_train.models import Network, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.training.fit import Training, initialise_from, network_size, prepare_out, read_training, train_classifier
+from krl_train.training.fit import initialise_from, network_size, prepare_out, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .quantization import check_quantized, gentle, measure_start, quantized_student

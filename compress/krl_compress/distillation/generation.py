@@ -20,9 +20,9 @@ from krl_compress.distillers.generator import (
     StudentTask,
 )
 from krl_runtime.errors import UsageError
+from krl_train.conditioning.generator_data import GeneratorData, open_generator, read_data
 from krl_train.config import GenerationConfig, to_plain
 from krl_train.data import Augmentation
-from krl_train.evaluation.generation import GeneratorData, open_generator, read_data
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against

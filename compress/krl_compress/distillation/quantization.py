@@ -18,13 +18,13 @@ from krl_compress.config import DistillConfig
 from krl_compress.distillers import TermSpec
 from krl_runtime.errors import UsageError
 from krl_train.config import OptimConfig
+from krl_train.data.splits import Training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import resolve_device
 from krl_train.models import FakeQuantised, Network
 from krl_train.models.quantizers import Mode
 from krl_train.run import Run, RunRecord
 from krl_train.tasks.optim import default_learning_rate
-from krl_train.training.fit import Training
 
 __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 

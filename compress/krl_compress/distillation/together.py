@@ -15,10 +15,11 @@ from krl_compress.distillers import PeerTask
 from krl_runtime.errors import UsageError
 from krl_train.config import to_plain
 from krl_train.data import open_source, preprocessing_for
+from krl_train.data.splits import read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
 from krl_train.run import ModelSpec, Run, RunRecord
-from krl_train.training.fit import costs, network_size, prepare_out, read_training
+from krl_train.training.fit import costs, network_size, prepare_out
 
 __all__ = ["joint", "mutual"]
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import UsageError
-from krl_train.conditioning import Conditions, fit_pictures
+from krl_train.conditioning import Conditions
 from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.metrics.generation import FeatureNet, same_latent
+from krl_train.metrics.guide import fit_pictures
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generator_backbones import MapGenerator
 from krl_train.models.generators import Generator

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from krl_runtime.cli.commandline import progress_bar
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.files import atomic_path, sha256_bytes, sha256_file, write_atomic
+from krl_runtime.progress import progress_bar
 from krl_train.data import Augmentation, PixelSet
 from krl_train.tasks import Batch
 

@@ -11,15 +11,15 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from krl_deploy.config import Method
 from krl_deploy.data.arrays import Inputs, batches, feed, length, rows, total
 from krl_deploy.graph.files import to_bytes
 from krl_runtime.backends.onnxruntime import open_session
-from krl_runtime.cli.commandline import progress_bar
 from krl_runtime.errors import ModelError
+from krl_runtime.progress import progress_bar
 
 from .checkpoint import Checkpoint
 from .histogram import Histogram
-from .record import Method
 from .threshold import entropy, mse
 
 __all__ = ["collect", "with_outputs"]

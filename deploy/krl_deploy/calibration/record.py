@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from krl_deploy.config import Equalise
 from krl_runtime.errors import BundleError, CheckFailedError
 
 if TYPE_CHECKING:
     from krl_deploy.graph.placement import Ranges
 
-__all__ = ["Calibration", "Equalise", "Identity", "Method"]
+__all__ = ["Calibration", "Identity"]
 
 _SCHEMA_VERSION = 3
-
-Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
-"""``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
-``krl_deploy.calibration.threshold``."""
-
-Equalise: TypeAlias = Literal["auto", "all", "none"]
-"""Which activations are equalised: those with a channel much louder than the others, all that can be, or none."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_pictures
+from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import Picture, decode, identity
 
-from .comparison import Answers, Score, decoded
+from .comparison import Answers, Score
 from .task import Batch, Loss, Seen, Source, Task, worst
 
 __all__ = ["Classification"]

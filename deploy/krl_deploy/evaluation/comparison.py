@@ -6,41 +6,21 @@ import os
 import platform
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from krl_deploy.data.arrays import Inputs, batches, feed, length
-from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import BackendError, DataError, ModelError, require
-from krl_runtime.images.folders import OnBadImage, Picture, decode
-from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.progress import progress
 
-__all__ = [
-    "Answers",
-    "Score",
-    "compare",
-    "count_convolutions",
-    "decoded",
-    "interleaved_latency",
-    "machine",
-    "open_cpu",
-    "optimised_graph",
-    "outputs_of",
-]
+__all__ = ["Answers", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
 
-_FLOAT_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose")
-_INT8_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
-_CHUNK = 256
 _BATCH = 8
 
 
@@ -119,25 +99,6 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
     return outputs
 
 
-def decoded(
-    pictures: Sequence[Picture], preprocessing: Preprocessing, *, on_bad: OnBadImage
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-    """Yield pictures and their labels, a few hundred at a time, so that any number of them can be measured on.
-
-    Raises:
-        DataError: A picture cannot be decoded and ``on_bad`` is ``"refuse"``.
-    """
-    chunks = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
-    for chunk in progress(chunks, "measuring accuracy"):
-        try:
-            pixels, used = decode(chunk, preprocessing, on_bad=on_bad, description=None)
-        except DataError:
-            if on_bad == "refuse":
-                raise
-            continue  # nothing in this chunk was readable, which has been logged
-        yield pixels, np.array([picture.label for picture in used])
-
-
 def compare(
     sessions: Mapping[str, Any],
     batches: Iterable[tuple[Inputs, npt.NDArray[Any] | None]],
@@ -202,29 +163,6 @@ def interleaved_latency(
     return {name: median(values) for name, values in blocks.items()}
 
 
-def optimised_graph(model: bytes) -> onnx.ModelProto:
-    """Return what ONNX Runtime's CPU provider makes of a model on this machine before it runs it."""
-    ort = require("onnxruntime", extra="cpu", purpose="looking at the optimised graph")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "optimised.onnx")
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS)
-        return onnx.load(path)
-
-
-def count_convolutions(optimised: onnx.ModelProto) -> dict[str, int]:
-    """Count the convolutions of an optimised graph: those in INT8, and those that were left in floating point."""
-    # ONNX Runtime writes batch normalisation that stands alone as a depthwise convolution of its own.
-    nodes = [node for node in optimised.graph.node if not node.name.endswith("_bn_nchwc")]
-    counts = Counter(node.op_type for node in nodes)
-    return {
-        "int8_convolutions": sum(counts[name] for name in _INT8_CONVOLUTIONS),
-        "float_convolutions": sum(counts[name] for name in _FLOAT_CONVOLUTIONS),
-    }
-
-
 def machine() -> dict[str, Any]:
     """Return what a measured time depends on."""
     ort = require("onnxruntime", extra="cpu", purpose="measuring")
@@ -242,8 +180,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def open_cpu(model: bytes) -> Any:
-    """Open a model on ONNX Runtime's CPU provider, as the runtime does."""
-    return open_session(model, cuda=False)

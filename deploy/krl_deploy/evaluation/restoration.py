@@ -13,11 +13,11 @@ import numpy.typing as npt
 from krl_deploy.calibration.lint import check_pictures
 from krl_deploy.data.folders import choose, open_data
 from krl_runtime.bundle import Bundle
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import Picture, identity, report_bad
 from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
 from krl_runtime.images.preprocessing import open_image
+from krl_runtime.progress import progress
 
 from .images import PictureTask
 from .task import Batch, Seen, Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from krl_runtime.cli.commandline import table
+from krl_runtime.cli.tables import table
 
 from . import Scored
 

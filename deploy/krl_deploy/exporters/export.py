@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from krl_deploy.bundles.reference import check_target, write_reference
 from krl_deploy.config import ExportConfig
 from krl_deploy.data.folders import choose_any, open_data
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
-from krl_deploy.graph import LOGITS, PIXELS
-from krl_deploy.graph.cleanup import clean
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised
+from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
 from krl_runtime.errors import CheckFailedError, DataError, KrlError, ModelError, UsageError, require
 from krl_runtime.images.folders import decode
 
+from .conversion import EXPORT_BATCH, source_of, to_onnx
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from krl_train.run import Run
 
-__all__ = ["convert", "export", "source_of", "to_onnx"]
+__all__ = ["export"]
 
 _log = logging.getLogger("krl")
 
-_EXPORT_BATCH = 2
 _PARITY_INPUTS = 32
 _FEW = 4
 _OF_ROUNDING = 4
@@ -103,28 +101,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return {"bundle": str(bundle.path), "model": record.model.name, "labels": len(record.labels), **evidence}
 
 
-def source_of(run: Run) -> dict[str, Any]:
-    """Return where the bundle comes from; no path of this machine is in it."""
-    record = run.record
-    return {
-        "kind": "run",
-        "model": record.model.name,
-        "weights_sha256": record.weights_sha256,
-        "command": record.command,
-        "metrics": {name: value for name, value in record.metrics.items() if isinstance(value, int | float)},
-        "parent_sha256": (record.parent or {}).get("weights_sha256"),
-        "trained_with": dict(record.versions),
-        "exported_with": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    import onnxruntime
-    import torch
-
-    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-
-
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
     """Return decoded pictures ``[N, C, H, W]``: from ``--data``, else from what the run was trained on."""
     count = max(config.golden, _PARITY_INPUTS)
@@ -141,77 +117,6 @@ def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
             "give some with --data FOLDER"
         ) from error
     return pixels
-
-
-def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx.ModelProto:
-    """Export a network that takes pixels.
-
-    Args:
-        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``.
-        shape: Channels, height and width of one input.
-        opset: Version of the ONNX operators that is asked for; look at the result for what was written.
-
-    Returns:
-        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``.
-
-    Raises:
-        ModelError: torch cannot export the network.
-    """
-    import torch
-
-    example = torch.zeros((_EXPORT_BATCH, *shape), dtype=torch.uint8)
-    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset)
-
-
-def convert(
-    network: nn.Module, examples: Mapping[str, Tensor], output: str, dynamic: Sequence[Mapping[int, Any]], opset: int
-) -> onnx.ModelProto:
-    """Export a network with whatever inputs.
-
-    Args:
-        network: In eval mode.
-        examples: For each input its name and values, in the order of the network's arguments.
-        output: Name of what it returns.
-        dynamic: For each input the dimensions that are left open.
-        opset: See ``to_onnx``.
-
-    Raises:
-        ModelError: torch cannot export the network.
-    """
-    import torch
-
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                network,
-                tuple(examples.values()),
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(examples),
-                output_names=[output],
-                dynamic_shapes=tuple(dict(dimensions) for dimensions in dynamic),
-                external_data=False,
-                verbose=False,
-            )
-        except Exception as error:  # torch's exporter raises whatever its passes raise
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelError(f"torch cannot export the network: {type(error).__name__}: {reason}") from error
-    assert program is not None  # noqa: S101  the dynamo exporter returns its program
-    return clean(program.model_proto)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torch's exporter says of itself; its errors are raised."""
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        noisy.setLevel(level)
 
 
 def _torch_logits(network: nn.Module, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
@@ -234,7 +139,7 @@ def _parity(
 ) -> dict[str, Any]:
     """Run the exported graph one by one and in a batch unlike the export's, and compare the logits with torch's."""
     session = open_cpu(data)
-    several = np.resize(pixels, (max(len(pixels), _EXPORT_BATCH + 1), *pixels.shape[1:]))
+    several = np.resize(pixels, (max(len(pixels), EXPORT_BATCH + 1), *pixels.shape[1:]))
     logits = outputs_of(session, several, batch=len(several))[: len(pixels)]
     single = outputs_of(session, pixels[:_FEW], batch=1)
     worst = float(max(np.abs(logits - expected).max(), np.abs(single - expected[:_FEW]).max()))

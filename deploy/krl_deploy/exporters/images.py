@@ -17,17 +17,18 @@ from onnx import TensorProto
 from krl_deploy.bundles.reference import write_picture_maker
 from krl_deploy.config import ExportConfig
 from krl_deploy.data.folders import choose_any, open_data
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.evaluation.generation import random_inputs
 from krl_deploy.evaluation.restoration import DEGRADATIONS, inputs_of, patch_of, read_planes
 from krl_deploy.graph import PICTURES, PIXELS, RESTORED
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of, to_bytes
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import CheckFailedError, DataError, ImageError, KrlError, ModelError, UsageError
 from krl_runtime.images.folders import report_bad
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .export import convert, source_of
+from .conversion import convert, source_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,12 +14,14 @@ from onnx import TensorProto, numpy_helper
 
 from krl_deploy.bundles.reference import check_target, write_reference
 from krl_deploy.config import AdoptConfig
+from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose_any, open_data, with_label_indices
-from krl_deploy.evaluation.comparison import compare, decoded, open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
 from krl_deploy.graph.image_input import Signature, signature, to_classifier
 from krl_deploy.graph.quantized import INTEGER_OPERATORS, Unquantised, is_in_pairs, read_quantised, widened
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_file
 from krl_runtime.images.folders import decode

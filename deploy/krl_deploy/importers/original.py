@@ -10,9 +10,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 

@@ -15,13 +15,14 @@ from krl_deploy.bundles.reference import write_picture_maker
 from krl_deploy.config import AdoptConfig
 from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation import Source, task_of
-from krl_deploy.evaluation.comparison import compare, open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, signature
 from krl_deploy.graph.restorer import local_radius, open_sides, scale_of, to_restorer
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_file
 from krl_runtime.images.preprocessing import Preprocessing

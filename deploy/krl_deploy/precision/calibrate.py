@@ -13,8 +13,8 @@ from krl_deploy.calibration.channels import Channels, measure_channels
 from krl_deploy.calibration.checkpoint import Checkpoint
 from krl_deploy.calibration.collect import collect
 from krl_deploy.calibration.lint import check_batches, check_channels
-from krl_deploy.calibration.record import Calibration, Equalise, Identity, Method
-from krl_deploy.config import QuantizeConfig
+from krl_deploy.calibration.record import Calibration, Identity
+from krl_deploy.config import Equalise, Method, QuantizeConfig
 from krl_deploy.data.arrays import Inputs, length, rows
 from krl_deploy.evaluation import Task
 from krl_deploy.graph.edit import GraphEditor

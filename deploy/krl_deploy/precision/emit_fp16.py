@@ -19,10 +19,9 @@ from onnx import NodeProto, TensorProto, helper
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.operators import QUANTISED_OPS
 from krl_deploy.graph.placement import Ranges, weighted_depths
 from krl_runtime.errors import ModelError
-
-from .emit_tensorrt import QUANTISED_OPS
 
 __all__ = ["LARGEST", "OPSET_OF_HALF_SCALES", "Half", "float_tensors", "round_as_half", "to_half"]
 

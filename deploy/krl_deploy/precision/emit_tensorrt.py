@@ -15,21 +15,13 @@ import onnx
 
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.operators import QUANTISED_OPS
 from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_runtime.errors import ModelError
 
 from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
 
-__all__ = [
-    "QUANTISED_OPS",
-    "Quantised",
-    "open_quantisable",
-    "symmetric_scale",
-    "to_tensorrt",
-]
-
-QUANTISED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
-"""Operators by which a quantised graph is known."""
+__all__ = ["Quantised", "open_quantisable", "symmetric_scale", "to_tensorrt"]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from krl_deploy.calibration.collect import collect
 from krl_deploy.config import HalfConfig
 from krl_deploy.data.arrays import Inputs
 from krl_deploy.evaluation import Source, task_of
-from krl_deploy.evaluation.comparison import compare, machine, open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import compare, machine, outputs_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle, Variant
-from krl_runtime.device.selftest import golden_arrays
+from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError, ModelError
 
 from .emit_fp16 import Half, float_tensors, round_as_half, to_half

@@ -20,12 +20,14 @@ import numpy.typing as npt
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.data.arrays import Inputs, length, rows
 from krl_deploy.evaluation import Task
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.placement import weighted_nodes
-from krl_runtime.cli.commandline import progress, table
+from krl_deploy.graph.session import open_cpu
+from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError, require
+from krl_runtime.progress import progress
 
 from .plot import sensitivity_plot
 from .variants import Emitter, Forms

@@ -13,19 +13,12 @@ import numpy.typing as npt
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.evaluation import Loss, Source, Task, task_of
-from krl_deploy.evaluation.comparison import (
-    compare,
-    count_convolutions,
-    interleaved_latency,
-    machine,
-    open_cpu,
-    optimised_graph,
-    outputs_of,
-)
+from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
 from krl_runtime.bundle import Bundle, Variant
-from krl_runtime.device.selftest import golden_arrays
+from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
 
 from .calibrate import calibrate

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from krl_deploy.calibration.record import Calibration
-from krl_deploy.evaluation.comparison import open_cpu
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import raise_opset
 from krl_deploy.graph.placement import Ranges, weighted_nodes, why_float_on_tensorrt
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import ModelError
 
 from .emit_cpu import to_cpu

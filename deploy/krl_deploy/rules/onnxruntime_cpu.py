@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-from krl_deploy.evaluation.comparison import count_convolutions, open_cpu, optimised_graph
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
 from krl_runtime.errors import BackendError, ModelError
 
 from .findings import Finding, Rule

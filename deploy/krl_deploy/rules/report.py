@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from krl_runtime.cli.commandline import table
+from krl_runtime.cli.tables import table
 
 from .findings import SEVERITIES, Finding
 from .run import CheckedFile

@@ -10,7 +10,7 @@ import onnx
 from onnx import inliner
 
 from krl_deploy.graph.files import nodes_of, read_model
-from krl_deploy.precision.emit_tensorrt import QUANTISED_OPS
+from krl_deploy.graph.operators import QUANTISED_OPS
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import ModelError, UsageError
 

@@ -6,8 +6,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from krl_deploy.tensorrt.platforms import JETPACKS, JetPack, jetpack_here
 from krl_runtime.backends.cuda import MINIMUM_TENSORRT, version_tuple
+from krl_runtime.device.platforms import JETPACKS, JetPack, jetpack_here
 from krl_runtime.errors import UsageError
 
 __all__ = ["NEWEST_TENSORRT", "ONNXRUNTIME_CPU", "Target", "parse_target", "target_here"]

@@ -14,8 +14,10 @@ import tyro
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key, tensorrt_version
 from krl_runtime.backends.tensorrt import TensorRTBackend
 from krl_runtime.bundle import Bundle, Engine
-from krl_runtime.cli.commandline import print_json, table
-from krl_runtime.device.selftest import golden_arrays
+from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.tables import table
+from krl_runtime.device.platforms import jetpack_here
 from krl_runtime.errors import CheckFailedError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 
@@ -23,7 +25,6 @@ from .api import GENERATIONS
 from .builder import BuildOptions, BuiltPlan, build_plan
 from .parity import check_parity
 from .plan import plan_version
-from .platforms import jetpack_here
 from .script import trtexec_line, trtexec_script
 from .source import Source, read_source
 

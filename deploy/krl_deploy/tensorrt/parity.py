@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from krl_runtime.backends.replay import compare, makes_pictures
 from krl_runtime.bundle import Manifest
-from krl_runtime.device.selftest import compare, makes_pictures
 from krl_runtime.errors import CheckFailedError
 
 if TYPE_CHECKING:

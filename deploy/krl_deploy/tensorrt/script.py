@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 
 from krl_runtime.bundle import TensorSpec
+from krl_runtime.device.platforms import jetpacks_with
 
 from . import api
 from .builder import BuildOptions
-from .platforms import jetpacks_with
 
 __all__ = ["trtexec_line", "trtexec_script"]
 

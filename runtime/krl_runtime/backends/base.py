@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from krl_runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "check_graph", "check_inputs", "keeps_weights_inside"]
+__all__ = ["Backend", "RunningBackend", "check_graph", "keeps_weights_inside"]
 
 _EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
 
@@ -46,39 +44,36 @@ class Backend(Protocol):
         ...
 
 
-def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Check that a backend is given what its graph takes.
+class RunningBackend(Protocol):
+    """A backend that was chosen for a bundle: what ``SelectedBackend`` and ``WarmStart`` have in common."""
 
-    Args:
-        specs: The graph's inputs; a dimension that has a name accepts any size from 1 on.
-        inputs: What was given.
+    @property
+    def name(self) -> str:
+        """What really runs: see ``Backend.name``."""
+        ...
 
-    Raises:
-        BackendError: An input is missing, unknown, or has another dtype or shape. The message names it, what was
-            given and what is accepted.
-    """
-    for spec in specs:
-        array = inputs.get(spec.name)
-        if array is None:
-            raise BackendError(f"input {spec.name!r} is missing; given: {', '.join(map(str, inputs)) or 'nothing'}")
-        if not isinstance(array, np.ndarray):
-            raise BackendError(f"input {spec.name!r} is a {type(array).__name__}; accepted: a numpy array")
-        if array.dtype != spec.dtype or not _fits(array.shape, spec.shape):
-            raise BackendError(
-                f"input {spec.name!r} has dtype {array.dtype} and shape {list(array.shape)}; accepted: {spec.dtype} "
-                f"of shape [{', '.join(map(str, spec.shape))}]"
-            )
-    if len(inputs) > len(specs):
-        known = [spec.name for spec in specs]
-        unknown = [name for name in inputs if name not in known]
-        raise BackendError(f"the graph has no input {unknown[0]!r}; it has: {', '.join(known)}")
+    @property
+    def variant(self) -> str:
+        """The variant of the bundle that runs."""
+        ...
 
+    @property
+    def reason(self) -> str:
+        """Why this backend and this variant run, in one sentence."""
+        ...
 
-def _fits(given: Sequence[int], accepted: Sequence[int | str]) -> bool:
-    return len(given) == len(accepted) and all(
-        size == dimension if isinstance(dimension, int) else size >= 1
-        for size, dimension in zip(given, accepted, strict=True)
-    )
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """Why each earlier kind of backend was skipped."""
+        ...
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once; see ``Backend.run``."""
+        ...
+
+    def close(self) -> None:
+        """Free what the backend holds; running it afterwards raises ``BackendError``."""
+        ...
 
 
 def check_graph(bundle: Bundle, variant: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
+from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 
-from .base import check_graph, check_inputs, keeps_weights_inside
+from .base import check_graph, keeps_weights_inside
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,9 +14,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
+from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 
-from .base import check_graph, check_inputs, keeps_weights_inside
+from .base import check_graph, keeps_weights_inside
 from .tuning import cpu_count
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krl_runtime.bundle import Bundle, Engine, TensorSpec
+from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
 
-from .base import check_inputs
 from .cuda import Buffer, Gpu, Graph, Stream, current_gpu, platform_key, tensorrt_version, version_tuple
 from .tensorrt_calls import attempt, check, refit, tensorrt_logger
 

@@ -15,11 +15,12 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.device.selftest import compare, golden_arrays, replay
+from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
 
 from .base import Backend
 from .cuda import current_gpu, tensorrt_version
+from .replay import compare, replay
 from .select import SelectedBackend, choose_variant, open_backend
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ __all__ = ["MANIFEST", "Bundle"]
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _MAX_GOLDEN_BYTES = 512 * 1024 * 1024
+_BATCH = 16  # on a CPU larger batches are no faster, and their activations take memory
 
 
 class Bundle:
@@ -157,6 +158,11 @@ class Bundle:
         """
         for name in self.manifest.files:
             self.file(name)
+
+    @property
+    def batch_limit(self) -> int:
+        """How many inputs are run at once: 1 where the graph takes no more, else a modest number."""
+        return 1 if self.manifest.inputs[0].shape[0] == 1 else _BATCH
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """Return the golden arrays: the inputs and outputs under their names in the graph.

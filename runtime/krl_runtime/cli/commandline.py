@@ -12,16 +12,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from krl_runtime.errors import KrlError, MissingExtraError, UsageError, require
 
-__all__ = ["dispatch", "guard", "print_json", "progress", "progress_bar", "table"]
-
-_Item = TypeVar("_Item")
+__all__ = ["dispatch", "guard", "print_json"]
 
 
 _EXTRAS = {
@@ -279,70 +277,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     return str(value)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a plain-text table; columns whose every cell is a number are aligned to the right.
-
-    Args:
-        header: Column titles.
-        rows: One sequence of cells for each row; ``None`` is shown as a dash.
-    """
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
-
-    def line(items: Sequence[str]) -> str:
-        padded = (
-            item.rjust(width) if right else item.ljust(width)
-            for item, width, right in zip(items, widths, numeric, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(list(header)), "  ".join("-" * width for width in widths), *(line(row) for row in cells)])
-
-
-def _is_number(cell: str) -> bool:
-    return cell == "-" or cell[:1].isdigit() or (cell[:1] in "+-−<≤≥>" and cell[1:2].isdigit())
-
-
-@contextmanager
-def progress_bar(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a progress bar with an ETA on standard error, if that is a terminal; yield what advances it by one.
-
-    Args:
-        description: What is being done, for people.
-        total: Number of items, ``None`` where it is not known.
-        done: Number of items that are done already.
-    """
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as EtaColumn
-    except ModuleNotFoundError:  # the slim runtime does not bring rich; nothing but the bar is lost
-        yield lambda: None
-        return
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), EtaColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total, completed=done)
-        yield lambda: bars.advance(task)
-
-
-def progress(items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:
-    """Yield ``items`` under a progress bar.
-
-    Args:
-        items: What to go through.
-        description: What is being done, for people.
-        total: Number of items, where ``items`` has no length.
-    """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with progress_bar(description, total) as advance:
-        for item in items:
-            yield item
-            advance()

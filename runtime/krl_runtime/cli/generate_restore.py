@@ -12,6 +12,7 @@ from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.generator import Generator
 from krl_runtime.pipelines.raster import Raster, grid
 from krl_runtime.pipelines.restorer import Restorer
+from krl_runtime.progress import progress
 
 from .arguments import (
     add_bundle,
@@ -24,7 +25,8 @@ from .arguments import (
     positive,
     where,
 )
-from .commandline import print_json, progress, table
+from .commandline import print_json
+from .tables import table
 
 __all__ = ["add_generate", "add_restore"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from krl_runtime.bundle import Bundle, Manifest
 
-from .commandline import table
+from .tables import table
 
 __all__ = ["describe"]
 

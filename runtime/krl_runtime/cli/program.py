@@ -17,7 +17,9 @@ from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageE
 from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.classifier import Classification, Classifier
 from krl_runtime.pipelines.generator import Generator
-from krl_runtime.serve import ServeConfig, serve
+from krl_runtime.progress import progress
+from krl_runtime.serve import serve
+from krl_runtime.serve.config import ServeConfig
 
 from .arguments import (
     PROG,
@@ -33,8 +35,9 @@ from .arguments import (
     positive,
     where,
 )
-from .commandline import guard, print_json, progress, table
+from .commandline import guard, print_json
 from .generate_restore import add_generate, add_restore
+from .tables import table
 
 __all__ = ["main"]
 

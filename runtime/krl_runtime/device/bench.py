@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.cli.commandline import progress
+from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.pipelines import Classifier, Generator, Restorer
+from krl_runtime.progress import progress
 
-from .selftest import golden_arrays
 from .telemetry import board_state
 
 __all__ = ["bench", "board_rows", "golden_picture", "peak_memory_mib"]

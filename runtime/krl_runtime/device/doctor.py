@@ -13,30 +13,24 @@ import numpy as np
 import PIL
 
 from krl_runtime._version import __version__
-from krl_runtime.backends.cuda import NoTensorRTError, current_gpu, jetson_release, tensorrt_version, version_tuple
+from krl_runtime.backends.cuda import (
+    MINIMUM_TENSORRT,
+    NoTensorRTError,
+    current_gpu,
+    jetson_release,
+    tensorrt_version,
+    version_tuple,
+)
 from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_session
 from krl_runtime.backends.tensorrt_calls import attempt, check, tensorrt_logger
 from krl_runtime.errors import BackendError, KrlError, MissingExtraError
+
+from .platforms import JETPACKS, jetpack_of
 
 __all__ = ["Finding", "can_run", "examine"]
 
 # y = x + x over float32 [n], opset 13: small enough to carry along, and it needs a kernel on the device.
 _ONNX = base64.b64decode("CAg6NwoOCgF4CgF4EgF5IgNBZGQSAWdaEAoBeBILCgkIARIFCgMSAW5iEAoBeRILCgkIARIFCgMSAW5CBAoAEA0=")
-_UNKNOWN_JETPACK = ("a JetPack that this krl does not know", "look which TensorRT it has; krl needs 10.3 or later")
-
-# L4T release of a Jetson: the JetPack that it belongs to, and what that means for krl.
-_JETPACKS = {
-    (35,): (
-        "JetPack 5",
-        "its TensorRT 8 is older than krl needs (10.3); use the CPU, or update to JetPack 6.1 or later",
-    ),
-    (36, 2): ("JetPack 6.0 DP", "its TensorRT 8.6 is older than krl needs (10.3); update to JetPack 6.1 or later"),
-    (36, 3): ("JetPack 6.0", "its TensorRT 8.6 is older than krl needs (10.3); update to JetPack 6.1 or later"),
-    (36, 4): ("JetPack 6.1 or 6.2", "TensorRT 10.3 and CUDA 12.6, from the system"),
-    (36, 5): ("JetPack 6.2", "TensorRT 10.3 and CUDA 12.6, from the system"),
-    (38,): ("JetPack 7.0 or 7.1", "TensorRT 10.13 and CUDA 13.0, from the system"),
-    (39, 2): ("JetPack 7.2", "TensorRT 10.16 and CUDA 13.2, from the system"),
-}
 
 
 @dataclass(frozen=True)
@@ -84,8 +78,7 @@ def _jetson() -> Iterator[Finding]:
     release = jetson_release()
     if release is None:
         return
-    number = version_tuple(release)
-    name, note = next((_JETPACKS[number[:n]] for n in (2, 1) if number[:n] in _JETPACKS), _UNKNOWN_JETPACK)
+    name, note = _jetpack(release)
     yield Finding(
         "jetpack",
         "ok",
@@ -93,6 +86,19 @@ def _jetson() -> Iterator[Finding]:
         "make virtual environments with --system-site-packages, or they do not see TensorRT; onnxruntime-gpu for "
         "Jetson is not on the ordinary package index, NVIDIA's Jetson index has it",
     )
+
+
+def _jetpack(release: str) -> tuple[str, str]:
+    """Return the name of the JetPack that has a release of Jetson Linux, and what that means for krl."""
+    found = jetpack_of(release)
+    needed = ".".join(map(str, MINIMUM_TENSORRT))
+    if found is None:
+        return "a JetPack that this krl does not know", f"look which TensorRT it has; krl needs {needed} or later"
+    if version_tuple(found.tensorrt) < MINIMUM_TENSORRT:
+        oldest = next(jp for jp in JETPACKS if version_tuple(jp.tensorrt) >= MINIMUM_TENSORRT)
+        advice = f"use the CPU, or update to JetPack {oldest.versions[0]} or later"
+        return found.name, f"its TensorRT {found.tensorrt} is older than krl needs ({needed}); {advice}"
+    return found.name, f"TensorRT {found.tensorrt} and CUDA {found.cuda}, from the system"
 
 
 def _session(*, cuda: bool) -> Finding:

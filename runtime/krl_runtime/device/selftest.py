@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from krl_runtime.backends.base import Backend, check_inputs
+from krl_runtime.backends.base import Backend
+from krl_runtime.backends.replay import compare, makes_pictures, replay
 from krl_runtime.backends.select import KINDS, Kind, open_backend
-from krl_runtime.bundle import Bundle, Manifest, Variant
-from krl_runtime.errors import BackendError, BundleError, MissingExtraError
-from krl_runtime.images.luma import mean_psnr
-from krl_runtime.pipelines.classifier import batch_limit
+from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.errors import BackendError, MissingExtraError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Replay", "compare", "golden_arrays", "makes_pictures", "replay", "selftest"]
+__all__ = ["Replay", "selftest"]
 
 
 @dataclass(frozen=True)
@@ -72,24 +69,6 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 
 
-def golden_arrays(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
-    """Return a bundle's golden inputs and outputs, under their names, each ``[N, ...]`` with the same ``N``.
-
-    Raises:
-        BundleError: There are none, the file is damaged, or an array has not the dtype and shape of the manifest.
-    """
-    golden = bundle.golden()
-    # Any number of them, whatever batch size the graph takes.
-    graph = (*bundle.manifest.inputs, *bundle.manifest.outputs)
-    try:
-        check_inputs([replace(spec, shape=("N", *spec.shape[1:])) for spec in graph], golden)
-    except BackendError as error:
-        raise BundleError(f"bundle {bundle.path}: golden file: {error}; export the bundle again") from error
-    if len({len(array) for array in golden.values()}) != 1:
-        raise BundleError(f"bundle {bundle.path}: the golden file's arrays differ in length; export the bundle again")
-    return golden
-
-
 def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray[Any]], threads: int | None) -> Replay:
     try:
         backend, _ = open_backend(kind, bundle, name, threads)
@@ -123,58 +102,3 @@ def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapp
         required_psnr=variant.psnr if pictures else None,
         cause=cause,
     )
-
-
-def compare(
-    manifest: Manifest,
-    variant: Variant,
-    outputs: Mapping[str, npt.NDArray[Any]],
-    golden: Mapping[str, npt.NDArray[Any]],
-) -> tuple[float, float, str]:
-    """Compare outputs with the golden ones.
-
-    Args:
-        manifest: Names the outputs; the first one has the top-1, or the pictures.
-        variant: Says what is accepted.
-        outputs: What was computed from the golden inputs, ``[N, ...]`` each.
-        golden: What torch computed from them.
-
-    Returns:
-        The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
-        the PSNR in dB of pictures; and why that does not pass, empty if it does.
-    """
-    for spec in manifest.outputs:
-        made, wanted = outputs[spec.name].shape, golden[spec.name].shape
-        if made != wanted:
-            return math.inf, 0.0, f"{spec.name} has shape {list(made)}, the golden one {list(wanted)}"
-    errors = [np.abs(outputs[spec.name].astype(np.float64) - golden[spec.name]).max() for spec in manifest.outputs]
-    key = manifest.outputs[0].name
-    error = float(np.max(errors))  # a NaN in any of them stays a NaN, and passes nothing
-    causes = []
-    if not error <= variant.tolerance:
-        causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
-    if makes_pictures(manifest):
-        alike = mean_psnr(outputs[key], golden[key])
-        if variant.psnr is not None and not alike >= variant.psnr:
-            causes.append(f"the PSNR to the golden pictures is {alike:.1f} dB, required are {variant.psnr:.1f}")
-    else:
-        alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
-        if not alike >= variant.agreement:
-            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required are {variant.agreement:.1%}")
-    return error, alike, "; ".join(causes)
-
-
-def makes_pictures(manifest: Manifest) -> bool:
-    """Return whether a bundle's outputs are pictures, and not logits."""
-    return manifest.task != "classification"
-
-
-def replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Run all golden inputs in batches of a bounded size; return the outputs under their names."""
-    inputs = [spec.name for spec in bundle.manifest.inputs]
-    limit = batch_limit(bundle)
-    parts = [
-        backend.run({name: golden[name][start : start + limit] for name in inputs})
-        for start in range(0, len(golden[inputs[0]]), limit)
-    ]
-    return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in bundle.manifest.outputs}

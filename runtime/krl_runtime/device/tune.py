@@ -17,13 +17,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.base import Backend
+from krl_runtime.backends.replay import compare, makes_pictures, replay
 from krl_runtime.backends.select import ALL_KINDS, Kind, open_backend
 from krl_runtime.backends.tuning import Measurement, Tuning, cpu_count, device, tuning_file
 from krl_runtime.bundle import Bundle, Manifest, Variant
-from krl_runtime.cli.commandline import progress
+from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
-
-from .selftest import compare, golden_arrays, makes_pictures, replay
+from krl_runtime.progress import progress
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,9 +13,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.progress import progress
 
 from .preprocessing import IMAGE_SUFFIXES, Preprocessing
 

@@ -7,12 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from krl_runtime.backends.select import Kind, SelectedBackend, select_backend
+from krl_runtime.backends.select import Kind, select_backend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from krl_runtime.backends.warm import WarmStart
+    from krl_runtime.backends.base import RunningBackend
 
     from .classifier import Classification, Classifier
     from .generator import Generator
@@ -130,7 +130,7 @@ def load(
         raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
     found.check(bundle)
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
-    running: SelectedBackend | WarmStart = chosen
+    running: RunningBackend = chosen
     if build is not None:
         from krl_runtime.backends.warm import warm_start
 

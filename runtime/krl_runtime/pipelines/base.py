@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 
 if TYPE_CHECKING:
-    from krl_runtime.backends.warm import WarmStart
+    import numpy as np
+    import numpy.typing as npt
 
-__all__ = ["Pipeline"]
+    from krl_runtime.errors import KrlError
+    from krl_runtime.images.preprocessing import ImageSource
+
+__all__ = ["BatchModel", "Pipeline"]
 
 _Self = TypeVar("_Self", bound="Pipeline")
+
+_Result = TypeVar("_Result", covariant=True)
+
+
+class BatchModel(Protocol[_Result]):
+    """What ``Batcher`` and the streams ask of a model: decode one image, and run a batch of decoded ones."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What was loaded."""
+        ...
+
+    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
+        """Decode one image.
+
+        Returns:
+            What the network takes: uint8 ``[channels, height, width]``.
+
+        Raises:
+            ImageError: The image cannot be used.
+        """
+        ...
+
+    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Result | KrlError]:
+        """Run several decoded images together.
+
+        Args:
+            pixels: What ``prepare`` returned, stacked: ``[N, channels, height, width]``.
+            top_k: How many classes each result names, ``N`` numbers.
+
+        Returns:
+            For each image its result, or why it has none while the others have theirs.
+
+        Raises:
+            BackendError: The device failed, or the model is closed.
+        """
+        ...
 
 
 class Pipeline:
@@ -25,7 +67,7 @@ class Pipeline:
         backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
     """
 
-    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         self.bundle = bundle
         self.preprocessing = bundle.manifest.preprocessing
         self.backend = backend

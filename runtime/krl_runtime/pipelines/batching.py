@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Condition, Lock, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
     from krl_runtime.images.preprocessing import ImageSource
 
-    from .classifier import Classification, Classifier
+    from .base import BatchModel
 
 __all__ = ["Batcher", "OverloadedError"]
+
+_Result = TypeVar("_Result")
 
 
 class OverloadedError(KrlError):
@@ -34,16 +37,16 @@ class OverloadedError(KrlError):
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Request(Generic[_Result]):
     """One picture that waits, and since when (seconds of ``time.monotonic``)."""
 
     pixels: npt.NDArray[np.uint8]
     top_k: int
-    future: Future[Classification]
+    future: Future[_Result]
     since: float
 
 
-class Batcher:
+class Batcher(Generic[_Result]):
     """Runs requests together: at most ``max_batch``, and the first of them waits no longer than ``max_delay``.
 
     Pictures are decoded by the caller's thread. At most ``max_waiting`` requests wait; whoever comes then waits for a
@@ -56,7 +59,7 @@ class Batcher:
 
     def __init__(
         self,
-        model: Classifier,
+        model: BatchModel[_Result],
         *,
         max_batch: int = 16,
         max_delay: float = 0.002,
@@ -81,9 +84,9 @@ class Batcher:
                 "accepted: 1 or more for the first three, 0 to 3600 seconds for the last"
             )
         self._model = model
-        self._max_batch = 1 if model.bundle.manifest.inputs[0].shape[0] == 1 else max_batch
+        self._max_batch = 1 if model.bundle.batch_limit == 1 else max_batch
         self._max_delay, self._max_waiting = max_delay, max_waiting
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[_Request[_Result]] = deque()
         self._closed = False
         self.batches = self.answered = 0
         lock = Lock()
@@ -92,7 +95,7 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, source: ImageSource, *, top_k: int = 5, timeout: float | None = None) -> Future[Classification]:
+    def submit(self, source: ImageSource, *, top_k: int = 5, timeout: float | None = None) -> Future[_Result]:
         """Decode one picture here and let it wait for its batch.
 
         Args:
@@ -113,7 +116,7 @@ class Batcher:
 
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
-        pixels = self._model.preprocessing(source)
+        pixels = self._model.prepare(source)
         with self._taken:
             if not self._taken.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting, timeout):
                 raise OverloadedError(
@@ -122,16 +125,16 @@ class Batcher:
                 )
             if self._closed:
                 raise BackendError("the batcher is closed")
-            request = _Request(pixels, top_k, Future(), time.monotonic())
+            request: _Request[_Result] = _Request(pixels, top_k, Future(), time.monotonic())
             self._waiting.append(request)
             self._came.notify()
         return request.future
 
-    def __call__(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+    def __call__(self, source: ImageSource, *, top_k: int = 5) -> _Result:
         """Answer one picture; see ``submit`` for what is raised, and ``Classifier.__call__``."""
         return self.submit(source, top_k=top_k).result()
 
-    async def ask(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+    async def ask(self, source: ImageSource, *, top_k: int = 5) -> _Result:
         """Answer one picture without blocking the event loop; cancelling the task cancels the request."""
         import asyncio
 
@@ -154,7 +157,7 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def __enter__(self) -> Batcher:
+    def __enter__(self) -> Batcher[_Result]:
         """Return the batcher."""
         return self
 
@@ -170,7 +173,7 @@ class Batcher:
             if running:
                 self._run(running)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[_Request[_Result]]:
         """Wait for a batch; an empty one means that the batcher is closed and nothing waits."""
         with self._came:
             while not (self._waiting and self._is_due()):
@@ -190,18 +193,14 @@ class Batcher:
         late = time.monotonic() >= self._waiting[0].since + self._max_delay
         return late or self._closed or len(self._waiting) >= self._max_batch
 
-    def _run(self, requests: list[_Request]) -> None:
+    def _run(self, requests: list[_Request[_Result]]) -> None:
         with self._came:
             self.batches += 1
             self.answered += len(requests)
-        outcomes: list[Any] = []
+        outcomes: Sequence[_Result | Exception]
         try:
-            logits = self._model.logits(np.stack([request.pixels for request in requests]))
-            for request, row in zip(requests, logits, strict=True):
-                try:
-                    outcomes += self._model.interpret(row[None], top_k=request.top_k)
-                except KrlError as error:  # logits that are not finite: the others of the batch are answered
-                    outcomes.append(error)
+            pixels = np.stack([request.pixels for request in requests])
+            outcomes = self._model.run_batch(pixels, [request.top_k for request in requests])
         except Exception as error:  # whatever it is, nobody may wait for ever
             outcomes = [error] * len(requests)
         for request, outcome in zip(requests, outcomes, strict=True):

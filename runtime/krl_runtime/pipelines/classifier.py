@@ -10,24 +10,20 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BundleError, ImageError, ModelError, UsageError
+from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
 from .base import Pipeline
+from .batching import Batcher
+from .streams import Answered, Watch, stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.backends.warm import WarmStart
     from krl_runtime.images.preprocessing import ImageSource
 
-    from .batching import Batcher
-    from .streams import Answered, Watch
-
-__all__ = ["Classification", "Classifier", "batch_limit"]
-
-_BATCH = 16  # on a CPU larger batches are no faster, and their activations take memory
+__all__ = ["Classification", "Classifier"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,12 @@ class Classifier(Pipeline):
         labels: Class names in the order of the logits.
     """
 
-    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         super().__init__(bundle, backend)
         self.labels = bundle.manifest.labels
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
-        self._limit = batch_limit(bundle)
+        self._limit = bundle.batch_limit
 
     @staticmethod
     def check(bundle: Bundle) -> None:
@@ -142,25 +138,33 @@ class Classifier(Pipeline):
 
     def stream(
         self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
-    ) -> Iterator[Answered]:
+    ) -> Iterator[Answered[Classification]]:
         """Answer every picture of a folder or an iterable, in order; see ``krl_runtime.pipelines.streams.stream``."""
-        from .streams import stream
-
         return stream(self, sources, top_k=top_k, workers=workers)
 
-    def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch:
+    def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch[Classification]:
         """Answer the latest frame of a camera, and count those that were dropped; see ``streams.Watch``."""
-        from .streams import Watch
-
         return Watch(self, frames, top_k=top_k)
 
     def batched(
         self, *, max_batch: int = 16, max_delay: float = 0.002, max_waiting: int = 64, workers: int = 1
-    ) -> Batcher:
+    ) -> Batcher[Classification]:
         """Run the requests of many threads or coroutines together; see ``krl_runtime.pipelines.batching.Batcher``."""
-        from .batching import Batcher
-
         return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
+
+    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
+        """Decode one image to what the network takes; see ``Preprocessing.__call__``."""
+        return self.preprocessing(source)
+
+    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[Classification | KrlError]:
+        """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
+        results: list[Classification | KrlError] = []
+        for row, count in zip(self.logits(pixels), top_k, strict=True):
+            try:
+                results += self.interpret(row[None], top_k=count)
+            except ModelError as error:  # logits that are not finite: the others of the batch have their results
+                results.append(error)
+        return results
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Run the network on its inputs as they are, in one batch.
@@ -228,8 +232,3 @@ def _largest(values: npt.NDArray[np.float64], count: int) -> list[int]:
     # Those that can be among them: a few more than ``count`` where values are equal.
     places = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
     return sorted(places, key=values.__getitem__, reverse=True)[:count]
-
-
-def batch_limit(bundle: Bundle) -> int:
-    """Return how many inputs of a bundle are run at once: 1 where its graph takes no more, else a modest number."""
-    return 1 if bundle.manifest.inputs[0].shape[0] == 1 else _BATCH

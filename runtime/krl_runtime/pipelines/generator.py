@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, KrlError, ModelError, UsageError
 from krl_runtime.images.luma import to_uint8
 
 from .base import Pipeline
-from .classifier import batch_limit
 from .raster import Raster
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.backends.warm import WarmStart
     from krl_runtime.conditions import Condition
 
 __all__ = ["Generator", "latents_of"]
@@ -59,13 +57,13 @@ class Generator(Pipeline):
         condition: Settings of the condition that pictures are made for; ``None`` where there is none.
     """
 
-    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         super().__init__(bundle, backend)
         settings = bundle.manifest.settings
         self.latent_size: int = settings["latent"]["size"]
         self.condition: Mapping[str, Any] | None = settings.get("condition")
         self._output = bundle.manifest.outputs[0].name
-        self._limit = batch_limit(bundle)
+        self._limit = bundle.batch_limit
 
     @staticmethod
     def check(bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from krl_runtime.backends.select import SelectedBackend
+from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, ImageError, ModelError
 from krl_runtime.images import luma
@@ -20,7 +20,6 @@ from .raster import Raster
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.backends.warm import WarmStart
     from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["MAX_RESTORED", "Restorer"]
@@ -62,7 +61,7 @@ class Restorer(Pipeline):
         overlap: How far an output pixel sees, in input pixels; ``None`` where the network is not local.
     """
 
-    def __init__(self, bundle: Bundle, backend: SelectedBackend | WarmStart) -> None:
+    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         super().__init__(bundle, backend)
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]

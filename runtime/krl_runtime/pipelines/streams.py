@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from krl_runtime.errors import ImageError, UsageError
+from krl_runtime.errors import ImageError, KrlError, UsageError
 
 if TYPE_CHECKING:
     from krl_runtime.images.preprocessing import ImageSource
 
-    from .classifier import Classification, Classifier
+    from .base import BatchModel
 
 __all__ = ["Answered", "Watch", "stream"]
 
 _END: Any = object()
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answered(Generic[_Result]):
     """One picture of a stream: either ``answer`` or ``error`` is there.
 
     Attributes:
@@ -34,13 +35,17 @@ class Answered:
     """
 
     source: Any
-    answer: Classification | None
+    answer: _Result | None
     error: ImageError | None = None
 
 
 def stream(
-    model: Classifier, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
-) -> Iterator[Answered]:
+    model: BatchModel[_Result],
+    sources: str | Path | Iterable[ImageSource],
+    *,
+    top_k: int = 5,
+    workers: int | None = None,
+) -> Iterator[Answered[_Result]]:
     """Answer every picture of a folder or an iterable, in order, decoding a few ahead in threads.
 
     Args:
@@ -67,10 +72,12 @@ def stream(
     return _stream(model, sources, top_k, workers)
 
 
-def _stream(model: Classifier, sources: Iterable[ImageSource], top_k: int, workers: int) -> Iterator[Answered]:
+def _stream(
+    model: BatchModel[_Result], sources: Iterable[ImageSource], top_k: int, workers: int
+) -> Iterator[Answered[_Result]]:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    ahead: deque[Future[Answered]] = deque()
+    ahead: deque[Future[Answered[_Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="krl-stream")
     try:
         for source in sources:
@@ -83,15 +90,18 @@ def _stream(model: Classifier, sources: Iterable[ImageSource], top_k: int, worke
         pool.shutdown(cancel_futures=True)
 
 
-def _answer(model: Classifier, source: ImageSource, top_k: int) -> Answered:
+def _answer(model: BatchModel[_Result], source: ImageSource, top_k: int) -> Answered[_Result]:
     try:
-        pixels = model.preprocessing(source)
+        pixels = model.prepare(source)
     except ImageError as error:
         return Answered(source, None, error)
-    return Answered(source, model.interpret(model.logits(pixels[None]), top_k=top_k)[0])
+    (result,) = model.run_batch(pixels[None], [top_k])
+    if isinstance(result, KrlError):
+        raise result
+    return Answered(source, result)
 
 
-class Watch:
+class Watch(Generic[_Result]):
     """Answers for the latest frame of a camera: frames that come while the model is busy are dropped and counted.
 
     Frames are taken from their iterable in a thread as fast as they come. Made by ``Classifier.watch``; iterate over
@@ -101,7 +111,7 @@ class Watch:
         dropped: How many frames a later one has replaced.
     """
 
-    def __init__(self, model: Classifier, frames: Iterable[ImageSource], *, top_k: int = 5) -> None:
+    def __init__(self, model: BatchModel[_Result], frames: Iterable[ImageSource], *, top_k: int = 5) -> None:
         """Start to take frames.
 
         Args:
@@ -123,11 +133,11 @@ class Watch:
         self._thread = Thread(target=self._read, args=(iter(frames),), name="krl-watch", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Watch:
+    def __iter__(self) -> Watch[_Result]:
         """Return this."""
         return self
 
-    def __next__(self) -> Answered:
+    def __next__(self) -> Answered[_Result]:
         """Wait for a frame that was not answered yet, and answer the latest.
 
         Raises:
@@ -149,7 +159,7 @@ class Watch:
             self._ended, self._frame = True, _END
             self._condition.notify_all()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watch[_Result]:
         """Return this."""
         return self
 

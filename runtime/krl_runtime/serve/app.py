@@ -19,7 +19,8 @@ from krl_runtime._version import __version__
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.classifier import Classifier
 
-from . import ServeConfig, protocol
+from . import protocol
+from .config import ServeConfig
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service, TooLargeError
 

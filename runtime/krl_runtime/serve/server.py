@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from krl_runtime.errors import UsageError
 from krl_runtime.pipelines.classifier import Classifier
 
-from . import ServeConfig
 from .app import make_app
+from .config import ServeConfig
 
 __all__ = ["address", "listen", "make_server", "run"]
 

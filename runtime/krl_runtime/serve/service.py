@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from krl_runtime.backends.base import check_inputs
+from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, KrlError, UsageError
-from krl_runtime.pipelines.classifier import Classification, Classifier, batch_limit
+from krl_runtime.pipelines.classifier import Classification, Classifier
 
-from . import ServeConfig, protocol
+from . import protocol
+from .config import ServeConfig
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,8 +77,8 @@ class Service:
         self._config = config
         self._observer = observer
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
-        self._limit = batch_limit(model.bundle)
-        self._batcher: Batcher | None = None
+        self._limit = model.bundle.batch_limit
+        self._batcher: Batcher[Classification] | None = None
         if config.max_batch > 1:
             self._batcher = model.batched(
                 max_batch=config.max_batch,
@@ -204,7 +205,9 @@ class Service:
         watch.lap("inference")
         return self.model.interpret(logits, top_k=top_k)[0]
 
-    def _submit(self, batcher: Batcher, body: bytes, top_k: int, watch: _Stopwatch) -> Future[Classification]:
+    def _submit(
+        self, batcher: Batcher[Classification], body: bytes, top_k: int, watch: _Stopwatch
+    ) -> Future[Classification]:
         watch.lap("queue")
         self._check_size(body)
         waiting = batcher.submit(body, top_k=top_k)

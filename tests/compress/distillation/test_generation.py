@@ -29,7 +29,7 @@ from krl_train.config import (
     OptimConfig,
 )
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.importers.weights import import_weights
+from krl_train.importers.importing import import_weights
 from krl_train.metrics.generation import FeatureNet
 from krl_train.models import ModelSpec
 from krl_train.models.generators import Generator, build_generator

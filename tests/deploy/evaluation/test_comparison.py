@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, node
+from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import open_data
-from krl_deploy.evaluation.comparison import (
-    compare,
-    count_convolutions,
-    decoded,
-    interleaved_latency,
-    machine,
-    open_cpu,
-    optimised_graph,
-    outputs_of,
-)
+from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
 from krl_runtime.errors import BackendError, DataError, ModelError
 from krl_runtime.images.folders import Picture
 from krl_runtime.images.preprocessing import Preprocessing

@@ -193,7 +193,7 @@ def test_export_without_its_pictures(restorer_run, tmp_path, photographs, capsys
 def test_parity_that_fails(restorer_run):
     network = restorer_run.module()
     pixels = smooth(20, 24)[None, None]
-    from krl_deploy.exporters.export import convert
+    from krl_deploy.exporters.conversion import convert
 
     batch = torch.export.Dim("batch")
     model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)

@@ -16,9 +16,10 @@ from _helpers.graphs import constants, ops, run
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import AdoptConfig, ExportConfig, QuantizeConfig
-from krl_deploy.evaluation.comparison import count_convolutions, optimised_graph
-from krl_deploy.exporters.export import export, to_onnx
+from krl_deploy.exporters.conversion import to_onnx
+from krl_deploy.exporters.export import export
 from krl_deploy.graph.quantized import read_quantised
+from krl_deploy.graph.session import count_convolutions, optimised_graph
 from krl_deploy.importers import adopt as adopt_module
 from krl_deploy.importers.adopt import adopt
 from krl_deploy.precision.emit_tensorrt import to_tensorrt

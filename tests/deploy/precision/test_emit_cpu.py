@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import assert_alike, constants, graph, measured_ranges, node, ops, producer, run
-from krl_deploy.evaluation.comparison import count_convolutions, optimised_graph
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.session import count_convolutions, optimised_graph
 from krl_deploy.precision.emit_cpu import affine_parameters, to_cpu
 
 RNG = np.random.default_rng(0)

@@ -9,9 +9,10 @@ from _helpers.graphs import graph, named, node, run
 from _helpers.picture_nets import smooth
 from krl_deploy.calibration.collect import collect
 from krl_deploy.calibration.record import Identity
-from krl_deploy.evaluation.comparison import open_cpu, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.calibrate import measure_tensors
 from krl_deploy.precision.emit_fp16 import float_tensors, round_as_half, to_half
 from krl_deploy.precision.variants import Emitter

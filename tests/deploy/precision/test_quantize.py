@@ -16,9 +16,10 @@ from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig, QuantizeConfig
 from krl_deploy.evaluation import Loss
-from krl_deploy.evaluation.comparison import count_convolutions, open_cpu, optimised_graph, outputs_of
+from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
 from krl_deploy.precision import calibrate
 from krl_deploy.precision import quantize as module
 from krl_deploy.precision.quantize import quantize

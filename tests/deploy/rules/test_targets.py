@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from krl_deploy.rules.targets import Target, parse_target, target_here
-from krl_deploy.tensorrt import platforms
+from krl_runtime.device import platforms
 from krl_runtime.errors import UsageError
 
 

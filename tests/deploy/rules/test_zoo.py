@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from _helpers.planted import family, findings
-from krl_deploy.exporters.export import to_onnx
+from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_fp16 import to_half
 from krl_deploy.precision.emit_tensorrt import to_tensorrt

@@ -14,16 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 from _helpers.bundles import TinyNet, write_bundle
 from krl_deploy.rules.targets import Target, target_here
 from krl_deploy.tensorrt import engines as commands
-from krl_deploy.tensorrt import platforms
 from krl_deploy.tensorrt.builder import BuildOptions
 from krl_deploy.tensorrt.engines import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
 from krl_deploy.tensorrt.plan import plan_version
-from krl_deploy.tensorrt.platforms import JETPACKS, jetpack_here, jetpacks_with
 from krl_deploy.tensorrt.script import trtexec_line
 from krl_deploy.tensorrt.source import read_source
 from krl_runtime import load
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.cli.commandline import dispatch
+from krl_runtime.device import platforms
+from krl_runtime.device.platforms import JETPACKS, jetpack_here, jetpacks_with
 from krl_runtime.errors import BundleError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file
 from krl_runtime.images.preprocessing import Preprocessing

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from krl_runtime import Preprocessing
-from krl_runtime.cli.commandline import dispatch, guard, print_json, progress, table
+from krl_runtime.cli.commandline import dispatch, guard, print_json
+from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError, UsageError
+from krl_runtime.progress import progress
 
 
 def raising(error: BaseException):

@@ -11,7 +11,8 @@ from _helpers.bundles import VARIANTS, TinyNet, npz, write_bundle
 from _helpers.fakes import fake_gpu_runtime
 from krl_runtime import Bundle, BundleError, Preprocessing
 from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from krl_runtime.device.selftest import Replay, golden_arrays, selftest
+from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.device.selftest import Replay, selftest
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from krl_runtime import Classifier, load
-from krl_runtime.serve import ServeConfig
+from krl_runtime.serve.config import ServeConfig
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")

@@ -17,7 +17,8 @@ import pytest
 
 from krl_runtime import Bundle, MissingExtraError, UsageError, load
 from krl_runtime.cli import main
-from krl_runtime.serve import ServeConfig, serve
+from krl_runtime.serve import serve
+from krl_runtime.serve.config import ServeConfig
 
 
 @pytest.fixture

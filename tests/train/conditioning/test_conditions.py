@@ -13,9 +13,10 @@ from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.conditioning import Conditions, build_conditioner, read_conditions
+from krl_train.conditioning import Conditions, read_conditions
 from krl_train.config import DataConfig, KnowledgeConfig
 from krl_train.data import open_source
+from krl_train.models.conditioners import build_conditioner
 
 NAMES = ("train/one/a.png", "train/one/b.png", "train/two/c.png")
 

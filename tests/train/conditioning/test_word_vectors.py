@@ -15,6 +15,7 @@ from _helpers.digits import write_digits
 from _helpers.words import write_sentence_model
 from krl_runtime.conditions import encode
 from krl_runtime.errors import DataError, MissingExtraError, UsageError
+from krl_train.conditioning.generator_data import read_data
 from krl_train.conditioning.word_vectors import place_words, word_vectors
 from krl_train.config import (
     DataConfig,
@@ -25,7 +26,6 @@ from krl_train.config import (
     KnowledgeConfig,
     LoopConfig,
 )
-from krl_train.evaluation.generation import read_data
 from krl_train.training.fit import fit
 
 pytest.importorskip("sentence_transformers")

@@ -17,11 +17,11 @@ from krl_deploy.cli import main as deploy
 from krl_runtime import Generator, load
 from krl_runtime.errors import BundleError, UsageError
 from krl_train.cli import main
+from krl_train.conditioning.generator_data import open_generator
 from krl_train.config import DataConfig, EvaluateConfig, GeneratorScoreConfig, KnowledgeConfig, LoopConfig
 from krl_train.data import open_source
 from krl_train.evaluation.deployed import DeployedGenerator
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.evaluation.generation import open_generator
 from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.training.fit import fit
 

@@ -11,7 +11,7 @@ import torch
 from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import EvaluateConfig, ImportConfig
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.importers.weights import import_weights
+from krl_train.importers.importing import import_weights
 from krl_train.models.restorers import Restorer
 from krl_train.run import Run
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.conditioning import Guide, fit_pictures
+from krl_train.metrics.guide import Guide, fit_pictures
 from krl_train.models import Network
 
 TEXT = {"kind": "text", "length": 3, "dim": 4, "vocabulary": ["", "a", "blue", "one", "red"]}

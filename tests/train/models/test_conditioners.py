@@ -11,8 +11,13 @@ from torch import nn
 
 from krl_runtime.conditions import encode
 from krl_runtime.errors import UsageError
-from krl_train.conditioning import build_conditioner
-from krl_train.models.conditioners import AttributeConditioner, FixedWords, GraphConditioner, TextConditioner
+from krl_train.models.conditioners import (
+    AttributeConditioner,
+    FixedWords,
+    GraphConditioner,
+    TextConditioner,
+    build_conditioner,
+)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "labels": {"kind": "labels", "length": 1, "dim": 8, "vocabulary": ["a", "b"]},

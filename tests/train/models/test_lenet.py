@@ -8,7 +8,7 @@ import torch
 from _helpers.pictures import SHARED_DATA
 from krl_runtime.errors import ModelError
 from krl_train.config import DataConfig, ImportConfig, InputConfig
-from krl_train.importers.weights import import_weights
+from krl_train.importers.importing import import_weights
 from krl_train.models import build_model, count_parameters, native_size
 
 WEIGHTS = SHARED_DATA / "models" / "mnist_lenet5_0.991.pth"

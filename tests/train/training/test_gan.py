@@ -27,7 +27,7 @@ from krl_train.config import (
 )
 from krl_train.data.diffaugment import diffaugment
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.importers.weights import import_weights
+from krl_train.importers.importing import import_weights
 from krl_train.loop import CHECKPOINT
 from krl_train.models.generators import Generator
 from krl_train.run import WEIGHTS

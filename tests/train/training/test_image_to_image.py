@@ -23,6 +23,7 @@ from krl_train.config import (
     StyleConfig,
     TranslationConfig,
 )
+from krl_train.data.pairs import list_pairs
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.models import Network
 from krl_train.models.image_to_image import PatchDiscriminator
@@ -32,7 +33,6 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.style import total_variation
 from krl_train.training.fit import fit
 from krl_train.training.restoration import restorer_preprocessing
-from krl_train.training.translation import list_pairs
 
 
 def picture(seed: int, side: int = 40) -> Image.Image:

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import OnBadImage, Picture, PictureFolder, find_pictures, report_bad
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
+from krl_runtime.progress import progress
 from krl_train.config import DataConfig
 from krl_train.placement import Placement
 

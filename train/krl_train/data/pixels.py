@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from krl_runtime.cli.commandline import progress
 from krl_runtime.errors import ImageError
 from krl_runtime.files import sha256_bytes, sha256_file
 from krl_runtime.images.folders import OnBadImage, Picture, decode, identity, report_bad
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.progress import progress
 
 __all__ = ["PixelSet"]
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import krl_runtime
 from krl_runtime.backends.select import Kind
-from krl_runtime.pipelines.classifier import batch_limit
 from krl_runtime.pipelines.generator import Generator as Pipeline
 
 __all__ = ["DeployedGenerator"]
@@ -43,7 +42,7 @@ class DeployedGenerator(nn.Module):
         Raises:
             BackendError: The device failed, or an input has another shape.
         """
-        limit = batch_limit(self.pipeline.bundle)
+        limit = self.pipeline.bundle.batch_limit
         parts = []
         for start in range(0, len(latent), limit):
             tokens = None if condition is None else condition[start : start + limit].numpy()

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from krl_runtime.errors import DataError, RunError, UsageError
-from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.conditioning import Conditions, read_conditions
-from krl_train.config import (
-    AugmentConfig,
-    DataConfig,
-    EvaluateConfig,
-    GeneratorScoreConfig,
-    KnowledgeConfig,
-    LoopConfig,
-    OptimConfig,
-)
-from krl_train.data import Augmentation, PixelSet, Source, open_source
+from krl_runtime.errors import UsageError
+from krl_train.conditioning.generator_data import GeneratorData, _generator_of, open_generator, read_data
+from krl_train.config import AugmentConfig, EvaluateConfig, GeneratorScoreConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, resolve_device
 from krl_train.metrics.generation import frechet_distance, same_latent
 from krl_train.metrics.scoring import real_pixels, score_against
@@ -34,84 +23,9 @@ from krl_train.tasks import ClassificationTask, Supervised
 if TYPE_CHECKING:
     from .deployed import DeployedGenerator
 
-__all__ = ["GeneratorData", "evaluate_generator", "open_generator", "read_data"]
+__all__ = ["evaluate_generator"]
 
 _SEED = 1
-
-
-@dataclass(frozen=True)
-class GeneratorData:
-    """What a generator was trained on, or is measured on.
-
-    Attributes:
-        source: The data set.
-        train: Training pictures.
-        val: Validation pictures.
-        conditions: Of the training pictures; ``None`` for a generator without conditions.
-        preprocessing: How the pictures were read.
-    """
-
-    source: Source
-    train: PixelSet
-    val: PixelSet
-    conditions: Conditions | None
-    preprocessing: Preprocessing
-
-
-def open_generator(path: Path) -> tuple[Run, Generator]:
-    """Open a generator's run.
-
-    Returns:
-        The run, and the generator in eval mode on the CPU.
-
-    Raises:
-        RunError: It is missing, damaged, or not a generator's.
-    """
-    run = Run.open(path)
-    return run, _generator_of(run)
-
-
-def _generator_of(run: Run) -> Generator:
-    generator = run.module()
-    if not isinstance(generator, Generator):
-        raise RunError(f"run {run.path} is of the task {run.record.task!r}; a generator is needed here")
-    return generator
-
-
-def read_data(record: RunRecord, config: DataConfig) -> GeneratorData:
-    """Read the pictures that go with a generator: those that ``config`` names, else those that it was trained on.
-
-    Raises:
-        UsageError: Neither names any.
-        DataError: They cannot be read, or have not the conditions that the generator was trained on.
-    """
-    there = record.data
-    if config.data is None and "source" not in there:
-        raise UsageError("no data is known: the generator is a bundle, or its weights were imported; give --data")
-    if config.data is None:
-        root = Path(there["root"])
-        config = replace(config, data=there["source"], data_root=root, val_fraction=there["val_fraction"])
-    source = open_source(config, classes=bool(record.labels))
-    train = source.read("train", record.preprocessing, limit=config.limit)
-    val = source.read("val", record.preprocessing, limit=config.val_limit)
-    return GeneratorData(source, train, val, _conditions(record, source, train), record.preprocessing)
-
-
-def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Conditions | None:
-    settings = record.model.arguments.get("condition")
-    if settings is None:
-        return None
-    kept = {name: value for name, value in record.data["conditions"].items() if name != "sha256"}
-    file = kept.pop("condition_file")
-    knowledge = KnowledgeConfig(**kept, condition_file=None if file is None else Path(file))
-    conditions = read_conditions(knowledge, source, train, seed=record.seed)
-    untrained = settings.get("untrained", [])  # they come after the words of the descriptions
-    trained = [word for word in settings["vocabulary"] if word not in untrained]
-    if conditions is None or list(conditions.settings["vocabulary"]) != trained:
-        raise DataError(
-            f"{source.name} has not the {settings['kind']} that the generator was trained on; give the same data"
-        )
-    return replace(conditions, settings=settings)
 
 
 def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any]:

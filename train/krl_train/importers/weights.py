@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from krl_runtime.errors import ModelError
 from krl_runtime.files import sha256_file
 from krl_train.config import ImportConfig, to_plain
-from krl_train.data import open_source, preprocessing_for
-from krl_train.evaluation.evaluate import evaluate_run, pick_split
-from krl_train.models import Network, build_model
-from krl_train.models.generators import Generator, is_generator
+from krl_train.models import Network
+from krl_train.models.generators import Generator
 from krl_train.models.restorers import Restorer
 from krl_train.run import ModelSpec, Run, RunRecord
-from krl_train.training.fit import network_size, prepare_out
+from krl_train.training.fit import prepare_out
 
-__all__ = ["import_weights", "match_weights", "read_weights", "write_import"]
+__all__ = ["match_weights", "read_weights", "write_import"]
 
 _log = logging.getLogger("krl")
 
@@ -118,37 +116,6 @@ def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
-
-
-def import_weights(config: ImportConfig) -> Run:
-    """Turn foreign weights into a run, and measure them if there is data.
-
-    Raises:
-        KrlError: The weights do not fit the network, or the data cannot be used.
-    """
-    if is_generator(config.model):
-        from .generator import import_generator
-
-        return import_generator(config)
-    if config.model.startswith("style-"):
-        from .style import import_style
-
-        return import_style(config)
-    tensors = read_weights(config.weights)
-    source = open_source(config.data)
-    labels = source.labels
-    if config.input.mean is None or config.input.std is None:
-        _log.warning("--mean and --std are not given; ImageNet's are assumed: check that the weights were trained so")
-    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=True)
-    spec = ModelSpec(config.model, len(labels), preprocessing.channels)
-    network = Network(build_model(spec.name, spec.num_classes, spec.in_channels), preprocessing)
-    match_weights(tensors, network.backbone, f"weights {config.weights}")
-    split = pick_split(source, config.split, trained_on=None)
-    data = source.read(split, preprocessing, limit=config.data.val_limit)
-    metrics = evaluate_run(network, labels, data, config.device)
-    measured = {**metrics, "split": split, **network_size(network)}
-    described = source.describe({"val": data})
-    return write_import(config, "classification", spec, network, measured, data=described, labels=labels)
 
 
 def write_import(

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krl_runtime.cli.commandline import progress_bar
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
+from krl_runtime.progress import progress_bar
 from krl_train.config import LoopConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.placement import Placement

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from krl_runtime.errors import UsageError
-from krl_train.conditioning import Guide
 from krl_train.data import PixelSet
 from krl_train.models.sampling import PictureSource, generate_pixels, sample_latents
 from krl_train.placement import Placement
 
 from .generation import FeatureNet, FeatureStatistics, score_features
+from .guide import Guide
 
 __all__ = ["GeneratorScore", "real_pixels", "score_against"]
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from krl_runtime.images.preprocessing import Preprocessing
 
+from .conditioners import build_conditioner
 from .generator_backbones import picture_sizes
 from .generators import generator_width
 
@@ -116,8 +117,6 @@ def build_discriminator(
         shape = stages(torch.zeros(1, *preprocessing.shape)).shape
     conditioner = None
     if condition is not None:
-        from krl_train.conditioning import build_conditioner
-
         conditioner = build_conditioner(condition)
     features = shape[1] if residual else shape[1] * shape[2] * shape[3]
     return Discriminator(stages, int(features), preprocessing, pool=residual, conditioner=conditioner)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from krl_runtime.errors import ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 
+from .conditioners import build_conditioner
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec
 
@@ -134,8 +135,6 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
         raise ModelError(f"unknown generator {spec.name!r}; accepted: {_ACCEPTED}")
     conditioner = None
     if condition is not None:
-        from krl_train.conditioning import build_conditioner
-
         conditioner = build_conditioner(condition)
     kind, width, blocks = match[1], int(match[2]), int(match[3] or 1)
     if kind == "subgan":

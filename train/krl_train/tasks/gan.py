@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from krl_runtime.errors import TrainingError
-from krl_train.conditioning import Conditions, Guide
+from krl_train.conditioning import Conditions
 from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.data.diffaugment import diffaugment
+from krl_train.metrics.guide import Guide
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generators import Generator
 from krl_train.models.sampling import sample_grid

@@ -6,11 +6,12 @@ import torch
 
 from krl_train.config import FitConfig, to_plain
 from krl_train.data import open_source, preprocessing_for
+from krl_train.data.splits import read_training
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
-from .fit import initialise_from, prepare_out, read_training, train_classifier
+from .fit import initialise_from, prepare_out, train_classifier
 
 __all__ = ["fit"]
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,67 +17,17 @@ from torch import nn
 from krl_runtime.device.bench import peak_memory_mib
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.files import write_atomic
-from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, FitConfig, LoopConfig, OptimConfig
-from krl_train.data import Augmentation, PixelSet, Source
+from krl_train.config import FitConfig, LoopConfig, OptimConfig
+from krl_train.data.splits import Training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network, count_macs, count_parameters
 from krl_train.models.restorers import Restorer
 from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
 from krl_train.tasks import ClassificationTask, Objective, Stream, Task
 
-__all__ = [
-    "Training",
-    "costs",
-    "fit",
-    "initialise_from",
-    "network_size",
-    "prepare_out",
-    "read_training",
-    "train_classifier",
-    "train_task",
-]
+__all__ = ["costs", "fit", "initialise_from", "network_size", "prepare_out", "train_classifier", "train_task"]
 
 _log = logging.getLogger("krl")
-
-
-@dataclass(frozen=True)
-class Training:
-    """Data of a classifier's training, read.
-
-    Attributes:
-        source: Where it comes from.
-        train: Training pictures.
-        val: Validation pictures.
-        augmentation: Makes the training views.
-    """
-
-    source: Source
-    train: PixelSet
-    val: PixelSet
-    augmentation: Augmentation
-
-    def describe(self) -> dict[str, Any]:
-        """Return what ``run.json`` says of the data."""
-        return self.source.describe({"train": self.train, "val": self.val})
-
-
-def read_training(source: Source, preprocessing: Preprocessing, augment: AugmentConfig, seed: int) -> Training:
-    """Read both splits of a data set.
-
-    Args:
-        source: The data set.
-        preprocessing: From a picture to ``uint8``.
-        augment: How training views are made.
-        seed: Seed of the views.
-
-    Raises:
-        DataError: A split is empty, or pictures cannot be used.
-    """
-    augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=seed)
-    train = source.read("train", preprocessing, margin=augmentation.margin, limit=source.config.limit)
-    val = source.read("val", preprocessing, limit=source.config.val_limit)
-    return Training(source, train, val, augmentation)
 
 
 def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> Run | None:

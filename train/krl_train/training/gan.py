@@ -10,18 +10,21 @@ import torch
 
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.conditioning import Conditioner, Conditions, Guide, read_conditions
+from krl_train.conditioning import Conditions, read_conditions
 from krl_train.config import FitConfig, InputConfig, KnowledgeConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
+from krl_train.data.splits import Training, read_training
 from krl_train.loop import BatchStream, resolve_device
+from krl_train.metrics.guide import Guide
 from krl_train.metrics.scoring import score_against
 from krl_train.models import count_parameters
+from krl_train.models.conditioners import Conditioner
 from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generators import Generator, build_generator, count_generator_macs
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.gan import GanTask, Score
 
-from .fit import Training, prepare_out, read_training, train_task
+from .fit import prepare_out, train_task
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
 

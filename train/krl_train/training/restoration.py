@@ -353,7 +353,7 @@ def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:
 
 def _read_pairs(run: Run, data: DataConfig, split: str) -> tuple[Path, str, Truths]:
     """Return the pairs that a run of translation is measured on: where they come from, the split, and the pictures."""
-    from .translation import read_pairs
+    from krl_train.data.pairs import read_pairs
 
     if run.record.configuration.get("task") != "translation":
         raise UsageError(f"run {run.path} paints in a style; there is no truth to measure it by. Look at its pictures")

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from krl_runtime.errors import DataError, UsageError
-from krl_runtime.images.folders import Picture, PictureFolder, find_pictures
-from krl_train.config import DataConfig, FitConfig
-from krl_train.data import Truths
-from krl_train.data.patches import read_truths
+from krl_runtime.errors import UsageError
+from krl_train.config import FitConfig
+from krl_train.data.pairs import read_pairs
 from krl_train.models.restorers import receptive_radius
 from krl_train.run import ModelSpec, Run
 from krl_train.tasks.translation import TranslationObjective, TranslationTask
 
 from .restoration import fit_restorer, restoration_training
 
-__all__ = ["fit", "list_pairs", "read_pairs"]
+__all__ = ["fit"]
 
 _DEFAULT_PATCH = 64
 _DEFAULT_LR = 2e-4
@@ -54,61 +52,3 @@ def fit(config: FitConfig) -> Run:
         init=init,
         task=TranslationTask,
     )
-
-
-def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture], list[Picture]]:
-    """List the pairs of one split: files of one name in ``A`` and ``B``, whatever their endings.
-
-    Args:
-        root: With ``A`` and ``B`` in it, which are split by the hash of the file in ``B``; or with ``train`` and
-            ``val``, which have them.
-        split: ``"train"`` or ``"val"``.
-        data: How to split, and what to do with other files.
-
-    Returns:
-        What is given, and what is wanted.
-
-    Raises:
-        DataError: A folder is missing, holds no pictures, or a picture has no partner.
-    """
-    if split not in ("train", "val"):
-        raise DataError(f"{root}: split is {split!r}; accepted for pairs: train, val")
-    whole = not (root / "train").is_dir()
-    base = root if whole else root / split
-    given, wanted = (
-        {path.stem: path for path in find_pictures(base / name, on_bad=data.on_bad_image)} for name in ("A", "B")
-    )
-    lonely = sorted(set(given) ^ set(wanted))
-    if lonely:
-        raise DataError(
-            f"{base}: {len(lonely)} pictures have no partner of their name in the other of A and B: "
-            f"{', '.join(lonely[:10])}"
-        )
-    folder = PictureFolder(base, (), {"all": tuple(Picture(wanted[name]) for name in sorted(wanted))})
-    chosen = folder.split(split if whole else "all", val_fraction=data.val_fraction)
-    return [Picture(given[item.path.stem]) for item in chosen], list(chosen)
-
-
-def read_pairs(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
-    """Read the pairs of one split into memory; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
-
-    Raises:
-        DataError: Pictures cannot be read, have no partner, or one of another size.
-    """
-    given, wanted = (
-        read_truths(
-            pictures,
-            colour,
-            on_bad="refuse",  # a picture that is left out would part the pairs
-            memory_limit=data.memory_limit_mb * 2**20,
-            limit=data.limit if split == "train" else data.val_limit,
-        )
-        for pictures in list_pairs(root, split, data)
-    )
-    for name, first, second in zip(wanted.names, given.pictures, wanted.pictures, strict=True):
-        if first.shape != second.shape:
-            raise DataError(
-                f"pair {name}: A has {first.shape[1]}x{first.shape[0]} pixels, B {second.shape[1]}x{second.shape[0]}; "
-                "both need the same size"
-            )
-    return Truths(wanted.names, wanted.pictures, given.pictures)

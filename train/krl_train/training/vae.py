@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from krl_train.conditioning import build_conditioner
 from krl_train.config import FitConfig
 from krl_train.loop import BatchStream
+from krl_train.models.conditioners import build_conditioner
 from krl_train.run import Run
 from krl_train.tasks.vae import VaeTask, VariationalAutoencoder
 

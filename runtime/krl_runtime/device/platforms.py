@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from krl_runtime.backends.cuda import jetson_release, version_tuple
 
-__all__ = ["JETPACKS", "JetPack", "jetpack_here", "jetpacks_with"]
+__all__ = ["JETPACKS", "JetPack", "jetpack_here", "jetpack_of", "jetpacks_with"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class JetPack:
 
     Attributes:
         versions: Its version numbers.
-        l4t: The releases of Jetson Linux (L4T) that it comes with, by their first numbers.
+        l4t: The releases of Jetson Linux (L4T) that it comes with, by their first numbers (one number: all of them).
         python: Version of the system's Python, the only one that sees JetPack's TensorRT.
         cuda: Version of CUDA; empty if not confirmed.
         tensorrt: Version of TensorRT; empty if not confirmed.
@@ -42,12 +42,20 @@ class JetPack:
 
 JETPACKS = (
     JetPack(("5.0.2",), ("35.1",), "3.8", "11.4", "8.4.1", ("Xavier", "Orin"), "developer.nvidia.com: jetpack-sdk-502"),
-    JetPack(("5.1",), ("35.2",), "3.8", "11.4", "8.5.2", ("Xavier", "Orin"), "developer.nvidia.com: jetpack-sdk-51"),
-    JetPack(("6.0",), ("36.2", "36.3"), "3.10", "", "", ("Orin",), "docs.nvidia.com: jetson/jetpack/6.0DP"),
+    JetPack(
+        ("5.1",),
+        ("35.2", "35.3", "35.4", "35.5", "35.6"),
+        "3.8",
+        "11.4",
+        "8.5.2",
+        ("Xavier", "Orin"),
+        "developer.nvidia.com: jetpack-sdk-51 and its updates 5.1.1 to 5.1.4",
+    ),
+    JetPack(("6.0",), ("36.2", "36.3"), "3.10", "", "8.6", ("Orin",), "docs.nvidia.com: jetson/jetpack/6.0DP"),
     JetPack(("6.1", "6.2"), ("36.4", "36.5"), "3.10", "12.6", "10.3", ("Orin",), "pytorch/TensorRT: docs on JetPack"),
     JetPack(
         ("7.0", "7.1"),
-        ("38.2", "38.4"),
+        ("38",),
         "3.12",
         "13.0",
         "10.13",
@@ -69,8 +77,14 @@ JETPACKS = (
 
 def jetpack_here() -> JetPack | None:
     """Return the JetPack of this machine, ``None`` if it is no Jetson or its release is not known."""
-    release = version_tuple(jetson_release() or "")
-    return next((jp for jp in JETPACKS if any(version_tuple(l4t) == release[:2] for l4t in jp.l4t)), None)
+    return jetpack_of(jetson_release() or "")
+
+
+def jetpack_of(release: str) -> JetPack | None:
+    """Return the JetPack that a release of Jetson Linux belongs to (``"36.4.3"``), ``None`` if that is not known."""
+    numbers = version_tuple(release)
+    belongs = (jp for jp in JETPACKS for l4t in jp.l4t if version_tuple(l4t) == numbers[: len(version_tuple(l4t))])
+    return next(belongs, None)
 
 
 def jetpacks_with(major: int) -> tuple[JetPack, ...]:

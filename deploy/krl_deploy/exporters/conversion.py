@@ -1,0 +1,117 @@
+"""From a torch module to a checked ONNX graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from krl_deploy.graph import LOGITS, PIXELS
+from krl_deploy.graph.cleanup import clean
+from krl_runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from krl_train.run import Run
+
+__all__ = ["EXPORT_BATCH", "convert", "source_of", "to_onnx"]
+
+EXPORT_BATCH = 2
+
+
+def source_of(run: Run) -> dict[str, Any]:
+    """Return where the bundle comes from; no path of this machine is in it."""
+    record = run.record
+    return {
+        "kind": "run",
+        "model": record.model.name,
+        "weights_sha256": record.weights_sha256,
+        "command": record.command,
+        "metrics": {name: value for name, value in record.metrics.items() if isinstance(value, int | float)},
+        "parent_sha256": (record.parent or {}).get("weights_sha256"),
+        "trained_with": dict(record.versions),
+        "exported_with": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+    import torch
+
+    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx.ModelProto:
+    """Export a network that takes pixels.
+
+    Args:
+        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``.
+        shape: Channels, height and width of one input.
+        opset: Version of the ONNX operators that is asked for; look at the result for what was written.
+
+    Returns:
+        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``.
+
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+    import torch
+
+    example = torch.zeros((EXPORT_BATCH, *shape), dtype=torch.uint8)
+    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset)
+
+
+def convert(
+    network: nn.Module, examples: Mapping[str, Tensor], output: str, dynamic: Sequence[Mapping[int, Any]], opset: int
+) -> onnx.ModelProto:
+    """Export a network with whatever inputs.
+
+    Args:
+        network: In eval mode.
+        examples: For each input its name and values, in the order of the network's arguments.
+        output: Name of what it returns.
+        dynamic: For each input the dimensions that are left open.
+        opset: See ``to_onnx``.
+
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+    import torch
+
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                network,
+                tuple(examples.values()),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(examples),
+                output_names=[output],
+                dynamic_shapes=tuple(dict(dimensions) for dimensions in dynamic),
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # torch's exporter raises whatever its passes raise
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(f"torch cannot export the network: {type(error).__name__}: {reason}") from error
+    assert program is not None  # noqa: S101  the dynamo exporter returns its program
+    return clean(program.model_proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch's exporter says of itself; its errors are raised."""
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)

@@ -1,0 +1,49 @@
+"""Running a graph on ONNX Runtime's CPU provider, and counting what its optimizer made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+
+from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
+from krl_runtime.errors import require
+
+__all__ = ["count_convolutions", "open_cpu", "optimised_graph"]
+
+
+_FLOAT_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose")
+
+
+_INT8_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
+
+
+def optimised_graph(model: bytes) -> onnx.ModelProto:
+    """Return what ONNX Runtime's CPU provider makes of a model on this machine before it runs it."""
+    ort = require("onnxruntime", extra="cpu", purpose="looking at the optimised graph")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "optimised.onnx")
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS)
+        return onnx.load(path)
+
+
+def count_convolutions(optimised: onnx.ModelProto) -> dict[str, int]:
+    """Count the convolutions of an optimised graph: those in INT8, and those that were left in floating point."""
+    # ONNX Runtime writes batch normalisation that stands alone as a depthwise convolution of its own.
+    nodes = [node for node in optimised.graph.node if not node.name.endswith("_bn_nchwc")]
+    counts = Counter(node.op_type for node in nodes)
+    return {
+        "int8_convolutions": sum(counts[name] for name in _INT8_CONVOLUTIONS),
+        "float_convolutions": sum(counts[name] for name in _FLOAT_CONVOLUTIONS),
+    }
+
+
+def open_cpu(model: bytes) -> Any:
+    """Open a model on ONNX Runtime's CPU provider, as the runtime does."""
+    return open_session(model, cuda=False)

@@ -1,0 +1,74 @@
+"""Replaying golden inputs on a running backend, and comparing what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krl_runtime.bundle import Bundle, Manifest, Variant
+from krl_runtime.images.luma import mean_psnr
+
+from .base import Backend
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["compare", "makes_pictures", "replay"]
+
+
+def compare(
+    manifest: Manifest,
+    variant: Variant,
+    outputs: Mapping[str, npt.NDArray[Any]],
+    golden: Mapping[str, npt.NDArray[Any]],
+) -> tuple[float, float, str]:
+    """Compare outputs with the golden ones.
+
+    Args:
+        manifest: Names the outputs; the first one has the top-1, or the pictures.
+        variant: Says what is accepted.
+        outputs: What was computed from the golden inputs, ``[N, ...]`` each.
+        golden: What torch computed from them.
+
+    Returns:
+        The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
+        the PSNR in dB of pictures; and why that does not pass, empty if it does.
+    """
+    for spec in manifest.outputs:
+        made, wanted = outputs[spec.name].shape, golden[spec.name].shape
+        if made != wanted:
+            return math.inf, 0.0, f"{spec.name} has shape {list(made)}, the golden one {list(wanted)}"
+    errors = [np.abs(outputs[spec.name].astype(np.float64) - golden[spec.name]).max() for spec in manifest.outputs]
+    key = manifest.outputs[0].name
+    error = float(np.max(errors))  # a NaN in any of them stays a NaN, and passes nothing
+    causes = []
+    if not error <= variant.tolerance:
+        causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
+    if makes_pictures(manifest):
+        alike = mean_psnr(outputs[key], golden[key])
+        if variant.psnr is not None and not alike >= variant.psnr:
+            causes.append(f"the PSNR to the golden pictures is {alike:.1f} dB, required are {variant.psnr:.1f}")
+    else:
+        alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
+        if not alike >= variant.agreement:
+            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required are {variant.agreement:.1%}")
+    return error, alike, "; ".join(causes)
+
+
+def makes_pictures(manifest: Manifest) -> bool:
+    """Return whether a bundle's outputs are pictures, and not logits."""
+    return manifest.task != "classification"
+
+
+def replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Run all golden inputs in batches of a bounded size; return the outputs under their names."""
+    inputs = [spec.name for spec in bundle.manifest.inputs]
+    limit = bundle.batch_limit
+    parts = [
+        backend.run({name: golden[name][start : start + limit] for name in inputs})
+        for start in range(0, len(golden[inputs[0]]), limit)
+    ]
+    return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in bundle.manifest.outputs}

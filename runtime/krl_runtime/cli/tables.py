@@ -1,0 +1,32 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = ["table"]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a plain-text table; columns whose every cell is a number are aligned to the right.
+
+    Args:
+        header: Column titles.
+        rows: One sequence of cells for each row; ``None`` is shown as a dash.
+    """
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(items: Sequence[str]) -> str:
+        padded = (
+            item.rjust(width) if right else item.ljust(width)
+            for item, width, right in zip(items, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(header)), "  ".join("-" * width for width in widths), *(line(row) for row in cells)])
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell[:1].isdigit() or (cell[:1] in "+-−<≤≥>" and cell[1:2].isdigit())

@@ -1,0 +1,56 @@
+"""Where a server listens and what it accepts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from krl_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["ServeConfig"]
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Where a server listens and what it accepts.
+
+    Attributes:
+        name: What clients call the model; ``None`` takes the bundle's file name without ``.krl``.
+        host: Address to listen on; ``"0.0.0.0"`` for all of this machine's.
+        port: Port to listen on; 0 for any that is free.
+        workers: Requests that are worked on at once, each in a thread.
+        queue: Requests that may wait for a worker; one more is answered with 503.
+        max_batch: Pictures of several requests that are run together at most; 1 runs each by itself, which suits a CPU.
+        max_delay_seconds: How long the first picture of a batch waits for others.
+        max_body_bytes: Largest body of a request; a larger one is answered with 413.
+        max_pixels: Pictures with more pixels are answered with 413 before they are decoded.
+        read_seconds: Time for a request's body to arrive; after it the answer is 408.
+        grace_seconds: Time that requests under way get when the server is told to stop.
+    """
+
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = os.cpu_count() or 1
+    queue: int = 64
+    max_batch: int = 1
+    max_delay_seconds: float = 0.002
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    read_seconds: float = 30
+    grace_seconds: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("workers", "max_batch", "max_body_bytes", "max_pixels", "read_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; accepted: above 0")
+        for name in ("queue", "max_delay_seconds", "grace_seconds"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; accepted: 0 or more")
+        if not 0 <= self.port < 65536:
+            raise UsageError(f"port is {self.port}; accepted: 0 to 65535")
