@@ -37,7 +37,7 @@ def test_titles():
     ("name", "message"),
     [
         ("jetpack-5.1", r"whose TensorRT is 8\.5\.2; krl needs TensorRT 10\.3: JetPack 6\.1 or later"),
-        ("jetpack-6.0", r"whose TensorRT is not confirmed; krl needs"),
+        ("jetpack-6.0", r"whose TensorRT is 8.6; krl needs"),
         ("jetpack-9.9", r"krl knows JetPack 5\.0\.2, 5\.1, 6\.0, 6\.1, 6\.2, 7\.0, 7\.1, 7\.2"),
         ("tensorrt-8.6", r"krl knows TensorRT 10\.3 to 11\.x"),
         ("tensorrt-12.0", r"krl knows TensorRT 10\.3 to 11\.x"),
