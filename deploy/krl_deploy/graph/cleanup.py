@@ -16,11 +16,11 @@ from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from .edit import GraphEditor, attribute
+from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
 __all__ = ["clean", "constants_to_initialisers"]
 
 _MAX_FOLDED_BYTES = 64 * 1024 * 1024
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -80,7 +80,7 @@ def _fold_constants(graph: GraphEditor) -> None:
         known = inputs and all(name in graph.constants for name in inputs)
         if not known or node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
             continue
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or any(out in graph.outputs for out in node.output):
+        if node.op_type in QDQ or any(out in graph.outputs for out in node.output):
             continue  # a quantised weight stays quantised
         values = _compute(graph, node, inputs)
         if sum(value.nbytes for value in values) > _MAX_FOLDED_BYTES:
@@ -111,7 +111,7 @@ def _fold_affine(graph: GraphEditor) -> None:
                 continue
             source, factor, offset = found
             conv = producers.get(source)
-            if conv is None or conv.op_type not in ("Conv", "ConvTranspose") or source in graph.outputs:
+            if conv is None or conv.op_type not in CONVOLUTIONS or source in graph.outputs:
                 continue
             if len(consumers[source]) != 1 or not _scale_convolution(graph, conv, factor, offset):
                 continue
@@ -202,7 +202,7 @@ def _unshare(graph: GraphEditor) -> None:
     """Give each weighted node weights and biases that no other node reads."""
     readers: dict[str, int] = {}
     for node in graph.nodes:
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in WEIGHTED:
             continue
         for position, name in enumerate(node.input):
             value = graph.constant(name)

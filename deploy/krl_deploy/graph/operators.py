@@ -1,9 +1,83 @@
-"""Sets of ONNX operators, each written once."""
+"""Sets of ONNX operators, each written once: what krl says of a kind of operator, it says of all of its kind."""
 
 from __future__ import annotations
 
-__all__ = ["QUANTISED_OPS"]
+from typing import Final
 
+__all__ = [
+    "CONVOLUTIONS",
+    "FLOAT_CONVOLUTIONS",
+    "INTEGER",
+    "INTEGER_CONVOLUTIONS",
+    "KEEPS_INTEGERS",
+    "KEEPS_SIGNS",
+    "MOVES_ACROSS_QDQ",
+    "MOVES_OR_CASTS",
+    "MOVES_STORED_INTEGERS",
+    "NEVER_NEGATIVE",
+    "POINTWISE",
+    "QDQ",
+    "QUANTIZED",
+    "STANDARD_INTEGER",
+    "WEIGHTED",
+]
 
-QUANTISED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
-"""Operators by which a quantised graph is known."""
+CONVOLUTIONS: Final = frozenset({"Conv", "ConvTranspose"})
+"""Convolutions, as exporters write them."""
+
+WEIGHTED: Final = CONVOLUTIONS | {"Gemm", "MatMul"}
+"""Operators that multiply an activation by a weight."""
+
+QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""The two operators of a Q/DQ pair."""
+
+STANDARD_INTEGER: Final = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+)
+"""Operators of the ONNX standard that compute on integers themselves."""
+
+INTEGER: Final = STANDARD_INTEGER | {
+    *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool"),
+    *("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QGemm", "QAttention"),
+    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+}
+"""All operators that compute on integers themselves; most beyond the standard are ONNX Runtime's."""
+
+QUANTIZED: Final = QDQ | INTEGER
+"""Operators by which a graph is known to be quantized already."""
+
+FLOAT_CONVOLUTIONS: Final = CONVOLUTIONS | {"FusedConv", "NhwcFusedConv"}
+"""Convolutions in floating point after ONNX Runtime's optimizer."""
+
+INTEGER_CONVOLUTIONS: Final = frozenset({"QLinearConv", "ConvInteger"})
+"""Convolutions on integers after ONNX Runtime's optimizer."""
+
+_RESHAPES: Final = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Each set below adds to these what is true of it beyond: they all move values, and differ in what else they may do.
+
+MOVES_OR_CASTS: Final = _RESHAPES | {"Cast"}
+"""Operators that give every value of their input once, in another order or type: patterns are sought behind them."""
+
+MOVES_ACROSS_QDQ: Final = _RESHAPES | {"MaxPool"}
+"""Operators that TensorRT moves across a Q/DQ pair, since they only move or choose values."""
+
+MOVES_STORED_INTEGERS: Final = _RESHAPES | {"DepthToSpace", "MaxPool", "Pad", "Slice"}
+"""Operators of one input that ONNX Runtime's CPU provider runs on integers as they are stored; a Pad's value is stored
+as an integer as well."""
+
+KEEPS_INTEGERS: Final = _RESHAPES | {
+    *("Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth", "Split"),
+}
+"""Operators that do the same to integers as to the real values that these stand for, at one scale."""
+
+KEEPS_SIGNS: Final = (KEEPS_INTEGERS - {"Concat"}) | {"AveragePool", "Cast", "GlobalAveragePool", "GlobalMaxPool"}
+"""Operators of one input that give no negative value where their input has none."""
+
+NEVER_NEGATIVE: Final = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
+"""Operators that give no negative value whatever their input is."""
+
+POINTWISE: Final = frozenset(
+    {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}
+    | {"Identity", "LeakyRelu", "Max", "Min", "Mul", "PRelu", "Relu", "Sigmoid", "Softplus", "Split", "Sub", "Tanh"}
+)
+"""Operators whose output at a pixel depends on their inputs at that pixel alone."""

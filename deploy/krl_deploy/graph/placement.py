@@ -14,10 +14,10 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from .edit import GraphEditor, attribute
+from .operators import MOVES_OR_CASTS, WEIGHTED
 
 __all__ = [
     "MIN_CHANNELS",
-    "MOVES",
     "Ranges",
     "Weighted",
     "channel_axis",
@@ -33,10 +33,6 @@ Ranges = Mapping[str, tuple[float, float]]
 
 MIN_CHANNELS = 16
 """INT8 kernels work on at least this many channels, rows or columns."""
-
-
-MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that move or cast values."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def weighted_depths(graph: GraphEditor) -> dict[str, int]:
     depths: dict[str, int] = {}
     for node in graph.nodes:
         before = max((depths.get(name, 0) for name in node.input), default=0)
-        weighted = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
+        weighted = node.op_type in WEIGHTED
         depths |= dict.fromkeys(node.output, before + weighted)
     return depths
 
@@ -137,7 +133,7 @@ def _why_behind_attention(graph: GraphEditor, node: NodeProto) -> str | None:
 def _behind_moves(producers: Mapping[str, NodeProto], tensor: str) -> NodeProto | None:
     """Return the node that makes a tensor, behind those that only move or cast values."""
     node = producers.get(tensor)
-    while node is not None and node.op_type in MOVES:
+    while node is not None and node.op_type in MOVES_OR_CASTS:
         node = producers.get(node.input[0])
     return node
 

@@ -19,31 +19,12 @@ from krl_runtime.errors import ModelError
 
 from .cleanup import clean, constants_to_initialisers
 from .edit import GraphEditor, attribute
+from .operators import INTEGER, KEEPS_INTEGERS, KEEPS_SIGNS, NEVER_NEGATIVE, QDQ
 from .placement import Ranges, weighted_nodes
 
-__all__ = ["INTEGER_OPERATORS", "Unquantised", "is_in_pairs", "read_quantised", "widened"]
+__all__ = ["Unquantised", "is_in_pairs", "read_quantised", "widened"]
 
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
-INTEGER_OPERATORS = frozenset(
-    {
-        *("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool"),
-        *("QLinearAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QGemm", "QAttention"),
-        *("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
-    }
-)
-"""Operators that compute on integers themselves, mostly of ONNX Runtime alone."""
 _STEPS = {int(TensorProto.INT8): (-128, 127), int(TensorProto.UINT8): (0, 255)}
-_MOVES = frozenset(
-    {
-        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice"),
-        *("SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    }
-)
-"""Operators that do the same to integers as to what they stand for."""
-
-
-_NEVER_NEGATIVE = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
-_KEEP_SIGNS = _MOVES - {"Concat"} | {"AveragePool", "Cast", "GlobalAveragePool", "GlobalMaxPool"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,7 @@ class Unquantised:
 def is_in_pairs(model: onnx.ModelProto) -> bool:
     """Return whether a graph is quantised, and by pairs alone: no operator of it computes on integers."""
     present = {node.op_type for node in model.graph.node}
-    return bool(present & _PAIR) and not present & INTEGER_OPERATORS
+    return bool(present & QDQ) and not present & INTEGER
 
 
 def read_quantised(model: onnx.ModelProto) -> Unquantised:
@@ -152,9 +133,9 @@ class _Reader:
     def _never_negative(self, producers: Mapping[str, NodeProto], tensor: str) -> bool:
         """Return whether a tensor cannot be negative, or is a graph's input, of which the range says that."""
         node = producers.get(tensor)
-        while node is not None and node.op_type in _KEEP_SIGNS:
+        while node is not None and node.op_type in KEEPS_SIGNS:
             node = producers.get(node.input[0])
-        if node is None or node.op_type in _NEVER_NEGATIVE:
+        if node is None or node.op_type in NEVER_NEGATIVE:
             return True
         low = self.graph.constant(node.input[1]) if node.op_type == "Clip" and len(node.input) > 1 else None
         return low is not None and float(low) >= 0
@@ -166,7 +147,7 @@ class _Reader:
             if node.op_type == "QuantizeLinear":
                 stored.add(node.output[0])
             elif node.op_type != "DequantizeLinear" and stored & set(node.input):
-                if node.op_type not in _MOVES:
+                if node.op_type not in KEEPS_INTEGERS:
                     raise ModelError(f"{node.op_type} {node.name} computes on what a quantiser stored")
                 stored.update(node.output)
 

@@ -15,15 +15,11 @@ from krl_runtime.images.preprocessing import Preprocessing
 from . import PIXELS, RESTORED
 from .edit import GraphEditor, attribute
 from .image_input import feed_pixels
+from .operators import CONVOLUTIONS, POINTWISE
 
 __all__ = ["local_radius", "open_sides", "scale_of", "to_restorer"]
 
 _SHUFFLES = {(0, 1, 4, 2, 5, 3): ("CRD", 1), (0, 3, 4, 1, 5, 2): ("DCR", 3)}
-# Operators whose output at a pixel depends on their inputs at that pixel alone.
-_POINTWISE = frozenset(
-    {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}
-    | {"Identity", "LeakyRelu", "Max", "Min", "Mul", "PRelu", "Relu", "Sigmoid", "Softplus", "Split", "Sub", "Tanh"}
-)
 
 
 def scale_of(model: onnx.ModelProto) -> int | None:
@@ -110,13 +106,13 @@ def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
 
 def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     """Return by how much a node widens the view, in its input's pixels, and by how much it enlarges."""
-    if node.op_type in _POINTWISE:
+    if node.op_type in POINTWISE:
         return 0.0, 1
     if node.op_type == "DepthToSpace":
         return 0.0, int(attribute(node, "blocksize", 1))
     if node.op_type == "Pad":
         return 0.0, 1  # the convolution behind it counts what it sees
-    weight = graph.constant(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+    weight = graph.constant(node.input[1]) if node.op_type in CONVOLUTIONS else None
     if weight is None:
         return None
     dilations = attribute(node, "dilations", [1, 1])

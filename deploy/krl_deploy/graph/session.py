@@ -12,13 +12,9 @@ import onnx
 from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
 from krl_runtime.errors import require
 
+from .operators import FLOAT_CONVOLUTIONS, INTEGER_CONVOLUTIONS
+
 __all__ = ["count_convolutions", "open_cpu", "optimised_graph"]
-
-
-_FLOAT_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose")
-
-
-_INT8_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
 def optimised_graph(model: bytes) -> onnx.ModelProto:
@@ -39,8 +35,8 @@ def count_convolutions(optimised: onnx.ModelProto) -> dict[str, int]:
     nodes = [node for node in optimised.graph.node if not node.name.endswith("_bn_nchwc")]
     counts = Counter(node.op_type for node in nodes)
     return {
-        "int8_convolutions": sum(counts[name] for name in _INT8_CONVOLUTIONS),
-        "float_convolutions": sum(counts[name] for name in _FLOAT_CONVOLUTIONS),
+        "int8_convolutions": sum(counts[name] for name in INTEGER_CONVOLUTIONS),
+        "float_convolutions": sum(counts[name] for name in FLOAT_CONVOLUTIONS),
     }
 
 

@@ -20,7 +20,8 @@ from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
 from krl_deploy.graph.image_input import Signature, signature, to_classifier
-from krl_deploy.graph.quantized import INTEGER_OPERATORS, Unquantised, is_in_pairs, read_quantised, widened
+from krl_deploy.graph.operators import INTEGER
+from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised, widened
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_file
@@ -105,7 +106,7 @@ def _unquantised(model: onnx.ModelProto) -> Unquantised | None:
     """Return what a file in pairs says; ``None`` for a float one, and for one that computes on integers."""
     if is_in_pairs(model):
         return read_quantised(model)
-    integer = sorted(INTEGER_OPERATORS & {node.op_type for node in model.graph.node})
+    integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:
         _log.warning(
             "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is adopted as it is and runs "

@@ -18,6 +18,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from krl_deploy.graph.edit import GraphEditor, attribute
+from krl_deploy.graph.operators import MOVES_STORED_INTEGERS
 from krl_deploy.graph.placement import Ranges, Weighted, why_narrow
 
 from .emit_tensorrt import Quantised, open_quantisable
@@ -25,9 +26,6 @@ from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quanti
 
 __all__ = ["affine_parameters", "to_cpu"]
 
-_LAYOUT = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "MaxPool", "DepthToSpace", "Identity"}
-)
 _ELEMENTWISE = frozenset({"Add", "Mul", "Concat"})
 _READ_IN_FLOAT = "its output is read in floating point, and INT8 convolutions write INT8"
 
@@ -101,7 +99,7 @@ class _Emitter:
                 continue
             if kept.get(node.name, "") is None:
                 self._weighted(weighted[node.name])
-            elif node.op_type in _LAYOUT and node.input[0] in self.stored and len(node.output) == 1:
+            elif node.op_type in MOVES_STORED_INTEGERS and node.input[0] in self.stored and len(node.output) == 1:
                 self._layout(node)
             elif node.op_type in _ELEMENTWISE and all(name in self.stored for name in node.input):
                 self._arithmetic(node, [self._dequantised(name) for name in node.input])

@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
-from krl_deploy.graph.operators import QUANTISED_OPS
+from krl_deploy.graph.operators import QDQ, QUANTIZED
 from krl_deploy.graph.placement import Ranges, weighted_depths
 from krl_runtime.errors import ModelError
 
@@ -32,8 +32,6 @@ _LIMIT = LARGEST / 2
 
 OPSET_OF_HALF_SCALES = 19
 """From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
-
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
         ModelError: The model is quantised and not by such pairs, or its opset has no FP16 scales, or no node can
             compute in FP16.
     """
-    present = QUANTISED_OPS & {node.op_type for node in model.graph.node}
-    if present - (_PAIR if around_int8 else frozenset()):
+    present = QUANTIZED & {node.op_type for node in model.graph.node}
+    if present - (QDQ if around_int8 else frozenset()):
         raise ModelError("the model is quantised; FP16 is made from the float model")
     if present and opset_of(model) < OPSET_OF_HALF_SCALES:
         raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_HALF_SCALES}")
@@ -81,7 +79,7 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
     halves: set[str] = set()
     kept: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op_type in _PAIR:
+        if node.op_type in QDQ:
             continue  # follows its neighbours
         floats = [name for name in [*node.input, *node.output] if graph.dtype(name) == TensorProto.FLOAT]
         if not floats:

@@ -15,7 +15,7 @@ import onnx
 
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
-from krl_deploy.graph.operators import QUANTISED_OPS
+from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_runtime.errors import ModelError
 
@@ -52,7 +52,7 @@ def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted
     """
     if opset_of(model) < 13:
         raise ModelError(f"the model has opset {opset_of(model)}; INT8 needs 13 or more; adopt a file of a newer opset")
-    present = QUANTISED_OPS & {node.op_type for node in model.graph.node}
+    present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present:
         raise ModelError(
             f"the model is quantised already (it has {', '.join(sorted(present))}); start from the float model"

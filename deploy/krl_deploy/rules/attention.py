@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
-from krl_deploy.graph.placement import MOVES
+from krl_deploy.graph.operators import MOVES_OR_CASTS, QDQ
 
 from .findings import Finding, Rule
 from .targets import Target
@@ -14,8 +14,7 @@ from .view import View
 
 __all__ = ["attention_products", "check_attention"]
 
-_QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_SCORES = frozenset({"Add", "Div", "Mul", "Where", *MOVES})
+_SCORES = frozenset({"Add", "Div", "Mul", "Where", *MOVES_OR_CASTS})
 _GELU = frozenset({"Add", "Cast", "Div", "Erf", "Gelu", "Mul", "Pow", "Sqrt", "Tanh"})
 
 _RFDETR = "roboflow/rf-detr #1453 and #1454, measured on TensorRT 10.16 and 11.3"
@@ -46,7 +45,7 @@ def attention_products(view: View) -> Iterator[tuple[NodeProto | None, NodeProto
             yield node, node
         if node.op_type != "MatMul" or view.rooted(node.input[1]):
             continue
-        maker = view.producers.get(view.skip(node.input[0], MOVES | _QUANTISERS))
+        maker = view.producers.get(view.skip(node.input[0], MOVES_OR_CASTS | QDQ))
         if maker is None or maker.op_type != "Softmax":
             continue
         scores = view.producers.get(view.skip(maker.input[0], _SCORES))
@@ -71,7 +70,7 @@ def _projection(view: View, applied: NodeProto, target: Target) -> Iterator[Find
     for weighted in view.weighted:
         node = weighted.node
         pair = view.pair(node.input[0])
-        if pair is not None and view.is_int8(node) and view.skip(pair.source, MOVES) == applied.output[0]:
+        if pair is not None and view.is_int8(node) and view.skip(pair.source, MOVES_OR_CASTS) == applied.output[0]:
             yield rule.at(
                 node.name, node.op_type, "it is in INT8 behind an FP16 attention: wrong values on TensorRT 11"
             )
@@ -102,7 +101,7 @@ def _behind_gelu(view: View, node: NodeProto) -> list[NodeProto]:
             gelu = gelu or reader.op_type in ("Erf", "Gelu")
             if reader.op_type in ("MatMul", "Gemm"):
                 found.append(reader)
-            elif reader.op_type in _GELU | MOVES | _QUANTISERS and len(seen) < 64:
+            elif reader.op_type in _GELU | MOVES_OR_CASTS | QDQ and len(seen) < 64:
                 pending += reader.output
     return found if gelu else []
 

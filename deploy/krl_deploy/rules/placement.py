@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from krl_deploy.graph.operators import WEIGHTED
 from krl_deploy.graph.placement import Weighted, residual_inputs, why_float_on_tensorrt
 
 from .findings import Finding, Rule
-from .view import WEIGHTED, View, type_name, weight_axis
+from .view import View, type_name, weight_axis
 
 __all__ = ["check_placement"]
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from krl_deploy.graph.operators import QDQ
+
 from .findings import Finding, Rule
 from .view import View, type_name
 
-__all__ = ["QDQ", "check_quantisers"]
+__all__ = ["check_quantisers"]
 
-QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 _INTEGERS = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
 _LEAST_HALF = float(np.finfo(np.float16).tiny)

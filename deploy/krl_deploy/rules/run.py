@@ -10,7 +10,7 @@ import onnx
 from onnx import inliner
 
 from krl_deploy.graph.files import nodes_of, read_model
-from krl_deploy.graph.operators import QUANTISED_OPS
+from krl_deploy.graph.operators import QUANTIZED
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import ModelError, UsageError
 
@@ -98,7 +98,7 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
         ModelError: It is not one that can be read.
     """
     model = read_model(path)
-    quantised = any(node.op_type in QUANTISED_OPS for node in nodes_of(model.graph))
+    quantised = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
     return CheckedFile(path, variant, quantised, findings_of(model, target))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import attribute
+from krl_deploy.graph.operators import QDQ
 
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, TYPES
@@ -32,7 +33,6 @@ _TAKEN = frozenset(
         "FLOAT4E2M1",
     ]
 )
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 _BATCH = Rule(
     "error",
@@ -95,7 +95,7 @@ def check_types(view: View, target: Target) -> Iterator[Finding]:
     for node in view.nodes:
         index = 1 if node.op_type == "Where" else 0
         dtype = view.dtype(node.input[index]) if len(node.input) > index and node.input[index] else 0
-        if dtype and node.op_type not in _PAIR:  # those have rules of their own
+        if dtype and node.op_type not in QDQ:  # those have rules of their own
             yield from _check_type(view, node, dtype, target)
         if node.op_type == "Cast" and dtype == TensorProto.UINT8:
             wanted = int(attribute(node, "to", 0))

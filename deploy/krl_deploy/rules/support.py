@@ -10,6 +10,7 @@ from onnx import NodeProto
 
 from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.files import nodes_of, opset_of
+from krl_deploy.graph.operators import STANDARD_INTEGER
 
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, OPSETS, SINCE, TYPES, UNSUPPORTED, Version, source_of
@@ -23,7 +24,6 @@ _OLDEST_OPSET = 9
 _QUANTISE = "quantise the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
-_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 
 
 def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def check_operators(model: onnx.ModelProto, target: Target) -> Iterator[Finding]
         kind, name = node.op_type, node.name or next((output for output in node.output if output), "")
         if node.domain not in ("", "ai.onnx"):
             yield _foreign(name, node)
-        elif kind in _INTEGER:
+        elif kind in STANDARD_INTEGER:
             rule = Rule("error", "operators/integer", _QUANTISE, OPERATORS_MD)
             yield rule.at(name, kind, "integer operators are not taken")
         elif kind in UNSUPPORTED:

@@ -13,14 +13,10 @@ from onnx import NodeProto, TensorProto
 from krl_deploy.graph.cleanup import constants_to_initialisers
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.operators import MOVES_ACROSS_QDQ, WEIGHTED
 from krl_deploy.graph.placement import Weighted, channel_axis, weighted_depths
 
-__all__ = ["WEIGHTED", "Pair", "View", "type_name"]
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-_LAYOUT = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that TensorRT moves across a pair, since they only move or choose values."""
+__all__ = ["Pair", "View", "type_name"]
 
 
 def type_name(dtype: int) -> str:
@@ -111,12 +107,12 @@ class View:
             through: Whether it counts if operators that only move values stand in between.
         """
         node = self.producers.get(tensor)
-        while through and node is not None and node.op_type in _LAYOUT:
+        while through and node is not None and node.op_type in MOVES_ACROSS_QDQ:
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "DequantizeLinear":
             return None
         before = self.producers.get(node.input[0])
-        while before is not None and before.op_type in _LAYOUT:
+        while before is not None and before.op_type in MOVES_ACROSS_QDQ:
             before = self.producers.get(before.input[0])
         quantise = before if before is not None and before.op_type == "QuantizeLinear" else None
         return Pair(node, quantise, str(quantise.input[0] if quantise is not None else node.input[0]))

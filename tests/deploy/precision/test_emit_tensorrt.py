@@ -221,6 +221,14 @@ def test_what_cannot_be_quantised_is_refused():
         to_tensorrt(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
 
 
+@pytest.mark.parametrize("kind", ["MatMulInteger", "QLinearMatMul", "ConvInteger", "DynamicQuantizeLinear"])
+def test_a_graph_of_any_integer_operator_is_quantized_already(kind: str):
+    model = residual_block()
+    model.graph.node.append(node(kind, ["x"], "integers"))
+    with pytest.raises(ModelError, match=rf"quantised already \(it has {kind}\)"):
+        to_tensorrt(model, RANGES)
+
+
 def test_products_that_are_not_plain_are_left_alone():
     nodes = [
         node("Gemm", ["x", "w"], "a", alpha=2.0),
