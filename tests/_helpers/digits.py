@@ -17,11 +17,17 @@ PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.3,), std=(0.35,))
 
 
 def write_digits(root: Path, *, per_class: int = 60, val_per_class: int = 30) -> Path:
-    """Write ``train/DIGIT/*.png`` and ``val/DIGIT/*.png`` of 8×8 grey pixels."""
+    """Write ``train/DIGIT/*.png`` and ``val/DIGIT/*.png`` of 8×8 grey pixels.
+
+    Pictures of one writer follow each other; both parts have pictures of all writers, so that what was learned holds.
+    """
     digits = load_digits()
+    count = per_class + val_per_class
     for digit in range(10):
-        pictures = digits.images[digits.target == digit]
-        parts = {"val": pictures[:val_per_class], "train": pictures[val_per_class : val_per_class + per_class]}
+        pictures = digits.images[digits.target == digit][:count]
+        held_out = np.zeros(count, bool)
+        held_out[np.arange(val_per_class) * count // val_per_class] = True
+        parts = {"val": pictures[held_out], "train": pictures[~held_out]}
         for split, chosen in parts.items():
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
@@ -37,18 +43,20 @@ def pixels_of(root: Path, preprocessing: Preprocessing = PREPROCESSING) -> tuple
 
 
 def train_run(path: Path, data: Path, *, model: str = "dscnn-0.5", steps: int = 150, source: str = "digits") -> Run:
-    """Train on ``data/train`` and write a run."""
+    """Train on ``data/train`` until the network has settled, on every processor, and write a run."""
     torch.manual_seed(0)
     spec = ModelSpec(model, 10, 1)
     network = spec.build(PREPROCESSING)
     pixels, labels = (torch.from_numpy(array) for array in pixels_of(data / "train"))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randint(len(pixels), (64,))
         loss = torch.nn.functional.cross_entropy(network(pixels[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     return Run.write(path, record(spec, source), network.backbone.state_dict())
 
 

@@ -5,7 +5,8 @@ From the same ranges as TensorRT's form, which runs at a third of FP32's speed t
 addition; a ReLU is not a node but the lower end of its uint8 range; biases are int32 on the scale of the
 accumulator; layout operators (slices, padding, pooling by maximum) work on the uint8 values themselves.
 
-On x86 processors without VNNI the multiplication of uint8 by int8 can saturate; the self-test shows it.
+On x86 processors without VNNI the multiplication of uint8 by int8 can saturate; the runtime asks ONNX Runtime for its
+exact mode there, other programs have to (``session.x64quantprecision``). The self-test shows it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def config(runs: dict[str, Run], out: Path, **changes) -> DistillConfig:
 
 
 def test_from_a_trained_student(runs, tmp_path):
-    run = distill(config(runs, tmp_path / "q", loop=replace(LOOP, epochs=2)))
+    run = distill(config(runs, tmp_path / "q", loop=replace(LOOP, epochs=4)))
     record = run.record
     assert record.model.arguments == {"quantize": "int8"}
     # Its normalisation is part of the trained weights, so that its own preprocessing stays.
@@ -49,7 +49,7 @@ def test_from_a_trained_student(runs, tmp_path):
     assert record.metrics["float"]["top1"] == runs["student"].record.metrics["top1"]
     assert record.metrics["rounded"]["top1"] > record.metrics["float"]["top1"] - 0.05
     assert record.metrics["top1"] > record.metrics["float"]["top1"] - 0.05
-    assert record.history[0]["loss"] > record.history[1]["loss"]
+    assert record.history[0]["loss"] > record.history[-1]["loss"]
     network = run.network()
     assert isinstance(network.backbone, FakeQuantised)
     assert (

@@ -114,7 +114,7 @@ def test_parts_of_the_discriminator_are_34_pixels() -> None:
 def test_translation_learns_negatives(pairs: Path, tmp_path: Path, adversarial: float) -> None:
     options = TranslationConfig(adversarial_weight=adversarial)
     optim = OptimConfig(lr=5e-3)
-    run = fit(fit_config("translation", "unet-8-1", pairs, tmp_path / "run", 25, translation=options, optim=optim))
+    run = fit(fit_config("translation", "unet-8-1", pairs, tmp_path / "run", 50, translation=options, optim=optim))
     record = run.record
     assert record.metrics["gain"] > 5
     assert record.history[-1]["pixels"] < 0.5 * record.history[0]["pixels"]
@@ -122,7 +122,7 @@ def test_translation_learns_negatives(pairs: Path, tmp_path: Path, adversarial: 
     assert record.task == "restoration"
     assert record.model.arguments["overlap"] is None
     assert set(Run.open(run.path).state()) == set(Run.open(run.path).module().get_submodule("backbone").state_dict())
-    assert (run.path / "samples" / "restored-0025.png").is_file()
+    assert (run.path / "samples" / "restored-0050.png").is_file()
     again = evaluate(EvaluateConfig(run=run.path, device="cpu"))
     assert again["psnr"] == pytest.approx(record.metrics["psnr"], abs=1e-3)
 
