@@ -350,7 +350,9 @@ class FakeTensorRT:
 
     def _ICudaEngine_create_execution_context(self, this, strategy=None):
         assert this.s.refitted, "a stripped engine was run without weights"
-        session = ort.InferenceSession(this.s.plan_model, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact INT8 on x86 without VNNI
+        session = ort.InferenceSession(this.s.plan_model, options, providers=["CPUExecutionProvider"])
         return self.new("IExecutionContext", owner=this, session=session, shapes={}, addresses={}, profile=None)
 
     def _IExecutionContext_set_optimization_profile_async(self, this, profile_index, stream_handle):

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from krl_runtime.backends.onnxruntime import WRONG_OPTIMIZERS, open_session
+from krl_runtime.backends.onnxruntime import EXACT_INT8, WRONG_OPTIMIZERS, open_session
 from krl_runtime.errors import require
 
 from .operators import FLOAT_CONVOLUTIONS, INTEGER_CONVOLUTIONS
@@ -22,6 +22,7 @@ def optimised_graph(model: bytes) -> onnx.ModelProto:
     ort = require("onnxruntime", extra="cpu", purpose="looking at the optimised graph")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8)
     with TemporaryDirectory() as folder:
         path = Path(folder, "optimised.onnx")
         options.optimized_model_filepath = str(path)

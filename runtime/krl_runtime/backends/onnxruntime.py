@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "EXACT_INT8",
     "WRONG_OPTIMIZERS",
     "NoCudaProviderError",
     "OnnxRuntimeBackend",
@@ -32,6 +33,9 @@ __all__ = [
     "open_session",
 ]
 
+EXACT_INT8 = ("session.x64quantprecision", "1")
+"""Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate; with
+it the weights are uint8 there, whose products are added in 32 bits. It changes nothing on other processors."""
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 """Optimisers of ONNX Runtime that change answers. This one writes biases as integers in the precision around INT8; in
 FP16 those beyond 65504 overflow (seen in 1.31). krl's form for the CPU has integer biases already."""
@@ -155,9 +159,7 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     else:
-        # Without VNNI, x86 adds two products of uint8 and int8 in 16 bits, which saturate; this makes the weights uint8
-        # there, whose products fit. It changes nothing elsewhere.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry(*EXACT_INT8)
     provider = _CUDA if cuda else _CPU
     if not keeps_weights_inside(model):
         raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
