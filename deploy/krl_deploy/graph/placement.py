@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from krl_runtime.int8 import MIN_CHANNELS
+
 from .edit import GraphEditor, attribute
 from .operators import MOVES_OR_CASTS, WEIGHTED
 
 __all__ = [
-    "MIN_CHANNELS",
     "Ranges",
     "Weighted",
     "channel_axis",
@@ -30,9 +31,6 @@ __all__ = [
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each tensor, over the calibration pictures."""
-
-MIN_CHANNELS = 16
-"""INT8 kernels work on at least this many channels, rows or columns."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from krl_runtime.errors import ModelError
+from krl_runtime.int8 import LARGEST_INT8, SMALLEST_INT8
 
 from .cleanup import clean, constants_to_initialisers
 from .edit import GraphEditor, attribute
@@ -24,7 +25,7 @@ from .placement import Ranges, weighted_nodes
 
 __all__ = ["Unquantised", "is_in_pairs", "read_quantised", "widened"]
 
-_STEPS = {int(TensorProto.INT8): (-128, 127), int(TensorProto.UINT8): (0, 255)}
+_STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.UINT8): (0, 255)}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_runtime.errors import ModelError
+from krl_runtime.int8 import LARGEST_INT8
 
 from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
 
@@ -41,7 +42,7 @@ class Quantised:
 
 def symmetric_scale(low: float, high: float) -> np.float32:
     """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0."""
-    return np.float32(max(abs(low), abs(high)) / 127 or 1.0)
+    return np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
 
 
 def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:

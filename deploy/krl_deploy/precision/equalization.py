@@ -20,6 +20,7 @@ from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.placement import weighted_nodes
+from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
 
 from .weights import bias_of
 
@@ -29,8 +30,6 @@ Factors = Mapping[str, npt.NDArray[np.float32]]
 """For a tensor between two convolutions, what each of its channels is divided by, ``[C]``."""
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu"})
-_LARGEST = 1e3
-_LOUD = 4.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
         largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.
     """
     alive = largest[largest > 0]
-    return bool(alive.size and alive.max() > _LOUD * np.median(alive))
+    return bool(alive.size and alive.max() > OUTLIER_RATIO * np.median(alive))
 
 
 def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
@@ -111,7 +110,7 @@ def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32
         if alive.any():
             ratio = magnitude[alive] / reading[alive]
             ratio = ratio if item.depthwise else np.sqrt(ratio)
-            factor[alive] = np.clip(ratio / np.exp(np.log(ratio).mean()), 1 / _LARGEST, _LARGEST)
+            factor[alive] = np.clip(ratio / np.exp(np.log(ratio).mean()), 1 / LARGEST_FACTOR, LARGEST_FACTOR)
         found[item.tensor] = factor.astype(np.float32)
     return found
 

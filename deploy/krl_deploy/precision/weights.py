@@ -14,6 +14,7 @@ from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.placement import Weighted
+from krl_runtime.int8 import LARGEST_WEIGHT
 
 __all__ = ["Rounding", "bias_of", "bias_shift", "dequantised_constant", "quantise_weight"]
 
@@ -66,7 +67,7 @@ def quantise_weight(
     """
     rounding = rounding or Rounding()
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    largest = np.abs(rows).max(axis=1).astype(np.float64) / 127
+    largest = np.abs(rows).max(axis=1).astype(np.float64) / LARGEST_WEIGHT
     if name in rounding.scales:
         chosen = np.broadcast_to(rounding.scales[name].astype(np.float64), largest.shape)
     else:
@@ -74,7 +75,7 @@ def quantise_weight(
     scale = np.maximum(chosen, least)
     # A scale must be positive and, with float32, not so small that its reciprocal overflows.
     scale = rounding.scale(np.where(scale < np.finfo(np.float32).tiny, 1.0, scale))
-    values = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
+    values = np.clip(np.rint(rows / scale[:, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT).astype(np.int8)
     moved = [weight.shape[axis], *(size for i, size in enumerate(weight.shape) if i != axis)]
     return np.ascontiguousarray(np.moveaxis(values.reshape(moved), 0, axis)), scale
 
@@ -86,7 +87,7 @@ def _best_shrink(rows: npt.NDArray[np.float32], scale: npt.NDArray[np.float64]) 
     safe = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
     for shrink in _SHRINKS:
         step = (safe * np.float32(shrink))[:, None]
-        tried = np.square(rows - step * np.clip(np.rint(rows / step), -127, 127)).sum(axis=1)
+        tried = np.square(rows - step * np.clip(np.rint(rows / step), -LARGEST_WEIGHT, LARGEST_WEIGHT)).sum(axis=1)
         better = tried < error
         best[better], error[better] = shrink, tried[better]
     return best

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
+
 from .quantizers import Quantiser
 
 __all__ = ["equalise"]
 
-_LOUD = 4.0
-_LARGEST = 1e3
 _RECTIFIERS = (F.relu, torch.relu)
 
 
@@ -39,7 +39,7 @@ def equalise(graph: fx.GraphModule) -> int:
             continue
         before, after = between
         alive = quantiser.largest > 0
-        if not alive.any() or quantiser.largest.max() <= _LOUD * quantiser.largest[alive].median():
+        if not alive.any() or quantiser.largest.max() <= OUTLIER_RATIO * quantiser.largest[alive].median():
             continue
         factor = _factor(quantiser.largest, after)
         rows = factor.reshape(-1, 1, 1, 1)
@@ -79,5 +79,5 @@ def _factor(largest: Tensor, after: nn.Conv2d) -> Tensor:
     ratio = largest[alive] / reading[alive]
     ratio = ratio if after.groups > 1 else ratio.sqrt()
     factor = torch.ones_like(largest)
-    factor[alive] = (ratio / ratio.log().mean().exp()).clamp(1 / _LARGEST, _LARGEST)
+    factor[alive] = (ratio / ratio.log().mean().exp()).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
     return factor

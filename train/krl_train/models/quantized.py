@@ -19,13 +19,13 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from krl_runtime.errors import ModelError
+from krl_runtime.int8 import MIN_CHANNELS
 
 from .equalization import equalise
 from .quantizers import ROUNDED_LAYERS, Mode, Quantiser, round_weights
 
 __all__ = ["FakeQuantised"]
 
-_MIN_CHANNELS = 16
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _ATTENTION_PRODUCTS = 4
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -161,7 +161,7 @@ def _place(graph: fx.GraphModule) -> None:
     ]
     if not chosen:
         raise ModelError(
-            f"no convolution or linear layer of the network has {_MIN_CHANNELS} channels; INT8 has nothing to do"
+            f"no convolution or linear layer of the network has {MIN_CHANNELS} channels; INT8 has nothing to do"
         )
     residuals = _residual_inputs(graph, chosen, depths)
     places: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
@@ -197,16 +197,16 @@ def _depths(graph: fx.GraphModule) -> Mapping[fx.Node, int]:
 def _is_int8(layer: nn.Module | None, depth: int) -> bool:
     """Return whether a layer is wide enough for INT8 kernels; the rule of ``krl_deploy.graph.placement``."""
     if isinstance(layer, nn.Linear):
-        return min(layer.in_features, layer.out_features) >= _MIN_CHANNELS
+        return min(layer.in_features, layer.out_features) >= MIN_CHANNELS
     if not isinstance(layer, nn.Conv2d):
         return True
     out_channels, in_channels, *kernel = layer.weight.shape
-    if min(out_channels, in_channels) >= _MIN_CHANNELS:
+    if min(out_channels, in_channels) >= MIN_CHANNELS:
         return True
     if layer.groups > 1:
         return out_channels % 8 == 0 and min(kernel) >= 3
     aligned = (out_channels % 8 == 0 or in_channels % 8 == 0) and len(set(kernel)) == 1
-    return aligned and (depth == 1 or max(out_channels, in_channels) >= _MIN_CHANNELS)
+    return aligned and (depth == 1 or max(out_channels, in_channels) >= MIN_CHANNELS)
 
 
 def _residual_inputs(

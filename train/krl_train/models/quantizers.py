@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krl_runtime.int8 import LARGEST_INT8, LARGEST_WEIGHT, SMALLEST_INT8
+
 __all__ = ["ROUNDED_LAYERS", "Mode", "Quantiser", "round_weights"]
 
 Mode: TypeAlias = Literal["int8", "float", "observe"]
 """Round as INT8 does; do not round; do not round, and note the largest magnitude of each channel."""
 
-_LOW, _HIGH = -128, 127
-_LARGEST_WEIGHT = 127
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -79,7 +79,7 @@ class Quantiser(nn.Module):
             return x
         if torch.onnx.is_in_onnx_export():
             return self._pair(x)
-        return _round(x, self.scale.clamp_min(_TINY), _LOW, _HIGH)
+        return _round(x, self.scale.clamp_min(_TINY), SMALLEST_INT8, LARGEST_INT8)
 
     def _pair(self, x: Tensor) -> Tensor:
         parameters = (self.scale, self.zero)
@@ -95,7 +95,7 @@ class Quantiser(nn.Module):
     def set_scale(self) -> None:
         """Let the scale be what the largest observed magnitude needs; 1 for an activation that is always 0."""
         largest = self.largest.amax()
-        self.scale.copy_(largest / _HIGH if largest > 0 else torch.ones_like(largest))
+        self.scale.copy_(largest / LARGEST_INT8 if largest > 0 else torch.ones_like(largest))
         self.largest = torch.zeros_like(largest)
 
 
@@ -107,8 +107,8 @@ def _rounded(weight: Tensor, axis: int, mode: Mode) -> Tensor:
     if mode != "int8" or torch.onnx.is_in_onnx_export():
         return weight
     others = [dim for dim in range(weight.ndim) if dim != axis]
-    scale = weight.detach().abs().amax(others, keepdim=True) / _LARGEST_WEIGHT
-    return _round(weight, torch.where(scale < _TINY, torch.ones_like(scale), scale), -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+    scale = weight.detach().abs().amax(others, keepdim=True) / LARGEST_WEIGHT
+    return _round(weight, torch.where(scale < _TINY, torch.ones_like(scale), scale), -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
 class _Convolution(nn.Conv2d):

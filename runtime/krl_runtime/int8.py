@@ -1,0 +1,27 @@
+"""Facts about INT8 that training and the emitters share: what one rounds, the other must round alike."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["LARGEST_FACTOR", "LARGEST_INT8", "LARGEST_WEIGHT", "MIN_CHANNELS", "OUTLIER_RATIO", "SMALLEST_INT8"]
+
+SMALLEST_INT8: Final = -128
+"""Smallest value of an int8."""
+
+LARGEST_INT8: Final = 127
+"""Largest value of an int8."""
+
+LARGEST_WEIGHT: Final = 127
+"""Weights use -127 to 127, so that their scale is symmetric, as TensorRT wants it."""
+
+MIN_CHANNELS: Final = 16
+"""INT8 kernels work on at least this many channels, rows or columns (TensorRT's own quantizer keeps to it)."""
+
+OUTLIER_RATIO: Final = 4.0
+"""A channel whose largest magnitude is more than this many times the median channel's is an outlier: the others then
+have fewer than 6 of 8 bits left."""
+
+LARGEST_FACTOR: Final = 1e3
+"""Equalization scales no channel by more than this, or less than its inverse, so that weights stay inside FP16's
+range."""
