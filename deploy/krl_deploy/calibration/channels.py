@@ -20,7 +20,7 @@ from .collect import with_outputs
 
 __all__ = ["Channels", "measure_channels"]
 
-_BATCH = 2
+_BATCH = 2  # all activations of a batch are held at once; two images bound that and still share a run's overhead
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from .threshold import entropy, mse
 
 __all__ = ["collect", "with_outputs"]
 
-_VALUES_IN_BATCH = 1 << 18
+_VALUES_IN_BATCH = 1 << 18  # of the input, 1 MiB as float32: small images run together, large ones one by one
+# Of all read activations of a batch: bounds memory, whatever the network and the image size
 _BYTES_OF_TENSORS = 64 << 20
-_SECONDS_BETWEEN_SAVES = 5.0
+_SECONDS_BETWEEN_SAVES = 5.0  # at most this much work is lost with an interruption; a save takes milliseconds
 _REDUCTIONS = ("ReduceMin", "ReduceMax")
 
 

@@ -11,8 +11,8 @@ from krl_runtime.errors import ModelError
 
 __all__ = ["Histogram"]
 
-_BINS = 8192
-_PIECE = 32768
+_BINS = 8192  # of both signs: at least 16 for each of the 128 steps of INT8, also just after the limit has doubled
+_PIECE = 32768  # values, 128 KiB as float32: a piece and its bins stay in a core's second-level cache
 
 
 class Histogram:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Identity"]
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 3  # of calibration.json; another one is refused and made again
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .histogram import Histogram
 
 __all__ = ["entropy", "mse"]
 
-_LEVELS = 128
+_LEVELS = 128  # magnitudes of an int8, 0 to 127
 _STEP = 32
 """Candidate thresholds are this many bins apart, 1/128 of the histogram's limit."""
 

@@ -20,7 +20,7 @@ from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
 __all__ = ["clean", "constants_to_initialisers"]
 
-_MAX_FOLDED_BYTES = 64 * 1024 * 1024
+_MAX_FOLDED_BYTES = 64 * 1024 * 1024  # a larger constant stays computed, so that folding cannot fill memory or the file
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:

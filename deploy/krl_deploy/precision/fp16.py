@@ -30,7 +30,7 @@ __all__ = ["half"]
 _log = logging.getLogger("krl")
 
 _FILE = "model.fp16.onnx"
-_LEAST_TOLERANCE = 0.01
+_LEAST_TOLERANCE = 0.01  # of the largest golden output: 20 times FP16's rounding of it (2^-11)
 _SLACK = (
     "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
     "of them, or their PSNR less 6 dB"

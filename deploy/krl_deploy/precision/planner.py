@@ -40,10 +40,10 @@ _PLAN, _PLOT = "plan.json", "sensitivity.png"
 PLAN_FILES = (_PLAN, _PLOT)
 """What the planner adds to a bundle."""
 
-_SCHEMA_VERSION = 1
-_SAMPLE = 32
-_SHARE_OF_SENSITIVITY = 0.6
-_WORST = 10
+_SCHEMA_VERSION = 1  # of plan.json
+_SAMPLE = 32  # images on which each layer is measured alone: layers x images runs, so the cost is bounded
+_SHARE_OF_SENSITIVITY = 0.6  # of --budget-seconds; the rest is for trying plans on the evaluation images
+_WORST = 10  # layers in the printed table; plan.json and the plot have all
 _REASON = "kept in floating point by the plan"
 
 

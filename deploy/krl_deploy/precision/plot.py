@@ -8,7 +8,7 @@ from collections.abc import Sequence
 __all__ = ["sensitivity_plot"]
 
 _COLOURS = {"int8": "tab:blue", "fp16": "tab:orange", "fp32": "tab:red"}
-_LONGEST_NAME = 40
+_LONGEST_NAME = 40  # characters; longer layer names would take the plot's width
 
 
 def sensitivity_plot(layers: Sequence[tuple[str, float, str]]) -> bytes:

@@ -31,7 +31,7 @@ _log = logging.getLogger("krl")
 
 _CALIBRATION = "calibration.json"
 _FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
-_WORTHWHILE = 1.1
+_WORTHWHILE = 1.1  # times FP32's speed: below it the gain is within the noise of the measurement
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
 _MEASURED = (
     "int8: TensorRT's form with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "

@@ -19,7 +19,7 @@ from .view import View
 
 __all__ = ["check_operators", "check_opset", "check_restrictions"]
 
-_OLDEST_OPSET = 9
+_OLDEST_OPSET = 9  # the oldest that TensorRT's parser documents (docs/operators.md of onnx-tensorrt)
 
 _QUANTISE = "quantise the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
