@@ -104,7 +104,7 @@ def main() -> None:
     cold = measure(
         {
             "krl-runtime classify": [
-                sys.executable, "-m", "krl_runtime.cli", "classify", str(bundle.path), str(picture), "--require", "cpu",
+                sys.executable, "-m", "krl_runtime", "classify", str(bundle.path), str(picture), "--require", "cpu",
                 "--threads", "1",
             ],
             "bare onnxruntime": [sys.executable, "-c", BARE, str(bundle.path), str(picture)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime.cli.commandline import dispatch, print_json
 from krl_runtime.cli.tables import table
-from krl_train.loop.processes import leave_group
+from krl_train.processes import leave_group
 
 from .config import DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
 

@@ -61,7 +61,7 @@ def test_every_help_works_without_optional_libraries(tmp_path: Path):
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for command in ((), ("classify",), ("info",), ("selftest",), ("bench",), ("tune",), ("doctor",)):
-        line = [sys.executable, "-m", "krl_runtime.cli", *command, "--help"]
+        line = [sys.executable, "-m", "krl_runtime", *command, "--help"]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         assert "usage: krl-runtime" in done.stdout

@@ -10,7 +10,7 @@ from krl_runtime.cli.commandline import dispatch, print_json
 from krl_runtime.cli.tables import table
 
 from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
-from .loop.processes import leave_group
+from .processes import leave_group
 
 if TYPE_CHECKING:
     from .run import Run

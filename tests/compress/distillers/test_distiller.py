@@ -291,7 +291,7 @@ TWO = f"""
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
-from krl_runtime.preprocess import Preprocessing
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network
 from krl_train.tasks import Batch
 {NET}
@@ -342,8 +342,8 @@ from pathlib import Path
 import numpy as np, torch
 from accelerate import PartialState
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
-from krl_compress.teacher_store import StoredTeacher
-from krl_runtime.preprocess import Preprocessing
+from krl_compress.teachers.store import StoredTeacher
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, process_first

@@ -368,7 +368,7 @@ def test_doctor_where_nothing_runs(run, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_command_in_a_fresh_process(bundle: Bundle, pictures: list[Path]):
-    line = [sys.executable, "-m", "krl_runtime.cli", "classify", bundle.path, pictures[0], "--json"]
+    line = [sys.executable, "-m", "krl_runtime", "classify", bundle.path, pictures[0], "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["results"][0]["label"] in LABELS
     assert "passed over" in done.stderr

@@ -23,7 +23,7 @@ from krl_runtime.serve.config import ServeConfig
 
 @pytest.fixture
 def process(bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "krl_runtime.cli", "serve", str(bundle.path), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "krl_runtime", "serve", str(bundle.path), "--port", "0", "--json"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield started

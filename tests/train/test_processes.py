@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from krl_train.loop.processes import leave_group
+from krl_train.processes import leave_group
 
 
 def test_a_group_is_left_at_the_end_but_not_after_a_failure(tmp_path: Path) -> None:
