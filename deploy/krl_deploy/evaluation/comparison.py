@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
@@ -17,6 +15,7 @@ import numpy.typing as npt
 
 from krl_deploy.data.arrays import Inputs, batches, feed, length
 from krl_runtime.errors import BackendError, DataError, ModelError, require
+from krl_runtime.processor import cpu_count, processor_name
 from krl_runtime.progress import progress
 
 __all__ = ["Answers", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
@@ -167,16 +166,8 @@ def machine() -> dict[str, Any]:
     """Return what a measured time depends on."""
     ort = require("onnxruntime", extra="cpu", purpose="measuring")
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        "processor": processor_name(),
+        "cores": cpu_count(),
         "system": f"{platform.system()}-{platform.machine()}".lower(),
         "onnxruntime": ort.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
+from krl_runtime.processor import cpu_count
 
 from .base import check_graph, keeps_weights_inside
-from .tuning import cpu_count
 
 if TYPE_CHECKING:
     import numpy.typing as npt

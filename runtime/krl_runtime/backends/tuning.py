@@ -7,7 +7,6 @@ measured with. It never stops a bundle from being loaded: whatever is wrong with
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import sys
@@ -19,12 +18,12 @@ from typing import Any
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import KrlError
 from krl_runtime.files import sha256_bytes, write_atomic
+from krl_runtime.processor import cpu_count, processor_name, read_start
 
-__all__ = ["Measurement", "Tuning", "TuningError", "cpu_count", "device", "device_key", "read_tuning", "tuning_file"]
+__all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "read_tuning", "tuning_file"]
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
-_ENOUGH = 4096  # of the system's files: /proc/cpuinfo is long, and slow to make, where there are many CPUs
 
 
 class TuningError(KrlError):
@@ -147,12 +146,12 @@ def _dump(values: Mapping[str, Any]) -> bytes:
 def device() -> dict[str, Any]:
     """Return what identifies this device: its processor, CPUs, board and GPUs, found out without any library."""
     gpus = Path("/proc/driver/nvidia/gpus").glob("*/information")
-    models = [match[1] for path in sorted(gpus) if (match := re.search(r"Model:\s*(.+)", _read(path)))]
+    models = [match[1] for path in sorted(gpus) if (match := re.search(r"Model:\s*(.+)", read_start(path)))]
     return {
         "system": f"{sys.platform}-{platform.machine().lower()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": cpu_count(),
-        "board": _read(Path("/proc/device-tree/model")).strip("\0\n"),
+        "board": read_start(Path("/proc/device-tree/model")).strip("\0\n"),
         "gpus": models,
     }
 
@@ -163,25 +162,3 @@ def device_key() -> str:
     name = values["board"] or values["processor"] or "cpu"
     words = re.sub(r"[^a-z0-9_]+", "-", f"{values['system']}-{name}-{values['cpus']}".lower()).strip("-")
     return f"{words[:80]}-{sha256_bytes(_dump(values))[:8]}"
-
-
-def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """Return the model of the first CPU; virtual ones that hide it differ by family and model number."""
-    lines = _read(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in values.items()}
-    parts = [known.get(key, "") for key in ("model name", "cpu family", "model", "CPU implementer", "CPU part")]
-    return " ".join(part for part in parts if part) or platform.processor()
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_ENOUGH)
-    except OSError:
-        return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageE
 from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.classifier import Classification, Classifier
 from krl_runtime.pipelines.generator import Generator
+from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 from krl_runtime.serve import serve
 from krl_runtime.serve.config import ServeConfig
@@ -272,7 +272,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         result = {
             **where(model),
             "threads": arguments.threads,
-            "cpus": os.cpu_count(),
+            "cpus": cpu_count(),
             "picture": told,
             "load_ms": load_ms,
             **bench(model, picture, **counts),

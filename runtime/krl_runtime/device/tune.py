@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.backends.base import Backend
 from krl_runtime.backends.replay import compare, makes_pictures, replay
 from krl_runtime.backends.select import ALL_KINDS, Kind, open_backend
-from krl_runtime.backends.tuning import Measurement, Tuning, cpu_count, device, tuning_file
+from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
 from krl_runtime.bundle import Bundle, Manifest, Variant
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
 if TYPE_CHECKING:

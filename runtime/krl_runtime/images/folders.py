@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
 from .preprocessing import IMAGE_SUFFIXES, Preprocessing
@@ -231,7 +232,7 @@ def decode(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         results = pool.map(read, pictures, chunksize=16)
         shown = pictures if description is None else progress(pictures, description)
         for picture, result in zip(shown, results, strict=True):

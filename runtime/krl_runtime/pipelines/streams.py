@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from krl_runtime.errors import ImageError, KrlError, UsageError
+from krl_runtime.processor import cpu_count
 
 if TYPE_CHECKING:
     from krl_runtime.images.preprocessing import ImageSource
@@ -62,7 +62,7 @@ def stream(
         UsageError: ``workers`` or ``top_k`` is less than 1.
         BackendError: The device failed, or the model is closed.
     """
-    workers = workers if workers is not None else os.cpu_count() or 1
+    workers = workers if workers is not None else cpu_count()
     if workers < 1 or top_k < 1:
         raise UsageError(f"workers is {workers}, top_k {top_k}; accepted: 1 or more")
     if isinstance(sources, str | Path):

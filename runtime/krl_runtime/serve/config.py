@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from krl_runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
+from krl_runtime.processor import cpu_count
 
 __all__ = ["ServeConfig"]
 
@@ -35,7 +31,7 @@ class ServeConfig:
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
-    workers: int = os.cpu_count() or 1
+    workers: int = cpu_count()
     queue: int = 64
     max_batch: int = 1
     max_delay_seconds: float = 0.002

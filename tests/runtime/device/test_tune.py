@@ -243,7 +243,7 @@ def test_without_a_tuning_the_device_is_not_looked_at(bundle: Bundle, monkeypatc
 
 
 def test_the_device_is_told_by_board_gpus_and_processor(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tuning, "_read", lambda path: {"model": "NVIDIA Jetson Orin\0"}.get(path.name, ""))
+    monkeypatch.setattr(tuning, "read_start", lambda path: {"model": "NVIDIA Jetson Orin\0"}.get(path.name, ""))
     assert tuning.device()["board"] == "NVIDIA Jetson Orin"
     assert "nvidia-jetson-orin" in tuning.device_key()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from krl_runtime.errors import ImageError
 from krl_runtime.files import sha256_bytes, sha256_file
 from krl_runtime.images.folders import OnBadImage, Picture, decode, identity, report_bad
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
 __all__ = ["PixelSet"]
@@ -101,7 +101,7 @@ class _PixelsOnDisk(PixelSet):
     ) -> None:
         self.margin = margin
         self._preprocessing = preprocessing
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(cpu_count())
         hashes, bad, good = [], [], []
         tried = self._pool.map(self._try, pictures)
         for picture, result in zip(progress(pictures, "checking pictures"), tried, strict=True):
