@@ -49,6 +49,7 @@ def pixels(size: int, channels: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (4, channels, size, size), dtype=torch.uint8, generator=torch.manual_seed(1))
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch's own, of its switch for oneDNN
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -73,19 +74,25 @@ def pixels(size: int, channels: int = 3) -> torch.Tensor:
     ],
 )
 def test_training_rounds_where_the_graph_does(name, size):
-    """Same activations, same weights, same scales: the logits differ by what the order of a sum can turn over."""
+    """Same activations, same weights, same scales: the logits differ by what the order of a sum can turn over.
+
+    In deep networks of random weights one value that rounds the other way moves a logit by 3 %, between torch's own
+    kernels as well; so the graph has to agree with one of their orders.
+    """
     network = rounding(name, size)
     read = read_quantised(to_onnx(network, (3, size, size), 20))
     written = to_tensorrt(read.model, read.ranges).model
     assert {node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"} == read.ranges.keys()
     with torch.no_grad():
         rounded = network(pixels(size)).numpy()
+        with torch.backends.mkldnn.flags(enabled=False):
+            in_another_order = network(pixels(size)).numpy()
         with network.backbone.computing("float"):
             exact = network(pixels(size)).numpy()
     graph = run(written, optimise=False, pixels=pixels(size).numpy())[0]
     largest = np.abs(rounded).max()
     np.testing.assert_allclose(run(read.model, pixels=pixels(size).numpy())[0], exact, atol=1e-4 * largest)
-    np.testing.assert_allclose(graph, rounded, atol=0.03 * largest)
+    assert min(np.abs(graph - order).max() for order in (rounded, in_another_order)) <= 0.03 * largest
     int8 = [value for value in constants(written).values() if value.dtype == np.int8 and value.ndim > 1]
     layers = [
         layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear) and hasattr(layer, "mode")
