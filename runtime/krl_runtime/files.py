@@ -6,12 +6,31 @@ Standard modules that only writing or hashing needs are imported there: ``import
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-__all__ = ["atomic_folder", "atomic_path", "inside", "sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "dump_json",
+    "inside",
+    "sha256_bytes",
+    "sha256_file",
+    "write_atomic",
+]
+
+
+def dump_json(values: Mapping[str, Any]) -> bytes:
+    """Return values as the only JSON text that they have: sorted, indented by one, UTF-8, a line feed at the end.
+
+    Raises:
+        ValueError: A number is not finite, which JSON cannot say.
+    """
+    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:

@@ -15,14 +15,13 @@ import onnx
 from krl_deploy.calibration.record import Calibration, Identity
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.quantized import Unquantised
-from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
+from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant, names
 from krl_runtime.errors import BundleError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["check_target", "golden_file", "tensor_spec", "write_picture_maker", "write_reference"]
 
-_FP32, _GOLDEN, _CALIBRATION = "model.fp32.onnx", "golden.npz", "calibration.json"
 _ALIKE = 50.0
 
 
@@ -78,16 +77,16 @@ def write_reference(
         outputs=(TensorSpec(LOGITS, "float32", (batch, len(labels))),),
         preprocessing=preprocessing,
         labels=labels,
-        variants={"fp32": Variant("fp32", _FP32, tolerance=1e-3 * max(1.0, float(np.abs(logits).max())))},
+        variants={"fp32": Variant("fp32", names.FP32, tolerance=1e-3 * max(1.0, float(np.abs(logits).max())))},
         default_variants={"cpu": "fp32"},
-        golden=_GOLDEN,
+        golden=names.GOLDEN,
         evidence={"fp32": dict(evidence)},
         source=dict(source),
-        calibration=_CALIBRATION if brought else None,
+        calibration=names.CALIBRATION if brought else None,
     )
-    files = {_FP32: model, _GOLDEN: golden_file({PIXELS: pixels, LOGITS: logits})}
+    files = {names.FP32: model, names.GOLDEN: golden_file({PIXELS: pixels, LOGITS: logits})}
     if brought:
-        files[_CALIBRATION] = _brought_calibration(model, brought, preprocessing).to_bytes()
+        files[names.CALIBRATION] = _brought_calibration(model, brought, preprocessing).to_bytes()
     return Bundle.create(out, manifest, files, replace=overwrite)
 
 
@@ -141,14 +140,14 @@ def write_picture_maker(
         outputs=tuple(tensor_spec(value) for value in graph.output),
         preprocessing=preprocessing,
         labels=labels,
-        variants={"fp32": Variant("fp32", _FP32, tolerance=1e-3 * max(1.0, largest), psnr=_ALIKE)},
+        variants={"fp32": Variant("fp32", names.FP32, tolerance=1e-3 * max(1.0, largest), psnr=_ALIKE)},
         default_variants={"cpu": "fp32"},
-        golden=_GOLDEN,
+        golden=names.GOLDEN,
         evidence={"fp32": dict(evidence)},
         source=dict(source),
         settings=dict(settings),
     )
-    files = {_FP32: model, _GOLDEN: golden_file({**inputs, **outputs})}
+    files = {names.FP32: model, names.GOLDEN: golden_file({**inputs, **outputs})}
     return Bundle.create(out, manifest, files, replace=overwrite)
 
 

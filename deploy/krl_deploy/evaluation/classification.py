@@ -14,14 +14,13 @@ from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
+from krl_runtime.evaluation.limits import MAX_DROP_POINTS
 from krl_runtime.images.folders import Picture, decode, identity
 
 from .comparison import Answers, Score
 from .task import Batch, Loss, Seen, Source, Task, worst
 
 __all__ = ["Classification"]
-
-_MAX_DROP = 1.0
 
 
 class Classification(Task):
@@ -31,7 +30,7 @@ class Classification(Task):
         if source.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make pictures; give --max-drop")
         self.bundle, self.source = bundle, source
-        self.accepted = _MAX_DROP if source.max_drop is None else source.max_drop
+        self.accepted = MAX_DROP_POINTS if source.max_drop is None else source.max_drop
         self.train: list[Picture] = []
         self.val: list[Picture] = []
         self.name = "golden inputs"

@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.device.tune import SAME_PICTURE
 from krl_runtime.errors import UsageError
+from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
 from krl_runtime.images.luma import mean_psnr
 
 from .task import Loss, Source, Task, worst
 
 __all__ = ["PictureScore", "PictureTask", "Pictures"]
 
-_MAX_DROP = 0.1
 _SLACK = 6.0  # dB: twice the error, as for logits
 
 
@@ -96,8 +95,8 @@ class PictureTask(Task):
                 "--max-drop needs true pictures to measure against, and this model has none; give --min-psnr, in dB to "
                 "the pictures of fp32"
             )
-        self.accepted = _MAX_DROP if source.max_drop is None else source.max_drop
-        self.least = SAME_PICTURE if source.min_psnr is None else source.min_psnr
+        self.accepted = MAX_DROP_DB if source.max_drop is None else source.max_drop
+        self.least = SAME_IMAGE_DB if source.min_psnr is None else source.min_psnr
 
     def tally(self) -> Pictures:
         """Return a count that begins."""

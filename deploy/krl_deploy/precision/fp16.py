@@ -19,7 +19,7 @@ from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
 from krl_deploy.graph.session import open_cpu
-from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError, ModelError
 
@@ -29,7 +29,6 @@ __all__ = ["half"]
 
 _log = logging.getLogger("krl")
 
-_FILE = "model.fp16.onnx"
 _LEAST_TOLERANCE = 0.01  # of the largest golden output: 20 times FP16's rounding of it (2^-11)
 _SLACK = (
     "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
@@ -80,9 +79,9 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
     measured_on = {"data": task.name, "count": count}
     evidence = {"pictures": measured_on, **_evidence(typed, scores, files)}
     tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
-    variant = Variant("fp16", _FILE, None, tolerance, **task.floor(alike, len(expected), slack=1))
+    variant = Variant("fp16", names.FP16, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(
-        {_FILE: files["fp16"]},
+        {names.FP16: files["fp16"]},
         variants={**manifest.variants, "fp16": variant},
         evidence={**manifest.evidence, "fp16": evidence},
     )

@@ -17,7 +17,7 @@ from krl_deploy.evaluation.comparison import compare, interleaved_latency, machi
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
-from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
 
@@ -29,8 +29,7 @@ __all__ = ["quantize"]
 
 _log = logging.getLogger("krl")
 
-_CALIBRATION = "calibration.json"
-_FILES = {"int8": "model.int8.onnx", "int8.cpu": "model.int8.cpu.onnx"}
+_FILES = {"int8": names.INT8, "int8.cpu": names.INT8_CPU}
 _WORTHWHILE = 1.1  # times FP32's speed: below it the gain is within the noise of the measurement
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
 _MEASURED = (
@@ -93,13 +92,13 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     _check_loss(measured, shown)
     evidence = _evidence(config, task, calibration, forms, measured, plan)
     default = _default(measured)
-    files = {**{file: forms.files[name] for name, file in _FILES.items()}, _CALIBRATION: calibration.to_bytes()}
+    files = {**{file: forms.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
     bundle.update(
         {**files, **(plan.files(forms) if plan else {})},
         remove=() if plan else PLAN_FILES,
         variants={**bundle.manifest.variants, "int8": _variant(bundle, task, forms, golden)},
         default_variants={**bundle.manifest.default_variants, "cpu": default},
-        calibration=_CALIBRATION,
+        calibration=names.CALIBRATION,
         evidence={**bundle.manifest.evidence, "int8": evidence},
     )
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown

@@ -17,7 +17,7 @@ from typing import Any
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import KrlError
-from krl_runtime.files import sha256_bytes, write_atomic
+from krl_runtime.files import dump_json, sha256_bytes, write_atomic
 from krl_runtime.processor import cpu_count, processor_name, read_start
 
 __all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "read_tuning", "tuning_file"]
@@ -84,7 +84,7 @@ class Tuning:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        write_atomic(path, _dump({**values, "digest": sha256_bytes(_dump(values))}))
+        write_atomic(path, dump_json({**values, "digest": sha256_bytes(dump_json(values))}))
 
 
 def tuning_file(bundle: Bundle) -> Path:
@@ -128,7 +128,7 @@ def _parse(data: bytes) -> Tuning:
     digest, version = values.pop("digest"), values["schema_version"]
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema version {version}, this krl reads {SCHEMA_VERSION}")
-    if sha256_bytes(_dump(values)) != digest:
+    if sha256_bytes(dump_json(values)) != digest:
         raise ValueError("its digest differs")
     measurements = tuple(Measurement(**item) for item in values["measurements"])
     for item in measurements:
@@ -137,10 +137,6 @@ def _parse(data: bytes) -> Tuning:
             if not isinstance(getattr(item, entry.name), accepted):
                 raise TypeError(f"{entry.name} is {getattr(item, entry.name)!r}")
     return Tuning(str(values["manifest"]), dict(values["device"]), float(values["max_drop"]), measurements)
-
-
-def _dump(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def device() -> dict[str, Any]:
@@ -161,4 +157,4 @@ def device_key() -> str:
     values = device()
     name = values["board"] or values["processor"] or "cpu"
     words = re.sub(r"[^a-z0-9_]+", "-", f"{values['system']}-{name}-{values['cpus']}".lower()).strip("-")
-    return f"{words[:80]}-{sha256_bytes(_dump(values))[:8]}"
+    return f"{words[:80]}-{sha256_bytes(dump_json(values))[:8]}"

@@ -19,13 +19,13 @@ from krl_runtime.errors import BundleError
 from krl_runtime.files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
 
 from .manifest import FileEntry, Manifest
+from .names import MANIFEST
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MANIFEST", "Bundle"]
+__all__ = ["Bundle"]
 
-MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _MAX_GOLDEN_BYTES = 512 * 1024 * 1024
 _BATCH = 16  # on a CPU larger batches are no faster, and their activations take memory

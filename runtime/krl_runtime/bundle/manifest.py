@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from krl_runtime.errors import BundleError, KrlError
-from krl_runtime.files import sha256_bytes
+from krl_runtime.files import dump_json, sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
@@ -135,8 +135,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the manifest file's only valid bytes for this content."""
         values = {**asdict(self), "preprocessing": self.preprocessing.to_dict(), "digest": ""}
-        values["digest"] = sha256_bytes(_dump(values))
-        return _dump(values)
+        values["digest"] = sha256_bytes(dump_json(values))
+        return dump_json(values)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -258,7 +258,3 @@ def _check_types(item: Any) -> None:
 
 def _tensor(values: dict[str, Any]) -> TensorSpec:
     return TensorSpec(**{**values, "shape": tuple(values["shape"])})
-
-
-def _dump(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 from krl_runtime._version import __version__
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
+from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.classifier import Classification, Classifier
 from krl_runtime.pipelines.generator import Generator
@@ -41,7 +42,10 @@ from .tables import table
 
 __all__ = ["main"]
 
-_MAX_DROP_HELP = "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence (default: 1, 0.1)"
+_MAX_DROP_HELP = (
+    "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence "
+    f"(default: {MAX_DROP_POINTS:g}, {MAX_DROP_DB:g})"
+)
 _log = logging.getLogger("krl")
 
 

@@ -23,16 +23,15 @@ from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
 from krl_runtime.bundle import Bundle, Manifest, Variant
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS, SAME_IMAGE_DB
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["SAME_PICTURE", "tune"]
+__all__ = ["tune"]
 
-SAME_PICTURE = 30.0
-"""PSNR in dB from which on two pictures of a generator count as the same, where nobody asked for another value."""
 
 _ALIKE = 1.05
 _BLOCK_SECONDS = 0.03
@@ -75,7 +74,7 @@ def tune(
         BackendError: Nothing can run the bundle here.
     """
     if max_drop is None:
-        max_drop = 0.1 if makes_pictures(bundle.manifest) else 1.0
+        max_drop = MAX_DROP_DB if makes_pictures(bundle.manifest) else MAX_DROP_POINTS
     if max_drop < 0 or rounds < 1 or any(count < 1 for count in threads):
         raise UsageError(f"max_drop is {max_drop}, rounds {rounds}, threads {list(threads)}; accepted: 0, 1, 1 or more")
     bundle.verify()
@@ -104,7 +103,7 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     """Return what a variant loses by the bundle's evidence, ``None`` where there is no evidence.
 
     That is points of top-1, or dB of PSNR where the bundle makes pictures. Without labels, answers other than the
-    reference's count as lost; without true pictures, what is missing from ``SAME_PICTURE`` dB to the reference's does.
+    reference's count as lost; without true pictures, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
 
     Args:
         manifest: The bundle's manifest.
@@ -127,7 +126,7 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
             return (before - after) * unit
     same, psnr = score.get("agreement"), score.get("psnr_to_fp32")
     if isinstance(psnr, int | float):
-        return max(0.0, SAME_PICTURE - psnr)
+        return max(0.0, SAME_IMAGE_DB - psnr)
     return (1 - same) * 100 if isinstance(same, int | float) else None
 
 

@@ -1,0 +1,28 @@
+"""The names of the files in a bundle: each is written here, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "MANIFEST"]
+
+MANIFEST: Final = "manifest.json"
+"""What the bundle is, with the hashes of all other files."""
+
+FP32: Final = "model.fp32.onnx"
+"""The reference."""
+
+FP16: Final = "model.fp16.onnx"
+"""FP16 in the graph."""
+
+INT8: Final = "model.int8.onnx"
+"""Q/DQ pairs, for TensorRT."""
+
+INT8_CPU: Final = "model.int8.cpu.onnx"
+"""The same calibration, in the form that ONNX Runtime's CPU provider runs fast."""
+
+GOLDEN: Final = "golden.npz"
+"""Real inputs with the outputs of torch."""
+
+CALIBRATION: Final = "calibration.json"
+"""The ranges, and the identity of what they are true of."""

@@ -1,0 +1,1 @@
+"""How much accuracy a variant may lose: what deployment and the device judge by."""
