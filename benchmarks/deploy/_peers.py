@@ -12,8 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 
 import numpy as np
-from _common import interleaved, machine, open_bundle, ratios
+from _common import machine, open_bundle, ratios
 from PIL import Image
+
+from krl_runtime.device.timing import interleaved
 
 __all__ = ["PEERS", "interleaved", "machine", "open_bundle", "photographs", "quantize_static", "ratios"]
 

@@ -50,7 +50,9 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, dict[str, float]
     sessions = {name: open_session(data, cuda=False, threads=threads) for name, data in files.items()}
     feed = {"pixels": pixels[:1]}
     blocks = interleaved(
-        {name: lambda run=session.run: run(None, feed) for name, session in sessions.items()}, rounds=rounds
+        {name: lambda run=session.run: run(None, feed) for name, session in sessions.items()},
+        rounds=rounds,
+        block_seconds=0.1,
     )
     faster = ratios(blocks, "fp32")
     return {

@@ -6,11 +6,9 @@ import argparse
 import io
 import json
 import os
-import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +21,7 @@ from PIL import Image
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["interleaved", "jpegs", "machine", "make_bundle", "open_bundle", "options", "ratios", "report"]
+__all__ = ["jpegs", "machine", "make_bundle", "open_bundle", "options", "ratios", "report"]
 
 CACHE = Path(os.environ.get("KRL_BENCHMARK_CACHE", Path.home() / ".cache" / "krl-benchmarks"))
 
@@ -112,41 +110,6 @@ def open_bundle(name: str) -> Bundle:
         code = f"import _common; _common.make_bundle({name!r})"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
     return Bundle.open(path)
-
-
-def interleaved(
-    contenders: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    block_seconds: float = 0.1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Measure the milliseconds of one call of each contender, all in turn, in random order in each round.
-
-    Args:
-        contenders: What to call, by name.
-        rounds: Blocks of calls of each.
-        block_seconds: Length of a block at least.
-        clock: On a busy machine ``time.process_time`` tells the work of one thread better than the wall clock.
-
-    Returns:
-        For each contender the mean call of each round; what else the machine does hits all of them.
-    """
-    order, blocks = random.Random(0), {name: [] for name in contenders}
-    for call in contenders.values():
-        call()
-    names = list(contenders)
-    for _ in range(rounds):
-        order.shuffle(names)
-        for name in names:
-            call = contenders[name]
-            call()
-            calls, start = 0, clock()
-            while (spent := clock() - start) < block_seconds or not calls:
-                call()
-                calls += 1
-            blocks[name].append(spent / calls * 1e3)
-    return blocks
 
 
 def ratios(blocks: Mapping[str, list[float]], base: str) -> dict[str, float]:

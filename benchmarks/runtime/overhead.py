@@ -7,11 +7,12 @@ from dataclasses import replace
 from statistics import median
 
 import numpy as np
-from _common import interleaved, machine, open_bundle, options, report
+from _common import machine, open_bundle, options, report
 
 import krl_runtime
 from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.bundle import Bundle
+from krl_runtime.device.timing import interleaved
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
                 "model(array)": lambda: model(picture),
             },
             rounds=arguments.rounds,
+            block_seconds=0.1,
             clock=time.process_time if arguments.clock == "cpu" else time.perf_counter,
         )
     medians = {name: median(values) for name, values in blocks.items()}

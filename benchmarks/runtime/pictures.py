@@ -19,12 +19,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from _common import interleaved, machine, ratios
+from _common import machine, ratios
 from PIL import Image
 
 from krl_deploy.config import ExportConfig
 from krl_deploy.exporters.export import export
 from krl_runtime import Generator, Restorer, load
+from krl_runtime.device.timing import interleaved
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines.generator import latents_of
 from krl_train.models.generators import build_generator
@@ -119,7 +120,7 @@ def generate(run: Run, count: int, arguments: argparse.Namespace) -> dict[str, f
 
 
 def timed(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    blocks = interleaved(calls, rounds=rounds)
+    blocks = interleaved(calls, rounds=rounds, block_seconds=0.1)
     medians = {f"{name} ms": median(values) for name, values in blocks.items()}
     return {**medians, "torch / krl": ratios(blocks, "torch eager")["krl"]}
 

@@ -16,11 +16,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from _common import interleaved, jpegs, machine, make_bundle, options, ratios, report
+from _common import jpegs, machine, make_bundle, options, ratios, report
 from PIL import Image
 
 import krl_runtime
 from krl_runtime.bundle import Bundle
+from krl_runtime.device.timing import interleaved
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 Answer = Callable[[bytes], list[int]]

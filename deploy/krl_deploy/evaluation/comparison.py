@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-import random
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -14,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.data.arrays import Inputs, batches, feed, length
+from krl_runtime.device.timing import interleaved
 from krl_runtime.errors import BackendError, DataError, ModelError, require
 from krl_runtime.processor import cpu_count, processor_name
-from krl_runtime.progress import progress
 
 __all__ = ["Answers", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
 
@@ -144,22 +143,10 @@ def interleaved_latency(
     Returns:
         For each session the median over blocks of the milliseconds that one call takes.
     """
-    blocks: dict[str, list[float]] = {name: [] for name in sessions}
-    names = list(sessions)
-    order = random.Random(0)  # noqa: S311  an order, not a secret
-    for session in sessions.values():
-        session.run(None, feed(session, inputs))
-    for _ in progress(range(rounds), "measuring latency"):
-        order.shuffle(names)
-        for name in names:
-            run, given = sessions[name].run, feed(sessions[name], inputs)
-            run(None, given)
-            calls, start = 0, time.perf_counter()
-            while (spent := time.perf_counter() - start) < block_seconds or not calls:
-                run(None, given)
-                calls += 1
-            blocks[name].append(spent / calls * 1e3)
-    return {name: median(values) for name, values in blocks.items()}
+    given = {name: feed(session, inputs) for name, session in sessions.items()}
+    calls = {name: partial(session.run, None, given[name]) for name, session in sessions.items()}
+    blocks = interleaved(calls, rounds=rounds, block_seconds=block_seconds)
+    return {name: median(times) for name, times in blocks.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -9,10 +9,9 @@ allowed to.
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +29,12 @@ from krl_runtime.progress import progress
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+from .timing import interleaved
+
 __all__ = ["tune"]
 
 
 _ALIKE = 1.05
-_BLOCK_SECONDS = 0.03
 # The files of a variant that the evidence has scores for, by the kind of backend that runs them.
 _FORMS = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
 
@@ -186,19 +186,12 @@ def _measure(
 ) -> None:
     """Time one call at batch 1, all candidates in turn, so that whatever else the device does hits all of them."""
     feed = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
-    blocks: dict[int, list[float]] = {index: [] for index in range(len(candidates))}
-    order = random.Random(0)  # noqa: S311  an order, not a secret
-    for _ in progress(range(rounds), "measuring"):
-        for index in order.sample(range(len(candidates)), len(candidates)):
-            backend = candidates[index].backend
-            assert backend is not None  # noqa: S101  for the type checker
-            backend.run(feed)
-            calls, start = 0, time.perf_counter()
-            while (spent := time.perf_counter() - start) < _BLOCK_SECONDS or not calls:
-                backend.run(feed)
-                calls += 1
-            blocks[index].append(spent / calls * 1e3)
-    for index, times in blocks.items():
+    calls = {
+        index: partial(candidate.backend.run, feed)
+        for index, candidate in enumerate(candidates)
+        if candidate.backend is not None
+    }
+    for index, times in interleaved(calls, rounds=rounds).items():
         candidates[index].measurement = replace(candidates[index].measurement, milliseconds=median(times))
 
 
