@@ -44,7 +44,7 @@ Condition: TypeAlias = "str | Mapping[str, str]"
 _log = logging.getLogger("krl")
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_MOST_SHOWN = 40
+_MOST_SHOWN = 40  # names in a message, some four lines of a terminal
 
 
 def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, Any]) -> npt.NDArray[np.int64]:

@@ -25,7 +25,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .models import ModelSpec, Network
 
-__all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "package_versions"]
+__all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "check_finite", "package_versions"]
 
 SCHEMA_VERSION = 1
 RECORD = "run.json"
@@ -163,7 +163,7 @@ class Run:
         """
         folder = Path(path)
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-        _check_finite(state, f"run {folder}")
+        check_finite(state, f"run {folder}")
         finished = RunRecord(
             **{**_shallow(record), "weights_sha256": sha256_bytes(data), "versions": package_versions()}
         )
@@ -182,7 +182,7 @@ class Run:
         except (SafetensorError, OSError) as error:
             raise RunError(f"run {self.path}: {WEIGHTS} cannot be read: {error}") from error
         try:
-            _check_finite(state, f"run {self.path}")
+            check_finite(state, f"run {self.path}")
         except ModelError as error:
             raise RunError(str(error)) from error
         return state
@@ -238,7 +238,12 @@ def _shallow(record: RunRecord) -> dict[str, Any]:
     return {item.name: getattr(record, item.name) for item in fields(record)}
 
 
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Check that all weights are finite numbers.
+
+    Raises:
+        ModelError: Some are not; the message names the first five tensors.
+    """
     bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{where}: {len(bad)} tensors have values that are not finite numbers: {', '.join(bad[:5])}")

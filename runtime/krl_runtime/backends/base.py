@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from krl_runtime.errors import BackendError
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "RunningBackend", "check_graph", "keeps_weights_inside"]
+__all__ = ["Backend", "RunningBackend", "check_graph", "keeps_weights_inside", "run_in_parts"]
 
 _EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
 
@@ -74,6 +76,30 @@ class RunningBackend(Protocol):
     def close(self) -> None:
         """Free what the backend holds; running it afterwards raises ``BackendError``."""
         ...
+
+
+def run_in_parts(
+    run: Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]],
+    inputs: Mapping[str, npt.NDArray[Any]],
+    limit: int,
+) -> dict[str, npt.NDArray[Any]]:
+    """Run a graph on any number of inputs, in batches of a bounded size.
+
+    Args:
+        run: Runs one batch; ``Backend.run``, or what wraps it.
+        inputs: ``[N, ...]`` each, ``N`` from 1.
+        limit: Most inputs in a batch; ``Bundle.batch_limit``.
+
+    Returns:
+        The outputs by name, ``[N, ...]`` each.
+    """
+    count = len(next(iter(inputs.values())))
+    parts = [
+        run({name: array[start : start + limit] for name, array in inputs.items()}) for start in range(0, count, limit)
+    ]
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_graph(bundle: Bundle, variant: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

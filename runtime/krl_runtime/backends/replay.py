@@ -11,7 +11,7 @@ import numpy as np
 from krl_runtime.bundle import Bundle, Manifest, Variant
 from krl_runtime.images.luma import mean_psnr
 
-from .base import Backend
+from .base import Backend, run_in_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,10 +65,6 @@ def makes_pictures(manifest: Manifest) -> bool:
 
 def replay(bundle: Bundle, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Run all golden inputs in batches of a bounded size; return the outputs under their names."""
-    inputs = [spec.name for spec in bundle.manifest.inputs]
-    limit = bundle.batch_limit
-    parts = [
-        backend.run({name: golden[name][start : start + limit] for name in inputs})
-        for start in range(0, len(golden[inputs[0]]), limit)
-    ]
-    return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in bundle.manifest.outputs}
+    inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
+    outputs = run_in_parts(backend.run, inputs, bundle.batch_limit)
+    return {spec.name: outputs[spec.name] for spec in bundle.manifest.outputs}

@@ -33,7 +33,7 @@ __all__ = ["TensorRTBackend", "mismatch", "open_engine"]
 
 _log = logging.getLogger("krl")
 
-_CONTEXTS = 4
+_CONTEXTS = 4  # calls that run at once; each context has its own activations on the GPU, so more would cost memory
 _DTYPES = {
     "BOOL": np.bool_,
     "FLOAT": np.float32,

@@ -22,8 +22,8 @@ from krl_runtime.processor import cpu_count, processor_name, read_start
 
 __all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "read_tuning", "tuning_file"]
 
-SCHEMA_VERSION = 1
-_MAX_BYTES = 1 << 20
+SCHEMA_VERSION = 1  # of a tuning file; another one is skipped with its reason
+_MAX_BYTES = 1 << 20  # a real tuning has some kilobytes
 
 
 class TuningError(KrlError):

@@ -30,8 +30,8 @@ __all__ = ["WarmStart", "warm_start"]
 
 _log = logging.getLogger("krl")
 
-_TAIL = 400
-_PATIENCE = 5.0
+_TAIL = 400  # characters of what a failed build printed last, which is where its reason is
+_PATIENCE = 5.0  # seconds that a build gets to end by itself before it is killed
 
 
 @dataclass

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle"]
 
-_MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 100,000 labels take a few megabytes
+# Unpacked; 16 inputs of 1024x1024 RGB with float32 outputs of their size take 252 MB.
 _MAX_GOLDEN_BYTES = 512 * 1024 * 1024
 _BATCH = 16  # on a CPU larger batches are no faster, and their activations take memory
 

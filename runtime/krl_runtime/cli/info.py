@@ -12,8 +12,8 @@ from .tables import table
 
 __all__ = ["describe"]
 
-_LABELS = 8
-_WIDTH = 160
+_LABELS = 8  # class names that are shown; --json has all
+_WIDTH = 160  # columns of a line; --json has everything uncut
 
 # Where a figure stands in a piece of evidence, and how people read it.
 _FIGURES = (

@@ -23,7 +23,7 @@ from .telemetry import board_state
 
 __all__ = ["bench", "board_rows", "golden_picture", "peak_memory_mib"]
 
-_SIZE = (640, 480)
+_SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 
 
 def golden_picture(bundle: Bundle) -> bytes:

@@ -34,7 +34,7 @@ from .timing import interleaved
 __all__ = ["tune"]
 
 
-_ALIKE = 1.05
+_ALIKE = 1.05  # times the fastest: within the noise of the measurement, so exactness and fewer threads decide
 # The files of a variant that the evidence has scores for, by the kind of backend that runs them.
 _FORMS = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
 

@@ -39,7 +39,7 @@ OnBadImage: TypeAlias = Literal["refuse", "skip"]
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 _VAL_NAMES = ("val", "valid", "validation", "test")
-_SHOWN = 10
+_SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _RESIZES = ("crop", "stretch")
 # for. How many decoded pixels each output pixel has to have at least, for a mean difference (levels of 255) that no
 # photograph of those measured exceeded: 0.54, 1.32 and 5.6 with the worst filter; small outputs are the worst case.
 _LEAST_PIXELS = {0.6: 3.0, 1.5: 2.0, 6.0: 1.0}
-_JPEG_SCALES = (8, 4, 2)
+_JPEG_SCALES = (8, 4, 2)  # all that libjpeg decodes at, by DCT of fewer coefficients; the smallest image first
 _ORIENTATION = 0x0112  # the EXIF tag; Pillow's table of tags takes 3 ms to import
 
 # For each EXIF orientation but the upright one: whether the stored picture lies on its side, and whether its far end

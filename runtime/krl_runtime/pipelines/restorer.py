@@ -27,11 +27,11 @@ __all__ = ["MAX_RESTORED", "Restorer"]
 MAX_RESTORED = 512 * 1024 * 1024
 """Restored pictures with more pixels than this are refused before any work is done."""
 
-_MAX_SCALE = 16
+_MAX_SCALE = 16  # enlargement; networks go up to 8, and a manifest must not ask for any amount of memory
 _MARGIN = 4  # pixels around a part whose chroma is resized: more than the bicubic filter sees
 _STRIDE = 16  # parts begin at its multiples, so that networks which halve a picture up to four times see the same
 _SIDES = (256, 512)  # smallest and largest side of a part
-_TIMES_OVERLAP = 16
+_TIMES_OVERLAP = 16  # tile side over overlap: a quarter more pixels are computed than in one piece
 _COLOURS = {"y": 1, "grey": 1, "rgb": 3}
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -12,6 +12,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of what ``Metrics.render`` returns."""
 
+# 1-2-5 steps, from an engine's half millisecond to a time-out.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 

@@ -23,7 +23,7 @@ __all__ = ["address", "listen", "make_server", "run"]
 
 _log = logging.getLogger("krl")
 
-_CONNECTIONS = 1024
+_CONNECTIONS = 1024  # the usual limit of open files of a process
 
 
 def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from krl_runtime.backends.base import run_in_parts
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, KrlError, UsageError
 from krl_runtime.pipelines.classifier import Classification, Classifier
@@ -77,7 +78,6 @@ class Service:
         self._config = config
         self._observer = observer
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
-        self._limit = model.bundle.batch_limit
         self._batcher: Batcher[Classification] | None = None
         if config.max_batch > 1:
             self._batcher = model.batched(
@@ -248,13 +248,8 @@ class Service:
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network in parts of a bounded size."""
-        count = len(next(iter(inputs.values())))
         with self._noting_faults():
-            parts = [
-                self.model.backend.run({name: array[start : start + self._limit] for name, array in inputs.items()})
-                for start in range(0, count, self._limit)
-            ]
-        return parts[0] if len(parts) == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            return run_in_parts(self.model.backend.run, inputs, self.model.bundle.batch_limit)
 
     @contextmanager
     def _noting_faults(self) -> Iterator[None]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import krl_runtime
+from krl_runtime.backends.base import run_in_parts
 from krl_runtime.backends.select import Kind
 from krl_runtime.pipelines.generator import Generator as Pipeline
 
@@ -42,9 +42,10 @@ class DeployedGenerator(nn.Module):
         Raises:
             BackendError: The device failed, or an input has another shape.
         """
-        limit = self.pipeline.bundle.batch_limit
-        parts = []
-        for start in range(0, len(latent), limit):
-            tokens = None if condition is None else condition[start : start + limit].numpy()
-            parts.append(self.pipeline.values(latent[start : start + limit].numpy(), tokens))
-        return torch.from_numpy(np.concatenate(parts))
+        inputs = {"latent": latent.numpy()} | ({} if condition is None else {"condition": condition.numpy()})
+        pictures = run_in_parts(
+            lambda part: {"pictures": self.pipeline.values(part["latent"], part.get("condition"))},
+            inputs,
+            self.pipeline.bundle.batch_limit,
+        )
+        return torch.from_numpy(pictures["pictures"])

@@ -16,7 +16,7 @@ from krl_train.config import ImportConfig, to_plain
 from krl_train.models import Network
 from krl_train.models.generators import Generator
 from krl_train.models.restorers import Restorer
-from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.run import ModelSpec, Run, RunRecord, check_finite
 from krl_train.training.fit import prepare_out
 
 __all__ = ["match_weights", "read_weights", "write_import"]
@@ -108,10 +108,9 @@ def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -
             f"{where} does not fit the network: {'; '.join(problems)}. Check --model, the number of classes in --data "
             "or --labels, and --channels"
         )
-    bad = [name for name in state if not torch.isfinite(best[name].float()).all()]
-    if bad:
-        raise ModelError(f"{where}: {len(bad)} tensors have values that are not finite numbers: {', '.join(bad[:5])}")
-    model.load_state_dict({name: best[name] for name in state}, strict=False)
+    matched = {name: best[name] for name in state}
+    check_finite(matched, where)
+    model.load_state_dict(matched, strict=False)
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
