@@ -35,11 +35,12 @@ __all__ = ["FROM_TEACHER", "GeneratedSource", "generated_source", "invert"]
 _log = logging.getLogger("krl")
 
 FROM_TEACHER = "teacher"
+# Images that the generator makes in a step, and those kept of them: neighboring steps make alike ones.
 _BATCH, _KEPT = 128, 16
-_LATENT = 64
-_LR = 1e-3
-_WARMUP = 100
-_VAL_SHARE = 5
+_LATENT = 64  # as krl-train fit's default
+_LR = 1e-3  # as DAFL's for small images, with Adam
+_WARMUP = 100  # steps before any image is kept: the first ones are noise
+_VAL_SHARE = 5  # a fifth is held out, as krl-train does by default
 
 
 @dataclass(frozen=True)

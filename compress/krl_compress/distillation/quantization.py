@@ -28,9 +28,9 @@ from krl_train.tasks.optim import default_learning_rate
 
 __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 
-_PICTURES = 512
-_BATCH = 64
-_SHARE_OF_LEARNING_RATE = 0.1
+_PICTURES = 512  # images on which scales are first observed; training then learns them
+_BATCH = 64  # images in a run while observing
+_SHARE_OF_LEARNING_RATE = 0.1  # a trained network is fine-tuned: at the full rate it would first unlearn
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
 
 

@@ -30,8 +30,8 @@ from .terms import Kind
 
 __all__ = ["GENERATION_KINDS", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
 
-_MEASURED = 1000
-_SEED = 1
+_MEASURED = 1000  # latents on which student and teacher are compared at an evaluation
+_SEED = 1  # of those latents; training draws from the run's seed
 
 
 def _difference(student: Tensor, teacher: Tensor) -> Tensor:

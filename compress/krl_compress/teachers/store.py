@@ -31,7 +31,7 @@ __all__ = ["StoredTeacher"]
 
 _log = logging.getLogger("krl")
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 2  # of a stored teacher; another one is computed anew
 _SHARD = 16384
 """Pictures in one file: what an interruption loses at most."""
 

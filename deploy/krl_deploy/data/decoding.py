@@ -14,7 +14,7 @@ from krl_runtime.progress import progress
 
 __all__ = ["decoded"]
 
-_CHUNK = 256
+_CHUNK = 256  # images that are held decoded at once: 38 MB at 224x224
 
 
 def decoded(

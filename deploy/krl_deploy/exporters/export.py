@@ -23,7 +23,7 @@ from krl_deploy.precision.variants import came_in_float
 from krl_runtime.errors import CheckFailedError, DataError, KrlError, ModelError, UsageError, require
 from krl_runtime.images.folders import decode
 
-from .conversion import EXPORT_BATCH, source_of, to_onnx
+from .conversion import EXPORT_BATCH, FEW, OF_ROUNDING, PARITY_INPUTS, source_of, to_onnx
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,9 +34,7 @@ __all__ = ["export"]
 
 _log = logging.getLogger("krl")
 
-_PARITY_INPUTS = 32
-_FEW = 4
-_OF_ROUNDING = 4
+# Of the logits' spread: what the order of sums turns over in INT8 stays below; a missing scale does not.
 _OF_SPREAD = 0.05
 
 
@@ -103,7 +101,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
     """Return decoded pictures ``[N, C, H, W]``: from ``--data``, else from what the run was trained on."""
-    count = max(config.golden, _PARITY_INPUTS)
+    count = max(config.golden, PARITY_INPUTS)
     if config.data is not None:
         folder = open_data(config.data, on_bad=config.on_bad_image)
         return decode(choose_any(folder, count), run.record.preprocessing, on_bad=config.on_bad_image)[0]
@@ -141,10 +139,10 @@ def _parity(
     session = open_cpu(data)
     several = np.resize(pixels, (max(len(pixels), EXPORT_BATCH + 1), *pixels.shape[1:]))
     logits = outputs_of(session, several, batch=len(several))[: len(pixels)]
-    single = outputs_of(session, pixels[:_FEW], batch=1)
-    worst = float(max(np.abs(logits - expected).max(), np.abs(single - expected[:_FEW]).max()))
+    single = outputs_of(session, pixels[:FEW], batch=1)
+    worst = float(max(np.abs(logits - expected).max(), np.abs(single - expected[:FEW]).max()))
     rounding = None if worst <= tolerance else _rounding(network, pixels, expected)
-    if rounding is not None and not worst <= max(tolerance, _OF_ROUNDING * rounding):
+    if rounding is not None and not worst <= max(tolerance, OF_ROUNDING * rounding):
         raise CheckFailedError(
             f"the exported graph's logits differ from torch's by {worst:.3g} on {len(pixels)} real inputs, accepted "
             f"are {tolerance:g} (the largest logit is {np.abs(expected).max():.3g}, float32 rounds by {rounding:.2g}); "

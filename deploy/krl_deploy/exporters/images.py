@@ -28,7 +28,7 @@ from krl_runtime.errors import CheckFailedError, DataError, ImageError, KrlError
 from krl_runtime.images.folders import report_bad
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .conversion import convert, source_of
+from .conversion import EXPORT_BATCH, FEW, OF_ROUNDING, PARITY_INPUTS, convert, source_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,11 +39,7 @@ __all__ = ["export_pictures"]
 
 _log = logging.getLogger("krl")
 
-_BATCH = 2
-_PARITY_INPUTS = 32
-_FEW = 4
-_OF_ROUNDING = 4
-_GOLDEN_SEED = 2
+_GOLDEN_SEED = 2  # calibration has seed 0 and the evaluation 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def _restorer(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
         record.preprocessing if config.tile is None else _tile(config.tile, record.preprocessing, settings["overlap"])
     )
     pixels, whole = _real_pictures(config, run, spec, settings)
-    example = torch.zeros((_BATCH, *spec.shape), dtype=torch.uint8)
+    example = torch.zeros((EXPORT_BATCH, *spec.shape), dtype=torch.uint8)
     sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
     made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
     if config.tile is not None:
@@ -164,9 +160,9 @@ def _generator(config: ExportConfig, run: Run, network: nn.Module) -> _Plan:
     if network.condition is not None:
         # The vectors of words are in the graph; a device needs the words alone.
         settings["condition"] = {name: value for name, value in network.condition.items() if name != "vectors"}
-    inputs = random_inputs(settings, max(config.golden, _PARITY_INPUTS), _GOLDEN_SEED)
+    inputs = random_inputs(settings, max(config.golden, PARITY_INPUTS), _GOLDEN_SEED)
     batch = torch.export.Dim("batch")
-    examples = {name: torch.from_numpy(array[:_BATCH].copy()) for name, array in inputs.items()}
+    examples = {name: torch.from_numpy(array[:EXPORT_BATCH].copy()) for name, array in inputs.items()}
     model = convert(network, examples, PICTURES, [{0: batch}] * len(examples), config.opset)
     graph = GraphEditor(model)
     graph.declare_output(PICTURES, TensorProto.FLOAT, ("batch", *run.record.preprocessing.shape))
@@ -191,7 +187,7 @@ def _real_pictures(
         ) from error
     known = settings["degradation"].get("kind") in DEGRADATIONS
     given = []
-    count = max(config.golden, _PARITY_INPUTS)
+    count = max(config.golden, PARITY_INPUTS)
     for number, picture in enumerate(choose_any(folder, count)):
         try:
             planes = read_planes(picture.path, settings["colour"])
@@ -232,16 +228,16 @@ def _parity(
 ) -> dict[str, Any]:
     """Run the exported graph one by one, in a batch unlike the export's and in another size, and compare with torch."""
     session = open_cpu(data)
-    few = {name: array[:_FEW] for name, array in plan.inputs.items()}
+    few = {name: array[:FEW] for name, array in plan.inputs.items()}
     made = outputs_of(session, plan.inputs, batch=len(expected))
-    errors = [np.abs(made - expected).max(), np.abs(outputs_of(session, few, batch=1) - expected[:_FEW]).max()]
+    errors = [np.abs(made - expected).max(), np.abs(outputs_of(session, few, batch=1) - expected[:FEW]).max()]
     if plan.further is not None:
         errors.append(np.abs(outputs_of(session, plan.further, batch=1) - _torch(network, plan.further)).max())
     worst, inputs = float(max(errors)), len(expected)
     rounding = None
     if not worst <= tolerance:
         rounding = float(np.abs(_torch(network, plan.inputs, exact=True) - expected).max())
-        if not worst <= max(tolerance, _OF_ROUNDING * rounding):
+        if not worst <= max(tolerance, OF_ROUNDING * rounding):
             raise CheckFailedError(
                 f"the exported graph's pictures differ from torch's by {worst:.3g} of 255 on {inputs} inputs, accepted "
                 f"are {tolerance:g} (float32 rounds by {rounding:.2g}); nothing was written. Give a higher --tolerance "

@@ -28,14 +28,13 @@ from krl_runtime.files import sha256_file
 from krl_runtime.images.folders import decode
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .original import in_known_opset, original_outputs
+from .original import TOLERANCE, in_known_opset, original_outputs
 
 __all__ = ["adopt"]
 
 _log = logging.getLogger("krl")
 
-_TOLERANCE = 1e-3
-_LEAST_AGREEMENT = 0.5
+_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float form is of another network
 
 
 def adopt(config: AdoptConfig) -> dict[str, Any]:
@@ -259,7 +258,7 @@ def _check_same(
     softmax = powers / powers.sum(axis=1, keepdims=True)
     error = min(float(np.abs(values - expected).max()) for values in (logits, softmax))
     error = max(error, float(np.abs(again - logits).max()))
-    accepted = _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
         raise CheckFailedError(
             f"the outputs differ by {error:.3g} on {len(pixels)} pictures, accepted are {accepted:.3g}"

@@ -17,11 +17,14 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["in_known_opset", "original_outputs"]
+__all__ = ["TOLERANCE", "in_known_opset", "original_outputs"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_OPSET = 18
+_LEAST_OPSET = 18  # the oldest that krl's passes know: from it on ReduceMean takes its axes as an input
+TOLERANCE = 1e-3
+"""Accepted difference of a bundle's outputs from the file's, times the largest output: rewriting changes the order of
+sums, and nothing else."""
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

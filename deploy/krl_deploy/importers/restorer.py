@@ -27,14 +27,13 @@ from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelEr
 from krl_runtime.files import sha256_file
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .original import in_known_opset, original_outputs
+from .original import TOLERANCE, in_known_opset, original_outputs
 
 __all__ = ["adopt_restorer"]
 
 _log = logging.getLogger("krl")
 
-_TOLERANCE = 1e-3
-_SIDE = 48
+_SIDE = 48  # pixels a side of what a restorer of open size is tried on: several times the usual receptive field
 
 
 def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, Any]:
@@ -178,7 +177,7 @@ def _check_same(
     wanted = (*pixels.shape[:2], pixels.shape[2] * scale, pixels.shape[3] * scale)
     if made.shape != wanted:
         raise CheckFailedError(f"it makes {list(made.shape)}, with scale {scale} it should be {list(wanted)}")
-    error, accepted = float(np.abs(made - expected).max()), _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    error, accepted = float(np.abs(made - expected).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
         raise CheckFailedError(f"the pictures differ by {error:.3g} of 255, accepted are {accepted:.3g}")
     if every_size:

@@ -15,7 +15,7 @@ from krl_runtime.errors import UsageError
 __all__ = ["plan_version"]
 
 _TAG = b"ftrt"
-_SIZE = 28
+_SIZE = 28  # bytes: the tag at 0, the format at 4, the version of TensorRT at 24
 
 
 def plan_version(path: Path) -> str:
