@@ -27,7 +27,7 @@ from .models.sampling import generate_pixels, sample_latents
 
 __all__ = ["PictureMaker", "add_synthetic", "class_conditions", "make_pictures", "open_maker"]
 
-_CHUNK = 500
+_CHUNK = 500  # generated images that are held at full size before they become a classifier's inputs
 
 Pictures = npt.NDArray[np.uint8]
 

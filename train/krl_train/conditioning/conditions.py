@@ -23,9 +23,9 @@ from .word_vectors import word_vectors
 
 __all__ = ["Conditions", "read_conditions"]
 
-_SHOWN = 5
-_MOST_FACTS = 16
-_LONGEST_TEXT = 64
+_SHOWN = 5  # names in a message
+_MOST_FACTS = 16  # facts of one entity: tokens of a condition, each of which the encoder and the device pay for
+_LONGEST_TEXT = 64  # words of a description, as tokens; longer texts are no captions
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ __all__ = ["place_words", "word_vectors"]
 
 _log = logging.getLogger("krl")
 
-_MOST_WORDS = 4096
-_LEAST_SHARE = 1e-3
-_LEAST_LENGTH = 0.1
-_DIGITS = 4
+_MOST_WORDS = 4096  # words with a vector each, which the graph on the device carries
+_LEAST_SHARE = 1e-3  # of the variance: axes with less are noise of the sentence model
+_LEAST_LENGTH = 0.1  # of a vector before it is scaled to length 1: a shorter one has no direction to speak of
+_DIGITS = 4  # decimals of a vector in run.json: finer than float16, and a quarter of the text
 _NEAR = 0.2
 """Cosine to the nearest trained word below which a word is a guess: in 256 dimensions chance gives up to 0.19 or so."""
 

@@ -27,8 +27,11 @@ __all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _MIRROR_CHANGES_CLASS = ("digits", "mnist")
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LARGEST_NATIVE = 64
+_IMAGENET_MEAN, _IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of the training images, 0 to 1, as torchvision has them
+_LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_generator"]
 
-_SEED = 1
+_SEED = 1  # of the latents that are measured; training draws from the run's seed
 
 
 def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from .weights import match_weights, read_weights, write_import
 
 __all__ = ["import_style", "read_variables", "renamed"]
 
-_MAX_BYTES = 2**30
-_SIZE = (64, 64)
+_MAX_BYTES = 2**30  # a network of style has some megabytes; a bound before anything is unpacked
+_SIZE = (64, 64)  # of the record; the network takes images of any size
 _OF_A_LAYER = ("conv.weight", "norm.bias", "norm.weight")
 
 

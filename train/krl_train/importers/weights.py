@@ -23,7 +23,7 @@ __all__ = ["match_weights", "read_weights", "write_import"]
 
 _log = logging.getLogger("krl")
 
-_MAX_BYTES = 8 * 2**30
+_MAX_BYTES = 8 * 2**30  # 2 billion float32 weights: a bound before anything is read
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
 _PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.")
 

@@ -36,7 +36,7 @@ __all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_dev
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
 _log = logging.getLogger("krl")
-_WATCH_EVERY_ON_GPU = 25
+_WATCH_EVERY_ON_GPU = 25  # steps between looks at the loss: each waits for the GPU
 
 
 def resolve_device(name: str) -> torch.device:

@@ -33,10 +33,10 @@ __all__ = [
 
 _log = logging.getLogger("krl")
 
-_BATCH = 250
-_NEIGHBOURS = 5
-_KID_SUBSETS, _KID_SIZE = 50, 500
-_SSIM_WINDOW = 11
+_BATCH = 250  # images in a run of the feature network: bounded memory
+_NEIGHBOURS = 5  # k of density and coverage, as in their paper (Naeem et al. 2020)
+_KID_SUBSETS, _KID_SIZE = 50, 500  # half of torchmetrics' 100 subsets of 1000, for sets of some thousand images
+_SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
 _CHANCES = 2
 """Times the accuracy of chance below which a classifier's features are doubted."""
 

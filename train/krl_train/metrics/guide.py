@@ -15,8 +15,8 @@ from krl_train.run import Run
 
 __all__ = ["Guide", "fit_pictures", "token_classes"]
 
-_IGNORED = -100
-_LUMA = (0.299, 0.587, 0.114)
+_IGNORED = -100  # what torch's cross-entropy leaves out by default
+_LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts to gray
 
 
 def token_classes(settings: Mapping[str, Any], labels: tuple[str, ...]) -> Tensor:

@@ -18,8 +18,8 @@ from krl_train.placement import Placement
 
 __all__ = ["enlarge", "evaluate_restorer", "restore_picture", "score", "ssim"]
 
-_SSIM_WINDOW = 11
-_MAX_PSNR = 100.0
+_SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
+_MAX_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 
 
 def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:

@@ -21,8 +21,8 @@ from .guide import Guide
 
 __all__ = ["GeneratorScore", "real_pixels", "score_against"]
 
-_LEAST = 64
-_SEED = 1
+_LEAST = 64  # images on a side: below it the covariance of features says nothing
+_SEED = 1  # of the latents that are measured; training draws from the run's seed
 
 
 def real_pixels(data: PixelSet, count: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from .compact import COMPACT
 
 __all__ = ["CifarResNet", "DepthwiseSeparableNet", "WideResNet", "cifar_model", "cifar_names"]
 
+# 6n + 2, those of the paper (He et al. 2016) and of the distillation tables.
 _RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)")
 _SEPARABLE = re.compile(r"dscnn-(\d+(?:\.\d+)?)")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 __all__ = ["PatchDiscriminator", "StyleNetwork", "UNet"]
 
-_STYLE_BLOCKS = 5
-_EPSILON = 1e-3
+_STYLE_BLOCKS = 5  # residual blocks of Johnson et al. 2016
+_EPSILON = 1e-3  # of instance normalization, as in the published networks of style (TensorFlow)
 
 
 def _norm(channels: int) -> nn.Module:

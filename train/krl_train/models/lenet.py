@@ -10,7 +10,7 @@ from krl_runtime.errors import ModelError
 
 __all__ = ["LeNet5"]
 
-_SIDE = 32
+_SIDE = 32  # pixels a side, as in the paper: 28 and a margin of two
 
 
 class LeNet5(nn.Module):

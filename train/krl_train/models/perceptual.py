@@ -14,7 +14,7 @@ from . import Network
 
 __all__ = ["FeatureMaps", "gram"]
 
-_RESOLUTIONS = 4
+_RESOLUTIONS = 4  # the highest four, as VGG16's relu1_2 to relu4_3 (Johnson et al. 2016)
 
 
 def gram(features: Tensor) -> Tensor:

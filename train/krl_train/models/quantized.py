@@ -27,7 +27,7 @@ from .quantizers import ROUNDED_LAYERS, Mode, Quantiser, round_weights
 __all__ = ["FakeQuantised"]
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-_ATTENTION_PRODUCTS = 4
+_ATTENTION_PRODUCTS = 4  # on the way through: the projection in, two products, the projection out
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PASSING_FUNCTIONS = frozenset({"dropout", "dropout2d", "stochastic_depth"})
 _PRODUCTS = (torch.matmul, torch.bmm, operator.matmul)

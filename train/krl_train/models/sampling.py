@@ -14,8 +14,8 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["PictureSource", "generate_pixels", "picture_grid", "sample_grid", "sample_latents", "spread_tokens"]
 
-_BATCH = 250
-_COLUMNS = 8
+_BATCH = 250  # images in a run of the generator: bounded memory
+_COLUMNS = 8  # of a grid of samples
 
 
 class PictureSource(Protocol):

@@ -27,9 +27,9 @@ from .optim import build_schedule
 
 __all__ = ["CollapseWatch", "GanTask", "Score", "averaged", "averaged_generator", "make_adam_learner"]
 
-_R1_EVERY = 16
-_LR = 2e-4
-_EMA = 0.999
+_R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
+_LR = 2e-4  # DCGAN's (Radford et al. 2016)
+_EMA = 0.999  # decay of the generator's average: over the last thousand steps, some epochs of a small set
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Score: TypeAlias = Callable[[Generator, Placement], dict[str, Any]]

@@ -13,6 +13,7 @@ from krl_train.config import OptimConfig
 
 __all__ = ["build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
 
+# Images, at which the default rates are meant; larger batches take proportionally more (Goyal et al. 2017).
 _REFERENCE_BATCH = 128
 _DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 

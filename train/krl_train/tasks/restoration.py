@@ -21,8 +21,8 @@ from .objective import ObjectiveTask
 
 __all__ = ["SHOWN_SIDE", "PixelLoss", "RestorationObjective", "RestorationTask", "framed", "pixel_loss"]
 
-SHOWN = 3
-SHOWN_SIDE = 96
+SHOWN = 3  # images of an evaluation that are put beside their truth in the log
+SHOWN_SIDE = 96  # pixels of them at most, so that the log stays small
 
 
 def pixel_loss(restored: Tensor, truth: Tensor, *, epsilon: float = 0.0) -> Tensor:

@@ -20,7 +20,7 @@ from .restoration import SHOWN_SIDE, RestorationObjective, RestorationTask, fram
 
 __all__ = ["StyleObjective", "StyleTask", "total_variation"]
 
-_CONTENT = 1
+_CONTENT = 1  # the second of the maps, as relu2_2 (Johnson et al. 2016)
 
 
 def total_variation(pictures: Tensor) -> Tensor:

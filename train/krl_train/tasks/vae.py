@@ -27,10 +27,10 @@ from .gan import Score, averaged_generator, make_adam_learner
 
 __all__ = ["VaeTask", "VariationalAutoencoder", "divergence", "gaussian_likelihood"]
 
-_WIDTH = 32
-_BATCH = 250
-_MEASURED = 2000
-_LR = 1e-3
+_WIDTH = 32  # channels of the encoder at full resolution; it is not kept
+_BATCH = 250  # images in a run of the evaluation: bounded memory
+_MEASURED = 2000  # validation images that are reconstructed at an evaluation
+_LR = 1e-3  # Adam's own default
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from .fit import prepare_out, train_task
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
 
-_DEFAULT_SIDE = 64
+_DEFAULT_SIDE = 64  # pixels, where neither data nor options say: DCGAN's
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from .restoration import fit_restorer, read_restoration, restoration_optim
 
 __all__ = ["fit", "style_spec"]
 
-_DEFAULT_PATCH = 64
-_SMALLEST_PATCH = 16
+_DEFAULT_PATCH = 64  # pixels a side
+_SMALLEST_PATCH = 16  # pixels a side: the networks halve twice, and pad by reflection
 
 
 def style_spec(name: str) -> ModelSpec:

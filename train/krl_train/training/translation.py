@@ -16,8 +16,8 @@ from .restoration import fit_restorer, restoration_training
 
 __all__ = ["fit"]
 
-_DEFAULT_PATCH = 64
-_DEFAULT_LR = 2e-4
+_DEFAULT_PATCH = 64  # pixels a side
+_DEFAULT_LR = 2e-4  # pix2pix's (Isola et al. 2017)
 
 
 def fit(config: FitConfig) -> Run:
