@@ -40,8 +40,8 @@ from krl_runtime.conditions import encode
 from krl_train.conditioning.generator_data import open_generator
 from krl_train.config import DataConfig
 from krl_train.data import open_source
-from krl_train.metrics.guide import fit_pictures
 from krl_train.models.generators import Generator
+from krl_train.models.network import fit_images
 from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.run import Run
 
@@ -199,7 +199,7 @@ def generate(path: Path, digit: int, colour: int, count: int) -> torch.Tensor:
 def sees(judge: Run, pixels: torch.Tensor, label: str) -> torch.Tensor:
     """Return for each picture whether a classifier sees a class, bool [N]."""
     network = judge.network()
-    return network(fit_pictures(pixels.float(), network)).argmax(1) == judge.record.labels.index(label)
+    return network(fit_images(pixels.float(), network.preprocessing)).argmax(1) == judge.record.labels.index(label)
 
 
 def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:

@@ -60,10 +60,9 @@ LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 MAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{loss.__name__: loss for loss in (L.hint, L.at, L.nst, L.hcl, L.wkd_f, L.sp, L.spatial_affinity)},
-    "fsp": lambda student, teacher: L.fsp(student, 2 * student, teacher, 2 * teacher),
 }
 
 EMBEDDING_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{loss.__name__: loss for loss in (L.rkd_distance, L.rkd_angle, L.pkt, L.cc, L.cc_kernel)},
+    **{loss.__name__: loss for loss in (L.rkd_distance, L.rkd_angle, L.pkt, L.cc)},
     "rkd_angle in chunks": functools.partial(L.rkd_angle, chunk=3),
 }

@@ -16,10 +16,10 @@ from krl_runtime.errors import UsageError
 from krl_train.conditioning import Conditions
 from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.metrics.generation import FeatureNet, same_latent
-from krl_train.metrics.guide import fit_pictures
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generator_backbones import MapGenerator
 from krl_train.models.generators import Generator
+from krl_train.models.network import fit_images
 from krl_train.models.sampling import sample_grid, sample_latents
 from krl_train.placement import Placement
 from krl_train.tasks import Batch, Learner, Task, Update
@@ -138,7 +138,7 @@ class StudentObjective(nn.Module):
             terms["kernel"] = _mean([kernel_alignment(first, second) for first, second in pairs])
         if self.classifier is not None and "perceptual" in self.weights:
             network = self.classifier.network.to(latent.device)
-            seen = [self.classifier.features(fit_pictures(each, network)) for each in (pictures, target)]
+            seen = [self.classifier.features(fit_images(each, network.preprocessing)) for each in (pictures, target)]
             terms["perceptual"] = _relative(seen[0], seen[1])
         return pictures, {name: self.weights[name] * value for name, value in terms.items()}
 

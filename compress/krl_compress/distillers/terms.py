@@ -84,7 +84,7 @@ KINDS: Mapping[str, Kind] = {
     "reviewkd": Kind(losses.Review, "review"),
     "rkd": Kind(_rkd, "embedding", couples=True),
     "pkt": Kind(losses.pkt, "embedding", weight=30000.0, couples=True),
-    "cc": Kind(losses.cc_kernel, "embedding", weight=1.0, couples=True),
+    "cc": Kind(losses.cc, "embedding", weight=1.0, couples=True),
     "crd": Kind(losses.CRD, "crd", weight=0.8, couples=True),
 }
 """The losses by the name that ``--loss`` takes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .adapters import CRD, Review, regressor
 from .decoupled import dkd, dkd_parts, nkd, rld, wsld
-from .features import at, fsp, hcl, hint, nst, spatial_affinity, wkd_f
+from .features import at, hcl, hint, nst, spatial_affinity, wkd_f
 from .logits import (
     batch_correlation,
     class_correlation,
@@ -25,7 +25,7 @@ from .logits import (
     ttm,
     wttm,
 )
-from .relations import cc, cc_kernel, crd_contrast, pkt, rkd_angle, rkd_distance, sp
+from .relations import cc, crd_contrast, pkt, rkd_angle, rkd_distance, sp
 
 __all__ = [
     "CRD",
@@ -33,13 +33,11 @@ __all__ = [
     "at",
     "batch_correlation",
     "cc",
-    "cc_kernel",
     "class_correlation",
     "crd_contrast",
     "dist",
     "dkd",
     "dkd_parts",
-    "fsp",
     "hard_label",
     "hcl",
     "hint",

@@ -16,7 +16,7 @@ from krl_runtime.errors import UsageError
 
 from ._common import check_pair, check_positive, full_precision, unit
 
-__all__ = ["at", "fsp", "hcl", "hint", "nst", "spatial_affinity", "wkd_f"]
+__all__ = ["at", "hcl", "hint", "nst", "spatial_affinity", "wkd_f"]
 
 
 def _check_maps(student: Tensor, teacher: Tensor, same: str) -> tuple[Tensor, Tensor]:
@@ -158,30 +158,6 @@ def wkd_f(student_features: Tensor, teacher_features: Tensor, *, mean_weight: fl
 
 
 @full_precision
-def fsp(student_first: Tensor, student_second: Tensor, teacher_first: Tensor, teacher_second: Tensor) -> Tensor:
-    """Match how features change between two places of a network (flow of solution procedure).
-
-    Mean over samples and channel pairs of (G_s − G_t)², G[n, i, j] = mean over positions of first[n, i] · second[n, j].
-    The larger of the two maps of a network is average-pooled (the paper takes maxima).
-
-    `A Gift from Knowledge Distillation
-    <https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html>`_.
-
-    Args:
-        student_first: (N, C_1, H, W), each network's maps of any resolution.
-        student_second: (N, C_2, H, W).
-        teacher_first: (N, C_1, H, W).
-        teacher_second: (N, C_2, H, W).
-
-    Returns:
-        Scalar; 0 for equal features.
-    """
-    student_first, teacher_first = _check_maps(student_first, teacher_first, "N C")
-    student_second, teacher_second = _check_maps(student_second, teacher_second, "N C")
-    return F.mse_loss(_flow(student_first, student_second), _flow(teacher_first, teacher_second))
-
-
-@full_precision
 def spatial_affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Match how alike the positions of a map are to each other.
 
@@ -201,8 +177,3 @@ def spatial_affinity(student_features: Tensor, teacher_features: Tensor) -> Tens
     student, teacher = _check_maps(student_features, teacher_features, "N H W")
     student, teacher = (unit(m.flatten(2).mT) for m in (student, teacher))
     return (student @ student.mT - teacher @ teacher.mT).abs().mean()
-
-
-def _flow(first: Tensor, second: Tensor) -> Tensor:
-    first, second = _to_smaller(first, second)
-    return first.flatten(2) @ second.flatten(2).mT / first[0, 0].numel()

@@ -22,7 +22,7 @@ from krl_runtime.errors import UsageError
 
 from ._common import check_pair, check_positive, full_precision, unit
 
-__all__ = ["cc", "cc_kernel", "crd_contrast", "pkt", "rkd_angle", "rkd_distance", "sp"]
+__all__ = ["cc", "crd_contrast", "pkt", "rkd_angle", "rkd_distance", "sp"]
 
 _CHUNK_NUMBERS = 2**22  # how many numbers make a chunk of rkd_angle: 16 MiB in float32
 
@@ -153,37 +153,15 @@ def _neighbourhood(embeddings: Tensor) -> Tensor:
 
 
 @full_precision
-def cc(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-    """Correlate the errors of neighbouring samples, in the form that published comparisons ran as "CC".
-
-    Mean over the N − 1 neighbours n, n + 1 in the batch of Σ_d |δ_n,d| |δ_n+1,d|, δ = e_s − e_t.
-    A batch of one gives 0.
-
-    This is the form of RepDistiller's benchmark (weight 0.02, both networks embedded to 128 numbers), whose CC row most
-    papers repeat. The paper, `Correlation Congruence <https://arxiv.org/abs/1904.01802>`_, has another formula:
-    :func:`cc_kernel`. The value depends on the order of the batch.
-
-    Args:
-        student_embeddings: (N, D).
-        teacher_embeddings: (N, D).
-
-    Returns:
-        Scalar; 0 for equal embeddings.
-    """
-    student, teacher = _check_embeddings(student_embeddings, teacher_embeddings, "N D")
-    errors = (student - teacher).abs()
-    return (errors[:-1] * errors[1:]).sum() / max(1, len(errors) - 1)
-
-
-@full_precision
-def cc_kernel(student_embeddings: Tensor, teacher_embeddings: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
+def cc(student_embeddings: Tensor, teacher_embeddings: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Match the correlations between samples: ‖K_s − K_t‖² / N², K_ij a Gaussian kernel of e_i and e_j.
 
     K_ij = exp(−2γ) Σ_{p=0..P} (2γ)^p / p! · (e_i·e_j)^p, the Taylor series of exp(−γ ‖e_i − e_j‖²) for embeddings of
     norm 1, to which they are brought first.
 
     `Correlation Congruence for Knowledge Distillation <https://arxiv.org/abs/1904.01802>`_. Duplicating the batch
-    leaves the value.
+    leaves the value. RepDistiller's benchmark, whose row "CC" most papers repeat, ran another formula, the products of
+    neighboring samples' errors, which depends on the order of the batch.
 
     Args:
         student_embeddings: (N, D_s).

@@ -7,11 +7,11 @@ import logging
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from krl_runtime.errors import ModelError
 from krl_train.models import Network
+from krl_train.models.network import fit_images
 from krl_train.tasks import Batch
 
 from .fold import fold_batch_norm
@@ -68,7 +68,7 @@ class FrozenTeacher:
     def logits(self, pixels: Tensor) -> Tensor:
         """Return logits ``[N, classes]`` of float32 for pixels ``[N, C, H, W]``, 0 to 255."""
         self.network.to(pixels.device).eval()
-        logits: Tensor = self.network(self._fit(pixels)).float()
+        logits: Tensor = self.network(fit_images(pixels, self.network.preprocessing)).float()
         # On a GPU this would wait for it at each step; there the loop looks at the loss now and then.
         if logits.device.type == "cpu" and not logits.isfinite().all():
             wrong = int((~logits.isfinite().all(1)).sum())
@@ -77,18 +77,3 @@ class FrozenTeacher:
                 "nothing can be learned from it: train it again, or compute it with --precision fp32"
             )
         return logits
-
-    def _fit(self, pixels: Tensor) -> Tensor:
-        """Show the same view at the size and in the colours that the teacher takes."""
-        wanted = self.network.preprocessing
-        if pixels.shape[1] != wanted.channels:
-            if wanted.channels == 3:
-                pixels = pixels.expand(-1, 3, -1, -1)
-            else:
-                # ITU-R 601 luma, as Pillow converts to grey
-                weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).reshape(1, 3, 1, 1)
-                pixels = (pixels.float() * weights).sum(1, keepdim=True)
-        size = (wanted.height, wanted.width)
-        if tuple(pixels.shape[2:]) != size:
-            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        return pixels

@@ -16,6 +16,17 @@ TRIPLES = [
 ENTITIES = sorted({entity for head, _, tail in TRIPLES for entity in (head, tail)})
 
 
+def tail_ranks(model: TransE, triples: torch.Tensor) -> torch.Tensor:
+    """Return for each fact the rank of its tail among all entities that make no other fact, 1 for the best."""
+    true = {tuple(triple) for triple in triples.tolist()}
+    ranks = []
+    for head, relation, tail in triples.tolist():
+        others = [e for e in range(len(model.entities)) if (head, relation, e) not in true]
+        distances = model.distance(torch.tensor([[head, relation, e] for e in (tail, *others)]))
+        ranks.append(1 + int((distances[1:] < distances[0]).sum()))
+    return torch.tensor(ranks)
+
+
 def test_distance_by_hand() -> None:
     model = TransE(torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.0, 2]]))
     assert float(model.distance(torch.tensor([0, 0, 1]))) == pytest.approx(2**0.5)  # (1, 0) + (0, 2) - (0, 1)
@@ -25,16 +36,16 @@ def test_distance_by_hand() -> None:
 def test_ranks_by_hand() -> None:
     model = TransE(torch.tensor([[0.0, 0], [1, 0], [5, 0]]), torch.tensor([[1.0, 0]]))
     # 0 + 1 lies on entity 1 exactly; of the fact (0, 0, 2) only entity 0 is a rival, since 1 makes a fact itself
-    assert model.tail_ranks(torch.tensor([[0, 0, 1], [0, 0, 2]])).tolist() == [1, 2]
+    assert tail_ranks(model, torch.tensor([[0, 0, 1], [0, 0, 2]])).tolist() == [1, 2]
 
 
 def test_facts_rank_above_corrupted_ones() -> None:
     triples = index_triples(TRIPLES, ENTITIES, ["colour", "digit"])
     model = train_transe(triples, len(ENTITIES), 2, 16, seed=0)
-    ranks = model.tail_ranks(triples).double()
+    ranks = tail_ranks(model, triples).double()
     assert float((ranks == 1).double().mean()) > 0.9
     untrained = train_transe(triples, len(ENTITIES), 2, 16, seed=0, steps=0)
-    assert float(untrained.tail_ranks(triples).double().mean()) > 4  # of 19 entities
+    assert float(tail_ranks(untrained, triples).double().mean()) > 4  # of 19 entities
     torch.testing.assert_close(model.entities.norm(dim=1), torch.ones(len(ENTITIES)))
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.metrics.guide import Guide, fit_pictures
+from krl_train.metrics.guide import Guide
 from krl_train.models import Network
+from krl_train.models.network import fit_images
 
 TEXT = {"kind": "text", "length": 3, "dim": 4, "vocabulary": ["", "a", "blue", "one", "red"]}
 ATTRIBUTES = {"kind": "attributes", "length": 2, "dim": 4, "vocabulary": ["c=", "c=blue", "c=Red", "d=", "d=one"]}
@@ -63,7 +64,7 @@ def test_a_guide_that_knows_none_of_the_words() -> None:
 def test_pictures_are_made_to_fit() -> None:
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 100.0
-    grey = fit_pictures(red, network(1))
+    grey = fit_images(red, network(1).preprocessing)
     assert grey.shape == (1, 1, 2, 2)
     torch.testing.assert_close(grey, torch.full((1, 1, 2, 2), 29.9))
-    assert fit_pictures(torch.ones(1, 1, 2, 2), network()).shape == (1, 3, 2, 2)
+    assert fit_images(torch.ones(1, 1, 2, 2), network().preprocessing).shape == (1, 3, 2, 2)

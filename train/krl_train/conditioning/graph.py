@@ -37,24 +37,6 @@ class TransE:
         difference = self.entities[head] + self.relations[relation] - self.entities[tail]
         return difference.square().sum(-1).add(1e-12).sqrt()  # the gradient of a norm of 0 is no number
 
-    def tail_ranks(self, triples: Tensor) -> Tensor:
-        """Return for each fact the rank of its tail among all entities that make no other fact of ``triples``.
-
-        Args:
-            triples: Indices int64 ``[T, 3]``, all known facts.
-
-        Returns:
-            int64 ``[T]``, 1 for the best.
-        """
-        true = {tuple(triple) for triple in triples.tolist()}
-        ranks = []
-        for head, relation, tail in triples.tolist():
-            others = [e for e in range(len(self.entities)) if (head, relation, e) not in true]
-            candidates = torch.tensor([[head, relation, e] for e in (tail, *others)])
-            distances = self.distance(candidates)
-            ranks.append(1 + int((distances[1:] < distances[0]).sum()))
-        return torch.tensor(ranks)
-
 
 def index_triples(triples: Sequence[Triple], entities: Sequence[str], relations: Sequence[str]) -> Tensor:
     """Return facts as indices, int64 ``[T, 3]``: head, relation, tail."""

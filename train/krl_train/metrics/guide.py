@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
+from krl_train.models.network import fit_images
 from krl_train.run import Run
 
-__all__ = ["Guide", "fit_pictures", "token_classes"]
+__all__ = ["Guide", "token_classes"]
 
 _IGNORED = -100  # what torch's cross-entropy leaves out by default
-_LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts to gray
 
 
 def token_classes(settings: Mapping[str, Any], labels: tuple[str, ...]) -> Tensor:
@@ -92,19 +92,6 @@ class Guide(nn.Module):
             tokens: Their conditions, int64 ``[N, L]``.
         """
         targets = self.targets(tokens)
-        logits = self.network(fit_pictures(pictures, self.network))
+        logits = self.network(fit_images(pictures, self.network.preprocessing))
         total = F.cross_entropy(logits.float(), targets, ignore_index=_IGNORED, reduction="sum")
         return total / (targets != _IGNORED).sum().clamp(min=1)
-
-
-def fit_pictures(pictures: Tensor, network: Network) -> Tensor:
-    """Return pictures ``[N, C, H, W]``, 0 to 255, in the size and with the channels that a classifier takes."""
-    channels, height, width = network.preprocessing.shape
-    if pictures.shape[1] == 3 and channels == 1:
-        weights = torch.tensor(_LUMA, device=pictures.device, dtype=pictures.dtype).reshape(1, 3, 1, 1)
-        pictures = (pictures * weights).sum(1, keepdim=True)
-    elif pictures.shape[1] == 1 and channels == 3:
-        pictures = pictures.expand(-1, 3, -1, -1)
-    if pictures.shape[-2:] != (height, width):
-        pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
-    return pictures

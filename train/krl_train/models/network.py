@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["Network", "count_macs", "count_parameters"]
+__all__ = ["Network", "count_macs", "count_parameters", "fit_images"]
+
+_LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts to gray
 
 
 class Network(nn.Module):
@@ -73,3 +76,24 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
         model(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
     model.train(was_training)
     return int(counter.get_total_flops()) // 2
+
+
+def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Show images at the size and in the colors that a network takes.
+
+    Args:
+        images: ``[N, C, H, W]``, 0 to 255, with 1 or 3 channels.
+        preprocessing: Of the network; what fits it already is returned as it is.
+
+    Returns:
+        ``[N, channels, height, width]``, 0 to 255; float where they had to be computed.
+    """
+    if images.shape[1] == 3 and preprocessing.channels == 1:
+        weights = torch.tensor(_LUMA, device=images.device).reshape(1, 3, 1, 1)
+        images = (images.float() * weights).sum(1, keepdim=True)
+    elif images.shape[1] == 1 and preprocessing.channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    size = (preprocessing.height, preprocessing.width)
+    if tuple(images.shape[2:]) != size:
+        images = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return images
