@@ -24,7 +24,7 @@ from krl_train.models.sampling import sample_grid, sample_latents
 from krl_train.placement import Placement
 from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
-from krl_train.tasks.gan import GanTask, Score, averaged_generator, make_adam_learner
+from krl_train.tasks.gan import GanTask, Score, averaged_generator, generator_learner
 
 from .terms import Kind
 
@@ -218,7 +218,7 @@ class StudentTask(_Follower):
         score: Score | None = None,
     ) -> None:
         self.objective, self.conditions, self.score = objective, conditions, score
-        self.student = make_adam_learner(objective, optim, steps, lr=optim.lr, generator=objective.student)
+        self.student = generator_learner(objective, objective.student, optim, steps, lr=optim.lr)
         self.learners = {"student": self.student}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
@@ -262,7 +262,7 @@ class AdversarialStudentTask(_Follower, GanTask):
         self.objective = objective
         self.adversarial_weight = objective.weights["adversarial"]
         # In the generator's place, as the adapters learn as well.
-        self.student = make_adam_learner(objective, optim, steps, lr=optim.lr, generator=objective.student)
+        self.student = generator_learner(objective, objective.student, optim, steps, lr=optim.lr)
         self.learners = {**self.learners, "generator": self.student}
 
     def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:

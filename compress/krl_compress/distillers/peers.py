@@ -17,6 +17,7 @@ from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
 from krl_train.placement import Placement
 from krl_train.tasks import Batch, Task, Update, make_learner
+from krl_train.tasks.optim import build_optimizer
 
 __all__ = ["PeerTask"]
 
@@ -65,7 +66,7 @@ class PeerTask(Task[Batch]):
         self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
         self.val, self.labels = val, labels
         self.learners = {
-            f"net{index}": make_learner(network, optim, steps=steps, batch_size=batch_size)
+            f"net{index}": make_learner(network, optim, build_optimizer(optim, network.parameters(), batch_size), steps)
             for index, network in enumerate(networks)
         }
 

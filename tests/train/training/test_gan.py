@@ -32,7 +32,7 @@ from krl_train.loop import CHECKPOINT
 from krl_train.models.generators import Generator
 from krl_train.run import WEIGHTS
 from krl_train.tasks.adversarial import discriminator_loss, generator_loss, r1_penalty
-from krl_train.tasks.gan import CollapseWatch, GanTask, averaged
+from krl_train.tasks.gan import CollapseWatch, GanTask
 from krl_train.tasks.vae import divergence, gaussian_likelihood
 from krl_train.training.fit import fit
 
@@ -97,18 +97,6 @@ def test_diffaugment_keeps_gradients_and_does_what_its_names_say() -> None:
     assert torch.equal(diffaugment(ramp, ()), ramp)
     with pytest.raises(UsageError, match="DiffAugment has no flip"):
         diffaugment(ramp, ("flip",))
-
-
-def test_the_moving_average_warms_up() -> None:
-    layer = torch.nn.Linear(1, 1, bias=False)
-    average = averaged(layer, 0.5)
-    expected = 0.0
-    for number, value in enumerate((1.0, 2.0, 3.0, 4.0)):
-        layer.weight.data.fill_(value)
-        average.update_parameters(layer)
-        decay = 0.0 if number == 0 else min(0.5, (1 + number) / (10 + number))
-        expected = decay * expected + (1 - decay) * value
-    assert float(average.module.weight.detach()) == pytest.approx(expected)
 
 
 def test_a_gan_is_trained_and_its_run_generates(tmp_path: Path) -> None:

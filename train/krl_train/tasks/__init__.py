@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Batch, Learner, Stream, Task, Update
 from .classification import ClassificationTask, Objective, Supervised
-from .objective import make_learner
+from .learners import make_learner
 from .restoration import PixelLoss, RestorationObjective, RestorationTask
 
 __all__ = [

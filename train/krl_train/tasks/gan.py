@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from krl_runtime.errors import TrainingError
 from krl_train.conditioning import Conditions
@@ -23,55 +22,30 @@ from krl_train.placement import Placement
 
 from .adversarial import discriminator_loss, generator_loss, r1_penalty
 from .base import Batch, Learner, Task, Update
-from .optim import build_schedule
+from .learners import gan_adam, growing_average, make_learner
 
-__all__ = ["CollapseWatch", "GanTask", "Score", "averaged", "averaged_generator", "make_adam_learner"]
+__all__ = ["CollapseWatch", "GanTask", "Score", "averaged_generator", "generator_learner"]
 
 _R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
-_LR = 2e-4  # DCGAN's (Radford et al. 2016)
-_EMA = 0.999  # decay of the generator's average: over the last thousand steps, some epochs of a small set
 
-Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Score: TypeAlias = Callable[[Generator, Placement], dict[str, Any]]
 """Measures a generator in eval mode."""
 
 
-def averaged(generator: Generator, decay: float) -> AveragedModel:
-    """Return the exponential moving average of a generator.
-
-    Args:
-        generator: What is trained.
-        decay: Up to which it grows as (1 + n) / (10 + n), so that a short training is not held back by its beginning;
-            0 stands for 0.999.
-    """
-    most = decay or _EMA
-
-    def move(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
-        share = 1 - min(most, (1 + float(count)) / (10 + float(count)))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current.to(average.dtype), share)
-            else:
-                average.copy_(current)
-
-    return AveragedModel(generator, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
-
-
-def make_adam_learner(
-    module: nn.Module, optim: OptimConfig, steps: int, *, lr: float | None = None, generator: Generator | None = None
+def generator_learner(
+    module: nn.Module, generator: Generator, optim: OptimConfig, steps: int, *, lr: float | None
 ) -> Learner:
-    """Return a module with Adam, its momentum that of GANs (https://arxiv.org/abs/1511.06434), and its schedule.
+    """Return a learner whose average is that of a generator.
 
     Args:
-        module: What is trained.
-        optim: Schedule, largest gradient and moving average.
-        steps: Number of steps in the whole training.
-        lr: Peak learning rate; 0.0002 where there is none.
-        generator: The part of the module whose moving average is kept.
+        module: What is trained: the generator, or what holds it.
+        generator: The part of it that the run keeps.
+        optim: Schedule, largest gradient and decay of the average.
+        steps: Number of optimization steps in the whole training.
+        lr: Peak learning rate; DCGAN's where there is none.
     """
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr or _LR, betas=(0.5, 0.999))
-    average = None if generator is None else averaged(generator, optim.ema)
-    return Learner(module, optimizer, build_schedule(optim, optimizer, steps), optim.clip_norm, average, generator)
+    average = growing_average(generator, optim.ema)
+    return make_learner(module, optim, gan_adam(module, lr), steps, average=average, average_of=generator)
 
 
 def averaged_generator(learner: Learner) -> Generator:
@@ -160,8 +134,8 @@ class GanTask(Task[Batch]):
         self.watch = CollapseWatch(options.patience)
         lr = options.discriminator_lr or optim.lr
         self.learners = {
-            "generator": make_adam_learner(generator, optim, steps, lr=optim.lr, generator=generator),
-            "discriminator": make_adam_learner(discriminator, optim, steps, lr=lr),
+            "generator": generator_learner(generator, generator, optim, steps, lr=optim.lr),
+            "discriminator": make_learner(discriminator, optim, gan_adam(discriminator, lr), steps),
         }
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:

@@ -17,7 +17,8 @@ from krl_train.models.restorers import Restorer
 
 from .adversarial import discriminator_loss, generator_loss
 from .base import Update
-from .objective import make_learner
+from .learners import make_learner
+from .optim import build_optimizer
 from .restoration import RestorationObjective, RestorationTask, pixel_loss
 
 __all__ = ["TranslationObjective", "TranslationTask"]
@@ -73,7 +74,8 @@ class TranslationTask(RestorationTask):
         self.weight = objective.adversarial_weight
         if self.weight:
             discriminator = PatchDiscriminator(2 * objective.network.preprocessing.channels)
-            opponent = make_learner(discriminator, optim, steps=steps, batch_size=batch_size)
+            optimizer = build_optimizer(optim, discriminator.parameters(), batch_size)
+            opponent = make_learner(discriminator, optim, optimizer, steps)
             self.learners = {**self.learners, "discriminator": opponent}
 
     def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:

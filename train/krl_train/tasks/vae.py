@@ -23,7 +23,7 @@ from krl_train.models.sampling import picture_grid, sample_grid
 from krl_train.placement import Placement
 
 from .base import Batch, Task, Update
-from .gan import Score, averaged_generator, make_adam_learner
+from .gan import Score, averaged_generator, generator_learner
 
 __all__ = ["VaeTask", "VariationalAutoencoder", "divergence", "gaussian_likelihood"]
 
@@ -137,7 +137,7 @@ class VaeTask(Task[Batch]):
         score: Score | None = None,
     ) -> None:
         self.model, self.beta, self.val, self.conditions, self.score = model, beta, val, conditions, score
-        self.learners = {"vae": make_adam_learner(model, optim, steps, lr=optim.lr or _LR, generator=model.generator)}
+        self.learners = {"vae": generator_learner(model, model.generator, optim, steps, lr=optim.lr or _LR)}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
         """Minimise likelihood and divergence, in nats a picture, on one batch."""
