@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,25 @@ from krl_compress.distillers.generator import (
     StudentTask,
 )
 from krl_runtime.errors import UsageError
+from krl_train.conditioning.conditions import Conditions
 from krl_train.conditioning.generator_data import GeneratorData, open_generator, read_data
 from krl_train.config import GenerationConfig, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
-from krl_train.models.discriminators import build_discriminator
+from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import Generator, build_generator
 from krl_train.placement import Placement
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import Batch, Stream, Task
 from krl_train.tasks.gan import GanTask
-from krl_train.training.fit import prepare_out, train_task
+from krl_train.training.fit import train_task
 from krl_train.training.gan import generator_size
 
-from .student import starting_point, train_baseline
+from .job import COMMAND, Job, starting_point
 
-__all__ = ["LatentStream", "distill_generator"]
+__all__ = ["LatentStream", "prepare"]
 
 _log = logging.getLogger("krl")
 
@@ -62,24 +63,73 @@ class LatentStream:
             yield Batch(pixels, nothing, nothing, view=0, epoch=epoch)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a student's training is made of."""
+@dataclass
+class _GeneratorJob(Job):
+    """A generator's distillation.
 
-    config: DistillConfig
-    weights: dict[str, float]
+    Attributes:
+        there: The teacher's run.
+        teacher: Its generator.
+        start: The run that the student begins with, if any.
+        weights: Of each term.
+        data: Real pictures and conditions, where they are needed.
+        classifier: Whose features the student is compared in.
+        score: Measures generators, if asked.
+        stream: What a step takes.
+        student: The student, made here.
+        task: Its training; made here, which refuses what does not go together before anything is written.
+    """
+
+    there: Run
     teacher: Generator
+    start: Run | None
+    weights: dict[str, float]
     data: GeneratorData | None
     classifier: FeatureNet | None
     score: GeneratorScore | None
     stream: Stream[Batch]
-    start: Run | None
+    student: Generator = field(init=False)
+    task: Task[Batch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.student = self._new_student(self.record)
+        self.task = self._new_task()
+
+    def measure_teachers(self) -> list[dict[str, Any]]:
+        """Return the size of the teacher and, with ``--features``, how good its pictures are."""
+        measured: dict[str, Any] = generator_size(self.teacher)
+        if self.score is not None:
+            device = resolve_device(self.config.loop.device)
+            measured |= self.score(self.teacher.to(device), Placement(device))
+        return [measured]
+
+    def train_alone(self, record: RunRecord, out: Path) -> Run:
+        """Train the student against a discriminator alone."""
+        student = self._new_student(record)
+        return self._train(self._versus_data(student, record.model.name), student, record, out)
+
+    def train(self, record: RunRecord) -> Run:
+        """Train the student with the teacher; one that learns at the same time is written as well."""
+        run = self._train(self.task, self.student, record, self.config.out)
+        if isinstance(self.task, OnlineStudentTask):
+            metrics = generator_size(self.teacher)
+            taught = replace(self.there.record, metrics=metrics, command=record.command, history=())
+            Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
+        return run
+
+    def _train(self, task: Task[Batch], student: Generator, record: RunRecord, out: Path) -> Run:
+        loop, resume = self.config.loop, self.config.resume
+        return train_task(task, self.stream, record, generator_size(student), loop, out, resume=resume)
 
     @property
-    def steps(self) -> int:
+    def _steps(self) -> int:
         return self.config.loop.epochs * self.stream.steps
 
-    def student(self, record: RunRecord) -> Generator:
+    @property
+    def _conditions(self) -> Conditions | None:
+        return None if self.data is None else self.data.conditions
+
+    def _new_student(self, record: RunRecord) -> Generator:
         """Return the student, freshly initialised or from the run that it starts from."""
         torch.manual_seed(self.config.loop.seed)
         student = build_generator(record.model, record.preprocessing)
@@ -87,72 +137,89 @@ class _Job:
             student.backbone.load_state_dict(self.start.state())
         return student
 
-    def versus_data(self, generator: Generator, name: str) -> GanTask:
+    def _discriminator(self, generator: Generator, name: str) -> Discriminator:
+        width = self.config.generation.discriminator_width
+        return build_discriminator(name, generator.preprocessing, generator.condition, width)
+
+    def _versus_data(self, generator: Generator, name: str) -> GanTask:
         """Return the training of a generator without a teacher."""
-        options = self.config.generation
-        conditions = None if self.data is None else self.data.conditions
-        discriminator = build_discriminator(
-            name, generator.preprocessing, generator.condition, options.discriminator_width
-        )
         return GanTask(
             generator,
-            discriminator,
-            options,
+            self._discriminator(generator, name),
+            self.config.generation,
             self.config.optim,
-            steps=self.steps,
-            conditions=conditions,
+            steps=self._steps,
+            conditions=self._conditions,
             score=self.score,
         )
 
-    def train_alone(self, record: RunRecord, out: Path) -> Run:
-        """Train the student against a discriminator alone."""
-        student, config = self.student(record), self.config
-        task = self.versus_data(student, record.model.name)
-        return train_task(task, self.stream, record, generator_size(student), config.loop, out, resume=config.resume)
+    def _new_task(self) -> Task[Batch]:
+        """Return the training of the student with the teacher."""
+        config = self.config
+        conditions, score, steps = self._conditions, self.score, self._steps
+        if config.generator_student.online:
+            torch.manual_seed(config.loop.seed + 1)
+            model = self.there.record.model
+            teaching = self._versus_data(build_generator(model, self.teacher.preprocessing), model.name)
+            objective = StudentObjective(self.student, teaching.final(), self.weights, self.classifier)
+            return OnlineStudentTask(objective, teaching, config.optim, steps=steps, score=score)
+        objective = StudentObjective(self.student, self.teacher, self.weights, self.classifier)
+        if "adversarial" not in self.weights:
+            return StudentTask(objective, config.optim, steps=steps, conditions=conditions, score=score)
+        discriminator = self._discriminator(self.teacher, self.record.model.name)
+        return AdversarialStudentTask(
+            objective,
+            discriminator,
+            config.generation,
+            config.optim,
+            steps=steps,
+            conditions=conditions,
+            score=score,
+        )
 
 
-def distill_generator(config: DistillConfig) -> Run:
-    """Train a small generator that makes what a large one makes of the same latents and conditions.
-
-    Returns:
-        The student's run; its metrics have the teacher's and the baseline's beside its own.
+def prepare(config: DistillConfig) -> Job:
+    """Read the teacher of a generator's distillation, and the pictures where they are needed; make the student.
 
     Raises:
-        KrlError: The teacher, the student, the pictures or the configuration cannot be used, or training failed.
+        KrlError: The teacher, the student, the pictures or the configuration cannot be used.
     """
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
     start, name = starting_point(config.student)
-    job = _prepare(config, there, teacher, start)
+    weights = _weights(config, there, teacher)
+    options, perceptual = config.generation, config.generator_student.perceptual
+    versus_data = "adversarial" in weights or config.generator_student.online or config.baseline
+    pictures = versus_data or bool(teacher.condition)
+    data = read_data(there.record, config.data) if pictures or options.features else None
+    device = resolve_device(config.loop.device)
+    score = None
+    if options.features is not None and data is not None:
+        tokens = None if data.conditions is None else data.conditions.tokens
+        score = score_against(options.features, data.val, options.score_samples, device, teacher.condition, tokens)
     record = RunRecord(
         task="generation",
         model=replace(there.record.model, name=name),
         preprocessing=teacher.preprocessing,
         labels=there.record.labels,
-        command="krl-compress distill",
+        command=COMMAND,
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data=_describe(job, there),
+        data=_describe(data, there),
         parent={"teachers": [there.identity]},
     )
-    student = job.student(record)
-    task = _task(job, student, name, there)  # refuses before anything is written
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        return finished
-    measured: dict[str, Any] = generator_size(teacher)
-    if job.score is not None:
-        device = resolve_device(config.loop.device)
-        measured |= job.score(teacher.to(device), Placement(device))
-    metrics: dict[str, Any] = {"teacher": measured, "teachers": [measured]}
-    if config.baseline:
-        metrics["baseline"] = train_baseline(config, record, job.train_alone)
-    record = replace(record, metrics=metrics)
-    run = train_task(task, job.stream, record, generator_size(student), config.loop, config.out, resume=config.resume)
-    if isinstance(task, OnlineStudentTask):
-        taught = replace(there.record, metrics=generator_size(teacher), command=record.command, history=())
-        Run.write(config.out / "teacher", taught, task.teaching.state())
-    return run
+    return _GeneratorJob(
+        config=config,
+        record=record,
+        there=there,
+        teacher=teacher,
+        start=start,
+        weights=weights,
+        data=data,
+        classifier=None if perceptual is None else FeatureNet(perceptual, device),
+        score=score,
+        stream=_pictures(config, data) if pictures and data is not None else _latents(config),
+    )
 
 
 def _refuse_unused(config: DistillConfig) -> None:
@@ -168,7 +235,7 @@ def _refuse_unused(config: DistillConfig) -> None:
         _log.warning("nothing will tell how good the baseline is; --features CLASSIFIER measures both")
 
 
-def _weights(config: DistillConfig, data: bool) -> dict[str, float]:
+def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:
     """Return the weight of each term that is asked for."""
     terms = [parse_term(text, GENERATION_KINDS) for text in config.losses.loss]
     if not terms:
@@ -181,12 +248,12 @@ def _weights(config: DistillConfig, data: bool) -> dict[str, float]:
     return {term.name: term.weight for term in terms}
 
 
-def _prepare(config: DistillConfig, there: Run, teacher: Generator, start: Run | None) -> _Job:
+def _weights(config: DistillConfig, there: Run, teacher: Generator) -> dict[str, float]:
+    """Return the weight of each term, once it is clear that the terms and options go together."""
     options, how = config.generation, config.generator_student
     if options.latent not in (GenerationConfig().latent, teacher.latent_size):
         raise UsageError(f"--latent is {options.latent}; a student has its teacher's, {teacher.latent_size}")
-    has_data = config.data.data is not None or "source" in there.record.data
-    weights = _weights(config, has_data)
+    weights = _asked_weights(config, config.data.data is not None or "source" in there.record.data)
     if how.online and "adversarial" in weights:
         raise UsageError("--online: the student has no discriminator of its own; leave out --loss adversarial")
     if set(weights) == {"adversarial"}:
@@ -195,17 +262,7 @@ def _prepare(config: DistillConfig, there: Run, teacher: Generator, start: Run |
         hashes = {Run.open(path).record.weights_sha256 for path in (options.features, how.perceptual)}
         if len(hashes) == 1:
             raise UsageError("--features and --perceptual are the same classifier; what is trained on cannot measure")
-    needs = "adversarial" in weights or how.online or config.baseline or options.features or teacher.condition
-    data = read_data(there.record, config.data) if needs else None
-    device = resolve_device(config.loop.device)
-    score = None
-    if options.features is not None and data is not None:
-        tokens = None if data.conditions is None else data.conditions.tokens
-        score = score_against(options.features, data.val, options.score_samples, device, teacher.condition, tokens)
-    classifier = None if how.perceptual is None else FeatureNet(how.perceptual, device)
-    pictures = data is not None and bool("adversarial" in weights or how.online or config.baseline or teacher.condition)
-    stream = _pictures(config, data) if pictures and data is not None else _latents(config)
-    return _Job(config, weights, teacher, data, classifier, score, stream, start)
+    return weights
 
 
 def _pictures(config: DistillConfig, data: GeneratorData) -> BatchStream:
@@ -221,30 +278,10 @@ def _latents(config: DistillConfig) -> LatentStream:
     return LatentStream(size, max(1, config.generator_student.latents // size))
 
 
-def _describe(job: _Job, there: Run) -> dict[str, Any]:
+def _describe(data: GeneratorData | None, there: Run) -> dict[str, Any]:
     """Return what ``run.json`` says of the data: what was read, else what the teacher was trained on."""
-    if job.data is None:
+    if data is None:
         return dict(there.record.data)
-    data = job.data
     described = data.source.describe({"train": data.train, "val": data.val})
     kept = {"conditions": there.record.data["conditions"]} if data.conditions is not None else {}
     return {**described, **kept}
-
-
-def _task(job: _Job, student: Generator, name: str, there: Run) -> Task[Batch]:
-    config, teacher = job.config, job.teacher
-    conditions = None if job.data is None else job.data.conditions
-    if config.generator_student.online:
-        torch.manual_seed(config.loop.seed + 1)
-        fresh = build_generator(there.record.model, teacher.preprocessing)
-        teaching = job.versus_data(fresh, there.record.model.name)
-        objective = StudentObjective(student, teaching.final(), job.weights, job.classifier)
-        return OnlineStudentTask(objective, teaching, config.optim, steps=job.steps, score=job.score)
-    objective = StudentObjective(student, teacher, job.weights, job.classifier)
-    if "adversarial" not in job.weights:
-        return StudentTask(objective, config.optim, steps=job.steps, conditions=conditions, score=job.score)
-    options = config.generation
-    discriminator = build_discriminator(name, teacher.preprocessing, teacher.condition, options.discriminator_width)
-    return AdversarialStudentTask(
-        objective, discriminator, options, config.optim, steps=job.steps, conditions=conditions, score=job.score
-    )

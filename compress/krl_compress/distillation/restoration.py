@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
 from krl_train.placement import Placement
-from krl_train.run import ModelSpec, Run
+from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
-from krl_train.training.fit import network_size, prepare_out
+from krl_train.training.fit import network_size
 from krl_train.training.restoration import (
     RestorationTraining,
     read_restoration,
@@ -34,9 +34,9 @@ from krl_train.training.restoration import (
     train_restorer,
 )
 
-from .student import refuse_generator_options, starting_point, train_baseline
+from .job import COMMAND, Job, refuse_generator_options, starting_point
 
-__all__ = ["RESTORATION_KINDS", "RestorationDistiller", "distill_restorer"]
+__all__ = ["RESTORATION_KINDS", "RestorationDistiller", "prepare"]
 
 RESTORATION_KINDS: Mapping[str, Kind] = {
     "pixels": Kind(pixel_loss, "truth", weight=0.5),
@@ -134,14 +134,45 @@ def _frozen(teacher: Restorer) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]
     return ask
 
 
-def distill_restorer(config: DistillConfig) -> Run:
-    """Train a small restorer with a large one, and without it if asked.
+@dataclass
+class _RestorerJob(Job):
+    """A restorer's distillation; ``start`` is the run that the student begins with, if any."""
 
-    Returns:
-        The student's run; its metrics have the teacher's and the baseline's beside its own.
+    training: RestorationTraining
+    there: Run
+    teacher: Restorer
+    terms: Sequence[TermSpec]
+    start: Run | None
+
+    def measure_teachers(self) -> list[dict[str, Any]]:
+        """Return the metrics of the teacher on the validation pictures."""
+        device, arguments = resolve_device(self.config.loop.device), self.there.record.model.arguments
+        measured = evaluate_restorer(
+            self.teacher.to(device), self.training.val, arguments["scale"], arguments["degradation"], Placement(device)
+        )
+        return [{**measured, **network_size(self.teacher)}]
+
+    def train_alone(self, record: RunRecord, out: Path) -> Run:
+        """Train the student on the true pictures."""
+        return self._train(record, PixelLoss, out)
+
+    def train(self, record: RunRecord) -> Run:
+        """Train the student with the teacher."""
+        return self._train(record, self.objective, self.config.out)
+
+    def objective(self, network: Restorer) -> RestorationObjective:
+        """Return what the student minimises; a student that does not fit the teacher is refused."""
+        return RestorationDistiller(network, self.teacher, self.terms)
+
+    def _train(self, record: RunRecord, objective: Callable[[Restorer], RestorationObjective], out: Path) -> Run:
+        return train_restorer(objective, self.training, record, self.config, init=self.start, out=out)
+
+
+def prepare(config: DistillConfig) -> Job:
+    """Read teacher, pictures and start of a restorer's distillation.
 
     Raises:
-        KrlError: The teacher, the student, the pictures or the configuration cannot be used, or training failed.
+        KrlError: The teacher, the student, the pictures or the configuration cannot be used.
     """
     _refuse_unused(config)
     terms = [parse_term(text, RESTORATION_KINDS) for text in config.losses.loss or _DEFAULT]
@@ -157,24 +188,10 @@ def distill_restorer(config: DistillConfig) -> Run:
     size = config.input.size or (own.height, own.width)
     training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
     parent = {"teachers": [there.identity]}
-    record = restorer_record(config, spec, training, command="krl-compress distill", parent=parent)
-    RestorationDistiller(
-        build_restorer(spec, record.preprocessing), teacher, terms
-    )  # refuses before anything is written
-    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
-    if finished is not None:
-        return finished
-    metrics: dict[str, Any] = {"teacher": _measure(teacher, training, there, config)}
-    metrics["teachers"] = [metrics["teacher"]]
-    if config.baseline:
-        metrics["baseline"] = train_baseline(
-            config, record, lambda alone, out: train_restorer(PixelLoss, training, alone, config, init=start, out=out)
-        )
-
-    def objective(network: Restorer) -> RestorationObjective:
-        return RestorationDistiller(network, teacher, terms)
-
-    return train_restorer(objective, training, replace(record, metrics=metrics), config, init=start, out=config.out)
+    record = restorer_record(config, spec, training, command=COMMAND, parent=parent)
+    job = _RestorerJob(config, record, training, there, teacher, terms, start)
+    job.objective(build_restorer(spec, record.preprocessing))  # refuses before anything is written
+    return job
 
 
 def _refuse_unused(config: DistillConfig) -> None:
@@ -201,12 +218,3 @@ def _data(data: DataConfig, teacher: Run) -> DataConfig:
     there = teacher.record.data
     validation = Path(there["val_source"]) if there["val_source"] else None
     return replace(data, data=there["source"], val_data=data.val_data or validation, val_fraction=there["val_fraction"])
-
-
-def _measure(teacher: Restorer, training: RestorationTraining, run: Run, config: DistillConfig) -> dict[str, Any]:
-    device = resolve_device(config.loop.device)
-    arguments = run.record.model.arguments
-    measured = evaluate_restorer(
-        teacher.to(device), training.val, arguments["scale"], arguments["degradation"], Placement(device)
-    )
-    return {**measured, **network_size(teacher)}

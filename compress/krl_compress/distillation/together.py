@@ -13,13 +13,14 @@ import torch
 from krl_compress.config import JointConfig, MutualConfig
 from krl_compress.distillers import PeerTask
 from krl_runtime.errors import UsageError
-from krl_train.config import to_plain
 from krl_train.data import open_source, preprocessing_for
 from krl_train.data.splits import read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
-from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.run import Run, RunRecord
 from krl_train.training.fit import costs, network_size, prepare_out
+
+from .classification import classifier_record
 
 __all__ = ["joint", "mutual"]
 
@@ -60,19 +61,7 @@ def _train(
     source = open_source(config.data)
     preprocessing = preprocessing_for(config.input, source, names[0])
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
-    records = [
-        RunRecord(
-            task="classification",
-            model=ModelSpec(name, len(source.labels), preprocessing.channels),
-            preprocessing=preprocessing,
-            labels=source.labels,
-            command=command,
-            configuration=to_plain(config),
-            seed=config.loop.seed,
-            data=training.describe(),
-        )
-        for name in names
-    ]
+    records = [classifier_record(config, name, preprocessing, training, command) for name in names]
     finished = prepare_out(config.out, records[0], resume=config.resume, overwrite=config.overwrite)
     folders = [config.out, *(config.out / f"net{index}" for index in range(1, len(names)))]
     if finished is not None:

@@ -1,0 +1,250 @@
+"""Distilling classifiers: ``krl-compress distill`` where the teachers are classifiers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krl_compress.config import DistillConfig, LossConfig, QuantisationConfig
+from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
+from krl_compress.teachers.loading import LoadedTeacher, load_teacher, name_alike
+from krl_compress.teachers.store import StoredTeacher
+from krl_runtime.errors import DataError, UsageError
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import InputConfig, TrainingConfig, to_plain
+from krl_train.data import Source, open_source, preprocessing_for
+from krl_train.data.splits import Training, read_training
+from krl_train.evaluation.evaluate import evaluate_run
+from krl_train.loop import process_first, resolve_device
+from krl_train.models import Network, native_size
+from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.tasks import Objective, Supervised
+from krl_train.training.fit import initialise_from, network_size, train_classifier
+
+from .data_free import FROM_TEACHER, generated_source
+from .job import COMMAND, Job, carry_out, refuse_generator_options, starting_point
+from .quantization import check_quantized, gentle, measure_start, quantized_student
+
+__all__ = ["classifier_record", "prepare"]
+
+_log = logging.getLogger("krl")
+
+FLOAT = "float"
+
+
+@dataclass
+class _ClassifierJob(Job):
+    """A classifier's distillation; ``start`` is the run that the student begins with, if any."""
+
+    training: Training
+    teachers: Sequence[LoadedTeacher]
+    terms: Sequence[TermSpec]
+    start: Run | None
+
+    def measure_teachers(self) -> list[dict[str, Any]]:
+        """Return the metrics of each teacher on the validation data, at the teacher's own input."""
+        source, measured = self.training.source, []
+        for teacher in self.teachers:
+            network = teacher.network
+            val = source.read("val", network.preprocessing, limit=source.config.val_limit)
+            found = evaluate_run(network, source.labels, val, self.config.loop.device)
+            kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
+            measured.append({**kept, **network_size(network)})
+        return measured
+
+    def measure_start(self) -> dict[str, Any]:
+        """Return what a student that is to be quantised does before, once it has been trained in floating point."""
+        if not self.config.quantisation.quantize:
+            return {}
+        self.start = self.start or _float_student(self.config)
+        device = self.config.loop.device
+        return measure_start(quantized_student(self.record, self.training, self.start, device), self.training, device)
+
+    def train_alone(self, record: RunRecord, out: Path) -> Run:
+        """Train the student on the labels."""
+        supervised = partial(Supervised, label_smoothing=self.config.optim.label_smoothing)
+        return self._train(record, supervised, out)
+
+    def train(self, record: RunRecord) -> Run:
+        """Train the student with the teachers."""
+        answers = self._fuse(record.metrics["teachers"])
+        at, labels = self.config.losses.at, self.training.train.labels
+        return self._train(
+            record, lambda network: Distiller(network, answers, self.terms, at=at, labels=labels), self.config.out
+        )
+
+    def _fuse(self, measured: Sequence[dict[str, Any]]) -> Teacher:
+        answers = [_answers(teacher, self.training, self.config) for teacher in self.teachers]
+        if len(answers) == 1:
+            return answers[0]
+        recall = torch.tensor([[value or 0.0 for value in each["recall"].values()] for each in measured])
+        return FusedTeacher(answers, self.config.fusion, recall)
+
+    def _train(self, record: RunRecord, objective: Callable[[Network], Objective], out: Path) -> Run:
+        config, start = self.config, self.start
+        torch.manual_seed(config.loop.seed)
+        optim = config.optim
+        if config.quantisation.quantize and start is not None:
+            network = quantized_student(record, self.training, start, config.loop.device)
+            optim = gentle(optim, config.loop.batch_size)
+        else:
+            network = record.model.build(record.preprocessing)
+            if start is not None:
+                initialise_from(network, start)
+        views = config.cache.views if config.cache.cache_teacher else None
+        return train_classifier(
+            objective, network, self.training, record, optim, config.loop, out, views=views, resume=config.resume
+        )
+
+
+def prepare(config: DistillConfig) -> Job:
+    """Read teachers, data and start of a classifier's distillation.
+
+    Raises:
+        KrlError: A teacher, the student, the data or the configuration cannot be used.
+    """
+    refuse_generator_options(config, "classifier")
+    terms = resolve_terms(config.losses, config.optim.label_smoothing)
+    teachers = [load_teacher(name, config.pretrained) for name in config.teacher]
+    if not teachers:
+        raise UsageError("no teacher is named; give --teacher RUN")
+    source = _source(config, teachers[0])
+    teachers = [name_alike(teacher, source.labels, config.map_labels) for teacher in teachers]
+    start, name = starting_point(config.student)
+    check_quantized(config, start, terms)
+    asked = _input(config.input, teachers[0].network.preprocessing, name)
+    keeps = start is not None and config.quantisation.quantize  # its normalisation is frozen
+    preprocessing = start.record.preprocessing if start and keeps else preprocessing_for(asked, source, name)
+    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    record = classifier_record(config, name, preprocessing, training, COMMAND)
+    arguments = {"quantize": config.quantisation.quantize} if config.quantisation.quantize else {}
+    model = replace(record.model, arguments=arguments)
+    record = replace(record, model=model, parent={"teachers": [teacher.identity for teacher in teachers]})
+    return _ClassifierJob(config, record, training, teachers, terms, start)
+
+
+def classifier_record(
+    config: TrainingConfig, name: str, preprocessing: Preprocessing, training: Training, command: str
+) -> RunRecord:
+    """Return what ``run.json`` will say of a classifier, but for the results and what it comes from.
+
+    Args:
+        config: The full configuration.
+        name: The network.
+        preprocessing: Its input.
+        training: The data.
+        command: The command that it is for.
+    """
+    labels = training.source.labels
+    return RunRecord(
+        task="classification",
+        model=ModelSpec(name, len(labels), preprocessing.channels),
+        preprocessing=preprocessing,
+        labels=labels,
+        command=command,
+        configuration=to_plain(config),
+        seed=config.loop.seed,
+        data=training.describe(),
+    )
+
+
+def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
+    """Return the terms that a configuration asks for: those of ``--loss``, or Hinton's two.
+
+    Args:
+        config: What the user asked for.
+        label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
+
+    Raises:
+        UsageError: A term is not known.
+    """
+    terms = [parse_term(text) for text in config.loss]
+    if not terms:
+        terms = [
+            TermSpec("ce", config.alpha),
+            TermSpec("kd", 1 - config.alpha, options={"temperature": config.temperature}),
+        ]
+    smooth = {"label_smoothing": label_smoothing}
+    return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
+
+
+def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
+    """Open the data; with --data-free that is generated pictures, and real ones to measure on where there are any."""
+    if config.data_free.data_free is None:
+        return _open_data(config, teacher)
+    if config.baseline:
+        raise UsageError("--baseline trains on labels, and with --data-free there are none; leave it out")
+    if config.data_free.data_free != FROM_TEACHER and not Path(str(config.data_free.data_free)).exists():
+        raise UsageError(
+            f"--data-free {config.data_free.data_free} does not exist; give a generator's run or bundle, or "
+            f"{FROM_TEACHER!r}"
+        )
+    try:
+        real = _open_data(config, teacher)
+    except (DataError, UsageError):
+        if config.data.data is not None:
+            raise
+        return generated_source(config, teacher, None)
+    return generated_source(config, name_alike(teacher, real.labels, config.map_labels), real)
+
+
+def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
+    data = config.data
+    if data.data is None and teacher.record is not None:
+        there = teacher.record.data
+        data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
+    return open_source(data)
+
+
+def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:
+    """Let the student see pictures as the teacher does, but for what the user says."""
+    needs_rgb = native_size(student) is not None
+    channels = config.channels or (3 if needs_rgb else teacher.channels)
+    same = channels == teacher.channels
+    return replace(
+        config,
+        size=config.size or (teacher.height, teacher.width),
+        channels=channels,
+        resize=config.resize or teacher.resize,
+        crop_fraction=config.crop_fraction or teacher.crop_fraction,
+        interpolation=config.interpolation or teacher.interpolation,
+        decode_tolerance=teacher.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
+        mean=config.mean or (teacher.mean if same else None),
+        std=config.std or (teacher.std if same else None),
+    )
+
+
+def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
+    frozen = FrozenTeacher(teacher.network)
+    if not config.cache.cache_teacher:
+        return frozen
+    if config.augment.mixup:
+        raise UsageError("--mixup makes views that are not stored; leave out --cache-teacher")
+    stored = StoredTeacher(
+        frozen,
+        teacher.answers_sha256,
+        training.train,
+        training.augmentation,
+        views=config.cache.views,
+        top_k=config.cache.cache_top_k,
+        folder=config.cache.cache_dir,
+    )
+    with process_first(config.loop.device):
+        stored.fill(resolve_device(config.loop.device))
+    return stored
+
+
+def _float_student(config: DistillConfig) -> Run:
+    """Distil the student in floating point first."""
+    out = config.out / FLOAT
+    _log.info("the student in floating point:")
+    loop = replace(config.loop, epochs=config.quantisation.float_epochs)
+    resume = config.resume and (out / RECORD).is_file()
+    asked = replace(config, out=out, loop=loop, quantisation=QuantisationConfig(), baseline=False, resume=resume)
+    return carry_out(prepare(asked))

@@ -1,0 +1,116 @@
+"""What every distillation does, whatever its task; ``Job`` is what the tasks differ in."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from krl_compress.config import DistillConfig
+from krl_runtime.errors import UsageError
+from krl_train.run import RECORD, Run, RunRecord
+from krl_train.training.fit import prepare_out
+
+__all__ = ["COMMAND", "Job", "carry_out", "refuse_generator_options", "starting_point"]
+
+_log = logging.getLogger("krl")
+
+COMMAND = "krl-compress distill"
+
+
+@dataclass
+class Job(ABC):
+    """A distillation that was found possible: teachers, data and student are read, and nothing is written yet.
+
+    Attributes:
+        config: What the user asked for.
+        record: What the student's ``run.json`` will say, but for the results.
+    """
+
+    config: DistillConfig
+    record: RunRecord
+
+    @abstractmethod
+    def measure_teachers(self) -> list[dict[str, Any]]:
+        """Return the metrics of each teacher."""
+
+    def measure_start(self) -> dict[str, Any]:
+        """Return what is to be said of the student before training; nothing by default."""
+        return {}
+
+    @abstractmethod
+    def train_alone(self, record: RunRecord, out: Path) -> Run:
+        """Train the same student from the same start on the same budget without a teacher, into ``out``."""
+
+    @abstractmethod
+    def train(self, record: RunRecord) -> Run:
+        """Train the student with the teachers; ``record`` has the metrics that were measured before."""
+
+
+def carry_out(job: Job) -> Run:
+    """Measure the teachers, train the student without them if asked, and train it with them.
+
+    Returns:
+        The student's run; its metrics have the teachers' and the baseline's beside its own.
+
+    Raises:
+        KrlError: There is another run in the folder, or training failed.
+    """
+    config, record = job.config, job.record
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    measured = job.measure_teachers()
+    metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured, **job.measure_start()}
+    if config.baseline:
+        metrics["baseline"] = _train_baseline(job).record.metrics
+    return job.train(replace(record, metrics=metrics))
+
+
+def _train_baseline(job: Job) -> Run:
+    """Train the student without a teacher into ``baseline`` inside its folder, unless that is done already."""
+    config, out = job.config, job.config.out / "baseline"
+    record = replace(job.record, command=f"{COMMAND} --baseline", parent=None)
+    resume = config.resume and (out / RECORD).is_file()
+    finished = prepare_out(out, record, resume=resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    _log.info("the student without the teacher, on the same budget:")
+    return job.train_alone(record, out)
+
+
+def refuse_generator_options(config: DistillConfig, teacher: str) -> None:
+    """Refuse options that say how generators are trained, where the teacher is something else.
+
+    Args:
+        config: The options.
+        teacher: What it is, for the message.
+
+    Raises:
+        UsageError: Such an option is not the default one; the message names all of them.
+    """
+    given = [
+        f"--{each.name.replace('_', '-')}"
+        for part in (config.generation, config.generator_student)
+        for each in fields(part)
+        if getattr(part, each.name) != getattr(type(part)(), each.name)
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)}: for generators; the teacher is a {teacher}")
+
+
+def starting_point(student: str) -> tuple[Run | None, str]:
+    """Return the run that a student starts from, if it is one, and the name of the network.
+
+    Args:
+        student: A run's folder, or the name of a network.
+
+    Raises:
+        RunError: The run cannot be used.
+    """
+    if not (Path(student) / RECORD).is_file():
+        return None, student
+    start = Run.open(student)
+    return start, start.record.model.name
