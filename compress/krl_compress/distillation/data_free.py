@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krl_compress.config import DistillConfig
 from krl_compress.distillers import FrozenTeacher
@@ -27,6 +27,7 @@ from krl_runtime.progress import progress
 from krl_train.data import PixelSet, Source
 from krl_train.loop import resolve_device
 from krl_train.models import ModelSpec, Network
+from krl_train.models.features import last_linear, reading
 from krl_train.models.generators import build_generator
 from krl_train.synthetic import make_pictures, open_maker
 
@@ -157,11 +158,14 @@ def invert(network: Network, count: int, *, seed: int, device: torch.device) -> 
     optimizer = torch.optim.Adam(generator.parameters(), lr=_LR, betas=(0.5, 0.999))
     network = network.to(device).eval().requires_grad_(False)
     kept = []
-    with _Features(network) as features:
+    last = last_linear(network.backbone)
+    if last is None:
+        raise ModelError("the teacher has no linear layer; give a generator with --data-free GENERATOR")
+    with reading({}, {"features": last}) as found:
         for step in progress(range(_WARMUP + -(-count // _KEPT)), "pictures against the teacher"):
             pictures = generator(torch.randn(_BATCH, _LATENT, device=device))
             logits = network(pictures)
-            loss = one_hot(logits) + 5 * class_balance(logits) + 0.1 * activation(features.last)
+            loss = one_hot(logits) + 5 * class_balance(logits) + 0.1 * activation(found["features"].flatten(1))
             if not torch.isfinite(loss):
                 raise TrainingError("the teacher's answers to generated pictures are not finite numbers")
             optimizer.zero_grad()
@@ -170,25 +174,3 @@ def invert(network: Network, count: int, *, seed: int, device: torch.device) -> 
             if step >= _WARMUP:
                 kept.append(pictures[:_KEPT].detach().clamp(0, 255).round().to(torch.uint8).cpu())
     return torch.cat(kept)[:count]
-
-
-class _Features:
-    """What the last linear layer of a network takes, as a context manager."""
-
-    last: Tensor
-
-    def __init__(self, network: Network) -> None:
-        layers = [module for module in network.backbone.modules() if isinstance(module, nn.Linear)]
-        if not layers:
-            raise ModelError("the teacher has no linear layer; give a generator with --data-free GENERATOR")
-        self._layer = layers[-1]
-
-    def __enter__(self) -> _Features:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.last = inputs[0].flatten(1)
-
-        self._handle = self._layer.register_forward_pre_hook(keep)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()

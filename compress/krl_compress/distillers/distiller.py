@@ -14,9 +14,10 @@ from krl_compress import losses
 from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
+from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
 
-from .feature_taps import Features, Place, Taps, match_places
+from .feature_taps import Features, Taps, match_places
 from .gather import gather_batch
 from .terms import TermSpec
 
@@ -73,7 +74,7 @@ class Distiller(Objective):
         self.adapters = nn.ModuleDict()
         self.student_taps: Taps | None = None
         self.teacher_taps: Taps | None = None
-        self.places: list[tuple[Place, Place]] = []
+        self.places: list[tuple[FeatureMap, FeatureMap]] = []
         on_features = [term.kind.sees not in ("labels", "logits", "logits+labels") for term in terms]
         self._features_alone = all(on_features)
         if any(on_features):
@@ -115,7 +116,7 @@ class Distiller(Objective):
             return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
         return losses.regressor(student.shape, teacher.shape)
 
-    def _one_place(self, term: TermSpec) -> tuple[Place, Place]:
+    def _one_place(self, term: TermSpec) -> tuple[FeatureMap, FeatureMap]:
         """Return the place of a loss that takes one: the middle one for hints, as in the paper, else the last."""
         return self.places[self._index(term)]
 

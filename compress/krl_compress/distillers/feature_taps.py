@@ -7,51 +7,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
+from krl_train.models.features import FeatureMap, last_of_each_resolution, list_feature_maps, reading, run_once
 
-__all__ = ["Features", "Place", "Taps", "list_places", "match_places"]
+__all__ = ["Features", "Taps", "match_places"]
+
+_EMBEDDING = "(input of the classifier)"  # no module can be called so
 
 
 @dataclass(frozen=True)
-class Place:
-    """An output inside a network: the module's name in the backbone, and the shape ``(C, H, W)`` of one sample."""
-
-    name: str
-    shape: tuple[int, int, int]
-
-
-@dataclass
 class Features:
-    """What one forward pass left: maps ``[N, C, H, W]`` at the places asked for, the classifier's input ``[N, D]``."""
+    """What the last forward pass left.
 
-    maps: list[Tensor] = field(default_factory=list)
-    embedding: Tensor | None = None
+    Attributes:
+        places: Names of the modules whose maps are wanted, in the order wanted.
+        found: What ``reading`` yields.
+    """
 
+    places: Sequence[str] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
 
-@torch.no_grad()
-def list_places(network: Network) -> list[Place]:
-    """Return all feature maps of a network in the order in which they are computed, found by one forward pass."""
-    places: dict[str, Place] = {}
+    @property
+    def maps(self) -> list[Tensor]:
+        """Return the maps ``[N, C, H, W]`` at the places asked for; none before the first pass."""
+        return [self.found[name] for name in self.places] if self.found else []
 
-    def hook(name: str) -> Any:
-        def record(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                places.pop(name, None)  # a module that is used twice counts where it is used last
-                places[name] = Place(name, (output.shape[1], output.shape[2], output.shape[3]))
-
-        return record
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in network.backbone.named_modules() if name]
-    _try(network, handles)
-    return list(places.values())
+    @property
+    def embedding(self) -> Tensor | None:
+        """Return the classifier's input ``[N, D]``, if it was asked for."""
+        given = self.found.get(_EMBEDDING)
+        return None if given is None else given.flatten(1)
 
 
-def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[Place, Place]]:
+def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
     """Pair places of two networks, from shallow to deep.
 
     Without ``at``: for each resolution, as a share of the input's, that both networks have, the last map of it.
@@ -64,10 +55,10 @@ def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[
     Raises:
         UsageError: A name is not a place, or no resolution is shared; the message lists the candidates.
     """
-    mine, theirs = list_places(student), list_places(teacher)
+    mine, theirs = list_feature_maps(student), list_feature_maps(teacher)
     if at:
         return [_named(pair, mine, theirs) for pair in at]
-    last = [_last_of_each_resolution(network, places) for network, places in ((student, mine), (teacher, theirs))]
+    last = [_by_share(network, places) for network, places in ((student, mine), (teacher, theirs))]
     shared = [(place, last[1][resolution]) for resolution, place in last[0].items() if resolution in last[1]]
     if not shared:
         raise UsageError(
@@ -77,13 +68,13 @@ def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[
     return shared
 
 
-def _last_of_each_resolution(network: Network, places: Sequence[Place]) -> dict[float, Place]:
+def _by_share(network: Network, maps: Sequence[FeatureMap]) -> dict[float, FeatureMap]:
+    """Return the last map of each resolution, by its share of the input's."""
     height = network.preprocessing.height
-    found = {round(place.shape[1] / height, 3): place for place in places}
-    return dict(sorted(found.items(), reverse=True))
+    return {round(side / height, 3): item for side, item in last_of_each_resolution(maps).items()}
 
 
-def _named(pair: str, mine: Sequence[Place], theirs: Sequence[Place]) -> tuple[Place, Place]:
+def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) -> tuple[FeatureMap, FeatureMap]:
     names = pair.partition("=")
     result = []
     for role, name, places in (("student", names[0], mine), ("teacher", names[2] or names[0], theirs)):
@@ -120,33 +111,16 @@ class Taps:
     @contextmanager
     def reading(self) -> Iterator[Features]:
         """Yield what is filled by the forward passes inside the block."""
-        features, found = Features(), {}  # type: tuple[Features, dict[str, Tensor]]
         modules = dict(self.network.backbone.named_modules())
-
-        def keep(name: str) -> Any:
-            def record(_: nn.Module, __: Any, output: Tensor) -> None:
-                found[name] = output
-                if len(found) == len(set(self.places)):
-                    features.maps = [found[place] for place in self.places]
-
-            return record
-
-        def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features.embedding = inputs[0].flatten(1)
-
-        handles: list[RemovableHandle] = [modules[name].register_forward_hook(keep(name)) for name in set(self.places)]
-        if self._classifier is not None:
-            handles.append(self._classifier.register_forward_pre_hook(keep_input))
-        try:
-            yield features
-        finally:
-            for handle in handles:
-                handle.remove()
+        outputs = {name: modules[name] for name in self.places}
+        inputs = {} if self._classifier is None else {_EMBEDDING: self._classifier}
+        with reading(outputs, inputs) as found:
+            yield Features(self.places, found)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the length of the embedding, found by one forward pass, as ``{"embedding": (D,)}``."""
         with self.reading() as features:
-            _try(self.network, [])
+            run_once(self.network)
         return {} if features.embedding is None else {"embedding": tuple(features.embedding.shape[1:])}
 
 
@@ -156,17 +130,3 @@ def _classifier(backbone: nn.Module) -> nn.Module:
         if layers:
             return layers[-1]
     raise UsageError("the network has neither a linear layer nor a convolution to take an embedding before")
-
-
-@torch.no_grad()
-def _try(network: Network, handles: Sequence[RemovableHandle]) -> None:
-    """Run a network once on black pixels, leaving its mode and statistics as they were."""
-    was_training = network.training
-    device = next(network.parameters()).device
-    network.eval()
-    try:
-        network(torch.zeros(1, *network.preprocessing.shape, dtype=torch.uint8, device=device))
-    finally:
-        network.train(was_training)
-        for handle in handles:
-            handle.remove()

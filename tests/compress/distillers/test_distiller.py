@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from krl_compress.distillers import KINDS, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_term
-from krl_compress.distillers.feature_taps import Taps, list_places, match_places
+from krl_compress.distillers.feature_taps import Taps, match_places
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
+from krl_train.models.features import list_feature_maps
 from krl_train.placement import Placement
 from krl_train.tasks import Batch
 
@@ -146,7 +147,7 @@ def test_taps_read_what_the_modules_put_out() -> None:
     torch.testing.assert_close(features.maps[1], third)
     torch.testing.assert_close(net.backbone.linear(features.embedding), logits)
     assert not net.backbone.layer1._forward_hooks  # nothing stays behind
-    assert list_places(net)[0].name == "conv1"
+    assert list_feature_maps(net)[0].name == "conv1"
 
 
 class Fixed:

@@ -7,17 +7,16 @@ not the FID of the literature, which takes Inception's features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krl_runtime.errors import RunError, UsageError
+from krl_train.models.features import last_linear, reading
 from krl_train.models.sampling import PictureSource
 from krl_train.run import Run
 
@@ -70,10 +69,10 @@ class FeatureNet:
         self.path, self.record = path, run.record
         self.network = run.network().to(device).requires_grad_(False).eval()
         self.device = device
-        linear = [module for module in self.network.backbone.modules() if isinstance(module, nn.Linear)]
-        if not linear:
+        last = last_linear(self.network.backbone)
+        if last is None:
             raise RunError(f"run {path}: {run.record.model.name} has no linear layer to take features before")
-        self._last = linear[-1]
+        self._last = last
         top1, classes = run.record.metrics.get("top1"), len(run.record.labels)
         if isinstance(top1, int | float) and top1 < _CHANCES / max(1, classes):
             _log.warning(
@@ -100,9 +99,9 @@ class FeatureNet:
         return self._run(pixels)[0]
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        with _input_of(self._last) as found:
+        with reading({}, {"features": self._last}) as found:
             logits = self.network(pixels)
-        return found[0].flatten(1), logits
+        return found["features"].flatten(1), logits
 
     @torch.no_grad()
     def statistics(self, pixels: Tensor) -> FeatureStatistics:
@@ -125,16 +124,6 @@ class FeatureNet:
             return pixels
         pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return torch.from_numpy(np.stack([preprocessing(picture) for picture in pictures]))
-
-
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    try:
-        yield found
-    finally:
-        handle.remove()
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:

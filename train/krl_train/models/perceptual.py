@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krl_runtime.errors import UsageError
 
-from . import Network
+from .features import last_of_each_resolution, list_feature_maps, reading
+from .network import Network
 
 __all__ = ["FeatureMaps", "gram"]
 
@@ -45,45 +42,15 @@ class FeatureMaps:
 
     def __init__(self, network: Network) -> None:
         self.network = network.requires_grad_(False).eval()
-        self.names = self._last_of_each_resolution()
+        maps = last_of_each_resolution(list_feature_maps(network)).values()
+        self.names = [item.name for item in maps][:_RESOLUTIONS]
         if not self.names:
             raise UsageError("the classifier has no feature maps to tell style and content by; give another one")
-
-    @torch.no_grad()
-    def _last_of_each_resolution(self) -> list[str]:
-        found: dict[int, str] = {}
-
-        def hook(name: str) -> Any:
-            def record(_: nn.Module, __: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] > 1:
-                    found[output.shape[2]] = name
-
-            return record
-
-        handles = [
-            module.register_forward_hook(hook(name)) for name, module in self.network.backbone.named_modules() if name
-        ]
-        self.network(torch.zeros(1, *self.network.preprocessing.shape, dtype=torch.uint8))
-        for handle in handles:
-            handle.remove()
-        return [found[side] for side in sorted(found, reverse=True)[:_RESOLUTIONS]]
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """Return the maps, from fine to coarse, of pictures ``[N, C, H, W]`` of 0 to 255; gradients flow to them."""
         self.network.to(pixels.device).eval()
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Any:
-            def record(_: nn.Module, __: Any, output: Tensor) -> None:
-                found[name] = output
-
-            return record
-
-        modules: Mapping[str, nn.Module] = dict(self.network.backbone.named_modules())
-        handles = [modules[name].register_forward_hook(keep(name)) for name in self.names]
-        try:
+        modules = dict(self.network.backbone.named_modules())
+        with reading({name: modules[name] for name in self.names}) as found:
             self.network(pixels)
-        finally:
-            for handle in handles:
-                handle.remove()
         return [found[name] for name in self.names]
