@@ -11,7 +11,7 @@ from onnx.external_data_helper import uses_external_data
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["MAX_BYTES", "nodes_of", "opset_of", "read_model", "to_bytes"]
+__all__ = ["MAX_BYTES", "inline_functions", "nodes_of", "opset_of", "read_model", "to_bytes"]
 
 MAX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger; models above it need external data, which bundles do not take."""
@@ -24,10 +24,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         path: The file.
 
     Returns:
-        The model. Initialisers that old files list among the inputs are inputs no longer.
+        The model. Initialisers that old files list among the inputs are inputs no longer; local functions are inlined.
 
     Raises:
-        ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files.
+        ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files; or it has
+            local functions that cannot be inlined.
     """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
@@ -52,6 +53,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"model {path} is not valid ONNX: {_first_line(error)}") from error
+    if model.functions:
+        try:
+            model = inline_functions(model)
+        except ModelError as error:
+            raise ModelError(f"model {path} {error}") from error
     # Before IR version 4 initialisers had to be inputs as well, and models of newer opsets need newer versions.
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -59,6 +65,36 @@ def read_model(path: Path) -> onnx.ModelProto:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     return model
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose local functions stand where they were called.
+
+    Args:
+        model: One that ONNX's checker took, so that each operator of a function's opset is that of the model's.
+
+    Raises:
+        ModelError: A function cannot be inlined: it has another version of a custom operator set, for instance.
+    """
+    import onnx_ir as ir  # here: few files have functions, and the import takes time
+    from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
+
+    aligned = onnx.ModelProto()
+    aligned.CopyFrom(model)
+    for function in aligned.functions:
+        for item in function.opset_import:
+            if item.domain in ("", "ai.onnx"):
+                item.version = opset_of(model)
+    unused = RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
+    passes = ir.passes.Sequential(InlinePass(), unused, RemoveUnusedOpsetsPass())
+    try:
+        inlined = ir.to_proto(passes(ir.from_proto(aligned)).model)
+        onnx.checker.check_model(inlined)
+    except (ir.passes.InvariantError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"has local functions that cannot be inlined: {_first_line(error.__cause__ or error)}"
+        ) from error
+    return inlined
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[NodeProto]:
@@ -103,5 +139,5 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]

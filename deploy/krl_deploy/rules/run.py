@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import inliner
 
 from krl_deploy.graph.files import nodes_of, read_model
 from krl_deploy.graph.operators import QUANTIZED
@@ -62,8 +61,6 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
     Raises:
         ModelError: The graph cannot be looked at.
     """
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     nested = any(item.HasField("g") or item.graphs for node in model.graph.node for item in node.attribute)
     try:
         view = None if nested else View(model)

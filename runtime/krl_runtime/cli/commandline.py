@@ -25,7 +25,7 @@ __all__ = ["dispatch", "guard", "print_json"]
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "accelerate", "safetensors", "torchmetrics", "sklearn"), "train"),
     "matplotlib": "compress",
-    **dict.fromkeys(("onnx", "onnxscript"), "deploy"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "deploy"),
     "onnxruntime": "cpu",
 }
 """Optional libraries that a whole command stands on, and the extra that brings each."""

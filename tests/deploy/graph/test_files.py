@@ -6,8 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from _helpers.graphs import graph, node
+from _helpers.graphs import graph, node, ops, run
 from krl_deploy.graph import files
+from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
 from krl_runtime.errors import ModelError
 
@@ -110,3 +111,76 @@ def test_opset_of_a_model_without_one():
     del model.opset_import[:]
     assert opset_of(model) == 1
     assert numpy_helper.to_array(model.graph.initializer[0]).sum() == 2
+
+
+def with_functions(*functions, opset=18, calls=("F",)):
+    """A model that calls local functions one after the other, from x to y, on its constant c."""
+    names = ["x", *(f"t{number}" for number in range(1, len(calls))), "y"]
+    made = [
+        helper.make_node(kind, [names[i], "c"], [names[i + 1]], name=f"call{i}", domain="local")
+        for i, kind in enumerate(calls)
+    ]
+    model = small()
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+    model.functions.extend(functions)
+    model.opset_import[0].version = opset
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
+def function(name, body, opset=18, attributes=()):
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
+    return helper.make_function("local", name, ["p", "q"], ["r"], body, imports, attributes)
+
+
+def scaled(opset=18):
+    """x * q + t, whose inner names are those of the graph around it."""
+    return function("F", [node("Mul", ["p", "q"], "t1"), node("Add", ["t1", "p"], "r")], opset)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_local_functions_are_inlined_and_compute_the_same(tmp_path, opset):
+    outer = function("G", [helper.make_node("F", ["p", "q"], ["r"], domain="local")], opset)
+    unused = function("Unused", [node("Add", ["p", "q"], "r")], opset)
+    model = with_functions(scaled(opset), outer, unused, calls=("F", "G", "F"))
+    weight = np.float16([2, 3])
+    model.graph.initializer.append(numpy_helper.from_array(weight, "half"))
+    path = tmp_path / "functions.onnx"
+    path.write_bytes(to_bytes(model))
+    read = read_model(path)
+    assert not read.functions
+    assert ops(read) == ["Mul", "Add"] * 3
+    assert [(item.domain, item.version) for item in read.opset_import] == [("", 18)]
+    assert read.graph.initializer[1].raw_data == weight.tobytes()
+    x = np.float32([1, -2])
+    assert run(read, x=x)[0].tolist() == run(model, x=x)[0].tolist() == [8, -16]
+    assert run(GraphEditor(read).close(), x=x)[0].tolist() == [8, -16]
+
+
+def test_attributes_of_local_functions_are_followed(tmp_path):
+    body = node("LeakyRelu", ["p"], "r")
+    body.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    model = with_functions(function("F", [body], attributes=["slope"]))
+    model.graph.node[0].attribute.append(helper.make_attribute("slope", 0.5))
+    path = tmp_path / "attributes.onnx"
+    path.write_bytes(to_bytes(model))
+    assert run(read_model(path), x=np.float32([4, -4]))[0].tolist() == [4, -2]
+
+
+def test_local_functions_that_cannot_be_inlined_are_refused(tmp_path):
+    model = with_functions(scaled())
+    model.opset_import.append(helper.make_opsetid("custom", 1))
+    model.functions[0].opset_import.append(helper.make_opsetid("custom", 2))
+    path = tmp_path / "custom.onnx"
+    path.write_bytes(to_bytes(model))
+    with pytest.raises(ModelError, match=r"custom.onnx has local functions that cannot be inlined: Opset mismatch"):
+        read_model(path)
+
+
+def test_a_local_function_of_another_meaning_is_refused(tmp_path):
+    squeeze = function("F", [node("Squeeze", ["p"], "r")], opset=12)  # from opset 13 on its axes are an input
+    path = tmp_path / "older.onnx"
+    path.write_bytes(to_bytes(with_functions(squeeze)))
+    with pytest.raises(ModelError, match="not valid ONNX: Opset import"):
+        read_model(path)

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from _helpers.graphs import graph, node
 from _helpers.planted import findings, of_rule
+from krl_deploy.graph.files import inline_functions
 from krl_deploy.rules.operators import SINCE, TYPES, UNSUPPORTED
 from krl_deploy.rules.support import check_operators
 from krl_deploy.rules.targets import parse_target
@@ -270,8 +271,10 @@ def test_control_flow_is_looked_at_for_its_operators():
 def test_local_functions_are_looked_into():
     body = [helper.make_node("Det", ["a"], ["b"], name="inner")]
     function = helper.make_function("local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 20)])
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [2, 2]), ("y", []))
+    ]
     shell = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="local")], "g", values[:1], values[1:])
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
     model = helper.make_model(shell, functions=[function], opset_imports=imports)
-    assert [found.op for found in of_rule(model, "operators/supported")] == ["Det"]
+    assert [found.op for found in of_rule(inline_functions(model), "operators/supported")] == ["Det"]
