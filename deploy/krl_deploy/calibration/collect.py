@@ -27,7 +27,7 @@ __all__ = ["collect", "with_outputs"]
 _VALUES_IN_BATCH = 1 << 18  # of the input, 1 MiB as float32: small images run together, large ones one by one
 # Of all read activations of a batch: bounds memory, whatever the network and the image size
 _BYTES_OF_TENSORS = 64 << 20
-_SECONDS_BETWEEN_SAVES = 5.0  # at most this much work is lost with an interruption; a save takes milliseconds
+_SECONDS_BETWEEN_SAVES = 5.0  # an interruption loses about this much work, at most
 _REDUCTIONS = ("ReduceMin", "ReduceMax")
 
 

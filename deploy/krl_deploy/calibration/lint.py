@@ -17,8 +17,8 @@ _log = logging.getLogger("krl")
 ENOUGH = 32
 """Fewer pictures than this leave ranges that a few more pictures would widen."""
 
-_LEAST_CORRELATION = 0.1  # of neighboring pixels: about 0 for noise, above 0.8 for photographs; chosen far from both
-_SAMPLE = 256  # images that are looked at: enough to tell noise from photographs, and a bounded time
+_LEAST_CORRELATION = 0.1  # of neighboring pixels: noise has about 0, real images 0.5 and more (check_pictures)
+_SAMPLE = 256  # images that are looked at, so that the time is bounded
 _BATCH_TOLERANCE = 0.01  # of a range: far above the rounding between batch sizes, far below what batch statistics do
 _SHOWN = 5  # names in a message; more would hide what is to be done
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.int8 import LARGEST_INT8
+
 from .histogram import Histogram
 
 __all__ = ["entropy", "mse"]
 
-_LEVELS = 128  # magnitudes of an int8, 0 to 127
+_LEVELS = LARGEST_INT8 + 1  # magnitudes of an int8, from 0 on
 _STEP = 32
 """Candidate thresholds are this many bins apart, 1/128 of the histogram's limit."""
 

@@ -29,7 +29,7 @@ from .variants import tensors_to_calibrate
 
 __all__ = ["calibrate", "measure_tensors"]
 
-_SAMPLE = 64  # images for means and largest magnitudes of channels, which settle sooner than ranges
+_SAMPLE = 64  # images for means and largest magnitudes of channels; bounds the time, chosen
 _ALONE = 8  # images run one by one and together: one that differs is enough to find batch statistics
 _ONE = np.ones(1, np.float32)
 
