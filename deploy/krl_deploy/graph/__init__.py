@@ -1,4 +1,7 @@
-"""Passes over ONNX graphs: each takes a model and returns a new one, checked and with its types inferred anew."""
+"""ONNX graphs: reading, editing and cleaning them, operator sets, image inputs, and which operators INT8 is for.
+
+A pass takes a model and returns a new one, checked and with its types inferred anew.
+"""
 
 __all__ = ["LOGITS", "PICTURES", "PIXELS", "RESTORED"]
 
