@@ -24,7 +24,7 @@ from .task import Batch, Seen, Source
 
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
 
-_LARGEST = 1024  # pixels a side of a part that is calibrated on: bounds the memory of activations
+_LARGEST = 1024  # pixels a side of what is evaluated of an image: bounds the memory of activations
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
 DEGRADATIONS = ("bicubic", "noise", "jpeg")
 _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean

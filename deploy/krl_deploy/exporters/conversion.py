@@ -31,8 +31,8 @@ FEW = 4
 """Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
 
 OF_ROUNDING = 4
-"""Accepted difference from torch in units of torch's own rounding, measured between two orders of its sums: the graph
-is a third order, and four leaves room for its share and for the maximum over other inputs."""
+"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgement, which
+leaves room for the graph's own rounding and for other inputs."""
 
 
 def source_of(run: Run) -> dict[str, Any]:

@@ -33,7 +33,7 @@ __all__ = ["adopt_restorer"]
 
 _log = logging.getLogger("krl")
 
-_SIDE = 48  # pixels a side of what a restorer of open size is tried on: several times the usual receptive field
+_SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgement, small and thus quick
 
 
 def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, Any]:

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-from krl_train.config import ImportConfig
-from krl_train.data import open_source, preprocessing_for
-from krl_train.evaluation.evaluate import evaluate_run, pick_split
-from krl_train.models import Network, build_model
+from krl_runtime.files import sha256_file
+from krl_train.config import ImportConfig, to_plain
 from krl_train.models.generators import is_generator
-from krl_train.run import ModelSpec, Run
-from krl_train.training.fit import network_size
+from krl_train.run import Run, RunRecord
+from krl_train.training.fit import prepare_out
 
-from .weights import _log, match_weights, read_weights, write_import
+from .classification import classifier_target
+from .generation import generator_target
+from .style import style_target
+from .target import Target
+from .weights import match_weights
 
 __all__ = ["import_weights"]
 
 
 def import_weights(config: ImportConfig) -> Run:
-    """Turn foreign weights into a run, and measure them if there is data.
+    """Turn third-party weights into a run, and measure them if there is data.
 
     Raises:
         KrlError: The weights do not fit the network, or the data cannot be used.
+        RunError: There is a run and ``--overwrite`` is not given.
     """
+    target = _target(config)
+    match_weights(target.read(config.weights), target.network.backbone, f"weights {config.weights}")
+    measured = target.measure()
+    record = RunRecord(
+        task=target.task,
+        model=target.spec,
+        preprocessing=target.network.preprocessing,
+        labels=target.labels,
+        command="krl-train import",
+        configuration=to_plain(config),
+        seed=0,
+        data=measured.data,
+        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
+        metrics=measured.metrics,
+    )
+    prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
+    return Run.write(config.out, record, target.network.backbone.state_dict())
+
+
+def _target(config: ImportConfig) -> Target:
     if is_generator(config.model):
-        from .generator import import_generator
-
-        return import_generator(config)
+        return generator_target(config)
     if config.model.startswith("style-"):
-        from .style import import_style
-
-        return import_style(config)
-    tensors = read_weights(config.weights)
-    source = open_source(config.data)
-    labels = source.labels
-    if config.input.mean is None or config.input.std is None:
-        _log.warning("--mean and --std are not given; ImageNet's are assumed: check that the weights were trained so")
-    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=True)
-    spec = ModelSpec(config.model, len(labels), preprocessing.channels)
-    network = Network(build_model(spec.name, spec.num_classes, spec.in_channels), preprocessing)
-    match_weights(tensors, network.backbone, f"weights {config.weights}")
-    split = pick_split(source, config.split, trained_on=None)
-    data = source.read(split, preprocessing, limit=config.data.val_limit)
-    metrics = evaluate_run(network, labels, data, config.device)
-    measured = {**metrics, "split": split, **network_size(network)}
-    described = source.describe({"val": data})
-    return write_import(config, "classification", spec, network, measured, data=described, labels=labels)
+        return style_target(config)
+    return classifier_target(config)

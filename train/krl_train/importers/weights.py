@@ -1,29 +1,25 @@
-"""Foreign weights: read without executing anything in them, matched to a network of krl's, and measured."""
+"""Third-party weights: read without executing anything in them, and matched to a network of krl's."""
 
 from __future__ import annotations
 
-import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from krl_runtime.errors import ModelError
-from krl_runtime.files import sha256_file
-from krl_train.config import ImportConfig, to_plain
-from krl_train.models import Network
-from krl_train.models.generators import Generator
-from krl_train.models.restorers import Restorer
-from krl_train.run import ModelSpec, Run, RunRecord, check_finite
-from krl_train.training.fit import prepare_out
+from krl_train.run import check_finite
 
-__all__ = ["match_weights", "read_weights", "write_import"]
+__all__ = ["match_weights", "read_npz", "read_weights"]
 
-_log = logging.getLogger("krl")
-
-_MAX_BYTES = 8 * 2**30  # 2 billion float32 weights: a bound before anything is read
+# Chosen so that every image network known passes, and a file cannot fill the memory of a workstation.
+_MAX_BYTES = 8 * 2**30
+# An npz is compressed: its size says little, so what it unpacks to is bounded. The networks in it have some megabytes.
+_MAX_NPZ_BYTES = 2**30
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
 _PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.")
 
@@ -60,6 +56,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _tensors(content, path)
 
 
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Read an npz of float arrays, without executing anything in it.
+
+    Raises:
+        ModelError: It is missing, damaged, too large, or holds other things than numbers.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights {path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > _MAX_NPZ_BYTES:
+            raise ModelError(f"weights {path} have {size} bytes unpacked; at most {_MAX_NPZ_BYTES} are accepted")
+        with np.load(path, allow_pickle=False) as content:
+            return {name: torch.from_numpy(np.asarray(content[name], np.float32)) for name in content.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"weights {path} cannot be read as an npz of numbers: {error}") from error
+
+
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):
         if not isinstance(content, Mapping):
@@ -77,10 +92,10 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
-    """Load foreign tensors into a network, with and without prefixes such as ``module.``.
+    """Load third-party tensors into a network, with and without prefixes such as ``module.``.
 
     Args:
-        tensors: By the foreign names.
+        tensors: By their own names.
         model: The network.
         where: The file, for messages.
 
@@ -115,43 +130,3 @@ def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
-
-
-def write_import(
-    config: ImportConfig,
-    task: str,
-    spec: ModelSpec,
-    network: Network | Generator | Restorer,
-    metrics: Mapping[str, Any],
-    *,
-    data: Mapping[str, Any],
-    labels: tuple[str, ...] = (),
-) -> Run:
-    """Write the run of a network that has foreign weights.
-
-    Args:
-        config: Where the weights come from, and where the run goes.
-        task: What the network does.
-        spec: What makes it again.
-        network: With its weights.
-        metrics: What was measured.
-        data: Identity of the data that it was measured on.
-        labels: Class names, where it has any.
-
-    Raises:
-        RunError: There is a run and ``--overwrite`` is not given.
-    """
-    record = RunRecord(
-        task=task,
-        model=spec,
-        preprocessing=network.preprocessing,
-        labels=labels,
-        command="krl-train import",
-        configuration=to_plain(config),
-        seed=0,
-        data=data,
-        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
-        metrics=metrics,
-    )
-    prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
-    return Run.write(config.out, record, network.backbone.state_dict())

@@ -1,4 +1,4 @@
-"""Foreign generators: ``krl-train import`` where ``--model`` names a generator."""
+"""Third-party generators: ``krl-train import`` where ``--model`` names a generator."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import ImportConfig
 from krl_train.data import open_source
 from krl_train.models.generators import build_generator
-from krl_train.run import ModelSpec, Run
+from krl_train.run import ModelSpec
 from krl_train.training.gan import generator_size
 
-from .weights import match_weights, read_weights, write_import
+from .target import Measured, Target
 
-__all__ = ["import_generator"]
+__all__ = ["generator_target"]
 
 
-def import_generator(config: ImportConfig) -> Run:
-    """Turn a foreign generator's weights into a run.
+def generator_target(config: ImportConfig) -> Target:
+    """Return the generator that the weights are for.
 
     Nothing is measured: ``krl-train evaluate`` does that, with a classifier. Data is not needed; where it is named,
     the run remembers it.
 
     Raises:
-        KrlError: The weights do not fit the generator, or its size is not given.
+        UsageError: The size of its images or of its latents is not given.
+        KrlError: The generator or the data cannot be used.
     """
     size, channels = config.input.size, config.input.channels
     if size is None or channels is None or config.latent is None:
@@ -38,9 +39,13 @@ def import_generator(config: ImportConfig) -> Run:
     )
     spec = ModelSpec(config.model, 0, channels, {"latent": config.latent})
     generator = build_generator(spec, preprocessing)
-    match_weights(read_weights(config.weights), generator.backbone, f"weights {config.weights}")
-    data: dict[str, Any] = {}
-    if config.data.data is not None:
-        source = open_source(config.data, classes=False)
-        data = source.describe({"train": source.read("train", preprocessing), "val": source.read("val", preprocessing)})
-    return write_import(config, "generation", spec, generator, generator_size(generator), data=data)
+
+    def measure() -> Measured:
+        data: dict[str, Any] = {}
+        if config.data.data is not None:
+            source = open_source(config.data, classes=False)
+            sets = {split: source.read(split, preprocessing) for split in ("train", "val")}
+            data = source.describe(sets)
+        return Measured(generator_size(generator), data)
+
+    return Target("generation", spec, generator, measure)
