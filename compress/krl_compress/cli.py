@@ -11,14 +11,13 @@ from krl_runtime.cli.commandline import dispatch, print_json
 from krl_runtime.cli.tables import table
 from krl_train.processes import leave_group
 
-from .config import DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
 
 if TYPE_CHECKING:
     from krl_train.run import Run
 
 __all__ = ["main"]
 
-_RECIPES = Path(__file__).parent / "recipes"
 _COLUMNS = (
     "top1",
     "loss",
@@ -101,7 +100,7 @@ def recipes(config: RecipesConfig) -> None:
 
 
 def _files() -> list[Path]:
-    return sorted(_RECIPES.glob("*.yaml"))
+    return sorted(RECIPES.glob("*.yaml"))
 
 
 def _show(runs: list[Run], json: bool) -> None:
@@ -130,7 +129,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return leave_group(dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=_RECIPES))
+    return leave_group(dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=RECIPES))
 
 
 if __name__ == "__main__":

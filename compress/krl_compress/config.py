@@ -12,6 +12,7 @@ from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
 
 __all__ = [
+    "RECIPES",
     "CacheConfig",
     "DistillConfig",
     "GeneratorStudentConfig",
@@ -22,6 +23,9 @@ __all__ = [
     "RecipesConfig",
     "StudyConfig",
 ]
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Folder of the recipes, NAME.yaml."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 

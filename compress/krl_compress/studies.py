@@ -19,13 +19,12 @@ from krl_runtime.files import write_atomic
 from krl_runtime.progress import progress_bar
 from krl_train.run import RECORD, Run
 
-from .config import StudyConfig
+from .config import RECIPES, StudyConfig
 
-__all__ = ["RECIPES", "study"]
+__all__ = ["HEADER", "rows_as_cells", "show", "study"]
 
 _log = logging.getLogger("krl")
 
-RECIPES = Path(__file__).parent / "recipes"
 BASELINE = "baseline"
 
 

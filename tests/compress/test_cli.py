@@ -7,8 +7,8 @@ import pytest
 
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
+from krl_compress.config import RECIPES
 from krl_compress.distillers import parse_term
-from krl_compress.studies import RECIPES
 from krl_train.run import Run
 
 FAST = ["--data", "digits", "--limit", "200", "--val-limit", "100", "--epochs", "1", "--batch-size", "50"]

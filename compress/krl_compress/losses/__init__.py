@@ -1,8 +1,8 @@
 """Distillation losses: pure functions of tensors, computed in float32 at least, the teacher always detached.
 
 What holds for all of one kind stands at the top of its module: :mod:`.logits` and :mod:`.decoupled` (logits, the
-latter with labels), :mod:`.features` (feature maps), :mod:`.relations` (relations in a batch). :mod:`.adapters` has the
-modules with parameters or memory.
+latter with labels), :mod:`.features` (feature maps), :mod:`.relations` (relations in a batch), :mod:`.alignment` (maps
+of generators), :mod:`.inversion` (a classifier alone). :mod:`.adapters` has the modules with parameters or memory.
 """
 
 from __future__ import annotations
