@@ -1,9 +1,8 @@
 """Losses between the relations that student and teacher see among the samples of a batch.
 
-Embeddings are (N, D): N samples, D numbers each (pooled features, say); D may differ between the two networks unless
-the function says otherwise. Common to all: any floating dtype, computed in float32 at least; one scalar comes back, at
-least 0; no gradient flows into the teacher; shapes that are not accepted raise
-:class:`krl_runtime.errors.UsageError`.
+Embeddings are (N, D): N samples, D numbers each (pooled features, say); D may differ between the two networks. Common
+to all: any floating dtype, computed in float32 at least; one scalar comes back, at least 0; no gradient flows into the
+teacher; shapes that are not accepted raise :class:`krl_runtime.errors.UsageError`.
 
 These losses depend on which samples come together. They see only the tensors that they are given: over several
 processes gather these first. What duplicating the batch does to the value is said with each.
@@ -27,8 +26,8 @@ __all__ = ["cc", "crd_contrast", "pkt", "rkd_angle", "rkd_distance", "sp"]
 _CHUNK_NUMBERS = 2**22  # how many numbers make a chunk of rkd_angle: 16 MiB in float32
 
 
-def _check_embeddings(student: Tensor, teacher: Tensor, same: str = "N") -> tuple[Tensor, Tensor]:
-    return check_pair(student, teacher, what="embeddings", form="N D", same=same)
+def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return check_pair(student, teacher, what="embeddings", form="N D", same="N")
 
 
 @full_precision
