@@ -29,8 +29,8 @@ from krl_train.tasks.optim import default_learning_rate
 __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 
 _PICTURES = 512  # images on which scales are first observed; training then learns them
-_BATCH = 64  # images in a run while observing
-_SHARE_OF_LEARNING_RATE = 0.1  # a trained network is fine-tuned: at the full rate it would first unlearn
+_BATCH = 64  # images in a run while observing: bounds memory; scales come from maxima, so it changes nothing else
+_SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as docs/precision.md was measured with; a judgement
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
 
 
