@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["AdoptConfig", "CheckConfig", "Equalise", "ExportConfig", "HalfConfig", "Method", "QuantizeConfig"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
@@ -14,9 +13,6 @@ from krl_train.models.generators import Generator
 from krl_train.run import Run, RunRecord
 
 from . import Conditions, read_conditions
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["GeneratorData", "open_generator", "read_data"]
 
