@@ -12,7 +12,7 @@ from krl_train.data import PixelSet, Source, open_source
 from krl_train.models.generators import Generator
 from krl_train.run import Run, RunRecord
 
-from . import Conditions, read_conditions
+from .conditions import Conditions, read_conditions
 
 __all__ = ["GeneratorData", "open_generator", "read_data"]
 
