@@ -20,7 +20,7 @@ import onnx
 from _peers import machine
 from onnx import numpy_helper
 
-from krl_deploy.bundles.reference import write_reference
+from krl_deploy.bundles.reference import make_reference
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.session import open_cpu
@@ -87,18 +87,16 @@ def plant(bundle: Bundle, out: Path, arguments: argparse.Namespace) -> Bundle:
     error = np.abs(outputs_of(open_cpu(data), golden["pixels"]) - golden["logits"]).max()
     if error > 0.01 * np.abs(golden["logits"]).max():
         raise SystemExit(f"planting changed FP32's logits by {error:.3g}: this is not a CIFAR-style residual net")
-    return write_reference(
-        out,
+    reference = make_reference(
         data,
-        golden["pixels"],
-        golden["logits"],
+        {"pixels": golden["pixels"]},
+        {"logits": golden["logits"]},
         name="planted",
         preprocessing=bundle.manifest.preprocessing,
-        labels=bundle.manifest.labels,
-        evidence={},
         source={"planted": f"channels {arguments.channels} {arguments.loud:g} times as loud"},
-        overwrite=True,
+        labels=bundle.manifest.labels,
     )
+    return reference.write(out, {}, overwrite=True)
 
 
 if __name__ == "__main__":

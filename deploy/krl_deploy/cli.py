@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> None:
         print_json(result)
         return
     parity = result["parity"]
-    what = f"{result['labels']} classes" if "labels" in result else result["task"]
+    what = f"{result['labels']} classes" if result["task"] == "classification" else result["task"]
     facts = {
         "model": f"{result['model']}, {what}",
         "parameters": f"{result['parameters']:,}",

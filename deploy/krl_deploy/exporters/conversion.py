@@ -19,20 +19,13 @@ if TYPE_CHECKING:
 
     from krl_train.run import Run
 
-__all__ = ["EXPORT_BATCH", "FEW", "OF_ROUNDING", "PARITY_INPUTS", "convert", "source_of", "to_onnx"]
+__all__ = ["EXPORT_BATCH", "PARITY_INPUTS", "convert", "source_of", "to_onnx"]
 
 EXPORT_BATCH = 2
 """Inputs of the traced example: of one, exporters take the batch for a constant."""
 
 PARITY_INPUTS = 32
 """Inputs at least on which the graph is compared with torch: two batches of the golden ones."""
-
-FEW = 4
-"""Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
-
-OF_ROUNDING = 4
-"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgement, which
-leaves room for the graph's own rounding and for other inputs."""
 
 
 def source_of(run: Run) -> dict[str, Any]:

@@ -1,51 +1,43 @@
-"""``krl-deploy adopt``: a bundle from an ONNX classifier that somebody else made."""
+"""``krl-deploy adopt``: from an ONNX file that somebody else made to a bundle, whatever the task."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from krl_deploy.bundles.reference import check_target, write_reference
+from krl_deploy.bundles.reference import check_target, make_reference
 from krl_deploy.config import AdoptConfig
-from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose_any, open_data, with_label_indices
-from krl_deploy.evaluation.comparison import compare, outputs_of
-from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
-from krl_deploy.graph.image_input import Signature, signature, to_classifier
-from krl_deploy.graph.operators import INTEGER
-from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised, widened
 from krl_deploy.graph.session import open_cpu
-from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import ModelError
 from krl_runtime.files import sha256_file
-from krl_runtime.images.folders import decode
-from krl_runtime.images.preprocessing import Preprocessing
 
-from .original import TOLERANCE, in_known_opset, original_outputs
+from .classifier import import_classifier
+from .restorer import import_restorer
+from .rewritten import Rewritten
 
 __all__ = ["adopt"]
 
-_log = logging.getLogger("krl")
-
-_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float form is of another network
+_IMPORTERS: dict[str, Callable[[AdoptConfig, onnx.ModelProto], Rewritten]] = {
+    "classification": import_classifier,
+    "restoration": import_restorer,
+}
 
 
 def adopt(config: AdoptConfig) -> dict[str, Any]:
-    """Put preprocessing into a foreign classifier, check that it still answers the same, and write the bundle.
+    """Put preprocessing into a foreign model, check that it still answers the same, measure it, and write the bundle.
 
     Returns:
         What was made and measured, as plain JSON types.
 
     Raises:
-        ModelError: The file is not an ONNX classifier that krl can take.
-        UsageError: Labels, size, mean or std do not fit it.
+        ModelError: The file is not an ONNX model of the task that krl can take.
+        UsageError: An option does not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
             it is quantised.
         DataError: The pictures cannot be used.
@@ -53,107 +45,32 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
     """
     check_target(config.out, overwrite=config.overwrite)
     original = read_model(config.model)
-    check_finite(original)
-    if config.task == "restoration":
-        from .restorer import adopt_restorer
-
-        return adopt_restorer(config, original)
-    as_given, brought = original, _unquantised(original)
-    original = brought.model if brought else original
-    taken = signature(original)
-    preprocessing = _preprocessing(config, taken)
-    folder = open_data(config.data, on_bad=config.on_bad_image)
-    pictures = choose_any(folder, config.val_limit)
-    pixels, _ = decode(pictures[: config.golden], preprocessing, on_bad=config.on_bad_image)
-    model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
-    if brought:
-        brought = _as_adopted(brought, taken, model)
-        answers = _answers(widened(as_given), taken, preprocessing, pixels)
-        agreement = float((answers.argmax(axis=1) == logits.argmax(axis=1)).mean())
-        changes.append(_say(config, brought, agreement))
-    labels = _labels(config.labels, logits.shape[1])
-    data = to_bytes(model)
-    batches = decoded(with_label_indices(pictures, folder, labels), preprocessing, on_bad=config.on_bad_image)
-    count, scores = compare({"fp32": open_cpu(data)}, batches)
-    evidence = {
-        "top1": scores["fp32"].top1,
-        "count": count,
-        "data": folder.root.name,
-        "file_bytes": len(data),
-        "opset": opset_of(model),
-    }
-    batch = signature(model).shape[0]
-    bundle = write_reference(
-        config.out,
+    _check_finite(original)
+    rewritten = _IMPORTERS[config.task](config, original)
+    data, changes = to_bytes(rewritten.model), list(rewritten.changes)
+    reference = make_reference(
         data,
-        pixels,
-        logits,
+        rewritten.inputs,
+        rewritten.outputs,
         name=config.model.stem,
-        preprocessing=preprocessing,
-        labels=labels,
-        evidence=evidence,
+        preprocessing=rewritten.preprocessing,
         source={"kind": "onnx", "file": config.model.name, "sha256": sha256_file(config.model), "changes": changes},
-        overwrite=config.overwrite,
-        batch=batch,
-        brought=brought if brought and brought.ranges else None,
+        task=config.task,
+        labels=rewritten.labels,
+        settings=rewritten.settings,
+        brought=rewritten.brought,
     )
-    shape = ", ".join(map(str, (batch, *preprocessing.shape)))
+    evidence = {
+        **rewritten.measure(Bundle(config.out, reference.manifest), open_cpu(data)),
+        "file_bytes": len(data),
+        "opset": opset_of(rewritten.model),
+    }
+    bundle = reference.write(config.out, evidence, overwrite=config.overwrite)
+    shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
     return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
 
 
-def _unquantised(model: onnx.ModelProto) -> Unquantised | None:
-    """Return what a file in pairs says; ``None`` for a float one, and for one that computes on integers."""
-    if is_in_pairs(model):
-        return read_quantised(model)
-    integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
-    if integer:
-        _log.warning(
-            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is adopted as it is and runs "
-            "there; TensorRT does not take it, and krl cannot type it again. For a GPU start from the float model",
-            ", ".join(integer),
-        )
-    return None
-
-
-def _as_adopted(brought: Unquantised, taken: Signature, model: onnx.ModelProto) -> Unquantised:
-    """Return the ranges by the names that the tensors have in the bundle's graph."""
-    made = {name for node in model.graph.node for name in node.output}
-    # What reads the file's own input reads the normalised pixels now.
-    normalised = next(
-        (node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)),
-        taken.input,
-    )
-    named = {normalised if name == taken.input else name: limits for name, limits in brought.ranges.items()}
-    ranges = {name: limits for name, limits in named.items() if name in made}
-    if len(ranges) < len(named):
-        _log.warning("%d ranges of the file are of tensors that the bundle's graph has not", len(named) - len(ranges))
-    return Unquantised(model, ranges, brought.weight_scales)
-
-
-def _say(config: AdoptConfig, brought: Unquantised, agreement: float) -> str:
-    """Tell what became of a quantised file; return it in short.
-
-    Raises:
-        CheckFailedError: The float form has little to do with the file.
-    """
-    if agreement < _LEAST_AGREEMENT:
-        raise CheckFailedError(
-            f"the float form of the quantised file gives its answer on {agreement:.0%} of the pictures alone, accepted "
-            f"are {_LEAST_AGREEMENT:.0%}: give pictures of the kind that it was made for, or start from the float model"
-        )
-    _log.warning(
-        "the file is quantised; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
-        "the file's answer on %.1f %% of the golden pictures, and the ranges of its %d quantised activations. INT8 for "
-        "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
-        agreement * 100,
-        len(brought.ranges),
-        config.out,
-        config.data,
-    )
-    return f"quantised to INT8: taken apart into its float form and {len(brought.ranges)} ranges"
-
-
-def check_finite(model: onnx.ModelProto) -> None:
+def _check_finite(model: onnx.ModelProto) -> None:
     """Refuse a model with weights that are not finite numbers.
 
     Raises:
@@ -163,104 +80,3 @@ def check_finite(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
             raise ModelError(f"the model's weight {tensor.name} has values that are not finite numbers")
-
-
-def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
-    """Return what happens from a picture to the model's own input."""
-    sides = {}
-    for name, given, size in (("height", config.height, taken.shape[2]), ("width", config.width, taken.shape[3])):
-        fixed = size if isinstance(size, int) else None
-        if fixed is None and given is None:
-            raise UsageError(f"the model leaves its input's {name} open; give --{name}")
-        if fixed is not None and given is not None and fixed != given:
-            raise UsageError(f"--{name} is {given}, but the model's input is fixed to {fixed}; leave the option out")
-        sides[name] = int(fixed or given or 0)
-    channels = int(taken.shape[1])
-    if taken.dtype == TensorProto.UINT8 and (config.mean or config.std):
-        raise UsageError("the model takes uint8 and normalises it itself; leave --mean and --std out")
-    unit = 255.0 if config.input_range == "0-255" else 1.0
-    mean = config.mean or (0.0,) * channels
-    std = config.std or (1.0,) * channels
-    return Preprocessing(
-        **sides,
-        channels=channels,
-        resize=config.resize,
-        crop_fraction=config.crop_fraction,
-        interpolation=config.interpolation,
-        decode_tolerance=config.decode_tolerance,
-        mean=tuple(value / unit for value in mean),
-        std=tuple(value / unit for value in std),
-    )
-
-
-def _labels(given: Sequence[str], classes: int) -> tuple[str, ...]:
-    path = Path(given[0]) if len(given) == 1 else None
-    names = tuple(given)
-    if path is not None and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"labels file {path} is not UTF-8 text: {error}") from error
-        names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != classes:
-        raise UsageError(
-            f"{len(names)} labels were given ({', '.join(names[:3])} …), but the model has {classes} outputs; give one "
-            "name for each, in their order, or a file with a name on each line"
-        )
-    if len(set(names)) != classes:
-        raise UsageError("some labels are the same; each class needs a name of its own")
-    return names
-
-
-def _rewrite(
-    original: onnx.ModelProto,
-    taken: Signature,
-    preprocessing: Preprocessing,
-    pixels: npt.NDArray[np.uint8],
-) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
-    """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
-    model, changes = in_known_opset(original)
-    model = clean(model)
-    expected = _answers(original, taken, preprocessing, pixels)
-    failure: KrlError | None = None
-    for open_batch in (True, False):
-        candidate, further = to_classifier(model, preprocessing, open_batch=open_batch)
-        try:
-            logits = _check_same(candidate, pixels, expected)
-        except (BackendError, CheckFailedError) as error:
-            failure = failure or error
-            if taken.shape[0] != 1:
-                break
-            continue
-        if not open_batch:
-            _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
-        return candidate, [*changes, *further], logits
-    raise CheckFailedError(
-        f"the model with preprocessing and an open batch does not answer as the file does: {failure}"
-    )
-
-
-def _answers(
-    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    """Return what a file answers ``[N, classes]``."""
-    return original_outputs(model, taken, preprocessing, pixels, together=True).reshape(len(pixels), -1)
-
-
-def _check_same(
-    model: onnx.ModelProto, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return the rewritten model's logits, if they, or their softmax, are the original's outputs."""
-    session = open_cpu(to_bytes(model))
-    logits = outputs_of(session, pixels)
-    again = outputs_of(session, np.concatenate([pixels, pixels[:1]]), batch=len(pixels) + 1)[:-1]
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    softmax = powers / powers.sum(axis=1, keepdims=True)
-    error = min(float(np.abs(values - expected).max()) for values in (logits, softmax))
-    error = max(error, float(np.abs(again - logits).max()))
-    accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not error <= accepted:
-        raise CheckFailedError(
-            f"the outputs differ by {error:.3g} on {len(pixels)} pictures, accepted are {accepted:.3g}"
-        )
-    return logits

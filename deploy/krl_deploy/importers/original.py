@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+from krl_deploy.config import AdoptConfig
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
@@ -17,7 +18,7 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["TOLERANCE", "in_known_opset", "original_outputs"]
+__all__ = ["TOLERANCE", "in_known_opset", "input_unit", "original_outputs"]
 
 _log = logging.getLogger("krl")
 
@@ -25,6 +26,11 @@ _LEAST_OPSET = 18  # the oldest that krl's passes know: from it on ReduceMean ta
 TOLERANCE = 1e-3
 """Accepted difference of a bundle's outputs from the file's, times the largest output: rewriting changes the order of
 sums, and nothing else."""
+
+
+def input_unit(config: AdoptConfig) -> float:
+    """Return what white is in the file's own range of pixels, which mean and std are given in."""
+    return 255.0 if config.input_range == "0-255" else 1.0
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

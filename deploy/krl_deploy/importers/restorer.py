@@ -1,4 +1,4 @@
-"""``krl-deploy adopt --task restoration``: a bundle from an ONNX restorer that somebody else made."""
+"""Importing an ONNX restorer that somebody else made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_deploy.bundles.reference import write_picture_maker
 from krl_deploy.config import AdoptConfig
 from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation import Source, task_of
@@ -19,39 +18,32 @@ from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.cleanup import clean
-from krl_deploy.graph.files import opset_of, to_bytes
+from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature
 from krl_deploy.graph.restorer import local_radius, open_sides, scale_of, to_restorer
 from krl_deploy.graph.session import open_cpu
+from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
-from krl_runtime.files import sha256_file
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .original import TOLERANCE, in_known_opset, original_outputs
+from .original import TOLERANCE, in_known_opset, input_unit, original_outputs
+from .rewritten import Rewritten
 
-__all__ = ["adopt_restorer"]
+__all__ = ["import_restorer"]
 
 _log = logging.getLogger("krl")
 
 _SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgement, small and thus quick
 
 
-def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, Any]:
-    """Let a foreign restorer take pixels of any size, check that it still answers the same, and write the bundle.
-
-    Args:
-        config: The options.
-        original: The model, checked.
-
-    Returns:
-        What was made and measured, as plain JSON types.
+def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten:
+    """Let a foreign restorer take pixels of any size, and check that it still answers the same.
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
         UsageError: Scale, colour, size, mean or std do not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file.
         DataError: The pictures cannot be used.
-        BundleError: ``out`` exists and is not to be replaced.
     """
     taken = signature(original)
     scale = config.scale or scale_of(original)
@@ -65,34 +57,21 @@ def adopt_restorer(config: AdoptConfig, original: onnx.ModelProto) -> dict[str, 
     settings = {"scale": scale, "colour": colour, "overlap": None, "degradation": {"kind": config.degradation}}
     pixels = _pixels(config, preprocessing, settings)
     made = original_outputs(original, taken, preprocessing, pixels, together=False)
-    expected = made * np.float32(255 / _peak(config))
+    expected = made * np.float32(255 / input_unit(config))
     model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
     settings["overlap"] = local_radius(model, scale)
     if not isinstance(signature(model).shape[2], int):
         # Any size will do: what is kept and calibrated on need not be as large as the file's own input.
         height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
         preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
-    data = to_bytes(model)
-    evidence: dict[str, Any] = {"file_bytes": len(data), "opset": opset_of(model), "data": config.data.name}
-    bundle = write_picture_maker(
-        config.out,
-        data,
-        {PIXELS: pixels},
-        {RESTORED: outputs_of(open_cpu(data), pixels)},
-        task="restoration",
-        name=config.model.stem,
-        preprocessing=preprocessing,
-        settings=settings,
-        evidence=evidence,
-        source={"kind": "onnx", "file": config.model.name, "sha256": sha256_file(config.model), "changes": changes},
-        overwrite=config.overwrite,
-    )
-    task = task_of(bundle, Source(config.data, config.val_limit, 1.0, config.on_bad_image))
-    count, scores = compare({"fp32": open_cpu(data)}, task.batches(), task.tally)
-    evidence |= {"psnr": scores["fp32"].psnr, "count": count}
-    bundle = bundle.update({}, evidence={"fp32": evidence})
-    shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
-    return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
+
+    def measure(bundle: Bundle, session: Any) -> dict[str, Any]:
+        task = task_of(bundle, Source(config.data, config.val_limit, 1.0, config.on_bad_image))
+        count, scores = compare({"fp32": session}, task.batches(), task.tally)
+        return {"psnr": scores["fp32"].psnr, "count": count, "data": config.data.name}
+
+    outputs = {RESTORED: outputs_of(open_cpu(to_bytes(model)), pixels)}
+    return Rewritten(model, {PIXELS: pixels}, outputs, preprocessing, changes, measure, settings)
 
 
 def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
@@ -102,7 +81,7 @@ def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
         if isinstance(fixed, int) and sides[name] != fixed:
             raise UsageError(f"--{name} is {sides[name]}, but the model's input is fixed to {fixed}; leave it out")
     channels = int(taken.shape[1])
-    unit = 255.0 if config.input_range == "0-255" else 1.0
+    unit = input_unit(config)
     height, width = (side if isinstance(side, int) else _SIDE for side in sides.values())
     return Preprocessing(
         height,
@@ -124,10 +103,6 @@ def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any
     return np.stack(parts)
 
 
-def _peak(config: AdoptConfig) -> float:
-    return 255.0 if config.input_range == "0-255" else 1.0
-
-
 def _rewrite(
     original: onnx.ModelProto,
     preprocessing: Preprocessing,
@@ -140,7 +115,7 @@ def _rewrite(
     model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
-    channels, peak = preprocessing.channels, _peak(config)
+    channels, peak = preprocessing.channels, input_unit(config)
     anything = {
         "input": ("batch", channels, "height", "width"),
         "output": ("batch", channels, "scaled_height", "scaled_width"),

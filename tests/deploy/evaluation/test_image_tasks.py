@@ -18,7 +18,8 @@ from krl_deploy.evaluation import Loss, Source, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
 from krl_deploy.evaluation.images import Pictures, PictureScore, PictureTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
-from krl_deploy.exporters.images import _parity, _Plan
+from krl_deploy.exporters.parity import check_parity, torch_outputs
+from krl_deploy.exporters.plan import Plan
 from krl_deploy.precision import quantize as quantize_module
 from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
 from krl_runtime.device.selftest import selftest
@@ -186,7 +187,7 @@ def test_export_without_its_pictures(restorer_run, tmp_path, photographs, capsys
     gone = record("restoration", restorer_run.record.model, restorer_run.record.preprocessing, {"source": "/nowhere"})
     run = Run.write(tmp_path / "run", gone, restorer_run.state())
     assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl")]) == 2
-    assert "parity and golden inputs need real pictures" in capsys.readouterr().err
+    assert "parity and golden inputs need real images" in capsys.readouterr().err
     assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl"), "--data", str(photographs)]) == 0
 
 
@@ -197,15 +198,14 @@ def test_parity_that_fails(restorer_run):
 
     batch = torch.export.Dim("batch")
     model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)
-    plan = _Plan(model, {"pixels": pixels}, None, "restored", restorer_run.record.preprocessing, {}, 0)
-    with torch.inference_mode():
-        wanted = network(torch.from_numpy(pixels)).numpy()
-    assert _parity(model.SerializeToString(), network, plan, wanted, 0.01)["max_abs_error"] < 0.01
+    plan = Plan(network, model, {"pixels": pixels}, "restored", restorer_run.record.preprocessing, 0)
+    data, tolerance = model.SerializeToString(), 0.01 / 255
+    wanted = torch_outputs(network, plan.inputs)
+    assert check_parity(data, plan, wanted, tolerance)["max_abs_error"] < 0.01
     with torch.no_grad():
         next(network.parameters()).mul_(1.5)
-        wanted = network(torch.from_numpy(pixels)).numpy()
-    with pytest.raises(CheckFailedError, match="differ from torch's by"):
-        _parity(model.SerializeToString(), network, plan, wanted, 0.01)
+    with pytest.raises(CheckFailedError, match="images differ from torch's by"):
+        check_parity(data, plan, torch_outputs(network, plan.inputs), tolerance)
 
 
 def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, capsys):

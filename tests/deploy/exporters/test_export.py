@@ -11,14 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from _helpers.digits import LABELS, pixels_of
+from _helpers.digits import LABELS, PREPROCESSING, pixels_of
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
-from krl_deploy.exporters import export as module
+from krl_deploy.exporters import classifier
+from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
+from krl_deploy.exporters.parity import check_parity, torch_outputs
+from krl_deploy.exporters.plan import Plan
+from krl_deploy.graph.files import to_bytes
 from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
-from krl_runtime.errors import CheckFailedError, UsageError
+from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes
 from krl_train.run import RECORD, WEIGHTS, Run
 
@@ -96,7 +100,7 @@ def test_the_same_run_gives_the_same_bundle_and_existing_ones_are_kept(tmp_path,
 def test_without_data_the_runs_own_is_read(run, exported):
     from krl_train.data import load_split
 
-    pixels = module._real_inputs(ExportConfig(run.path, run.path), run)
+    pixels = classifier._real_inputs(ExportConfig(run.path, run.path), run)
     expected, _ = load_split(run.record, "val", 32)
     assert np.array_equal(pixels, expected)
     assert pixels.shape == (32, 1, 16, 16)
@@ -107,7 +111,7 @@ def test_data_that_is_not_there_any_more_asks_for_some(tmp_path, run, capsys):
     Run.write(tmp_path / "moved", moved, run.state())
     assert main(["export", str(tmp_path / "moved"), "-o", str(tmp_path / "a.krl")]) == 2
     error = capsys.readouterr().err
-    assert "need real pictures" in error
+    assert "need real images" in error
     assert "give some with --data FOLDER" in error
     assert not (tmp_path / "a.krl").exists()
 
@@ -133,8 +137,8 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path, run, digits, capsys)
 def test_a_run_that_overflows_is_refused(run):
     network = run.network()
     network.backbone.linear.weight.data.fill_(3e38)
-    with pytest.raises(module.ModelError, match="logits that are not finite numbers"):
-        module._torch_logits(network, np.full((1, 1, 16, 16), 255, np.uint8))
+    with pytest.raises(ModelError, match="answers real inputs with numbers that are not finite"):
+        torch_outputs(network, {"pixels": np.full((1, 1, 16, 16), 255, np.uint8)})
 
 
 def test_no_run_and_no_pictures(tmp_path, run, capsys):
@@ -156,20 +160,24 @@ class Linear(torch.nn.Module):
         return pixels.to(self.factor.dtype).flatten(1) * self.factor
 
 
+def parity(exported, network, pixels, tolerance):
+    """Compare a graph with another network than it was made from."""
+    plan = Plan(network, exported, {"pixels": pixels}, "logits", PREPROCESSING, 0)
+    return check_parity(to_bytes(exported), plan, torch_outputs(network, plan.inputs), tolerance)
+
+
 def test_parity_fails_where_the_graph_is_another_function():
-    data = module.to_bytes(module.to_onnx(Linear(1.0), (1, 2, 2), 20))
+    exported = to_onnx(Linear(1.0), (1, 2, 2), 20)
     pixels = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     network = Linear(1.001)
-    expected = module._torch_logits(network, pixels)
     with pytest.raises(CheckFailedError, match=r"differ from torch's by 0\.007 on 2 real inputs, accepted are 0\.0001"):
-        module._parity(data, network, pixels, expected, 1e-4)
-    assert module._parity(data, network, pixels, expected, 0.01)["batches"] == [1, 3]
+        parity(exported, network, pixels, 1e-4)
+    assert parity(exported, network, pixels, 0.01)["batches"] == [1, 3]
 
 
 def test_rounding_of_float32_itself_is_no_failure():
     """Logits of 1e8 are rounded by several units; no export can be closer to torch than torch to the truth."""
     factor = 400_000.123
-    data = module.to_bytes(module.to_onnx(Linear(factor), (1, 2, 2), 20))
     pixels = np.full((2, 1, 2, 2), 251, np.uint8)
 
     class Rounded(Linear):
@@ -177,9 +185,8 @@ def test_rounding_of_float32_itself_is_no_failure():
             logits = super().forward(pixels)
             return logits + 8 if logits.dtype == torch.float32 else logits
 
-    network = Rounded(factor)
-    expected = module._torch_logits(network, pixels)
-    assert module._parity(data, network, pixels, expected, 1e-4)["float32_rounding"] > 4
+    exported = to_onnx(Linear(factor), (1, 2, 2), 20)
+    assert parity(exported, Rounded(factor), pixels, 1e-4)["float32_rounding"] > 4
 
 
 def test_a_network_that_torch_cannot_export_is_told():
@@ -187,8 +194,8 @@ def test_a_network_that_torch_cannot_export_is_told():
         def forward(self, pixels):
             return pixels.float().flatten(1) if pixels.sum() > 3 else pixels.float().flatten(1) * 2
 
-    with pytest.raises(module.ModelError, match="torch cannot export the network"):
-        module.to_onnx(Branching(), (1, 2, 2), 20)
+    with pytest.raises(ModelError, match="torch cannot export the network"):
+        to_onnx(Branching(), (1, 2, 2), 20)
 
 
 def test_options_out_of_range():
@@ -200,8 +207,8 @@ def test_options_out_of_range():
 
 def test_another_opset_than_asked_for_is_said(tmp_path, run, digits, monkeypatch, caplog):
     """torch writes another opset than asked for where its conversion fails."""
-    written = module.to_onnx(run.network(), (1, 16, 16), 18)
-    monkeypatch.setattr(module, "to_onnx", lambda *_: written)
+    written = to_onnx(run.network(), (1, 16, 16), 18)
+    monkeypatch.setattr(classifier, "to_onnx", lambda *_: written)
     result = export(ExportConfig(run.path, tmp_path / "a.krl", data=digits, opset=19))
     assert result["opset"] == 18
     assert "torch wrote opset 18 instead of 19" in caplog.text

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from _helpers.graphs import constants, graph, node, run
 from krl_deploy.cli import main
 from krl_deploy.config import AdoptConfig
-from krl_deploy.importers import adopt as adopting
+from krl_deploy.importers import classifier as importing
 from krl_deploy.importers import original as module
 from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
@@ -244,7 +244,7 @@ def test_a_uint8_model_normalises_itself(options, tmp_path, capsys):
 
 
 def test_a_rewritten_model_that_answers_otherwise_is_refused(exported, options, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(adopting, "_answers", lambda *_: np.zeros((16, 10), np.float32))
+    monkeypatch.setattr(importing, "_answers", lambda *_: np.zeros((16, 10), np.float32))
     assert main(options(foreign(exported))) == 1
     assert "the outputs differ by" in capsys.readouterr().err
     assert issubclass(CheckFailedError, Exception)

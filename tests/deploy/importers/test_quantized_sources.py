@@ -16,11 +16,12 @@ from _helpers.graphs import constants, ops, run
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import AdoptConfig, ExportConfig, QuantizeConfig
+from krl_deploy.exporters import classifier as exporting
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.quantized import read_quantised
 from krl_deploy.graph.session import count_convolutions, optimised_graph
-from krl_deploy.importers import adopt as adopt_module
+from krl_deploy.importers import classifier as importing
 from krl_deploy.importers.adopt import adopt
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.quantize import quantize
@@ -163,14 +164,12 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
 
 
 def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digits, tmp_path, monkeypatch):
-    from krl_deploy.exporters import export as module
-
     def half_the_ranges(model):
         read = read_quantised(model)
         ranges = {name: (low / 4, high / 4) for name, (low, high) in read.ranges.items()}
         return type(read)(read.model, ranges, read.weight_scales)
 
-    monkeypatch.setattr(module, "read_quantised", half_the_ranges)
+    monkeypatch.setattr(exporting, "read_quantised", half_the_ranges)
     with pytest.raises(CheckFailedError, match="the INT8 graph does not compute what was trained"):
         export(ExportConfig(trained.path, tmp_path / "t.krl", data=digits))
     assert not (tmp_path / "t.krl").exists()
@@ -233,9 +232,9 @@ def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp
 
 
 def test_ranges_of_another_kind_of_picture_are_told(foreign, digits, tmp_path, monkeypatch):
-    read = adopt_module.read_quantised
+    read = importing.read_quantised
     negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
-    monkeypatch.setattr(adopt_module, "read_quantised", negated)
+    monkeypatch.setattr(importing, "read_quantised", negated)
     with pytest.raises(CheckFailedError, match="the float form of the quantised file gives its answer on"):
         adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
 
@@ -258,7 +257,7 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     ]
     model = graph(nodes, {"x": ["n", 4]}, {"y": None}, values, dtypes={"y": "uint8"})
     with caplog.at_level(logging.WARNING, "krl"):
-        assert adopt_module._unquantised(model) is None
+        assert importing._unquantised(model) is None
     assert "computes on integers (QLinearMatMul)" in caplog.text
     assert "TensorRT does not take it" in caplog.text
 

@@ -40,20 +40,18 @@ def loud(bundle):
     scale(after.input[1], 1 / 2000)
     golden = bundle.golden()
     manifest = bundle.manifest
-    from krl_deploy.bundles.reference import write_reference
+    from krl_deploy.bundles.reference import make_reference
 
-    return write_reference(
-        bundle.path.with_name("loud.krl"),
+    reference = make_reference(
         model.SerializeToString(),
-        golden["pixels"],
-        golden["logits"],
+        {"pixels": golden["pixels"]},
+        {"logits": golden["logits"]},
         name="loud",
         preprocessing=manifest.preprocessing,
-        labels=manifest.labels,
-        evidence={},
         source={},
-        overwrite=False,
+        labels=manifest.labels,
     )
+    return reference.write(bundle.path.with_name("loud.krl"), {}, overwrite=False)
 
 
 def arguments(made, digits, *more):

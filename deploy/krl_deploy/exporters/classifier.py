@@ -1,0 +1,99 @@
+"""Exporting a classifier, also one that was trained as its INT8 form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.config import ExportConfig
+from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph import LOGITS, PIXELS
+from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised
+from krl_deploy.graph.session import open_cpu
+from krl_deploy.precision.emit_tensorrt import to_tensorrt
+from krl_deploy.precision.variants import came_in_float
+from krl_runtime.errors import CheckFailedError, KrlError
+from krl_runtime.images.folders import decode
+
+from .conversion import PARITY_INPUTS, to_onnx
+from .parity import torch_outputs
+from .plan import Plan, no_real_images
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
+
+__all__ = ["plan_classifier"]
+
+# Of the logits' spread: what the order of sums turns over in INT8 stays below; a missing scale does not.
+_OF_SPREAD = 0.05
+
+
+def plan_classifier(config: ExportConfig, run: Run) -> Plan:
+    """Convert a classifier, and read real inputs; see ``krl_deploy.exporters.export``."""
+    from krl_train.models import count_macs
+
+    network, preprocessing = run.network(), run.record.preprocessing
+    pixels = _real_inputs(config, run)
+    model = to_onnx(network, preprocessing.shape, config.opset)
+    trained, evidence = None, {}
+    if is_in_pairs(model):
+        trained = read_quantised(model)
+        model = trained.model
+        evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
+    return Plan(
+        network,
+        model,
+        {PIXELS: pixels},
+        LOGITS,
+        preprocessing,
+        count_macs(network, preprocessing.shape),
+        trained=trained,
+        evidence=evidence,
+    )
+
+
+def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
+    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from what the run was trained on."""
+    count = max(config.golden, PARITY_INPUTS)
+    if config.data is not None:
+        folder = open_data(config.data, on_bad=config.on_bad_image)
+        return decode(choose_any(folder, count), run.record.preprocessing, on_bad=config.on_bad_image)[0]
+    from krl_train.data import load_split
+
+    try:
+        pixels, _ = load_split(run.record, "val", count)
+    except (KrlError, KeyError) as error:
+        raise no_real_images(run, error) from error
+    return pixels
+
+
+def _check_int8(
+    trained: Unquantised, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
+) -> dict[str, Any]:
+    """Compare the INT8 graph of the trained ranges with what torch computed in training.
+
+    A sum that is added up in another order can round to the next integer, and some of these reach the logits: what is
+    accepted is a mean error of a twentieth of how far the logits spread.
+    """
+    ranges = dict(trained.ranges)
+    int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
+    rounded = {node.input[0] for node in int8.model.graph.node if node.op_type == "QuantizeLinear"}
+    logits = outputs_of(open_cpu(to_bytes(int8.model)), pixels)
+    error = float(np.sqrt(np.square(logits - expected).mean()) / max(float(expected.std()), 1e-12))
+    if rounded != ranges.keys() or error > _OF_SPREAD:
+        raise CheckFailedError(
+            f"the INT8 graph does not compute what was trained: its logits are off by {error:.1%} of their spread, "
+            f"accepted are {_OF_SPREAD:.0%}, and it rounds {len(rounded)} activations where the run has scales for "
+            f"{len(ranges)}; nothing was written. Export the float student (OUT/float, or what --student was)"
+        )
+    return {
+        "max_abs_error": float(np.abs(logits - expected).max()),
+        "relative_error": error,
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "activations": len(ranges),
+        "inputs": len(pixels),
+    }

@@ -1,0 +1,119 @@
+"""The exported graph beside torch on real inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph.session import open_cpu
+from krl_runtime.errors import CheckFailedError, ModelError
+
+from .conversion import EXPORT_BATCH
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_parity", "torch_outputs", "without_rounding"]
+
+_FEW = 4
+"""Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
+
+_OF_ROUNDING = 4
+"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgement, which
+leaves room for the graph's own rounding and for other inputs."""
+
+_BATCH = 16  # inputs that torch runs at once: bounds the memory of activations, and is fast enough for a few dozen
+
+
+def check_parity(
+    data: bytes, plan: Plan, expected: npt.NDArray[np.float32], tolerance: float
+) -> dict[str, float | int | list[int] | None]:
+    """Compare the exported graph with torch: one by one, in a batch unlike the export's, and in another size.
+
+    Args:
+        data: The graph.
+        plan: Its network and inputs.
+        expected: What torch makes of the inputs: logits ``[N, classes]``, or images ``[N, C, H, W]`` of 0 to 255.
+        tolerance: Accepted difference, for logits as it is, for images of a range of 0 to 1.
+
+    Raises:
+        CheckFailedError: They differ by more, and by more than float32 rounding explains.
+    """
+    images = expected.ndim > 2
+    accepted = 255 * tolerance if images else tolerance
+    count, session = len(expected), open_cpu(data)
+    batch = max(count, EXPORT_BATCH + 1)
+    several = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in plan.inputs.items()}
+    few = {name: array[:_FEW] for name, array in plan.inputs.items()}
+    made = outputs_of(session, several, batch=batch)[:count]
+    errors = [np.abs(made - expected).max(), np.abs(outputs_of(session, few, batch=1) - expected[:_FEW]).max()]
+    if plan.further is not None:
+        other = torch_outputs(plan.network, plan.further)
+        errors.append(np.abs(outputs_of(session, plan.further, batch=1) - other).max())
+    worst = float(max(errors))
+    rounding = None if worst <= accepted else _rounding(plan, expected)
+    if rounding is not None and not worst <= max(accepted, _OF_ROUNDING * rounding):
+        unit = " of 255" if images else f" (the largest is {np.abs(expected).max():.3g})"
+        raise CheckFailedError(
+            f"the exported graph's {'images' if images else 'logits'} differ from torch's by {worst:.3g} on {count} "
+            f"real inputs, accepted are {accepted:g}{unit}; float32 rounds by {rounding:.2g}. Nothing was written. "
+            "Give a higher --tolerance if you can accept that"
+        )
+    return {
+        "max_abs_error": worst,
+        "inputs": count,
+        "batches": [1, batch],
+        **({} if images else {"agreement": float((made.argmax(1) == expected.argmax(1)).mean())}),
+        "tolerance": accepted,
+        "float32_rounding": rounding,
+    }
+
+
+def torch_outputs(
+    network: nn.Module, inputs: Mapping[str, npt.NDArray[Any]], *, exact: bool = False
+) -> npt.NDArray[Any]:
+    """Return what torch computes in batches, float32 ``[N, ...]``, or float64 if it is to be exact.
+
+    Raises:
+        ModelError: That is not finite.
+    """
+    import torch
+
+    tensors = [torch.tensor(array) for array in inputs.values()]
+    if exact:
+        network = copy.deepcopy(network).double()
+        tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+    with torch.inference_mode():
+        parts = [
+            network(*(tensor[start : start + _BATCH] for tensor in tensors))
+            for start in range(0, len(tensors[0]), _BATCH)
+        ]
+    made: npt.NDArray[Any] = torch.cat(parts).numpy()
+    if not np.isfinite(made).all():
+        raise ModelError("the network answers real inputs with numbers that are not finite; train it again")
+    return made
+
+
+@contextmanager
+def without_rounding(network: nn.Module) -> Iterator[None]:
+    """Let a network that was trained as its INT8 form computes give its float answers."""
+    from krl_train.models import FakeQuantised
+
+    backbone = network.get_submodule("backbone")
+    if not isinstance(backbone, FakeQuantised):
+        yield
+        return
+    with backbone.computing("float"):
+        yield
+
+
+def _rounding(plan: Plan, expected: npt.NDArray[np.float32]) -> float:
+    """Return how far torch's own float32 outputs are from its float64 ones: some nets amplify rounding a lot."""
+    return float(np.abs(torch_outputs(plan.network, plan.inputs, exact=True) - expected).max())

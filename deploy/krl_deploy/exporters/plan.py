@@ -1,0 +1,59 @@
+"""What each task says of its export; ``krl_deploy.exporters.export`` does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from krl_deploy.graph.quantized import Unquantised
+from krl_runtime.errors import DataError
+from krl_runtime.images.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from krl_train.run import Run
+
+__all__ = ["Plan", "no_real_images"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be exported.
+
+    Attributes:
+        network: In eval mode; its ``backbone`` has the weights of the run.
+        model: The FP32 ONNX graph.
+        inputs: Real inputs by name ``[N, ...]``.
+        output: Name of the output.
+        preprocessing: Of the manifest.
+        macs: Multiply-accumulates of one input.
+        settings: Of the manifest.
+        further: Inputs of another size, where the graph takes any.
+        trained: What a network that was trained as its INT8 form brings along.
+        evidence: What was measured on the way.
+    """
+
+    network: nn.Module
+    model: onnx.ModelProto
+    inputs: Mapping[str, npt.NDArray[Any]]
+    output: str
+    preprocessing: Preprocessing
+    macs: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, npt.NDArray[np.uint8]] | None = None
+    trained: Unquantised | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_real_images(run: Run, error: Exception) -> DataError:
+    """Return the error of a run whose own images cannot be read, and no others were given."""
+    return DataError(
+        f"parity and golden inputs need real images, and those of run {run.path} cannot be read ({error}); "
+        "give some with --data FOLDER"
+    )

@@ -1,0 +1,104 @@
+"""Exporting a restorer, for images of any size or for tiles of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from krl_deploy.config import ExportConfig
+from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.evaluation.restoration import DEGRADATIONS, inputs_of, patch_of, read_planes
+from krl_deploy.graph import PIXELS, RESTORED
+from krl_deploy.graph.edit import GraphEditor
+from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
+from krl_runtime.images.folders import report_bad
+from krl_runtime.images.preprocessing import Preprocessing
+
+from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
+from .plan import Plan, no_real_images
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
+
+__all__ = ["plan_restorer"]
+
+
+def plan_restorer(config: ExportConfig, run: Run) -> Plan:
+    """Convert a restorer, and read real inputs; see ``krl_deploy.exporters.export``."""
+    import torch
+
+    from krl_train.models import count_macs
+
+    network, record = run.module(), run.record
+    arguments, channels = record.model.arguments, record.preprocessing.channels
+    settings = {
+        "scale": arguments["scale"],
+        "colour": arguments.get("colour", "rgb" if channels == 3 else "grey"),
+        "overlap": arguments.get("overlap"),
+        "degradation": arguments.get("degradation") or {},
+    }
+    spec = (
+        record.preprocessing if config.tile is None else _tile(config.tile, record.preprocessing, settings["overlap"])
+    )
+    pixels, whole = _real_pictures(config, run, spec, settings)
+    example = torch.zeros((EXPORT_BATCH, *spec.shape), dtype=torch.uint8)
+    sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
+    made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
+    if config.tile is not None:
+        sides |= {2: config.tile, 3: config.tile}
+        made = dict.fromkeys(made, settings["scale"] * config.tile)
+    dynamic = {axis: torch.export.Dim(name) for axis, name in sides.items() if isinstance(name, str)}
+    model = convert(network, {PIXELS: example}, RESTORED, [dynamic], config.opset)
+    graph = GraphEditor(model)
+    graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", channels, sides[2], sides[3]))
+    graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, made[2], made[3]))
+    further = {PIXELS: whole} if config.tile is None else None
+    macs = count_macs(network, spec.shape)
+    return Plan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
+
+
+def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:
+    """Return the input of a graph that takes parts of one size.
+
+    Raises:
+        UsageError: The network cannot see a picture in such parts.
+    """
+    if overlap is None:
+        raise UsageError("--tile: this network sees the whole picture at once, so it cannot restore it in parts")
+    if side <= 2 * overlap:
+        raise UsageError(f"--tile is {side}; accepted: more than {2 * overlap}, twice what an output pixel sees")
+    return replace(spec, height=side, width=side)
+
+
+def _real_pictures(
+    config: ExportConfig, run: Run, spec: Preprocessing, settings: Mapping[str, Any]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return patches ``[N, C, H, W]`` of what a restorer gets, and a part of one picture, of another size."""
+    data, own = run.record.data, config.data is None
+    place = config.data or Path(str(data.get("val_source") or data.get("source")))
+    try:
+        folder = open_data(place, on_bad=config.on_bad_image)
+    except KrlError as error:
+        if not own:
+            raise
+        raise no_real_images(run, error) from error
+    known = settings["degradation"].get("kind") in DEGRADATIONS
+    given = []
+    count = max(config.golden, PARITY_INPUTS)
+    for number, picture in enumerate(choose_any(folder, count)):
+        try:
+            planes = read_planes(picture.path, settings["colour"])
+            given.append(inputs_of(planes, settings["scale"], settings["degradation"], number)[0] if known else planes)
+        except (ImageError, UsageError) as error:
+            report_bad([f"{picture.path}: {error}"], config.on_bad_image)
+    if not given:
+        raise DataError(f"no picture of {place} is left: none of the files can be decoded")
+    rng = np.random.default_rng(0)
+    pixels = np.stack([patch_of(given[index % len(given)], spec.height, spec.width, rng) for index in range(count)])
+    return pixels, patch_of(given[0], 2 * spec.height + 1, spec.width + 3, rng)[None]

@@ -1,0 +1,44 @@
+"""What each task makes of a foreign ONNX file; ``krl_deploy.importers.adopt`` does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from krl_deploy.graph.quantized import Unquantised
+from krl_runtime.bundle import Bundle
+from krl_runtime.images.preprocessing import Preprocessing
+
+__all__ = ["Rewritten"]
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A foreign model that takes pixels, and answers as the file does.
+
+    Attributes:
+        model: The FP32 graph.
+        inputs: Golden inputs by name, uint8 ``[N, C, H, W]``.
+        outputs: What the graph makes of them.
+        preprocessing: Of the manifest.
+        changes: What was changed, for people.
+        measure: From the bundle, which is not written yet, and a session of the graph to what is measured.
+        settings: Of the manifest.
+        labels: Class names in the order of the logits.
+        brought: Ranges that the file came with.
+    """
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, npt.NDArray[np.uint8]]
+    outputs: Mapping[str, npt.NDArray[np.float32]]
+    preprocessing: Preprocessing
+    changes: Sequence[str]
+    measure: Callable[[Bundle, Any], Mapping[str, Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    brought: Unquantised | None = None
