@@ -12,7 +12,7 @@ from krl_runtime.errors import CheckFailedError
 
 from .bundles.triton import PackageConfig
 from .config import AdoptConfig, CheckConfig, ExportConfig, HalfConfig, QuantizeConfig
-from .tensorrt.engines import build_engine, inspect_engine
+from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
 
 __all__ = ["main"]
 
@@ -62,7 +62,7 @@ def half(config: HalfConfig) -> None:
     from .precision.fp16 import half as run_half
 
     result, shown = run_half(config)
-    _show(result, shown, config.json)
+    _print(result, f"{_measured_on(result)}\n{shown}", config.json)
 
 
 def quantize(config: QuantizeConfig) -> None:
@@ -70,7 +70,7 @@ def quantize(config: QuantizeConfig) -> None:
     from .precision.quantize import quantize as run_quantize
 
     result, shown = run_quantize(config)
-    _show(result, shown, config.json)
+    _print(result, f"{_measured_on(result)}\n{shown}", config.json)
     if not config.json:
         print(f"default on a CPU: {result['default_on_cpu']} (INT8 runs at {result['speedup']:.2f} times FP32's speed)")
 
@@ -93,23 +93,40 @@ def check(config: CheckConfig) -> None:
         raise CheckFailedError(f"{config.model} is not ready for {target.name}: {errors} error{'s' * (errors > 1)}")
 
 
+def build_engine(config: BuildEngineConfig) -> None:
+    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine."""
+    from .tensorrt.engines import build_engine as run_build
+
+    result, shown = run_build(config)
+    _print(result, shown, config.json)
+
+
+def inspect_engine(config: InspectEngineConfig) -> None:
+    """Show what built an engine, and for what, without TensorRT."""
+    from .tensorrt.inspection import inspect_engine as run_inspect
+
+    result, shown = run_inspect(config)
+    _print(result, shown, config.json)
+
+
 def package(config: PackageConfig) -> None:
     """Write a bundle for another server: a model repository of the Triton Inference Server."""
     from .bundles.triton import package as run_package
 
     result = run_package(config)
-    if config.json:
-        print_json(result)
-        return
-    print(table(("field", "value"), result.items()))
+    _print(result, table(("field", "value"), result.items()), config.json)
 
 
-def _show(result: Mapping[str, Any], shown: str, json: bool) -> None:
+def _print(result: Mapping[str, Any], shown: str, json: bool) -> None:
+    """Print a result for programs or for people."""
     if json:
         print_json(result)
-        return
-    print(f"{result['bundle']}, measured on {result['pictures']['count']} pictures of {result['pictures']['data']}")
-    print(shown)
+    else:
+        print(shown)
+
+
+def _measured_on(result: Mapping[str, Any]) -> str:
+    return f"{result['bundle']}, measured on {result['pictures']['count']} pictures of {result['pictures']['data']}"
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {

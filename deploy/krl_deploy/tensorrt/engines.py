@@ -1,37 +1,33 @@
-"""``krl-deploy build-engine`` and ``inspect-engine``."""
+"""``krl-deploy build-engine``: a TensorRT engine, built, checked and registered on the device that runs it."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key, tensorrt_version
 from krl_runtime.backends.tensorrt import TensorRTBackend
 from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.bundle.golden import golden_arrays
-from krl_runtime.cli.commandline import print_json
-from krl_runtime.cli.tables import table
 from krl_runtime.device.platforms import jetpack_here
 from krl_runtime.errors import CheckFailedError, UsageError
-from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
+from krl_runtime.files import sha256_bytes, write_atomic
 
 from .api import GENERATIONS
 from .builder import BuildOptions, BuiltPlan, build_plan
+from .config import BuildEngineConfig
 from .parity import check_parity
-from .plan import plan_version
 from .script import trtexec_line, trtexec_script
 from .source import Source, read_source
 
 if TYPE_CHECKING:
     from krl_deploy.rules.targets import Target
 
-__all__ = ["BuildEngineConfig", "InspectEngineConfig", "build_engine", "engine_key", "inspect_engine"]
+__all__ = ["build_engine", "engine_key"]
 
 _log = logging.getLogger("krl")
 
@@ -39,74 +35,15 @@ _TIMING_CACHE = "timing.cache"
 _MAKERS = {"fp16": "krl-deploy half", "int8": "krl-deploy quantize"}
 
 
-@dataclass(frozen=True)
-class BuildEngineConfig:
-    """What to build, and how."""
+def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
+    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine.
 
-    model: tyro.conf.Positional[Path]
-    """The bundle NAME.krl; or an ONNX file, whose types stand in it."""
-    precision: Literal["fp32", "fp16", "int8"] | None = None
-    """The variant of the bundle to build from."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """For an ONNX file: the engine to write; its description goes beside it, as ENGINE.json."""
-    profile: str = "1,1,1"
-    """Smallest, best and largest batch, as MIN,OPT,MAX; larger batches are run in parts."""
-    workspace_mb: int | None = None
-    """Memory in MiB that a layer may use for itself; by default, and at most, what the GPU has free."""
-    optimization_level: int = 3
-    """From 0 (quick to build) to 5 (quick to run)."""
-    dla_core: int | None = None
-    """Run on this DLA core of a Jetson Orin what it can run, the rest on the GPU."""
-    version_compatible: bool = False
-    """Make an engine that newer TensorRT of the same major version runs as well."""
-    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
-    """Make an engine for other GPUs as well; not on Jetson."""
-    refit: bool = False
-    """Allow new weights to be put into the engine later."""
-    strip_weights: bool = False
-    """Leave the weights out of the engine; they are put in from the ONNX file when it is loaded."""
-    time_limit: float | None = None
-    """Seconds after which to give up."""
-    emit_script: Path | None = None
-    """Write a shell script that builds the same engine with trtexec, for TensorRT 10 and 11."""
-    json: bool = False
-    """Print one JSON object."""
+    Returns:
+        What was built and measured, or the reason why nothing was, as plain JSON types; and the same for people.
 
-    def options(self) -> BuildOptions:
-        """Return the options of the build.
-
-        Raises:
-            UsageError: One is out of its range.
-        """
-        try:
-            low, best, high = (int(part) for part in self.profile.split(","))
-        except ValueError as error:
-            raise UsageError(f"--profile is {self.profile!r}; accepted: MIN,OPT,MAX, as in 1,8,32") from error
-        return BuildOptions(
-            profile=(low, best, high),
-            workspace_bytes=None if self.workspace_mb is None else self.workspace_mb << 20,
-            optimization_level=self.optimization_level,
-            dla_core=self.dla_core,
-            version_compatible=self.version_compatible,
-            hardware_compatibility=self.hardware_compatibility,
-            refit=self.refit,
-            strip_weights=self.strip_weights,
-            time_limit=self.time_limit,
-        )
-
-
-@dataclass(frozen=True)
-class InspectEngineConfig:
-    """What to look at."""
-
-    model: tyro.conf.Positional[Path]
-    """An engine file, or a bundle NAME.krl, of which all engines are shown."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-def build_engine(config: BuildEngineConfig) -> int | None:
-    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine."""
+    Raises:
+        KrlError: An option is wrong, the model is not ready, the build failed, or the engine answers otherwise.
+    """
     options = config.options()
     bundle, source = _open(config)
     target = config.output or source.path.with_suffix(".engine")
@@ -118,15 +55,14 @@ def build_engine(config: BuildEngineConfig) -> int | None:
         version, gpu = tensorrt_version(), current_gpu()
     except NoTensorRTError as absent:
         lines = {str(n): trtexec_line(n, source.path.name, target.name, source.inputs, options) for n in GENERATIONS}
-        _report({"engine": None, "reason": str(absent), "trtexec": lines}, config, _what_remains(config, absent, lines))
-        return None
+        result = {"engine": None, "reason": str(absent), "trtexec": lines}
+        return {"model": str(config.model), **result}, _what_remains(config, absent, lines)
     if bundle is None:
         result = _build_file(source, target, options, version, gpu)
     else:
         result = _build_into(bundle, source, str(config.precision), options, version, gpu)
     text = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items() if value is not None)
-    _report(result, config, text)
-    return None
+    return {"model": str(config.model), **result}, text
 
 
 def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
@@ -273,46 +209,3 @@ def engine_key(variant: str, version: str, gpu: Gpu, options: BuildOptions) -> s
     batches = "b" + "-".join(map(str, options.profile))
     sm = "sm" + gpu.compute_capability.replace(".", "")
     return "-".join([variant, f"trt{version}", sm, platform_key(), batches, *options.suffixes])
-
-
-def inspect_engine(config: InspectEngineConfig) -> int | None:
-    """Show what built an engine, and for what, without TensorRT."""
-    if config.model.is_dir():
-        bundle = Bundle.open(config.model)
-        found = {key: _entry(bundle, engine) for key, engine in bundle.manifest.engines.items()}
-    else:
-        found = {config.model.name: _file(config.model)}
-    columns = ("variant", "tensorrt", "gpu", "compute_capability", "platform", "profile", "bytes")
-    rows = [(key, *(_cell(entry.get(column)) for column in columns)) for key, entry in found.items()]
-    _report({"engines": found}, config, table(("engine", *columns), rows) if rows else f"{config.model} has no engines")
-    return None
-
-
-def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
-    path = bundle.file(engine.file)
-    return {**asdict(engine), "plan_version": plan_version(path), "bytes": path.stat().st_size}
-
-
-def _file(path: Path) -> dict[str, Any]:
-    """Describe an engine file; what stands beside it is believed only if its hash is the file's."""
-    entry: dict[str, Any] = {"tensorrt": plan_version(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    try:
-        beside = json.loads(path.with_name(path.name + ".json").read_bytes())
-    except (OSError, ValueError):
-        return entry
-    if not isinstance(beside, dict) or beside.get("sha256") != entry["sha256"]:
-        _log.warning("%s.json does not belong to this engine (another SHA-256)", path)
-        return entry
-    return {**beside, "profile": beside.get("options", {}).get("profile"), "plan_version": entry["tensorrt"]}
-
-
-def _cell(value: object) -> object:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _report(result: Mapping[str, Any], config: BuildEngineConfig | InspectEngineConfig, text: str) -> None:
-    """Print a result for programs or for people."""
-    if config.json:
-        print_json({"model": str(config.model), **result})
-    else:
-        print(text)  # noqa: T201

@@ -17,7 +17,8 @@ from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import install_fakes
 from _helpers.picture_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.tensorrt_bindings import GENERATIONS
-from krl_deploy.tensorrt.engines import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
+from krl_deploy.cli import build_engine, inspect_engine
+from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
 from krl_runtime import Generator, Restorer, load
 from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.tensorrt import open_engine

@@ -12,10 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from _helpers.bundles import TinyNet, write_bundle
+from krl_deploy.cli import build_engine, inspect_engine
 from krl_deploy.rules.targets import Target, target_here
 from krl_deploy.tensorrt import engines as commands
 from krl_deploy.tensorrt.builder import BuildOptions
-from krl_deploy.tensorrt.engines import BuildEngineConfig, InspectEngineConfig, build_engine, inspect_engine
+from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
 from krl_deploy.tensorrt.plan import plan_version
 from krl_deploy.tensorrt.script import trtexec_line
 from krl_deploy.tensorrt.source import read_source
@@ -114,7 +115,7 @@ def test_the_help_needs_neither_onnx_nor_tensorrt(tmp_path):
         "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from krl_runtime.cli.commandline import dispatch\n"
-        "from krl_deploy.tensorrt.engines import build_engine, inspect_engine\n"
+        "from krl_deploy.cli import build_engine\n"
         "dispatch('krl-deploy', 'd', {'build-engine': build_engine}, ['build-engine', '--help'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,60 @@
+"""``krl-deploy inspect-engine``: what an engine was built with, and for what."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.bundle import Bundle, Engine
+from krl_runtime.cli.tables import table
+from krl_runtime.files import sha256_file
+
+from .config import InspectEngineConfig
+from .plan import plan_version
+
+__all__ = ["inspect_engine"]
+
+_log = logging.getLogger("krl")
+
+
+def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
+    """Return what built an engine, and for what, without TensorRT, and a table of it for people.
+
+    Raises:
+        BundleError: The bundle cannot be opened.
+        ModelError: The file is not an engine.
+    """
+    if config.model.is_dir():
+        bundle = Bundle.open(config.model)
+        found = {key: _entry(bundle, engine) for key, engine in bundle.manifest.engines.items()}
+    else:
+        found = {config.model.name: _file(config.model)}
+    columns = ("variant", "tensorrt", "gpu", "compute_capability", "platform", "profile", "bytes")
+    rows = [(key, *(_cell(entry.get(column)) for column in columns)) for key, entry in found.items()]
+    shown = table(("engine", *columns), rows) if rows else f"{config.model} has no engines"
+    return {"model": str(config.model), "engines": found}, shown
+
+
+def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
+    path = bundle.file(engine.file)
+    return {**asdict(engine), "plan_version": plan_version(path), "bytes": path.stat().st_size}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Describe an engine file; what stands beside it is believed only if its hash is the file's."""
+    entry: dict[str, Any] = {"tensorrt": plan_version(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    try:
+        beside = json.loads(path.with_name(path.name + ".json").read_bytes())
+    except (OSError, ValueError):
+        return entry
+    if not isinstance(beside, dict) or beside.get("sha256") != entry["sha256"]:
+        _log.warning("%s.json does not belong to this engine (another SHA-256)", path)
+        return entry
+    return {**beside, "profile": beside.get("options", {}).get("profile"), "plan_version": entry["tensorrt"]}
+
+
+def _cell(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
