@@ -25,7 +25,7 @@ from krl_train.loop import process_first, resolve_device
 from krl_train.models import Network, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.training.fit import initialise_from, network_size, train_classifier
+from krl_train.training.train import initialise_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, refuse_generator_options, starting_point

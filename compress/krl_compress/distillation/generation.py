@@ -33,8 +33,8 @@ from krl_train.placement import Placement
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import Batch, Stream, Task
 from krl_train.tasks.gan import GanTask
-from krl_train.training.fit import train_task
 from krl_train.training.gan import generator_size
+from krl_train.training.train import train_task
 
 from .job import COMMAND, Job, starting_point
 

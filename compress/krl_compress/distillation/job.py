@@ -11,7 +11,7 @@ from typing import Any
 from krl_compress.config import DistillConfig
 from krl_runtime.errors import UsageError
 from krl_train.run import RECORD, Run, RunRecord
-from krl_train.training.fit import prepare_out
+from krl_train.training.folder import prepare_out
 
 __all__ = ["COMMAND", "Job", "carry_out", "refuse_generator_options", "starting_point"]
 

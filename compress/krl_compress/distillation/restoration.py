@@ -25,7 +25,6 @@ from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
-from krl_train.training.fit import network_size
 from krl_train.training.restoration import (
     RestorationTraining,
     read_restoration,
@@ -33,6 +32,7 @@ from krl_train.training.restoration import (
     restorer_record,
     train_restorer,
 )
+from krl_train.training.train import network_size
 
 from .job import COMMAND, Job, refuse_generator_options, starting_point
 

@@ -18,7 +18,8 @@ from krl_train.data.splits import read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
 from krl_train.run import Run, RunRecord
-from krl_train.training.fit import costs, network_size, prepare_out
+from krl_train.training.folder import prepare_out
+from krl_train.training.train import costs, network_size
 
 from .classification import classifier_record
 

@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return evaluate_generator(run, config)
     record = run.record
     if record.task == "restoration":
-        from krl_train.training.restoration import evaluate_restoration
+        from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
     data = config.data

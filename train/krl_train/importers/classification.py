@@ -9,7 +9,7 @@ from krl_train.data import open_source, preprocessing_for
 from krl_train.evaluation.evaluate import evaluate_run, pick_split
 from krl_train.models import Network, build_model
 from krl_train.run import ModelSpec
-from krl_train.training.fit import network_size
+from krl_train.training.train import network_size
 
 from .target import Measured, Target
 

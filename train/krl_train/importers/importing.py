@@ -6,7 +6,7 @@ from krl_runtime.files import sha256_file
 from krl_train.config import ImportConfig, to_plain
 from krl_train.models.generators import is_generator
 from krl_train.run import Run, RunRecord
-from krl_train.training.fit import prepare_out
+from krl_train.training.folder import prepare_out
 
 from .classification import classifier_target
 from .generation import generator_target

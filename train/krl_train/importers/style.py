@@ -11,8 +11,8 @@ from torch import Tensor
 from krl_runtime.errors import ModelError
 from krl_train.config import ImportConfig
 from krl_train.models.restorers import build_restorer
-from krl_train.training.fit import network_size
 from krl_train.training.style import style_preprocessing, style_spec
+from krl_train.training.train import network_size
 
 from .target import Measured, Target
 from .weights import read_npz, read_weights

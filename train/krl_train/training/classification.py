@@ -11,7 +11,8 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
-from .fit import initialise_from, prepare_out, train_classifier
+from .folder import prepare_out
+from .train import initialise_from, train_classifier
 
 __all__ = ["fit"]
 

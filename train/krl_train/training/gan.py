@@ -24,7 +24,8 @@ from krl_train.models.generators import Generator, build_generator, count_genera
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.gan import GanTask, Score
 
-from .fit import prepare_out, train_task
+from .folder import prepare_out
+from .train import train_task
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
 

@@ -15,7 +15,6 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
     DataConfig,
-    EvaluateConfig,
     FitConfig,
     OptimConfig,
     RestorationConfig,
@@ -24,18 +23,15 @@ from krl_train.config import (
 )
 from krl_train.data import PatchStream, Truths
 from krl_train.data.patches import list_pictures, read_truths
-from krl_train.loop import resolve_device
-from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
-from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
-from .fit import initialise_from, network_size, prepare_out, train_task
+from .folder import prepare_out
+from .train import initialise_from, network_size, train_task
 
 __all__ = [
     "RestorationTraining",
-    "evaluate_restoration",
     "fit",
     "fit_restorer",
     "read_pictures",
@@ -317,46 +313,3 @@ def train_restorer(
         degradation=record.model.arguments["degradation"],
     )
     return train_task(trained, training.stream, record, network_size(network), loop, out, resume=config.resume)
-
-
-def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a restorer's run on its own validation pictures, or on any other folder.
-
-    Returns:
-        ``run``, ``data``, ``split`` and what ``evaluate_restorer`` returns.
-
-    Raises:
-        KrlError: The run or the pictures cannot be used.
-    """
-    record, data = run.record, config.data
-    own = data.data is None
-    if own:
-        there = record.data
-        if not there:
-            raise UsageError(f"run {run.path} was imported, and nothing is known that its pictures should look like")
-        data = replace(data, data=there["val_source"] or there["source"], val_fraction=there["val_fraction"])
-    if record.model.arguments["degradation"]["kind"] == "none":
-        root, split, truths = _read_pairs(run, data, config.split)
-    else:
-        folder = list_pictures(str(data.data), data)
-        root, split = folder.root, config.split
-        if split == "auto":
-            split = "val" if "all" not in folder.splits or (own and record.data["val_source"] is None) else "all"
-        truths = read_pictures(folder, split, data, record.model, data.limit if split == "train" else data.val_limit)
-    device = resolve_device(config.device)
-    arguments = record.model.arguments
-    metrics = evaluate_restorer(
-        run.module().to(device), truths, arguments["scale"], arguments["degradation"], Placement(device)
-    )
-    return {"run": str(config.run), "data": str(root), "split": split, **metrics}
-
-
-def _read_pairs(run: Run, data: DataConfig, split: str) -> tuple[Path, str, Truths]:
-    """Return the pairs that a run of translation is measured on: where they come from, the split, and the pictures."""
-    from krl_train.data.pairs import read_pairs
-
-    if run.record.configuration.get("task") != "translation":
-        raise UsageError(f"run {run.path} paints in a style; there is no truth to measure it by. Look at its pictures")
-    split = "val" if split == "auto" else split
-    root = Path(str(data.data))
-    return root, split, read_pairs(root, split, data, run.record.model.arguments["colour"])

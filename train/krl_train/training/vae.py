@@ -8,8 +8,9 @@ from krl_train.models.conditioners import build_conditioner
 from krl_train.run import Run
 from krl_train.tasks.vae import VaeTask, VariationalAutoencoder
 
-from .fit import prepare_out, train_task
+from .folder import prepare_out
 from .gan import generator_size, prepare, scoring
+from .train import train_task
 
 __all__ = ["fit"]
 

@@ -1,0 +1,94 @@
+"""The folder of a run that is being made: made anew, or continued."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.errors import RunError, UsageError
+from krl_runtime.files import write_atomic
+from krl_train.loop import CHECKPOINT
+from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
+
+__all__ = ["prepare_out"]
+
+_log = logging.getLogger("krl")
+
+_MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}
+
+
+def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> Run | None:
+    """Make the folder of a new run, or check that an interrupted one can be continued.
+
+    Args:
+        out: The run's folder.
+        record: What the run will be; while it is not finished, this is its ``run.json``.
+        resume: Whether to continue what is there.
+        overwrite: Whether to replace what is there.
+
+    Returns:
+        The run, if it is finished already and to be resumed: there is nothing left to do, and the log says so.
+
+    Raises:
+        RunError: There is a run and neither flag is given, or it was made with another configuration.
+        UsageError: Both flags are given, or the folder holds something that is not a run.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    file = out / RECORD
+    main = os.environ.get("RANK", "0") == "0"  # of several processes one prepares the folder
+    if file.is_file() and resume:
+        there = RunRecord.read(file)
+        _same_configuration(out, there, record)
+        if not there.weights_sha256:
+            return None
+        finished = Run.open(out)
+        _log.info("run %s is finished already", out)
+        return finished
+    if not main:
+        return None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not file.is_file():
+            raise UsageError(f"{out} exists and is not a run; give another --out")
+        if not overwrite and _has_something_to_lose(out):
+            raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
+        for name in (RECORD, WEIGHTS):
+            (out / name).unlink(missing_ok=True)
+        for name in (CHECKPOINT.parent.name, "events", "samples"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    write_atomic(file, replace(record, versions=package_versions()).to_bytes())
+    return None
+
+
+def _has_something_to_lose(out: Path) -> bool:
+    """Whether a run got as far as its first checkpoint; one that was refused before that has only its record."""
+    return (out / WEIGHTS).exists() or (out / CHECKPOINT).exists()
+
+
+def _same_configuration(out: Path, there: RunRecord, record: RunRecord) -> None:
+    old, new = _leaves(there.configuration), _leaves(record.configuration)
+    changed = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(set(old) | set(new))
+        if name not in _MAY_DIFFER and old.get(name) != new.get(name)
+    ]
+    if there.data != dict(record.data):
+        changed.append("the data is not the same")
+    if there.parent != record.parent:
+        changed.append("the parent run is not the same")
+    if changed:
+        raise RunError(
+            f"run {out} cannot be resumed, its configuration differs: {'; '.join(changed)}. Give the same options, "
+            "or --overwrite"
+        )
+
+
+def _leaves(values: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value) if isinstance(value, dict) else {name: value}
+    return found

@@ -1,0 +1,151 @@
+"""From a network and its data to a run, whatever the task; distillation trains its students with it, too."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krl_runtime.device.bench import peak_memory_mib
+from krl_runtime.errors import RunError
+from krl_train.config import LoopConfig, OptimConfig
+from krl_train.data.splits import Training
+from krl_train.loop import CHECKPOINT, BatchStream, Trainer
+from krl_train.models import Network, count_macs, count_parameters
+from krl_train.models.restorers import Restorer
+from krl_train.run import Run, RunRecord
+from krl_train.tasks import ClassificationTask, Objective, Stream, Task
+
+__all__ = ["costs", "initialise_from", "network_size", "train_classifier", "train_task"]
+
+_log = logging.getLogger("krl")
+
+
+def train_classifier(
+    make_objective: Callable[[Network], Objective],
+    network: Network,
+    training: Training,
+    record: RunRecord,
+    optim: OptimConfig,
+    loop: LoopConfig,
+    out: Path,
+    *,
+    views: int | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a network and write its run.
+
+    Args:
+        make_objective: From the network to what is minimised.
+        network: The network, initialised.
+        training: The data.
+        record: What ``run.json`` will say, but for the results.
+        optim: How weights are moved.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The loss is not a finite number.
+    """
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, views)
+    task = ClassificationTask(
+        make_objective(network),
+        optim,
+        steps=loop.epochs * stream.steps,
+        batch_size=loop.batch_size,
+        val=training.val,
+        labels=record.labels,
+    )
+    return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
+
+
+def network_size(network: Network | Restorer) -> dict[str, int]:
+    """Return ``"parameters"``, and ``"macs"`` for one input of the preprocessing's size."""
+    return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
+
+
+def train_task(
+    task: Task[Any],
+    stream: Stream[Any],
+    record: RunRecord,
+    size: Mapping[str, int],
+    loop: LoopConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+) -> Run:
+    """Train any task and write its run.
+
+    Args:
+        task: What is trained.
+        stream: What it is trained on.
+        record: What ``run.json`` will say, but for the results.
+        size: What its metrics say of the network: ``"parameters"`` and ``"macs"``.
+        loop: How long and on what.
+        out: The run's folder, which ``prepare_out`` has made.
+        resume: Whether to continue from the checkpoint.
+
+    Raises:
+        TrainingError: The training failed; the last good checkpoint stays.
+    """
+    trainer = Trainer(loop, task, stream, out)
+    if resume and trainer.resume():
+        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    metrics = trainer.fit()
+    finished = replace(
+        record,
+        metrics={**record.metrics, **metrics, **size, **costs(trainer)},
+        history=tuple(trainer.state.history),
+    )
+    run = Run(out, finished)
+    if trainer.accelerator.is_main_process:
+        run = Run.write(out, finished, task.state())
+        shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def costs(trainer: Trainer) -> dict[str, Any]:
+    """Return what a training took: seconds, and this process's peak memory in MiB."""
+    device = trainer.placement.device
+    gpu = (
+        {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
+    )
+    return {
+        "train_seconds": round(trainer.state.seconds, 1),
+        "peak_memory_mib": round(peak_memory_mib() or 0),
+        **gpu,
+    }
+
+
+def initialise_from(network: nn.Module, run: Run) -> None:
+    """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
+
+    Args:
+        network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
+        run: Of the same architecture.
+
+    Raises:
+        RunError: The run is of another network.
+    """
+    backbone = network.get_submodule("backbone")
+    mine, theirs = backbone.state_dict(), run.state()
+    if set(mine) != set(theirs):
+        raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
+    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
+    if len(mine) - len(fitting) > 2:  # more than the last layer's weight and bias
+        raise RunError(
+            f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
+        )
+    backbone.load_state_dict({**mine, **fitting})
+    left = sorted(set(mine) - set(fitting))
+    if left:
+        _log.info("new last layer, for other labels: %s", ", ".join(left))
