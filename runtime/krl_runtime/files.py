@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "dump_digested",
     "dump_json",
     "inside",
     "sha256_bytes",
@@ -31,6 +32,14 @@ def dump_json(values: Mapping[str, Any]) -> bytes:
         ValueError: A number is not finite, which JSON cannot say.
     """
     return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def dump_digested(values: Mapping[str, Any]) -> bytes:
+    """Return values as ``dump_json`` does, with the SHA-256 of their text with an empty ``digest`` as ``digest``.
+
+    Whoever reads the file writes what it read again: the bytes are the same, or the file was changed.
+    """
+    return dump_json({**values, "digest": sha256_bytes(dump_json({**values, "digest": ""}))})
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:

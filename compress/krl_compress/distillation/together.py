@@ -82,8 +82,8 @@ def _train(
         labels=source.labels,
     )
     trainer = Trainer(config.loop, task, stream, config.out)
-    if config.resume and trainer.resume():
-        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    if config.resume:
+        trainer.resume()
     trainer.fit()
     runs = _write(trainer, task, networks, records, folders)
     trainer.accelerator.wait_for_everyone()

@@ -101,7 +101,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
             f"bundle {bundle.path} is for the task {manifest.task!r}; accepted: classification, whose pictures Triton "
             "takes as they are; restorers and generators need krl_runtime around them"
         )
-    name = config.name or bundle.path.resolve().name.removesuffix(".krl")
+    name = config.name or bundle.stem
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a model's name in Triton; accepted with --name: letters, digits, _ . -")
     if any("\n" in label or "\r" in label for label in manifest.labels):

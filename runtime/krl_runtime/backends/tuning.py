@@ -17,12 +17,12 @@ from typing import Any
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import KrlError
-from krl_runtime.files import dump_json, sha256_bytes, write_atomic
+from krl_runtime.files import dump_digested, dump_json, sha256_bytes, write_atomic
 from krl_runtime.processor import cpu_count, processor_name, read_start
 
 __all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "read_tuning", "tuning_file"]
 
-SCHEMA_VERSION = 1  # of a tuning file; another one is skipped with its reason
+SCHEMA_VERSION = 2  # of a tuning file; another one is skipped with its reason
 _MAX_BYTES = 1 << 20  # a real tuning has some kilobytes
 
 
@@ -83,8 +83,7 @@ class Tuning:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        write_atomic(path, dump_json({**values, "digest": sha256_bytes(dump_json(values))}))
+        write_atomic(path, dump_digested({"schema_version": SCHEMA_VERSION, **asdict(self)}))
 
 
 def tuning_file(bundle: Bundle) -> Path:
@@ -125,10 +124,10 @@ def read_tuning(bundle: Bundle) -> Tuning | None:
 
 def _parse(data: bytes) -> Tuning:
     values = json.loads(data)
-    digest, version = values.pop("digest"), values["schema_version"]
+    version = values["schema_version"]
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema version {version}, this krl reads {SCHEMA_VERSION}")
-    if sha256_bytes(dump_json(values)) != digest:
+    if dump_digested(values) != data:
         raise ValueError("its digest differs")
     measurements = tuple(Measurement(**item) for item in values["measurements"])
     for item in measurements:

@@ -41,6 +41,11 @@ class Bundle:
         self.manifest = manifest
         self._checked: dict[str, Path] = {}
 
+    @property
+    def stem(self) -> str:
+        """Return the name of the bundle's folder without ``.krl``."""
+        return self.path.resolve().name.removesuffix(".krl")
+
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Open a bundle and check its manifest.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from krl_runtime.errors import BundleError, KrlError
-from krl_runtime.files import dump_json, sha256_bytes
+from krl_runtime.files import dump_digested
 from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
@@ -134,9 +134,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the manifest file's only valid bytes for this content."""
-        values = {**asdict(self), "preprocessing": self.preprocessing.to_dict(), "digest": ""}
-        values["digest"] = sha256_bytes(dump_json(values))
-        return dump_json(values)
+        return dump_digested({**asdict(self), "preprocessing": self.preprocessing.to_dict()})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:

@@ -91,7 +91,7 @@ class Service:
     @property
     def name(self) -> str:
         """What clients call the model."""
-        return self._config.name or self.model.bundle.path.resolve().name.removesuffix(".krl")
+        return self._config.name or self.model.bundle.stem
 
     @property
     def taken(self) -> int:

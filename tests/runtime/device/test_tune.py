@@ -201,8 +201,8 @@ def test_a_flipped_byte_and_another_version(tuned: Bundle):
     text = file.read_text()
     file.write_text(text.replace('"int8"', '"fp16"'))
     assert "its digest differs" in reason(tuned)
-    file.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    assert "schema version 2, this krl reads 1" in reason(tuned)
+    file.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    assert "schema version 1, this krl reads 2" in reason(tuned)
     file.write_text(text + " " * (1 << 20))
     assert "it has more than 1048576 bytes" in reason(tuned)
 

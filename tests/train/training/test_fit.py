@@ -210,7 +210,7 @@ def test_a_run_that_never_started_is_not_in_the_way(tmp_path: Path, monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise UsageError("refused")
 
-    monkeypatch.setattr("krl_train.training.fit.ClassificationTask", fail)
+    monkeypatch.setattr("krl_train.training.train.ClassificationTask", fail)
     with pytest.raises(UsageError, match="refused"):
         fit(config(tmp_path / "run"))
     assert (tmp_path / "run" / RECORD).exists()

@@ -323,6 +323,7 @@ class Trainer:
             self.state = _State(**saved["state"])
         except Exception as error:  # torch.load raises many types on damaged files
             raise RunError(f"checkpoint {path} cannot be used ({error}); start again with --overwrite") from error
+        _log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
         return True
 
 

@@ -97,8 +97,8 @@ def train_task(
         TrainingError: The training failed; the last good checkpoint stays.
     """
     trainer = Trainer(loop, task, stream, out)
-    if resume and trainer.resume():
-        _log.info("resuming at epoch %d, step %d", trainer.state.epoch + 1, trainer.state.step)
+    if resume:
+        trainer.resume()
     metrics = trainer.fit()
     finished = replace(
         record,
