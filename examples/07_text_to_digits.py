@@ -1,4 +1,4 @@
-"""Digits in colours from descriptions, also in combinations that training never saw.
+"""Digits in colors from descriptions, also in combinations that training never saw.
 
 Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures N] [--epochs N] [--width W] [--each N]
            [--sentence-model DIR] [--more]
@@ -13,10 +13,10 @@ Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures
 
 --more       also: attributes and a graph of facts as conditions, and labels and descriptions with and without a guide
 
-Each digit is painted in one of six colours and described in words. Twelve of the sixty combinations are held out of
+Each digit is painted in one of six colors and described in words. Twelve of the sixty combinations are held out of
 training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
 independent classifiers, trained on other pictures of all combinations, say whether a generated picture shows the digit
-and the colour that it was asked for.
+and the color that it was asked for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.run import Run
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS = {
+COLORS = {
     "red": (255, 40, 40),
     "green": (40, 220, 40),
     "blue": (60, 80, 255),
@@ -54,7 +54,7 @@ COLOURS = {
     "purple": (190, 50, 220),
     "white": (255, 255, 255),
 }
-TEMPLATES = ("a {colour} {digit}", "{colour} {digit}", "a {digit} in {colour}", "the digit {digit}, painted {colour}")
+TEMPLATES = ("a {color} {digit}", "{color} {digit}", "a {digit} in {color}", "the digit {digit}, painted {color}")
 KINDS = (
     *("text", "words", "attributes", "graph", "labels", "none"),
     *("labels-short", "labels-guided", "text-short", "text-guided"),
@@ -68,24 +68,24 @@ OTHER_WORDS = {
     "white": ("ivory", "pale"),
 }
 HELD_OUT = tuple((digit, (digit + shift) % 6) for digit in range(10) for shift in ((0, 3) if digit % 5 == 0 else (0,)))
-"""Digit and colour of the combinations that the generators never see: 12 of 60, each digit and colour among them."""
+"""Digit and color of the combinations that the generators never see: 12 of 60, each digit and color among them."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def paint(picture: Pixels, colour: int) -> Pixels:
-    """Return a grey digit [28, 28] in a colour, [28, 28, 3]."""
-    tint = np.array(list(COLOURS.values())[colour])
+def paint(picture: Pixels, color: int) -> Pixels:
+    """Return a gray digit [28, 28] in a color, [28, 28, 3]."""
+    tint = np.array(list(COLORS.values())[color])
     return np.round(picture[..., None] / 255 * tint).astype(np.uint8)
 
 
-def descriptions(digit: int, colour: int) -> list[str]:
+def descriptions(digit: int, color: int) -> list[str]:
     """Return the descriptions of a combination."""
-    return [template.format(digit=DIGITS[digit], colour=list(COLOURS)[colour]) for template in TEMPLATES]
+    return [template.format(digit=DIGITS[digit], color=list(COLORS)[color]) for template in TEMPLATES]
 
 
 def digits(root: Path | None) -> dict[str, tuple[Pixels, npt.NDArray[np.int64]]]:
-    """Return grey digits [N, 28, 28] and their classes: "train" and "val"."""
+    """Return gray digits [N, 28, 28] and their classes: "train" and "val"."""
     source = open_source(DataConfig(data="mnist", data_root=root) if root else DataConfig(data="digits"))
     if root:
         return {name: (pictures[..., 0], classes) for name, (pictures, classes) in source.arrays.items()}
@@ -102,25 +102,23 @@ def make_data(out: Path, root: Path | None, count: int) -> None:
     parts = digits(root)
     pictures, classes = parts["train"]
     half = min(count, len(pictures) // 2)
-    seen = [[colour for colour in range(6) if (digit, colour) not in HELD_OUT] for digit in range(10)]
+    seen = [[color for color in range(6) if (digit, color) not in HELD_OUT] for digit in range(10)]
     rows, attributes = [], []
     for split, images, labels in (("train", pictures[:half], classes[:half]), ("val", *parts["val"])):
         for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
-            colour = int(random.choice(seen[digit]))
+            color = int(random.choice(seen[digit]))
             name = f"{split}/{DIGITS[digit]}/{index:05d}.png"
             (out / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(paint(image, colour)).save(out / "pictures" / name)
-            rows += [(name, text) for text in descriptions(digit, colour)]
-            attributes.append((name, DIGITS[digit], list(COLOURS)[colour]))
-            entity = out / "entities" / split / f"{list(COLOURS)[colour]}-{DIGITS[digit]}" / f"{index:05d}.png"
+            Image.fromarray(paint(image, color)).save(out / "pictures" / name)
+            rows += [(name, text) for text in descriptions(digit, color)]
+            attributes.append((name, DIGITS[digit], list(COLORS)[color]))
+            entity = out / "entities" / split / f"{list(COLORS)[color]}-{DIGITS[digit]}" / f"{index:05d}.png"
             entity.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(out / "pictures" / name, entity)
-    facts = [
-        (f"{c}-{d}", kind, value) for d in DIGITS for c in COLOURS for kind, value in (("digit", d), ("colour", c))
-    ]
+    facts = [(f"{c}-{d}", kind, value) for d in DIGITS for c in COLORS for kind, value in (("digit", d), ("color", c))]
     tables = {
         "descriptions": [("picture", "text"), *rows],
-        "attributes": [("picture", "digit", "colour"), *attributes],
+        "attributes": [("picture", "digit", "color"), *attributes],
         "facts": [("head", "relation", "tail"), *facts],
     }
     for table_name, lines in tables.items():
@@ -129,11 +127,11 @@ def make_data(out: Path, root: Path | None, count: int) -> None:
     others = slice(half, half + 20000)
     for split, images, labels in (("train", pictures[others], classes[others]), ("val", *parts["val"])):
         for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
-            colour = int(random.integers(6))
-            for kind, label in (("digit", DIGITS[digit]), ("colour", list(COLOURS)[colour])):
+            color = int(random.integers(6))
+            for kind, label in (("digit", DIGITS[digit]), ("color", list(COLORS)[color])):
                 file_name = out / f"judge-{kind}" / split / label / f"{index:05d}.png"
                 file_name.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(paint(image, colour)).save(file_name)
+                Image.fromarray(paint(image, color)).save(file_name)
 
 
 def run(command: str) -> None:
@@ -148,7 +146,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
     """Train the generators and the two classifiers."""
     judge = "krl-train fit --model lenet5 --size 32 --flip none --optimizer adamw --lr 0.002"
     run(f"{judge} --data {folder / 'judge-digit'} --epochs 8 --out {folder / 'digit'}")
-    run(f"{judge} --data {folder / 'judge-colour'} --epochs 2 --out {folder / 'colour'}")
+    run(f"{judge} --data {folder / 'judge-color'} --epochs 2 --out {folder / 'color'}")
     text = f"--condition text --condition-file {folder / 'descriptions.csv'}"
     trainings = [("text", epochs, text), ("labels", epochs // 2, "--condition labels"), ("none", epochs // 4, "")]
     if sentence_model is not None:
@@ -177,19 +175,19 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
         )
 
 
-def generate(path: Path, digit: int, colour: int, count: int) -> torch.Tensor:
+def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
     """Return pictures of a combination [count, 3, 28, 28], as far as the generator can be told."""
     generator = open_generator(path)[1]
-    latents = sample_latents(count, generator.latent_size, seed=100 * digit + colour)
+    latents = sample_latents(count, generator.latent_size, seed=100 * digit + color)
     settings = generator.condition
     if settings is None:
         return generate_pixels(generator, latents)
-    name, colour_name = DIGITS[digit], list(COLOURS)[colour]
+    name, color_name = DIGITS[digit], list(COLORS)[color]
     asked = {
-        "text": descriptions(digit, colour),
+        "text": descriptions(digit, color),
         "labels": [name],
-        "attributes": [f"digit={name},colour={colour_name}"],
-        "graph": [f"{colour_name}-{name}"],  # of the held-out ones there are facts, and no picture
+        "attributes": [f"digit={name},color={color_name}"],
+        "graph": [f"{color_name}-{name}"],  # of the held-out ones there are facts, and no picture
     }[settings["kind"]]
     tokens = torch.from_numpy(encode([asked[index % len(asked)] for index in range(count)], settings))
     return generate_pixels(generator, latents, tokens)
@@ -203,15 +201,15 @@ def sees(judge: Run, pixels: torch.Tensor, label: str) -> torch.Tensor:
 
 
 def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
-    """Return the agreement in percent with digit, colour and both, over seen and over held-out combinations."""
-    judges = {name: Run.open(folder / name) for name in ("digit", "colour")}
+    """Return the agreement in percent with digit, color and both, over seen and over held-out combinations."""
+    judges = {name: Run.open(folder / name) for name in ("digit", "color")}
     hits: dict[str, list[float]] = {}
     for digit in range(10):
-        for colour, colour_name in enumerate(COLOURS):
-            pixels = generate(generator, digit, colour, each)
-            right = [sees(judges["digit"], pixels, DIGITS[digit]), sees(judges["colour"], pixels, colour_name)]
-            kind = "held out" if (digit, colour) in HELD_OUT else "seen"
-            for name, each_right in (("digit", right[0]), ("colour", right[1]), ("both", right[0] & right[1])):
+        for color, color_name in enumerate(COLORS):
+            pixels = generate(generator, digit, color, each)
+            right = [sees(judges["digit"], pixels, DIGITS[digit]), sees(judges["color"], pixels, color_name)]
+            kind = "held out" if (digit, color) in HELD_OUT else "seen"
+            for name, each_right in (("digit", right[0]), ("color", right[1]), ("both", right[0] & right[1])):
                 hits.setdefault(f"{name}, {kind}", []).append(float(each_right.double().mean()))
     return {name: round(100 * float(np.mean(values)), 1) for name, values in hits.items()}
 
@@ -225,32 +223,32 @@ def generate_texts(generator: Generator, texts: list[str]) -> torch.Tensor:
 
 def measure_words(folder: Path, each: int) -> list[tuple[str, str, float]]:
     """Return for each word that no description has what it should mean, and in percent how often it does."""
-    judges = {name: Run.open(folder / name) for name in ("digit", "colour")}
+    judges = {name: Run.open(folder / name) for name in ("digit", "color")}
     generator = open_generator(folder / "words")[1]
-    asked = [("colour", colour, word, DIGITS) for colour, several in OTHER_WORDS.items() for word in several]
-    asked += [("digit", DIGITS[digit], str(digit), tuple(COLOURS)) for digit in range(10)]
+    asked = [("color", color, word, DIGITS) for color, several in OTHER_WORDS.items() for word in several]
+    asked += [("digit", DIGITS[digit], str(digit), tuple(COLORS)) for digit in range(10)]
     rows = []
     for kind, meant, word, partners in asked:
-        pairs = [(word, partner) if kind == "colour" else (partner, word) for partner in partners]
-        texts = [f"a {colour} {digit}" for colour, digit in pairs for _ in range(each)]
+        pairs = [(word, partner) if kind == "color" else (partner, word) for partner in partners]
+        texts = [f"a {color} {digit}" for color, digit in pairs for _ in range(each)]
         pixels = generate_texts(generator, texts)
         rows.append((word, meant, round(100 * float(sees(judges[kind], pixels, meant).double().mean()), 1)))
     return rows
 
 
 def draw_grid(folder: Path) -> None:
-    """Write grid.png: a row for each colour, a column for each digit; held-out combinations have a grey frame."""
+    """Write grid.png: a row for each color, a column for each digit; held-out combinations have a gray frame."""
     cells = np.zeros((6, 10, 32, 32, 3), np.uint8)
     for digit in range(10):
-        for colour in range(6):
-            cells[colour, digit] = 160 if (digit, colour) in HELD_OUT else 0
-            picture = generate(folder / "text", digit, colour, 1)[0].permute(1, 2, 0).numpy()
-            cells[colour, digit, 2:30, 2:30] = picture
+        for color in range(6):
+            cells[color, digit] = 160 if (digit, color) in HELD_OUT else 0
+            picture = generate(folder / "text", digit, color, 1)[0].permute(1, 2, 0).numpy()
+            cells[color, digit, 2:30, 2:30] = picture
     save_cells(cells, folder / "grid.png")
 
 
 def draw_words(folder: Path) -> None:
-    """Write words.png: a row for each word for a colour, a column for each figure."""
+    """Write words.png: a row for each word for a color, a column for each figure."""
     generator = open_generator(folder / "words")[1]
     words = [word for several in OTHER_WORDS.values() for word in several]
     texts = [f"a {word} {digit}" for word in words for digit in range(10)]
@@ -273,7 +271,7 @@ def report(folder: Path, each: int) -> None:
     results = {name: measure(folder / name, folder, each) for name in kinds}
     (folder / "agreement.json").write_text(json.dumps(results, indent=1))
     columns = list(results["text"])
-    chance = {"digit": 10.0, "colour": 16.7, "both": 1.7}
+    chance = {"digit": 10.0, "color": 16.7, "both": 1.7}
     rows = [(name, *(values[column] for column in columns)) for name, values in results.items()]
     rows.append(("chance", *(chance[column.partition(",")[0]] for column in columns)))
     print("\nPictures that show what was asked for, in percent:\n")
@@ -283,7 +281,7 @@ def report(folder: Path, each: int) -> None:
         print(table(("word", "meant", "agreement"), measure_words(folder, each)))
         draw_words(folder)
     draw_grid(folder)
-    for name in ("digit", "colour"):
+    for name in ("digit", "color"):
         print(f"the {name} classifier on real pictures: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
 
 

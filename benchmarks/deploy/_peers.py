@@ -46,10 +46,10 @@ def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Se
         model: The float32 file, cleaned already: quantize_static is at its best on such.
         pixels: Pictures ``[N, C, H, W]``, given one by one as its documentation does.
         method: One of ``PEERS``; all other options are quantize_static's own, but for scales for each channel.
-        operators: Kinds of operators to quantise; left out: all that it can.
+        operators: Kinds of operators to quantize; left out: all that it can.
     """
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as quantise
+    from onnxruntime.quantization import quantize_static as quantize
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -62,7 +62,7 @@ def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Se
     with TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model)
-        quantise(
+        quantize(
             str(source),
             str(target),
             Reader(),

@@ -63,7 +63,7 @@ def line(row: dict) -> str:
 
 
 def measure(model: str, method: str, count: int) -> dict[str, float]:
-    """Quantise once, from pictures in memory to INT8 files; the pictures count for the memory of both."""
+    """Quantize once, from pictures in memory to INT8 files; the pictures count for the memory of both."""
     pixels = photographs(count, 224)
     file = open_bundle(model).file("model.fp32.onnx").read_bytes()
     before, start = peak(), time.perf_counter()

@@ -13,7 +13,7 @@ import onnx
 from _peers import interleaved, machine, open_bundle, photographs, quantize_static, ratios
 
 from krl_deploy.calibration.record import Identity
-from krl_deploy.graph.session import count_convolutions, optimised_graph
+from krl_deploy.graph.session import count_convolutions, optimized_graph
 from krl_deploy.precision.calibrate import measure_tensors
 from krl_deploy.precision.variants import Emitter
 from krl_runtime.backends.onnxruntime import open_session
@@ -56,7 +56,7 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, dict[str, float]
     )
     faster = ratios(blocks, "fp32")
     return {
-        name: {"ms": median(blocks[name]), "speedup": faster[name], **count_convolutions(optimised_graph(data))}
+        name: {"ms": median(blocks[name]), "speedup": faster[name], **count_convolutions(optimized_graph(data))}
         for name, data in files.items()
     }
 

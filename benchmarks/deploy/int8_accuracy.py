@@ -18,7 +18,7 @@ import onnx
 from _peers import PEERS, machine, quantize_static
 
 from krl_deploy.calibration.record import Identity
-from krl_deploy.config import Equalise, Method
+from krl_deploy.config import Equalize, Method
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.edit import GraphEditor
@@ -35,8 +35,8 @@ SWITCHES = {
     "": {},
     ", no bias correction": {"bias_correction": False},
     ", optimal scales": {"optimal_scales": True},
-    ", equalised everywhere": {"equalising": "all"},
-    ", never equalised": {"equalising": "none"},
+    ", equalized everywhere": {"equalizing": "all"},
+    ", never equalized": {"equalizing": "none"},
 }
 DEFAULT = "percentile"
 
@@ -106,14 +106,14 @@ def emitter_of(
     seen: np.ndarray,
     method: Method,
     *,
-    equalising: Equalise = "auto",
+    equalizing: Equalize = "auto",
     bias_correction: bool = True,
     optimal_scales: bool = False,
     half: bool = True,
 ) -> Emitter:
-    identity = Identity("", {}, "", len(seen), method, equalising)
+    identity = Identity("", {}, "", len(seen), method, equalizing)
     calibration = measure_tensors(
-        onnx.load_model_from_string(fp32), seen, identity, method=method, equalising=equalising
+        onnx.load_model_from_string(fp32), seen, identity, method=method, equalizing=equalizing
     )
     return Emitter(fp32, calibration, half=half, optimal_scales=optimal_scales, bias_correction=bias_correction)
 

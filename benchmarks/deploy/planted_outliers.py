@@ -1,4 +1,4 @@
-"""A net whose INT8 collapses passes the accuracy gate: with the planner, or with equalisation.
+"""A net whose INT8 collapses passes the accuracy gate: with the planner, or with equalization.
 
 The outliers are planted in a trained CIFAR-style residual net: inside one block, a few channels of the first
 convolution are made many times as loud, and as quiet again in the weights of the second that read them. FP32's answers
@@ -43,10 +43,10 @@ def main() -> None:
     logging.getLogger("krl").setLevel("ERROR")
     with TemporaryDirectory() as folder:
         bundle = plant(Bundle.open(arguments.bundle), arguments.keep or Path(folder, "loud.krl"), arguments)
-        plain = QuantizeConfig(bundle.path, arguments.data, max_drop=arguments.max_drop, equalise="none")
+        plain = QuantizeConfig(bundle.path, arguments.data, max_drop=arguments.max_drop, equalize="none")
         ways = {
             "neither": plain,
-            "equalisation": replace(plain, equalise="auto"),
+            "equalization": replace(plain, equalize="auto"),
             "the planner": replace(plain, plan=True),
         }
         results = {name: attempt(config) for name, config in ways.items()}

@@ -33,8 +33,8 @@ METHODS = ("percentile", "minmax", "mse")
 SWITCHES: dict[str, dict[str, Any]] = {
     "": {},
     ", optimal scales": {"optimal_scales": True},
-    ", equalised everywhere": {"equalising": "all"},
-    ", both": {"equalising": "all", "optimal_scales": True},
+    ", equalized everywhere": {"equalizing": "all"},
+    ", both": {"equalizing": "all", "optimal_scales": True},
     ", no bias correction": {"bias_correction": False},
 }
 
@@ -92,13 +92,13 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
 
 
 def planned(bundle: Bundle, task: Task, fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
-    """Yield what ``krl-deploy quantize --equalise all --plan`` makes: the first plan that loses 0.1 dB or less."""
-    emitter = emit(fp32, seen, METHODS[0], equalising="all")
+    """Yield what ``krl-deploy quantize --equalize all --plan`` makes: the first plan that loses 0.1 dB or less."""
+    emitter = emit(fp32, seen, METHODS[0], equalizing="all")
     plan = make_plan(QuantizeConfig(bundle.path, plan=True), task, emitter)
     forms = emitter.emit(plan.keep)
     for form in ("int8", "int8.cpu"):
         kept = f"{len(plan.keep)} of {len(plan.layers)} layers in float"
-        yield f"krl {form}, equalised everywhere, plan: {kept}", forms.sessions[form]
+        yield f"krl {form}, equalized everywhere, plan: {kept}", forms.sessions[form]
 
 
 def emit(
@@ -106,13 +106,13 @@ def emit(
     seen: np.ndarray,
     method: Any,
     *,
-    equalising: Any = "auto",
+    equalizing: Any = "auto",
     bias_correction: bool = True,
     optimal_scales: bool = False,
 ) -> Emitter:
-    identity = Identity("", {}, "", len(seen), method, equalising)
+    identity = Identity("", {}, "", len(seen), method, equalizing)
     model = onnx.load_model_from_string(fp32)
-    calibration = measure_tensors(model, seen, identity, method=method, equalising=equalising)
+    calibration = measure_tensors(model, seen, identity, method=method, equalizing=equalizing)
     return Emitter(fp32, calibration, half=False, optimal_scales=optimal_scales, bias_correction=bias_correction)
 
 

@@ -36,7 +36,7 @@ def options(description: str, **defaults: int) -> argparse.ArgumentParser:
 
 
 def jpegs(width: int, height: int, count: int = 8, quality: int = 90) -> list[bytes]:
-    """Return crops of two real photographs (scikit-learn's), scaled to this size, as JPEG with 4:2:0 colours."""
+    """Return crops of two real photographs (scikit-learn's), scaled to this size, as JPEG with 4:2:0 colors."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)

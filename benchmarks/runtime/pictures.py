@@ -76,7 +76,7 @@ def restorer_run(root: Path, name: str) -> Run:
     torch.manual_seed(0)
     arguments = {
         "scale": 3,
-        "colour": "y",
+        "color": "y",
         "overlap": receptive_radius(name, 3),
         "degradation": {"kind": "bicubic"},
     }

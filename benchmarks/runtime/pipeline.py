@@ -47,7 +47,7 @@ def with_torch(network: Any, threads: int) -> Answer:
 
 
 def with_numpy(bundle: Bundle, network: Any, threads: int) -> Answer:
-    """Return what people write for ONNX Runtime: a float graph, and normalisation in numpy."""
+    """Return what people write for ONNX Runtime: a float graph, and normalization in numpy."""
     import onnxruntime
     import torch
 
@@ -89,7 +89,7 @@ def scaled(bundle: Bundle) -> Path:
     return Bundle.create(path, replace(manifest, preprocessing=preprocessing), files, replace=True).path
 
 
-def quantised(bundle: Bundle) -> Path:
+def quantized(bundle: Bundle) -> Path:
     """Return a bundle with an INT8 variant, calibrated with crops of the photographs, made once."""
     from krl_deploy.config import QuantizeConfig
     from krl_deploy.precision.quantize import quantize
@@ -155,7 +155,7 @@ def main() -> None:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, on a busy machine"
     )
     parser.add_argument("--openvino", action="store_true", help="measure krl on OpenVINO in BF16 as well")
-    parser.add_argument("--int8", action="store_true", help="quantise with the photographs, and measure INT8 as well")
+    parser.add_argument("--int8", action="store_true", help="quantize with the photographs, and measure INT8 as well")
     arguments = parser.parse_args()
     bundle, network = make_bundle(arguments.model)
     answers = {
@@ -167,7 +167,7 @@ def main() -> None:
     if arguments.openvino:
         answers["krl, OpenVINO BF16"] = with_krl(bundle.path, 1, require="openvino-bf16")
     if arguments.int8:
-        answers["krl, INT8"] = with_krl(quantised(bundle), 1, variant="int8")
+        answers["krl, INT8"] = with_krl(quantized(bundle), 1, variant="int8")
     result: dict[str, Any] = {
         "machine": machine(),
         "model": arguments.model,

@@ -114,12 +114,12 @@ def _foreign(path: Path) -> tuple[Method, int]:
 
 
 def _picture(options: argparse.Namespace, scale: int, methods: dict[str, Method]) -> None:
-    """Write a part of one picture as each method restores it, in colour, and as it is."""
+    """Write a part of one picture as each method restores it, in color, and as it is."""
     path, (top, left, side) = Path(options.crop[0]), map(int, options.crop[1:])
     small, truth = degrade(np.asarray(open_image(path, mode="RGB")), scale)
     plane, _ = degrade(read_picture(path, "y"), scale)
-    colours = chroma(small)
-    large = np.stack([resize(colours[..., k], truth.shape[0], truth.shape[1]) for k in range(2)], axis=2)
+    colors = chroma(small)
+    large = np.stack([resize(colors[..., k], truth.shape[0], truth.shape[1]) for k in range(2)], axis=2)
     shown = [to_rgb(method(plane).astype(np.float32), large) for method in methods.values()]
     parts = [item[top : top + side, left : left + side] for item in (*shown, truth)]
     zoomed = [np.asarray(Image.fromarray(part).resize((240, 240), Image.Resampling.NEAREST)) for part in parts]

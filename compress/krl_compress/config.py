@@ -53,14 +53,14 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised."""
+    """What is minimized."""
 
     alpha: float = 0.1
     """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
     temperature: float = 4.0
     """T, by which both nets' logits are divided, where no --loss is given."""
     loss: Repeated = ()
-    """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardise,...]; may be given several times, and then nothing
+    """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardize,...]; may be given several times, and then nothing
     else counts: --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4. Without ce the labels do not count."""
     at: Repeated = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
@@ -80,7 +80,7 @@ class QuantisationConfig:
 
     quantize: Literal["int8"] | None = None
     """Train the student as its INT8 form computes, so that krl-deploy quantize loses next to nothing; the teacher stays
-    in full precision. Without --lr the optimiser is then AdamW, at a tenth of its usual learning rate."""
+    in full precision. Without --lr the optimizer is then AdamW, at a tenth of its usual learning rate."""
     float_epochs: int = 0
     """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""
 
@@ -89,7 +89,7 @@ class QuantisationConfig:
         if self.float_epochs < 0:
             raise UsageError(f"--float-epochs is {self.float_epochs}; accepted: 0 or more")
         if self.float_epochs and self.quantize is None:
-            raise UsageError("--float-epochs come before quantisation; give --quantize int8 as well")
+            raise UsageError("--float-epochs come before quantization; give --quantize int8 as well")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class GeneratorStudentConfig:
     perceptual: Path | None = None
     """Run of a classifier for the term perceptual; another one than --features, which measures."""
     online: bool = False
-    """Train the teacher, freshly initialised, at the same time (its run is put into OUT/teacher); the student follows
+    """Train the teacher, freshly initialized, at the same time (its run is put into OUT/teacher); the student follows
     it and has no discriminator."""
     latents: int = 50000
     """Latents in one epoch, where no pictures are needed."""
@@ -116,7 +116,7 @@ class GeneratorStudentConfig:
 
 @dataclass(frozen=True)
 class DataFreeConfig:
-    """A student of a classifier that learns from generated pictures alone, labelled by the teacher."""
+    """A student of a classifier that learns from generated pictures alone, labeled by the teacher."""
 
     data_free: str | None = None
     """A generator, run or bundle, whose pictures are all that the student sees; or "teacher", to make them against the
@@ -151,7 +151,7 @@ class DistillConfig(TrainingConfig):
     losses: LossConfig = field(default_factory=LossConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     data_free: DataFreeConfig = field(default_factory=DataFreeConfig)
-    quantisation: QuantisationConfig = field(default_factory=QuantisationConfig)
+    quantization: QuantisationConfig = field(default_factory=QuantisationConfig)
     generator_student: GeneratorStudentConfig = field(default_factory=GeneratorStudentConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 

@@ -11,7 +11,7 @@ import tyro
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
-__all__ = ["AdoptConfig", "CheckConfig", "Equalise", "ExportConfig", "HalfConfig", "Method", "QuantizeConfig"]
+__all__ = ["AdoptConfig", "CheckConfig", "Equalize", "ExportConfig", "HalfConfig", "Method", "QuantizeConfig"]
 
 _OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -79,8 +79,8 @@ class AdoptConfig:
     """What the model does: says which class a picture shows, or makes a better or larger picture of it."""
     scale: int | None = None
     """For restoration: how many times as large its output is; left out: what the file's shapes say."""
-    colour: Literal["y", "rgb", "grey"] | None = None
-    """For restoration: luma (BT.601, studio swing), colours, or grey; left out: rgb for 3 channels, else y."""
+    color: Literal["y", "rgb", "gray"] | None = None
+    """For restoration: luma (BT.601, studio swing), colors, or gray; left out: rgb for 3 channels, else y."""
     degradation: Literal["bicubic", "none"] = "bicubic"
     """For restoration: what it undoes beside the scale: nothing more (bicubic), or what cannot be made here (none)."""
     mean: tuple[float, ...] | None = None
@@ -94,9 +94,9 @@ class AdoptConfig:
     width: int | None = None
     """Width of the input; needed where the model leaves it open."""
     resize: Literal["crop", "stretch"] = "crop"
-    """Keep proportions and cut the centre out, or stretch."""
+    """Keep proportions and cut the center out, or stretch."""
     crop_fraction: float = 1.0
-    """Share of the scaled picture that the centre crop keeps; 0.875 is usual for ImageNet."""
+    """Share of the scaled picture that the center crop keeps; 0.875 is usual for ImageNet."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Filter for resizing."""
     decode_tolerance: float = 0.0
@@ -115,8 +115,8 @@ class AdoptConfig:
     def __post_init__(self) -> None:
         """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
-        given = {"labels": bool(self.labels), "scale": self.scale is not None, "colour": self.colour is not None}
-        others = ("scale", "colour") if self.task == "classification" else ("labels",)
+        given = {"labels": bool(self.labels), "scale": self.scale is not None, "color": self.color is not None}
+        others = ("scale", "color") if self.task == "classification" else ("labels",)
         wrong = [name for name in others if given[name]]
         if wrong:
             raise UsageError(f"--{wrong[0]} is not for --task {self.task}; leave it out, or give the other task")
@@ -176,7 +176,7 @@ class QuantizeConfig:
     least information (entropy) or has the least squared error (mse)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
-    equalise: Equalise = "auto"
+    equalize: Equalize = "auto"
     """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding: where one
     is much louder than the others, wherever it can be done, or nowhere."""
     bias_correction: bool = True
@@ -184,7 +184,7 @@ class QuantizeConfig:
     optimal_scales: bool = False
     """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
     around: Literal["fp16", "fp32"] = "fp32"
-    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. An optimiser of ONNX Runtime that krl turns
+    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. An optimizer of ONNX Runtime that krl turns
     off computes the fp16 form wrongly, so fp16 is for files that TensorRT and krl alone run."""
     plan: bool = False
     """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
@@ -234,5 +234,5 @@ Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 ``krl_deploy.calibration.threshold``."""
 
 
-Equalise: TypeAlias = Literal["auto", "all", "none"]
-"""Which activations are equalised: those with a channel much louder than the others, all that can be, or none."""
+Equalize: TypeAlias = Literal["auto", "all", "none"]
+"""Which activations are equalized: those with a channel much louder than the others, all that can be, or none."""

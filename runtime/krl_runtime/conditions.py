@@ -14,11 +14,11 @@ What a condition may say stands in its settings, a plain JSON object that the ru
 The vocabularies:
 
 - labels: the class names, ``["zero", "one", …]``; a condition is one of them, ``"seven"``.
-- attributes: for each attribute ``"colour="``, which leaves it open, and ``"colour=red"`` … for its values; a condition
-  is ``"colour=red,digit=seven"`` or a mapping, and attributes that it does not name are open.
+- attributes: for each attribute ``"color="``, which leaves it open, and ``"color=red"`` … for its values; a condition
+  is ``"color=red,digit=seven"`` or a mapping, and attributes that it does not name are open.
 - text: ``""`` for padding, then words; a condition is a description, ``"a red seven"``.
 - graph: ``""`` for "no fact", then relations, then entities; a condition is an entity, facts that are wanted of it, or
-  both: ``"seven"``, ``"colour=red,digit=seven"``, ``"seven,colour=red"``. What is wanted replaces what is known.
+  both: ``"seven"``, ``"color=red,digit=seven"``, ``"seven,color=red"``. What is wanted replaces what is known.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _graph(condition: Condition, settings: Mapping[str, Any], known: Mapping[str
 
 
 def _parts(condition: Condition) -> tuple[list[str], list[tuple[str, str]]]:
-    """Split ``"seven,colour=red"`` into what is only named, and pairs."""
+    """Split ``"seven,color=red"`` into what is only named, and pairs."""
     if isinstance(condition, Mapping):
         return [], [(str(name), str(value)) for name, value in condition.items()]
     named, pairs = [], []

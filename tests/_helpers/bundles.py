@@ -1,4 +1,4 @@
-"""Tiny real bundles, made without torch: uint8 pixels, normalisation, convolution, ReLU, mean, linear layer.
+"""Tiny real bundles, made without torch: uint8 pixels, normalization, convolution, ReLU, mean, linear layer.
 
 The golden logits come from numpy, so that ONNX Runtime is checked against something else than itself.
 """
@@ -73,8 +73,8 @@ class TinyNet:
         nodes = [
             helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["float", "scale"], ["scaled"]),
-            helper.make_node("Add", ["scaled", "offset"], ["normalised"]),
-            helper.make_node("Conv", ["normalised", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
+            helper.make_node("Add", ["scaled", "offset"], ["normalized"]),
+            helper.make_node("Conv", ["normalized", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
             helper.make_node("Relu", ["convolved"], ["positive"]),
             helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["features"]),

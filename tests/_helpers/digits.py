@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.3,), std=(0.35,))
 
 
 def write_digits(root: Path, *, per_class: int = 60, val_per_class: int = 30) -> Path:
-    """Write ``train/DIGIT/*.png`` and ``val/DIGIT/*.png`` of 8×8 grey pixels.
+    """Write ``train/DIGIT/*.png`` and ``val/DIGIT/*.png`` of 8×8 gray pixels.
 
     Pictures of one writer follow each other; both parts have pictures of all writers, so that what was learned holds.
     """

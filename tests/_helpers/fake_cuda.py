@@ -1,6 +1,6 @@
 """A CUDA runtime in host memory, behind the names and signatures of the real ``cuda.bindings.runtime``.
 
-Work on a stream is done when the stream is synchronised, not before, so that a result that is read too early is
+Work on a stream is done when the stream is synchronized, not before, so that a result that is read too early is
 seen; a captured graph does nothing until it is launched. Any call can be made to fail.
 """
 
@@ -113,7 +113,7 @@ class FakeCuda:
         return ()
 
     def _cudaStreamSynchronize(self, stream):
-        assert int(stream) not in self._capturing, "a stream cannot be synchronised while it is captured"
+        assert int(stream) not in self._capturing, "a stream cannot be synchronized while it is captured"
         work, self._streams[int(stream)] = self._streams[int(stream)], []
         for item in work:
             item()

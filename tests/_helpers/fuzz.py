@@ -96,23 +96,23 @@ def with_right_sums(png: bytes) -> bytes:
     return b"".join(parts) + png[place:]
 
 
-def png(width: int, height: int, *, bits: int = 8, colour: int = 0, extra: bytes = b"", rows: int = -1) -> bytes:
+def png(width: int, height: int, *, bits: int = 8, color: int = 0, extra: bytes = b"", rows: int = -1) -> bytes:
     """Return a black PNG, small as a file whatever its size; nothing of it is ever held unpacked.
 
     Args:
         width: In pixels.
         height: In pixels.
         bits: For each channel.
-        colour: 0 grey, 2 RGB, 6 RGBA.
+        color: 0 gray, 2 RGB, 6 RGBA.
         extra: Further chunks.
         rows: Bytes of packed rows, if others than the size says.
     """
-    left = ((width * {0: 1, 2: 3, 6: 4}[colour] * bits + 7) // 8 + 1) * height if rows < 0 else rows
+    left = ((width * {0: 1, 2: 3, 6: 4}[color] * bits + 7) // 8 + 1) * height if rows < 0 else rows
     packer, parts = zlib.compressobj(9), []
     while left > 0:
         parts.append(packer.compress(bytes(min(left, 1 << 20))))
         left -= 1 << 20
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     data = chunk(b"IDAT", b"".join(parts) + packer.flush())
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + data + chunk(b"IEND", b"")
 
@@ -146,12 +146,12 @@ def packed_chunk(kind: bytes, head: bytes) -> bytes:
 
 BOMBS: dict[str, Callable[[], bytes]] = {
     "3.6 gigapixels": lambda: png(60_000, 60_000, rows=10),
-    "largest grey": lambda: png(11_500, 11_500),
-    "largest RGBA": lambda: png(11_500, 11_500, colour=6),
+    "largest gray": lambda: png(11_500, 11_500),
+    "largest RGBA": lambda: png(11_500, 11_500, color=6),
     "largest 16 bits": lambda: png(11_500, 11_500, bits=16),
     "largest 1 bit": lambda: png(11_500, 11_500, bits=1),
     "text": lambda: png(20, 20, extra=packed_chunk(b"zTXt", b"a\0\0")),
-    "colour profile": lambda: png(20, 20, extra=packed_chunk(b"iCCP", b"a\0\0")),
+    "color profile": lambda: png(20, 20, extra=packed_chunk(b"iCCP", b"a\0\0")),
     "international text": lambda: png(20, 20, extra=packed_chunk(b"iTXt", b"a\0\1\0\0\0")),
     "more rows than the size says": lambda: png(20, 20, rows=1_000_000_000),
     "many chunks": lambda: png(20, 20, extra=chunk(b"tEXt", b"a\0b") * 100_000),

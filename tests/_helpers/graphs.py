@@ -57,13 +57,13 @@ def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> Node
     return helper.make_node(op, list(inputs), [output], name=f"n_{output}", **attributes)
 
 
-def run(model: onnx.ModelProto, *, optimise: bool = True, **feeds: np.ndarray) -> list[np.ndarray]:
+def run(model: onnx.ModelProto, *, optimize: bool = True, **feeds: np.ndarray) -> list[np.ndarray]:
     """Run a model on ONNX Runtime's CPU provider, with one thread."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")  # exact INT8 on x86 without VNNI
     options.intra_op_num_threads = 1
-    if not optimise:
+    if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
@@ -93,7 +93,7 @@ def measured_ranges(model: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, tu
     values = [value for value in model.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT]
     extended.graph.output.extend(value for value in values if value.name not in present)
     names = [value.name for value in extended.graph.output]
-    outputs = dict(zip(names, run(extended, optimise=False, **feeds), strict=True))
+    outputs = dict(zip(names, run(extended, optimize=False, **feeds), strict=True))
     return {name: (float(array.min()), float(array.max())) for name, array in {**feeds, **outputs}.items()}
 
 

@@ -52,10 +52,10 @@ LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "kd at 1": without_labels(L.kd, temperature=1.0),
     "logistic at 4": without_labels(L.logistic, temperature=4.0),
     "dist at 4": without_labels(L.dist, temperature=4.0),
-    "standardised kd": without_labels(L.standardise(L.kd), temperature=2.0),
+    "standardized kd": without_labels(L.standardize(L.kd), temperature=2.0),
     **{loss.__name__: loss for loss in (L.dkd, L.nkd, L.rld, L.wsld)},
     "dkd at 1": functools.partial(L.dkd, temperature=1.0),
-    "standardised dkd": L.standardise(L.dkd),
+    "standardized dkd": L.standardize(L.dkd),
 }
 
 MAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

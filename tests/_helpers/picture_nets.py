@@ -41,7 +41,7 @@ def _model(
 def restorer_onnx(
     scale: int = 2, channels: int = 1, *, size: tuple[int | str, int | str] = ("height", "width"), width: int = 32
 ) -> bytes:
-    """Return ``pixels`` → ``restored``: nearest-neighbour enlargement plus what random convolutions add to it."""
+    """Return ``pixels`` → ``restored``: nearest-neighbor enlargement plus what random convolutions add to it."""
     rng = np.random.default_rng(scale + channels)
     made = channels * scale**2
     weights = {
@@ -99,8 +99,8 @@ def generator_onnx(channels: int = 1, *, classes: int = 0, width: int = 32) -> b
         helper.make_node("Relu", ["planes"], ["positive"]),
         helper.make_node("ConvTranspose", ["positive", "transposed"], ["made"], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Tanh", ["made"], ["bounded"]),
-        helper.make_node("Mul", ["bounded", "half"], ["centred"]),
-        helper.make_node("Add", ["centred", "half"], ["pictures"]),
+        helper.make_node("Mul", ["bounded", "half"], ["centered"]),
+        helper.make_node("Add", ["centered", "half"], ["pictures"]),
     ]
     output = helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", channels, 8, 8])
     return _model(nodes, inputs, output, weights)
@@ -115,7 +115,7 @@ def run_onnx(model: bytes, **feeds: np.ndarray) -> np.ndarray:
 
 
 def smooth(height: int, width: int, channels: int = 0, seed: int = 0) -> np.ndarray:
-    """Return a picture with the neighbourhoods of a photograph: waves, uint8 ``[H, W]`` or ``[H, W, channels]``."""
+    """Return a picture with the neighborhoods of a photograph: waves, uint8 ``[H, W]`` or ``[H, W, channels]``."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     planes = [
@@ -130,14 +130,14 @@ def write_restorer(
     path: Path,
     *,
     scale: int = 2,
-    colour: str = "y",
+    color: str = "y",
     overlap: int | None = RADIUS,
     size: tuple[int | str, int | str] = ("height", "width"),
     contents: Mapping[str, bytes] | None = None,
     **changes: Any,
 ) -> Bundle:
     """Write a restorer's bundle that runs."""
-    channels = 3 if colour == "rgb" else 1
+    channels = 3 if color == "rgb" else 1
     model = restorer_onnx(scale, channels, size=size)
     height, width = (side if isinstance(side, int) else default for side, default in zip(size, (24, 20), strict=True))
     pixels = np.stack([smooth(height, width, channels, seed).transpose(2, 0, 1) for seed in range(4)])
@@ -151,7 +151,7 @@ def write_restorer(
         "labels": (),
         "variants": {"fp32": Variant("fp32", "model.fp32.onnx", tolerance=0.05, psnr=60.0)},
         "golden": "golden.npz",
-        "settings": {"scale": scale, "colour": colour, "overlap": overlap, "degradation": {"kind": "bicubic"}},
+        "settings": {"scale": scale, "color": color, "overlap": overlap, "degradation": {"kind": "bicubic"}},
     }
     files = {"model.fp32.onnx": model, "golden.npz": npz(pixels=pixels, restored=run_onnx(model, pixels=pixels))}
     return Bundle.create(path, Manifest(**{**fields, **changes}), {**files, **(contents or {})})

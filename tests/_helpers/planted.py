@@ -1,4 +1,4 @@
-"""Quantised graphs as krl writes them, and small edits that plant a fault in one."""
+"""Quantized graphs as krl writes them, and small edits that plant a fault in one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def family(model: onnx.ModelProto, name: str, target: str = "tensorrt-11.4") -> 
     return [finding for finding in findings(model, target) if finding.rule.startswith(f"{name}/")]
 
 
-def quantise(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
     """Return the form for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
     ranges: dict[str, tuple[float, float]] = defaultdict(lambda: (-1.0, 1.0))
-    quantised = to_tensorrt(model, ranges, rounding=Rounding(half=half)).model
-    return to_half(quantised, {}, around_int8=True).model if half else quantised
+    quantized = to_tensorrt(model, ranges, rounding=Rounding(half=half)).model
+    return to_half(quantized, {}, around_int8=True).model if half else quantized
 
 
 def block(*, half: bool = False) -> onnx.ModelProto:
@@ -62,7 +62,7 @@ def block(*, half: bool = False) -> onnx.ModelProto:
     model = graph(
         nodes, {"x": ["batch", 3, 8, 8]}, {"y": ["batch", 16]}, {**kernels, **biases, "w3": normal(32, 16)}, opset=20
     )
-    return quantise(model, half=half)
+    return quantize(model, half=half)
 
 
 def transformer(*, half: bool = True, layers: bool = True) -> onnx.ModelProto:
@@ -80,7 +80,7 @@ def transformer(*, half: bool = True, layers: bool = True) -> onnx.ModelProto:
         node("MatMul", ["gelu", "w2"], "y"),
     ]
     model = graph(nodes, {"x": ["batch", 8, 32]}, {"y": ["batch", 8, 32]}, weights, opset=20)
-    return quantise(model, half=half) if layers else model
+    return quantize(model, half=half) if layers else model
 
 
 def edited(model: onnx.ModelProto, edit: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
@@ -121,14 +121,14 @@ def insert_pair(model: onnx.ModelProto, reader: str, index: int, scale: float = 
     name = f"{reader}_{index}"
     add_constant(model, f"{name}_s", np.float32(scale))
     add_constant(model, f"{name}_z", np.int8(0))
-    quantised = helper.make_node(
+    quantized = helper.make_node(
         "QuantizeLinear", [target.input[index], f"{name}_s", f"{name}_z"], [f"{name}_q"], name=f"Q_{name}"
     )
     restored = helper.make_node(
         "DequantizeLinear", [f"{name}_q", f"{name}_s", f"{name}_z"], [f"{name}_d"], name=f"DQ_{name}"
     )
     target.input[index] = f"{name}_d"
-    place(model, [quantised, restored], before=reader)
+    place(model, [quantized, restored], before=reader)
 
 
 def remove_pair(model: onnx.ModelProto, reader: str, index: int) -> None:

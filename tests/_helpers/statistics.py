@@ -1,4 +1,4 @@
-"""Networks whose batch normalisation has statistics of its own, as after a training."""
+"""Networks whose batch normalization has statistics of its own, as after a training."""
 
 from __future__ import annotations
 

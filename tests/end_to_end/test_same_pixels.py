@@ -25,8 +25,8 @@ def _noise(height: int, width: int, channels: int) -> np.ndarray:
 def _write(folder: Path) -> list[Path]:
     rgb = Image.fromarray(_noise(90, 120, 3))
     pictures = {
-        "grey.png": rgb.convert("L"),
-        "grey.jpg": rgb.convert("L"),
+        "gray.png": rgb.convert("L"),
+        "gray.jpg": rgb.convert("L"),
         "rgb.png": rgb,
         "rgb.jpg": rgb,
         "rgba.png": Image.fromarray(_noise(90, 120, 4)),

@@ -13,16 +13,16 @@ ATTRIBUTES = {
     "kind": "attributes",
     "length": 2,
     "dim": 4,
-    "vocabulary": ["colour=", "colour=blue", "colour=red", "kind=", "kind=rose"],
+    "vocabulary": ["color=", "color=blue", "color=red", "kind=", "kind=rose"],
 }
 TEXT = {"kind": "text", "length": 4, "dim": 4, "vocabulary": ["", "a", "red", "rose", "white"]}
 GRAPH = {
     "kind": "graph",
     "length": 4,
     "dim": 4,
-    "vocabulary": ["", "colour", "kind", "red", "rose", "rosa", "white"],
-    "relations": ["colour", "kind"],
-    "facts": [["rosa", "colour", "red"], ["rosa", "kind", "rose"]],
+    "vocabulary": ["", "color", "kind", "red", "rose", "rosa", "white"],
+    "relations": ["color", "kind"],
+    "facts": [["rosa", "color", "red"], ["rosa", "kind", "rose"]],
 }
 ALL = (LABELS, ATTRIBUTES, TEXT, GRAPH)
 
@@ -32,18 +32,18 @@ ALL = (LABELS, ATTRIBUTES, TEXT, GRAPH)
     [
         (LABELS, "dog", [1]),
         (LABELS, " cat ", [0]),
-        (ATTRIBUTES, "colour=red,kind=rose", [2, 4]),
-        (ATTRIBUTES, " kind = rose , colour = blue ", [1, 4]),
+        (ATTRIBUTES, "color=red,kind=rose", [2, 4]),
+        (ATTRIBUTES, " kind = rose , color = blue ", [1, 4]),
         (ATTRIBUTES, "kind=rose", [0, 4]),
-        (ATTRIBUTES, "colour=,kind=rose", [0, 4]),
-        (ATTRIBUTES, {"colour": "blue"}, [1, 3]),
+        (ATTRIBUTES, "color=,kind=rose", [0, 4]),
+        (ATTRIBUTES, {"color": "blue"}, [1, 3]),
         (ATTRIBUTES, {}, [0, 3]),
         (TEXT, "a red rose", [1, 2, 3, 0]),
         (TEXT, "White, Rose!", [4, 3, 0, 0]),
         (GRAPH, "rosa", [1, 3, 2, 4]),
-        (GRAPH, "rosa,colour=white", [2, 4, 1, 6]),  # what is wanted replaces what is known
-        (GRAPH, "kind=rose,colour=white", [2, 4, 1, 6]),
-        (GRAPH, {"colour": "white"}, [1, 6, 0, 0]),
+        (GRAPH, "rosa,color=white", [2, 4, 1, 6]),  # what is wanted replaces what is known
+        (GRAPH, "kind=rose,color=white", [2, 4, 1, 6]),
+        (GRAPH, {"color": "white"}, [1, 6, 0, 0]),
         (GRAPH, "red", [0, 3, 0, 0]),  # nothing is known of it but itself
     ],
 )
@@ -63,19 +63,19 @@ def test_several_conditions_are_rows() -> None:
     [
         (LABELS, "cow", "label 'cow' is not known; accepted: cat, dog"),
         (LABELS, {"kind": "cat"}, "expected one label; accepted: cat, dog"),
-        (ATTRIBUTES, "size=big", "attribute 'size' is not known; accepted: colour, kind"),
-        (ATTRIBUTES, "colour=pink", "colour='pink' is not known; accepted: blue, red"),
-        (ATTRIBUTES, "red", "'red' is not ATTRIBUTE=VALUE; write it as 'colour=blue,kind=rose'"),
-        (ATTRIBUTES, "colour=red,colour=blue", "colour is given twice, as 'red' and 'blue'"),
+        (ATTRIBUTES, "size=big", "attribute 'size' is not known; accepted: color, kind"),
+        (ATTRIBUTES, "color=pink", "color='pink' is not known; accepted: blue, red"),
+        (ATTRIBUTES, "red", "'red' is not ATTRIBUTE=VALUE; write it as 'color=blue,kind=rose'"),
+        (ATTRIBUTES, "color=red,color=blue", "color is given twice, as 'red' and 'blue'"),
         (TEXT, "a pink rose", "the word 'pink' is not known; accepted: a, red, rose, white"),
         (TEXT, "a red rose a rose", "has 5 words; accepted: 4 at most"),
         (TEXT, "...", "has no words"),
         (TEXT, {"a": "b"}, "expected a description in words"),
         (GRAPH, "tulip", "entity 'tulip' is not known; accepted: red, rose, rosa, white"),
-        (GRAPH, "size=red", "relation 'size' is not known; accepted: colour, kind"),
+        (GRAPH, "size=red", "relation 'size' is not known; accepted: color, kind"),
         (GRAPH, "rosa,rose", "names 2 entities"),
         (GRAPH, "", "names 0 entities"),
-        (GRAPH, "colour=red,colour=white,kind=rose", "has 3 facts; accepted: 2 at most"),
+        (GRAPH, "color=red,color=white,kind=rose", "has 3 facts; accepted: 2 at most"),
     ],
 )
 def test_what_is_not_known_is_named(settings: dict[str, Any], condition: Any, message: str) -> None:
@@ -109,15 +109,15 @@ def test_whole_settings_are_accepted(settings: dict[str, Any]) -> None:
         ({**LABELS, "vocabulary": "abc"}, "vocabulary is not a list of texts"),
         ({**LABELS, "vocabulary": ["a", 1]}, "vocabulary is not a list of texts"),
         ({**LABELS, "vocabulary": ["a", "a"]}, "has an entry twice"),
-        ({**ATTRIBUTES, "vocabulary": ["colour=", "red"]}, "has 'red'; expected ATTRIBUTE="),
-        ({**ATTRIBUTES, "vocabulary": ["colour=", "kind=rose"]}, "no kind= that leaves one open"),
+        ({**ATTRIBUTES, "vocabulary": ["color=", "red"]}, "has 'red'; expected ATTRIBUTE="),
+        ({**ATTRIBUTES, "vocabulary": ["color=", "kind=rose"]}, "no kind= that leaves one open"),
         ({**ATTRIBUTES, "length": 3}, "2 attributes for a length of 3"),
         ({**TEXT, "untrained": "red"}, "untrained words are not a list of words of its vocabulary"),
         ({**TEXT, "untrained": ["pink"]}, "untrained words are not a list of words of its vocabulary"),
         ({**GRAPH, "length": 3}, "length is 3; a graph's facts are pairs"),
         ({**GRAPH, "relations": ["kind"]}, "does not begin with '' and the relations"),
-        ({**GRAPH, "facts": [["rosa", "colour"]]}, r"fact \['rosa', 'colour'\] is not"),
-        ({**GRAPH, "facts": [["rosa", "colour", "pink"]]}, "is not .entity, relation, entity. of the vocabulary"),
+        ({**GRAPH, "facts": [["rosa", "color"]]}, r"fact \['rosa', 'color'\] is not"),
+        ({**GRAPH, "facts": [["rosa", "color", "pink"]]}, "is not .entity, relation, entity. of the vocabulary"),
         ({**GRAPH, "facts": "rosa"}, "facts are not a list"),
     ],
 )

@@ -52,7 +52,7 @@ def test_decompression_bombs(tmp_path: Path):
     assert sum(result["outcomes"].values()) == len(fuzz.BOMBS)
     answered = {name for name in result["outcomes"] if name != "ImageError"}
     assert answered == {
-        "largest grey", "largest RGBA", "largest 16 bits", "largest 1 bit", "more rows than the size says",
+        "largest gray", "largest RGBA", "largest 16 bits", "largest 1 bit", "more rows than the size says",
         "many chunks",
     }  # fmt: skip
     assert result["peak_mib"] < 1500, result
@@ -114,7 +114,7 @@ def test_golden_inputs_that_unpack_to_gigabytes(tmp_path: Path):
         bundle.golden()
 
 
-def test_deep_grey_is_scaled_without_wide_copies(tmp_path: Path):
+def test_deep_gray_is_scaled_without_wide_copies(tmp_path: Path):
     """16 bits to 8, whatever the byte order and the sign: the high byte, clipped."""
     levels = np.array([[0, 255, 256, 40_000, 65_535]] * 5)
     spec = Preprocessing(5, 5, channels=1, mean=(0.5,), std=(0.5,))

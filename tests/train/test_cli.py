@@ -63,7 +63,7 @@ def test_what_run_json_stores_can_be_given_again(tmp_path: Path) -> None:
         (["--data", "nowhere"], "neither a folder nor a known data set; known: digits, mnist"),
         (["--data", "digits", "--model", "resnet9"], "did you mean"),
         (["--data", "digits", "--size", "0"], "accepted: 1 to 16384"),
-        (["--data", "digits", "--channels", "2"], "accepted: 1 (grey) or 3 (RGB)"),
+        (["--data", "digits", "--channels", "2"], "accepted: 1 (gray) or 3 (RGB)"),
         (["--data", "digits", "--mean", "1", "2"], "mean has 2 values"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["--data", "digits", "--model", "resnet18", "--channels", "1"], "takes RGB pictures"),

@@ -20,7 +20,7 @@ from krl_train.synthetic import add_synthetic, class_conditions, make_pictures, 
 from krl_train.training.fit import fit
 
 DIGITS = tuple(str(digit) for digit in range(10))
-GREY = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
+GRAY = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
 CONDITIONS: dict[str, dict[str, Any]] = {
     "labels": {"kind": "labels", "length": 1, "dim": 4, "vocabulary": list(DIGITS)},
     "text": {"kind": "text", "length": 2, "dim": 4, "vocabulary": ["", "a", *DIGITS]},
@@ -36,8 +36,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 def generator_run(path: Path, condition: dict[str, Any] | None) -> Path:
     torch.manual_seed(0)
     spec = ModelSpec("dcgan-2", 0, 1, {"latent": 4} | ({"condition": condition} if condition else {}))
-    generator = build_generator(spec, GREY)
-    record = RunRecord("generation", spec, GREY, (), "krl-train fit", {}, 0, {})
+    generator = build_generator(spec, GRAY)
+    record = RunRecord("generation", spec, GRAY, (), "krl-train fit", {}, 0, {})
     Run.write(path, record, generator.backbone.state_dict())
     return path
 
@@ -65,7 +65,7 @@ def test_classes_are_asked_for_in_turn(tmp_path: Path, kind: str) -> None:
 
 def test_pictures_are_those_of_the_generator(tmp_path: Path) -> None:
     path = generator_run(tmp_path / "g", CONDITIONS["labels"])
-    made = make_pictures(open_maker(path), DIGITS, 12, GREY, seed=0)
+    made = make_pictures(open_maker(path), DIGITS, 12, GRAY, seed=0)
     generator = Run.open(path).module()
     latents = torch.from_numpy(np.random.default_rng(0).standard_normal((12, 4), dtype=np.float32))
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_generator_that_does_not_know_the_classes(
 
 
 def test_a_generator_without_conditions_makes_pictures_of_no_class(tmp_path: Path) -> None:
-    made = make_pictures(open_maker(generator_run(tmp_path / "g", None)), DIGITS, 5, GREY, seed=0)
+    made = make_pictures(open_maker(generator_run(tmp_path / "g", None)), DIGITS, 5, GRAY, seed=0)
     assert made.labels.tolist() == [0] * 5
 
 
@@ -124,9 +124,9 @@ def test_training_with_generated_pictures(tmp_path: Path) -> None:
 def test_generated_pictures_are_added_to_the_real_ones(tmp_path: Path) -> None:
     generator = generator_run(tmp_path / "g", CONDITIONS["labels"])
     source = open_source(DataConfig(data="digits", limit=40, val_limit=20))
-    training = read_training(source, GREY, AugmentConfig(crop_padding=1), seed=0)
-    both, described = add_synthetic(training, SyntheticConfig(generator, 60), GREY, seed=3)
-    made = make_pictures(open_maker(generator), DIGITS, 60, GREY, seed=3, margin=training.train.margin)
+    training = read_training(source, GRAY, AugmentConfig(crop_padding=1), seed=0)
+    both, described = add_synthetic(training, SyntheticConfig(generator, 60), GRAY, seed=3)
+    made = make_pictures(open_maker(generator), DIGITS, 60, GRAY, seed=3, margin=training.train.margin)
     real = training.train.pixels(np.arange(40))
     assert torch.equal(both.train.pixels(np.arange(100)), torch.cat([real, made.pixels(np.arange(60))]))
     assert both.train.labels.tolist() == training.train.labels.tolist() + made.labels.tolist()

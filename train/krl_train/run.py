@@ -27,7 +27,7 @@ from .models import ModelSpec, Network
 
 __all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "check_finite", "package_versions"]
 
-SCHEMA_VERSION = 1  # rises with each change of the format
+SCHEMA_VERSION = 2  # rises with each change of the format
 RECORD = "run.json"
 WEIGHTS = "model.safetensors"
 _KIND = "krl-run"

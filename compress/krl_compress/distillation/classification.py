@@ -25,7 +25,7 @@ from krl_train.loop import process_first, resolve_device
 from krl_train.models import Network, native_size
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.training.train import initialise_from, network_size, train_classifier
+from krl_train.training.train import initialize_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, refuse_generator_options, starting_point
@@ -59,8 +59,8 @@ class _ClassifierJob(Job):
         return measured
 
     def measure_start(self) -> dict[str, Any]:
-        """Return what a student that is to be quantised does before, once it has been trained in floating point."""
-        if not self.config.quantisation.quantize:
+        """Return what a student that is to be quantized does before, once it has been trained in floating point."""
+        if not self.config.quantization.quantize:
             return {}
         self.start = self.start or _float_student(self.config)
         device = self.config.loop.device
@@ -90,13 +90,13 @@ class _ClassifierJob(Job):
         config, start = self.config, self.start
         torch.manual_seed(config.loop.seed)
         optim = config.optim
-        if config.quantisation.quantize and start is not None:
+        if config.quantization.quantize and start is not None:
             network = quantized_student(record, self.training, start, config.loop.device)
             optim = gentle(optim, config.loop.batch_size)
         else:
             network = record.model.build(record.preprocessing)
             if start is not None:
-                initialise_from(network, start)
+                initialize_from(network, start)
         views = config.cache.views if config.cache.cache_teacher else None
         return train_classifier(
             objective, network, self.training, record, optim, config.loop, out, views=views, resume=config.resume
@@ -119,11 +119,11 @@ def prepare(config: DistillConfig) -> Job:
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     asked = _input(config.input, teachers[0].network.preprocessing, name)
-    keeps = start is not None and config.quantisation.quantize  # its normalisation is frozen
+    keeps = start is not None and config.quantization.quantize  # its normalization is frozen
     preprocessing = start.record.preprocessing if start and keeps else preprocessing_for(asked, source, name)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
-    arguments = {"quantize": config.quantisation.quantize} if config.quantisation.quantize else {}
+    arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
     model = replace(record.model, arguments=arguments)
     record = replace(record, model=model, parent={"teachers": [teacher.identity for teacher in teachers]})
     return _ClassifierJob(config, record, training, teachers, terms, start)
@@ -244,7 +244,7 @@ def _float_student(config: DistillConfig) -> Run:
     """Distil the student in floating point first."""
     out = config.out / FLOAT
     _log.info("the student in floating point:")
-    loop = replace(config.loop, epochs=config.quantisation.float_epochs)
+    loop = replace(config.loop, epochs=config.quantization.float_epochs)
     resume = config.resume and (out / RECORD).is_file()
-    asked = replace(config, out=out, loop=loop, quantisation=QuantisationConfig(), baseline=False, resume=resume)
+    asked = replace(config, out=out, loop=loop, quantization=QuantisationConfig(), baseline=False, resume=resume)
     return carry_out(prepare(asked))

@@ -1,4 +1,4 @@
-"""Distillation without data: the student sees generated pictures alone, labelled by the teacher.
+"""Distillation without data: the student sees generated pictures alone, labeled by the teacher.
 
 The pictures come from a generator, or are made here against the teacher, which then is all that is needed (DAFL,
 https://arxiv.org/abs/1904.01186). Real pictures, where there are any, only measure the result.
@@ -132,7 +132,7 @@ def _report(answers: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
 def invert(network: Network, count: int, *, seed: int, device: torch.device) -> Tensor:
     """Make pictures that a classifier is sure of, by training a generator against it.
 
-    The generator minimises ``one_hot + 5 class_balance + 0.1 activation``, the paper's weights. Some pictures of each
+    The generator minimizes ``one_hot + 5 class_balance + 0.1 activation``, the paper's weights. Some pictures of each
     step are kept: those of one generator would be too much alike, those of its whole way are not.
 
     Args:

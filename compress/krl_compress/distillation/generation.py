@@ -130,7 +130,7 @@ class _GeneratorJob(Job):
         return None if self.data is None else self.data.conditions
 
     def _new_student(self, record: RunRecord) -> Generator:
-        """Return the student, freshly initialised or from the run that it starts from."""
+        """Return the student, freshly initialized or from the run that it starts from."""
         torch.manual_seed(self.config.loop.seed)
         student = build_generator(record.model, record.preprocessing)
         if self.start is not None:
@@ -229,7 +229,7 @@ def _refuse_unused(config: DistillConfig) -> None:
         raise UsageError("--cache-teacher, --at and --map-labels are for classifiers; leave them out")
     if config.pretrained or config.augment.mixup:
         raise UsageError("--pretrained and --mixup are for classifiers; leave them out")
-    if config.quantisation != QuantisationConfig():
+    if config.quantization != QuantisationConfig():
         raise UsageError("--quantize is for classifiers; leave it out")
     if config.baseline and config.generation.features is None:
         _log.warning("nothing will tell how good the baseline is; --features CLASSIFIER measures both")

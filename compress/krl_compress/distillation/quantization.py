@@ -1,6 +1,6 @@
-"""Quantisation-aware distillation: the student is trained as its INT8 form will compute, the teacher is not.
+"""Quantization-aware distillation: the student is trained as its INT8 form will compute, the teacher is not.
 
-The student starts from trained float weights, its batch normalisation folded, and its scales from real pictures. What
+The student starts from trained float weights, its batch normalization folded, and its scales from real pictures. What
 is rounded where is ``krl_train.models.quantized``'s to say; the graph that ``krl-deploy`` makes of the run has the
 trained weights and the trained scales.
 """
@@ -21,7 +21,7 @@ from krl_train.config import OptimConfig
 from krl_train.data.splits import Training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import resolve_device
-from krl_train.models import FakeQuantised, Network
+from krl_train.models import FakeQuantized, Network
 from krl_train.models.quantizers import Mode
 from krl_train.run import Run, RunRecord
 from krl_train.tasks.optim import default_learning_rate
@@ -30,20 +30,20 @@ __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 
 _PICTURES = 512  # images on which scales are first observed; training then learns them
 _BATCH = 64  # images in a run while observing: bounds memory; scales come from maxima, so it changes nothing else
-_SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as docs/precision.md was measured with; a judgement
+_SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as docs/precision.md was measured with; a judgment
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
 
 
 def check_quantized(config: DistillConfig, start: Run | None, terms: Sequence[TermSpec]) -> None:
-    """Refuse what cannot be trained fake-quantised, or a quantised student that is not to be.
+    """Refuse what cannot be trained fake-quantized, or a quantized student that is not to be.
 
     Raises:
         UsageError: See there.
     """
-    asked = config.quantisation
+    asked = config.quantization
     if asked.quantize is None:
         if start is not None and start.record.model.arguments.get("quantize"):
-            raise UsageError(f"run {start.path} is of a quantised student; go on with it with --quantize int8")
+            raise UsageError(f"run {start.path} is of a quantized student; go on with it with --quantize int8")
         return
     if start is None and not asked.float_epochs:
         raise UsageError(
@@ -55,18 +55,18 @@ def check_quantized(config: DistillConfig, start: Run | None, terms: Sequence[Te
     on_features = [term.name for term in terms if term.kind.sees not in _ON_ANSWERS]
     if on_features:
         raise UsageError(
-            f"--loss {on_features[0]} looks into the student, whose layers are fused where it is quantised; use losses "
+            f"--loss {on_features[0]} looks into the student, whose layers are fused where it is quantized; use losses "
             "on answers with --quantize (ce, kd, dkd, dist …), and this one for the float student before"
         )
 
 
 def quantized_student(record: RunRecord, training: Training, start: Run, device: str) -> Network:
-    """Make a fake-quantised student of a float one.
+    """Make a fake-quantized student of a float one.
 
     Args:
         record: What the run will be; its preprocessing is that of ``start``.
         training: Pictures of it set the scales.
-        start: The float student, or a quantised one, which keeps its scales.
+        start: The float student, or a quantized one, which keeps its scales.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Returns:
@@ -79,9 +79,9 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
     if start.record.labels != record.labels:
         raise UsageError(f"run {start.path} has other labels than the data; train it on them before --quantize")
     student = start.network()
-    if isinstance(student.backbone, FakeQuantised):
+    if isinstance(student.backbone, FakeQuantized):
         return student
-    backbone = FakeQuantised(student.backbone, record.preprocessing.shape)
+    backbone = FakeQuantized(student.backbone, record.preprocessing.shape)
     network = Network(backbone, record.preprocessing).to(resolve_device(device))
     pictures, margin = training.train, training.train.margin
     chosen = np.linspace(0, len(pictures) - 1, min(_PICTURES, len(pictures))).astype(np.int64)
@@ -97,7 +97,7 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
 def measure_start(network: Network, training: Training, device: str) -> dict[str, Any]:
     """Return what the student does before training: ``"top1"``, of ``"float"`` and of ``"rounded"``."""
     backbone = network.backbone
-    assert isinstance(backbone, FakeQuantised)  # noqa: S101  quantized_student made it
+    assert isinstance(backbone, FakeQuantized)  # noqa: S101  quantized_student made it
     found = {}
     modes: tuple[tuple[str, Mode], ...] = (("float", "float"), ("rounded", "int8"))
     for name, mode in modes:
@@ -110,7 +110,7 @@ def measure_start(network: Network, training: Training, device: str) -> dict[str
 def gentle(config: OptimConfig, batch_size: int) -> OptimConfig:
     """Return the options of a fine-tuning where the user gave no learning rate: AdamW at a tenth of its usual one.
 
-    Without batch normalisation, which is folded, layers differ in how far a step may move them by orders of magnitude;
+    Without batch normalization, which is folded, layers differ in how far a step may move them by orders of magnitude;
     SGD at any one rate is too fast for some and too slow for others.
     """
     if config.lr is not None:

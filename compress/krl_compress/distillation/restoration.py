@@ -52,14 +52,14 @@ _DEFAULT = ("pixels", "teacher")
 
 
 class RestorationDistiller(RestorationObjective):
-    """Minimises Σ weight · loss over its terms; teacher and student see the same patches.
+    """Minimizes Σ weight · loss over its terms; teacher and student see the same patches.
 
     With ``pixels``, ``teacher`` and ``affinity`` this is FAKD (https://doi.org/10.1109/ICIP40778.2020.9190683): half
     the L1 to the truth, half the L1 to the teacher's restoration, and how alike positions of the features are.
 
     Args:
         network: The student.
-        teacher: Another restorer of the same scale and colours; it is frozen here, and is no part of this module.
+        teacher: Another restorer of the same scale and colors; it is frozen here, and is no part of this module.
         terms: The losses, of ``RESTORATION_KINDS``.
 
     Raises:
@@ -161,7 +161,7 @@ class _RestorerJob(Job):
         return self._train(record, self.objective, self.config.out)
 
     def objective(self, network: Restorer) -> RestorationObjective:
-        """Return what the student minimises; a student that does not fit the teacher is refused."""
+        """Return what the student minimizes; a student that does not fit the teacher is refused."""
         return RestorationDistiller(network, self.teacher, self.terms)
 
     def _train(self, record: RunRecord, objective: Callable[[Restorer], RestorationObjective], out: Path) -> Run:

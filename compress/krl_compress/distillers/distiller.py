@@ -36,7 +36,7 @@ class _Seen:
 
 
 class Distiller(Objective):
-    """Minimises Σ weight · loss over its terms; both nets see the same views.
+    """Minimizes Σ weight · loss over its terms; both nets see the same views.
 
     With the terms ``ce:weight=α`` and ``kd:weight=1−α,temperature=T`` this is Hinton's distillation,
     α · CE + (1 − α) · T² · KL (https://arxiv.org/abs/1503.02531).
@@ -64,7 +64,7 @@ class Distiller(Objective):
     ) -> None:
         super().__init__()
         if not terms:
-            raise UsageError("there is no loss to minimise; give --loss")
+            raise UsageError("there is no loss to minimize; give --loss")
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise UsageError(f"a loss is given twice: {', '.join(names)}; each may be given once")
@@ -191,7 +191,7 @@ def _on_labels(term: TermSpec, seen: _Seen) -> Tensor:
 
 
 def _call(term: TermSpec, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
-    function = losses.standardise(term.kind.function) if term.standardise else term.kind.function
+    function = losses.standardize(term.kind.function) if term.standardize else term.kind.function
     if term.kind.couples:
         arguments = [gather_batch(item) for item in arguments]
     value: Tensor = function(*arguments, **options)

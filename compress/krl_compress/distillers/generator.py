@@ -55,9 +55,9 @@ GENERATION_KINDS: Mapping[str, Kind] = {
 
 
 class StudentObjective(nn.Module):
-    """What a student minimises beside an adversarial loss.
+    """What a student minimizes beside an adversarial loss.
 
-    - ``pixels``: mean absolute difference, in the units that pictures are normalised to (-1 to 1);
+    - ``pixels``: mean absolute difference, in the units that pictures are normalized to (-1 to 1);
     - ``squares``: mean squared difference, in the same units (https://arxiv.org/abs/1902.00159);
     - ``features``: mean squared difference of the maps at each resolution that both have, the student's through a 1×1
       convolution (https://arxiv.org/abs/2003.08936), as a share of the teacher's mean square;
@@ -88,7 +88,7 @@ class StudentObjective(nn.Module):
             raise UsageError("--loss perceptual needs a classifier; give --perceptual RUN")
         self.student, self.classifier = student, classifier
         self.weights = dict(weights)
-        # Not a submodule: neither the optimiser, nor train(), nor a checkpoint has anything to do with it.
+        # Not a submodule: neither the optimizer, nor train(), nor a checkpoint has anything to do with it.
         self._teacher = (teacher.eval(),)
         self.places = self._match() if {"features", "kernel"} & set(weights) else []
         self.adapters = nn.ModuleList(
@@ -148,8 +148,8 @@ def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tupl
     backbone = generator.backbone
     if not isinstance(backbone, MapGenerator):
         return generator(latent, condition), []
-    maps, normalised = backbone.features(latent, condition)
-    return generator.pictures(normalised), maps
+    maps, normalized = backbone.features(latent, condition)
+    return generator.pictures(normalized), maps
 
 
 def _example(generator: Generator) -> tuple[Tensor, Tensor | None]:
@@ -201,8 +201,8 @@ class StudentTask(_Follower):
     """A student that follows its teacher, without a discriminator.
 
     Args:
-        objective: What is minimised.
-        optim: Learning rate, schedule, largest gradient and moving average; the optimiser is Adam.
+        objective: What is minimized.
+        optim: Learning rate, schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
         conditions: Of the training pictures; ``None`` for generators without.
         score: Measures the student at evaluations.
@@ -236,9 +236,9 @@ class AdversarialStudentTask(_Follower, GanTask):
     """A student that follows its teacher and has a discriminator of its own, which sees real pictures.
 
     Args:
-        objective: What is minimised beside the adversarial loss, whose weight is ``objective.weights["adversarial"]``.
+        objective: What is minimized beside the adversarial loss, whose weight is ``objective.weights["adversarial"]``.
         discriminator: The student's opponent.
-        options: The adversarial loss and what stabilises it.
+        options: The adversarial loss and what stabilizes it.
         optim: As for ``GanTask``.
         steps: Number of steps in the whole training.
         conditions: Of the training pictures; ``None`` for generators without.

@@ -35,10 +35,10 @@ class PeerTask(Task[Batch]):
     Args:
         networks: Two or more, with the same classes and the same input.
         tutors: For each network the indices of those it learns from.
-        optim: How weights are moved; each network has an optimiser of its own.
+        optim: How weights are moved; each network has an optimizer of its own.
         temperature: T.
         weight: λ.
-        steps: Number of optimisation steps in the whole training.
+        steps: Number of optimization steps in the whole training.
         batch_size: Pictures in one step over all processes.
         val: Validation pictures.
         labels: Class names.

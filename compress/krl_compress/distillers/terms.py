@@ -98,14 +98,14 @@ class TermSpec:
         name: Key of ``KINDS``.
         weight: Factor of the loss.
         warmup: Epochs over which the weight grows linearly to its value; the first epoch counts as one.
-        standardise: Whether both nets' logits are standardised first (https://arxiv.org/abs/2403.01427).
+        standardize: Whether both nets' logits are standardized first (https://arxiv.org/abs/2403.01427).
         options: Hyperparameters of the loss.
     """
 
     name: str
     weight: float
     warmup: int = 0
-    standardise: bool = False
+    standardize: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -119,7 +119,7 @@ class TermSpec:
 
 
 def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
-    """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardise"``.
+    """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardize"``.
 
     Args:
         text: What was given to ``--loss``.
@@ -136,19 +136,19 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     values: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
-        if key not in options and key not in ("weight", "warmup", "standardise"):
-            accepted = ", ".join(("weight", "warmup", "standardise", *options))
+        if key not in options and key not in ("weight", "warmup", "standardize"):
+            accepted = ", ".join(("weight", "warmup", "standardize", *options))
             raise UsageError(f"--loss {text}: {name} has no {key!r}{_suggest(key, options)}; accepted: {accepted}")
         try:
             values[key] = float(value) if equals else 1.0
         except ValueError:
             raise UsageError(f"--loss {text}: {key} is {value!r}; accepted: a number") from None
-    standardise = bool(values.pop("standardise", 0))
-    if standardise and kind.sees not in ("logits", "logits+labels"):
-        raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardise")
-    spec = TermSpec(name, values.pop("weight", kind.weight), int(values.pop("warmup", 0)), standardise)
+    standardize = bool(values.pop("standardize", 0))
+    if standardize and kind.sees not in ("logits", "logits+labels"):
+        raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardize")
+    spec = TermSpec(name, values.pop("weight", kind.weight), int(values.pop("warmup", 0)), standardize)
     whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
-    return TermSpec(spec.name, spec.weight, spec.warmup, spec.standardise, whole)
+    return TermSpec(spec.name, spec.weight, spec.warmup, spec.standardize, whole)
 
 
 def _suggest(word: str, accepted: Any) -> str:

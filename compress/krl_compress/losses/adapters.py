@@ -1,6 +1,6 @@
 """The parts of distillation losses that are learnt or remembered; a student is exported without them.
 
-Their parameters belong into the student's optimiser.
+Their parameters belong into the student's optimizer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["CRD", "Review", "regressor"]
 def regressor(student_shape: Sequence[int], teacher_shape: Sequence[int], *, relu: bool = True) -> nn.Module:
     """Make the adapter that brings a student's features to the shape of the teacher's.
 
-    Maps: a convolution, batch normalisation, ReLU. Height and width are kept by a 1 × 1 kernel, halved by 3 × 3 with
+    Maps: a convolution, batch normalization, ReLU. Height and width are kept by a 1 × 1 kernel, halved by 3 × 3 with
     stride 2, doubled by a transposed 4 × 4 with stride 2, and otherwise made smaller by an unpadded kernel of
     1 + H_s − H_t. Vectors: a linear layer.
 
@@ -93,9 +93,9 @@ class Review(nn.Module):
     """Knowledge review: each place of the student learns from the teacher together with all deeper places.
 
     `Distilling Knowledge via Knowledge Review <https://arxiv.org/abs/2104.09044>`_. From the deepest place to the
-    shallowest, a 1 × 1 convolution with batch normalisation brings the student's map to ``middle`` channels, an
+    shallowest, a 1 × 1 convolution with batch normalization brings the student's map to ``middle`` channels, an
     attention map for each of the two weighs it against what came from the deeper places, and a 3 × 3 convolution with
-    batch normalisation gives the teacher's channels. The loss is the sum of
+    batch normalization gives the teacher's channels. The loss is the sum of
     :func:`krl_compress.losses.features.hcl` over the places.
 
     Args:
@@ -158,7 +158,7 @@ class CRD(nn.Module):
     learnt linear layer each, L2 norm 1); a bank remembers every sample's embedding from each network; the score of a
     pair is the inner product of a fresh embedding of one network and a remembered one of the other, divided by the
     temperature; the loss is :func:`krl_compress.losses.relations.crd_contrast` of both directions, added up. The
-    normalising constant is set from the first batch and kept. Negatives are drawn with replacement, independently
+    normalizing constant is set from the first batch and kept. Negatives are drawn with replacement, independently
     for each sample, from the samples of other classes. The authors' weight is 0.8.
 
     Banks, constants and the number of the draw are buffers: a resumed training draws on as it would have. Over

@@ -14,7 +14,7 @@ __all__ = ["kernel_alignment"]
 def kernel_alignment(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Align the similarities of samples: 1 − ⟨K_s, K_t⟩ / (‖K_s‖ ‖K_t‖), K = X Xᵀ with X (N, the rest flattened).
 
-    `Teachers Do More Than Teach <https://arxiv.org/abs/2103.03467>`_ (not centred). No adapter is needed: channels and
+    `Teachers Do More Than Teach <https://arxiv.org/abs/2103.03467>`_ (not centered). No adapter is needed: channels and
     resolution may differ. Of a single sample it is 0, whatever the features.
 
     Args:

@@ -90,7 +90,7 @@ def dkd(
 def nkd(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float = 1.5, temperature: float = 1.0
 ) -> Tensor:
-    """Normalised distillation: soft target on the label, and the other classes renormalised.
+    """Normalized distillation: soft target on the label, and the other classes renormalized.
 
     mean_n [−p_t,y log p_s,y − γ T² Σ_{c≠y} p̂_t,c log p̂_s,c], p at temperature 1, p̂ the softmax over the classes
     other than y at temperature T.

@@ -32,8 +32,8 @@ __all__ = [
     "logit_mse",
     "mlkd",
     "soft_bce",
-    "standardise",
-    "standardise_logits",
+    "standardize",
+    "standardize_logits",
     "ttm",
     "wttm",
 ]
@@ -295,7 +295,7 @@ def mlkd(
 
 
 @full_precision
-def standardise_logits(logits: Tensor) -> Tensor:
+def standardize_logits(logits: Tensor) -> Tensor:
     """Bring the logits of each sample to mean 0 and standard deviation 1 over the classes.
 
     (z − mean) / (1e-7 + std), std with C − 1; a gradient flows through mean and std. A row of equal logits has no
@@ -310,19 +310,19 @@ def standardise_logits(logits: Tensor) -> Tensor:
         (N, C); the same for a · z + b as for z, with a > 0.
     """
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise UsageError(f"logits {tuple(logits.shape)}: standardising accepts (N, C), C at least 2")
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    variance = centred.var(dim=1, keepdim=True)
+        raise UsageError(f"logits {tuple(logits.shape)}: standardizing accepts (N, C), C at least 2")
+    centered = logits - logits.mean(dim=1, keepdim=True)
+    variance = centered.var(dim=1, keepdim=True)
     flat = variance <= 1e-14  # the square of 1e-7; the square root has no gradient at 0
-    return (centred / (1e-7 + variance.masked_fill(flat, 1).sqrt())).masked_fill(flat, 0)
+    return (centered / (1e-7 + variance.masked_fill(flat, 1).sqrt())).masked_fill(flat, 0)
 
 
-def standardise(
+def standardize(
     loss: Callable[Concatenate[Tensor, Tensor, P], Tensor],
 ) -> Callable[Concatenate[Tensor, Tensor, P], Tensor]:
-    """Wrap a loss between logits, so that it sees the standardised logits of both networks.
+    """Wrap a loss between logits, so that it sees the standardized logits of both networks.
 
-    ``standardise(kd)(student_logits, teacher_logits, temperature=2.0)``; see :func:`standardise_logits`. The paper
+    ``standardize(kd)(student_logits, teacher_logits, temperature=2.0)``; see :func:`standardize_logits`. The paper
     uses T = 2 and a weight of 9. The loss no longer depends on the scale and the offset of a row of logits:
     cross-entropy has to set the student's scale, and with it its confidence.
 
@@ -335,6 +335,6 @@ def standardise(
 
     @functools.wraps(loss)
     def wrapper(student_logits: Tensor, teacher_logits: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return loss(standardise_logits(student_logits), standardise_logits(teacher_logits), *args, **kwargs)
+        return loss(standardize_logits(student_logits), standardize_logits(teacher_logits), *args, **kwargs)
 
     return wrapper

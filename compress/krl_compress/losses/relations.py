@@ -124,7 +124,7 @@ def _cosines_at(embeddings: Tensor, start: int, chunk: int) -> Tensor:
 
 @full_precision
 def pkt(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
-    """Transfer the probabilities of being neighbours.
+    """Transfer the probabilities of being neighbors.
 
     Mean over all N² pairs of q_t log((q_t + 1e-7) / (q_s + 1e-7)), with q_ij = (1 + cos(e_i, e_j)) / 2 divided by the
     sum of its row.
@@ -141,11 +141,11 @@ def pkt(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
         Scalar, at least 0 up to the 1e-7; 0 for embeddings that differ by a rotation and a factor per sample.
     """
     student, teacher = _check_embeddings(student_embeddings, teacher_embeddings)
-    student, teacher = _neighbourhood(student), _neighbourhood(teacher)
+    student, teacher = _neighborhood(student), _neighborhood(teacher)
     return (teacher * ((teacher + 1e-7).log() - (student + 1e-7).log())).mean()
 
 
-def _neighbourhood(embeddings: Tensor) -> Tensor:
+def _neighborhood(embeddings: Tensor) -> Tensor:
     directions = unit(embeddings)
     similarity = (directions @ directions.T + 1) / 2
     return similarity / similarity.sum(dim=1, keepdim=True)

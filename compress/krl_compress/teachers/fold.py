@@ -1,4 +1,4 @@
-"""Folding batch normalisation into the convolution before it, in a network that is not trained any more."""
+"""Folding batch normalization into the convolution before it, in a network that is not trained any more."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _Pair: TypeAlias = tuple[nn.Conv2d, nn.BatchNorm2d, str]
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
-    """Fold in place what can be folded; the module names stay, a folded normalisation becomes an identity.
+    """Fold in place what can be folded; the module names stay, a folded normalization becomes an identity.
 
-    Which convolution feeds which normalisation is seen in one forward pass; what changes the answer is undone (a
+    Which convolution feeds which normalization is seen in one forward pass; what changes the answer is undone (a
     convolution's result may be used elsewhere, too).
 
     Args:
@@ -28,7 +28,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
         example: An input of it; few and small ones are enough.
 
     Returns:
-        The number of normalisations that were folded.
+        The number of normalizations that were folded.
     """
     expected = network(example)
     if not expected.isfinite().all():  # whoever asks for an answer is told so
@@ -58,7 +58,7 @@ def _fold(network: nn.Module, example: Tensor, expected: Tensor, pairs: Sequence
 
 
 def _pairs(network: nn.Module, example: Tensor) -> list[_Pair]:
-    """Return the convolutions whose very output a normalisation takes, each called once, with the latter's name."""
+    """Return the convolutions whose very output a normalization takes, each called once, with the latter's name."""
     made: list[tuple[Tensor, nn.Conv2d]] = []
     taken: list[tuple[Tensor, nn.BatchNorm2d, str]] = []
     hooks = []

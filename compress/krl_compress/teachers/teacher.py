@@ -36,7 +36,7 @@ class FrozenTeacher:
     ``train()`` of a parent reaches it. Eval mode is restored at each call, whatever anyone did to the network.
 
     Args:
-        network: The teacher; it normalises in its own way.
+        network: The teacher; it normalizes in its own way.
     """
 
     def __init__(self, network: Network) -> None:
@@ -44,7 +44,7 @@ class FrozenTeacher:
         self._folded = False
 
     def fold(self) -> None:
-        """Go on with a copy whose batch normalisation is folded away: the same logits but for rounding, sooner.
+        """Go on with a copy whose batch normalization is folded away: the same logits but for rounding, sooner.
 
         For teachers whose logits alone are asked for; where features are taken the network stays as it is.
         """
@@ -57,7 +57,7 @@ class FrozenTeacher:
         shape = (2, *self.network.preprocessing.shape)
         example = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         count = fold_batch_norm(self.network, example.to(device))
-        _log.debug("%d batch normalisations of the teacher were folded", count)
+        _log.debug("%d batch normalizations of the teacher were folded", count)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:

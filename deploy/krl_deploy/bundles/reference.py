@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from krl_deploy.calibration.record import Calibration, Identity
-from krl_deploy.graph.quantized import Unquantised
+from krl_deploy.graph.quantized import Unquantized
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant, names
 from krl_runtime.errors import BundleError
 from krl_runtime.files import sha256_bytes
@@ -73,7 +73,7 @@ def make_reference(
     task: str = "classification",
     labels: tuple[str, ...] = (),
     settings: Mapping[str, Any] | None = None,
-    brought: Unquantised | None = None,
+    brought: Unquantized | None = None,
 ) -> Reference:
     """Make a bundle's FP32 variant, golden inputs and manifest.
 
@@ -115,7 +115,7 @@ def make_reference(
     return Reference(manifest, files)
 
 
-def _brought_calibration(fp32: bytes, brought: Unquantised, preprocessing: Preprocessing) -> Calibration:
+def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Preprocessing) -> Calibration:
     """Return a calibration that has what the model came with, and that no picture was seen for."""
     identity = Identity(sha256_bytes(fp32), preprocessing.to_dict(), "", 0, "given", "none")
     scales = {name: tuple(float(value) for value in values) for name, values in brought.weight_scales.items()}

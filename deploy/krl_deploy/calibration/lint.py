@@ -26,26 +26,26 @@ _SHOWN = 5  # names in a message; more would hide what is to be done
 def check_pictures(pixels: npt.NDArray[np.uint8]) -> None:
     """Refuse pictures whose ranges would say nothing of real ones; warn where there are few.
 
-    Neighbouring pixels of any photograph, drawing or scan are alike (their correlation is 0.5 to 0.99); those of
+    Neighboring pixels of any photograph, drawing or scan are alike (their correlation is 0.5 to 0.99); those of
     noise are not.
 
     Args:
         pixels: Decoded pictures ``[N, C, H, W]``.
 
     Raises:
-        DataError: Most pictures are of one colour, all are the same, or most look like noise.
+        DataError: Most pictures are of one color, all are the same, or most look like noise.
     """
     count = len(pixels)
     sample = pixels[:: max(1, count // _SAMPLE)].astype(np.float32)
     flat = np.ptp(sample.reshape(len(sample), -1), axis=1) == 0
     if flat.mean() > 0.5:
-        raise DataError(f"{flat.mean():.0%} of the pictures are of one colour; calibrate on real pictures")
+        raise DataError(f"{flat.mean():.0%} of the pictures are of one color; calibrate on real pictures")
     if count > 1 and not np.any(pixels != pixels[:1]):
         raise DataError(f"all {count} pictures are the same; calibrate on pictures that differ")
     noisy = np.array([_looks_random(picture) for picture in sample[~flat]])
     if noisy.mean() > 0.5:
         raise DataError(
-            f"{noisy.mean():.0%} of the pictures look like random noise (their neighbouring pixels are unrelated); "
+            f"{noisy.mean():.0%} of the pictures look like random noise (their neighboring pixels are unrelated); "
             "ranges from noise are wrong for real pictures; calibrate on real ones"
         )
     if count < ENOUGH:
@@ -53,13 +53,13 @@ def check_pictures(pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _looks_random(picture: npt.NDArray[np.float32]) -> bool:
-    """Return whether neighbours, across and down, are all but uncorrelated."""
-    centred = picture - picture.mean(axis=(1, 2), keepdims=True)
-    power = float(np.square(centred).mean())
+    """Return whether neighbors, across and down, are all but uncorrelated."""
+    centered = picture - picture.mean(axis=(1, 2), keepdims=True)
+    power = float(np.square(centered).mean())
     if min(picture.shape[1:]) < 2 or power == 0:
         return False
-    across = float((centred[:, :, 1:] * centred[:, :, :-1]).mean())
-    down = float((centred[:, 1:] * centred[:, :-1]).mean())
+    across = float((centered[:, :, 1:] * centered[:, :, :-1]).mean())
+    down = float((centered[:, 1:] * centered[:, :-1]).mean())
     return max(across, down) / power < _LEAST_CORRELATION
 
 

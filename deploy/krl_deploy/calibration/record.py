@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from krl_deploy.config import Equalise
+from krl_deploy.config import Equalize
 from krl_runtime.errors import BundleError, CheckFailedError
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ class Identity:
     """What ranges depend on; they are used again only where all of it is the same.
 
     Attributes:
-        graph_sha256: Hash of the float32 ONNX file: operators, weights and normalisation.
+        graph_sha256: Hash of the float32 ONNX file: operators, weights and normalization.
         preprocessing: From a picture to the input.
         pictures: Hash of the decoded pictures, or of whatever else the model takes.
         count: Number of pictures.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
-        equalise: Which activations were equalised before.
+        equalize: Which activations were equalized before.
         source: Where the inputs come from: pictures, latents of a seed, or a generator, with its hash.
     """
 
@@ -37,7 +37,7 @@ class Identity:
     pictures: str
     count: int
     method: str
-    equalise: Equalise
+    equalize: Equalize
     source: str = "pictures"
 
 
@@ -45,15 +45,15 @@ class Identity:
 class Calibration:
     """What was measured of a model's tensors on real pictures, and what it is true of.
 
-    The tensors are those of the equalised model, which is the FP32 model with ``factors`` applied.
+    The tensors are those of the equalized model, which is the FP32 model with ``factors`` applied.
 
     Attributes:
         identity: What all of it depends on.
-        ranges: Smallest and largest value that INT8 represents, of each tensor that is quantised.
+        ranges: Smallest and largest value that INT8 represents, of each tensor that is quantized.
         extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
         means: Mean of each channel on the sample, of what weighted operators read.
         factors: What the channels of an activation are divided by, see ``krl_deploy.precision.equalization``.
-        given: Those of the ranges that came with the model (trained with it, or of a quantised file) and are taken as
+        given: Those of the ranges that came with the model (trained with it, or of a quantized file) and are taken as
             they are; where there are any, weighted operators whose inputs have none stay in floating point.
         weight_scales: Scales of weights that came with the model, one or ``[channels]``, by the weight's name.
     """

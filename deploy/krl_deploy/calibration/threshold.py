@@ -71,9 +71,9 @@ def mse(histogram: Histogram) -> tuple[float, float]:
     if not counts.any():
         return _everything(histogram)
     edges = np.arange(1, len(counts) + 1) * histogram.width
-    centres = edges - histogram.width / 2
+    centers = edges - histogram.width / 2
     # Sums over the values above each edge, of x⁰, x¹ and x².
-    above = [(counts * centres**power)[::-1].cumsum()[::-1] - counts * centres**power for power in range(3)]
+    above = [(counts * centers**power)[::-1].cumsum()[::-1] - counts * centers**power for power in range(3)]
     clipping = above[2] - 2 * edges * above[1] + edges**2 * above[0]
     rounding = (edges / (_LEVELS - 1)) ** 2 / 12 * (counts.sum() - above[0])
     return histogram.clipped(float(edges[np.argmin(clipping + rounding)]))

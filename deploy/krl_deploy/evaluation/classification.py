@@ -45,8 +45,8 @@ class Classification(Task):
         folder = open_data(source.data, on_bad=source.on_bad_image)
         train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
         val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
-        labelled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
-        self.train, self.val = list(labelled[: len(train)]), list(labelled[len(train) :])
+        labeled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
+        self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
         self.name = folder.root.name
 
     @cached_property

@@ -53,7 +53,7 @@ class Answers:
     """Counts right and equal answers."""
 
     def __init__(self) -> None:
-        self.count, self.right, self.same, self.error, self.labelled = 0, 0, 0, 0.0, True
+        self.count, self.right, self.same, self.error, self.labeled = 0, 0, 0, 0.0, True
 
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
@@ -61,14 +61,14 @@ class Answers:
         """Count the answers to one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
         answers = outputs.argmax(axis=1)
         self.count += len(outputs)
-        self.labelled = self.labelled and truth is not None and bool((truth >= 0).all())
-        self.right += int((answers == truth).sum()) if self.labelled else 0
+        self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
+        self.right += int((answers == truth).sum()) if self.labeled else 0
         self.same += int((answers == reference.argmax(axis=1)).sum())
         self.error = max(self.error, float(np.abs(outputs - reference).max()))
 
     def score(self) -> Score:
         """Return the score of all batches."""
-        return Score(self.right / self.count if self.labelled else None, self.same / self.count, self.error)
+        return Score(self.right / self.count if self.labeled else None, self.same / self.count, self.error)
 
 
 def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDArray[np.float32]:

@@ -24,7 +24,7 @@ from .task import Batch, Seen, Source
 __all__ = ["Generation", "pictures_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
-_MOST = 512  # generated images that are compared: a judgement between time and the scatter of their mean
+_MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 _SEEN, _MEASURED = 0, 1  # seeds: what a variant is judged on, calibration has not seen
 
 

@@ -40,7 +40,7 @@ class Restoration(PictureTask):
         self.bundle, self.source = bundle, source
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
-        self.colour: str = settings["colour"]
+        self.color: str = settings["color"]
         self.degradation: Any = settings.get("degradation") or {}
         known = self.degradation.get("kind") in DEGRADATIONS
         super().__init__(source, true=known and source.data is not None)
@@ -92,7 +92,7 @@ class Restoration(PictureTask):
         count = 0
         for number, picture in enumerate(progress(pictures, description)):
             try:
-                planes = read_planes(picture.path, self.colour)
+                planes = read_planes(picture.path, self.color)
                 pair = inputs_of(planes, self.scale, self.degradation, number) if self.true else (planes, None)
             except (ImageError, UsageError) as error:
                 bad.append(ImageError(f"{picture.path}: {error}"))
@@ -113,24 +113,24 @@ class Restoration(PictureTask):
         return min(psnr(made, wanted), _MOST)
 
 
-def read_planes(source: Path, colour: str) -> npt.NDArray[np.uint8]:
+def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:
     """Return a picture as a restorer sees it, uint8 ``[C, H, W]``.
 
     Args:
         source: The file.
-        colour: ``"rgb"``, ``"grey"``, or ``"y"``: luma of BT.601 in studio swing, rounded; a picture that is stored as
-            grey is taken as it is, as the field's scripts do.
+        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded; a picture that is stored as
+            gray is taken as it is, as the field's scripts do.
 
     Raises:
         ImageError: It is not a picture that can be read.
     """
-    if colour == "grey":
+    if color == "gray":
         return np.asarray(open_image(source, mode="L"))[None]
     image = open_image(source, mode=None)
-    if colour == "y" and image.mode in ("L", "LA"):
+    if color == "y" and image.mode in ("L", "LA"):
         return np.asarray(image.convert("L"))[None]
     rgb = np.asarray(image.convert("RGB"))
-    return to_uint8(luma(rgb))[None] if colour == "y" else np.ascontiguousarray(rgb.transpose(2, 0, 1))
+    return to_uint8(luma(rgb))[None] if color == "y" else np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
 def inputs_of(

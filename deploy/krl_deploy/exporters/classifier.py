@@ -12,7 +12,7 @@ from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised
+from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
@@ -41,7 +41,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> Plan:
     model = to_onnx(network, preprocessing.shape, config.opset)
     trained, evidence = None, {}
     if is_in_pairs(model):
-        trained = read_quantised(model)
+        trained = read_quantized(model)
         model = trained.model
         evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
     return Plan(
@@ -72,7 +72,7 @@ def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
 
 
 def _check_int8(
-    trained: Unquantised, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
+    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
 ) -> dict[str, Any]:
     """Compare the INT8 graph of the trained ranges with what torch computed in training.
 

@@ -26,7 +26,7 @@ _FEW = 4
 """Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
 
 _OF_ROUNDING = 4
-"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgement, which
+"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgment, which
 leaves room for the graph's own rounding and for other inputs."""
 
 _BATCH = 16  # inputs that torch runs at once: bounds the memory of activations, and is fast enough for a few dozen
@@ -104,10 +104,10 @@ def torch_outputs(
 @contextmanager
 def without_rounding(network: nn.Module) -> Iterator[None]:
     """Let a network that was trained as its INT8 form computes give its float answers."""
-    from krl_train.models import FakeQuantised
+    from krl_train.models import FakeQuantized
 
     backbone = network.get_submodule("backbone")
-    if not isinstance(backbone, FakeQuantised):
+    if not isinstance(backbone, FakeQuantized):
         yield
         return
     with backbone.computing("float"):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_deploy.graph.quantized import Unquantised
+from krl_deploy.graph.quantized import Unquantized
 from krl_runtime.errors import DataError
 from krl_runtime.images.preprocessing import Preprocessing
 
@@ -47,7 +47,7 @@ class Plan:
     macs: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, npt.NDArray[np.uint8]] | None = None
-    trained: Unquantised | None = None
+    trained: Unquantized | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -39,7 +39,7 @@ def plan_restorer(config: ExportConfig, run: Run) -> Plan:
     arguments, channels = record.model.arguments, record.preprocessing.channels
     settings = {
         "scale": arguments["scale"],
-        "colour": arguments.get("colour", "rgb" if channels == 3 else "grey"),
+        "color": arguments.get("color", "rgb" if channels == 3 else "gray"),
         "overlap": arguments.get("overlap"),
         "degradation": arguments.get("degradation") or {},
     }
@@ -93,7 +93,7 @@ def _real_pictures(
     count = max(config.golden, PARITY_INPUTS)
     for number, picture in enumerate(choose_any(folder, count)):
         try:
-            planes = read_planes(picture.path, settings["colour"])
+            planes = read_planes(picture.path, settings["color"])
             given.append(inputs_of(planes, settings["scale"], settings["degradation"], number)[0] if known else planes)
         except (ImageError, UsageError) as error:
             report_bad([f"{picture.path}: {error}"], config.on_bad_image)

@@ -1,8 +1,8 @@
 """The tidy form that every other pass builds on.
 
-Constants are initialisers, each weighted node has its own, batch normalisation and constant factors stand inside
+Constants are initializers, each weighted node has its own, batch normalization and constant factors stand inside
 the convolution before them, and nothing is left that only passes a tensor on. What was shared through ``Identity``
-kept ONNX Runtime from quantising 16 of the 20 convolutions of a resnet18.
+kept ONNX Runtime from quantizing 16 of the 20 convolutions of a resnet18.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from .edit import GraphEditor, attribute
 from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
-__all__ = ["clean", "constants_to_initialisers"]
+__all__ = ["clean", "constants_to_initializers"]
 
 _MAX_FOLDED_BYTES = 64 * 1024 * 1024  # a larger constant stays computed, so that folding cannot fill memory or the file
 
@@ -30,7 +30,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
         ModelError: The graph cannot be rewritten, or the result would not be valid.
     """
     graph = GraphEditor(model)
-    constants_to_initialisers(graph)
+    constants_to_initializers(graph)
     _drop_pass_through(graph)
     _fold_constants(graph)
     _fold_affine(graph)
@@ -42,8 +42,8 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def constants_to_initialisers(graph: GraphEditor) -> None:
-    """Turn ``Constant`` nodes that hold a tensor into initialisers."""
+def constants_to_initializers(graph: GraphEditor) -> None:
+    """Turn ``Constant`` nodes that hold a tensor into initializers."""
     moved = []
     for node in graph.nodes:
         tensor = attribute(node, "value", None) if node.op_type == "Constant" else None
@@ -73,7 +73,7 @@ def _drop_pass_through(graph: GraphEditor) -> None:
 
 
 def _fold_constants(graph: GraphEditor) -> None:
-    """Compute the nodes whose every input is an initialiser."""
+    """Compute the nodes whose every input is an initializer."""
     folded = []
     for node in graph.nodes:
         inputs = [name for name in node.input if name]
@@ -81,7 +81,7 @@ def _fold_constants(graph: GraphEditor) -> None:
         if not known or node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
             continue
         if node.op_type in QDQ or any(out in graph.outputs for out in node.output):
-            continue  # a quantised weight stays quantised
+            continue  # a quantized weight stays quantized
         values = _compute(graph, node, inputs)
         if sum(value.nbytes for value in values) > _MAX_FOLDED_BYTES:
             continue
@@ -100,7 +100,7 @@ def _compute(graph: GraphEditor, node: NodeProto, inputs: list[str]) -> list[npt
 
 
 def _fold_affine(graph: GraphEditor) -> None:
-    """Move batch normalisation and constant ``Mul`` and ``Add`` for each channel into the convolution before them."""
+    """Move batch normalization and constant ``Mul`` and ``Add`` for each channel into the convolution before them."""
     changed = True
     while changed:
         changed = False

@@ -17,7 +17,7 @@ from krl_runtime.errors import ModelError
 __all__ = ["GraphEditor", "attribute", "infer"]
 
 _SMALL = 4096
-"""Bytes of an initialiser that shapes may depend on; weights are larger."""
+"""Bytes of an initializer that shapes may depend on; weights are larger."""
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
@@ -36,7 +36,7 @@ class GraphEditor:
 
     Attributes:
         nodes: The nodes, each with a name of its own; new ones may stand anywhere, ``close`` sorts them.
-        constants: The initialisers by name.
+        constants: The initializers by name.
 
     Raises:
         ModelError: The graph has control flow (``If``, ``Loop``, ``Scan``) or functions, which no pass follows.
@@ -88,7 +88,7 @@ class GraphEditor:
         return readers
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """Return the value of an initialiser, or ``None`` for any other tensor."""
+        """Return the value of an initializer, or ``None`` for any other tensor."""
         if name not in self.constants:
             return None
         if name not in self._arrays:
@@ -121,7 +121,7 @@ class GraphEditor:
         return name
 
     def add_constant(self, base: str, value: npt.NDArray[Any]) -> str:
-        """Add an initialiser and return its name, which begins with ``base``."""
+        """Add an initializer and return its name, which begins with ``base``."""
         name = self.fresh(base)
         self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
@@ -163,7 +163,7 @@ class GraphEditor:
         self.nodes = [node for node in self.nodes if id(node) not in gone]
 
     def close(self) -> onnx.ModelProto:
-        """Return the edited model: dead nodes and unused initialisers dropped, sorted, types inferred, checked.
+        """Return the edited model: dead nodes and unused initializers dropped, sorted, types inferred, checked.
 
         Raises:
             ModelError: The edited graph is not valid ONNX: a failure of the pass, with the checker's words.
@@ -196,7 +196,7 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its large initialisers as inputs: inference makes several copies of what it is given."""
+    """Return the model with its large initializers as inputs: inference makes several copies of what it is given."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for item in ("node", "input", "output", "sparse_initializer"):
         getattr(light.graph, item).extend(getattr(model.graph, item))

@@ -24,7 +24,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         path: The file.
 
     Returns:
-        The model. Initialisers that old files list among the inputs are inputs no longer; local functions are inlined.
+        The model. Initializers that old files list among the inputs are inputs no longer; local functions are inlined.
 
     Raises:
         ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files; or it has
@@ -58,7 +58,7 @@ def read_model(path: Path) -> onnx.ModelProto:
             model = inline_functions(model)
         except ModelError as error:
             raise ModelError(f"model {path} {error}") from error
-    # Before IR version 4 initialisers had to be inputs as well, and models of newer opsets need newer versions.
+    # Before IR version 4 initializers had to be inputs as well, and models of newer opsets need newer versions.
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]

@@ -1,4 +1,4 @@
-"""Making a foreign classifier take pixels: uint8 at its input, normalisation in the graph, any batch."""
+"""Making a foreign classifier take pixels: uint8 at its input, normalization in the graph, any batch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def to_classifier(
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with input ``pixels``, uint8, and output ``logits``, and what was changed for that.
 
-    A float input is normalised in the graph; a last ``Softmax`` goes, since the runtime turns logits into
+    A float input is normalized in the graph; a last ``Softmax`` goes, since the runtime turns logits into
     probabilities itself; an output ``[batch, classes, 1, 1]`` is flattened.
 
     Args:
@@ -128,16 +128,16 @@ def _classes(graph: GraphEditor, output: str) -> int:
 
 
 def feed_pixels(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
-    """Put the normalisation between the graph's input and its readers; return what was done."""
+    """Put the normalization between the graph's input and its readers; return what was done."""
     readers = {id(node) for node in graph.nodes}
     mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))
     # (x / 255 - mean) / std as one multiplication and one addition
     scale = graph.add_constant("pixels_scale", (1 / (255 * std)).astype(np.float32).reshape(1, -1, 1, 1))
     offset = graph.add_constant("pixels_offset", (-mean / std).astype(np.float32).reshape(1, -1, 1, 1))
     values = graph.add("Cast", [source], "pixels_float", to=TensorProto.FLOAT)
-    values = graph.add("Add", [graph.add("Mul", [values, scale], "pixels_scaled"), offset], "pixels_normalised")
+    values = graph.add("Add", [graph.add("Mul", [values, scale], "pixels_scaled"), offset], "pixels_normalized")
     graph.reroute(source, values, only=lambda node: id(node) in readers)
-    return "uint8 pixels are normalised in the graph"
+    return "uint8 pixels are normalized in the graph"
 
 
 def _before_softmax(graph: GraphEditor, output: str) -> str:

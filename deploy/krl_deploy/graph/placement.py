@@ -1,7 +1,7 @@
-"""Which operators are quantised, and on which of their inputs: decided once, for every emitter.
+"""Which operators are quantized, and on which of their inputs: decided once, for every emitter.
 
-The rules are NVIDIA's for explicit quantisation: all inputs of weighted operators, none of their outputs, one
-input of a residual addition; and those that TensorRT's own quantiser keeps to where INT8 kernels do not exist or
+The rules are NVIDIA's for explicit quantization: all inputs of weighted operators, none of their outputs, one
+input of a residual addition; and those that TensorRT's own quantizer keeps to where INT8 kernels do not exist or
 do not pay (thin convolutions, narrow matrix products).
 """
 
@@ -49,7 +49,7 @@ class Weighted:
 
 
 def weighted_nodes(graph: GraphEditor) -> list[Weighted]:
-    """Return the operators that quantisation is about, in the order of execution."""
+    """Return the operators that quantization is about, in the order of execution."""
     depths = weighted_depths(graph)
     found = []
     for node in graph.nodes:
@@ -137,10 +137,10 @@ def _behind_moves(producers: Mapping[str, NodeProto], tensor: str) -> NodeProto 
 
 
 def residual_inputs(graph: GraphEditor, chosen: list[Weighted]) -> list[tuple[NodeProto, int]]:
-    """Return the additions of a residual branch to the output of a quantised operator, and which input is the branch.
+    """Return the additions of a residual branch to the output of a quantized operator, and which input is the branch.
 
     TensorRT fuses the addition into the operator that feeds it alone; the other input, the shorter way, is
-    quantised, and its type decides that of the fused output.
+    quantized, and its type decides that of the fused output.
     """
     fused = {weighted.node.output[0] for weighted in chosen}
     consumers, depths = graph.consumers(), weighted_depths(graph)

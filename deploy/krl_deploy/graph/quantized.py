@@ -1,4 +1,4 @@
-"""Reading a graph that is quantised already: its float32 form, and the ranges that its quantisers have.
+"""Reading a graph that is quantized already: its float32 form, and the ranges that its quantizers have.
 
 Whatever tool wrote the pairs of ``QuantizeLinear`` and ``DequantizeLinear``, both emitters can then write INT8 anew
 from the same ranges: a graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider, and
@@ -18,24 +18,24 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import LARGEST_INT8, SMALLEST_INT8
 
-from .cleanup import clean, constants_to_initialisers
+from .cleanup import clean, constants_to_initializers
 from .edit import GraphEditor, attribute
 from .operators import INTEGER, KEEPS_INTEGERS, KEEPS_SIGNS, NEVER_NEGATIVE, QDQ
 from .placement import Ranges, weighted_nodes
 
-__all__ = ["Unquantised", "is_in_pairs", "read_quantised", "widened"]
+__all__ = ["Unquantized", "is_in_pairs", "read_quantized", "widened"]
 
 _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.UINT8): (0, 255)}
 
 
 @dataclass(frozen=True)
-class Unquantised:
-    """What a quantised graph says.
+class Unquantized:
+    """What a quantized graph says.
 
     Attributes:
         model: The float32 model, clean.
-        ranges: Smallest and largest value that INT8 represents, of each tensor that was quantised.
-        weight_scales: For each quantised weight its scales, one or ``[channels]``.
+        ranges: Smallest and largest value that INT8 represents, of each tensor that was quantized.
+        weight_scales: For each quantized weight its scales, one or ``[channels]``.
     """
 
     model: onnx.ModelProto
@@ -44,16 +44,16 @@ class Unquantised:
 
 
 def is_in_pairs(model: onnx.ModelProto) -> bool:
-    """Return whether a graph is quantised, and by pairs alone: no operator of it computes on integers."""
+    """Return whether a graph is quantized, and by pairs alone: no operator of it computes on integers."""
     present = {node.op_type for node in model.graph.node}
     return bool(present & QDQ) and not present & INTEGER
 
 
-def read_quantised(model: onnx.ModelProto) -> Unquantised:
+def read_quantized(model: onnx.ModelProto) -> Unquantized:
     """Take the pairs out of a graph.
 
     Args:
-        model: Quantised to int8 or uint8 by pairs with constant scales; what is FP16 becomes float32.
+        model: Quantized to int8 or uint8 by pairs with constant scales; what is FP16 becomes float32.
 
     Raises:
         ModelError: The pairs are of another kind: in blocks, by channel on an activation, of other types, with scales
@@ -64,7 +64,7 @@ def read_quantised(model: onnx.ModelProto) -> Unquantised:
     graph = GraphEditor(result)
     tensors = {name for node in graph.nodes for name in [*node.input, *node.output]}
     weights = {weighted.node.input[1] for weighted in weighted_nodes(graph)}
-    return Unquantised(
+    return Unquantized(
         result,
         {name: limits for name, limits in reader.ranges.items() if name in tensors},
         {name: scales for name, scales in reader.weight_scales.items() if name in weights},
@@ -73,7 +73,7 @@ def read_quantised(model: onnx.ModelProto) -> Unquantised:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Of one quantiser or dequantiser: float32 scales, zero points, and the type of the integers."""
+    """Of one quantizer or dequantizer: float32 scales, zero points, and the type of the integers."""
 
     scales: npt.NDArray[np.float32]
     zeros: npt.NDArray[np.int64]
@@ -88,11 +88,11 @@ class _Parameters:
 
 
 class _Reader:
-    """Notes what each quantiser says, and lets it pass its input on."""
+    """Notes what each quantizer says, and lets it pass its input on."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = GraphEditor(model)
-        constants_to_initialisers(self.graph)
+        constants_to_initializers(self.graph)
         self.ranges: dict[str, tuple[float, float]] = {}
         self.weight_scales: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -109,7 +109,7 @@ class _Reader:
                     weights.add(node.output[0])
                     self.weight_scales[node.input[0]] = parameters.scales.reshape(-1)
                 elif parameters.limits()[0] == 0 and not self._never_negative(producers, node.input[0]):
-                    # The range does what was an activation: quantisers for ONNX Runtime take the ReLU out.
+                    # The range does what was an activation: quantizers for ONNX Runtime take the ReLU out.
                     self._note(node.output[0], parameters)
                     node.op_type = "Relu"
                     node.input[:] = node.input[:1]
@@ -142,14 +142,14 @@ class _Reader:
         return low is not None and float(low) >= 0
 
     def _check_between(self) -> None:
-        """Refuse operators that compute on what a quantiser stored."""
+        """Refuse operators that compute on what a quantizer stored."""
         stored: set[str] = set()
         for node in self.graph.nodes:
             if node.op_type == "QuantizeLinear":
                 stored.add(node.output[0])
             elif node.op_type != "DequantizeLinear" and stored & set(node.input):
                 if node.op_type not in KEEPS_INTEGERS:
-                    raise ModelError(f"{node.op_type} {node.name} computes on what a quantiser stored")
+                    raise ModelError(f"{node.op_type} {node.name} computes on what a quantizer stored")
                 stored.update(node.output)
 
     def _parameters(self, node: NodeProto, *, is_weight: bool) -> _Parameters:
@@ -160,7 +160,7 @@ class _Reader:
         if scales is None or zeros is None:
             raise ModelError(f"{named} has a scale that is computed; only constant ones can be read")
         if attribute(node, "block_size", 0):
-            raise ModelError(f"{named} quantises in blocks, which INT8 engines do not have")
+            raise ModelError(f"{named} quantizes in blocks, which INT8 engines do not have")
         chosen = attribute(node, "output_dtype", 0) or int(TensorProto.UINT8)
         stored = graph.dtype(node.input[0]) if node.op_type == "DequantizeLinear" else chosen
         dtype = graph.dtype(node.input[2]) if has_zeros else stored

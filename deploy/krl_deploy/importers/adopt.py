@@ -39,7 +39,7 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
         ModelError: The file is not an ONNX model of the task that krl can take.
         UsageError: An option does not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
-            it is quantised.
+            it is quantized.
         DataError: The pictures cannot be used.
         BundleError: ``out`` exists and is not to be replaced.
     """

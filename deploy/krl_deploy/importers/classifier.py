@@ -21,7 +21,7 @@ from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature, to_classifier
 from krl_deploy.graph.operators import INTEGER
-from krl_deploy.graph.quantized import Unquantised, is_in_pairs, read_quantised, widened
+from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized, widened
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, UsageError
@@ -45,10 +45,10 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
         ModelError: The file is not a classifier that krl can take.
         UsageError: Labels, size, mean or std do not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
-            it is quantised.
+            it is quantized.
         DataError: The pictures cannot be used.
     """
-    brought = _unquantised(given)
+    brought = _unquantized(given)
     original = brought.model if brought else given
     taken = signature(original)
     preprocessing = _preprocessing(config, taken)
@@ -64,8 +64,8 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
     labels = _labels(config.labels, logits.shape[1])
 
     def measure(_: Bundle, session: Any) -> dict[str, Any]:
-        labelled = with_label_indices(pictures, folder, labels)
-        batches = decoded(labelled, preprocessing, on_bad=config.on_bad_image)
+        labeled = with_label_indices(pictures, folder, labels)
+        batches = decoded(labeled, preprocessing, on_bad=config.on_bad_image)
         count, scores = compare({"fp32": session}, batches)
         return {"top1": scores["fp32"].top1, "count": count, "data": folder.root.name}
 
@@ -81,10 +81,10 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
     )
 
 
-def _unquantised(model: onnx.ModelProto) -> Unquantised | None:
+def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
     """Return what a file in pairs says; ``None`` for a float one, and for one that computes on integers."""
     if is_in_pairs(model):
-        return read_quantised(model)
+        return read_quantized(model)
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:
         _log.warning(
@@ -95,42 +95,42 @@ def _unquantised(model: onnx.ModelProto) -> Unquantised | None:
     return None
 
 
-def _as_imported(brought: Unquantised, taken: Signature, model: onnx.ModelProto) -> Unquantised:
+def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto) -> Unquantized:
     """Return the ranges by the names that the tensors have in the bundle's graph."""
     made = {name for node in model.graph.node for name in node.output}
-    # What reads the file's own input reads the normalised pixels now.
-    normalised = next(
+    # What reads the file's own input reads the normalized pixels now.
+    normalized = next(
         (node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)),
         taken.input,
     )
-    named = {normalised if name == taken.input else name: limits for name, limits in brought.ranges.items()}
+    named = {normalized if name == taken.input else name: limits for name, limits in brought.ranges.items()}
     ranges = {name: limits for name, limits in named.items() if name in made}
     if len(ranges) < len(named):
         _log.warning("%d ranges of the file are of tensors that the bundle's graph has not", len(named) - len(ranges))
-    return Unquantised(model, ranges, brought.weight_scales)
+    return Unquantized(model, ranges, brought.weight_scales)
 
 
-def _say(config: AdoptConfig, brought: Unquantised, agreement: float) -> str:
-    """Tell what became of a quantised file; return it in short.
+def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
+    """Tell what became of a quantized file; return it in short.
 
     Raises:
         CheckFailedError: The float form has little to do with the file.
     """
     if agreement < _LEAST_AGREEMENT:
         raise CheckFailedError(
-            f"the float form of the quantised file gives its answer on {agreement:.0%} of the pictures alone, accepted "
+            f"the float form of the quantized file gives its answer on {agreement:.0%} of the pictures alone, accepted "
             f"are {_LEAST_AGREEMENT:.0%}: give pictures of the kind that it was made for, or start from the float model"
         )
     _log.warning(
-        "the file is quantised; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
-        "the file's answer on %.1f %% of the golden pictures, and the ranges of its %d quantised activations. INT8 for "
+        "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
+        "the file's answer on %.1f %% of the golden pictures, and the ranges of its %d quantized activations. INT8 for "
         "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
         agreement * 100,
         len(brought.ranges),
         config.out,
         config.data,
     )
-    return f"quantised to INT8: taken apart into its float form and {len(brought.ranges)} ranges"
+    return f"quantized to INT8: taken apart into its float form and {len(brought.ranges)} ranges"
 
 
 def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
@@ -145,7 +145,7 @@ def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
         sides[name] = int(fixed or given or 0)
     channels = int(taken.shape[1])
     if taken.dtype == TensorProto.UINT8 and (config.mean or config.std):
-        raise UsageError("the model takes uint8 and normalises it itself; leave --mean and --std out")
+        raise UsageError("the model takes uint8 and normalizes it itself; leave --mean and --std out")
     unit = input_unit(config)
     mean = config.mean or (0.0,) * channels
     std = config.std or (1.0,) * channels

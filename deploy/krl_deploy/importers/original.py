@@ -52,7 +52,7 @@ def original_outputs(
     *,
     together: bool,
 ) -> npt.NDArray[np.float32]:
-    """Return what the file answers on inputs that are normalised outside of it.
+    """Return what the file answers on inputs that are normalized outside of it.
 
     Args:
         model: The file as it was given.

@@ -33,7 +33,7 @@ __all__ = ["import_restorer"]
 
 _log = logging.getLogger("krl")
 
-_SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgement, small and thus quick
+_SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgment, small and thus quick
 
 
 def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten:
@@ -41,7 +41,7 @@ def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
-        UsageError: Scale, colour, size, mean or std do not fit it.
+        UsageError: Scale, color, size, mean or std do not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file.
         DataError: The pictures cannot be used.
     """
@@ -50,11 +50,11 @@ def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten
     if scale is None:
         raise UsageError("the model's shapes do not say how many times as large its output is; give --scale")
     channels = int(taken.shape[1])
-    colour = config.colour or ("rgb" if channels == 3 else "y")
-    if (colour == "rgb") != (channels == 3):
-        raise UsageError(f"--colour is {colour}, but the model takes {channels} channels; rgb has 3, y and grey have 1")
+    color = config.color or ("rgb" if channels == 3 else "y")
+    if (color == "rgb") != (channels == 3):
+        raise UsageError(f"--color is {color}, but the model takes {channels} channels; rgb has 3, y and gray have 1")
     preprocessing = _preprocessing(config, taken)
-    settings = {"scale": scale, "colour": colour, "overlap": None, "degradation": {"kind": config.degradation}}
+    settings = {"scale": scale, "color": color, "overlap": None, "degradation": {"kind": config.degradation}}
     pixels = _pixels(config, preprocessing, settings)
     made = original_outputs(original, taken, preprocessing, pixels, together=False)
     expected = made * np.float32(255 / input_unit(config))
@@ -97,7 +97,7 @@ def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any
     folder, rng = open_data(config.data, on_bad=config.on_bad_image), np.random.default_rng(0)
     parts = []
     for number, picture in enumerate(choose_any(folder, config.golden)):
-        planes = read_planes(picture.path, settings["colour"])
+        planes = read_planes(picture.path, settings["color"])
         given, _ = inputs_of(planes, settings["scale"], {"kind": "bicubic"}, number)
         parts.append(patch_of(given, spec.height, spec.width, rng))
     return np.stack(parts)

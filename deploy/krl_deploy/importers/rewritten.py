@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_deploy.graph.quantized import Unquantised
+from krl_deploy.graph.quantized import Unquantized
 from krl_runtime.bundle import Bundle
 from krl_runtime.images.preprocessing import Preprocessing
 
@@ -41,4 +41,4 @@ class Rewritten:
     measure: Callable[[Bundle, Any], Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    brought: Unquantised | None = None
+    brought: Unquantized | None = None

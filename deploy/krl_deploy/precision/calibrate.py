@@ -14,7 +14,7 @@ from krl_deploy.calibration.checkpoint import Checkpoint
 from krl_deploy.calibration.collect import collect
 from krl_deploy.calibration.lint import check_batches, check_channels
 from krl_deploy.calibration.record import Calibration, Identity
-from krl_deploy.config import Equalise, Method, QuantizeConfig
+from krl_deploy.config import Equalize, Method, QuantizeConfig
 from krl_deploy.data.arrays import Inputs, length, rows
 from krl_deploy.evaluation import Task
 from krl_deploy.graph.edit import GraphEditor
@@ -23,7 +23,7 @@ from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError
 
 from .emit_fp16 import float_tensors
-from .equalization import equalisable, equalise, is_uneven
+from .equalization import equalizable, equalize, is_uneven
 from .equalization import factors as factors_for
 from .variants import tensors_to_calibrate
 
@@ -46,11 +46,11 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     Raises:
         CheckFailedError: ``reuse_calibration`` found another calibration.
         DataError: The pictures cannot be used, or are not real ones.
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
         BundleError: ``reuse_calibration`` found none.
     """
     manifest = bundle.manifest
-    tensors_to_calibrate(model)  # a model that cannot be quantised is refused before pictures are decoded
+    tensors_to_calibrate(model)  # a model that cannot be quantized is refused before pictures are decoded
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
     brought = _brought(bundle, graph_sha256)
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
@@ -61,7 +61,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
         pictures=seen.identity,
         count=length(seen.inputs),
         method=f"given, else {method}" if brought else method,
-        equalise="none" if brought else config.equalise,
+        equalize="none" if brought else config.equalize,
         source=seen.source,
     )
     if config.reuse_calibration:
@@ -73,7 +73,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
         now,
         method=config.method,
         share=config.percentile,
-        equalising=now.equalise,
+        equalizing=now.equalize,
         checkpoint=checkpoint,
         brought=brought,
     )
@@ -108,11 +108,11 @@ def measure_tensors(
     *,
     method: Method = "minmax",
     share: float = 99.999,
-    equalising: Equalise = "auto",
+    equalizing: Equalize = "auto",
     checkpoint: Checkpoint | None = None,
     brought: Calibration | None = None,
 ) -> Calibration:
-    """Look at single channels on a sample of the inputs, equalise, and take the ranges over all of them.
+    """Look at single channels on a sample of the inputs, equalize, and take the ranges over all of them.
 
     Args:
         model: A clean float32 model.
@@ -120,19 +120,19 @@ def measure_tensors(
         identity: What the calibration depends on.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that a range holds.
-        equalising: See ``Equalise``.
+        equalizing: See ``Equalize``.
         checkpoint: Where to keep what was counted so far, and from where to go on.
         brought: Has the ranges that the model came with, which are not measured again.
 
     Raises:
-        ModelError: The model cannot be quantised, or takes values that are not finite numbers.
+        ModelError: The model cannot be quantized, or takes values that are not finite numbers.
     """
     sample = rows(inputs, slice(None, None, -(-length(inputs) // _SAMPLE)))
     read = list(dict.fromkeys(item.node.input[0] for item in weighted_nodes(GraphEditor(model))))
     channels = measure_channels(model, read, sample)
     check_channels({name: item.largest for name, item in channels.items()}, length(sample))
-    chosen = _factors(model, channels, equalising)
-    equal = equalise(model, chosen) if chosen else model
+    chosen = _factors(model, channels, equalizing)
+    equal = equalize(model, chosen) if chosen else model
     extremes = collect(equal, float_tensors(equal), sample)
     if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         few = rows(sample, slice(_ALONE))
@@ -153,9 +153,9 @@ def _without_unused_half(given: tuple[float, float], seen: tuple[float, float] |
 
 
 def _factors(
-    model: onnx.ModelProto, channels: Mapping[str, Channels], equalising: Equalise
+    model: onnx.ModelProto, channels: Mapping[str, Channels], equalizing: Equalize
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return by what the channels are divided of each activation that is to be equalised."""
-    between = [] if equalising == "none" else equalisable(model)
+    """Return by what the channels are divided of each activation that is to be equalized."""
+    between = [] if equalizing == "none" else equalizable(model)
     largest = {name: channels[name].largest for name in between}
-    return factors_for(model, {name: each for name, each in largest.items() if equalising == "all" or is_uneven(each)})
+    return factors_for(model, {name: each for name, each in largest.items() if equalizing == "all" or is_uneven(each)})

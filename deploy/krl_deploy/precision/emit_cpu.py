@@ -1,7 +1,7 @@
 """INT8 as ONNX Runtime's CPU provider runs it fast: unsigned activations, and every convolution in INT8.
 
 From the same ranges as TensorRT's form, which runs at a third of FP32's speed there. What makes the difference
-(each was measured): activations are uint8; the output of a convolution is quantised as well, also before an
+(each was measured): activations are uint8; the output of a convolution is quantized as well, also before an
 addition; a ReLU is not a node but the lower end of its uint8 range; biases are int32 on the scale of the
 accumulator; layout operators (slices, padding, pooling by maximum) work on the uint8 values themselves.
 
@@ -22,8 +22,8 @@ from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.operators import MOVES_STORED_INTEGERS
 from krl_deploy.graph.placement import Ranges, Weighted, why_narrow
 
-from .emit_tensorrt import Quantised, open_quantisable
-from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
+from .emit_tensorrt import Quantized, open_quantizable
+from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
 
 __all__ = ["affine_parameters", "to_cpu"]
 
@@ -57,19 +57,19 @@ def to_cpu(
     *,
     rounding: Rounding | None = None,
     keep: Mapping[str, str] | None = None,
-) -> Quantised:
+) -> Quantized:
     """Write the INT8 graph for ONNX Runtime's CPU provider.
 
     Args:
         model: A clean float32 model.
-        ranges: At least of the tensors that are quantised.
+        ranges: At least of the tensors that are quantized.
         rounding: How weights become integers.
         keep: Names of operators that stay in floating point, each with the reason.
 
     Raises:
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
     """
-    graph, candidates = open_quantisable(model)
+    graph, candidates = open_quantizable(model)
     return _Emitter(graph, ranges, rounding or Rounding(), keep or {}).emit(candidates)
 
 
@@ -87,7 +87,7 @@ class _Emitter:
         self.computed: set[str] = set()
         self.folded: set[int] = set()
 
-    def emit(self, candidates: list[Weighted]) -> Quantised:
+    def emit(self, candidates: list[Weighted]) -> Quantized:
         graph = self.graph
         weighted = {item.node.name: item for item in candidates}
         kept = {name: _why_float(graph, item) or self.keep.get(name) for name, item in weighted.items()}
@@ -103,35 +103,35 @@ class _Emitter:
             elif node.op_type in MOVES_STORED_INTEGERS and node.input[0] in self.stored and len(node.output) == 1:
                 self._layout(node)
             elif node.op_type in _ELEMENTWISE and all(name in self.stored for name in node.input):
-                self._arithmetic(node, [self._dequantised(name) for name in node.input])
+                self._arithmetic(node, [self._dequantized(name) for name in node.input])
             else:
                 node.input[:] = [self._float(name) for name in node.input]
                 graph.nodes.append(node)
         for output in graph.outputs:
             self._restore(output)
         reasons = {name: why for name, why in kept.items() if why is not None}
-        return Quantised(graph.close(), len(kept) - len(reasons), reasons)
+        return Quantized(graph.close(), len(kept) - len(reasons), reasons)
 
     def _weighted(self, item: Weighted) -> None:
-        """Emit a convolution or matrix product on quantised inputs; a convolution's output is quantised as well."""
+        """Emit a convolution or matrix product on quantized inputs; a convolution's output is quantized as well."""
         graph, node = self.graph, item.node
-        source = self._quantised(node.input[0])
+        source = self._quantized(node.input[0])
         weight = graph.constant(node.input[1])
         bias = bias_of(graph, node)
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
         # A channel whose weights are almost 0 must not have a scale on which its bias overflows int32.
         least = np.abs(bias.astype(np.float64)) / (float(source.scale) * 2**30) if bias is not None else 0.0
-        values, scale = quantise_weight(weight, item.axis, least, self.rounding, node.input[1])
+        values, scale = quantize_weight(weight, item.axis, least, self.rounding, node.input[1])
         shift = bias_shift(graph, item, values, scale, self.rounding.means)
-        weights = dequantised_constant(graph, node.input[1], values, scale, item.axis)
-        inputs = [self._dequantised(node.input[0]), weights]
+        weights = dequantized_constant(graph, node.input[1], values, scale, item.axis)
+        inputs = [self._dequantized(node.input[0]), weights]
         if shift is not None:
             bias = shift if bias is None else bias + shift
         if bias is not None:
             steps = (source.scale * scale).astype(np.float32)
             counts = np.rint(bias.astype(np.float64) / steps).astype(np.int32)
             name = node.input[2] if len(node.input) > 2 and node.input[2] else f"{node.input[1]}_bias"
-            inputs.append(dequantised_constant(graph, name, counts, steps, 0))
+            inputs.append(dequantized_constant(graph, name, counts, steps, 0))
         if node.op_type == "Conv":
             self._arithmetic(node, inputs)
         else:
@@ -139,7 +139,7 @@ class _Emitter:
             graph.nodes.append(node)
 
     def _arithmetic(self, node: NodeProto, inputs: list[str]) -> None:
-        """Emit a node whose output is quantised, with the activation behind it folded into the uint8 range."""
+        """Emit a node whose output is quantized, with the activation behind it folded into the uint8 range."""
         final = self._fold_activation(node.output[0])
         folded = final != node.output[0]
         node.input[:] = inputs
@@ -188,21 +188,21 @@ class _Emitter:
                 node.input[:] = [node.input[0], node.input[1], source.zero_name, *rest]
         output = node.output[0]
         node.input[0] = source.name
-        node.output[0] = self.graph.fresh(f"{output}_quantised")
+        node.output[0] = self.graph.fresh(f"{output}_quantized")
         self.graph.nodes.append(node)
         self.stored[output] = _Stored(node.output[0], source.scale_name, source.zero_name, source.scale, source.zero)
 
     def _store(self, tensor: str, raw: str, *, from_zero: bool = False) -> None:
-        """Quantise the float tensor ``raw``: ``tensor``, or what it is before negative values become 0."""
+        """Quantize the float tensor ``raw``: ``tensor``, or what it is before negative values become 0."""
         graph = self.graph
         low, high = self.ranges[tensor]
         scale, zero = affine_parameters(0.0 if from_zero else low, high)
         scale_name = graph.add_constant(f"{tensor}_scale", np.asarray(scale))
         zero_name = graph.add_constant(f"{tensor}_zero_point", np.asarray(zero, np.uint8))
-        name = graph.add("QuantizeLinear", [raw, scale_name, zero_name], f"{tensor}_quantised")
+        name = graph.add("QuantizeLinear", [raw, scale_name, zero_name], f"{tensor}_quantized")
         self.stored[tensor] = _Stored(name, scale_name, zero_name, scale, zero)
 
-    def _quantised(self, tensor: str) -> _Stored:
+    def _quantized(self, tensor: str) -> _Stored:
         if tensor not in self.stored:
             self._store(tensor, tensor)
             self.computed.add(tensor)
@@ -210,14 +210,14 @@ class _Emitter:
 
     def _float(self, tensor: str) -> str:
         """Return the name of a tensor in float: the tensor itself where the graph still computes it."""
-        return tensor if tensor not in self.stored or tensor in self.computed else self._dequantised(tensor)
+        return tensor if tensor not in self.stored or tensor in self.computed else self._dequantized(tensor)
 
-    def _dequantised(self, tensor: str) -> str:
-        """Return the name of the float form of a quantised tensor."""
+    def _dequantized(self, tensor: str) -> str:
+        """Return the name of the float form of a quantized tensor."""
         if tensor not in self.floats:
             stored = self.stored[tensor]
             inputs = [stored.name, stored.scale_name, stored.zero_name]
-            self.floats[tensor] = self.graph.add("DequantizeLinear", inputs, f"{tensor}_dequantised")
+            self.floats[tensor] = self.graph.add("DequantizeLinear", inputs, f"{tensor}_dequantized")
         return self.floats[tensor]
 
     def _restore(self, output: str) -> None:
@@ -233,5 +233,5 @@ class _Emitter:
 
 def _why_float(graph: GraphEditor, item: Weighted) -> str | None:
     if item.node.op_type == "ConvTranspose":
-        return "ONNX Runtime's CPU provider has no quantised transposed convolution"
+        return "ONNX Runtime's CPU provider has no quantized transposed convolution"
     return why_narrow(graph, item)

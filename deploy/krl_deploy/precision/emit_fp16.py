@@ -1,8 +1,8 @@
-"""FP16 written into the graph: half-precision initialisers, and ``Cast`` nodes where precisions meet.
+"""FP16 written into the graph: half-precision initializers, and ``Cast`` nodes where precisions meet.
 
 Nothing is left to a builder's flags, which TensorRT 11 does not have. A node stays in FP32 where calibration saw
 values near the end of FP16's range, where a constant does not survive the rounding, where ONNX does not define the
-operator in FP16, and before the first weighted operator (normalising pixels costs nothing and cancels digits).
+operator in FP16, and before the first weighted operator (normalizing pixels costs nothing and cancels digits).
 
 Around INT8 a ``QuantizeLinear`` has the precision of the tensor that it reads, and a ``DequantizeLinear`` that of the
 operators that read it, so that no ``Cast`` stands between a pair and what it fuses with.
@@ -65,12 +65,12 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
             with scales that are FP16 numbers).
 
     Raises:
-        ModelError: The model is quantised and not by such pairs, or its opset has no FP16 scales, or no node can
+        ModelError: The model is quantized and not by such pairs, or its opset has no FP16 scales, or no node can
             compute in FP16.
     """
     present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present - (QDQ if around_int8 else frozenset()):
-        raise ModelError("the model is quantised; FP16 is made from the float model")
+        raise ModelError("the model is quantized; FP16 is made from the float model")
     if present and opset_of(model) < OPSET_OF_HALF_SCALES:
         raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_HALF_SCALES}")
     graph = GraphEditor(model)
@@ -80,12 +80,12 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
     kept: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type in QDQ:
-            continue  # follows its neighbours
+            continue  # follows its neighbors
         floats = [name for name in [*node.input, *node.output] if graph.dtype(name) == TensorProto.FLOAT]
         if not floats:
             continue
         if not depths[node.output[0]]:
-            continue  # the normalisation of pixels stays as it is
+            continue  # the normalization of pixels stays as it is
         reason = _why_float(graph, node, opset_of(model)) or _why_out_of_range(graph, node, floats, ranges)
         if reason is None:
             halves.add(node.name)
@@ -99,7 +99,7 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
 
 
 def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
-    """Return the ranges of what ``DequantizeLinear`` nodes give out: those of what was quantised."""
+    """Return the ranges of what ``DequantizeLinear`` nodes give out: those of what was quantized."""
     producers = graph.producers()
     found = {}
     for node in graph.nodes:
@@ -110,7 +110,7 @@ def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float,
 
 
 def _pairs_beside(graph: GraphEditor, halves: set[str]) -> set[str]:
-    """Return the names of the quantisers that read FP16, and of the dequantisers that FP16 nodes read."""
+    """Return the names of the quantizers that read FP16, and of the dequantizers that FP16 nodes read."""
     producers, consumers = graph.producers(), graph.consumers()
     found = set()
     for node in graph.nodes:

@@ -1,7 +1,7 @@
-"""INT8 as TensorRT wants it: symmetric quantise/dequantise pairs on the inputs of weighted operators.
+"""INT8 as TensorRT wants it: symmetric quantize/dequantize pairs on the inputs of weighted operators.
 
 Activations have one scale for the tensor, weights one for each output channel, all zero points are 0, weights are
-stored as int8, biases stay in floating point, outputs are not quantised (NVIDIA's rules of explicit quantisation;
+stored as int8, biases stay in floating point, outputs are not quantized (NVIDIA's rules of explicit quantization;
 TensorRT fuses the pairs into the kernels).
 """
 
@@ -20,14 +20,14 @@ from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weight
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import LARGEST_INT8
 
-from .weights import Rounding, bias_of, bias_shift, dequantised_constant, quantise_weight
+from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
 
-__all__ = ["Quantised", "open_quantisable", "symmetric_scale", "to_tensorrt"]
+__all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """A quantised model, and what was left in floating point.
+class Quantized:
+    """A quantized model, and what was left in floating point.
 
     Attributes:
         model: The typed graph.
@@ -45,18 +45,18 @@ def symmetric_scale(low: float, high: float) -> np.float32:
     return np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
 
 
-def open_quantisable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:
+def open_quantizable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:
     """Open a model and return its weighted operators.
 
     Raises:
-        ModelError: Its opset is below 13, it is quantised already, or it has no weighted operator in float32.
+        ModelError: Its opset is below 13, it is quantized already, or it has no weighted operator in float32.
     """
     if opset_of(model) < 13:
         raise ModelError(f"the model has opset {opset_of(model)}; INT8 needs 13 or more; adopt a file of a newer opset")
     present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present:
         raise ModelError(
-            f"the model is quantised already (it has {', '.join(sorted(present))}); start from the float model"
+            f"the model is quantized already (it has {', '.join(sorted(present))}); start from the float model"
         )
     graph = GraphEditor(model)
     candidates = weighted_nodes(graph)
@@ -73,19 +73,19 @@ def to_tensorrt(
     *,
     rounding: Rounding | None = None,
     keep: Mapping[str, str] | None = None,
-) -> Quantised:
+) -> Quantized:
     """Write the INT8 graph that TensorRT builds from, with FP32 around INT8.
 
     Args:
         model: A clean float32 model.
-        ranges: At least of the tensors that are quantised.
+        ranges: At least of the tensors that are quantized.
         rounding: How weights become integers.
         keep: Names of operators that stay in floating point, each with the reason.
 
     Raises:
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
     """
-    graph, candidates = open_quantisable(model)
+    graph, candidates = open_quantizable(model)
     rounding, keep = rounding or Rounding(), keep or {}
     reasons = {
         weighted.node.name: why_float_on_tensorrt(graph, weighted) or keep.get(weighted.node.name)
@@ -99,22 +99,22 @@ def to_tensorrt(
         if tensor not in pairs:
             scale = graph.add_constant(f"{tensor}_scale", rounding.scale(symmetric_scale(*ranges[tensor])))
             zero = graph.add_constant(f"{tensor}_zero_point", np.zeros((), np.int8))
-            quantised = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_quantised")
-            pairs[tensor] = graph.add("DequantizeLinear", [quantised, scale, zero], f"{tensor}_dequantised")
+            quantized = graph.add("QuantizeLinear", [tensor, scale, zero], f"{tensor}_quantized")
+            pairs[tensor] = graph.add("DequantizeLinear", [quantized, scale, zero], f"{tensor}_dequantized")
         return pairs[tensor]
 
     for weighted in chosen:
         node = weighted.node
         weight = graph.constant(node.input[1])
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
-        values, scale = quantise_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
+        values, scale = quantize_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
         shift = bias_shift(graph, weighted, values, scale, rounding.means)
         if shift is not None:
             bias = bias_of(graph, node)
             name = node.input[2] if bias is not None else f"{node.input[1]}_bias"
             node.input[:] = [*node.input[:2], graph.add_constant(name, shift if bias is None else bias + shift)]
         node.input[0] = pair(node.input[0])
-        node.input[1] = dequantised_constant(graph, node.input[1], values, scale, weighted.axis)
+        node.input[1] = dequantized_constant(graph, node.input[1], values, scale, weighted.axis)
     for node, index in residuals:
         node.input[index] = pair(node.input[index])
-    return Quantised(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})
+    return Quantized(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels of an activation brought to like magnitudes, at no cost and with equal answers.
+"""Cross-layer equalization: channels of an activation brought to like magnitudes, at no cost and with equal answers.
 
 An activation has one INT8 scale for all of its channels, so that one loud channel leaves a few levels to the quiet
 ones. Where only a ReLU stands between two convolutions, a channel can be divided by a factor in the weights of the
@@ -24,7 +24,7 @@ from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
 
 from .weights import bias_of
 
-__all__ = ["Factors", "equalisable", "equalise", "factors", "is_uneven"]
+__all__ = ["Factors", "equalizable", "equalize", "factors", "is_uneven"]
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
 """For a tensor between two convolutions, what each of its channels is divided by, ``[C]``."""
@@ -42,8 +42,8 @@ class _Between:
     depthwise: bool
 
 
-def equalisable(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors whose channels can be equalised, in the order of execution."""
+def equalizable(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors whose channels can be equalized, in the order of execution."""
     return [item.tensor for item in _between(GraphEditor(model))]
 
 
@@ -75,7 +75,7 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
 def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
     """Return whether one channel is so loud that it takes more than 2 of 8 bits from the median one.
 
-    Below that, measured, equalisation gains little, and with few pictures it loses: channels that all fill the range
+    Below that, measured, equalization gains little, and with few pictures it loses: channels that all fill the range
     leave no room for what the pictures did not show.
 
     Args:
@@ -94,7 +94,7 @@ def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32
 
     Args:
         model: The float32 model.
-        largest: For tensors of ``equalisable``, the largest magnitude of each channel on real inputs, ``[C]``.
+        largest: For tensors of ``equalizable``, the largest magnitude of each channel on real inputs, ``[C]``.
     """
     graph = GraphEditor(model)
     found: dict[str, npt.NDArray[Any]] = {}
@@ -115,7 +115,7 @@ def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32
     return found
 
 
-def equalise(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
+def equalize(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
     """Return an equivalent model whose channels are divided by the factors."""
     graph = GraphEditor(model)
     for item in _between(graph):

@@ -1,6 +1,6 @@
 """The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
 
-Each layer is quantised alone, in both forms, and the error of the outputs on calibration inputs ranks the layers.
+Each layer is quantized alone, in both forms, and the error of the outputs on calibration inputs ranks the layers.
 Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one that loses
 no more than is accepted is taken.
 """

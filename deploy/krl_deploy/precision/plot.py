@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 __all__ = ["sensitivity_plot"]
 
-_COLOURS = {"int8": "tab:blue", "fp16": "tab:orange", "fp32": "tab:red"}
+_COLORS = {"int8": "tab:blue", "fp16": "tab:orange", "fp32": "tab:red"}
 _LONGEST_NAME = 40  # characters; longer layer names would take the plot's width
 
 
@@ -27,13 +27,13 @@ def sensitivity_plot(layers: Sequence[tuple[str, float, str]]) -> bytes:
     axes = figure.subplots()
     names = [name if len(name) <= _LONGEST_NAME else f"…{name[-_LONGEST_NAME:]}" for name, _, _ in layers]
     places = range(len(layers))
-    axes.barh(places, [100 * error for _, error, _ in layers], color=[_COLOURS[kind] for _, _, kind in layers])
+    axes.barh(places, [100 * error for _, error, _ in layers], color=[_COLORS[kind] for _, _, kind in layers])
     axes.set_yticks(places, names, fontsize=7)
     axes.invert_yaxis()
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xlabel("error of the logits with this layer alone in INT8, % of their standard deviation")
     used = {kind for _, _, kind in layers}
-    axes.legend(handles=[Patch(color=colour, label=kind) for kind, colour in _COLOURS.items() if kind in used])
+    axes.legend(handles=[Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in used])
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=120, metadata={"Software": None})
     return target.getvalue()

@@ -16,7 +16,7 @@ from krl_deploy.evaluation import Loss, Source, Task, task_of
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
-from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
@@ -70,7 +70,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     Raises:
         CheckFailedError: INT8 loses more than is accepted, or ``reuse_calibration`` found another calibration.
         DataError: The pictures cannot be used, or are not real ones.
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
     bundle = Bundle.open(config.bundle)
@@ -121,7 +121,7 @@ def _measure(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.
     if not forms.tensorrt.count:
         reasons = "; ".join(sorted(set(forms.tensorrt.kept_float.values())))
         _log.warning("TensorRT's form has nothing in INT8, no operator is wide enough: %s", reasons)
-    convolutions = count_convolutions(optimised_graph(forms.files["int8.cpu"]))
+    convolutions = count_convolutions(optimized_graph(forms.files["int8.cpu"]))
     if convolutions["float_convolutions"]:
         _log.warning(
             "%d of %d convolutions stay in floating point on ONNX Runtime's CPU provider",
@@ -183,7 +183,7 @@ def _evidence(
         "calibration": asdict(calibration.identity),
         "bias_correction": config.bias_correction,
         "optimal_scales": config.optimal_scales,
-        "equalised_activations": len(calibration.factors),
+        "equalized_activations": len(calibration.factors),
         "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
         "kept_fp32": dict(forms.fp32_around),
         "pictures": {"data": task.name, "count": measured.count},

@@ -21,8 +21,8 @@ from krl_runtime.errors import ModelError
 
 from .emit_cpu import to_cpu
 from .emit_fp16 import OPSET_OF_HALF_SCALES, round_as_half, to_half
-from .emit_tensorrt import Quantised, to_tensorrt
-from .equalization import equalise
+from .emit_tensorrt import Quantized, to_tensorrt
+from .equalization import equalize
 from .weights import Rounding
 
 __all__ = ["Emitter", "Forms", "came_in_float", "tensors_to_calibrate"]
@@ -44,14 +44,14 @@ def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
     """Return the tensors whose ranges the two emitters need, found by asking the emitters.
 
     Raises:
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
     """
     asked = _Asked()
     forms = to_tensorrt(model, asked), to_cpu(model, asked)
     if not asked:
         reasons = sorted({why for form in forms for why in form.kept_float.values()})
         raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
-    # Where a plan keeps the operator before it in floating point, each one quantises what it reads itself.
+    # Where a plan keeps the operator before it in floating point, each one quantizes what it reads itself.
     never = set(forms[0].kept_float) & set(forms[1].kept_float)
     reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
     return list(dict.fromkeys([*asked, *reads]))
@@ -70,8 +70,8 @@ class Forms:
         fp32_around: For each operator of TensorRT's form that computes in FP32 for want of FP16, the reason.
     """
 
-    tensorrt: Quantised
-    cpu: Quantised
+    tensorrt: Quantized
+    cpu: Quantized
     files: Mapping[str, bytes]
     simulated: bytes
     fp32_around: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Emitter:
         self.calibration = calibration
         factors = {name: np.asarray(values, np.float32) for name, values in calibration.factors.items()}
         model = onnx.load_model_from_string(fp32)
-        self.model = equalise(model, factors) if factors else model
+        self.model = equalize(model, factors) if factors else model
         self.half = half and self._raise_opset()
         correct = bias_correction and not calibration.given
         means = {name: np.asarray(values, np.float32) for name, values in calibration.means.items()}
@@ -140,14 +140,14 @@ class Emitter:
         simulated = to_bytes(round_as_half(tensorrt.model, typed.nodes))
         return Forms(tensorrt, cpu, {**files, "int8": to_bytes(typed.model)}, simulated, typed.kept)
 
-    def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantised:
+    def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write TensorRT's form with FP32 around INT8, on the scales that the file will have."""
         rounding = replace(self.rounding, half=self.half)
         return to_tensorrt(
             self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
         )
 
-    def cpu(self, keep: Mapping[str, str] | None = None) -> Quantised:
+    def cpu(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write the form for ONNX Runtime's CPU provider."""
         return to_cpu(
             self.model, self.calibration.ranges, rounding=self.rounding, keep={**self.came_in_float, **(keep or {})}
@@ -155,7 +155,7 @@ class Emitter:
 
 
 def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:
-    """Return the operators that came in floating point with a model that is quantised elsewhere, with the reason."""
+    """Return the operators that came in floating point with a model that is quantized elsewhere, with the reason."""
     graph = GraphEditor(model)
     wide = [item.node for item in weighted_nodes(graph) if why_float_on_tensorrt(graph, item) is None]
     return {node.name: _CAME_IN_FLOAT for node in wide if node.input[0] not in given}

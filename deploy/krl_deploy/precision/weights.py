@@ -16,7 +16,7 @@ from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.placement import Weighted
 from krl_runtime.int8 import LARGEST_WEIGHT
 
-__all__ = ["Rounding", "bias_of", "bias_shift", "dequantised_constant", "quantise_weight"]
+__all__ = ["Rounding", "bias_of", "bias_shift", "dequantized_constant", "quantize_weight"]
 
 _SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
 _SMALLEST_HALF = float(np.finfo(np.float16).tiny)
@@ -46,14 +46,14 @@ class Rounding:
         return np.maximum(scale, _SMALLEST_HALF).astype(np.float16).astype(np.float32) if self.half else scale
 
 
-def quantise_weight(
+def quantize_weight(
     weight: npt.NDArray[np.float32],
     axis: int,
     least: npt.NDArray[np.float64] | float = 0.0,
     rounding: Rounding | None = None,
     name: str = "",
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantise a weight to int8, symmetrically, with one scale for each channel.
+    """Quantize a weight to int8, symmetrically, with one scale for each channel.
 
     Args:
         weight: Any shape, float32.
@@ -150,14 +150,14 @@ def _coverage(node: NodeProto, shape: Sequence[int | str], kernel: Sequence[int]
     return shares
 
 
-def dequantised_constant(
+def dequantized_constant(
     graph: GraphEditor, name: str, values: npt.NDArray[np.signedinteger], scale: npt.NDArray[np.float32], axis: int
 ) -> str:
     """Add integer values, their scales and the node that turns them into floats; return the float tensor's name."""
     stored = graph.add_constant(f"{name}_int{values.dtype.itemsize * 8}", values)
     scales = graph.add_constant(f"{name}_scale", scale)
     zeros = graph.add_constant(f"{name}_zero_point", np.zeros(scale.shape, values.dtype))
-    return graph.add("DequantizeLinear", [stored, scales, zeros], f"{name}_dequantised", axis=axis)
+    return graph.add("DequantizeLinear", [stored, scales, zeros], f"{name}_dequantized", axis=axis)
 
 
 def bias_of(graph: GraphEditor, node: NodeProto) -> npt.NDArray[np.float32] | None:

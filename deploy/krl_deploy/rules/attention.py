@@ -1,4 +1,4 @@
-"""Rules of attention, layer normalisation and the layers around them, in INT8 and in FP16."""
+"""Rules of attention, layer normalization and the layers around them, in INT8 and in FP16."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _RFDETR = "roboflow/rf-detr #1453 and #1454, measured on TensorRT 10.16 and 11.3
 _MIXED = Rule(
     "warning",
     "qdq/attention",
-    "quantise both products of the attention, or neither",
+    "quantize both products of the attention, or neither",
     f"{_RFDETR}; NVIDIA/Model-Optimizer",
 )
 _PROJECTION = "leave the output projection in FP16 where the attention is"
-_MLP = "quantise the second product of the block as well, or neither"
+_MLP = "quantize the second product of the block as well, or neither"
 _NORM = Rule(
     "warning",
-    "fp16/layer-normalisation",
+    "fp16/layer-normalization",
     "export it as LayerNormalization (opset 17 or later), or keep it in FP32",
     "NVIDIA/TensorRT #2709, #2781, #3692, #4505",
 )
@@ -116,6 +116,6 @@ def _norm(view: View) -> Iterator[Finding]:
             continue
         if square.op_type == "Mul" and square.input[0] != square.input[1]:
             continue
-        centred = view.producers.get(square.input[0])
-        if centred is not None and centred.op_type == "Sub":
+        centered = view.producers.get(square.input[0])
+        if centered is not None and centered.op_type == "Sub":
             yield _NORM.at(node.name, node.op_type, "a variance is computed in FP16 from single operators")

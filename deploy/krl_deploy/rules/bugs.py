@@ -52,8 +52,8 @@ def _half_attention(view: View) -> Iterator[NodeProto]:
 
 def _first_pair(view: View) -> Iterator[NodeProto]:
     """Yield one node for the whole file: which pairs are concerned is not known."""
-    quantised = (node for node in view.nodes if node.op_type == "DequantizeLinear" and not view.rooted(node.input[0]))
-    return islice(quantised, 1)
+    quantized = (node for node in view.nodes if node.op_type == "DequantizeLinear" and not view.rooted(node.input[0]))
+    return islice(quantized, 1)
 
 
 def _renamed_modes(view: View) -> Iterator[NodeProto]:
@@ -120,7 +120,7 @@ _BUGS = (
             "try the build on the board; if it fails, build from the FP16 variant",
             "NVIDIA/TensorRT #4832 (10.16.2.10)",
         ),
-        "on Orin a quantised ONNX file did not build (Could not infer output types: dequantize); on Thor it did",
+        "on Orin a quantized ONNX file did not build (Could not infer output types: dequantize); on Thor it did",
         lambda target: _within((10, 16))(target) and "Orin" in target.boards,
         _first_pair,
     ),
@@ -152,11 +152,11 @@ def check_known_bugs(view: View, target: Target) -> Iterator[Finding]:
                 yield bug.rule.at(node.name, node.op_type, bug.why)
 
 
-def unknown_without_gpu(target: Target, *, quantised: bool) -> list[str]:
+def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
     """Return what cannot be known before the target itself has been asked."""
     if not target.tensorrt:
         known = ["the latency on the device's processor: krl-runtime bench measures it there"]
-        if quantised:
+        if quantized:
             known.append(
                 "whether its processor saturates uint8 times int8 (x86 without VNNI): krl-runtime selftest shows it"
             )
@@ -167,7 +167,7 @@ def unknown_without_gpu(target: Target, *, quantised: bool) -> list[str]:
         "latency, memory and power; how much TensorRT fuses",
         "whether values beyond the calibration pictures overflow FP16",
     ]
-    if quantised:
+    if quantized:
         unknown += [
             "the accuracy of INT8 on the device: its kernels round otherwise than ONNX Runtime",
             "whether INT8 is faster than FP16: it was slower for some nets (NVIDIA/TensorRT #3197)",

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.errors import BackendError, ModelError
 
 from .findings import Finding, Rule
@@ -22,7 +22,7 @@ _FORM = "take the CPU's form that krl-deploy quantize writes (model.int8.cpu.onn
 _OPENS = Rule("error", "cpu/opens", "look at what ONNX Runtime says of it", "ONNX Runtime on this machine")
 _SIGNED = Rule("warning", "cpu/int8-activations", _FORM, _MEASURED)
 _HALF = Rule("warning", "cpu/fp16-scales", _FORM, _MEASURED)
-_FLOAT = Rule("warning", "cpu/float-convolutions", _FORM, "ONNX Runtime's optimised graph on this machine")
+_FLOAT = Rule("warning", "cpu/float-convolutions", _FORM, "ONNX Runtime's optimized graph on this machine")
 
 
 def check_on_cpu(model: onnx.ModelProto, view: View | None) -> Iterator[Finding]:
@@ -38,19 +38,19 @@ def check_on_cpu(model: onnx.ModelProto, view: View | None) -> Iterator[Finding]
     except (BackendError, ModelError) as error:
         yield _OPENS.at("", "", f"ONNX Runtime does not open it: {error}")
         return
-    quantisers = [node for node in view.nodes if node.op_type == "QuantizeLinear"] if view is not None else []
-    if view is None or not quantisers:
+    quantizers = [node for node in view.nodes if node.op_type == "QuantizeLinear"] if view is not None else []
+    if view is None or not quantizers:
         return
-    for node in quantisers:
+    for node in quantizers:
         if view.rooted(node.input[0]):
             continue
         if view.dtype(node.output[0]) == TensorProto.INT8:
             why = "its values are int8: INT8 runs at 0.3 to 1.3 times the speed of FP32, with uint8 at up to 3.4"
             yield _SIGNED.at(node.name, node.op_type, why)
         if view.dtype(node.input[0]) == TensorProto.FLOAT16:
-            why = "it quantises FP16, which ONNX Runtime does not fuse: up to 9 times slower than FP32"
+            why = "it quantizes FP16, which ONNX Runtime does not fuse: up to 9 times slower than FP32"
             yield _HALF.at(node.name, node.op_type, why)
-    counts = count_convolutions(optimised_graph(data))
+    counts = count_convolutions(optimized_graph(data))
     if counts["float_convolutions"]:
         total = sum(counts.values())
         why = f"{counts['float_convolutions']} of {total} convolutions stay in floating point"

@@ -14,11 +14,11 @@ from .view import View, type_name, weight_axis
 
 __all__ = ["check_placement"]
 
-_GUIDE = "NVIDIA's developer guide: explicit quantisation"
+_GUIDE = "NVIDIA's developer guide: explicit quantization"
 _MODELOPT = "NVIDIA/Model-Optimizer: modelopt/onnx/quantization"
-_AGAIN = "quantise the float model again: krl-deploy quantize"
+_AGAIN = "quantize the float model again: krl-deploy quantize"
 
-_BOTH = Rule("warning", "qdq/both-inputs", "quantise both factors of the product, or neither", _GUIDE)
+_BOTH = Rule("warning", "qdq/both-inputs", "quantize both factors of the product, or neither", _GUIDE)
 _AXIS = Rule(
     "error",
     "qdq/weight-axis",
@@ -33,13 +33,13 @@ _BIAS = Rule("warning", "qdq/bias", "leave the bias in floating point", f"{_MODE
 _RESIDUAL = Rule(
     "warning",
     "qdq/residual",
-    "quantise the shortcut, and not what the convolution before it gives",
+    "quantize the shortcut, and not what the convolution before it gives",
     f"{_GUIDE}; {_MODELOPT}",
 )
 _ACTIVATION = Rule(
     "warning", "qdq/fusion", "move the pair behind the activation, to the input of the next product", _GUIDE
 )
-_FLOATING = Rule("warning", "qdq/no-quantiser", "take the pair out", _MODELOPT)
+_FLOATING = Rule("warning", "qdq/no-quantizer", "take the pair out", _MODELOPT)
 _CONCAT = Rule(
     "warning", "qdq/concat", "give the inputs of the concatenation one scale", f"{_MODELOPT}: concat_elimination"
 )
@@ -68,7 +68,7 @@ _ACTIVATIONS = frozenset(
         "Tanh",
     }
 )
-_NO_QUANTISERS = frozenset(
+_NO_QUANTIZERS = frozenset(
     {
         "Erf",
         "Exp",
@@ -118,14 +118,14 @@ def _has_known_shape(view: View, weighted: Weighted) -> bool:
 
 def _scale_type(view: View, tensor: str) -> int:
     pair = view.pair(tensor)
-    return 0 if pair is None else view.dtype(pair.dequantise.input[1])
+    return 0 if pair is None else view.dtype(pair.dequantize.input[1])
 
 
 def _weight(view: View, weighted: Weighted) -> Iterator[Finding]:
     """Yield a finding if the scales of a weight do not count its output channels."""
     node = weighted.node
     pair = view.pair(node.input[1])
-    scale = None if pair is None else view.constant(pair.dequantise.input[1])
+    scale = None if pair is None else view.constant(pair.dequantize.input[1])
     axis = weight_axis(view, node)
     if scale is not None and scale.size == 1:
         yield _ONE_SCALE.at(node.name, node.op_type, "its weight has one scale for all channels")
@@ -141,23 +141,23 @@ def _inputs(view: View, node: NodeProto) -> Iterator[Finding]:
     first, second = (view.pair(name) is not None for name in node.input[:2])
     if first != second:
         names = ("activation", "weight") if view.rooted(node.input[1]) else ("first factor", "second factor")
-        quantised, other = names if first else names[::-1]
+        quantized, other = names if first else names[::-1]
         yield _BOTH.at(
-            node.name, node.op_type, f"its {quantised} is quantised, its {other} is not: it computes in floating point"
+            node.name, node.op_type, f"its {quantized} is quantized, its {other} is not: it computes in floating point"
         )
     bias = view.pair(node.input[2], through=False) if len(node.input) > 2 and node.input[2] else None
     if bias is not None:
-        dtype = view.dtype(bias.dequantise.input[0])
+        dtype = view.dtype(bias.dequantize.input[0])
         rule = _BIAS_INT32 if dtype == TensorProto.INT32 else _BIAS
-        yield rule.at(node.name, node.op_type, f"its bias is quantised to {type_name(dtype)}")
+        yield rule.at(node.name, node.op_type, f"its bias is quantized to {type_name(dtype)}")
 
 
 def _float_operator(view: View, node: NodeProto) -> Iterator[Finding]:
     """Yield findings of operators that a pair does not serve."""
     direct = {name: pair for name in node.input if (pair := view.pair(name, through=False)) is not None}
-    activations = {name: pair for name, pair in direct.items() if pair.quantise is not None}
-    if node.op_type in _NO_QUANTISERS and activations:
-        yield _FLOATING.at(node.name, node.op_type, "its input is quantised, but it computes in floating point")
+    activations = {name: pair for name, pair in direct.items() if pair.quantize is not None}
+    if node.op_type in _NO_QUANTIZERS and activations:
+        yield _FLOATING.at(node.name, node.op_type, "its input is quantized, but it computes in floating point")
     elif node.op_type in _ACTIVATIONS:
         for pair in activations.values():
             before = view.producers.get(pair.source)
@@ -165,9 +165,9 @@ def _float_operator(view: View, node: NodeProto) -> Iterator[Finding]:
                 why = f"a pair stands between it and the {before.op_type} before it, which TensorRT fuses otherwise"
                 yield _ACTIVATION.at(node.name, node.op_type, why)
     if node.op_type == "Concat":
-        scales = [view.numbers(pair.dequantise.input[1]) for pair in activations.values()]
+        scales = [view.numbers(pair.dequantize.input[1]) for pair in activations.values()]
         if len({scale.tobytes() for scale in scales if scale is not None}) > 1:
-            yield _CONCAT.at(node.name, node.op_type, "its quantised inputs have different scales")
+            yield _CONCAT.at(node.name, node.op_type, "its quantized inputs have different scales")
 
 
 def _residuals(view: View, int8: list[Weighted]) -> Iterator[Finding]:
@@ -180,14 +180,14 @@ def _residuals(view: View, int8: list[Weighted]) -> Iterator[Finding]:
         pairs = [view.pair(name, through=False) for name in node.input]
         own = [pair is not None and pair.source in products and len(view.consumers[pair.source]) == 1 for pair in pairs]
         if node.name in expected and pairs[expected[node.name]] is None:
-            yield _RESIDUAL.at(node.name, node.op_type, "its shortcut is not quantised")
+            yield _RESIDUAL.at(node.name, node.op_type, "its shortcut is not quantized")
         elif all(pairs) and any(own):
             yield _RESIDUAL.at(
-                node.name, node.op_type, "both of its inputs are quantised; TensorRT fuses it with neither"
+                node.name, node.op_type, "both of its inputs are quantized; TensorRT fuses it with neither"
             )
         elif node.name not in expected and any(own):
             yield _RESIDUAL.at(
-                node.name, node.op_type, "the convolution before it is quantised instead of the shortcut"
+                node.name, node.op_type, "the convolution before it is quantized instead of the shortcut"
             )
 
 
@@ -195,4 +195,4 @@ def _outputs(view: View) -> Iterator[Finding]:
     for name in view.graph.outputs:
         pair = view.pair(name, through=False)
         if pair is not None:
-            yield _OUTPUT.at(pair.dequantise.name, pair.dequantise.op_type, f"the graph's output {name} is quantised")
+            yield _OUTPUT.at(pair.dequantize.name, pair.dequantize.op_type, f"the graph's output {name} is quantized")

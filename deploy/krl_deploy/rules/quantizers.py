@@ -12,7 +12,7 @@ from krl_deploy.graph.operators import QDQ
 from .findings import Finding, Rule
 from .view import View, type_name
 
-__all__ = ["check_quantisers"]
+__all__ = ["check_quantizers"]
 
 
 _INTEGERS = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
@@ -20,8 +20,8 @@ _LEAST_HALF = float(np.finfo(np.float16).tiny)
 
 _HEADER = "NVIDIA/TensorRT: NvInfer.h, IQuantizeLayer"
 _PARSER = "onnx/onnx-tensorrt: onnxOpImporters.cpp of 10.1"
-_GUIDE = "NVIDIA's developer guide: explicit quantisation"
-_AGAIN = "quantise the float model again, symmetrically: krl-deploy quantize"
+_GUIDE = "NVIDIA's developer guide: explicit quantization"
+_AGAIN = "quantize the float model again, symmetrically: krl-deploy quantize"
 
 _CONSTANT = Rule("error", "qdq/constant", _AGAIN, _HEADER)
 _SCALE = Rule("error", "qdq/scale", "calibrate again; give a tensor that is always 0 the scale 1", _HEADER)
@@ -38,8 +38,8 @@ _PAIRED = Rule("error", "qdq/pair", "let DequantizeLinear follow QuantizeLinear 
 _RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
 
 
-def check_quantisers(view: View) -> Iterator[Finding]:
-    """Yield what is wrong with quantisers and dequantisers, each by itself and in pairs."""
+def check_quantizers(view: View) -> Iterator[Finding]:
+    """Yield what is wrong with quantizers and dequantizers, each by itself and in pairs."""
     for node in view.nodes:
         if node.op_type in QDQ:
             yield from _scale(view, node)
@@ -65,10 +65,10 @@ def _scale(view: View, node: NodeProto) -> Iterator[Finding]:
 
 def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
     given = len(node.input) > 2 and node.input[2] != ""
-    quantises = node.op_type == "QuantizeLinear"
-    stored = node.output[0] if quantises else node.input[0]
+    quantizes = node.op_type == "QuantizeLinear"
+    stored = node.output[0] if quantizes else node.input[0]
     name = type_name(view.dtype(stored)) if view.dtype(stored) else ""
-    if quantises and not given and name == "UINT8":
+    if quantizes and not given and name == "UINT8":
         yield _UNSAID.at(
             node.name, node.op_type, "without a zero point its values are uint8 by ONNX, and int8 for TensorRT"
         )
@@ -76,7 +76,7 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
         why = "its values are uint8, which is the form for ONNX Runtime's CPU provider; TensorRT takes int8"
         yield _SIGNED.at(node.name, node.op_type, why)
     elif name and name not in _INTEGERS and not _is_bias(view, node):
-        yield _SIGNED.at(node.name, node.op_type, f"its values are {name}, which TensorRT does not quantise to")
+        yield _SIGNED.at(node.name, node.op_type, f"its values are {name}, which TensorRT does not quantize to")
     if not given:
         return
     zero = view.numbers(node.input[2])
@@ -84,11 +84,11 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
         if not view.rooted(node.input[2]):
             yield _CONSTANT.at(node.name, node.op_type, "its zero point is not a constant")
     elif np.any(zero):
-        yield _SYMMETRIC.at(node.name, node.op_type, "its zero point is not 0; TensorRT's quantisation is symmetric")
+        yield _SYMMETRIC.at(node.name, node.op_type, "its zero point is not 0; TensorRT's quantization is symmetric")
 
 
 def _is_bias(view: View, node: NodeProto) -> bool:
-    """Return whether a dequantiser makes a bias; a rule of placement speaks of that."""
+    """Return whether a dequantizer makes a bias; a rule of placement speaks of that."""
     readers = view.consumers[node.output[0]]
     return bool(readers) and all(node.output[0] in list(reader.input)[2:3] for reader in readers)
 
@@ -99,8 +99,8 @@ def _partner(view: View, node: NodeProto) -> Iterator[Finding]:
             yield _PAIRED.at(node.name, node.op_type, "the graph gives out its integers")
         return
     pair = view.pair(node.output[0], through=False)
-    if pair is None or pair.quantise is None:
+    if pair is None or pair.quantize is None:
         return
-    mine, other = view.numbers(node.input[1]), view.numbers(pair.quantise.input[1])
+    mine, other = view.numbers(node.input[1]), view.numbers(pair.quantize.input[1])
     if mine is not None and other is not None and not np.array_equal(mine, other):
         yield _RESCALED.at(node.name, node.op_type, "its scale is not that of the QuantizeLinear before it")

@@ -31,7 +31,7 @@ def as_dict(checked: list[CheckedFile], target: Target, unknown: list[str]) -> d
         {
             "file": item.file.name,
             "variant": item.variant or None,
-            "quantised": item.quantised,
+            "quantized": item.quantized,
             "counts": counts([item]),
             "findings": [asdict(finding) for finding in item.findings],
         }

@@ -18,7 +18,7 @@ from .bugs import check_known_bugs, unknown_without_gpu
 from .findings import SEVERITIES, Finding, Rule
 from .onnxruntime_cpu import check_on_cpu
 from .placement import check_placement
-from .quantizers import check_quantisers
+from .quantizers import check_quantizers
 from .shapes import check_inputs, check_types
 from .support import check_operators, check_opset, check_restrictions
 from .targets import Target
@@ -41,13 +41,13 @@ class CheckedFile:
     Attributes:
         file: Its path.
         variant: Its precision in a bundle; empty for a file alone.
-        quantised: Whether it has integers.
+        quantized: Whether it has integers.
         findings: Worst first.
     """
 
     file: Path
     variant: str
-    quantised: bool
+    quantized: bool
     findings: tuple[Finding, ...]
 
 
@@ -82,7 +82,7 @@ def _on_tensorrt(model: onnx.ModelProto, view: View | None, target: Target) -> I
     yield from check_inputs(view)
     yield from check_restrictions(view, target)
     yield from check_types(view, target)
-    yield from check_quantisers(view)
+    yield from check_quantizers(view)
     yield from check_placement(view)
     yield from check_attention(view, target)
     yield from check_known_bugs(view, target)
@@ -95,8 +95,8 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
         ModelError: It is not one that can be read.
     """
     model = read_model(path)
-    quantised = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
-    return CheckedFile(path, variant, quantised, findings_of(model, target))
+    quantized = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
+    return CheckedFile(path, variant, quantized, findings_of(model, target))
 
 
 def check_path(path: Path, target: Target, precision: str | None = None) -> list[CheckedFile]:
@@ -127,4 +127,4 @@ def check_path(path: Path, target: Target, precision: str | None = None) -> list
 
 def unknown(checked: list[CheckedFile], target: Target) -> list[str]:
     """Return what cannot be known of these files without the device."""
-    return unknown_without_gpu(target, quantised=any(item.quantised for item in checked))
+    return unknown_without_gpu(target, quantized=any(item.quantized for item in checked))

@@ -38,7 +38,7 @@ _BATCH = Rule(
     "error",
     "shapes/inputs",
     "export the model with fixed sizes behind the batch; for others build with trtexec and --minShapes, --maxShapes",
-    "krl-deploy build-engine makes one optimisation profile, over the batch",
+    "krl-deploy build-engine makes one optimization profile, over the batch",
 )
 _SIZES = Rule(
     "note",
@@ -62,7 +62,7 @@ _INT8 = Rule(
     "error",
     "types/int8",
     "let DequantizeLinear follow QuantizeLinear at once; for TensorRT take the form that krl-deploy quantize writes",
-    "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantisation alone",
+    "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantization alone",
 )
 _FOREIGN = Rule("error", "types/supported", "cast it, or export the model in other types", OPERATORS_MD)
 _LISTED = Rule("warning", "types/supported", "cast its input to a type that is listed", f"{OPERATORS_MD}; {CHANGELOG}")

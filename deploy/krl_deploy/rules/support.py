@@ -21,7 +21,7 @@ __all__ = ["check_operators", "check_opset", "check_restrictions"]
 
 _OLDEST_OPSET = 9  # the oldest that TensorRT's parser documents (docs/operators.md of onnx-tensorrt)
 
-_QUANTISE = "quantise the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
+_QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
 
@@ -50,7 +50,7 @@ def check_operators(model: onnx.ModelProto, target: Target) -> Iterator[Finding]
         if node.domain not in ("", "ai.onnx"):
             yield _foreign(name, node)
         elif kind in STANDARD_INTEGER:
-            rule = Rule("error", "operators/integer", _QUANTISE, OPERATORS_MD)
+            rule = Rule("error", "operators/integer", _QUANTIZE, OPERATORS_MD)
             yield rule.at(name, kind, "integer operators are not taken")
         elif kind in UNSUPPORTED:
             why = "TensorRT has no such operator"

@@ -1,4 +1,4 @@
-"""A graph that is looked at: who makes and reads each tensor, what is constant, what is quantised."""
+"""A graph that is looked at: who makes and reads each tensor, what is constant, what is quantized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto
 
-from krl_deploy.graph.cleanup import constants_to_initialisers
+from krl_deploy.graph.cleanup import constants_to_initializers
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.operators import MOVES_ACROSS_QDQ, WEIGHTED
@@ -27,16 +27,16 @@ def type_name(dtype: int) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """What makes a tensor quantised.
+    """What makes a tensor quantized.
 
     Attributes:
-        dequantise: The ``DequantizeLinear`` that makes it.
-        quantise: The ``QuantizeLinear`` before that; ``None`` where the integers are constant.
+        dequantize: The ``DequantizeLinear`` that makes it.
+        quantize: The ``QuantizeLinear`` before that; ``None`` where the integers are constant.
         source: The float tensor behind, or the constant integers.
     """
 
-    dequantise: NodeProto
-    quantise: NodeProto | None
+    dequantize: NodeProto
+    quantize: NodeProto | None
     source: str
 
 
@@ -47,15 +47,15 @@ class View:
         model: Without control flow and local functions.
 
     Attributes:
-        graph: Its graph; ``Constant`` nodes are initialisers.
+        graph: Its graph; ``Constant`` nodes are initializers.
         opset: Version of the standard operators.
-        weighted: Convolutions and matrix products with constant weights, quantised or not; an axis that is not
+        weighted: Convolutions and matrix products with constant weights, quantized or not; an axis that is not
             known is -1.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = GraphEditor(model)
-        constants_to_initialisers(self.graph)
+        constants_to_initializers(self.graph)
         self.opset = opset_of(model)
         self.producers = self.graph.producers()
         self.consumers = self.graph.consumers()
@@ -100,7 +100,7 @@ class View:
         return self._rooted[tensor]
 
     def pair(self, tensor: str, *, through: bool = True) -> Pair | None:
-        """Return what makes a tensor quantised; ``None`` for one that is not.
+        """Return what makes a tensor quantized; ``None`` for one that is not.
 
         Args:
             tensor: The tensor.
@@ -114,11 +114,11 @@ class View:
         before = self.producers.get(node.input[0])
         while before is not None and before.op_type in MOVES_ACROSS_QDQ:
             before = self.producers.get(before.input[0])
-        quantise = before if before is not None and before.op_type == "QuantizeLinear" else None
-        return Pair(node, quantise, str(quantise.input[0] if quantise is not None else node.input[0]))
+        quantize = before if before is not None and before.op_type == "QuantizeLinear" else None
+        return Pair(node, quantize, str(quantize.input[0] if quantize is not None else node.input[0]))
 
     def is_int8(self, node: NodeProto) -> bool:
-        """Return whether a weighted operator has both factors quantised."""
+        """Return whether a weighted operator has both factors quantized."""
         return all(self.pair(name) is not None for name in node.input[:2])
 
     def dtype(self, tensor: str) -> int:
@@ -150,7 +150,7 @@ class View:
 
 
 def weight_axis(view: View, node: NodeProto) -> int | None:
-    """Return the axis along which a weighted operator's weight is dequantised, as the operator counts axes.
+    """Return the axis along which a weighted operator's weight is dequantized, as the operator counts axes.
 
     ``None``: one scale for the whole weight, or the weight is reshaped on the way.
     """

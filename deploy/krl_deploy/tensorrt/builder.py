@@ -141,11 +141,11 @@ def build_plan(
         with BuildProgress(options.time_limit) as progress:
             config.progress_monitor = progress.monitor()
             plan = run_cancellable(lambda: builder.build_serialized_network(network, config), progress)
-        if progress.cancelled:
-            raise BackendError(f"the engine was not built: {progress.cancelled}")
+        if progress.canceled:
+            raise BackendError(f"the engine was not built: {progress.canceled}")
         data = bytes(check(plan, "TensorRT could not do it"))
         cache = check(config.get_timing_cache(), "the timing cache is gone")
-        cache_data = bytes(check(cache.serialize(), "the timing cache cannot be serialised"))
+        cache_data = bytes(check(cache.serialize(), "the timing cache cannot be serialized"))
         return BuiltPlan(data, cache_data, time.monotonic() - start, network.num_layers, on_gpu)
 
 
@@ -189,7 +189,7 @@ def _add_profile(
     batches: tuple[int, int, int],
 ) -> None:
     """Say which batches the engine is for; a graph with a fixed batch takes that one alone."""
-    profile = check(builder.create_optimization_profile(), "no optimisation profile can be made")
+    profile = check(builder.create_optimization_profile(), "no optimization profile can be made")
     inputs = [check(network.get_input(i), "an input is missing") for i in range(network.num_inputs)]
     for tensor in inputs:
         batch, *rest = tuple(tensor.shape)
@@ -202,8 +202,8 @@ def _add_profile(
                 f"--profile {batch},{batch},{batch}, or export the model with a dynamic batch"
             )
     if any(tensor.shape[0] == -1 for tensor in inputs):
-        check(bool(profile), "TensorRT finds the optimisation profile incomplete")
-        check(config.add_optimization_profile(profile) >= 0, "TensorRT refuses the optimisation profile")
+        check(bool(profile), "TensorRT finds the optimization profile incomplete")
+        check(config.add_optimization_profile(profile) >= 0, "TensorRT refuses the optimization profile")
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, data: bytes) -> None:

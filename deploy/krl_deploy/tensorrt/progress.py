@@ -21,12 +21,12 @@ class BuildProgress:
     """What TensorRT's builder tells of its phases; it may call from any of its threads.
 
     Attributes:
-        cancelled: Why the build is to stop, once it is; empty until then.
+        canceled: Why the build is to stop, once it is; empty until then.
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
         """Begin; ``time_limit`` is in seconds."""
-        self.cancelled = ""
+        self.canceled = ""
         self._limit = time_limit
         self._start = time.monotonic()
         self._bars: Progress | None = None
@@ -49,7 +49,7 @@ class BuildProgress:
 
     def cancel(self, reason: str) -> None:
         """Ask the builder to stop at its next step; the first reason stays."""
-        self.cancelled = self.cancelled or reason
+        self.canceled = self.canceled or reason
 
     def phase_start(self, name: str, parent: str | None, steps: int) -> None:
         """Show a bar for a phase; one within another is indented."""
@@ -62,7 +62,7 @@ class BuildProgress:
             self.cancel(f"it took longer than the {self._limit:g} seconds of --time-limit")
         if self._bars is not None and name in self._tasks:
             self._bars.update(self._tasks[name], completed=step + 1)
-        return not self.cancelled
+        return not self.canceled
 
     def phase_finish(self, name: str) -> None:
         """Take a phase's bar away."""

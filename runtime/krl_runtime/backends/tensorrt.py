@@ -126,7 +126,7 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Interface:
-    """Inputs, outputs, and for each optimisation profile the smallest and largest batch."""
+    """Inputs, outputs, and for each optimization profile the smallest and largest batch."""
 
     inputs: tuple[_Tensor, ...]
     outputs: tuple[_Tensor, ...]
@@ -166,7 +166,7 @@ def _interface(engine: trt.ICudaEngine) -> _Interface:
 
 
 def _split(batch: int, batches: Sequence[tuple[int, int]]) -> tuple[int, list[int]]:
-    """Return the optimisation profile for a batch and the parts to run it in: one, unless it is too large.
+    """Return the optimization profile for a batch and the parts to run it in: one, unless it is too large.
 
     Raises:
         BackendError: No profile takes it; nothing is padded.
@@ -226,7 +226,7 @@ class _Lane:
     def _use_profile(self, profile: int) -> None:
         self._drop_graph()
         done = self._context.set_optimization_profile_async(profile, int(self._stream))
-        check(done, f"optimisation profile {profile} cannot be set")
+        check(done, f"optimization profile {profile} cannot be set")
         self._stream.synchronize()
         largest = self._interface.batches[profile][1]
         self._views.clear()
@@ -306,7 +306,7 @@ class TensorRTBackend:
         """Load an engine and make its first execution context.
 
         Args:
-            plan: The serialised engine. It is code: only from a source that is trusted.
+            plan: The serialized engine. It is code: only from a source that is trusted.
             label: What to call it in messages.
             version_compatible: Whether it was built to be; it brings its own runtime then, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.

@@ -13,7 +13,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
 
-SCHEMA_VERSION = 2  # rises with each change of the format; an older bundle is exported again
+SCHEMA_VERSION = 3  # rises with each change of the format; an older bundle is exported again
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def add_generate(commands: Any) -> None:
         "--condition",
         action="append",
         metavar="TEXT",
-        help="what to show, as 'a white rose' or kind=rose,colour=white; given several times, each gets --count "
+        help="what to show, as 'a white rose' or kind=rose,color=white; given several times, each gets --count "
         "pictures of the same latents, and a row of the grid",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")

@@ -17,7 +17,7 @@ __all__ = ["LEAST_PIXELS", "decoder", "load"]
 
 LEAST_PIXELS = 4_000_000
 """Below this Pillow is as fast."""
-_COLOURS = {"RGB": "RGBX", "L": "GRAY"}
+_COLORS = {"RGB": "RGBX", "L": "GRAY"}
 
 
 def load(image: Image.Image) -> Image.Image:
@@ -34,7 +34,7 @@ def load(image: Image.Image) -> Image.Image:
     """
     file = getattr(image, "fp", None)
     large = image.width * image.height >= LEAST_PIXELS
-    module = decoder() if large and file is not None and image.format == "JPEG" and image.mode in _COLOURS else None
+    module = decoder() if large and file is not None and image.format == "JPEG" and image.mode in _COLORS else None
     decoded = None if module is None else _decode(module, file, image)
     if decoded is None:
         image.load()
@@ -48,7 +48,7 @@ def _decode(module: Any, file: Any, image: Image.Image) -> Image.Image | None:
     data = file.read()
     file.seek(place)
     try:
-        array = module.decode_jpeg(data, _COLOURS[image.mode], strict=True)
+        array = module.decode_jpeg(data, _COLORS[image.mode], strict=True)
     except (ValueError, RuntimeError):  # damaged, or of a kind that it does not read: Pillow says which
         return None
     if array.shape[:2] != (image.height, image.width):

@@ -61,7 +61,7 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
     """Return the picture that has this luma and this chroma.
 
     Args:
-        luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colours are.
+        luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colors are.
         chroma: Cb and Cr, ``[H, W, 2]``, 16 to 240.
 
     Returns:

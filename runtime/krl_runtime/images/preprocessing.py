@@ -1,6 +1,6 @@
 """From a picture to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
 
-Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalisation happen inside the
+Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalization happen inside the
 network or the exported graph, which therefore cannot be fed wrongly.
 """
 
@@ -69,11 +69,11 @@ class Preprocessing:
     Attributes:
         height: Height of the network's input in pixels.
         width: Width of the network's input in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         resize: ``"crop"`` scales the picture, keeping its proportions, until it covers
-            ``(height / crop_fraction, width / crop_fraction)`` and cuts the centre out; ``"stretch"`` ignores
+            ``(height / crop_fraction, width / crop_fraction)`` and cuts the center out; ``"stretch"`` ignores
             proportions and cuts nothing.
-        crop_fraction: Share of the scaled picture's covering side that the centre crop keeps, in (0, 1].
+        crop_fraction: Share of the scaled picture's covering side that the center crop keeps, in (0, 1].
         interpolation: Pillow's filter: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``
             (all but the first with antialiasing).
         mean: Per channel, in units of the range 0 to 1; subtracted inside the graph.
@@ -101,7 +101,7 @@ class Preprocessing:
             UsageError: A field is out of its range.
         """
         if self.channels not in (1, 3):
-            raise UsageError(f"preprocessing: channels is {self.channels}; accepted: 1 (grey) or 3 (RGB)")
+            raise UsageError(f"preprocessing: channels is {self.channels}; accepted: 1 (gray) or 3 (RGB)")
         if not (1 <= self.height <= 16384 and 1 <= self.width <= 16384):
             raise UsageError(f"preprocessing: size is {self.height}x{self.width}; accepted: 1 to 16384 a side")
         if self.resize not in _RESIZES:
@@ -141,7 +141,7 @@ class Preprocessing:
 
     @property
     def mode(self) -> str:
-        """Pillow's name of the colour mode, ``"L"`` or ``"RGB"``."""
+        """Pillow's name of the color mode, ``"L"`` or ``"RGB"``."""
         return "L" if self.channels == 1 else "RGB"
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Preprocessing:
 
         Args:
             source: The picture; see ``ImageSource``.
-            margin: Extra pixels to keep on every side, beyond the centre crop where the picture has them
+            margin: Extra pixels to keep on every side, beyond the center crop where the picture has them
                 (training crops at random from the larger result). Zero for everything but training.
 
         Returns:
@@ -219,9 +219,9 @@ class Preprocessing:
 
 
 def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
-    """Decode one picture, turn it as its EXIF orientation says, and convert its colours.
+    """Decode one picture, turn it as its EXIF orientation says, and convert its colors.
 
-    Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit grey is scaled to 8 bits; of
+    Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit gray is scaled to 8 bits; of
     an animation the first frame is taken.
 
     Args:
@@ -350,10 +350,10 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
 
 
 def _own_mode(image: Image.Image) -> str:
-    """Return the mode of 8 bits that has what a picture has: colours, and transparency."""
-    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    """Return the mode of 8 bits that has what a picture has: colors, and transparency."""
+    gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    return ("L" if grey else "RGB") + "A" * transparent
+    return ("L" if gray else "RGB") + "A" * transparent
 
 
 def _convert(image: Image.Image, mode: str | None) -> Image.Image:

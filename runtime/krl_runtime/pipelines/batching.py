@@ -104,7 +104,7 @@ class Batcher(Generic[_Result]):
             timeout: Seconds to wait for a place; 0 does not wait, ``None`` waits as long as it takes.
 
         Returns:
-            A future of the answer. One that is cancelled before its batch begins is not run.
+            A future of the answer. One that is canceled before its batch begins is not run.
 
         Raises:
             ImageError: The picture cannot be used.
@@ -135,7 +135,7 @@ class Batcher(Generic[_Result]):
         return self.submit(source, top_k=top_k).result()
 
     async def ask(self, source: ImageSource, *, top_k: int = 5) -> _Result:
-        """Answer one picture without blocking the event loop; cancelling the task cancels the request."""
+        """Answer one picture without blocking the event loop; canceling the task cancels the request."""
         import asyncio
 
         future = await asyncio.to_thread(self.submit, source, top_k=top_k)
@@ -145,7 +145,7 @@ class Batcher(Generic[_Result]):
         """Take no more requests, and return when those that were taken are done.
 
         Args:
-            drain: Whether requests that still wait are answered; otherwise they are cancelled.
+            drain: Whether requests that still wait are answered; otherwise they are canceled.
         """
         with self._came:
             self._closed = True
@@ -164,7 +164,7 @@ class Batcher(Generic[_Result]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it; after an error, requests that still wait are cancelled."""
+        """Close it; after an error, requests that still wait are canceled."""
         self.close(drain=error is None)
 
     def _work(self) -> None:

@@ -28,7 +28,7 @@ class Raster:
     """A picture that a network made.
 
     Attributes:
-        pixels: uint8 ``[H, W, channels]``: grey, grey and alpha, RGB, or RGB and alpha.
+        pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha.
     """
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
@@ -45,7 +45,7 @@ class Raster:
 
     @property
     def mode(self) -> str:
-        """Pillow's name of the colour mode: ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``."""
+        """Pillow's name of the color mode: ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``."""
         return _MODES[self.pixels.shape[2]]
 
     @property

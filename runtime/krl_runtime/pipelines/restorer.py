@@ -32,8 +32,8 @@ _MARGIN = 4  # pixels around a part whose chroma is resized: more than the bicub
 _STRIDE = 16  # parts begin at its multiples, so that networks which halve a picture up to four times see the same
 _SIDES = (256, 512)  # smallest and largest side of a part
 _TIMES_OVERLAP = 16  # tile side over overlap: a quarter more pixels are computed than in one piece
-_COLOURS = {"y": 1, "grey": 1, "rgb": 3}
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_COLORS = {"y": 1, "gray": 1, "rgb": 3}
+_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Restorer(Pipeline):
     Large pictures are cut into parts that overlap by what one output pixel depends on, so that there are no seams, and
     activations never take more memory than those of one part. A network that is not local sees the whole picture.
 
-    A luma network (``colour`` "y") restores luma, BT.601 in studio swing; chroma is resized bicubically. A grey network
-    restores each colour by itself. Grey pictures stay grey; alpha is resized bicubically.
+    A luma network (``color`` "y") restores luma, BT.601 in studio swing; chroma is resized bicubically. A gray network
+    restores each color by itself. Gray pictures stay gray; alpha is resized bicubically.
 
     Attributes:
         scale: How many times as wide and high a restored picture is.
-        colour: What the network works on: ``"y"``, ``"grey"`` or ``"rgb"``.
+        color: What the network works on: ``"y"``, ``"gray"`` or ``"rgb"``.
         overlap: How far an output pixel sees, in input pixels; ``None`` where the network is not local.
     """
 
@@ -65,7 +65,7 @@ class Restorer(Pipeline):
         super().__init__(bundle, backend)
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
-        self.colour: str = settings["colour"]
+        self.color: str = settings["color"]
         self.overlap: int | None = settings["overlap"]
         self._input, self._output = bundle.manifest.inputs[0], bundle.manifest.outputs[0].name
 
@@ -77,24 +77,24 @@ class Restorer(Pipeline):
             BundleError: They do not.
         """
         manifest, settings = bundle.manifest, bundle.manifest.settings
-        scale, colour, overlap = (settings.get(name) for name in ("scale", "colour", "overlap"))
+        scale, color, overlap = (settings.get(name) for name in ("scale", "color", "overlap"))
         good = (
-            _whole(scale, 1, _MAX_SCALE) and colour in tuple(_COLOURS) and (overlap is None or _whole(overlap, 0, 4096))
+            _whole(scale, 1, _MAX_SCALE) and color in tuple(_COLORS) and (overlap is None or _whole(overlap, 0, 4096))
         )
         if not good or "overlap" not in settings:
             raise BundleError(
-                f"bundle {bundle.path} is no restorer: its settings have scale {scale!r}, colour {colour!r} and "
-                f"overlap {overlap!r}; accepted: 1 to {_MAX_SCALE}, {', '.join(_COLOURS)}, and pixels or null; "
+                f"bundle {bundle.path} is no restorer: its settings have scale {scale!r}, color {color!r} and "
+                f"overlap {overlap!r}; accepted: 1 to {_MAX_SCALE}, {', '.join(_COLORS)}, and pixels or null; "
                 "export it again"
             )
-        channels = _COLOURS[str(colour)]
+        channels = _COLORS[str(color)]
         inputs = [(spec.dtype, len(spec.shape), spec.shape[1:2]) for spec in manifest.inputs]
         outputs = [(spec.dtype, len(spec.shape), spec.shape[1:2]) for spec in manifest.outputs[:1]]
         expected = [("uint8", 4, (channels,))], [("float32", 4, (channels,))]
         if (inputs, outputs) != expected or manifest.preprocessing.channels != channels:
             raise BundleError(
                 f"bundle {bundle.path} is no restorer: it has inputs {inputs}, outputs {outputs} and "
-                f"{manifest.preprocessing.channels} channels; accepted for colour {colour}: pixels and restored pixels "
+                f"{manifest.preprocessing.channels} channels; accepted for color {color}: pixels and restored pixels "
                 f"of {expected}; export it again"
             )
         _check_sizes(bundle, scale, overlap)
@@ -111,7 +111,7 @@ class Restorer(Pipeline):
                 ``[H, W, C]`` (RGB or RGBA), of any size; or a list or tuple of those.
 
         Returns:
-            A picture ``scale`` times as wide and high, grey or coloured and with alpha as the given one; a list of
+            A picture ``scale`` times as wide and high, gray or colored and with alpha as the given one; a list of
             them, in order, for several.
 
         Raises:
@@ -127,7 +127,7 @@ class Restorer(Pipeline):
         """Restore what the network works on, in parts where it is large.
 
         Args:
-            pixels: uint8 ``[channels, H, W]``: luma of 16 to 235 for colour "y", else 0 to 255.
+            pixels: uint8 ``[channels, H, W]``: luma of 16 to 235 for color "y", else 0 to 255.
 
         Returns:
             float32 ``[channels, scale * H, scale * W]``, neither rounded nor clipped.
@@ -151,23 +151,23 @@ class Restorer(Pipeline):
                 f"a picture of {width}x{height} pixels would have more than {MAX_RESTORED} when it is {self.scale} "
                 "times as large; make it smaller first, or restore parts of it"
             )
-        colours = bands - (bands in (2, 4))
+        colors = bands - (bands in (2, 4))
         whole = np.empty((height * self.scale, width * self.scale, bands), np.uint8)
-        if self.colour == "grey":
-            for band in range(colours):
+        if self.color == "gray":
+            for band in range(colors):
                 for rows, columns, part in self._parts(picture[None, :, :, band]):
                     whole[self._scaled(rows), self._scaled(columns), band] = luma.to_uint8(part[0])
         else:
-            for rows, columns, part in self._parts(self._network_input(picture[..., :colours])):
-                here = whole[self._scaled(rows), self._scaled(columns), :colours]
-                here[...] = self._coloured(part, picture[..., :colours], rows, columns)
-        if bands > colours:
+            for rows, columns, part in self._parts(self._network_input(picture[..., :colors])):
+                here = whole[self._scaled(rows), self._scaled(columns), :colors]
+                here[...] = self._colored(part, picture[..., :colors], rows, columns)
+        if bands > colors:
             self._resize_band(picture[..., -1], whole[..., -1])
         return Raster(whole)
 
     def _network_input(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of a picture ``[H, W, 1 or 3]``."""
-        if self.colour == "rgb":
+        if self.color == "rgb":
             return np.broadcast_to(picture, (*picture.shape[:2], 3)).transpose(2, 0, 1)
         values = np.empty(picture.shape[:2], np.uint8)
         for top in range(0, len(picture), _SIDES[0]):  # a strip at a time: floats take four times the memory
@@ -175,20 +175,20 @@ class Restorer(Pipeline):
             values[top : top + _SIDES[0]] = luma.to_uint8(luma.luma(np.broadcast_to(strip, (*strip.shape[:2], 3))))
         return values[None]
 
-    def _coloured(
+    def _colored(
         self, part: npt.NDArray[np.float32], picture: npt.NDArray[np.uint8], rows: slice, columns: slice
     ) -> npt.NDArray[np.uint8]:
         """Return what the network made as pixels ``[H, W, 1 or 3]``, with the chroma of the picture if it needs it."""
-        grey = picture.shape[2] == 1
-        if self.colour == "rgb":
+        gray = picture.shape[2] == 1
+        if self.color == "rgb":
             made = part.transpose(1, 2, 0)
-            return luma.to_uint8((made @ _GREY)[..., None] if grey else made)
-        if grey:
+            return luma.to_uint8((made @ _GRAY)[..., None] if gray else made)
+        if gray:
             return luma.to_uint8((part[0] - 16) * np.float32(255 / 219))[..., None]
         top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
-        colours = luma.chroma(picture[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
+        colors = luma.chroma(picture[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
         box = (columns.start - left, rows.start - top, columns.stop - left, rows.stop - top)
-        planes = [luma.resize(colours[..., index], part.shape[1], part.shape[2], box) for index in range(2)]
+        planes = [luma.resize(colors[..., index], part.shape[1], part.shape[2], box) for index in range(2)]
         return luma.to_rgb(part[0], np.stack(planes, axis=-1))
 
     def _resize_band(self, band: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
@@ -259,8 +259,8 @@ class Restorer(Pipeline):
         return slice(side.start * self.scale, side.stop * self.scale)
 
     def __repr__(self) -> str:
-        """Return name, scale, colour, backend and variant."""
-        return f"Restorer({self.bundle.manifest.name!r}, scale {self.scale}, colour {self.colour}, {self._where()})"
+        """Return name, scale, color, backend and variant."""
+        return f"Restorer({self.bundle.manifest.name!r}, scale {self.scale}, color {self.color}, {self._where()})"
 
 
 def _whole(value: object, low: int, high: int) -> bool:

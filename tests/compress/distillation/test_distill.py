@@ -132,7 +132,7 @@ def test_both_nets_see_the_same_view() -> None:
 
 
 @pytest.mark.parametrize(("channels", "wanted"), [(1, 3), (3, 1), (3, 3)])
-def test_teacher_gets_the_view_in_its_own_size_and_colours(channels: int, wanted: int) -> None:
+def test_teacher_gets_the_view_in_its_own_size_and_colors(channels: int, wanted: int) -> None:
     torch.manual_seed(0)
     preprocessing = Preprocessing(24, 24, channels=wanted, mean=(0.5,) * wanted, std=(0.25,) * wanted)
     tutor = Network(build_model("resnet8", 4, wanted), preprocessing)
@@ -142,7 +142,7 @@ def test_teacher_gets_the_view_in_its_own_size_and_colours(channels: int, wanted
     teacher = FrozenTeacher(tutor)
     answers = teacher.logits(flat)
     assert shapes == [(2, wanted, 24, 24)]
-    # a flat picture stays flat whatever is done to its size and colours
+    # a flat picture stays flat whatever is done to its size and colors
     torch.testing.assert_close(answers, teacher.logits(torch.full((2, wanted, 24, 24), 100, dtype=torch.uint8)))
 
 

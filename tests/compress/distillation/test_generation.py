@@ -229,7 +229,7 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, fore
 
     refused("are for classifiers", cache=CacheConfig(cache_teacher=True))
     refused("--pretrained and --mixup are for classifiers", pretrained=True)
-    refused("--quantize is for classifiers", quantisation=QuantisationConfig(quantize="int8"))
+    refused("--quantize is for classifiers", quantization=QuantisationConfig(quantize="int8"))
     refused("2 teachers are given; a generator has one", teacher=(str(teacher.path), str(foreign.path)))
     refused("unknown loss 'kd'", losses=LossConfig(loss=("kd",)))
     refused("accepted are different terms", losses=LossConfig(loss=("pixels", "pixels:weight=2")))

@@ -15,7 +15,7 @@ from krl_compress.distillation.quantization import gentle
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.models.quantized import FakeQuantised
+from krl_train.models.quantized import FakeQuantized
 from krl_train.run import Run
 from krl_train.training.fit import fit
 
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 def config(runs: dict[str, Run], out: Path, **changes) -> DistillConfig:
     teacher, student = (str(runs[name].path) for name in ("teacher", "student"))
-    base = DistillConfig(teacher=(teacher,), student=student, out=out, data=DIGITS, loop=LOOP, quantisation=INT8)
+    base = DistillConfig(teacher=(teacher,), student=student, out=out, data=DIGITS, loop=LOOP, quantization=INT8)
     return replace(base, **changes)
 
 
@@ -44,14 +44,14 @@ def test_from_a_trained_student(runs, tmp_path):
     run = distill(config(runs, tmp_path / "q", loop=replace(LOOP, epochs=4)))
     record = run.record
     assert record.model.arguments == {"quantize": "int8"}
-    # Its normalisation is part of the trained weights, so that its own preprocessing stays.
+    # Its normalization is part of the trained weights, so that its own preprocessing stays.
     assert record.preprocessing == runs["student"].record.preprocessing
     assert record.metrics["float"]["top1"] == runs["student"].record.metrics["top1"]
     assert record.metrics["rounded"]["top1"] > record.metrics["float"]["top1"] - 0.05
     assert record.metrics["top1"] > record.metrics["float"]["top1"] - 0.05
     assert record.history[0]["loss"] > record.history[-1]["loss"]
     network = run.network()
-    assert isinstance(network.backbone, FakeQuantised)
+    assert isinstance(network.backbone, FakeQuantized)
     assert (
         evaluate(EvaluateConfig(run.path, split="val", data=DataConfig(val_limit=200)))["top1"]
         == record.metrics["top1"]
@@ -63,18 +63,18 @@ def test_from_a_trained_student(runs, tmp_path):
         for name, value in run.state().items()
         if not torch.allclose(value, again.state()[name], rtol=1e-6, atol=1e-9)
     }
-    assert {"graph.conv1.weight", "graph.layer2.0.conv1.weight", "graph.quantisers.relu.scale"} <= moved
+    assert {"graph.conv1.weight", "graph.layer2.0.conv1.weight", "graph.quantizers.relu.scale"} <= moved
 
 
-def test_it_goes_on_from_a_quantised_student(runs, tmp_path):
+def test_it_goes_on_from_a_quantized_student(runs, tmp_path):
     first = distill(config(runs, tmp_path / "a"))
     second = distill(config(runs, tmp_path / "b", student=str(first.path), optim=OptimConfig(lr=1e-12)))
     assert second.record.metrics["rounded"]["top1"] == first.record.metrics["top1"]
     scales = [name for name in first.state() if name.endswith("scale")]
     assert scales
     assert all(torch.allclose(first.state()[name], second.state()[name], rtol=1e-5) for name in scales)
-    with pytest.raises(UsageError, match="is of a quantised student; go on with it with --quantize int8"):
-        distill(config(runs, tmp_path / "c", student=str(first.path), quantisation=QuantisationConfig()))
+    with pytest.raises(UsageError, match="is of a quantized student; go on with it with --quantize int8"):
+        distill(config(runs, tmp_path / "c", student=str(first.path), quantization=QuantisationConfig()))
     with pytest.raises(RunError, match="weights do not fit"):
         fit(FitConfig(model="resnet8", out=tmp_path / "d", init=first.path, data=DIGITS, loop=LOOP))
 
@@ -102,7 +102,7 @@ def test_a_new_student_is_trained_in_floating_point_first(runs, tmp_path, capsys
 def test_what_does_not_go_together(runs, tmp_path):
     with pytest.raises(UsageError, match="--loss at looks into the student"):
         distill(config(runs, tmp_path / "q", losses=LossConfig(loss=("ce", "at"))))
-    with pytest.raises(UsageError, match="--float-epochs come before quantisation"):
+    with pytest.raises(UsageError, match="--float-epochs come before quantization"):
         QuantisationConfig(float_epochs=2)
     with pytest.raises(UsageError, match="--float-epochs is -1"):
         QuantisationConfig("int8", -1)

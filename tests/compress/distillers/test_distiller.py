@@ -66,15 +66,15 @@ def test_terms_are_weighted_and_warmed_up() -> None:
         torch.testing.assert_close(parts["loss"], expected)
 
 
-def test_standardised_terms_ignore_the_scale_of_logits() -> None:
-    from krl_compress.losses import kd, standardise
+def test_standardized_terms_ignore_the_scale_of_logits() -> None:
+    from krl_compress.losses import kd, standardize
 
     student, teacher = network(), network("resnet20", seed=1)
-    objective = Distiller(student, FrozenTeacher(teacher), [parse_term("kd:temperature=2,standardise")]).eval()
+    objective = Distiller(student, FrozenTeacher(teacher), [parse_term("kd:temperature=2,standardize")]).eval()
     with torch.no_grad():
         z_s, z_t = student.eval()(batch().pixels), teacher.eval()(batch().pixels)
     value = objective(batch())["kd"]
-    torch.testing.assert_close(value.detach(), standardise(kd)(7 * z_s + 3, z_t, temperature=2.0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(value.detach(), standardize(kd)(7 * z_s + 3, z_t, temperature=2.0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_standardised_terms_ignore_the_scale_of_logits() -> None:
         ("kdd", r"unknown loss 'kdd' \(did you mean 'kd'\?\); accepted: ce, kd"),
         ("kd:temprature=3", r"kd has no 'temprature' \(did you mean 'temperature'\?\)"),
         ("kd:temperature=warm", "temperature is 'warm'; accepted: a number"),
-        ("at:standardise", "does not compare logits"),
+        ("at:standardize", "does not compare logits"),
     ],
 )
 def test_wrong_terms_say_what_is_accepted(text: str, message: str) -> None:
@@ -94,7 +94,7 @@ def test_wrong_terms_say_what_is_accepted(text: str, message: str) -> None:
 def test_a_loss_given_twice_and_none_at_all() -> None:
     with pytest.raises(UsageError, match="given twice"):
         Distiller(network(), None, [parse_term("ce"), parse_term("ce:weight=2")])
-    with pytest.raises(UsageError, match="no loss to minimise"):
+    with pytest.raises(UsageError, match="no loss to minimize"):
         Distiller(network(), None, [])
 
 
@@ -206,7 +206,7 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
         Distiller(network(), FrozenTeacher(network("resnet20")), [parse_term("dkd")])(mixed)
 
 
-def test_peers_minimise_the_formula() -> None:
+def test_peers_minimize_the_formula() -> None:
     nets = [network("resnet8", seed=seed).eval() for seed in (0, 1, 2)]
     data = PixelSet(batch().pixels.numpy(), batch().labels.tolist())
     optim = OptimConfig(lr=0.1)
@@ -273,7 +273,7 @@ def test_tutors_get_no_gradient_from_their_pupils() -> None:
 
 
 NET = """
-class Net(torch.nn.Module):  # without batch normalisation, whose statistics are each process's own
+class Net(torch.nn.Module):  # without batch normalization, whose statistics are each process's own
     def __init__(self, width):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, width, 3, stride=2, padding=1)

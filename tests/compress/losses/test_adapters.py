@@ -65,7 +65,7 @@ def test_review_mixes_each_place_with_the_deeper_ones() -> None:
     shallow, deep = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 2, 2)
     first, second = plain_review()([shallow, deep], [(4, 4), (2, 2)])
     enlarged = deep.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(second, deep, rtol=1e-4, atol=1e-4)  # batch normalisation divides by 1 + 1e-5
+    torch.testing.assert_close(second, deep, rtol=1e-4, atol=1e-4)  # batch normalization divides by 1 + 1e-5
     torch.testing.assert_close(first, 0.75 * shallow + 0.25 * enlarged, rtol=1e-4, atol=1e-4)
 
 

@@ -84,7 +84,7 @@ BY_HAND: dict[str, tuple[Callable[[], Tensor], float]] = {
         lambda: L.class_correlation(t([0, 0]), logits_of([0.75, 0.25]), temperature=1),
         (25 + 1 + 1 + 9) / 256 / 2,
     ),
-    "standardise": (lambda: L.standardise(L.logit_mse)(t([1, 2, 3]), t([60, 40, 20])), (4 + 0 + 4) / 3),
+    "standardize": (lambda: L.standardize(L.logit_mse)(t([1, 2, 3]), t([60, 40, 20])), (4 + 0 + 4) / 3),
     "hint": (lambda: L.hint(t([1, 2]), t([3, 2])), 2),
     "at": (lambda: L.at(strip(sqrt(3), -2), strip(7, 0)), (0.16 + 0.64) / 2),
     "at, larger student": (lambda: L.at(strip(sqrt(3), sqrt(3), 2, 2), strip(7, 0)), (0.16 + 0.64) / 2),
@@ -121,8 +121,8 @@ def test_dkd_parts_by_hand() -> None:
     np.testing.assert_allclose(nckd, [0.5 * log(9 / 8), 2 / 3 * log(2) - 1 / 3 * log(2)], atol=1e-15)
 
 
-def test_standardised_logits_by_hand() -> None:
-    np.testing.assert_allclose(L.standardise_logits(t([1, 2, 3])), [[-1, 0, 1]], rtol=1e-6)
+def test_standardized_logits_by_hand() -> None:
+    np.testing.assert_allclose(L.standardize_logits(t([1, 2, 3])), [[-1, 0, 1]], rtol=1e-6)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

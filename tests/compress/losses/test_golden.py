@@ -29,9 +29,9 @@ GOLDEN: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
     "DIST T4": (lambda z: L.dist(z, Z_T, temperature=4), Z_S, 31.0037032981, 1.36032094),
     "NKD": (lambda z: L.nkd(z, Z_T, Y), Z_S, 5.37010734512, 0.3820220347),
     "WSLD": (lambda z: 2.25 * L.wsld(z, Z_T, Y), Z_S, 51.7631692017, 0.5636676501),
-    "LS-KD": (lambda z: L.standardise(L.kd)(z, Z_T, temperature=2), Z_S, 0.81321816682, 0.03690511985),
+    "LS-KD": (lambda z: L.standardize(L.kd)(z, Z_T, temperature=2), Z_S, 0.81321816682, 0.03690511985),
     "LS-DKD": (
-        lambda z: L.standardise(L.dkd)(z, Z_T, Y, alpha=9, beta=72, temperature=2),
+        lambda z: L.standardize(L.dkd)(z, Z_T, Y, alpha=9, beta=72, temperature=2),
         Z_S,
         56.5462754373,
         3.326576237,

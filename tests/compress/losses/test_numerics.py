@@ -62,9 +62,9 @@ def test_dkd_of_saturated_logits_has_the_right_value_and_not_only_a_finite_one()
     assert nckd.item() == pytest.approx(0.5 * (2 * HUGE) - torch.tensor(2.0).log().item(), rel=1e-6)
 
 
-def test_equal_logits_standardise_to_zero_without_gradient() -> None:
+def test_equal_logits_standardize_to_zero_without_gradient() -> None:
     logits = torch.tensor([[3.0, 3.0, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
-    result = L.standardise_logits(logits)
+    result = L.standardize_logits(logits)
     (gradient,) = torch.autograd.grad(result.square().sum() + result[:, 0].sum(), logits)
     torch.testing.assert_close(result, torch.tensor([[0.0, 0, 0], [-1, 0, 1]]))
     assert gradient[0].tolist() == [0, 0, 0]

@@ -89,7 +89,7 @@ def test_scale_of_the_losses_with_labels_with_the_temperature() -> None:
     assert L.rld(3 * Z_S, 3 * Z_T, Y, **both).item() == pytest.approx(9 * L.rld(Z_S, Z_T, Y, **one).item())
 
 
-def test_hot_kd_is_half_the_mean_square_of_centred_logits() -> None:
+def test_hot_kd_is_half_the_mean_square_of_centered_logits() -> None:
     """The limit T → ∞ of Hinton's paper: values and gradients stay, where KL without T² would vanish."""
     difference = Z_S - Z_T
     limit = (difference - difference.mean(1, keepdim=True)).square().sum(1).mean() / 20
@@ -113,9 +113,9 @@ def test_dkd_identity_of_every_sample(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("loss", [L.kd, L.dist, L.logistic], ids=lambda loss: loss.__name__)
-def test_standardised_losses_see_neither_scale_nor_offset_of_a_row(loss: Callable[..., Tensor]) -> None:
+def test_standardized_losses_see_neither_scale_nor_offset_of_a_row(loss: Callable[..., Tensor]) -> None:
     scale, offset = torch.linspace(0.1, 9, 8, dtype=F64)[:, None], torch.linspace(-50, 70, 8, dtype=F64)[:, None]
-    wrapped = L.standardise(loss)
+    wrapped = L.standardize(loss)
     plain = wrapped(Z_S, Z_T, temperature=2.0).item()
     assert wrapped(scale * Z_S + offset, Z_T, temperature=2.0).item() == pytest.approx(plain, rel=1e-5)
     assert wrapped(Z_S, scale * Z_T + offset, temperature=2.0).item() == pytest.approx(plain, rel=1e-5)

@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("student", "teacher"), [((4, 5), (4, 6)), ((4, 5), (3, 5)), ((4, 5, 1), (4, 5, 1)), ((5,), (5,)), ((0, 5), (0, 5))]
 )
-@pytest.mark.parametrize("name", sorted(k for k in LOGIT_LOSSES if "standardised" not in k))
+@pytest.mark.parametrize("name", sorted(k for k in LOGIT_LOSSES if "standardized" not in k))
 def test_logits_of_wrong_shapes(name: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         LOGIT_LOSSES[name](torch.zeros(student), torch.zeros(teacher), LABELS)
@@ -53,8 +53,8 @@ def test_labels_of_int32_are_accepted() -> None:
     ("loss", "message"),
     [
         (lambda z: L.dkd(z[:, :1], z[:, :1], LABELS), r"logits \(4, 1\): .* at least 2 classes"),
-        (lambda z: L.standardise_logits(z[:, :1]), r"logits \(4, 1\): standardising accepts \(N, C\), C at least 2"),
-        (lambda z: L.standardise(L.kd)(z[0], z[0]), r"logits \(5,\): standardising accepts"),
+        (lambda z: L.standardize_logits(z[:, :1]), r"logits \(4, 1\): standardizing accepts \(N, C\), C at least 2"),
+        (lambda z: L.standardize(L.kd)(z[0], z[0]), r"logits \(5,\): standardizing accepts"),
         (lambda z: L.kd(z.long(), z), "student logits are torch.int64 and teacher logits torch.float32"),
         (lambda z: L.kd(z, z, temperature=0.0), "temperature is 0.0: accepted are numbers greater than 0"),
         (lambda z: L.dist(z, z, temperature=-1.0), "temperature is -1.0"),

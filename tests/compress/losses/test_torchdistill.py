@@ -34,9 +34,9 @@ def test_kd() -> None:
     assert ours.item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_standardised_kd() -> None:
+def test_standardized_kd() -> None:
     expected = run(theirs.LogitStdKDLoss(*PLACES, temperature=2.0, alpha=0.1, beta=9.0), Z_S, Z_T)
-    ours = 0.1 * torch.nn.functional.cross_entropy(Z_S, Y) + 9 * L.standardise(L.kd)(Z_S, Z_T, temperature=2.0)
+    ours = 0.1 * torch.nn.functional.cross_entropy(Z_S, Y) + 9 * L.standardize(L.kd)(Z_S, Z_T, temperature=2.0)
     assert ours.item() == pytest.approx(expected, rel=1e-10)
 
 

@@ -26,7 +26,7 @@ def test_answers_stay_and_modules_keep_their_names(name: str, folded: int) -> No
 
 
 class _Shared(nn.Module):
-    """The convolution's result is used beside the normalisation's: folding would change the answer."""
+    """The convolution's result is used beside the normalization's: folding would change the answer."""
 
     def __init__(self) -> None:
         super().__init__()

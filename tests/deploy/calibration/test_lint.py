@@ -22,11 +22,11 @@ def test_random_pictures_are_refused():
         check_pictures(RNG.integers(0, 256, (64, 3, 16, 16), dtype=np.uint8))
 
 
-def test_pictures_of_one_colour_are_refused():
-    colours = RNG.integers(0, 256, (64, 3, 1, 1), dtype=np.uint8)
-    grey = np.broadcast_to(colours[:, :1], (64, 1, 16, 16))
-    with pytest.raises(DataError, match="100% of the pictures are of one colour"):
-        check_pictures(grey)
+def test_pictures_of_one_color_are_refused():
+    colors = RNG.integers(0, 256, (64, 3, 1, 1), dtype=np.uint8)
+    gray = np.broadcast_to(colors[:, :1], (64, 1, 16, 16))
+    with pytest.raises(DataError, match="100% of the pictures are of one color"):
+        check_pictures(gray)
 
 
 def test_the_same_picture_many_times_is_refused(digits):
@@ -70,8 +70,8 @@ def test_ranges_that_change_with_the_batch_are_named(caplog):
     assert "the ranges of 1 tensors change with the batch size: b;" in caplog.text
 
 
-def test_a_net_that_normalises_over_the_batch_is_noticed(digits, caplog):
-    """A subtraction of the batch's mean, as batch normalisation in training mode has."""
+def test_a_net_that_normalizes_over_the_batch_is_noticed(digits, caplog):
+    """A subtraction of the batch's mean, as batch normalization in training mode has."""
     nodes = [
         node("Cast", ["pixels"], "f", to=1),
         node("ReduceMean", ["f", "axes"], "m", keepdims=1),

@@ -24,7 +24,7 @@ def test_it_comes_back_as_it_was_written():
         ({"count": 100}, "count is 512 there and 100 now"),
         ({"method": "percentile 99.999"}, "method is minmax there and percentile 99.999 now"),
         ({"preprocessing": {"height": 4, "width": 5}}, '"width": 5'),
-        ({"equalise": "none"}, "equalise is auto there and none now"),
+        ({"equalize": "none"}, "equalize is auto there and none now"),
         ({"pictures": "d" * 64}, "pictures is"),
     ],
 )

@@ -10,7 +10,7 @@ from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import open_data
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.errors import BackendError, DataError, ModelError
 from krl_runtime.images.folders import Picture
 from krl_runtime.images.preprocessing import Preprocessing
@@ -107,7 +107,7 @@ def test_latency_shows_which_is_slower():
     assert found["slow"] > found["fast"] > 0
 
 
-def test_float_convolutions_are_counted_and_normalisation_is_not():
+def test_float_convolutions_are_counted_and_normalization_is_not():
     values = {
         "w": np.ones((8, 8, 3, 3), np.float32),
         **{name: np.ones(8, np.float32) for name in ("g", "b", "m", "v")},
@@ -119,7 +119,7 @@ def test_float_convolutions_are_counted_and_normalisation_is_not():
         node("Conv", ["n", "w"], "y"),
     ]
     model = graph(nodes, {"x": ["batch", 8, 12, 12]}, {"y": None}, values)
-    assert count_convolutions(optimised_graph(to_bytes(model))) == {"int8_convolutions": 0, "float_convolutions": 2}
+    assert count_convolutions(optimized_graph(to_bytes(model))) == {"int8_convolutions": 0, "float_convolutions": 2}
 
 
 def test_machine_says_what_a_time_depends_on():

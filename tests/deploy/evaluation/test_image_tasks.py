@@ -55,7 +55,7 @@ def record(task, spec, preprocessing, data=None):
 @pytest.fixture(scope="module")
 def restorer_run(tmp_path_factory, photographs):
     torch.manual_seed(0)
-    arguments = {"scale": 2, "colour": "y", "overlap": 5, "degradation": {"kind": "bicubic"}}
+    arguments = {"scale": 2, "color": "y", "overlap": 5, "degradation": {"kind": "bicubic"}}
     spec, preprocessing = ModelSpec("espcn-16", 0, 1, arguments), Preprocessing(20, 24, 1, mean=(0.5,), std=(1.0,))
     network = build_restorer(spec, preprocessing)
     for parameter in network.parameters():
@@ -337,10 +337,10 @@ def test_losses_by_hand(tmp_path, photographs):
 def test_inputs_of_a_restorer(tmp_path):
     picture = smooth(21, 31, 3)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(picture[..., 0]).save(tmp_path / "gray.png")
     planes = read_planes(tmp_path / "a.png", "rgb")
     assert (planes == picture.transpose(2, 0, 1)).all()
-    assert (read_planes(tmp_path / "grey.png", "y") == picture[..., 0]).all()
+    assert (read_planes(tmp_path / "gray.png", "y") == picture[..., 0]).all()
     assert (read_planes(tmp_path / "a.png", "y") == luma.to_uint8(luma.luma(picture))).all()
     given, truth = inputs_of(planes, 2, {"kind": "bicubic"}, 0)
     assert (given.shape, truth.shape) == ((3, 10, 15), (3, 20, 30))

@@ -21,7 +21,7 @@ def same(model, **feeds):
     return cleaned
 
 
-def test_batch_normalisation_and_constant_factors_move_into_the_convolution():
+def test_batch_normalization_and_constant_factors_move_into_the_convolution():
     nodes = [
         node("Conv", ["x", "w"], "c", pads=[1, 1, 1, 1]),
         node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], "b", epsilon=1e-3),
@@ -41,7 +41,7 @@ def test_batch_normalisation_and_constant_factors_move_into_the_convolution():
     assert ops(cleaned) == ["Conv"]
 
 
-def test_batch_normalisation_moves_into_a_transposed_convolution():
+def test_batch_normalization_moves_into_a_transposed_convolution():
     nodes = [
         node("ConvTranspose", ["x", "w", "bias"], "c", strides=[2, 2]),
         node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], "y"),
@@ -98,7 +98,7 @@ def test_computations_on_constants_are_done_once():
     assert constants(cleaned)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_quantised_weight_is_not_folded_back():
+def test_a_quantized_weight_is_not_folded_back():
     nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
     values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
     cleaned = clean(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values))
@@ -106,7 +106,7 @@ def test_a_quantised_weight_is_not_folded_back():
 
 
 def test_shared_weights_and_biases_are_given_to_each_node():
-    """What legacy exports share through Identity kept ONNX Runtime from quantising 16 of 20 convolutions."""
+    """What legacy exports share through Identity kept ONNX Runtime from quantizing 16 of 20 convolutions."""
     nodes = [
         node("Identity", ["bias"], "bias2"),
         node("Conv", ["x", "w", "bias"], "a"),

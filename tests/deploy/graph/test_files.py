@@ -28,7 +28,7 @@ def test_same_model_gives_same_bytes():
     assert to_bytes(small()) == to_bytes(small())
 
 
-def test_initialisers_among_the_inputs_of_old_files_are_inputs_no_longer(tmp_path):
+def test_initializers_among_the_inputs_of_old_files_are_inputs_no_longer(tmp_path):
     model = small()
     model.ir_version = 3
     model.opset_import[0].version = 8

@@ -30,13 +30,13 @@ def foreign(batch: int | str = 1, *, softmax=False, spatial=False, dtype="float3
     return graph(nodes, {"image": [batch, *shape]}, {"out": None}, values, dtypes={"image": dtype})
 
 
-def normalised():
+def normalized():
     mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (SPEC.mean, SPEC.std))
     return ((X / 255 - mean) / std).astype(np.float32)
 
 
 def original(model):
-    return np.concatenate([run(model, image=item[None])[0].reshape(1, -1) for item in normalised()])
+    return np.concatenate([run(model, image=item[None])[0].reshape(1, -1) for item in normalized()])
 
 
 def test_a_float_input_takes_pixels_and_any_batch():
@@ -46,7 +46,7 @@ def test_a_float_input_takes_pixels_and_any_batch():
     np.testing.assert_allclose(run(adopted, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
     assert adopted.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert [value.name for value in (*adopted.graph.input, *adopted.graph.output)] == ["pixels", "logits"]
-    assert changes == ["uint8 pixels are normalised in the graph", "the batch, which was fixed to 1, was opened"]
+    assert changes == ["uint8 pixels are normalized in the graph", "the batch, which was fixed to 1, was opened"]
 
 
 def test_a_batch_may_stay_fixed():
@@ -54,14 +54,14 @@ def test_a_batch_may_stay_fixed():
     adopted, changes = to_classifier(model, SPEC, open_batch=False)
     assert adopted.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     np.testing.assert_allclose(run(adopted, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
-    assert changes == ["uint8 pixels are normalised in the graph"]
+    assert changes == ["uint8 pixels are normalized in the graph"]
 
 
 def test_an_open_batch_stays_open():
     model = foreign("N")
     adopted, changes = to_classifier(model, SPEC, open_batch=False)
     np.testing.assert_allclose(run(adopted, pixels=X)[0], original(model), atol=1e-5)
-    assert changes == ["uint8 pixels are normalised in the graph"]
+    assert changes == ["uint8 pixels are normalized in the graph"]
 
 
 def test_a_last_softmax_goes():

@@ -1,4 +1,4 @@
-"""Quantised files of others, read back into a float model and its ranges."""
+"""Quantized files of others, read back into a float model and its ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from _helpers.graphs import constants, graph, node, ops, run
-from krl_deploy.graph.quantized import is_in_pairs, read_quantised
+from krl_deploy.graph.quantized import is_in_pairs, read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_fp16 import to_half
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
@@ -63,7 +63,7 @@ def test_what_we_wrote_for_tensorrt_is_read_back_exactly(model):
     written = to_tensorrt(model, RANGES).model
     assert is_in_pairs(written)
     assert not is_in_pairs(model)
-    read = read_quantised(written)
+    read = read_quantized(written)
     assert ops(read.model) == ops(model)
     # Symmetric scales are float32 numbers: 127 of them are the largest magnitude.
     assert read.ranges.keys() == {"x", "p", "f"}
@@ -82,7 +82,7 @@ def test_scales_that_came_are_kept(model):
     for tensor in written.graph.initializer:
         if tensor.name.startswith("w1") and tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 4:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) // 2, tensor.name))
-    read = read_quantised(written)
+    read = read_quantized(written)
     kept = to_tensorrt(read.model, read.ranges, rounding=Rounding(scales=read.weight_scales)).model
     assert np.array_equal(run(kept, x=X)[0], run(written, x=X)[0])
     anew = to_tensorrt(read.model, read.ranges).model
@@ -92,7 +92,7 @@ def test_scales_that_came_are_kept(model):
 def test_the_form_for_the_cpu_has_offsets_and_integers_between(model):
     written = to_cpu(model, RANGES).model
     assert "Relu" not in ops(written)  # it is in the range
-    read = read_quantised(written)
+    read = read_quantized(written)
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(read.model))
     assert ops(read.model) == ops(model)
     np.testing.assert_allclose(run(read.model, x=X)[0], run(model, x=X)[0], atol=0.1)
@@ -103,14 +103,14 @@ def test_the_form_for_the_cpu_has_offsets_and_integers_between(model):
 
 def test_fp16_around_int8(model):
     exact = to_tensorrt(model, RANGES, rounding=Rounding(half=True)).model
-    read = read_quantised(to_half(exact, {}, around_int8=True).model)
+    read = read_quantized(to_half(exact, {}, around_int8=True).model)
     assert all(value.dtype != np.float16 for value in constants(read.model).values())
     again = to_tensorrt(read.model, read.ranges, rounding=Rounding(scales=read.weight_scales)).model
     np.testing.assert_allclose(run(again, x=X)[0], run(exact, x=X)[0], atol=0.02)
 
 
 def test_float_weights_behind_a_pair(model):
-    """NVIDIA's quantiser leaves weights in floating point and puts both operators behind them."""
+    """NVIDIA's quantizer leaves weights in floating point and puts both operators behind them."""
     values = {"s": np.float32(0.05), "z": np.int8(0), "ws": np.full(16, 0.01, np.float32), "wz": np.zeros(16, np.int8)}
     values["w"] = RNG.normal(size=(16, 16, 1, 1)).astype(np.float32) / 4
     nodes = [
@@ -121,16 +121,16 @@ def test_float_weights_behind_a_pair(model):
         node("Conv", ["d", "wd"], "y"),
     ]
     written = graph(nodes, {"x": ["n", 16, 8, 8]}, {"y": None}, values)
-    read = read_quantised(written)
+    read = read_quantized(written)
     assert ops(read.model) == ["Conv"]
     assert np.array_equal(constants(read.model)["w"], values["w"])
     assert read.ranges == {"x": pytest.approx((-6.35, 6.35))}
     again = to_tensorrt(read.model, read.ranges, rounding=Rounding(scales=read.weight_scales)).model
-    np.testing.assert_allclose(run(again, x=X)[0], run(written, x=X, optimise=False)[0], atol=1e-6)
+    np.testing.assert_allclose(run(again, x=X)[0], run(written, x=X, optimize=False)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_file_of_onnx_runtimes_quantiser(model, tmp_path, symmetric):
+def test_a_file_of_onnx_runtimes_quantizer(model, tmp_path, symmetric):
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -156,8 +156,8 @@ def test_a_file_of_onnx_runtimes_quantiser(model, tmp_path, symmetric):
         )
     written = onnx.load(tmp_path / "int8.onnx")
     assert is_in_pairs(written)
-    read = read_quantised(written)
-    exact, theirs = run(model, x=X)[0], run(written, x=X, optimise=False)[0]
+    read = read_quantized(written)
+    exact, theirs = run(model, x=X)[0], run(written, x=X, optimize=False)[0]
     error = np.abs(theirs - exact).max()
     np.testing.assert_allclose(run(read.model, x=X)[0], exact, atol=0.3 * np.abs(exact).max())
     for emit in (to_tensorrt, to_cpu):
@@ -167,20 +167,20 @@ def test_a_file_of_onnx_runtimes_quantiser(model, tmp_path, symmetric):
 
 def faulty(kind: str) -> onnx.ModelProto:
     values = {"s": np.float32(0.05), "z": np.int8(0), "w": RNG.normal(size=(16, 16, 1, 1)).astype(np.float32)}
-    quantiser = node("QuantizeLinear", ["x", "s", "z"], "q")
-    dequantiser = node("DequantizeLinear", ["q", "s", "z"], "d")
+    quantizer = node("QuantizeLinear", ["x", "s", "z"], "q")
+    dequantizer = node("DequantizeLinear", ["q", "s", "z"], "d")
     between: list[onnx.NodeProto] = []
     if kind == "channels":
         values |= {"s": np.full(16, 0.05, np.float32), "z": np.zeros(16, np.int8)}
     if kind == "computed":
         between.append(node("ReduceMax", ["x"], "m", keepdims=0))
-        quantiser.input[1] = dequantiser.input[1] = "m"
+        quantizer.input[1] = dequantizer.input[1] = "m"
     if kind == "type":
         values["z"] = np.int16(0)
     if kind == "between":
         between.append(node("Clip", ["q", "z"], "q2"))
-        dequantiser.input[0] = "q2"
-    nodes = [*between[: kind == "computed"], quantiser, *between[kind == "computed" :], dequantiser]
+        dequantizer.input[0] = "q2"
+    nodes = [*between[: kind == "computed"], quantizer, *between[kind == "computed" :], dequantizer]
     nodes.append(node("Conv", ["d", "w"], "y"))
     return graph(nodes, {"x": ["n", 16, 8, 8]}, {"y": None}, values, opset=21)
 
@@ -191,16 +191,16 @@ def faulty(kind: str) -> onnx.ModelProto:
         ("channels", "a scale for each channel of an activation"),
         ("computed", "a scale that is computed"),
         ("type", "has the type INT16; int8 and uint8 can be read"),
-        ("between", "Clip n_q2 computes on what a quantiser stored"),
+        ("between", "Clip n_q2 computes on what a quantizer stored"),
     ],
 )
 def test_what_cannot_be_read_is_refused(kind, message):
     with pytest.raises(ModelError, match=message):
-        read_quantised(faulty(kind))
+        read_quantized(faulty(kind))
 
 
 def test_blocks_are_refused():
     model = faulty("none")
     model.graph.node[0].attribute.append(helper.make_attribute("block_size", 4))
-    with pytest.raises(ModelError, match="quantises in blocks"):
-        read_quantised(model)
+    with pytest.raises(ModelError, match="quantizes in blocks"):
+        read_quantized(model)

@@ -22,7 +22,7 @@ LABELS = [str(digit) for digit in range(10)]
 
 
 def foreign(exported, *, batch: int | str = "batch", softmax=False, reshape=False):
-    """The exported network without its normalisation: float input, as somebody else would have written it."""
+    """The exported network without its normalization: float input, as somebody else would have written it."""
     model = onnx.load(exported / "model.fp32.onnx")
     nodes = [item for item in model.graph.node if item.op_type not in ("Cast", "Mul")]
     first = next(item for item in nodes if item.op_type == "Add")
@@ -176,7 +176,7 @@ def test_weights_that_are_stored_as_integers_become_floats(options, tmp_path, di
     values = {"q": rng.integers(-127, 128, (256, 10), dtype=np.int8), "s": np.float32(0.01)}
     model = graph(nodes, {"image": ["n", 1, 16, 16]}, {"out": None}, values)
     assert main(options(model)) == 0
-    assert "the file is quantised" in capsys.readouterr().err
+    assert "the file is quantized" in capsys.readouterr().err
     adopted = onnx.load(tmp_path / "a.krl" / "model.fp32.onnx")
     assert any(np.array_equal(value, values["q"] * values["s"]) for value in constants(adopted).values())
     assert Bundle.open(tmp_path / "a.krl").manifest.calibration is None
@@ -229,14 +229,14 @@ def test_open_sizes_need_options(options, capsys):
     assert "[batch, 1, 12, 20]" in capsys.readouterr().out
 
 
-def test_a_uint8_model_normalises_itself(options, tmp_path, capsys):
+def test_a_uint8_model_normalizes_itself(options, tmp_path, capsys):
     nodes = [node("Cast", ["image"], "f", to=TensorProto.FLOAT), node("Flatten", ["f"], "v")]
     nodes.append(node("MatMul", ["v", "w"], "out"))
     values = {"w": np.random.default_rng(0).normal(size=(256, 10)).astype(np.float32)}
     model = graph(nodes, {"image": ["n", 1, 16, 16]}, {"out": None}, values, dtypes={"image": "uint8"})
     arguments = options(model)
     assert main(arguments) == 2
-    assert "takes uint8 and normalises it itself; leave --mean and --std out" in capsys.readouterr().err
+    assert "takes uint8 and normalizes it itself; leave --mean and --std out" in capsys.readouterr().err
     start = arguments.index("--mean")
     assert main([*arguments[:start], *arguments[start + 4 :]]) == 0
     golden = Bundle.open(tmp_path / "a.krl").golden()

@@ -19,8 +19,8 @@ from krl_deploy.config import AdoptConfig, ExportConfig, QuantizeConfig
 from krl_deploy.exporters import classifier as exporting
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
-from krl_deploy.graph.quantized import read_quantised
-from krl_deploy.graph.session import count_convolutions, optimised_graph
+from krl_deploy.graph.quantized import read_quantized
+from krl_deploy.graph.session import count_convolutions, optimized_graph
 from krl_deploy.importers import classifier as importing
 from krl_deploy.importers.adopt import adopt
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
@@ -30,7 +30,7 @@ from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network, build_model
-from krl_train.models.quantized import FakeQuantised
+from krl_train.models.quantized import FakeQuantized
 from krl_train.run import ModelSpec, Run
 
 LABELS = [str(digit) for digit in range(10)]
@@ -39,7 +39,7 @@ LABELS = [str(digit) for digit in range(10)]
 def rounding(name: str, size: int, channels: int = 3) -> Network:
     """A network with random weights whose scales were observed on random pixels."""
     torch.manual_seed(0)
-    backbone = FakeQuantised(build_model(name, 10, channels), (channels, size, size))
+    backbone = FakeQuantized(build_model(name, 10, channels), (channels, size, size))
     network = Network(backbone, Preprocessing(size, size, channels=channels)).eval()
     with torch.no_grad(), backbone.observing():
         network(pixels(size, channels))
@@ -81,7 +81,7 @@ def test_training_rounds_where_the_graph_does(name, size):
     kernels as well; so the graph has to agree with one of their orders.
     """
     network = rounding(name, size)
-    read = read_quantised(to_onnx(network, (3, size, size), 20))
+    read = read_quantized(to_onnx(network, (3, size, size), 20))
     written = to_tensorrt(read.model, read.ranges).model
     assert {node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"} == read.ranges.keys()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_training_rounds_where_the_graph_does(name, size):
             in_another_order = network(pixels(size)).numpy()
         with network.backbone.computing("float"):
             exact = network(pixels(size)).numpy()
-    graph = run(written, optimise=False, pixels=pixels(size).numpy())[0]
+    graph = run(written, optimize=False, pixels=pixels(size).numpy())[0]
     largest = np.abs(rounded).max()
     np.testing.assert_allclose(run(read.model, pixels=pixels(size).numpy())[0], exact, atol=1e-4 * largest)
     assert min(np.abs(graph - order).max() for order in (rounded, in_another_order)) <= 0.03 * largest
@@ -104,7 +104,7 @@ def test_training_rounds_where_the_graph_does(name, size):
 @pytest.mark.slow
 def test_attention_stays_in_float_where_training_does_not_reach_it():
     network = rounding("swin_t", 64)
-    read = read_quantised(to_onnx(network, (3, 64, 64), 20))
+    read = read_quantized(to_onnx(network, (3, 64, 64), 20))
     keep = came_in_float(read.model, read.ranges)
     assert keep
     written = to_tensorrt(read.model, read.ranges, keep=keep).model
@@ -118,7 +118,7 @@ def trained(tmp_path_factory, digits):
 
     float_run = train_run(tmp_path_factory.mktemp("runs") / "float", digits, model="resnet8", steps=60)
     spec = ModelSpec("resnet8", 10, 1, {"quantize": "int8"})
-    network = Network(FakeQuantised(float_run.network().backbone, PREPROCESSING.shape), PREPROCESSING)
+    network = Network(FakeQuantized(float_run.network().backbone, PREPROCESSING.shape), PREPROCESSING)
     inputs, labels = (torch.from_numpy(array) for array in pixels_of(digits / "train"))
     with torch.no_grad(), network.backbone.observing():
         network(inputs[::4])
@@ -134,17 +134,17 @@ def trained(tmp_path_factory, digits):
 def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
     result = export(ExportConfig(trained.path, tmp_path / "t.krl", data=digits))
     assert result["trained_int8"]["agreement"] > 0.9
-    assert result["trained_int8"]["activations"] == len(trained.network().backbone.quantisers())
+    assert result["trained_int8"]["activations"] == len(trained.network().backbone.quantizers())
     bundle = Bundle.open(tmp_path / "t.krl")
     brought = Calibration.from_bytes(bundle.file("calibration.json").read_bytes())
     scales = sorted(high / 127 for _, high in brought.given.values())
-    learned = sorted(float(quantiser.scale.detach()) for quantiser in trained.network().backbone.quantisers())
+    learned = sorted(float(quantizer.scale.detach()) for quantizer in trained.network().backbone.quantizers())
     assert scales == pytest.approx(learned, rel=1e-6)
 
-    config = QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, equalise="all")
+    config = QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, equalize="all")
     measured, _ = quantize(config)
     assert measured["calibration"]["method"] == "given, else percentile 99.999"
-    assert measured["equalised_activations"] == 0
+    assert measured["equalized_activations"] == 0
     made = Bundle.open(bundle.path)
     kept = Calibration.from_bytes(made.file("calibration.json").read_bytes())
     assert kept.given == brought.given
@@ -152,11 +152,11 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
     written = [float(v) for n, v in constants(int8).items() if n.endswith("_scale") and v.ndim == 0]
     assert sorted(written) == pytest.approx(learned, rel=1e-6)
     # For the CPU: what has no negative values has twice as many levels, and no convolution stays float.
-    assert count_convolutions(optimised_graph(made.file("model.int8.cpu.onnx").read_bytes()))["float_convolutions"] == 0
+    assert count_convolutions(optimized_graph(made.file("model.int8.cpu.onnx").read_bytes()))["float_convolutions"] == 0
     inputs, _ = pixels_of(digits / "val")
     with torch.no_grad():
         expected = trained.network()(torch.from_numpy(inputs[:50])).numpy()
-    logits = run(int8, optimise=False, pixels=inputs[:50])[0]
+    logits = run(int8, optimize=False, pixels=inputs[:50])[0]
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.95
 
     again, _ = quantize(QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, reuse_calibration=True))
@@ -165,11 +165,11 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
 
 def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digits, tmp_path, monkeypatch):
     def half_the_ranges(model):
-        read = read_quantised(model)
+        read = read_quantized(model)
         ranges = {name: (low / 4, high / 4) for name, (low, high) in read.ranges.items()}
         return type(read)(read.model, ranges, read.weight_scales)
 
-    monkeypatch.setattr(exporting, "read_quantised", half_the_ranges)
+    monkeypatch.setattr(exporting, "read_quantized", half_the_ranges)
     with pytest.raises(CheckFailedError, match="the INT8 graph does not compute what was trained"):
         export(ExportConfig(trained.path, tmp_path / "t.krl", data=digits))
     assert not (tmp_path / "t.krl").exists()
@@ -177,7 +177,7 @@ def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digi
 
 @pytest.fixture
 def foreign(exported, digits, tmp_path):
-    """A file in TensorRT's style as another tool would have written it: float input, normalised outside."""
+    """A file in TensorRT's style as another tool would have written it: float input, normalized outside."""
     model = onnx.load(exported / "model.fp32.onnx")
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     offset = next(node for node in model.graph.node if first.input[0] in node.output)
@@ -191,14 +191,14 @@ def foreign(exported, digits, tmp_path):
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants_)
     inputs, _ = pixels_of(digits / "train")
-    normalised = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
+    normalized = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
     names = [output for node in model.graph.node for output in node.output]
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     del shown.graph.output[:], shown.graph.value_info[:]
     shown.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
-    values = dict(zip(names, run(shown, **{first.input[0]: normalised}), strict=True))
-    values[first.input[0]] = normalised
+    values = dict(zip(names, run(shown, **{first.input[0]: normalized}), strict=True))
+    values[first.input[0]] = normalized
     ranges = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
     written = to_tensorrt(model, ranges).model
     onnx.save(written, tmp_path / "foreign.onnx")
@@ -212,7 +212,7 @@ def adopt_config(foreign, digits, out):
 def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "krl"):
         result = adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
-    assert "the file is quantised" in caplog.text
+    assert "the file is quantized" in caplog.text
     assert "krl-deploy quantize" in caplog.text
     assert any("taken apart into its float form" in change for change in result["changes"])
     bundle = Bundle.open(tmp_path / "a.krl")
@@ -221,21 +221,21 @@ def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp
     made = Bundle.open(bundle.path)
     ours, theirs = onnx.load(made.file("model.int8.onnx")), onnx.load(foreign)
     inputs, _ = pixels_of(digits / "val")
-    normalised = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
-    expected = run(theirs, optimise=False, **{theirs.graph.input[0].name: normalised})[0]
-    logits = run(ours, optimise=False, pixels=inputs)[0]
+    normalized = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
+    expected = run(theirs, optimize=False, **{theirs.graph.input[0].name: normalized})[0]
+    logits = run(ours, optimize=False, pixels=inputs)[0]
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.99
     np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
     cpu = made.file("model.int8.cpu.onnx").read_bytes()
-    assert count_convolutions(optimised_graph(cpu))["float_convolutions"] == 0
+    assert count_convolutions(optimized_graph(cpu))["float_convolutions"] == 0
     assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the foreign form never runs on a CPU
 
 
 def test_ranges_of_another_kind_of_picture_are_told(foreign, digits, tmp_path, monkeypatch):
-    read = importing.read_quantised
+    read = importing.read_quantized
     negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
-    monkeypatch.setattr(importing, "read_quantised", negated)
-    with pytest.raises(CheckFailedError, match="the float form of the quantised file gives its answer on"):
+    monkeypatch.setattr(importing, "read_quantized", negated)
+    with pytest.raises(CheckFailedError, match="the float form of the quantized file gives its answer on"):
         adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
 
 
@@ -257,7 +257,7 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     ]
     model = graph(nodes, {"x": ["n", 4]}, {"y": None}, values, dtypes={"y": "uint8"})
     with caplog.at_level(logging.WARNING, "krl"):
-        assert importing._unquantised(model) is None
+        assert importing._unquantized(model) is None
     assert "computes on integers (QLinearMatMul)" in caplog.text
     assert "TensorRT does not take it" in caplog.text
 
@@ -271,7 +271,7 @@ def test_the_command_says_it(foreign, digits, tmp_path, capsys):
 
 
 def test_the_self_test_of_fp16_around_int8_is_not_lax(bundle, digits):
-    """Were the file measured with the optimiser that overflows, the tolerance would let everything pass."""
+    """Were the file measured with the optimizer that overflows, the tolerance would let everything pass."""
     found = {}
     for around in ("fp32", "fp16"):
         quantize(QuantizeConfig(bundle.path, digits, limit=64, max_drop=5, around=around))

@@ -76,7 +76,7 @@ def test_a_fixed_size_is_opened(tmp_path, data, capsys):
     assert result["input"] == "uint8 [batch, 1, height, width]"
     assert result["count"] == 4
     restorer = load(tmp_path / "a.krl", Restorer, threads=1)
-    assert (restorer.scale, restorer.colour) == (2, "y")
+    assert (restorer.scale, restorer.color) == (2, "y")
     assert restorer.overlap == 6  # reach of a 5×5 and a 3×3 convolution, all of it to one side
     pixels = smooth(SIDE, SIDE)
     (wanted,) = run(model, input=(pixels[None, None] / 255).astype(np.float32))
@@ -86,7 +86,7 @@ def test_a_fixed_size_is_opened(tmp_path, data, capsys):
 
 def test_values_of_0_to_255(tmp_path, data, capsys):
     model = foreign(peak=255.0)
-    code, _ = adopted(tmp_path, model, data, capsys, "--input-range", "0-255", "--colour", "grey")
+    code, _ = adopted(tmp_path, model, data, capsys, "--input-range", "0-255", "--color", "gray")
     assert code == 0
     pixels = smooth(SIDE, SIDE)
     (wanted,) = run(model, input=pixels[None, None].astype(np.float32))
@@ -104,7 +104,7 @@ def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
     ("model", "options", "message"),
     [
         (foreign(side="s", shuffle=False), [], "give --scale"),
-        (foreign(), ["--colour", "rgb"], "--colour is rgb, but the model takes 1 channels"),
+        (foreign(), ["--color", "rgb"], "--color is rgb, but the model takes 1 channels"),
         (foreign(), ["--height", "20"], "--height is 20, but the model's input is fixed to 12"),
         (foreign(), ["--scale", "3"], "with scale 3 it should be"),
         (foreign(), ["--labels", "a", "b"], "--labels is not for --task restoration"),

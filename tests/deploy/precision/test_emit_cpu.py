@@ -8,7 +8,7 @@ import pytest
 from _helpers.graphs import assert_alike, constants, graph, measured_ranges, node, ops, producer, run
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.session import count_convolutions, optimised_graph
+from krl_deploy.graph.session import count_convolutions, optimized_graph
 from krl_deploy.precision.emit_cpu import affine_parameters, to_cpu
 
 RNG = np.random.default_rng(0)
@@ -25,12 +25,12 @@ class Ranges(dict):
         return (-6.0, 6.0)
 
 
-def after_optimisation(model):
-    return optimised_graph(to_bytes(model))
+def after_optimization(model):
+    return optimized_graph(to_bytes(model))
 
 
 def counts(model):
-    return tuple(count_convolutions(after_optimisation(model)).values())
+    return tuple(count_convolutions(after_optimization(model)).values())
 
 
 @pytest.mark.parametrize(
@@ -48,38 +48,38 @@ def test_affine_parameters_by_hand(low, high, scale, zero):
 
 
 def fake(x, low, high):
-    """Quantise to uint8 and back, independently of the code under test."""
+    """Quantize to uint8 and back, independently of the code under test."""
     scale = np.float32((high - low) / 255)
     zero = round(-low / scale)
     return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
 
 
 def test_convolution_computes_what_numpy_computes():
-    """1×1, so that numpy needs one einsum; inputs, weights and outputs are quantised."""
+    """1×1, so that numpy needs one einsum; inputs, weights and outputs are quantized."""
     weight, bias, x = normal(20, 16, 1, 1), normal(20), normal(2, 16, 5, 5)
     nodes = [node("Conv", ["x", "w", "b"], "c"), node("Relu", ["c"], "y")]
     model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": ["batch", 20, 5, 5]}, {"w": weight, "b": bias})
-    quantised = to_cpu(model, {"x": (-3.0, 4.0), "y": (0.0, 9.0)}).model
+    quantized = to_cpu(model, {"x": (-3.0, 4.0), "y": (0.0, 9.0)}).model
     steps = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
     rounded = np.round(weight / steps) * steps
     exact = np.einsum("nchw,oc->nohw", fake(x, -3, 4), rounded[:, :, 0, 0]) + bias.reshape(1, -1, 1, 1)
     expected = fake(np.maximum(exact, 0), 0, 9)
-    got = run(quantised, x=x)[0]
+    got = run(quantized, x=x)[0]
     assert np.abs(got - expected).max() <= 9 / 255 + 1e-6  # one step, where rounding falls on the other side
     assert np.mean(np.abs(got - expected) < 1e-5) > 0.99
-    assert counts(quantised) == (1, 0)
+    assert counts(quantized) == (1, 0)
 
 
 def test_relu_is_the_lower_end_of_the_range_and_no_node():
     nodes = [node("Conv", ["x", "w"], "c"), node("Relu", ["c"], "r"), node("Conv", ["r", "w"], "y")]
     model = clean(graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, {"w": normal(16, 16, 1, 1)}))
-    quantised = to_cpu(model, {"x": (-3.0, 3.0), "r": (0.0, 5.1), "y": (-7.0, 7.0)}).model
-    assert "Relu" not in ops(quantised)
-    values = constants(quantised)
+    quantized = to_cpu(model, {"x": (-3.0, 3.0), "r": (0.0, 5.1), "y": (-7.0, 7.0)}).model
+    assert "Relu" not in ops(quantized)
+    values = constants(quantized)
     assert values["r_scale"] == np.float32(0.02)
     assert values["r_zero_point"] == 0
     assert values["r_zero_point"].dtype == np.uint8
-    assert counts(quantised) == (2, 0)
+    assert counts(quantized) == (2, 0)
 
 
 def test_a_relu_that_is_not_the_only_reader_stays():
@@ -90,9 +90,9 @@ def test_a_relu_that_is_not_the_only_reader_stays():
     ]
     model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, {"w": normal(16, 16, 1, 1)})
     x = normal(1, 16, 5, 5)
-    quantised = to_cpu(model, measured_ranges(model, x=x)).model
-    assert "Relu" in ops(quantised)
-    assert_alike(run(quantised, x=x)[0], run(model, x=x)[0])
+    quantized = to_cpu(model, measured_ranges(model, x=x)).model
+    assert "Relu" in ops(quantized)
+    assert_alike(run(quantized, x=x)[0], run(model, x=x)[0])
 
 
 @pytest.mark.parametrize(("high", "folded"), [(6.0, True), (4.0, False)])
@@ -101,9 +101,9 @@ def test_clipping_is_folded_where_the_range_does_the_same(high, folded):
     nodes = [node("Conv", ["x", "w"], "c"), node("Clip", ["c", "zero", "high"], "y")]
     values = {"w": normal(16, 16, 1, 1), "zero": np.float32(0), "high": np.float32(high)}
     model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, values)
-    quantised = to_cpu(model, {"x": (-3.0, 3.0), "c": (-9.0, 9.0), "y": (0.0, 5.5)}).model
-    assert ("Clip" not in ops(quantised)) == folded
-    assert run(quantised, x=9 * np.ones((1, 16, 5, 5), np.float32))[0].max() <= min(high, 5.5) + 1e-5
+    quantized = to_cpu(model, {"x": (-3.0, 3.0), "c": (-9.0, 9.0), "y": (0.0, 5.5)}).model
+    assert ("Clip" not in ops(quantized)) == folded
+    assert run(quantized, x=9 * np.ones((1, 16, 5, 5), np.float32))[0].max() <= min(high, 5.5) + 1e-5
 
 
 def test_clipping_from_elsewhere_is_not_folded():
@@ -130,18 +130,18 @@ def residual(*, shared_bias: bool):
     return graph(nodes, {"x": ["batch", 16, 8, 8]}, {"y": ["batch", 16, 8, 8]}, values)
 
 
-def test_the_output_of_a_convolution_before_an_addition_is_quantised():
+def test_the_output_of_a_convolution_before_an_addition_is_quantized():
     """Without it, the convolution before each addition of a ResNet stays in float."""
     model = clean(residual(shared_bias=False))
-    quantised = to_cpu(model, Ranges(r0=(0.0, 5.0), r1=(0.0, 5.0), y=(0.0, 7.0))).model
-    addition = next(item for item in quantised.graph.node if item.op_type == "Add")
+    quantized = to_cpu(model, Ranges(r0=(0.0, 5.0), r1=(0.0, 5.0), y=(0.0, 7.0))).model
+    addition = next(item for item in quantized.graph.node if item.op_type == "Add")
     for name in addition.input:
-        assert producer(quantised, name).op_type == "DequantizeLinear"
-    optimised = [item.op_type for item in after_optimisation(quantised).graph.node]
-    assert optimised.count("QLinearConv") == 2
-    assert optimised.count("QLinearAdd") == 1
+        assert producer(quantized, name).op_type == "DequantizeLinear"
+    optimized = [item.op_type for item in after_optimization(quantized).graph.node]
+    assert optimized.count("QLinearConv") == 2
+    assert optimized.count("QLinearAdd") == 1
     x = np.abs(normal(2, 16, 8, 8))
-    assert np.abs(run(quantised, x=x)[0] - run(model, x=x)[0]).max() < 0.25
+    assert np.abs(run(quantized, x=x)[0] - run(model, x=x)[0]).max() < 0.25
 
 
 def test_biases_that_are_shared_through_identity_do_not_keep_convolutions_in_float():
@@ -169,7 +169,7 @@ def test_a_channel_without_weights_keeps_its_bias():
     np.testing.assert_allclose(y[:, 5], -1.5, atol=0.05)
 
 
-def test_layout_operators_work_on_the_quantised_values():
+def test_layout_operators_work_on_the_quantized_values():
     """Option-A shortcuts: slices and zero padding; padding writes the zero point, not 0."""
     nodes = [
         node("Conv", ["x", "w"], "c"),
@@ -188,15 +188,15 @@ def test_layout_operators_work_on_the_quantised_values():
         "pads": np.int64([0, 8, 0, 0, 0, 8, 0, 0]),
     }
     model = graph(nodes, {"x": ["batch", 16, 8, 8]}, {"y": None}, values)
-    quantised = to_cpu(model, Ranges(c=(-4.0, 8.0), y=(-30.0, 30.0))).model
-    quantised_ops = ops(quantised)
-    assert quantised_ops.count("QuantizeLinear") == 3  # x, c, y: the moved values have the parameters of c
+    quantized = to_cpu(model, Ranges(c=(-4.0, 8.0), y=(-30.0, 30.0))).model
+    quantized_ops = ops(quantized)
+    assert quantized_ops.count("QuantizeLinear") == 3  # x, c, y: the moved values have the parameters of c
     for op in ("MaxPool", "Slice", "Pad"):
-        moved = next(item for item in quantised.graph.node if item.op_type == op)
-        assert moved.input[0].endswith("_quantised")
-    pad = next(item for item in quantised.graph.node if item.op_type == "Pad")
-    assert constants(quantised)[pad.input[2]] == 85
-    assert counts(quantised) == (2, 0)
+        moved = next(item for item in quantized.graph.node if item.op_type == op)
+        assert moved.input[0].endswith("_quantized")
+    pad = next(item for item in quantized.graph.node if item.op_type == "Pad")
+    assert constants(quantized)[pad.input[2]] == 85
+    assert counts(quantized) == (2, 0)
     x = normal(2, 16, 8, 8)
     assert_alike(run(to_cpu(model, measured_ranges(model, x=x)).model, x=x)[0], run(model, x=x)[0])
 
@@ -211,7 +211,7 @@ def test_padding_with_another_value_is_done_in_float():
     assert_alike(got, run(model, x=x)[0])
 
 
-def test_reflecting_padding_moves_quantised_values():
+def test_reflecting_padding_moves_quantized_values():
     nodes = [node("Conv", ["x", "w"], "c"), node("Pad", ["c", "pads"], "y", mode="reflect")]
     values = {"w": normal(16, 16, 1, 1) * 0.2, "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
     model = graph(nodes, {"x": ["batch", 16, 8, 8]}, {"y": None}, values)
@@ -219,7 +219,7 @@ def test_reflecting_padding_moves_quantised_values():
     assert_alike(run(to_cpu(model, measured_ranges(model, x=x)).model, x=x)[0], run(model, x=x)[0])
 
 
-def test_concatenation_of_quantised_tensors():
+def test_concatenation_of_quantized_tensors():
     nodes = [
         node("Conv", ["x", "w"], "a"),
         node("Conv", ["x", "w2"], "b"),
@@ -229,29 +229,29 @@ def test_concatenation_of_quantised_tensors():
     values = {"w": normal(16, 16, 1, 1), "w2": normal(16, 16, 1, 1) * 0.1, "w3": normal(16, 32, 1, 1)}
     model = graph(nodes, {"x": ["batch", 16, 8, 8]}, {"y": None}, values)
     x = normal(1, 16, 8, 8)
-    quantised = to_cpu(model, measured_ranges(model, x=x)).model
-    assert counts(quantised) == (3, 0)
-    assert_alike(run(quantised, x=x)[0], run(model, x=x)[0])
+    quantized = to_cpu(model, measured_ranges(model, x=x)).model
+    assert counts(quantized) == (3, 0)
+    assert_alike(run(quantized, x=x)[0], run(model, x=x)[0])
 
 
 def test_the_last_gemm_gives_logits_in_float():
     nodes = [node("Relu", ["x"], "r"), node("Gemm", ["r", "w", "b"], "y")]
     model = graph(nodes, {"x": ["batch", 32]}, {"y": ["batch", 20]}, {"w": normal(32, 20), "b": normal(20)})
-    quantised = to_cpu(model, {"r": (0.0, 4.0)}).model
-    assert ops(quantised)[-1] == "Gemm"
-    assert "QGemm" in [item.op_type for item in after_optimisation(quantised).graph.node]
+    quantized = to_cpu(model, {"r": (0.0, 4.0)}).model
+    assert ops(quantized)[-1] == "Gemm"
+    assert "QGemm" in [item.op_type for item in after_optimization(quantized).graph.node]
 
 
-def test_thin_convolutions_are_quantised_here_and_transposed_ones_are_not():
+def test_thin_convolutions_are_quantized_here_and_transposed_ones_are_not():
     nodes = [node("Conv", ["x", "w"], "c"), node("ConvTranspose", ["c", "t"], "y")]
     model = graph(nodes, {"x": ["batch", 3, 8, 8]}, {"y": None}, {"w": normal(4, 3, 3, 3), "t": normal(4, 3, 2, 2)})
-    quantised = to_cpu(model, Ranges())
-    assert quantised.count == 1
-    assert list(quantised.kept_float) == ["n_y"]
-    assert counts(quantised.model) == (1, 1)
+    quantized = to_cpu(model, Ranges())
+    assert quantized.count == 1
+    assert list(quantized.kept_float) == ["n_y"]
+    assert counts(quantized.model) == (1, 1)
 
 
-def test_a_depthwise_network_is_quantised_whole():
+def test_a_depthwise_network_is_quantized_whole():
     nodes = [
         node("Conv", ["x", "d"], "c", group=16, pads=[1, 1, 1, 1]),
         node("Relu", ["c"], "r"),
@@ -262,7 +262,7 @@ def test_a_depthwise_network_is_quantised_whole():
 
 
 def test_a_tensor_that_the_graph_computes_in_float_is_not_rounded_for_others():
-    """The input of the first convolution is quantised for it alone."""
+    """The input of the first convolution is quantized for it alone."""
     nodes = [
         node("Relu", ["x"], "r"),
         node("Conv", ["r", "w"], "c"),
@@ -286,11 +286,11 @@ def test_a_layer_that_is_kept_reads_floats_that_were_not_rounded():
     ]
     values = {name: normal(16, 16, 1, 1) for name in ("w0", "w1", "w2")}
     model = graph(nodes, {"x": ["batch", 16, 5, 5]}, {"y": None}, values)
-    quantised = to_cpu(model, Ranges(x=(-3.0, 3.0), r0=(0.0, 9.0)), keep={"n_y": "for a reason"})
-    assert quantised.kept_float["n_y"] == "for a reason"
-    assert "its output is read in floating point" in quantised.kept_float["n_c1"]
-    assert quantised.count == 1
-    assert sorted(name for name in constants(quantised.model) if name.endswith("_scale")) == [
+    quantized = to_cpu(model, Ranges(x=(-3.0, 3.0), r0=(0.0, 9.0)), keep={"n_y": "for a reason"})
+    assert quantized.kept_float["n_y"] == "for a reason"
+    assert "its output is read in floating point" in quantized.kept_float["n_c1"]
+    assert quantized.count == 1
+    assert sorted(name for name in constants(quantized.model) if name.endswith("_scale")) == [
         "r0_scale",
         "w0_scale",
         "x_scale",

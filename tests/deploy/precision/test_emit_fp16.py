@@ -20,7 +20,7 @@ def normal(*shape):
 
 
 def classifier(*extra, k=2.0):
-    """Pixels, normalised, through a convolution; ``extra`` nodes turn ``r`` into ``e``."""
+    """Pixels, normalized, through a convolution; ``extra`` nodes turn ``r`` into ``e``."""
     nodes = [
         node("Cast", ["x"], "f", to=TensorProto.FLOAT),
         node("Mul", ["f", "scale"], "s"),
@@ -47,7 +47,7 @@ def test_types_after_the_pass():
     assert editor.dtype("x") == TensorProto.UINT8
     assert editor.dtype("y") == TensorProto.FLOAT
     for name in ("f", "s"):
-        assert editor.dtype(name) == TensorProto.FLOAT  # pixels are normalised in FP32
+        assert editor.dtype(name) == TensorProto.FLOAT  # pixels are normalized in FP32
     for name in ("c", "r", "g", "l"):
         assert editor.dtype(name) == TensorProto.FLOAT16, name
     assert producer(half.model, "y").op_type == "Cast"
@@ -160,7 +160,7 @@ def test_what_cannot_be_typed_is_refused():
         to_half(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
     nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
     values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
-    with pytest.raises(ModelError, match="the model is quantised"):
+    with pytest.raises(ModelError, match="the model is quantized"):
         to_half(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values), {})
 
 
@@ -181,7 +181,7 @@ def test_a_tensor_is_cast_once_for_all_its_readers():
     assert "Cast" in ops(half.model)
 
 
-def quantised(opset=20, keep=None):
+def quantized(opset=20, keep=None):
     """A stem on pixels, a residual block and a plain layer; FP16 scales, FP32 tensors."""
     nodes = [
         node("Cast", ["pixels"], "f", to=1),
@@ -201,8 +201,8 @@ def quantised(opset=20, keep=None):
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
 
 
-def test_around_int8_the_pairs_have_the_precision_of_their_neighbours():
-    _, ranges, model = quantised()
+def test_around_int8_the_pairs_have_the_precision_of_their_neighbors():
+    _, ranges, model = quantized()
     half = to_half(model, ranges, around_int8=True)
     assert half.kept == {}
     values = constants(half.model)
@@ -220,7 +220,7 @@ def test_around_int8_the_pairs_have_the_precision_of_their_neighbours():
 
 
 def test_around_int8_the_numbers_are_those_of_fp32_around():
-    _, ranges, model = quantised()
+    _, ranges, model = quantized()
     half = to_half(model, ranges, around_int8=True)
     exact = run(model, pixels=PIXELS)[0]
     for net in (half.model, round_as_half(model, half.nodes)):
@@ -228,7 +228,7 @@ def test_around_int8_the_numbers_are_those_of_fp32_around():
 
 
 def test_around_int8_what_overflows_stays_in_fp32():
-    _, ranges, model = quantised()
+    _, ranges, model = quantized()
     half = to_half(model, {**ranges, "s": (-1e5, 1e5)}, around_int8=True)
     assert set(half.kept) == {"n_s", "n_y"}  # the addition that makes it, and the convolution that reads it
     assert "1e+05" in half.kept["n_y"]
@@ -239,16 +239,16 @@ def test_around_int8_what_overflows_stays_in_fp32():
 
 
 def test_around_int8_a_layer_that_is_not_int8_is_fp16():
-    _, ranges, model = quantised(keep={"n_c1": "for a reason"})
+    _, ranges, model = quantized(keep={"n_c1": "for a reason"})
     half = to_half(model, ranges, around_int8=True)
     assert "n_c1" in half.nodes
     assert constants(half.model)[named(half.model, "n_c1").input[1]].dtype == np.float16
 
 
 def test_fp16_scales_need_opset_19():
-    _, ranges, model = quantised(opset=18)
+    _, ranges, model = quantized(opset=18)
     with pytest.raises(ModelError, match="the model has opset 18; FP16 scales need 19"):
         to_half(model, ranges, around_int8=True)
-    _, ranges, model = quantised()
-    with pytest.raises(ModelError, match="the model is quantised"):
+    _, ranges, model = quantized()
+    with pytest.raises(ModelError, match="the model is quantized"):
         to_half(model, ranges)

@@ -9,7 +9,7 @@ from _helpers.graphs import assert_alike, constants, graph, measured_ranges, nod
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_deploy.precision.emit_tensorrt import symmetric_scale, to_tensorrt
-from krl_deploy.precision.weights import quantise_weight
+from krl_deploy.precision.weights import quantize_weight
 from krl_runtime.errors import ModelError
 
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def reason(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "quantised"),
+    ("arguments", "quantized"),
     [
         ({"channels": 16, "out": 16}, True),
         ({"channels": 8, "out": 16, "kernel": 1}, True),  # thin, but aligned, square, and 16 outputs
@@ -48,15 +48,15 @@ def reason(model):
         ({"channels": 12, "out": 12, "group": 12}, False),
     ],
 )
-def test_which_convolutions_are_quantised_for_tensorrt(arguments, quantised):
-    assert (reason(conv(**arguments)) is None) == quantised
+def test_which_convolutions_are_quantized_for_tensorrt(arguments, quantized):
+    assert (reason(conv(**arguments)) is None) == quantized
 
 
-@pytest.mark.parametrize(("rows", "columns", "quantised"), [(16, 16, True), (64, 10, False), (8, 64, False)])
-def test_narrow_matrix_products_stay_float(rows, columns, quantised):
+@pytest.mark.parametrize(("rows", "columns", "quantized"), [(16, 16, True), (64, 10, False), (8, 64, False)])
+def test_narrow_matrix_products_stay_float(rows, columns, quantized):
     values = {"w": normal(rows, columns)}
     model = graph([node("MatMul", ["x", "w"], "y")], {"x": ["batch", rows]}, {"y": ["batch", columns]}, values)
-    assert (reason(model) is None) == quantised
+    assert (reason(model) is None) == quantized
 
 
 def test_scale_by_hand():
@@ -66,7 +66,7 @@ def test_scale_by_hand():
 
 def test_weight_by_hand():
     weight = np.float32([[1.27, -0.635, 0.0], [0.0, 0.0, 0.0], [-254.0, 1.0, 3.0]])
-    values, scale = quantise_weight(weight, axis=0)
+    values, scale = quantize_weight(weight, axis=0)
     np.testing.assert_allclose(scale, [0.01, 1.0, 2.0], rtol=1e-6)
     # 63.5 and 0.5 and 1.5 round half to even
     assert values.tolist() == [[127, -64, 0], [0, 0, 0], [-127, 0, 2]]
@@ -74,18 +74,18 @@ def test_weight_by_hand():
 
 def test_weight_scales_count_along_the_axis():
     weight = normal(4, 6, 3, 3)
-    _, scale = quantise_weight(weight, axis=1)
+    _, scale = quantize_weight(weight, axis=1)
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
 
 
 def test_denormal_weights_do_not_give_a_scale_that_divides_by_zero():
-    values, scale = quantise_weight(np.float32([[1e-44, 0.0]]), axis=0)
+    values, scale = quantize_weight(np.float32([[1e-44, 0.0]]), axis=0)
     assert values.tolist() == [[0, 0]]
     assert np.isfinite(1 / scale).all()
 
 
 def fake(x, scale):
-    """Quantise to int8 and back, independently of the code under test."""
+    """Quantize to int8 and back, independently of the code under test."""
     return np.clip(np.round(x / scale), -128, 127) * scale
 
 
@@ -94,12 +94,12 @@ def test_gemm_computes_what_numpy_computes():
     model = graph(
         [node("Gemm", ["x", "w", "b"], "y")], {"x": ["batch", 32]}, {"y": ["batch", 24]}, {"w": weight, "b": bias}
     )
-    quantised = to_tensorrt(model, {"x": (-3.0, 2.0)})
+    quantized = to_tensorrt(model, {"x": (-3.0, 2.0)})
     weight_scale = np.abs(weight).max(axis=0) / 127
     expected = fake(x, 3 / 127) @ fake(weight, weight_scale) + bias
-    np.testing.assert_allclose(run(quantised.model, x=x)[0], expected, atol=1e-4)
-    assert quantised.count == 1
-    assert sorted(ops(quantised.model)) == ["DequantizeLinear", "DequantizeLinear", "Gemm", "QuantizeLinear"]
+    np.testing.assert_allclose(run(quantized.model, x=x)[0], expected, atol=1e-4)
+    assert quantized.count == 1
+    assert sorted(ops(quantized.model)) == ["DequantizeLinear", "DequantizeLinear", "Gemm", "QuantizeLinear"]
 
 
 @pytest.mark.parametrize(("transposed", "axis"), [(0, 1), (1, 0)])
@@ -108,10 +108,10 @@ def test_gemm_scales_lie_on_the_output_axis(transposed, axis):
     model = graph(
         [node("Gemm", ["x", "w"], "y", transB=transposed)], {"x": ["batch", 32]}, {"y": ["batch", 24]}, {"w": weight}
     )
-    quantised = to_tensorrt(model, {"x": (-3.0, 3.0)}).model
-    dequantise = producer(quantised, quantised.graph.node[-1].input[1])
-    assert constants(quantised)[dequantise.input[1]].shape == (24,)
-    assert next(item.i for item in dequantise.attribute if item.name == "axis") == axis
+    quantized = to_tensorrt(model, {"x": (-3.0, 3.0)}).model
+    dequantize = producer(quantized, quantized.graph.node[-1].input[1])
+    assert constants(quantized)[dequantize.input[1]].shape == (24,)
+    assert next(item.i for item in dequantize.attribute if item.name == "axis") == axis
 
 
 def test_transposed_convolution_has_scales_on_axis_1():
@@ -120,12 +120,12 @@ def test_transposed_convolution_has_scales_on_axis_1():
         [node("ConvTranspose", ["x", "w"], "y", strides=[2, 2])], {"x": ["batch", 16, 4, 4]}, {"y": None}, {"w": weight}
     )
     x = normal(2, 16, 4, 4)
-    quantised = to_tensorrt(model, measured_ranges(model, x=x)).model
-    dequantise = producer(quantised, quantised.graph.node[-1].input[1])
+    quantized = to_tensorrt(model, measured_ranges(model, x=x)).model
+    dequantize = producer(quantized, quantized.graph.node[-1].input[1])
     np.testing.assert_allclose(
-        constants(quantised)[dequantise.input[1]], np.abs(weight).max(axis=(0, 2, 3)) / 127, rtol=1e-6
+        constants(quantized)[dequantize.input[1]], np.abs(weight).max(axis=(0, 2, 3)) / 127, rtol=1e-6
     )
-    assert_alike(run(quantised, x=x)[0], run(model, x=x)[0])
+    assert_alike(run(quantized, x=x)[0], run(model, x=x)[0])
 
 
 def residual_block():
@@ -151,26 +151,26 @@ RANGES = {"r0": (0.0, 4.0), "r1": (0.0, 6.0), "cs": (-9.0, 9.0), "a": (-12.0, 12
 
 
 def test_placement_in_a_residual_block():
-    quantised = to_tensorrt(residual_block(), RANGES)
-    model = quantised.model
+    quantized = to_tensorrt(residual_block(), RANGES)
+    model = quantized.model
     by_output = {item.output[0]: item for item in model.graph.node}
 
-    def is_quantised(tensor):
+    def is_quantized(tensor):
         return by_output[tensor].op_type == "DequantizeLinear" if tensor in by_output else False
 
     for name in ("c1", "c2", "cs"):
-        assert is_quantised(by_output[name].input[0]), name  # activation
-        assert is_quantised(by_output[name].input[1]), name  # weight
+        assert is_quantized(by_output[name].input[0]), name  # activation
+        assert is_quantized(by_output[name].input[1]), name  # weight
         assert by_output[name].input[2].startswith("b")  # the bias stays in floating point
     # One input of the addition: the projection, which is the shorter way; not the output of conv2, which is fused.
     assert by_output["a"].input[0] == "c2"
-    assert is_quantised(by_output["a"].input[1])
+    assert is_quantized(by_output["a"].input[1])
     # r0 feeds two convolutions through one pair.
     assert by_output["c1"].input[0] == by_output["cs"].input[0]
-    # Nothing is quantised that is not asked for: r0, r1, cs, and the three weights.
+    # Nothing is quantized that is not asked for: r0, r1, cs, and the three weights.
     assert ops(model).count("QuantizeLinear") == 3
     assert ops(model).count("DequantizeLinear") == 6
-    assert quantised.kept_float == {"n_y": "matrix of 16x10: INT8 needs 16 rows and columns"}
+    assert quantized.kept_float == {"n_y": "matrix of 16x10: INT8 needs 16 rows and columns"}
 
 
 def test_the_identity_is_the_residual_input_where_there_is_no_projection():
@@ -183,8 +183,8 @@ def test_the_identity_is_the_residual_input_where_there_is_no_projection():
     editor = GraphEditor(model)
     found = residual_inputs(editor, weighted_nodes(editor))
     assert [(item.name, index) for item, index in found] == [("n_y", 0)]
-    quantised = to_tensorrt(model, {"r": (0.0, 3.0)}).model
-    assert ops(quantised).count("QuantizeLinear") == 1  # the convolution and the addition share it
+    quantized = to_tensorrt(model, {"r": (0.0, 3.0)}).model
+    assert ops(quantized).count("QuantizeLinear") == 1  # the convolution and the addition share it
 
 
 def test_additions_of_other_things_are_left_alone():
@@ -210,12 +210,12 @@ def test_zero_points_are_zero_and_weights_are_int8():
     assert values["cs_scale"] == np.float32(9 / 127)
 
 
-def test_what_cannot_be_quantised_is_refused():
+def test_what_cannot_be_quantized_is_refused():
     model = residual_block()
     model.opset_import[0].version = 12
     with pytest.raises(ModelError, match="the model has opset 12; INT8 needs 13"):
         to_tensorrt(model, RANGES)
-    with pytest.raises(ModelError, match="quantised already"):
+    with pytest.raises(ModelError, match="quantized already"):
         to_tensorrt(to_tensorrt(residual_block(), RANGES).model, RANGES)
     with pytest.raises(ModelError, match="no convolution or matrix product"):
         to_tensorrt(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
@@ -225,7 +225,7 @@ def test_what_cannot_be_quantised_is_refused():
 def test_a_graph_of_any_integer_operator_is_quantized_already(kind: str):
     model = residual_block()
     model.graph.node.append(node(kind, ["x"], "integers"))
-    with pytest.raises(ModelError, match=rf"quantised already \(it has {kind}\)"):
+    with pytest.raises(ModelError, match=rf"quantized already \(it has {kind}\)"):
         to_tensorrt(model, RANGES)
 
 
@@ -239,8 +239,8 @@ def test_products_that_are_not_plain_are_left_alone():
     assert weighted_nodes(GraphEditor(model)) == []
 
 
-@pytest.mark.parametrize(("activation", "quantised"), [("Softmax", False), ("Relu", True)])
-def test_the_projection_behind_an_attention_stays_float_as_the_attention_is(activation, quantised):
+@pytest.mark.parametrize(("activation", "quantized"), [("Softmax", False), ("Relu", True)])
+def test_the_projection_behind_an_attention_stays_float_as_the_attention_is(activation, quantized):
     """TensorRT 11 gave wrong values for one in INT8."""
     nodes = [
         node("MatMul", ["q", "k"], "scores"),
@@ -251,4 +251,4 @@ def test_the_projection_behind_an_attention_stays_float_as_the_attention_is(acti
     ]
     inputs = {"q": ["batch", 24, 8], "k": ["batch", 8, 24], "v": ["batch", 24, 16]}
     model = graph(nodes, inputs, {"y": None}, {"w": normal(24, 32)})
-    assert (reason(model) is None) == quantised
+    assert (reason(model) is None) == quantized

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: the same answers, and channels of like magnitudes."""
+"""Cross-layer equalization: the same answers, and channels of like magnitudes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from _helpers.graphs import graph, measured_ranges, node, run
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
-from krl_deploy.precision.equalization import equalisable, equalise, factors, is_uneven
+from krl_deploy.precision.equalization import equalizable, equalize, factors, is_uneven
 
 RNG = np.random.default_rng(0)
 
@@ -50,10 +50,10 @@ def channels(model, name="r"):
 @pytest.mark.parametrize("between", ["Relu", "LeakyRelu"])
 def test_the_answers_stay_and_the_channels_become_alike(group, between):
     model = chain(group=group, between=between, loud=50.0)
-    assert equalisable(model) == ["r"]
+    assert equalizable(model) == ["r"]
     largest = channels(model)
     assert is_uneven(largest["r"])
-    equal = equalise(model, factors(model, largest))
+    equal = equalize(model, factors(model, largest))
     np.testing.assert_allclose(run(equal, x=X)[0], run(model, x=X)[0], rtol=1e-3, atol=1e-3)
     spread = channels(equal)["r"]
     assert not is_uneven(spread)
@@ -64,7 +64,7 @@ def test_the_answers_stay_and_the_channels_become_alike(group, between):
 def test_a_loud_channel_no_longer_silences_the_others():
     model = chain(loud=300.0)
     expected = run(model, x=X)[0]
-    equal = equalise(model, factors(model, channels(model)))
+    equal = equalize(model, factors(model, channels(model)))
     errors = [
         (run(to_tensorrt(net, measured_ranges(net, x=X)).model, x=X)[0] - expected).std() / expected.std()
         for net in (model, equal)
@@ -95,14 +95,14 @@ def test_the_factors_by_hand():
     ids=["not homogeneous", "read twice", "read before the ReLU", "groups"],
 )
 def test_where_it_would_change_the_answers_nothing_is_done(model):
-    assert equalisable(model) == []
+    assert equalizable(model) == []
     assert factors(model, {}) == {}
 
 
 def test_an_output_of_the_graph_is_left_alone():
     model = chain()
     model.graph.output.append(next(value for value in model.graph.value_info if value.name == "r"))
-    assert equalisable(model) == []
+    assert equalizable(model) == []
 
 
 def test_even_channels():

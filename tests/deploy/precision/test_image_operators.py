@@ -19,7 +19,7 @@ from krl_deploy.precision.variants import Emitter
 
 RNG = np.random.default_rng(0)
 WIDTH = 32
-NOISE = 0.1  # of INT8: instance normalisation amplifies that of quiet channels; another function would be at 1 or more
+NOISE = 0.1  # of INT8: instance normalization amplifies that of quiet channels; another function would be at 1 or more
 PIXELS = np.stack([smooth(12, 14, 1, seed)[..., 0][None] for seed in range(40)])
 
 MIDDLES = {
@@ -103,14 +103,14 @@ def test_transposed_convolutions_are_int8_for_tensorrt_alone():
     emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
     tensorrt, cpu = emitter.tensorrt(), emitter.cpu()
     assert "n_m" not in tensorrt.kept_float
-    assert "no quantised transposed convolution" in cpu.kept_float["n_m"]
+    assert "no quantized transposed convolution" in cpu.kept_float["n_m"]
     reads = [item.op_type for item in tensorrt.model.graph.node if item.output[0] in named(tensorrt.model, "n_m").input]
     assert reads == ["DequantizeLinear", "DequantizeLinear"]
     assert open_cpu(to_bytes(tensorrt.model))
 
 
 def test_plans_that_keep_what_comes_before():
-    """A layer whose predecessor stays in floating point quantises what it reads itself, behind a Pad for instance."""
+    """A layer whose predecessor stays in floating point quantizes what it reads itself, behind a Pad for instance."""
     for name in MIDDLES:
         model = clean(net(name))
         calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))

@@ -1,4 +1,4 @@
-"""The planner on a net with a loud channel on its residual path, which no equalisation reaches."""
+"""The planner on a net with a loud channel on its residual path, which no equalization reaches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def loud(bundle):
 
 
 def arguments(made, digits, *more):
-    return ["quantize", str(made.path), "--data", str(digits), "--limit", "100", "--equalise", "none", *more]
+    return ["quantize", str(made.path), "--data", str(digits), "--limit", "100", "--equalize", "none", *more]
 
 
 def test_a_net_that_collapses_passes_with_a_plan(loud, digits, capsys):
@@ -81,15 +81,15 @@ def test_a_net_that_collapses_passes_with_a_plan(loud, digits, capsys):
     assert max(layer["sensitivity"] for layer in others) <= min(layer["sensitivity"] for layer in kept)
     assert made.file("sensitivity.png").read_bytes().startswith(b"\x89PNG")
     tensorrt = onnx.load(made.file("model.int8.onnx"))
-    dequantised = {item.output[0] for item in tensorrt.graph.node if item.op_type == "DequantizeLinear"}
+    dequantized = {item.output[0] for item in tensorrt.graph.node if item.op_type == "DequantizeLinear"}
     for layer in kept:
-        assert not dequantised & set(next(item for item in tensorrt.graph.node if item.name == layer["name"]).input)
+        assert not dequantized & set(next(item for item in tensorrt.graph.node if item.name == layer["name"]).input)
 
 
-def test_equalisation_alone_saves_it(loud, digits, capsys):
+def test_equalization_alone_saves_it(loud, digits, capsys):
     assert main([*arguments(loud, digits)[:-2], "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["equalised_activations"] == 1
+    assert result["equalized_activations"] == 1
     assert result["drop_points"] <= 1
 
 

@@ -19,7 +19,7 @@ from krl_deploy.evaluation import Loss
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.files import opset_of
-from krl_deploy.graph.session import count_convolutions, open_cpu, optimised_graph
+from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_deploy.precision import calibrate
 from krl_deploy.precision import quantize as module
 from krl_deploy.precision.quantize import quantize
@@ -74,11 +74,11 @@ def test_both_files_are_what_they_should_be(bundle, digits, fast):
     tensorrt = onnx.load(bundle.path / "model.int8.onnx")
     assert "Relu" in ops(tensorrt)
     convolutions = [item for item in tensorrt.graph.node if item.op_type == "Conv"]
-    dequantised = {item.output[0] for item in tensorrt.graph.node if item.op_type == "DequantizeLinear"}
-    assert all(set(item.input[:2]) <= dequantised for item in convolutions)
+    dequantized = {item.output[0] for item in tensorrt.graph.node if item.op_type == "DequantizeLinear"}
+    assert all(set(item.input[:2]) <= dequantized for item in convolutions)
     cpu = onnx.load(bundle.path / "model.int8.cpu.onnx")
     assert "Relu" not in ops(cpu)
-    counted = count_convolutions(optimised_graph((bundle.path / "model.int8.cpu.onnx").read_bytes()))
+    counted = count_convolutions(optimized_graph((bundle.path / "model.int8.cpu.onnx").read_bytes()))
     assert counted["float_convolutions"] == 0
     assert [value.name for value in (*cpu.graph.input, *cpu.graph.output)] == ["pixels", "logits"]
 
@@ -196,10 +196,10 @@ def test_random_and_constant_pictures_are_refused(tmp_path, bundle, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "noise")]) == 2
     assert "look like random noise" in capsys.readouterr().err
     for index in range(40):
-        (tmp_path / "grey" / "0").mkdir(parents=True, exist_ok=True)
-        Image.new("L", (16, 16), index).save(tmp_path / "grey" / "0" / f"{index}.png")
-    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "grey")]) == 2
-    assert "are of one colour" in capsys.readouterr().err
+        (tmp_path / "gray" / "0").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), index).save(tmp_path / "gray" / "0" / f"{index}.png")
+    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "gray")]) == 2
+    assert "are of one color" in capsys.readouterr().err
 
 
 def test_few_pictures_are_warned_of(bundle, digits, fast, capsys):
@@ -363,11 +363,11 @@ def test_an_older_opset_is_raised_for_fp16(tmp_path, digits, run, fast):
 
 def test_each_improvement_can_be_turned_off(bundle, digits, fast):
     files = []
-    for options in ({}, {"bias_correction": False}, {"optimal_scales": True}, {"equalise": "all"}):
+    for options in ({}, {"bias_correction": False}, {"optimal_scales": True}, {"equalize": "all"}):
         result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=200, max_drop=5, **options))
         assert result["bias_correction"] == options.get("bias_correction", True)
         assert result["optimal_scales"] == options.get("optimal_scales", False)
-        assert (result["equalised_activations"] > 0) == (options.get("equalise") == "all")
+        assert (result["equalized_activations"] > 0) == (options.get("equalize") == "all")
         files.append((bundle.path / "model.int8.cpu.onnx").read_bytes())
     assert len(set(files)) == 4
 

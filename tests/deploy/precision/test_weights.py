@@ -10,7 +10,7 @@ from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import weighted_nodes
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
-from krl_deploy.precision.weights import Rounding, bias_shift, quantise_weight
+from krl_deploy.precision.weights import Rounding, bias_shift, quantize_weight
 
 RNG = np.random.default_rng(0)
 
@@ -21,20 +21,20 @@ def normal(*shape):
 
 def test_optimal_scales_are_the_least_squared_error():
     weight = RNG.laplace(size=(4, 4000)).astype(np.float32)
-    values, scale = quantise_weight(weight, 0, rounding=Rounding(optimal_scales=True))
+    values, scale = quantize_weight(weight, 0, rounding=Rounding(optimal_scales=True))
     for row, number, step in zip(weight, values, scale, strict=True):
         error = np.square(row - number * step).sum()
         tried = np.linspace(0.5, 1, 200) * np.abs(row).max() / 127
         best = min(np.square(row - s * np.clip(np.rint(row / s), -127, 127)).sum() for s in tried)
         assert error <= 1.1 * best
-    plain_values, plain = quantise_weight(weight, 0)
+    plain_values, plain = quantize_weight(weight, 0)
     errors = [np.square(weight - v * s[:, None]).sum() for v, s in ((values, scale), (plain_values, plain))]
     assert errors[0] < 0.99 * errors[1]
 
 
 def test_scales_for_fp16_are_fp16_numbers():
     weight = np.concatenate([normal(4, 50), normal(1, 50) * 1e-6, np.zeros((1, 50), np.float32)])
-    values, scale = quantise_weight(weight, 0, rounding=Rounding(half=True))
+    values, scale = quantize_weight(weight, 0, rounding=Rounding(half=True))
     assert (scale.astype(np.float16).astype(np.float32) == scale).all()
     assert scale.min() == np.finfo(np.float16).tiny  # smaller ones lose digits, and 0 is no scale
     np.testing.assert_allclose(values[:4] * scale[:4, None], weight[:4], atol=float(scale[:4].max()) * 0.51)
@@ -63,7 +63,7 @@ def test_the_shift_is_what_rounding_moves_the_mean_by(attributes, group):
     x = np.broadcast_to(mean[None, :, None, None], (1, 4, 7, 6)).astype(np.float32)
     editor = GraphEditor(model)
     (item,) = weighted_nodes(editor)
-    values, scale = quantise_weight(weight, 0)
+    values, scale = quantize_weight(weight, 0)
     shift = bias_shift(editor, item, values, scale, {"x": mean})
     rounded = graph(
         [node("Conv", ["x", "w"], "y", group=group, **attributes)],
@@ -82,7 +82,7 @@ def test_the_shift_of_a_matrix_product(transposed):
     nodes = [node("Gemm", ["x", "w"], "y", transB=transposed)]
     editor = GraphEditor(graph(nodes, {"x": ["batch", 32]}, {"y": None}, {"w": stored}))
     (item,) = weighted_nodes(editor)
-    values, scale = quantise_weight(stored, item.axis)
+    values, scale = quantize_weight(stored, item.axis)
     shift = bias_shift(editor, item, values, scale, {"x": mean})
     restored = values * scale.reshape([-1, 1] if transposed else [1, -1])
     np.testing.assert_allclose(shift, mean @ (weight - (restored.T if transposed else restored)), rtol=1e-4, atol=1e-6)
@@ -91,7 +91,7 @@ def test_the_shift_of_a_matrix_product(transposed):
 def test_without_a_mean_or_a_bias_there_is_no_shift():
     editor = GraphEditor(graph([node("MatMul", ["x", "w"], "y")], {"x": ["b", 16]}, {"y": None}, {"w": normal(16, 16)}))
     (item,) = weighted_nodes(editor)
-    values, scale = quantise_weight(normal(16, 16), 1)
+    values, scale = quantize_weight(normal(16, 16), 1)
     assert bias_shift(editor, item, values, scale, {"x": normal(16)}) is None
     assert bias_shift(editor, item, values, scale, {}) is None
 

@@ -100,15 +100,15 @@ def test_an_int8_product_whose_gelu_feeds_an_fp16_product(target, severity):
 
 
 def layer_norm(dtype):
-    """A layer normalisation out of single operators."""
+    """A layer normalization out of single operators."""
     nodes = [
         node("ReduceMean", ["x"], "mean", axes=[-1]),
-        node("Sub", ["x", "mean"], "centred"),
-        node("Pow", ["centred", "two"], "square"),
+        node("Sub", ["x", "mean"], "centered"),
+        node("Pow", ["centered", "two"], "square"),
         node("ReduceMean", ["square"], "variance", axes=[-1]),
         node("Add", ["variance", "epsilon"], "shifted"),
         node("Sqrt", ["shifted"], "deviation"),
-        node("Div", ["centred", "deviation"], "y"),
+        node("Div", ["centered", "deviation"], "y"),
     ]
     constants = {"two": np.asarray(2, dtype), "epsilon": np.asarray(1e-3, dtype)}
     names = ("x", "y")
@@ -116,7 +116,7 @@ def layer_norm(dtype):
     return graph(nodes, {"x": shape}, {"y": shape}, constants, opset=17, dtypes=dict.fromkeys(names, dtype))
 
 
-def test_a_layer_normalisation_out_of_single_operators_in_fp16():
-    assert of_rule(layer_norm("float32"), "fp16/layer-normalisation") == []
-    (found,) = of_rule(layer_norm("float16"), "fp16/layer-normalisation")
+def test_a_layer_normalization_out_of_single_operators_in_fp16():
+    assert of_rule(layer_norm("float32"), "fp16/layer-normalization") == []
+    (found,) = of_rule(layer_norm("float16"), "fp16/layer-normalization")
     assert (found.severity, found.node) == ("warning", "n_variance")

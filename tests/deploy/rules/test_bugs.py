@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, node
-from _helpers.planted import block, normal, of_rule, quantise, transformer
+from _helpers.planted import block, normal, of_rule, quantize, transformer
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,6 @@ def test_transposed_convolutions_in_int8():
     model = graph(
         [node("ConvTranspose", ["x", "w"], "y")], {"x": ["n", 32, 4, 4]}, {"y": None}, {"w": normal(32, 16, 2, 2)}
     )
-    (found,) = of_rule(quantise(model), "bugs/int8-deconvolution")
+    (found,) = of_rule(quantize(model), "bugs/int8-deconvolution")
     assert (found.severity, found.node) == ("warning", "n_y")
     assert of_rule(model, "bugs/int8-deconvolution") == []

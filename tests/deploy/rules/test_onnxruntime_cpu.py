@@ -60,10 +60,10 @@ def test_what_onnx_runtime_does_not_open():
 
 
 def test_what_stays_unknown_depends_on_target_and_model():
-    board = unknown_without_gpu(parse_target("jetpack-6.2"), quantised=True)
+    board = unknown_without_gpu(parse_target("jetpack-6.2"), quantized=True)
     assert any("the accuracy of INT8 on the device" in line for line in board)
     assert any("DLA" in line for line in board)
-    thor = unknown_without_gpu(parse_target("jetpack-7.1"), quantised=False)
+    thor = unknown_without_gpu(parse_target("jetpack-7.1"), quantized=False)
     assert not any("DLA" in line or "INT8" in line for line in thor)
-    processor = unknown_without_gpu(parse_target(ONNXRUNTIME_CPU), quantised=True)
+    processor = unknown_without_gpu(parse_target(ONNXRUNTIME_CPU), quantized=True)
     assert not any("TensorRT" in line for line in processor)

@@ -17,7 +17,7 @@ from _helpers.planted import (
     of_rule,
     place,
     producer_of,
-    quantise,
+    quantize,
     remove_pair,
     set_value,
 )
@@ -71,7 +71,7 @@ def before_the_activation(model):
     insert_pair(model, "n_r1", 0)
 
 
-def quantised_output(model):
+def quantized_output(model):
     add_constant(model, "y_s", np.float32(0.1))
     add_constant(model, "y_z", np.int8(0))
     find(model, "n_y").output[0] = "logits"
@@ -82,17 +82,17 @@ def quantised_output(model):
 @pytest.mark.parametrize(
     ("plant", "rule", "severity", "node_name", "why"),
     [
-        (weight_left_float, "qdq/both-inputs", "warning", "n_c1", "its activation is quantised, its weight is not"),
-        (activation_left_float, "qdq/both-inputs", "warning", "n_c1", "its weight is quantised, its activation is not"),
+        (weight_left_float, "qdq/both-inputs", "warning", "n_c1", "its activation is quantized, its weight is not"),
+        (activation_left_float, "qdq/both-inputs", "warning", "n_c1", "its weight is quantized, its activation is not"),
         (input_channels, "qdq/weight-axis", "error", "n_c1", "scales along axis 1; the output channels are axis 0"),
         (one_scale, "qdq/per-tensor-weight", "note", "n_c1", "its weight has one scale for all channels"),
-        (bias(np.int32), "qdq/bias", "error", "n_c1", "its bias is quantised to INT32"),
-        (bias(np.int8), "qdq/bias", "warning", "n_c1", "its bias is quantised to INT8"),
-        (no_shortcut, "qdq/residual", "warning", "n_a", "its shortcut is not quantised"),
-        (both_shortcuts, "qdq/residual", "warning", "n_a", "both of its inputs are quantised"),
-        (wrong_shortcut, "qdq/residual", "warning", "n_a", "is quantised instead of the shortcut"),
+        (bias(np.int32), "qdq/bias", "error", "n_c1", "its bias is quantized to INT32"),
+        (bias(np.int8), "qdq/bias", "warning", "n_c1", "its bias is quantized to INT8"),
+        (no_shortcut, "qdq/residual", "warning", "n_a", "its shortcut is not quantized"),
+        (both_shortcuts, "qdq/residual", "warning", "n_a", "both of its inputs are quantized"),
+        (wrong_shortcut, "qdq/residual", "warning", "n_a", "is quantized instead of the shortcut"),
         (before_the_activation, "qdq/fusion", "warning", "n_r1", "a pair stands between it and the Conv before it"),
-        (quantised_output, "qdq/output", "warning", "DQ_y", "the graph's output y is quantised"),
+        (quantized_output, "qdq/output", "warning", "DQ_y", "the graph's output y is quantized"),
     ],
 )
 def test_a_planted_fault_is_found(plant, rule, severity, node_name, why):
@@ -106,7 +106,7 @@ def test_a_planted_fault_is_found(plant, rule, severity, node_name, why):
 
 
 def one_layer(op, weight, axis, shape, **attributes):
-    """x → pair → layer on a weight that is dequantised along ``axis``."""
+    """x → pair → layer on a weight that is dequantized along ``axis``."""
     channels = weight.shape[axis]
     constants = {
         "s": np.float32(0.01),
@@ -189,8 +189,8 @@ def test_operators_that_do_not_compute_in_int8(op):
     inputs = ["x", *constants] if op == "InstanceNormalization" else ["x"]
     used = constants if op == "InstanceNormalization" else {}
     model = graph([node(op, inputs, "y")], {"x": ["n", 3, 4, 4]}, {"y": ["n", 3, 4, 4]}, used)
-    assert of_rule(model, "qdq/no-quantiser") == []
-    (found,) = of_rule(edited(model, lambda made: insert_pair(made, "n_y", 0)), "qdq/no-quantiser")
+    assert of_rule(model, "qdq/no-quantizer") == []
+    (found,) = of_rule(edited(model, lambda made: insert_pair(made, "n_y", 0)), "qdq/no-quantizer")
     assert (found.severity, found.node, found.op) == ("warning", "n_y", op)
 
 
@@ -208,28 +208,28 @@ def test_a_concatenation_of_different_scales():
     assert [finding.node for finding in of_rule(pairs(0.1, 0.2), "qdq/concat")] == ["n_y"]
 
 
-def test_values_that_only_move_on_the_way_count_as_quantised():
+def test_values_that_only_move_on_the_way_count_as_quantized():
     """Q → DQ → MaxPool → Conv: TensorRT moves the pair across the pooling."""
 
     def pooled(model):
         find(model, "n_c1").input[0] = "pooled"
-        pool = node("MaxPool", ["r0_dequantised"], "pooled", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        pool = node("MaxPool", ["r0_dequantized"], "pooled", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
         place(model, [pool], before="n_c1")
 
     assert of_rule(edited(block(), pooled), "qdq/both-inputs") == []
 
 
-def test_weights_that_are_quantised_in_the_graph_are_judged_alike():
-    """FP → Q → DQ, as tools of quantisation-aware training write it."""
+def test_weights_that_are_quantized_in_the_graph_are_judged_alike():
+    """FP → Q → DQ, as tools of quantization-aware training write it."""
 
     def from_floats(axis):
         def plant(model):
             restored = producer_of(model, "n_c1", 1)
             add_constant(model, "w1_float", normal(32, 32, 3, 3))
-            quantised = helper.make_node(
+            quantized = helper.make_node(
                 "QuantizeLinear", ["w1_float", *restored.input[1:]], ["w1_q"], name="Q_w1", axis=axis
             )
-            place(model, [quantised], before=restored.name)
+            place(model, [quantized], before=restored.name)
             restored.input[0] = "w1_q"
             restored.attribute[0].i = axis
 
@@ -244,6 +244,6 @@ def test_weights_that_are_quantised_in_the_graph_are_judged_alike():
 def test_transposed_convolutions_of_our_own_have_no_finding_of_placement():
     nodes = [node("ConvTranspose", ["x", "w"], "y", strides=[2, 2])]
     model = graph(nodes, {"x": ["batch", 32, 4, 4]}, {"y": None}, {"w": normal(32, 16, 2, 2)})
-    quantised = quantise(model)
-    assert of_rule(quantised, "qdq/weight-axis") == []
-    assert of_rule(quantised, "qdq/thin") == []
+    quantized = quantize(model)
+    assert of_rule(quantized, "qdq/weight-axis") == []
+    assert of_rule(quantized, "qdq/thin") == []

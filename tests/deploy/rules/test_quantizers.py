@@ -1,4 +1,4 @@
-"""Each quantiser by itself: a fault is found where it is planted, and the graph without it has no finding."""
+"""Each quantizer by itself: a fault is found where it is planted, and the graph without it has no finding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx import helper
 from _helpers.graphs import graph, node
 from _helpers.planted import block, edited, family, find, of_rule, set_value, value
 
-Q, DQ, W = "QuantizeLinear_r0_quantised", "DequantizeLinear_r0_dequantised", "DequantizeLinear_w1_dequantised"
+Q, DQ, W = "QuantizeLinear_r0_quantized", "DequantizeLinear_r0_dequantized", "DequantizeLinear_w1_dequantized"
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -54,7 +54,7 @@ def per_channel(model):
 
 
 def other_scale(model):
-    find(model, DQ).input[1] = find(model, "QuantizeLinear_x_quantised").input[1]
+    find(model, DQ).input[1] = find(model, "QuantizeLinear_x_quantized").input[1]
     set_value(model, find(model, DQ).input[1], value(model, find(model, Q).input[1]) * 2)
 
 
@@ -66,7 +66,7 @@ def integer_output(model):
     ("plant", "rule", "severity", "node_name", "why"),
     [
         (zero_scale, "qdq/scale", "error", W, "a scale is not positive"),
-        (zero_point, "qdq/symmetric", "error", Q, "its zero point is not 0; TensorRT's quantisation is symmetric"),
+        (zero_point, "qdq/symmetric", "error", Q, "its zero point is not 0; TensorRT's quantization is symmetric"),
         (unsigned, "qdq/int8", "error", Q, "its values are uint8, which is the form for"),
         (no_zero_point, "qdq/int8", "error", Q, "without a zero point its values are uint8 by ONNX, and int8 for"),
         (open_scale, "qdq/constant", "error", Q, "its scale is not a constant"),
@@ -93,7 +93,7 @@ def test_a_scale_below_the_normal_fp16_numbers():
     assert (found.severity, found.why) == ("warning", "a scale is below the smallest normal FP16 number")
 
 
-def test_integers_of_a_type_that_tensorrt_does_not_quantise_to():
+def test_integers_of_a_type_that_tensorrt_does_not_quantize_to():
     pair = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "y")]
 
     def model(zero):

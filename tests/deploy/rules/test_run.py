@@ -53,9 +53,9 @@ def test_a_bad_file(bad, capsys):
     assert lines[0] == "bad.onnx for jetpack-7.2 (TensorRT 10.16, Orin, Thor): 2 errors, 1 warning"
     assert [line.split()[0] for line in lines[3:6]] == ["error", "error", "warning"]  # worst first
     assert re.search(
-        r"^error +qdq/symmetric +QuantizeLinear: QuantizeLinear_r0_quantised +its zero point", captured.out, re.M
+        r"^error +qdq/symmetric +QuantizeLinear: QuantizeLinear_r0_quantized +its zero point", captured.out, re.M
     )
-    assert "qdq/symmetric: quantise the float model again" in captured.out
+    assert "qdq/symmetric: quantize the float model again" in captured.out
     assert "[NVIDIA/TensorRT: NvInfer.h, IQuantizeLayer]" in captured.out
     assert "is not ready for jetpack-7.2: 2 errors" in captured.err
 
@@ -66,7 +66,7 @@ def test_as_json(bad, capsys):
     assert report["target"] == {"name": "tensorrt-10.3", "tensorrt": "10.3", "boards": []}
     assert report["counts"] == {"error": 2, "warning": 0, "note": 0}
     (file,) = report["files"]
-    assert (file["file"], file["variant"], file["quantised"]) == ("bad.onnx", None, True)
+    assert (file["file"], file["variant"], file["quantized"]) == ("bad.onnx", None, True)
     assert {finding["rule"] for finding in file["findings"]} == {"qdq/symmetric"}
     assert set(file["findings"][0]) == {"severity", "rule", "node", "op", "why", "do", "source"}
     assert report["unknown"]

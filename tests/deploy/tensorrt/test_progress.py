@@ -40,7 +40,7 @@ def test_the_first_reason_to_stop_stays():
     progress.cancel("it was interrupted")
     progress.cancel("other")
     assert not progress.step_complete("a", 1)
-    assert progress.cancelled == "it was interrupted"
+    assert progress.canceled == "it was interrupted"
 
 
 def test_the_time_limit(monkeypatch):
@@ -51,7 +51,7 @@ def test_the_time_limit(monkeypatch):
     assert progress.step_complete("a", 0)
     now[0] = 105.1
     assert not progress.step_complete("a", 1)
-    assert progress.cancelled == "it took longer than the 5 seconds of --time-limit"
+    assert progress.canceled == "it took longer than the 5 seconds of --time-limit"
 
 
 def test_the_work_is_done_in_another_thread_and_its_errors_come_out():

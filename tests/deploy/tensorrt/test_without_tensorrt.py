@@ -243,7 +243,7 @@ PER_TENSOR = np.float32(0.1)
 ZERO = np.int8(0)
 
 
-def quantised(scale=PER_TENSOR, zero=ZERO, **constants):
+def quantized(scale=PER_TENSOR, zero=ZERO, **constants):
     """x → Q → DQ → y, and a weight w → DQ → MatMul."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="Q"),
@@ -262,7 +262,7 @@ def read(tmp_path, proto):
 
 
 def test_a_good_file_is_read(tmp_path):
-    source = read(tmp_path, quantised())
+    source = read(tmp_path, quantized())
     assert source.inputs == (TensorSpec("x", "float32", ("batch", 3)),)
     assert source.sha256 == sha256_file(tmp_path / "m.onnx")
     assert source.data == (tmp_path / "m.onnx").read_bytes()
@@ -279,11 +279,11 @@ def test_what_tensorrt_would_refuse_is_found_before(tmp_path):
         r"what to do: krl-deploy check .*m\.onnx --target tensorrt-11\.4"
     )
     with pytest.raises(ModelError, match=rf"(?s){message}"):
-        read(tmp_path, quantised(zero=np.int8(3)))
+        read(tmp_path, quantized(zero=np.int8(3)))
 
 
 def test_warnings_are_said_and_the_file_is_read(tmp_path, caplog):
-    source = read(tmp_path, quantised(ws=np.array([0.1, 0.2], np.float32)))
+    source = read(tmp_path, quantized(ws=np.array([0.1, 0.2], np.float32)))
     assert source.inputs
     assert "m.onnx: MatMul: M: matrix of 3x2: INT8 needs 16 rows and columns; leave it in floating point" in caplog.text
 

@@ -48,7 +48,7 @@ def test_logits_are_those_of_numpy(bundle: Bundle):
 
 
 def around_int8(bias: float) -> bytes:
-    """FP16 around an INT8 product, and a quantiser behind it: 16 inputs of 0 to the bias, in steps of 0.5."""
+    """FP16 around an INT8 product, and a quantizer behind it: 16 inputs of 0 to the bias, in steps of 0.5."""
     half = {"s": 0.02, "ws": np.full(16, 0.0002), "b": np.full(16, bias), "os": 0.5}
     whole = {"z": np.zeros(()), "w": np.zeros((16, 16)), "wz": np.zeros(16)}
     constants = [onnx.numpy_helper.from_array(np.asarray(v, np.float16), name) for name, v in half.items()]
@@ -69,12 +69,12 @@ def around_int8(bias: float) -> bytes:
 
 
 def test_biases_around_int8_are_not_cut_off():
-    # A bias of 1 is 250000 steps of 0.02 x 0.0002, and FP16 ends at 65504: the optimiser's integer overflows.
+    # A bias of 1 is 250000 steps of 0.02 x 0.0002, and FP16 ends at 65504: the optimizer's integer overflows.
     zeros = {"x": np.zeros((2, 16), np.float32)}
     assert np.array_equal(open_session(around_int8(1.0), cuda=False).run(None, zeros)[0], np.ones((2, 16)))
     raw = onnxruntime.InferenceSession(around_int8(1.0), providers=["CPUExecutionProvider"]).run(None, zeros)[0]
     if np.array_equal(raw, np.ones((2, 16))):
-        pytest.skip("this ONNX Runtime computes it rightly; krl need not turn the optimiser off")
+        pytest.skip("this ONNX Runtime computes it rightly; krl need not turn the optimizer off")
     assert np.array_equal(raw, np.full((2, 16), -64))
 
 
@@ -96,12 +96,12 @@ def test_arrays_that_are_not_contiguous(bundle: Bundle):
     )
 
 
-def test_grey_and_fixed_batch(tmp_path: Path):
-    grey = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.25,))
-    bundle = write_bundle(tmp_path / "grey.krl", preprocessing=grey, batch=1)
+def test_gray_and_fixed_batch(tmp_path: Path):
+    gray = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.25,))
+    bundle = write_bundle(tmp_path / "gray.krl", preprocessing=gray, batch=1)
     backend = open_cpu(bundle, "fp32")
     one = np.full((1, 1, 8, 8), 200, np.uint8)
-    assert np.abs(backend.run({"pixels": one})["logits"] - TinyNet.random(grey, 4).logits(one)).max() < 1e-5
+    assert np.abs(backend.run({"pixels": one})["logits"] - TinyNet.random(gray, 4).logits(one)).max() < 1e-5
     with pytest.raises(BackendError, match=r"shape \[2, 1, 8, 8\]; accepted: uint8 of shape \[1, 1, 8, 8\]"):
         backend.run({"pixels": np.concatenate([one, one])})
 

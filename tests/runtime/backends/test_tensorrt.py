@@ -231,7 +231,7 @@ def test_threads_get_their_own_answers_on_at_most_four_contexts(newest):
 
 
 class Gate:
-    """Holds the first synchronisation of a stream until it is opened; other threads go on meanwhile."""
+    """Holds the first synchronization of a stream until it is opened; other threads go on meanwhile."""
 
     def __init__(self, fake):
         self.entered, self.open = threading.Event(), threading.Event()

@@ -192,9 +192,9 @@ def test_what_is_no_bundle(tmp_path: Path):
         (b"[" * 100_000, "is not valid JSON"),
         (b"[]", "is not a krl manifest: it has no schema_version"),
         (b"{}", "is not a krl manifest: it has no schema_version"),
-        (b'{"schema_version": 2}', "is not a krl manifest: KeyError: 'inputs'"),
-        (b'{"schema_version": 1}', "has schema version 1; this krl reads version 2; export the bundle again"),
-        (b'{"schema_version": "2"}', "has schema version 2; this krl reads version 2"),
+        (b'{"schema_version": 3}', "is not a krl manifest: KeyError: 'inputs'"),
+        (b'{"schema_version": 1}', "has schema version 1; this krl reads version 3; export the bundle again"),
+        (b'{"schema_version": "3"}', "has schema version 3; this krl reads version 3"),
         (b'{"schema_version": null}', "has schema version None"),
     ],
 )

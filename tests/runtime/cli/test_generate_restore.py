@@ -140,7 +140,7 @@ def test_info(run, generator: Path, restorer: Path):
     assert "latent: distribution normal, size 6" in out
     assert "60.0 dB" in out
     assert "labels" not in out
-    assert "colour: y; degradation: kind bicubic; overlap: 3; scale: 2" in run("info", restorer)[1]
+    assert "color: y; degradation: kind bicubic; overlap: 3; scale: 2" in run("info", restorer)[1]
 
 
 @pytest.mark.parametrize("write", [write_generator, write_restorer])

@@ -193,7 +193,7 @@ def test_info(run, bundle: Bundle):
         "fp32": {"macs": 40551040, "parity": {"max_abs_error": 1.1444e-05, "inputs": 32}, "file_bytes": 99},
         "int8": {"drop_points": 0.5, "speedup": 2.216, "pictures": {"count": 385, "data": "x"}, "scores": scores},
         "engines": {"k": {"seconds": 12.5, "layers": 7}},
-        "mine": {"colour": "red", "deep": {"a": 1}, "long": ["word"] * 100},
+        "mine": {"color": "red", "deep": {"a": 1}, "long": ["word"] * 100},
         "odd": 7,
     }
     bundle.update({}, default_variants={"cpu": "int8"}, evidence=evidence, source={"run": "abc", "all": {"b": 2}})
@@ -211,7 +211,7 @@ def test_info(run, bundle: Bundle):
         "evidence odd": "7",
         "source": "run abc",
     }
-    assert lines["evidence mine"].strip().startswith("colour red, long ['word',")
+    assert lines["evidence mine"].strip().startswith("color red, long ['word',")
     assert max(map(len, lines.values())) <= 165
     assert "5, every SHA-256 checked" in out
     assert "model.int8.cpu.onnx" in out
@@ -252,11 +252,11 @@ def test_a_flipped_byte_in_any_file_is_found(run, bundle: Bundle, command: str, 
 
 def test_another_schema_version(run, bundle: Bundle, pictures: list[Path]):
     file = bundle.path / "manifest.json"
-    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 9'))
+    file.write_text(file.read_text().replace('"schema_version": 3', '"schema_version": 9'))
     for arguments in (("info", bundle.path), ("classify", bundle.path, pictures[0]), ("bench", bundle.path)):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
-        assert "has schema version 9; this krl reads version 2; export the bundle again" in err
+        assert "has schema version 9; this krl reads version 3; export the bundle again" in err
 
 
 def test_no_bundle(run, tmp_path: Path, pictures: list[Path]):

@@ -104,8 +104,8 @@ def test_points_lost_by_the_evidence(measured: Bundle):
     assert lost(manifest, "int8", "tensorrt") == pytest.approx(10)
     assert lost(manifest, "fp16", "cpu") == pytest.approx(0.1)
     assert lost(manifest, "fp16", "cuda") == pytest.approx(5)
-    unlabelled = {"int8": {"scores": {"fp32": {"top1": None}, "int8": {"top1": None, "agreement": 0.98}}}}
-    assert lost(replace(manifest, evidence=unlabelled), "int8", "cpu") == pytest.approx(2)
+    unlabeled = {"int8": {"scores": {"fp32": {"top1": None}, "int8": {"top1": None, "agreement": 0.98}}}}
+    assert lost(replace(manifest, evidence=unlabeled), "int8", "cpu") == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ KINDS = {
     "4:2:2": {"subsampling": 1},
     "4:2:0": {"subsampling": 2},
     "progressive": {"progressive": True},
-    "grey": {"mode": "L"},
+    "gray": {"mode": "L"},
     "CMYK": {"mode": "CMYK"},
     "odd": {"size": (17, 1)},
 }

@@ -11,12 +11,12 @@ from krl_runtime import UsageError
 from krl_runtime.images import luma
 
 
-def test_luma_of_known_colours():
+def test_luma_of_known_colors():
     """MATLAB's rgb2ycbcr of black, white, red, green and blue."""
-    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
-    np.testing.assert_allclose(luma.luma(colours)[0], [16, 235, 81.481, 144.553, 40.966], atol=1e-3)
+    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    np.testing.assert_allclose(luma.luma(colors)[0], [16, 235, 81.481, 144.553, 40.966], atol=1e-3)
     expected = [[128, 128], [128, 128], [90.203, 240], [53.797, 34.214], [240, 109.786]]
-    np.testing.assert_allclose(luma.chroma(colours)[0], expected, atol=1e-3)
+    np.testing.assert_allclose(luma.chroma(colors)[0], expected, atol=1e-3)
 
 
 def test_there_and_back():

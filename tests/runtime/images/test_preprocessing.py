@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from krl_runtime import ImageError, Preprocessing, UsageError
 from krl_runtime.images.preprocessing import MAX_PIXELS, open_image
 
-GREY = {"channels": 1, "mean": (0.5,), "std": (0.5,)}
+GRAY = {"channels": 1, "mean": (0.5,), "std": (0.5,)}
 FILTERS = {
     "bilinear": (1, lambda x: max(0.0, 1 - abs(x))),
     "bicubic": (
@@ -64,15 +64,15 @@ def weights(length: int, out: int, begin: float, scale: float, name: str) -> np.
     """Return ``[out, length]``: antialiased sampling of a line of ``length`` pixels from ``begin`` on."""
     matrix = np.zeros((out, length))
     for row in range(out):
-        centre = begin + (row + 0.5) * scale
+        center = begin + (row + 0.5) * scale
         if name == "nearest":
-            matrix[row, min(int(centre), length - 1)] = 1
+            matrix[row, min(int(center), length - 1)] = 1
             continue
         support, function = FILTERS[name]
         stretch = max(scale, 1)
-        first, last = int(max(0, centre - support * stretch + 0.5)), int(min(length, centre + support * stretch + 0.5))
+        first, last = int(max(0, center - support * stretch + 0.5)), int(min(length, center + support * stretch + 0.5))
         for column in range(first, last):
-            matrix[row, column] = function((column + 0.5 - centre) / stretch)
+            matrix[row, column] = function((column + 0.5 - center) / stretch)
         matrix[row] /= matrix[row].sum()
     return matrix
 
@@ -83,7 +83,7 @@ def reference(picture: np.ndarray, spec: Preprocessing) -> np.ndarray:
     if spec.resize == "stretch":
         scales, begins = (height / spec.height, width / spec.width), (0.0, 0.0)
     else:
-        # The scaled picture covers (height / fraction, width / fraction); the centre of it is cut out.
+        # The scaled picture covers (height / fraction, width / fraction); the center of it is cut out.
         scale = min(height / (spec.height / spec.crop_fraction), width / (spec.width / spec.crop_fraction))
         scales = (scale, scale)
         begins = ((height - scale * spec.height) / 2, (width - scale * spec.width) / 2)
@@ -106,7 +106,7 @@ def test_scales_and_crops_like_the_reference(interpolation: str, resize: str, si
     assert np.abs(pixels - reference(picture, spec)).max() <= allowed
 
 
-def test_crop_equals_scaling_the_shorter_side_and_cutting_the_centre():
+def test_crop_equals_scaling_the_shorter_side_and_cutting_the_center():
     picture = Image.fromarray(noise(48, 60))
     spec = Preprocessing(24, 24, crop_fraction=0.75)
     usual = picture.resize((40, 32), Image.Resampling.BILINEAR).crop((8, 4, 32, 28))
@@ -121,7 +121,7 @@ def test_crop_cuts_the_longer_side_evenly():
     assert (Preprocessing(10, 10, interpolation="nearest")(picture) == 200).all()
 
 
-def test_margin_adds_what_lies_around_the_centre():
+def test_margin_adds_what_lies_around_the_center():
     picture = noise(80, 80)
     spec = Preprocessing(32, 32, crop_fraction=0.5)
     wide = spec(picture, margin=6)
@@ -141,47 +141,47 @@ def test_a_picture_of_the_right_size_is_copied():
     assert np.array_equal(pixels, picture.transpose(2, 0, 1))
     pixels[:] = 0
     assert picture.any()
-    grey = noise(9, 11, 1)
-    pixels = identity(9, 11, **GREY)(grey[:, :, 0])
-    assert np.array_equal(pixels[0], grey[:, :, 0])
+    gray = noise(9, 11, 1)
+    pixels = identity(9, 11, **GRAY)(gray[:, :, 0])
+    assert np.array_equal(pixels[0], gray[:, :, 0])
     assert pixels.flags.writeable
 
 
-def test_grey_becomes_rgb_and_rgb_becomes_grey():
-    grey, colours = noise(6, 5, 1), noise(6, 5)
-    assert np.array_equal(identity(6, 5)(encode(grey)), np.repeat(grey.transpose(2, 0, 1), 3, 0))
-    luma = colours @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
-    assert np.abs(identity(6, 5, **GREY)(encode(colours))[0] - luma).max() <= 1
+def test_gray_becomes_rgb_and_rgb_becomes_gray():
+    gray, colors = noise(6, 5, 1), noise(6, 5)
+    assert np.array_equal(identity(6, 5)(encode(gray)), np.repeat(gray.transpose(2, 0, 1), 3, 0))
+    luma = colors @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(identity(6, 5, **GRAY)(encode(colors))[0] - luma).max() <= 1
 
 
 def test_alpha_is_dropped():
     picture = noise(6, 5, 4)
     assert np.array_equal(identity(6, 5)(encode(picture)), picture[:, :, :3].transpose(2, 0, 1))
-    grey_alpha = Image.merge("LA", [Image.fromarray(picture[:, :, 0]), Image.fromarray(picture[:, :, 3])])
+    gray_alpha = Image.merge("LA", [Image.fromarray(picture[:, :, 0]), Image.fromarray(picture[:, :, 3])])
     file = io.BytesIO()
-    grey_alpha.save(file, "PNG")
-    assert np.array_equal(identity(6, 5, **GREY)(file.getvalue())[0], picture[:, :, 0])
+    gray_alpha.save(file, "PNG")
+    assert np.array_equal(identity(6, 5, **GRAY)(file.getvalue())[0], picture[:, :, 0])
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
 def test_palettes_are_looked_up(transparency: int | bytes | None):
-    colours = np.array([[10, 20, 30], [200, 100, 0], [0, 0, 255]], np.uint8)
+    colors = np.array([[10, 20, 30], [200, 100, 0], [0, 0, 255]], np.uint8)
     index = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     image = Image.frombytes("P", (3, 2), index.tobytes())
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     file = io.BytesIO()
     image.save(file, "PNG", **({} if transparency is None else {"transparency": transparency}))
     reread = Image.open(io.BytesIO(file.getvalue()))
     assert reread.mode == "P"
     assert ("transparency" in reread.info) == (transparency is not None)
-    assert np.array_equal(identity(2, 3)(file.getvalue()), colours[index].transpose(2, 0, 1))
+    assert np.array_equal(identity(2, 3)(file.getvalue()), colors[index].transpose(2, 0, 1))
 
 
 def test_sixteen_bits_are_scaled_to_eight():
     levels = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
-    assert identity(2, 3, **GREY)(file.getvalue()).tolist() == [[[0, 0, 1], [128, 254, 255]]]
+    assert identity(2, 3, **GRAY)(file.getvalue()).tolist() == [[[0, 0, 1], [128, 254, 255]]]
     assert np.array_equal(identity(2, 3)(file.getvalue())[2], levels >> 8)
 
 
@@ -192,7 +192,7 @@ def test_cmyk_and_one_bit():
     expected = (255.0 - inks[:, :, :3]) * (255.0 - inks[:, :, 3:]) / 255
     assert np.abs(identity(4, 4)(file.getvalue()) - expected.transpose(2, 0, 1)).max() <= 1
     bits = encode(np.uint8([[[0], [255]], [[255], [0]]]), mode="1")
-    assert identity(2, 2, **GREY)(bits).tolist() == [[[0, 255], [255, 0]]]
+    assert identity(2, 2, **GRAY)(bits).tolist() == [[[0, 255], [255, 0]]]
 
 
 TURNS = {
@@ -238,7 +238,7 @@ def test_twelve_megapixels():
     picture = smooth(3000, 4000)
     spec = Preprocessing(32, 32)
     pixels = spec(encode(picture, "JPEG", quality=90))
-    # The centre 3000×3000 shows red from 1/8 to 7/8 of its range, green all of it.
+    # The center 3000×3000 shows red from 1/8 to 7/8 of its range, green all of it.
     step = (np.arange(32) + 0.5) / 32
     assert np.abs(pixels[0] - 255 * (0.125 + 0.75 * step)[None, :]).max() <= 3
     assert np.abs(pixels[1] - 255 * step[:, None]).max() <= 3
@@ -378,7 +378,7 @@ def test_threads_agree_and_leave_the_warning_filters_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 4}, "channels is 4; accepted: 1 (grey) or 3 (RGB)"),
+        ({"channels": 4}, "channels is 4; accepted: 1 (gray) or 3 (RGB)"),
         ({"height": 0}, "size is 0x8; accepted: 1 to 16384 a side"),
         ({"width": 20000}, "size is 8x20000"),
         ({"resize": "pad"}, "resize is 'pad'; accepted: crop, stretch"),
@@ -405,7 +405,7 @@ def test_from_dict_names_what_is_missing():
 
 
 def test_to_dict_and_back():
-    spec = Preprocessing(8, 6, resize="stretch", interpolation="bicubic", crop_fraction=0.9, **GREY)
+    spec = Preprocessing(8, 6, resize="stretch", interpolation="bicubic", crop_fraction=0.9, **GRAY)
     values = spec.to_dict()
     assert values["mean"] == [0.5]
     assert Preprocessing.from_dict(values) == spec
@@ -430,7 +430,7 @@ def jpeg(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("tolerance", [0.6, 1.5, 6.0])
-@pytest.mark.parametrize("extra", [{}, {"resize": "stretch"}, GREY], ids=["crop", "stretch", "grey"])
+@pytest.mark.parametrize("extra", [{}, {"resize": "stretch"}, GRAY], ids=["crop", "stretch", "gray"])
 def test_scaled_decoding_stays_within_its_tolerance(photograph, interpolation: str, tolerance: float, extra: dict):
     exact = Preprocessing(64, 80, crop_fraction=0.875, interpolation=interpolation, **extra)
     scaled = replace(exact, decode_tolerance=tolerance)
@@ -493,9 +493,9 @@ def test_exact_decoding_is_not_written_so_that_older_manifests_stay_valid():
 
 def test_an_array_of_the_right_size_is_not_taken_for_its_transpose():
     assert Preprocessing(3, 5, crop_fraction=1.0)(noise(3, 5)).shape == (3, 3, 5)
-    grey = Preprocessing(6, 5, resize="stretch", **GREY)
+    gray = Preprocessing(6, 5, resize="stretch", **GRAY)
     picture = noise(6, 5)
-    assert np.array_equal(grey(picture), grey(Image.fromarray(picture)))
+    assert np.array_equal(gray(picture), gray(Image.fromarray(picture)))
     cut = Preprocessing(8, 8, crop_fraction=0.5)
     picture = noise(8, 8)
     assert np.array_equal(cut(picture), cut(Image.fromarray(picture)))

@@ -230,7 +230,7 @@ def test_bad_pictures_and_arguments_are_refused_at_once(model: Classifier):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_ten_thousand_requests_with_random_cancellations(model: Classifier, workers: int):
-    """Nothing is lost or mixed up: every request that was not cancelled gets the answer of its own picture."""
+    """Nothing is lost or mixed up: every request that was not canceled gets the answer of its own picture."""
     alone = [model(picture) for picture in PICTURES]
     rng = random.Random(2)
     plan = [(rng.randrange(len(PICTURES)), rng.random() < 0.2) for _ in range(10_000)]
@@ -241,7 +241,7 @@ def test_ten_thousand_requests_with_random_cancellations(model: Classifier, work
             index, cancel = item
             future = batcher.submit(PICTURES[index], top_k=4)
             if cancel and future.cancel():
-                return "cancelled"
+                return "canceled"
             answer = future.result(60)
             assert answer.label == alone[index].label
             assert np.abs(answer.logits - alone[index].logits).max() < 1e-4
@@ -251,7 +251,7 @@ def test_ten_thousand_requests_with_random_cancellations(model: Classifier, work
             outcomes = list(pool.map(ask, plan))
     assert len(outcomes) == 10_000
     assert batcher.answered == outcomes.count("answered")
-    assert outcomes.count("cancelled") > 100
+    assert outcomes.count("canceled") > 100
 
 
 # Coroutines.

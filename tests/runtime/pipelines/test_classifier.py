@@ -76,7 +76,7 @@ def test_an_answer(model: Classifier):
     assert answer.logits.dtype == np.float32
 
 
-def test_an_answer_serialises_compares_and_does_not_change(model: Classifier):
+def test_an_answer_serializes_compares_and_does_not_change(model: Classifier):
     answer, same = model.interpret(np.float32([[1, 3, 2, 0]] * 2), top_k=2)
     values = json.loads(json.dumps(answer.to_dict()))
     assert values["label"] == "dog"
@@ -169,8 +169,8 @@ def test_lists_tuples_and_arrays_of_pictures(model: Classifier, pictures: list[P
     assert model([]) == []
     assert model(stack[:0]) == []
     assert model(pictures[:1]) == alone[:1]
-    grey = stack[0, :, :, 0]
-    assert model(grey) == model([grey])[0]
+    gray = stack[0, :, :, 0]
+    assert model(gray) == model([gray])[0]
 
 
 def test_long_lists_run_in_batches_of_a_bounded_size(model: Classifier, monkeypatch: pytest.MonkeyPatch):

@@ -182,8 +182,8 @@ def test_forged_tensors(tmp_path: Path, changes: dict):
 
 
 def test_grids():
-    black, grey = (Raster(np.full((2, 3, 1), level, np.uint8)) for level in (0, 90))
-    whole = grid([black, grey, black], 2, gap=1)
+    black, gray = (Raster(np.full((2, 3, 1), level, np.uint8)) for level in (0, 90))
+    whole = grid([black, gray, black], 2, gap=1)
     assert whole.pixels[..., 0].tolist() == [
         [0, 0, 0, 255, 90, 90, 90],
         [0, 0, 0, 255, 90, 90, 90],

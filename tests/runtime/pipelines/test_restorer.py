@@ -86,10 +86,10 @@ def test_luma_is_restored_and_chroma_resized(model: Restorer):
     assert (answer.pixels != expected).mean() < 0.001
 
 
-@pytest.mark.parametrize("colour", ["y", "grey", "rgb"])
+@pytest.mark.parametrize("color", ["y", "gray", "rgb"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
-def test_modes_are_kept(tmp_path: Path, colour: str, mode: str):
-    model = load(write_restorer(tmp_path / "a.krl", colour=colour).path, Restorer)
+def test_modes_are_kept(tmp_path: Path, color: str, mode: str):
+    model = load(write_restorer(tmp_path / "a.krl", color=color).path, Restorer)
     picture = Image.fromarray(smooth(20, 30, 3))
     image = Image.fromarray(smooth(20, 30).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
     if mode in ("LA", "RGBA"):
@@ -103,20 +103,20 @@ def test_modes_are_kept(tmp_path: Path, colour: str, mode: str):
         assert (answer.pixels[..., -1] == alpha).all()
 
 
-def test_grey_networks_restore_each_colour(tmp_path: Path):
-    model = load(write_restorer(tmp_path / "a.krl", colour="grey").path, Restorer)
+def test_gray_networks_restore_each_color(tmp_path: Path):
+    model = load(write_restorer(tmp_path / "a.krl", color="gray").path, Restorer)
     picture = smooth(20, 30, 3)
     answer = model(picture).pixels
     for band in range(3):
         assert (answer[..., band] == model(picture[..., band]).pixels[..., 0]).all()
 
 
-def test_grey_pictures_keep_their_range(tmp_path: Path):
+def test_gray_pictures_keep_their_range(tmp_path: Path):
     """Through a luma network too, whose studio swing is undone: white stays white."""
     model = load(write_restorer(tmp_path / "y.krl").path, Restorer)
     level = np.full((8, 8), 200, np.uint8)
-    grey, coloured = model(level).pixels, model(np.repeat(level[..., None], 3, -1)).pixels
-    assert np.abs(grey.astype(int) - coloured).max() <= 1
+    gray, colored = model(level).pixels, model(np.repeat(level[..., None], 3, -1)).pixels
+    assert np.abs(gray.astype(int) - colored).max() <= 1
 
 
 def test_alpha_in_strips_is_alpha_at_once(model: Restorer):
@@ -172,22 +172,22 @@ def test_a_graph_of_another_scale(model: Restorer, monkeypatch: pytest.MonkeyPat
         model(np.zeros((4, 4), np.uint8))
 
 
-SETTINGS = {"scale": 2, "colour": "y", "overlap": 3, "degradation": {"kind": "bicubic"}}
+SETTINGS = {"scale": 2, "color": "y", "overlap": 3, "degradation": {"kind": "bicubic"}}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "scale None, colour None"),
+        ({}, "scale None, color None"),
         ({**SETTINGS, "scale": 0}, "scale 0"),
         ({**SETTINGS, "scale": True}, "scale True"),
         ({**SETTINGS, "scale": "2"}, "scale '2'"),
-        ({**SETTINGS, "colour": "cmyk"}, "colour 'cmyk'"),
-        ({**SETTINGS, "colour": ["y"]}, "colour"),
+        ({**SETTINGS, "color": "cmyk"}, "color 'cmyk'"),
+        ({**SETTINGS, "color": ["y"]}, "color"),
         ({**SETTINGS, "overlap": -1}, "overlap -1"),
         ({**SETTINGS, "overlap": 1.5}, "overlap 1.5"),
         ({name: value for name, value in SETTINGS.items() if name != "overlap"}, "overlap None"),
-        ({**SETTINGS, "colour": "rgb"}, "accepted for colour rgb"),
+        ({**SETTINGS, "color": "rgb"}, "accepted for color rgb"),
     ],
 )
 def test_forged_settings(tmp_path: Path, settings: dict, message: str):
@@ -231,7 +231,7 @@ def test_the_pipeline_that_was_asked_for(tmp_path: Path):
 
 
 def test_closing_and_repr(model: Restorer):
-    assert repr(model) == "Restorer('y', scale 2, colour y, variant fp32 on onnxruntime-cpu)"
+    assert repr(model) == "Restorer('y', scale 2, color y, variant fp32 on onnxruntime-cpu)"
     with model as same:
         assert same is model
     with pytest.raises(Exception, match="closed"):

@@ -61,18 +61,14 @@ def test_nothing_is_read_where_no_condition_is_asked_for() -> None:
 
 
 def test_attributes_by_hand(read: Read) -> None:
-    conditions = read(
-        "attributes", table("picture,size,colour", "big,red", "small,", "big,blue"), condition_dropout=0.0
-    )
-    vocabulary = ["size=", "size=big", "size=small", "colour=", "colour=blue", "colour=red"]
+    conditions = read("attributes", table("picture,size,color", "big,red", "small,", "big,blue"), condition_dropout=0.0)
+    vocabulary = ["size=", "size=big", "size=small", "color=", "color=blue", "color=red"]
     assert conditions.settings == {"kind": "attributes", "length": 2, "dim": 8, "vocabulary": vocabulary}
     assert conditions.draw(torch.tensor([0, 1, 2])).tolist() == [[1, 5], [2, 3], [1, 4]]
 
 
 def test_dropout_leaves_attributes_open(read: Read) -> None:
-    conditions = read(
-        "attributes", table("picture,size,colour", "big,red", "big,red", "big,red"), condition_dropout=0.3
-    )
+    conditions = read("attributes", table("picture,size,color", "big,red", "big,red", "big,red"), condition_dropout=0.3)
     torch.manual_seed(0)
     drawn = conditions.draw(torch.zeros(4000, dtype=torch.int64))
     for column, (left_open, value) in enumerate(((0, 1), (2, 3))):
@@ -83,8 +79,8 @@ def test_dropout_leaves_attributes_open(read: Read) -> None:
 
 
 def test_a_value_that_no_training_picture_has_is_not_known(read: Read) -> None:
-    content = table("picture,colour", "red", "blue", "red") + "\nval/one/d.png,pink\n"
-    assert "colour=pink" not in read("attributes", content).settings["vocabulary"]
+    content = table("picture,color", "red", "blue", "red") + "\nval/one/d.png,pink\n"
+    assert "color=pink" not in read("attributes", content).settings["vocabulary"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -105,48 +101,48 @@ def test_one_of_several_texts_is_drawn(read: Read, suffix: str) -> None:
 
 
 def test_facts_of_the_classes(read: Read) -> None:
-    triples = "head,relation,tail\none,colour,red\none,size,big\ntwo,colour,blue\nthree,colour,red"
+    triples = "head,relation,tail\none,color,red\none,size,big\ntwo,color,blue\nthree,color,red"
     conditions = read("graph", triples, condition_dropout=0.0)
-    vocabulary = ["", "colour", "size", "big", "blue", "one", "red", "three", "two"]
+    vocabulary = ["", "color", "size", "big", "blue", "one", "red", "three", "two"]
     assert conditions.settings["vocabulary"] == vocabulary
     assert conditions.draw(torch.tensor([0, 2])).tolist() == [[1, 6, 2, 3], [1, 4, 0, 0]]
     conditioner = build_conditioner(conditions.settings)
-    conditions.initialise(conditioner)
+    conditions.initialize(conditioner)
     learned = conditioner.get_submodule("embedding").weight[3:]  # type: ignore[index]
     torch.testing.assert_close(learned.norm(dim=1), torch.full((6,), 8**0.5))  # TransE's entities are unit vectors
 
 
 def test_facts_are_left_out_but_not_all(read: Read) -> None:
-    conditions = read("graph", "one,colour,red\none,size,big\ntwo,colour,blue", condition_dropout=0.5)
+    conditions = read("graph", "one,color,red\none,size,big\ntwo,color,blue", condition_dropout=0.5)
     drawn = {tuple(row) for row in conditions.draw(torch.zeros(200, dtype=torch.int64)).tolist()}
     names = conditions.settings["vocabulary"]
     written = {tuple(names[token] for token in row) for row in drawn}
-    assert written == {("colour", "red", "size", "big"), ("colour", "red", "", ""), ("", "", "size", "big")}
+    assert written == {("color", "red", "size", "big"), ("color", "red", "", ""), ("", "", "size", "big")}
 
 
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
         ("attributes", "", "conditions.csv is empty"),
-        ("attributes", "picture,colour\n", "has no rows"),
-        ("attributes", "name,colour\na,b", "columns are name, colour; expected picture and different attributes"),
+        ("attributes", "picture,color\n", "has no rows"),
+        ("attributes", "name,color\na,b", "columns are name, color; expected picture and different attributes"),
         ("attributes", "picture\na", "expected picture and different attributes"),
         ("attributes", "picture,a=b\nx,y", "an attribute's name has neither '=' nor ','"),
-        ("attributes", "picture,colour\na.png", "line 2 has 1 columns; the first line has 2"),
-        ("attributes", 'picture,colour\na.png,"x,y"', "line 2: a value has a comma"),
-        ("attributes", "picture,colour\na.png,x\na.png,y", "line 3: picture 'a.png' comes for the second time"),
-        ("attributes", f"picture,colour\n{NAMES[0]},x", r"no row for 2 \(train/one/b.png, train/two/c.png\) of the 3"),
+        ("attributes", "picture,color\na.png", "line 2 has 1 columns; the first line has 2"),
+        ("attributes", 'picture,color\na.png,"x,y"', "line 2: a value has a comma"),
+        ("attributes", "picture,color\na.png,x\na.png,y", "line 3: picture 'a.png' comes for the second time"),
+        ("attributes", f"picture,color\n{NAMES[0]},x", r"no row for 2 \(train/one/b.png, train/two/c.png\) of the 3"),
         ("attributes", table("picture,c", "x", "y", "z") + "\nzz.png,x", r"names 1 \(zz.png\), not found in"),
-        ("attributes", 'picture,colour\n"a', "is not CSV"),
+        ("attributes", 'picture,color\n"a', "is not CSV"),
         ("text", "picture,words\na,b", "columns are picture, words; expected picture,text"),
         ("text", "picture,text\na,b,c", "line 2 has 3 columns, expected 2; quote a text with commas"),
         ("text", table("picture,text", "red", "...", "blue"), "'...' has 0 words"),
-        ("graph", "one,colour", "line 1 is 'one,colour'; expected three entries"),
+        ("graph", "one,color", "line 1 is 'one,color'; expected three entries"),
         ("graph", "one,,red", "expected three entries"),
         ("graph", "head,relation,tail\n", "has no facts"),
-        ("graph", "one,colour,red\none,red,two", "'red' is an entity and a relation"),
+        ("graph", "one,color,red\none,red,two", "'red' is an entity and a relation"),
         ("graph", "one,a=b,red", "a name has ',' or '='"),
-        ("graph", "one,colour,red", r"has no fact about 1 \(two\)"),
+        ("graph", "one,color,red", r"has no fact about 1 \(two\)"),
         ("graph", "\n".join(f"one,r{index},x" for index in range(17)) + "\ntwo,r1,x", "an entity has 17 facts"),
     ],
 )

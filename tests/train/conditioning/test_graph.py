@@ -7,11 +7,11 @@ import torch
 
 from krl_train.conditioning.graph import TransE, index_triples, train_transe
 
-COLOURS, DIGITS = ("red", "green", "blue"), ("one", "two", "three", "four")
+COLORS, DIGITS = ("red", "green", "blue"), ("one", "two", "three", "four")
 TRIPLES = [
     fact
-    for colour, digit in itertools.product(COLOURS, DIGITS)
-    for fact in ((f"{colour} {digit}", "colour", colour), (f"{colour} {digit}", "digit", digit))
+    for color, digit in itertools.product(COLORS, DIGITS)
+    for fact in ((f"{color} {digit}", "color", color), (f"{color} {digit}", "digit", digit))
 ]
 ENTITIES = sorted({entity for head, _, tail in TRIPLES for entity in (head, tail)})
 
@@ -40,7 +40,7 @@ def test_ranks_by_hand() -> None:
 
 
 def test_facts_rank_above_corrupted_ones() -> None:
-    triples = index_triples(TRIPLES, ENTITIES, ["colour", "digit"])
+    triples = index_triples(TRIPLES, ENTITIES, ["color", "digit"])
     model = train_transe(triples, len(ENTITIES), 2, 16, seed=0)
     ranks = tail_ranks(model, triples).double()
     assert float((ranks == 1).double().mean()) > 0.9
@@ -50,7 +50,7 @@ def test_facts_rank_above_corrupted_ones() -> None:
 
 
 def test_the_same_seed_gives_the_same_vectors() -> None:
-    triples = index_triples(TRIPLES, ENTITIES, ["colour", "digit"])
+    triples = index_triples(TRIPLES, ENTITIES, ["color", "digit"])
     first, second = (train_transe(triples, len(ENTITIES), 2, 8, seed=3, steps=20) for _ in range(2))
     assert torch.equal(first.entities, second.entities)
     assert torch.equal(first.relations, second.relations)
@@ -58,13 +58,13 @@ def test_the_same_seed_gives_the_same_vectors() -> None:
 
 def test_an_unseen_combination_lies_where_its_facts_say() -> None:
     """The mean of tail − relation of facts that nobody had together is nearest to the entity that was held out."""
-    triples = index_triples(TRIPLES, ENTITIES, ["colour", "digit"])
+    triples = index_triples(TRIPLES, ENTITIES, ["color", "digit"])
     model = train_transe(triples, len(ENTITIES), 2, 16, seed=0)
     hits = 0
-    for colour, digit in itertools.product(COLOURS, DIGITS):
-        tails = [ENTITIES.index(colour), ENTITIES.index(digit)]
+    for color, digit in itertools.product(COLORS, DIGITS):
+        tails = [ENTITIES.index(color), ENTITIES.index(digit)]
         composed = (model.entities[tails] - model.relations).mean(0)
-        heads = [ENTITIES.index(f"{c} {d}") for c, d in itertools.product(COLOURS, DIGITS)]
+        heads = [ENTITIES.index(f"{c} {d}") for c, d in itertools.product(COLORS, DIGITS)]
         nearest = heads[int(torch.linalg.vector_norm(model.entities[heads] - composed, dim=1).argmin())]
-        hits += ENTITIES[nearest] == f"{colour} {digit}"
+        hits += ENTITIES[nearest] == f"{color} {digit}"
     assert hits == 12

@@ -16,18 +16,18 @@ from krl_train.config import AugmentConfig, DataConfig, InputConfig
 from krl_train.data import Augmentation, open_source, preprocessing_for
 from krl_train.data.sources import unpack
 
-GREY8 = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
+GRAY8 = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
 RGB16 = Preprocessing(16, 16)
 
 
 def test_digits_are_embedded_and_split_for_good() -> None:
     source = open_source(DataConfig(data="digits"))
-    train, val = source.read("train", GREY8), source.read("val", GREY8)
-    assert len(train) + len(val) == len(source.read("all", GREY8)) == 1797
+    train, val = source.read("train", GRAY8), source.read("val", GRAY8)
+    assert len(train) + len(val) == len(source.read("all", GRAY8)) == 1797
     assert 0.15 < len(val) / 1797 < 0.25
     assert source.labels == tuple("0123456789")
     assert train.pixels(np.arange(3)).shape == (3, 1, 8, 8)
-    assert train.identity == open_source(DataConfig(data="digits")).read("train", GREY8).identity
+    assert train.identity == open_source(DataConfig(data="digits")).read("train", GRAY8).identity
     assert train.identity != val.identity
 
 
@@ -70,7 +70,7 @@ def test_a_copy_of_a_picture_cannot_leak_to_the_other_side(tmp_path: Path) -> No
     assert sides[0].isdisjoint(sides[1])
 
 
-def test_grey_pictures_give_one_channel(tmp_path: Path) -> None:
+def test_gray_pictures_give_one_channel(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(10):
@@ -159,7 +159,7 @@ def test_unpack_writes_what_it_reads(tmp_path: Path) -> None:
     assert unpack(source, tmp_path) == 1797
     again = open_source(DataConfig(data=str(tmp_path)))
     assert (again.labels, again.channels, again.size) == (source.labels, 1, (8, 8))
-    first, second = source.read("val", GREY8), again.read("val", GREY8)
+    first, second = source.read("val", GRAY8), again.read("val", GRAY8)
     assert sorted(item.numpy().tobytes() for item in first.pixels(np.arange(len(first)))) == sorted(
         item.numpy().tobytes() for item in second.pixels(np.arange(len(second)))
     )
@@ -229,8 +229,8 @@ def test_without_augmentation_views_are_what_evaluation_sees() -> None:
     assert torch.equal(plain(pixels, np.array([0]), 0), pixels)
     wide = torch.from_numpy(preprocessing(picture, margin=random.margin))[None]
     assert random(wide, np.array([0]), 0).shape == (1, 3, 112, 112)
-    # the centre of the larger picture is the same part of the scene, up to resampling
-    assert (random.centre(wide).float() - pixels.float()).abs().mean() < 2
+    # the center of the larger picture is the same part of the scene, up to resampling
+    assert (random.center(wide).float() - pixels.float()).abs().mean() < 2
 
 
 def test_turning_by_nothing_changes_nothing() -> None:
@@ -242,7 +242,7 @@ def test_turning_by_nothing_changes_nothing() -> None:
 def test_rotation_turns_by_at_most_the_angle() -> None:
     augmentation = _augmentation(flip="none", crop_padding=0, rotate=30)
     bar = torch.zeros(200, 3, 16, 16, dtype=torch.uint8)
-    bar[:, :, 7:9, :] = 255  # a horizontal bar through the centre
+    bar[:, :, 7:9, :] = 255  # a horizontal bar through the center
     views = augmentation(bar, np.arange(200), 0)[:, 0].numpy()
     rows, columns = np.mgrid[0:16, 0:16] - 7.5
     angles = []

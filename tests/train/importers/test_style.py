@@ -81,7 +81,7 @@ def test_it_computes_what_tensorflow_does(tmp_path: Path) -> None:
     assert run.record.task == "restoration"
     assert run.record.model.arguments == {
         "scale": 1,
-        "colour": "rgb",
+        "color": "rgb",
         "overlap": None,
         "degradation": {"kind": "none"},
     }

@@ -100,7 +100,7 @@ def test_coverage_metrics_by_brute_force() -> None:
         "density": np.sum(inside) / (k * 30),
         "coverage": np.mean([any(row) for row in inside]),
     }
-    assert coverage_metrics(real, fake, neighbours=k) == pytest.approx(expected)
+    assert coverage_metrics(real, fake, neighbors=k) == pytest.approx(expected)
 
 
 def test_the_same_pictures_are_precise_and_covered_and_far_ones_are_not() -> None:
@@ -164,7 +164,7 @@ def test_features_of_a_classifier_are_what_its_last_layer_sees(tmp_path: Path) -
     torch.testing.assert_close(logits, net.network(pixels), rtol=1e-4, atol=1e-5)
     assert statistics.predictions.tolist() == logits.argmax(1).tolist()
     assert net.describe()["weights_sha256"] == run.record.weights_sha256
-    # Pictures of another size and with colours are brought to the classifier's own, as the device would.
+    # Pictures of another size and with colors are brought to the classifier's own, as the device would.
     other = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     fitted = np.stack([run.record.preprocessing(picture.permute(1, 2, 0).numpy()) for picture in other])
     assert torch.equal(net.statistics(other).features, net.statistics(torch.from_numpy(fitted)).features)

@@ -29,7 +29,7 @@ def network(channels: int = 3) -> Network:
 def test_targets_are_the_classes_that_tokens_name() -> None:
     guide = Guide(network(), ("red", "green", "blue"), TEXT)
     tokens = torch.tensor([[1, 4, 3], [2, 3, 0], [1, 3, 0], [4, 2, 3], [4, 4, 0]])
-    assert guide.targets(tokens).tolist() == [0, 2, -100, -100, 0]  # neither none nor two colours say which
+    assert guide.targets(tokens).tolist() == [0, 2, -100, -100, 0]  # neither none nor two colors say which
     by_attribute = Guide(network(), ("red", "green", "blue"), ATTRIBUTES)
     assert by_attribute.targets(torch.tensor([[2, 4], [0, 4]])).tolist() == [0, -100]
 
@@ -64,7 +64,7 @@ def test_a_guide_that_knows_none_of_the_words() -> None:
 def test_pictures_are_made_to_fit() -> None:
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 100.0
-    grey = fit_images(red, network(1).preprocessing)
-    assert grey.shape == (1, 1, 2, 2)
-    torch.testing.assert_close(grey, torch.full((1, 1, 2, 2), 29.9))
+    gray = fit_images(red, network(1).preprocessing)
+    assert gray.shape == (1, 1, 2, 2)
+    torch.testing.assert_close(gray, torch.full((1, 1, 2, 2), 29.9))
     assert fit_images(torch.ones(1, 1, 2, 2), network().preprocessing).shape == (1, 3, 2, 2)

@@ -34,9 +34,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "kind": "graph",
         "length": 4,
         "dim": 8,
-        "vocabulary": ["", "colour", "digit", "red", "seven", "rs"],
-        "relations": ["colour", "digit"],
-        "facts": [["rs", "colour", "red"], ["rs", "digit", "seven"]],
+        "vocabulary": ["", "color", "digit", "red", "seven", "rs"],
+        "relations": ["color", "digit"],
+        "facts": [["rs", "color", "red"], ["rs", "digit", "seven"]],
     },
 }
 CONDITIONS: dict[str, list[Any]] = {
@@ -44,7 +44,7 @@ CONDITIONS: dict[str, list[Any]] = {
     "attributes": ["c=r", "d=1,c=r", {}],
     "text": ["a red seven", "red", "a seven"],
     "words": ["a red seven", "red", "a seven"],
-    "graph": ["rs", "colour=red", "seven"],
+    "graph": ["rs", "color=red", "seven"],
 }
 
 

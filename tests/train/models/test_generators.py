@@ -45,7 +45,7 @@ def test_every_generator_and_its_discriminator_take_any_size(name: str, height: 
 
 
 @pytest.mark.parametrize("name", ["dcgan-2", "resgan-2", "dsgan-2", "subgan-2"])
-def test_a_condition_changes_the_pictures_and_the_judgement(name: str) -> None:
+def test_a_condition_changes_the_pictures_and_the_judgment(name: str) -> None:
     torch.manual_seed(0)
     preprocessing = pictures(16, 16)
     generator = build_generator(ModelSpec(name, 0, 1, {"latent": 4, "condition": CONDITION}), preprocessing).eval()
@@ -70,7 +70,7 @@ def test_pictures_are_the_backbones_in_levels_of_255() -> None:
     assert count_generator_macs(generator) == 2 * 4 + 4 * 4
 
 
-def test_conditional_normalisation_by_hand() -> None:
+def test_conditional_normalization_by_hand() -> None:
     norm = Norm(1, 1).eval()
     assert norm.modulation is not None
     with torch.no_grad():

@@ -104,7 +104,7 @@ def test_width_multiplier_scales_the_channels() -> None:
     assert whole.linear.in_features == 256
 
 
-def test_network_normalises_as_the_formula_says() -> None:
+def test_network_normalizes_as_the_formula_says() -> None:
     preprocessing = Preprocessing(4, 4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     network = Network(torch.nn.Identity(), preprocessing)
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from krl_runtime.errors import ModelError, RunError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import ModelSpec, Network, build_model
-from krl_train.models.quantized import FakeQuantised
-from krl_train.models.quantizers import Quantiser, round_weights
+from krl_train.models.quantized import FakeQuantized
+from krl_train.models.quantizers import Quantizer, round_weights
 
 SIZE = Preprocessing(16, 16)
 
 
-def observed(name: str = "resnet8", size: int = 16) -> tuple[nn.Module, FakeQuantised, Tensor]:
+def observed(name: str = "resnet8", size: int = 16) -> tuple[nn.Module, FakeQuantized, Tensor]:
     """A float network with statistics that are not those it was made with, its rounding form, and pictures."""
     torch.manual_seed(0)
     backbone = build_model(name, 4, 3)
@@ -27,32 +27,32 @@ def observed(name: str = "resnet8", size: int = 16) -> tuple[nn.Module, FakeQuan
     for _ in range(3):
         backbone(x)
     backbone.eval()
-    rounding = FakeQuantised(backbone, (3, size, size))
+    rounding = FakeQuantized(backbone, (3, size, size))
     with torch.no_grad(), rounding.observing():
         rounding(x)
     return backbone, rounding, x
 
 
 def test_an_activation_is_rounded_half_to_even_and_clamped():
-    quantiser = Quantiser()
-    quantiser.scale.data.fill_(0.5)
+    quantizer = Quantizer()
+    quantizer.scale.data.fill_(0.5)
     x = torch.tensor([0.24, 0.25, 0.75, -0.75, 63.4, 64.0, -64.0, -70.0])
-    assert quantiser(x).tolist() == [0.0, 0.0, 1.0, -1.0, 63.5, 63.5, -64.0, -64.0]
-    quantiser.mode = "float"
-    assert quantiser(x) is x
+    assert quantizer(x).tolist() == [0.0, 0.0, 1.0, -1.0, 63.5, 63.5, -64.0, -64.0]
+    quantizer.mode = "float"
+    assert quantizer(x) is x
 
 
 def test_gradients_are_those_of_learned_step_sizes():
     # Esser et al. (2020), equation 3: q - v inside the range, -128 or 127 outside; scaled by 1 / sqrt(n * 127).
-    quantiser = Quantiser()
-    quantiser.scale.data.fill_(0.5)
+    quantizer = Quantizer()
+    quantizer.scale.data.fill_(0.5)
     x = torch.tensor([0.6, -1.3, 100.0, -100.0], requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    (quantiser(x) * weights).sum().backward()
+    (quantizer(x) * weights).sum().backward()
     assert x.grad.tolist() == [1.0, 2.0, 0.0, 0.0]
     each = [1 - 1.2, -3 + 2.6, 127, -128]
     expected = sum(w * e for w, e in zip(weights.tolist(), each, strict=True)) / math.sqrt(4 * 127)
-    assert quantiser.scale.grad.item() == pytest.approx(expected, rel=1e-5)
+    assert quantizer.scale.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_in_floating_point_it_is_the_network(name):
 
 
 def test_scales_are_those_of_the_largest_values():
-    quantiser = Quantiser()
-    quantiser.mode = "observe"
+    quantizer = Quantizer()
+    quantizer.mode = "observe"
     for values in ([1.0, -2.54], [0.5, 0.3]):
-        quantiser(torch.tensor(values))
-    quantiser.set_scale()
-    assert quantiser.scale.item() == pytest.approx(0.02)
-    quantiser.set_scale()  # nothing was seen since
-    assert quantiser.scale.item() == 1.0
+        quantizer(torch.tensor(values))
+    quantizer.set_scale()
+    assert quantizer.scale.item() == pytest.approx(0.02)
+    quantizer.set_scale()  # nothing was seen since
+    assert quantizer.scale.item() == 1.0
 
 
 def test_where_rounding_stands():
@@ -117,7 +117,7 @@ def test_where_rounding_stands():
     }
     # Each block reads its input once for its convolution and its branch; two branches are padded, which is a tensor
     # of its own: x, 3 inputs of blocks, 3 between their convolutions, 2 padded.
-    assert len(rounding.quantisers()) == 9
+    assert len(rounding.quantizers()) == 9
     assert not [name for name, _ in rounding.named_modules() if ".bn" in name]
 
 
@@ -126,7 +126,7 @@ def test_it_stays_frozen_and_in_float32():
     network = Network(rounding, SIZE).train()
     assert not any(module.training for module in rounding.modules())
     before = {name: value.clone() for name, value in rounding.state_dict().items() if "running" in name}
-    assert before  # the normalisation that stands before its convolution
+    assert before  # the normalization that stands before its convolution
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = rounding(x)
     assert mixed.dtype == torch.float32
@@ -148,11 +148,11 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_quantised_is_refused():
-    with pytest.raises(ModelError, match="cannot be traced for quantisation-aware training"):
-        FakeQuantised(Branching(), (3, 8, 8))
+def test_what_cannot_be_quantized_is_refused():
+    with pytest.raises(ModelError, match="cannot be traced for quantization-aware training"):
+        FakeQuantized(Branching(), (3, 8, 8))
     with pytest.raises(ModelError, match="no convolution or linear layer of the network has 16 channels"):
-        FakeQuantised(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2))
+        FakeQuantized(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2))
 
 
 def test_float_weights_do_not_fit(tmp_path):
@@ -167,7 +167,7 @@ def test_float_weights_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "dscnn-1"])
-def test_loud_channels_are_equalised(name):
+def test_loud_channels_are_equalized(name):
     """Planted: two channels a thousand times as loud, and as quiet again in the weights that read them."""
     torch.manual_seed(0)
     backbone = build_model(name, 4, 3)
@@ -184,7 +184,7 @@ def test_loud_channels_are_equalised(name):
         loud.bias[:2] *= 1000
         (reading[:, :2] if reading.shape[1] > 1 else reading[:2]).div_(1000)
         expected = backbone(x)
-        rounding = FakeQuantised(backbone, (3, 16, 16))
+        rounding = FakeQuantized(backbone, (3, 16, 16))
         with rounding.observing():
             rounding(x)
         error = (rounding(x) - expected).abs().max()
@@ -194,11 +194,11 @@ def test_loud_channels_are_equalised(name):
     if name != "resnet8":
         return  # with weights that nobody trained, hardly anything depends on the depthwise layer
     # Without it, what is not loud is rounded away.
-    plain = FakeQuantised(backbone, (3, 16, 16))
+    plain = FakeQuantized(backbone, (3, 16, 16))
     with torch.no_grad():
         plain.set_mode("observe")
         plain(x)
         plain.set_mode("int8")
-        for quantiser in plain.quantisers():
-            quantiser.set_scale()
+        for quantizer in plain.quantizers():
+            quantizer.set_scale()
         assert (plain(x) - expected).abs().max() > 3 * error

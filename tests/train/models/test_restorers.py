@@ -90,7 +90,7 @@ def test_features_come_with_the_same_answer() -> None:
     assert isinstance(network.backbone, SkipNetwork)
 
 
-def test_a_network_between_pixels_is_the_same_at_any_normalisation() -> None:
+def test_a_network_between_pixels_is_the_same_at_any_normalization() -> None:
     pixels = torch.randint(0, 256, (1, 1, 6, 6), dtype=torch.uint8)
     assert torch.allclose(restorer("espcn-8", 1)(pixels), pixels.float(), atol=1e-3)
 

@@ -245,12 +245,12 @@ def test_fine_tuning_starts_from_another_run(tmp_path: Path) -> None:
     first, second = base.state(), tuned.state()
     assert torch.allclose(first["conv1.weight"], second["conv1.weight"], atol=1e-6)
 
-    grey = tmp_path / "data"
+    gray = tmp_path / "data"
     for name in ("a", "b", "c"):
-        (grey / name).mkdir(parents=True)
+        (gray / name).mkdir(parents=True)
         for index in range(20):
-            Image.new("L", (8, 8), index * 10).save(grey / name / f"{index}.png")
-    other = fit(config(tmp_path / "other", data=str(grey), init=tmp_path / "base"))
+            Image.new("L", (8, 8), index * 10).save(gray / name / f"{index}.png")
+    other = fit(config(tmp_path / "other", data=str(gray), init=tmp_path / "base"))
     assert other.state()["linear.weight"].shape[0] == 3  # a new last layer for other labels
     with pytest.raises(RunError, match="do not fit the network"):
         fit(config(tmp_path / "wrong", init=tmp_path / "base", model="dscnn-0.25"))
@@ -269,7 +269,7 @@ def test_learning_rate_follows_the_published_schedules() -> None:
     assert learning_rate_factor(OptimConfig(schedule="constant", warmup=0.0), 77, 100) == 1
 
 
-def test_optimisers_take_what_was_asked_for() -> None:
+def test_optimizers_take_what_was_asked_for() -> None:
     weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
     sgd = build_optimizer(OptimConfig(), weights, batch_size=256)
     assert sgd.param_groups[0]["lr"] == pytest.approx(0.2)

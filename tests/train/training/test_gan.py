@@ -88,9 +88,9 @@ def test_diffaugment_keeps_gradients_and_does_what_its_names_say() -> None:
     moved = diffaugment(ramp, ("translation",))
     shifts = moved[:, 0, 8, 8] - 8
     assert set(shifts.tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
-    coloured = diffaugment(torch.full((200, 3, 4, 4), 100.0), ("colour",))
-    assert float((coloured - coloured.mean((1, 2, 3), keepdim=True)).abs().max()) < 1e-3  # flat stays flat
-    levels = coloured[:, 0, 0, 0]
+    colored = diffaugment(torch.full((200, 3, 4, 4), 100.0), ("color",))
+    assert float((colored - colored.mean((1, 2, 3), keepdim=True)).abs().max()) < 1e-3  # flat stays flat
+    levels = colored[:, 0, 0, 0]
     assert float(levels.min()) >= 100 - 127.5
     assert float(levels.max()) <= 100 + 127.5
     assert float(levels.std()) > 50
@@ -296,7 +296,7 @@ def test_options_of_classifiers_are_refused(tmp_path: Path) -> None:
 def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     options = ["--task", "gan", "--model", "mlp-8", "--data", "digits", "--limit", "64", "--val-limit", "64"]
-    options += ["--epochs", "1", "--batch-size", "32", "--latent", "3", "--diffaugment", "colour", "cutout"]
+    options += ["--epochs", "1", "--batch-size", "32", "--latent", "3", "--diffaugment", "color", "cutout"]
     assert main(["fit", *options, "--device", "cpu", "--out", out]) == 0
     assert "mlp-8" in capsys.readouterr().out
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--json", "--device", "cpu"]) == 0

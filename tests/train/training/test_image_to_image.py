@@ -67,7 +67,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Run:
-    """A classifier as it is initialised: its features tell pictures apart, too."""
+    """A classifier as it is initialized: its features tell pictures apart, too."""
     torch.manual_seed(0)
     spec = ModelSpec("resnet8", 2, 3)
     record = RunRecord(

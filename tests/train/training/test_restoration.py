@@ -72,9 +72,9 @@ def config(folder: Path, out: Path, **changes: Any) -> FitConfig:
     return replace(base, **changes)
 
 
-def truths(colour: str = "y") -> Truths:
+def truths(color: str = "y") -> Truths:
     made = [np.asarray(scene(40 + 3 * index, index)) for index in range(3)]
-    planes = [item if colour == "rgb" else to_uint8(luma(item)) for item in made]
+    planes = [item if color == "rgb" else to_uint8(luma(item)) for item in made]
     return Truths(("a", "b", "c"), tuple(planes))
 
 
@@ -82,13 +82,13 @@ def truths(colour: str = "y") -> Truths:
 
 
 @pytest.mark.parametrize("degradation", [BICUBIC, {"kind": "noise", "sigma": 20.0}, {"kind": "jpeg", "quality": 30}])
-@pytest.mark.parametrize("colour", ["y", "rgb"])
-def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, Any], colour: str) -> None:
+@pytest.mark.parametrize("color", ["y", "rgb"])
+def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, Any], color: str) -> None:
     scale = 2 if degradation is BICUBIC else 1
-    stream, again = (PatchStream(truths(colour), scale, degradation, (8, 8), 4, seed=3) for _ in range(2))
+    stream, again = (PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=3) for _ in range(2))
     whole = list(stream.epoch(1, 0, CPU))
     assert len(whole) == stream.steps > 1
-    channels = 3 if colour == "rgb" else 1
+    channels = 3 if color == "rgb" else 1
     assert whole[0].pixels.shape == (4, channels, 8, 8)
     assert whole[0].truth.shape == (4, channels, 8 * scale, 8 * scale)
     assert whole[0].pixels.dtype == whole[0].truth.dtype == torch.uint8
@@ -100,7 +100,7 @@ def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, 
         assert torch.equal(halves[rank].pixels, whole[0].pixels[rank::2])
     other = next(iter(stream.epoch(2, 0, CPU)))
     assert not torch.equal(other.pixels, whole[0].pixels)
-    reseeded = PatchStream(truths(colour), scale, degradation, (8, 8), 4, seed=4)
+    reseeded = PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=4)
     assert not torch.equal(next(iter(reseeded.epoch(1, 0, CPU))).pixels, whole[0].pixels)
 
 
@@ -123,22 +123,22 @@ def test_without_augmentation_patches_are_cut_as_they_lie() -> None:
 
 
 def test_noise_has_the_asked_deviation_and_jpeg_is_pillows() -> None:
-    grey = np.full((200, 200), 128, np.uint8)
-    noisy = corrupt(grey, {"kind": "noise", "sigma": 15.0}, (1, 2)).astype(float)
+    gray = np.full((200, 200), 128, np.uint8)
+    noisy = corrupt(gray, {"kind": "noise", "sigma": 15.0}, (1, 2)).astype(float)
     assert abs(noisy.std() - 15) < 0.3
     assert abs(noisy.mean() - 128) < 0.3
     blocky = corrupt(truths().pictures[0], {"kind": "jpeg", "quality": 10}, (0,))
     assert 0 < np.abs(blocky.astype(int) - truths().pictures[0]).mean() < 30
     with pytest.raises(UsageError, match="degradation kind is 'fog'; accepted: bicubic, none, noise, jpeg"):
-        corrupt(grey, {"kind": "fog"}, (0,))
+        corrupt(gray, {"kind": "fog"}, (0,))
 
 
-def test_luma_of_colours_and_grey_files_as_they_are(tmp_path: Path) -> None:
+def test_luma_of_colors_and_gray_files_as_they_are(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (255, 255, 255)).save(tmp_path / "white.png")
-    Image.new("L", (4, 4), 255).save(tmp_path / "grey.png")
+    Image.new("L", (4, 4), 255).save(tmp_path / "gray.png")
     assert read_picture(tmp_path / "white.png", "y")[0, 0] == 235
-    assert read_picture(tmp_path / "grey.png", "y")[0, 0] == 255
-    assert read_picture(tmp_path / "white.png", "grey")[0, 0] == 255
+    assert read_picture(tmp_path / "gray.png", "y")[0, 0] == 255
+    assert read_picture(tmp_path / "white.png", "gray")[0, 0] == 255
     assert read_picture(tmp_path / "white.png", "rgb").shape == (4, 4, 3)
 
 
@@ -206,7 +206,7 @@ def test_training_beats_bicubic_and_the_run_makes_its_network_again(pictures: Pa
     assert metrics["count"] == len(metrics["pictures"]) == 2
     assert run.record.task == "restoration"
     assert run.record.labels == ()
-    assert arguments == {"scale": 2, "colour": "y", "overlap": 4, "degradation": BICUBIC}
+    assert arguments == {"scale": 2, "color": "y", "overlap": 4, "degradation": BICUBIC}
     assert run.record.configuration["optim"]["optimizer"] == "adamw"
     opened = Run.open(run.path).module()
     assert isinstance(opened, Restorer)
@@ -220,8 +220,8 @@ def test_training_beats_bicubic_and_the_run_makes_its_network_again(pictures: Pa
 @pytest.mark.parametrize(
     ("restoration", "channels"),
     [
-        (RestorationConfig(restore="denoise", noise_level=30.0, colour="rgb"), 3),
-        (RestorationConfig(restore="jpeg", jpeg_quality=10, colour="grey", pixel_loss="charbonnier"), 1),
+        (RestorationConfig(restore="denoise", noise_level=30.0, color="rgb"), 3),
+        (RestorationConfig(restore="jpeg", jpeg_quality=10, color="gray", pixel_loss="charbonnier"), 1),
     ],
 )
 def test_denoising_and_jpeg_improve_on_their_input(

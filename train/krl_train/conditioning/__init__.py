@@ -2,7 +2,7 @@
 
 A generator's training reads ``read_conditions(config.knowledge, source, data, seed=…)``, makes the encoder of
 ``conditions.settings`` with ``krl_train.models.conditioners.build_conditioner``, starts it with
-``conditions.initialise(conditioner)``, and in each step takes ``conditions.draw(batch.indices)``.
+``conditions.initialize(conditioner)``, and in each step takes ``conditions.draw(batch.indices)``.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Conditions:
             return self._forget(chosen)
         return chosen
 
-    def initialise(self, conditioner: Conditioner) -> None:
+    def initialize(self, conditioner: Conditioner) -> None:
         """Give a fresh conditioner the first values that knowledge has for it."""
         conditioner.load_state_dict({**conditioner.state_dict(), **self.start})
 

@@ -71,11 +71,11 @@ class InputConfig:
     size: tuple[int, ...] | None = None
     """Side of the input in pixels, or height and width."""
     channels: int | None = None
-    """1 (grey) or 3 (RGB)."""
+    """1 (gray) or 3 (RGB)."""
     resize: str | None = None
-    """crop keeps proportions and cuts the centre out (the default), stretch ignores them."""
+    """crop keeps proportions and cuts the center out (the default), stretch ignores them."""
     crop_fraction: float | None = None
-    """Share of the scaled picture that the centre crop keeps: 1 up to 64 pixels, 0.875 above."""
+    """Share of the scaled picture that the center crop keeps: 1 up to 64 pixels, 0.875 above."""
     interpolation: str | None = None
     """Filter of the resizing: nearest, bilinear (the default), bicubic or lanczos."""
     decode_tolerance: float | None = None

@@ -82,7 +82,7 @@ class KnowledgeConfig:
 class GenerationConfig:
     """How a generator is trained.
 
-    The optimiser is Adam: of the optim options --lr (gan 0.0002, vae 0.001), --schedule, --warmup, --clip-norm and
+    The optimizer is Adam: of the optim options --lr (gan 0.0002, vae 0.001), --schedule, --warmup, --clip-norm and
     --ema (0.999) count.
     """
 
@@ -92,7 +92,7 @@ class GenerationConfig:
     """gan: the loss of generator and discriminator."""
     r1: float = 1.0
     """gan: gamma, the weight of the penalty on the discriminator's gradient at real pictures; 0 is off."""
-    diffaugment: tuple[Literal["colour", "translation", "cutout"], ...] = ()
+    diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """gan: augment what the discriminator sees, for small sets."""
     discriminator_width: int | None = None
     """gan: channels of the discriminator at full resolution; those of the generator by default."""
@@ -126,11 +126,11 @@ class RestorationConfig:
     """Restoration: what is undone, on random patches of --size input pixels."""
 
     restore: Literal["super-resolution", "denoise", "jpeg"] = "super-resolution"
-    """Enlarge pictures, take noise away, or take JPEG's artefacts away."""
+    """Enlarge pictures, take noise away, or take JPEG's artifacts away."""
     scale: int = 3
     """By how much super-resolution enlarges: 2, 3 or 4."""
-    colour: Literal["y", "rgb", "grey"] = "y"
-    """What the network sees: luma alone (the device enlarges chroma bicubically), all three channels, or grey."""
+    color: Literal["y", "rgb", "gray"] = "y"
+    """What the network sees: luma alone (the device enlarges chroma bicubically), all three channels, or gray."""
     noise_level: float = 25.0
     """denoise: standard deviation of the noise, in levels of 255."""
     jpeg_quality: int = 20
@@ -152,7 +152,7 @@ class RestorationConfig:
 class TranslationConfig:
     """Translation: pairs of pictures of one name and size in the folders A (given) and B (wanted)."""
 
-    translation_colour: Literal["rgb", "grey"] = "rgb"
+    translation_color: Literal["rgb", "gray"] = "rgb"
     """Channels of both."""
     pixel_weight: float = 100.0
     """Weight of the mean absolute difference from B, in units of 0 to 1."""
@@ -179,7 +179,7 @@ class StyleConfig:
     style_weight: float = 1.0
     """Weight of the style, relative to the size of the style picture's Gram matrices."""
     variation_weight: float = 0.1
-    """Weight of the differences between neighbouring pixels, in units of 0 to 1."""
+    """Weight of the differences between neighboring pixels, in units of 0 to 1."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -48,7 +48,7 @@ class Augmentation:
         zoom: Largest magnification.
         mixup: Parameter of the Beta distribution of mixup's share; 0 is off.
         seed: Seed of all of it.
-        enabled: Whether views differ from the centre crop at all.
+        enabled: Whether views differ from the center crop at all.
     """
 
     preprocessing: Preprocessing
@@ -105,7 +105,7 @@ class Augmentation:
             ``[N, C, height, width]``: uint8, or float32 in 0 to 255 after rotation or zoom.
         """
         if not self.enabled:
-            return self.centre(pixels)
+            return self.center(pixels)
         height, width = self.preprocessing.height, self.preprocessing.width
         draws = [_uniform(self.seed, indices, view, draw) for draw in range(5)]
         padded = F.pad(pixels, (self.padding,) * 4) if self.padding else pixels
@@ -123,7 +123,7 @@ class Augmentation:
         return self._turn(views, draws[3], draws[4])
 
     def mix(self, views: Tensor, epoch: int, step: int) -> tuple[Tensor, float]:
-        """Mix each view with its neighbour in the batch (mixup, https://arxiv.org/abs/1710.09412).
+        """Mix each view with its neighbor in the batch (mixup, https://arxiv.org/abs/1710.09412).
 
         One share for the whole batch, the larger part from the view itself; both depend on the seed, the epoch and
         the step alone, so that several processes draw the same.
@@ -141,8 +141,8 @@ class Augmentation:
         mixed = views.float()
         return share * mixed + (1 - share) * mixed.roll(1, 0), share
 
-    def centre(self, pixels: Tensor) -> Tensor:
-        """Return the views that evaluation uses: the centre crop, or the pictures themselves without a margin."""
+    def center(self, pixels: Tensor) -> Tensor:
+        """Return the views that evaluation uses: the center crop, or the pictures themselves without a margin."""
         if self.margin == 0:
             return pixels
         return pixels[:, :, self.margin : -self.margin, self.margin : -self.margin]

@@ -16,7 +16,7 @@ from krl_runtime.errors import UsageError
 
 __all__ = ["DIFFAUGMENT", "diffaugment"]
 
-DIFFAUGMENT = ("colour", "translation", "cutout")
+DIFFAUGMENT = ("color", "translation", "cutout")
 
 
 def diffaugment(pixels: Tensor, policy: Sequence[str]) -> Tensor:
@@ -24,7 +24,7 @@ def diffaugment(pixels: Tensor, policy: Sequence[str]) -> Tensor:
 
     Args:
         pixels: ``[N, C, H, W]``, floating point, 0 to 255.
-        policy: Any of ``"colour"`` (brightness by up to half the range, saturation times 0 to 2, contrast times 0.5 to
+        policy: Any of ``"color"`` (brightness by up to half the range, saturation times 0 to 2, contrast times 0.5 to
             1.5), ``"translation"`` (by up to an eighth of the side, black comes in) and ``"cutout"`` (a black square of
             half the side), in that order.
 
@@ -37,18 +37,18 @@ def diffaugment(pixels: Tensor, policy: Sequence[str]) -> Tensor:
     unknown = sorted(set(policy) - set(DIFFAUGMENT))
     if unknown:
         raise UsageError(f"DiffAugment has no {', '.join(unknown)}; accepted: {', '.join(DIFFAUGMENT)}")
-    if "colour" in policy:
-        pixels = _colour(pixels)
+    if "color" in policy:
+        pixels = _color(pixels)
     if "translation" in policy:
         pixels = _translate(pixels)
     return _cut_out(pixels) if "cutout" in policy else pixels
 
 
-def _colour(pixels: Tensor) -> Tensor:
+def _color(pixels: Tensor) -> Tensor:
     brightness, saturation, contrast = torch.rand(3, len(pixels), 1, 1, 1, device=pixels.device, dtype=pixels.dtype)
     pixels = pixels + 255 * (brightness - 0.5)
-    grey = pixels.mean(1, keepdim=True)
-    pixels = grey + (pixels - grey) * 2 * saturation
+    gray = pixels.mean(1, keepdim=True)
+    pixels = gray + (pixels - gray) * 2 * saturation
     mean: Tensor = pixels.mean((1, 2, 3), keepdim=True)
     return torch.add(mean, (pixels - mean) * (contrast + 0.5))
 

@@ -47,7 +47,7 @@ def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture],
     return [Picture(given[item.path.stem]) for item in chosen], list(chosen)
 
 
-def read_pairs(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
+def read_pairs(root: Path, split: str, data: DataConfig, color: str) -> Truths:
     """Read the pairs of one split into memory; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
 
     Raises:
@@ -56,7 +56,7 @@ def read_pairs(root: Path, split: str, data: DataConfig, colour: str) -> Truths:
     given, wanted = (
         read_truths(
             pictures,
-            colour,
+            color,
             on_bad="refuse",  # a picture that is left out would part the pairs
             memory_limit=data.memory_limit_mb * 2**20,
             limit=data.limit if split == "train" else data.val_limit,

@@ -27,7 +27,7 @@ from krl_train.placement import Placement
 
 __all__ = ["PatchBatch", "PatchStream", "Truths", "list_pictures", "read_picture", "read_truths"]
 
-_GREY_MODES = ("1", "L", "LA", "I;16")
+_GRAY_MODES = ("1", "L", "LA", "I;16")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Truths:
             index: Number of the picture; noise follows from it.
             scale: By how much the truth is larger than the input.
             degradation: See ``krl_runtime.images.luma.corrupt``.
-            side: Take the centre of this many pixels a side at most.
+            side: Take the center of this many pixels a side at most.
 
         Raises:
             UsageError: The picture is too small for the scale.
         """
         if self.inputs is not None:
-            return _centre(self.inputs[index], side), _centre(self.pictures[index], side)
-        small, truth = degrade(_centre(self.pictures[index], side), scale)
+            return _center(self.inputs[index], side), _center(self.pictures[index], side)
+        small, truth = degrade(_center(self.pictures[index], side), scale)
         return corrupt(small, degradation, (index,)), truth
 
     def describe(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Truths:
         return {"count": len(self), "identity": self.identity}
 
 
-def _centre(picture: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
+def _center(picture: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
     if side is None:
         return picture
     top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
@@ -107,13 +107,13 @@ def list_pictures(root: str | Path, config: DataConfig) -> PictureFolder:
     return PictureFolder(folder, (), {name: tuple(map(Picture, paths)) for name, paths in listed.items()})
 
 
-def read_picture(path: Path, colour: str) -> npt.NDArray[np.uint8]:
+def read_picture(path: Path, color: str) -> npt.NDArray[np.uint8]:
     """Read one picture as a restorer takes it.
 
     Args:
         path: The file.
-        colour: ``"rgb"``; ``"grey"`` (Pillow's grey); or ``"y"``, the luma of BT.601 with studio swing, for which a
-            picture that is stored as grey is taken as it is, as the field's scripts do.
+        color: ``"rgb"``; ``"gray"`` (Pillow's gray); or ``"y"``, the luma of BT.601 with studio swing, for which a
+            picture that is stored as gray is taken as it is, as the field's scripts do.
 
     Returns:
         uint8 ``[H, W, 3]`` for rgb, else ``[H, W]``.
@@ -121,24 +121,24 @@ def read_picture(path: Path, colour: str) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: It is not a picture that can be read.
     """
-    if colour == "rgb":
+    if color == "rgb":
         return np.asarray(open_image(path, mode="RGB"))
-    grey = np.asarray(open_image(path, mode="L"))
-    if colour == "grey":
-        return grey
+    gray = np.asarray(open_image(path, mode="L"))
+    if color == "gray":
+        return gray
     with Image.open(path) as image:
-        stored_grey = image.mode in _GREY_MODES
-    return grey if stored_grey else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+        stored_gray = image.mode in _GRAY_MODES
+    return gray if stored_gray else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
 
 
 def read_truths(
-    pictures: Sequence[Picture], colour: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
+    pictures: Sequence[Picture], color: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
 ) -> Truths:
     """Read pictures into memory.
 
     Args:
         pictures: The files.
-        colour: See ``read_picture``.
+        color: See ``read_picture``.
         on_bad: What to do with files that cannot be read.
         memory_limit: Bytes that all of them may take.
         limit: Number of pictures at most, the first ones.
@@ -152,7 +152,7 @@ def read_truths(
     size = 0
     for picture in progress(pictures[:limit], "reading pictures"):
         try:
-            pixels = read_picture(picture.path, colour)
+            pixels = read_picture(picture.path, color)
         except ImageError as error:
             bad.append(error)
             continue

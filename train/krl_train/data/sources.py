@@ -43,7 +43,7 @@ class Source:
     Attributes:
         name: Its name, or the folder's absolute path.
         labels: Class names in the order of the class indices.
-        channels: 1 where all pictures are known to be grey, else 3.
+        channels: 1 where all pictures are known to be gray, else 3.
         size: Height and width where all pictures are known to share them and they are small.
         flip: Whether mirrored pictures keep their class.
         config: What the user asked for.
@@ -206,7 +206,7 @@ def _prepare(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing, marg
 
 
 def _peek(folder: PictureFolder) -> tuple[tuple[int, int] | None, int]:
-    """Look at a few files: their common size if it is small, and whether they are all grey."""
+    """Look at a few files: their common size if it is small, and whether they are all gray."""
     pictures: list[Picture] = [picture for split in folder.splits.values() for picture in split]
     sizes, modes = set(), set()
     for picture in pictures[:: max(1, len(pictures) // 16)]:
@@ -217,8 +217,8 @@ def _peek(folder: PictureFolder) -> tuple[tuple[int, int] | None, int]:
         except OSError:  # reading the split names it
             continue
     size = sizes.pop() if len(sizes) == 1 else None
-    grey = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
-    return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if grey else 3)
+    gray = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
+    return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
 
 
 def _digits(config: DataConfig) -> Source:

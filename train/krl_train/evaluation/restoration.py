@@ -59,4 +59,4 @@ def _read_pairs(run: Run, data: DataConfig, split: str) -> tuple[Path, str, Trut
         raise UsageError(f"run {run.path} paints in a style; there is no truth to measure it by. Look at its pictures")
     split = "val" if split == "auto" else split
     root = Path(str(data.data))
-    return root, split, read_pairs(root, split, data, run.record.model.arguments["colour"])
+    return root, split, read_pairs(root, split, data, run.record.model.arguments["color"])

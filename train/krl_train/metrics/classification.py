@@ -56,7 +56,7 @@ def evaluate_classifier(
     mine = np.arange(placement.rank, len(data), placement.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _centre(data, indices).to(placement.device)
+        pixels = _center(data, indices).to(placement.device)
         if placement.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         logits = network(pixels).float()
@@ -69,7 +69,7 @@ def evaluate_classifier(
     return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
 
 
-def _centre(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+def _center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
     pixels = data.pixels(indices)
     margin = data.margin
     return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels

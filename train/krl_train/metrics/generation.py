@@ -33,7 +33,7 @@ __all__ = [
 _log = logging.getLogger("krl")
 
 _BATCH = 250  # images in a run of the feature network: bounded memory
-_NEIGHBOURS = 5  # k of density and coverage, as in their paper (Naeem et al. 2020)
+_NEIGHBORS = 5  # k of density and coverage, as in their paper (Naeem et al. 2020)
 _KID_SUBSETS, _KID_SIZE = 50, 500  # half of torchmetrics' 100 subsets of 1000, for sets of some thousand images
 _SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
 _CHANCES = 2
@@ -176,7 +176,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def coverage_metrics(real: Tensor, fake: Tensor, *, neighbours: int = _NEIGHBOURS) -> dict[str, float]:
+def coverage_metrics(real: Tensor, fake: Tensor, *, neighbors: int = _NEIGHBORS) -> dict[str, float]:
     """Return precision, recall, density and coverage of generated features.
 
     Around each real (generated) feature lies a ball that reaches to its k-th nearest of the same kind. Precision: share
@@ -187,19 +187,19 @@ def coverage_metrics(real: Tensor, fake: Tensor, *, neighbours: int = _NEIGHBOUR
     Args:
         real: ``[N, D]``, N above k.
         fake: ``[M, D]``, M above k.
-        neighbours: k.
+        neighbors: k.
     """
-    _check_features(real, fake, least=neighbours + 1)
+    _check_features(real, fake, least=neighbors + 1)
     real, fake = real.double(), fake.double()
     # A feature is its own nearest, at distance 0.
-    real_radius = torch.cdist(real, real).kthvalue(neighbours + 1, dim=1).values
-    fake_radius = torch.cdist(fake, fake).kthvalue(neighbours + 1, dim=1).values
+    real_radius = torch.cdist(real, real).kthvalue(neighbors + 1, dim=1).values
+    fake_radius = torch.cdist(fake, fake).kthvalue(neighbors + 1, dim=1).values
     distance = torch.cdist(real, fake)
     in_real, in_fake = distance <= real_radius[:, None], distance <= fake_radius[None]
     return {
         "precision": float(in_real.any(0).double().mean()),
         "recall": float(in_fake.any(1).double().mean()),
-        "density": float(in_real.double().sum(0).mean() / neighbours),
+        "density": float(in_real.double().sum(0).mean() / neighbors),
         "coverage": float((distance.min(1).values <= real_radius).double().mean()),
     }
 

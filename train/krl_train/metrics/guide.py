@@ -49,7 +49,7 @@ class Guide(nn.Module):
     Args:
         network: The classifier; it is frozen and stays in evaluation mode.
         labels: Its class names.
-        settings: The condition's settings; tokens are matched with class names, "red" or "colour=red" with red.
+        settings: The condition's settings; tokens are matched with class names, "red" or "color=red" with red.
 
     Raises:
         UsageError: No token names a class.
@@ -87,7 +87,7 @@ class Guide(nn.Module):
         """Return the mean cross-entropy in nats over the pictures whose condition names a class; 0 where none does.
 
         Args:
-            pictures: float32 ``[N, C, H, W]``, 0 to 255; they are resized, and turned to grey or RGB, as the classifier
+            pictures: float32 ``[N, C, H, W]``, 0 to 255; they are resized, and turned to gray or RGB, as the classifier
                 needs them.
             tokens: Their conditions, int64 ``[N, L]``.
         """

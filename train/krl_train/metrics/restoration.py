@@ -52,7 +52,7 @@ def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border:
     """Score one picture: both as luma rounded to uint8, the border cut off.
 
     Args:
-        restored: uint8 ``[H, W]`` (luma or grey as it is) or ``[H, W, 3]`` (RGB, whose luma is taken).
+        restored: uint8 ``[H, W]`` (luma or gray as it is) or ``[H, W, 3]`` (RGB, whose luma is taken).
         truth: The same shape.
         border: Pixels that are cut off each side; the scale in super-resolution.
 

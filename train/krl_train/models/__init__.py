@@ -1,15 +1,15 @@
-"""Networks by name, and the wrapper that gives a network its own normalisation."""
+"""Networks by name, and the wrapper that gives a network its own normalization."""
 
 from __future__ import annotations
 
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
-from .quantized import FakeQuantised
+from .quantized import FakeQuantized
 from .spec import ModelSpec, build_classifier
 
 __all__ = [
-    "FakeQuantised",
+    "FakeQuantized",
     "ModelSpec",
     "Network",
     "build_classifier",

@@ -39,7 +39,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
             the classifier's last layer is made anew where ``num_classes`` is not theirs.
 
     Returns:
-        The network, in training mode; it maps normalised ``[N, C, H, W]`` to logits ``[N, num_classes]``.
+        The network, in training mode; it maps normalized ``[N, C, H, W]`` to logits ``[N, num_classes]``.
 
     Raises:
         ModelError: The name is not known, or pretrained weights do not exist or cannot be had.
@@ -57,7 +57,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
 
 
 def _with_short_memory(model: nn.Module) -> nn.Module:
-    """Let batch normalisation forget its first statistics within tens of steps, not hundreds.
+    """Let batch normalization forget its first statistics within tens of steps, not hundreds.
 
     Some networks (MobileNetV3, MNASNet, EfficientNet) come with a momentum of 0.01 or less, for the hundred thousand
     steps of ImageNet. In the few hundred steps of a small data set their running variance still remembers the 1 that it

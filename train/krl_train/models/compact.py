@@ -1,7 +1,7 @@
 """The other networks of the CIFAR-100 distillation tables, for pictures of 32×32 pixels.
 
 Names start with ``cifar-``, because torchvision has networks of the same families for 224×224: ``cifar-vgg8`` and
-``cifar-vgg13`` (https://arxiv.org/abs/1409.1556 with batch normalisation), ``cifar-mobilenetv2`` (half width,
+``cifar-vgg13`` (https://arxiv.org/abs/1409.1556 with batch normalization), ``cifar-mobilenetv2`` (half width,
 https://arxiv.org/abs/1801.04381), ``cifar-shufflenetv1`` (three groups, https://arxiv.org/abs/1707.01083),
 ``cifar-shufflenetv2`` (https://arxiv.org/abs/1807.11164) and ``cifar-resnet50`` (https://arxiv.org/abs/1512.03385).
 Widths and strides are those of the published tables (Tian et al. 2020, https://arxiv.org/abs/1910.10699).
@@ -25,7 +25,7 @@ class _Pooled(nn.Module):
         super().__init__()
         self.features = features
         self.linear = nn.Linear(width, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``."""
@@ -42,7 +42,7 @@ def _conv(
     groups: int = 1,
     active: type[nn.Module] | None,
 ) -> list[nn.Module]:
-    """Convolution, batch normalisation, and an activation if there is one."""
+    """Convolution, batch normalization, and an activation if there is one."""
     convolution = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [convolution, nn.BatchNorm2d(out_channels), *([active()] if active else [])]
 
@@ -194,7 +194,7 @@ def _resnet50(num_classes: int, in_channels: int) -> nn.Module:
     return _Pooled(nn.Sequential(*layers), channels, num_classes)
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -55,7 +55,7 @@ class LabelConditioner(Conditioner):
 class AttributeConditioner(Conditioner):
     """The sum of one vector for each attribute's value; an attribute that is left open has a vector of its own.
 
-    A sum, and nothing after it that could memorise combinations, so that combinations which training never saw get a
+    A sum, and nothing after it that could memorize combinations, so that combinations which training never saw get a
     vector that the generator knows the parts of. It is divided by √L and so has the variance of one vector.
 
     Args:
@@ -160,7 +160,7 @@ class GraphConditioner(Conditioner):
 
 
 def build_conditioner(settings: Mapping[str, Any]) -> Conditioner:
-    """Make the encoder of a generator's conditions, freshly initialised.
+    """Make the encoder of a generator's conditions, freshly initialized.
 
     Args:
         settings: The condition's settings; ``krl_runtime.conditions`` says what they hold.

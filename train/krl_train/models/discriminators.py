@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
     (https://arxiv.org/abs/1802.05637): the inner product of its vector with the features is added to the logit.
 
     Args:
-        stages: Map normalised pictures to features ``[N, C, h, w]``.
+        stages: Map normalized pictures to features ``[N, C, h, w]``.
         features: Length of the features' vector.
         preprocessing: Its ``mean`` and ``std`` are applied here.
         pool: Sum the features over the map; otherwise all of them count.

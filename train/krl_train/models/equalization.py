@@ -14,40 +14,40 @@ from torch import Tensor, fx, nn
 
 from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
 
-from .quantizers import Quantiser
+from .quantizers import Quantizer
 
-__all__ = ["equalise"]
+__all__ = ["equalize"]
 
 _RECTIFIERS = (F.relu, torch.relu)
 
 
 @torch.no_grad()
-def equalise(graph: fx.GraphModule) -> int:
+def equalize(graph: fx.GraphModule) -> int:
     """Scale the weights around each activation of which one channel is much louder than the median one.
 
     Args:
-        graph: With quantisers that have seen real inputs; what they have seen is scaled as well.
+        graph: With quantizers that have seen real inputs; what they have seen is scaled as well.
 
     Returns:
-        How many activations were equalised.
+        How many activations were equalized.
     """
     count = 0
     for node in graph.graph.nodes:
-        quantiser = _module(graph, node)
-        between = _convolutions(graph, node) if isinstance(quantiser, Quantiser) else None
-        if not isinstance(quantiser, Quantiser) or between is None or quantiser.largest.ndim != 1:
+        quantizer = _module(graph, node)
+        between = _convolutions(graph, node) if isinstance(quantizer, Quantizer) else None
+        if not isinstance(quantizer, Quantizer) or between is None or quantizer.largest.ndim != 1:
             continue
         before, after = between
-        alive = quantiser.largest > 0
-        if not alive.any() or quantiser.largest.max() <= OUTLIER_RATIO * quantiser.largest[alive].median():
+        alive = quantizer.largest > 0
+        if not alive.any() or quantizer.largest.max() <= OUTLIER_RATIO * quantizer.largest[alive].median():
             continue
-        factor = _factor(quantiser.largest, after)
+        factor = _factor(quantizer.largest, after)
         rows = factor.reshape(-1, 1, 1, 1)
         before.weight.div_(rows)
         if before.bias is not None:
             before.bias.div_(factor)
         after.weight.mul_(rows if after.groups > 1 else factor.reshape(1, -1, 1, 1))
-        quantiser.largest.div_(factor)
+        quantizer.largest.div_(factor)
         count += 1
     return count
 
@@ -56,16 +56,16 @@ def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _convolutions(graph: fx.GraphModule, quantiser: fx.Node) -> tuple[nn.Conv2d, nn.Conv2d] | None:
-    """Return the convolutions before and behind a quantiser, if nothing else reads what stands between them."""
-    source = quantiser.args[0]
+def _convolutions(graph: fx.GraphModule, quantizer: fx.Node) -> tuple[nn.Conv2d, nn.Conv2d] | None:
+    """Return the convolutions before and behind a quantizer, if nothing else reads what stands between them."""
+    source = quantizer.args[0]
     if isinstance(source, fx.Node) and (source.target in _RECTIFIERS or isinstance(_module(graph, source), nn.ReLU)):
         if len(source.users) != 1:
             return None
         source = source.args[0]
-    if not isinstance(source, fx.Node) or len(source.users) != 1 or len(quantiser.users) != 1:
+    if not isinstance(source, fx.Node) or len(source.users) != 1 or len(quantizer.users) != 1:
         return None
-    before, after = _module(graph, source), _module(graph, next(iter(quantiser.users)))
+    before, after = _module(graph, source), _module(graph, next(iter(quantizer.users)))
     if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
         return None
     plain = after.groups == 1 or after.groups == after.in_channels == after.out_channels

@@ -35,7 +35,7 @@ def picture_sizes(height: int, width: int, least: int = 4) -> list[tuple[int, in
 
 
 class Norm(nn.Module):
-    """Batch normalisation, whose scale and shift may come from a condition (https://arxiv.org/abs/1707.00683).
+    """Batch normalization, whose scale and shift may come from a condition (https://arxiv.org/abs/1707.00683).
 
     Args:
         channels: Of the map.
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 
 
 class TransposedBlock(nn.Module):
-    """A convolution (4×4 transposed where it doubles the size, else 3×3), normalisation, ReLU."""
+    """A convolution (4×4 transposed where it doubles the size, else 3×3), normalization, ReLU."""
 
     def __init__(self, channels: int, out_channels: int, dim: int, *, up: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TransposedBlock(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """Nearest upsampling where it doubles the size, a 3×3 depthwise and a 1×1 convolution, normalisation, ReLU."""
+    """Nearest upsampling where it doubles the size, a 3×3 depthwise and a 1×1 convolution, normalization, ReLU."""
 
     def __init__(self, channels: int, out_channels: int, dim: int, *, up: bool) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class SeparableBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions behind normalisations, and a shortcut; the first may double the size."""
+    """Two 3×3 convolutions behind normalizations, and a shortcut; the first may double the size."""
 
     def __init__(self, channels: int, out_channels: int, dim: int, *, up: bool) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class Generator(nn.Module):
 
     Args:
         backbone: Maps latents ``[N, Z]`` (and condition tokens ``[N, L]``, where it has a condition) to pictures
-            ``[N, C, H, W]`` in the units that ``preprocessing`` normalises to.
+            ``[N, C, H, W]`` in the units that ``preprocessing`` normalizes to.
         latent_size: Z.
         preprocessing: Size, channels, mean and std of the pictures.
         condition: Settings of the condition, or ``None``.
@@ -91,9 +91,9 @@ class Generator(nn.Module):
         """Where latents and conditions are expected."""
         return self.scale.device
 
-    def pictures(self, normalised: Tensor) -> Tensor:
+    def pictures(self, normalized: Tensor) -> Tensor:
         """Bring what the backbone gives, ``[N, C, H, W]``, to the range 0 to 255."""
-        return normalised.float() * self.scale + self.offset
+        return normalized.float() * self.scale + self.offset
 
 
 def generator_width(name: str) -> int | None:
@@ -108,7 +108,7 @@ def is_generator(name: str) -> bool:
 
 
 def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
-    """Return a generator, freshly initialised.
+    """Return a generator, freshly initialized.
 
     Args:
         spec: ``name`` as the module says; ``arguments["latent"]`` is the latent's size and ``arguments["condition"]``,

@@ -2,7 +2,7 @@
 
 Names: ``unet-WIDTH-DEPTH`` for translation (after Isola et al. 2017, https://arxiv.org/abs/1611.07004) and
 ``style-WIDTH`` for style transfer (Johnson et al. 2016, https://arxiv.org/abs/1603.08155, with the instance
-normalisation of https://arxiv.org/abs/1607.08022). Both normalise over the whole picture, so an output pixel depends on
+normalization of https://arxiv.org/abs/1607.08022). Both normalize over the whole picture, so an output pixel depends on
 all of the input: such a network is not local, and pictures are not cut into tiles for it.
 
 Pictures have any size: what strides round up is cut off at the end, by shapes and not by values, so that exported
@@ -51,7 +51,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures ``[N, C, H, W]`` to the same shape."""
+        """Map normalized pictures ``[N, C, H, W]`` to the same shape."""
         maps = [self.first(x)]
         for layer in self.down:
             maps.append(layer(maps[-1]))
@@ -66,7 +66,7 @@ class UNet(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Convolution, instance normalisation and ReLU; at stride 2 padded as TensorFlow's SAME does for even sizes."""
+    """Convolution, instance normalization and ReLU; at stride 2 padded as TensorFlow's SAME does for even sizes."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int = 1, *, relu: bool = True) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Convolution(nn.Module):
 
 
 class _Enlarging(nn.Module):
-    """Transposed convolution of stride 2, instance normalisation and ReLU, exactly doubling, as TensorFlow's SAME."""
+    """Transposed convolution of stride 2, instance normalization and ReLU, exactly doubling, as TensorFlow's SAME."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network that takes pixels: normalisation is part of it, in training, in distillation and in the exported graph."""
+"""A network that takes pixels: normalization is part of it, in training, in distillation and in the exported graph."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts to gray
 
 
 class Network(nn.Module):
-    """A backbone behind its normalisation.
+    """A backbone behind its normalization.
 
-    A teacher and its student see the same pixels, each normalised in its own way; and what is exported is what
+    A teacher and its student see the same pixels, each normalized in its own way; and what is exported is what
     was trained, with ``uint8`` at its input.
 
     Args:
-        backbone: Maps normalised ``[N, C, H, W]`` of float32 to logits ``[N, classes]``.
+        backbone: Maps normalized ``[N, C, H, W]`` of float32 to logits ``[N, classes]``.
         preprocessing: Its ``mean`` and ``std`` are applied here.
         classes: Which of the backbone's classes are answered, in this order; all of them by default.
     """

@@ -34,7 +34,7 @@ class FeatureMaps:
     It is not a module, on purpose: whoever holds it does not train it.
 
     Args:
-        network: The classifier; it is frozen here. It normalises in its own way, and sees pictures at their own size.
+        network: The classifier; it is frozen here. It normalizes in its own way, and sees pictures at their own size.
 
     Raises:
         UsageError: The classifier has no feature maps.

@@ -1,8 +1,8 @@
-"""A network that computes as its INT8 form will: fake-quantised, for training and for judging it.
+"""A network that computes as its INT8 form will: fake-quantized, for training and for judging it.
 
-Where values are rounded follows NVIDIA's rules of explicit quantisation, the same that ``krl-deploy`` writes graphs by:
+Where values are rounded follows NVIDIA's rules of explicit quantization, the same that ``krl-deploy`` writes graphs by:
 the input and the weight of each convolution and linear layer that is wide enough, and the branch of a residual
-addition. Batch normalisation is folded into the convolution before it, and frozen where there is none.
+addition. Batch normalization is folded into the convolution before it, and frozen where there is none.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import MIN_CHANNELS
 
-from .equalization import equalise
-from .quantizers import ROUNDED_LAYERS, Mode, Quantiser, round_weights
+from .equalization import equalize
+from .quantizers import ROUNDED_LAYERS, Mode, Quantizer, round_weights
 
-__all__ = ["FakeQuantised"]
+__all__ = ["FakeQuantized"]
 
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _ATTENTION_PRODUCTS = 4  # on the way through: the projection in, two products, the projection out
@@ -34,10 +34,10 @@ _PRODUCTS = (torch.matmul, torch.bmm, operator.matmul)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
-class FakeQuantised(nn.Module):
+class FakeQuantized(nn.Module):
     """A backbone that rounds where its INT8 form will.
 
-    It is always in eval mode: what is left of batch normalisation is frozen, and nothing is dropped. It computes in
+    It is always in eval mode: what is left of batch normalization is frozen, and nothing is dropped. It computes in
     float32 under mixed precision as well, whose own rounding is coarser than that of INT8.
 
     Args:
@@ -55,12 +55,12 @@ class FakeQuantised(nn.Module):
         _place(self.graph)
         self.eval()
 
-    def train(self, mode: bool = True) -> FakeQuantised:
+    def train(self, mode: bool = True) -> FakeQuantized:
         """Stay in eval mode, whatever is asked for."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised ``[N, C, H, W]`` to what the backbone gives."""
+        """Map normalized ``[N, C, H, W]`` to what the backbone gives."""
         if torch.onnx.is_in_onnx_export():
             exported: Tensor = self.graph(x)
             return exported
@@ -68,14 +68,14 @@ class FakeQuantised(nn.Module):
             answer: Tensor = self.graph(x)
         return answer
 
-    def quantisers(self) -> list[Quantiser]:
-        """Return the quantisers of activations, in the order of execution."""
-        return [module for module in self.modules() if isinstance(module, Quantiser)]
+    def quantizers(self) -> list[Quantizer]:
+        """Return the quantizers of activations, in the order of execution."""
+        return [module for module in self.modules() if isinstance(module, Quantizer)]
 
     def set_mode(self, mode: Mode) -> None:
         """Round, or do not, from now on."""
         for module in self.modules():
-            if isinstance(module, (Quantiser, *ROUNDED_LAYERS)):
+            if isinstance(module, (Quantizer, *ROUNDED_LAYERS)):
                 module.mode = mode  # type: ignore[assignment]
 
     @contextmanager
@@ -91,30 +91,30 @@ class FakeQuantised(nn.Module):
     def observing(self) -> Iterator[None]:
         """Take the scales from what runs through the network in a ``with`` block; nothing is rounded there.
 
-        Activations with loud channels are equalised, which changes weights and leaves answers as they are.
+        Activations with loud channels are equalized, which changes weights and leaves answers as they are.
         """
         with self.computing("observe"):
             yield
-        equalise(self.graph)
-        for quantiser in self.quantisers():
-            quantiser.set_scale()
+        equalize(self.graph)
+        for quantizer in self.quantizers():
+            quantizer.set_scale()
 
 
 def _traced(backbone: nn.Module) -> fx.GraphModule:
-    """Return the graph of a network in eval mode, batch normalisation folded, without what only passes a tensor on."""
+    """Return the graph of a network in eval mode, batch normalization folded, without what only passes a tensor on."""
     try:
         graph = fx.symbolic_trace(copy.deepcopy(backbone).eval())
     except Exception as error:  # a network's own code raises whatever it raises on tensors without values
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"the network cannot be traced for quantisation-aware training ({type(error).__name__}: {reason}); "
-            "krl-deploy quantize quantises it after training"
+            f"the network cannot be traced for quantization-aware training ({type(error).__name__}: {reason}); "
+            "krl-deploy quantize quantizes it after training"
         ) from error
     for node in list(graph.graph.nodes):
         if _passes_on(graph, node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    _fold_normalisation(graph)
+    _fold_normalization(graph)
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
@@ -131,10 +131,10 @@ def _passes_on(graph: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module, _PASSES) or type(module).__name__ == "StochasticDepth"
 
 
-def _fold_normalisation(graph: fx.GraphModule) -> None:
+def _fold_normalization(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        normalisation = _module(graph, node)
-        if type(normalisation) is not nn.BatchNorm2d:
+        normalization = _module(graph, node)
+        if type(normalization) is not nn.BatchNorm2d:
             continue
         before = node.args[0]
         convolution = _module(graph, before)
@@ -144,7 +144,7 @@ def _fold_normalisation(graph: fx.GraphModule) -> None:
             continue  # a convolution that is used twice cannot hold the statistics of one use
         transposed = isinstance(convolution, nn.ConvTranspose2d)
         assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101  for the type checker
-        fused = fuse_conv_bn_eval(convolution, normalisation, transpose=transposed)
+        fused = fuse_conv_bn_eval(convolution, normalization, transpose=transposed)
         parent, _, name = str(before.target).rpartition(".")
         setattr(graph.get_submodule(parent), name, fused)
         node.replace_all_uses_with(before)
@@ -152,7 +152,7 @@ def _fold_normalisation(graph: fx.GraphModule) -> None:
 
 
 def _place(graph: fx.GraphModule) -> None:
-    """Round weights, and put a quantiser behind each tensor that an INT8 operator reads."""
+    """Round weights, and put a quantizer behind each tensor that an INT8 operator reads."""
     depths = _depths(graph)
     chosen = [
         node
@@ -167,14 +167,14 @@ def _place(graph: fx.GraphModule) -> None:
     places: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
     for reader, index in [*((node, 0) for node in chosen), *residuals]:
         places.setdefault(reader.args[index], []).append((reader, index))
-    graph.add_module("quantisers", nn.Module())
+    graph.add_module("quantizers", nn.Module())
     for source in [node for node in graph.graph.nodes if node in places]:
-        name = f"quantisers.{source.name}"
-        graph.add_submodule(name, Quantiser())
+        name = f"quantizers.{source.name}"
+        graph.add_submodule(name, Quantizer())
         with graph.graph.inserting_after(source):
-            quantiser = graph.graph.call_module(name, (source,))
+            quantizer = graph.graph.call_module(name, (source,))
         for reader, index in places[source]:
-            reader.update_arg(index, quantiser)
+            reader.update_arg(index, quantizer)
     for node in chosen:
         layer = _module(graph, node)
         if layer is not None and type(layer) in _WEIGHTED:  # not yet: a layer may be used twice

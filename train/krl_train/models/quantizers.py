@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from krl_runtime.int8 import LARGEST_INT8, LARGEST_WEIGHT, SMALLEST_INT8
 
-__all__ = ["ROUNDED_LAYERS", "Mode", "Quantiser", "round_weights"]
+__all__ = ["ROUNDED_LAYERS", "Mode", "Quantizer", "round_weights"]
 
 Mode: TypeAlias = Literal["int8", "float", "observe"]
 """Round as INT8 does; do not round; do not round, and note the largest magnitude of each channel."""
@@ -50,7 +50,7 @@ def _round(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return rounded
 
 
-class Quantiser(nn.Module):
+class Quantizer(nn.Module):
     """Rounds an activation to int8.
 
     Attributes:
@@ -143,7 +143,7 @@ _ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
 }
 ROUNDED_LAYERS = tuple(_ROUNDING.values())
-"""Layers whose weights are rounded; like ``Quantiser`` they have a ``mode``."""
+"""Layers whose weights are rounded; like ``Quantizer`` they have a ``mode``."""
 
 
 def round_weights(layer: nn.Module) -> None:

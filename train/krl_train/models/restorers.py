@@ -1,4 +1,4 @@
-"""Networks that make a better picture of a picture: super-resolution, denoising, removal of JPEG's artefacts.
+"""Networks that make a better picture of a picture: super-resolution, denoising, removal of JPEG's artifacts.
 
 All of them add what they computed to a plain enlargement of their input (bicubic; at scale 1 the input itself), so
 that training begins at what a resize gives.
@@ -81,7 +81,7 @@ class SkipNetwork(nn.Module):
         self.trunk, self.tail, self.skip = trunk, tail, Enlargement(scale, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures ``[N, C, H, W]`` to ``[N, C, scale * H, scale * W]``."""
+        """Map normalized pictures ``[N, C, H, W]`` to ``[N, C, scale * H, scale * W]``."""
         return self.finish(self.trunk(x), x)
 
     def finish(self, features: Tensor, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Restorer(nn.Module):
     """A backbone between pixels: what a device runs.
 
     Args:
-        backbone: Maps normalised ``[N, C, H, W]`` to normalised ``[N, C, scale * H, scale * W]``, for any H and W.
+        backbone: Maps normalized ``[N, C, H, W]`` to normalized ``[N, C, scale * H, scale * W]``, for any H and W.
         preprocessing: Its ``mean`` and ``std`` are applied before the backbone and taken back after it.
         scale: By how much the result is larger than the input.
     """
@@ -132,7 +132,7 @@ class Restorer(nn.Module):
         Returns:
             ``[N, C, scale * H, scale * W]`` of float32, 0 to 255, neither rounded nor clipped.
         """
-        return self._to_pixels(self.backbone(self._normalised(pixels)))
+        return self._to_pixels(self.backbone(self._normalized(pixels)))
 
     def with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what ``forward`` returns, and the trunk's features ``[N, width, H, W]``.
@@ -143,11 +143,11 @@ class Restorer(nn.Module):
         backbone = self.backbone
         if not isinstance(backbone, SkipNetwork):
             raise ModelError(f"a {type(backbone).__name__} has no features to compare; use losses on pictures")
-        x = self._normalised(pixels)
+        x = self._normalized(pixels)
         features: Tensor = backbone.trunk(x)
         return self._to_pixels(backbone.finish(features, x)), features
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         return (pixels.to(self.gain.dtype) - self.offset) / self.gain
 
     def _to_pixels(self, restored: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def receptive_radius(name: str, scale: int) -> int | None:
 
 
 def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> Restorer:
-    """Return a restorer, freshly initialised: but for ``style``, its answer is the plain enlargement.
+    """Return a restorer, freshly initialized: but for ``style``, its answer is the plain enlargement.
 
     Args:
         spec: ``name`` as in the module's text, ``in_channels``, and ``"scale"`` (1 to 4) among the arguments.
@@ -280,11 +280,11 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> Restorer:
         raise ModelError(f"model {spec.name} keeps the size of pictures; it cannot enlarge them {scale} times")
     backbone = family.build(numbers, int(scale), spec.in_channels)
     if isinstance(backbone, SkipNetwork):
-        _initialise(backbone)
+        _initialize(backbone)
     return Restorer(backbone, preprocessing, int(scale))
 
 
-def _initialise(backbone: SkipNetwork) -> None:
+def _initialize(backbone: SkipNetwork) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -10,7 +10,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .build import build_model
 from .network import Network
-from .quantized import FakeQuantised
+from .quantized import FakeQuantized
 
 __all__ = ["ModelSpec", "build_classifier"]
 
@@ -33,17 +33,17 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, preprocessing: Preprocessing, *, pretrained: bool = False) -> Network:
-        """Return a classifier with its normalisation, freshly initialised or with the published weights.
+        """Return a classifier with its normalization, freshly initialized or with the published weights.
 
         Raises:
-            ModelError: The name is not known, or the network cannot be had or quantised.
+            ModelError: The name is not known, or the network cannot be had or quantized.
         """
         backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
         if self.arguments.get("quantize") == "int8":
-            backbone = FakeQuantised(backbone, preprocessing.shape)
+            backbone = FakeQuantized(backbone, preprocessing.shape)
         return Network(backbone, preprocessing)
 
 
 def build_classifier(spec: ModelSpec, preprocessing: Preprocessing) -> Network:
-    """Return a classifier with its normalisation, freshly initialised."""
+    """Return a classifier with its normalization, freshly initialized."""
     return spec.build(preprocessing)

@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass
 class Learner:
-    """A module that is trained, with its optimiser, schedule and (where wanted) moving average.
+    """A module that is trained, with its optimizer, schedule and (where wanted) moving average.
 
     The loop replaces ``module`` and ``optimizer`` by prepared ones (device, several processes), and checkpoints all.
     """
@@ -61,7 +61,7 @@ class Learner:
 
 
 Update: TypeAlias = Callable[[str, Tensor], None]
-"""Called by a step as ``update(learner_name, loss)``: backward, clip, optimiser, schedule, moving average."""
+"""Called by a step as ``update(learner_name, loss)``: backward, clip, optimizer, schedule, moving average."""
 
 
 class Stream(Protocol[_Yielded]):

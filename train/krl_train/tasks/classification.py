@@ -21,13 +21,13 @@ __all__ = ["ClassificationTask", "Objective", "Supervised"]
 
 
 class Objective(nn.Module):
-    """A network together with what its training minimises; all of its parameters are trained."""
+    """A network together with what its training minimizes; all of its parameters are trained."""
 
     network: Network
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return named scalar losses; ``"loss"`` is the one to minimise."""
+        """Return named scalar losses; ``"loss"`` is the one to minimize."""
 
 
 class Supervised(Objective):
@@ -58,9 +58,9 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
     """Trains the network of an objective and measures it on validation pictures.
 
     Args:
-        objective: What is minimised.
+        objective: What is minimized.
         optim: How.
-        steps: Number of optimisation steps in the whole training.
+        steps: Number of optimization steps in the whole training.
         batch_size: Pictures in one step over all processes; the default learning rate grows with it.
         val: Validation pictures.
         labels: Class names.

@@ -90,7 +90,7 @@ class CollapseWatch:
             raise TrainingError(
                 f"the discriminator told every picture of {self._won} steps right with a margin; the generator learns "
                 f"nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
-                "raise --r1, or give --diffaugment colour translation cutout"
+                "raise --r1, or give --diffaugment color translation cutout"
             )
         if self._same > self.patience:
             raise TrainingError(
@@ -106,11 +106,11 @@ class GanTask(Task[Batch]):
     Args:
         generator: What the run keeps, as its moving average.
         discriminator: Its opponent.
-        options: The adversarial loss and what stabilises it.
-        optim: Learning rate, schedule, largest gradient and moving average; the optimiser is Adam.
+        options: The adversarial loss and what stabilizes it.
+        optim: Learning rate, schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
         conditions: Of the training pictures; ``None`` for a generator without.
-        guide: What else the generator minimises, a function of its pictures ``[N, C, H, W]`` and their tokens.
+        guide: What else the generator minimizes, a function of its pictures ``[N, C, H, W]`` and their tokens.
         guide_weight: Factor of that.
         score: Measures the generator at evaluations; ``None`` measures nothing.
     """
@@ -150,7 +150,7 @@ class GanTask(Task[Batch]):
         return parts
 
     def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return pictures ``[N, C, H, W]``, and what else the generator minimises: scalars by name, weighted."""
+        """Return pictures ``[N, C, H, W]``, and what else the generator minimizes: scalars by name, weighted."""
         pictures = self.learners["generator"].module(latent, condition)
         if self.guide is None or condition is None:
             return pictures, {}

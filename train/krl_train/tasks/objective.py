@@ -23,10 +23,10 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
     """Trains the network of an objective; how it is measured is for subclasses to say.
 
     Args:
-        objective: Maps a batch to named scalar losses, of which ``"loss"`` is minimised.
+        objective: Maps a batch to named scalar losses, of which ``"loss"`` is minimized.
         network: The part of it that the run keeps; its weights are those of its ``backbone``.
         optim: How.
-        steps: Number of optimisation steps in the whole training.
+        steps: Number of optimization steps in the whole training.
         batch_size: Pictures in one step over all processes; the default learning rate grows with it.
     """
 
@@ -38,7 +38,7 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
         self.learners = {"model": learner}
 
     def step(self, batch: _Batch, update: Update) -> Mapping[str, Tensor]:
-        """Minimise the objective's ``"loss"`` on one batch."""
+        """Minimize the objective's ``"loss"`` on one batch."""
         parts: dict[str, Tensor] = self.learners["model"].module(batch)
         update("model", parts["loss"])
         return {name: value.detach() for name, value in parts.items()}

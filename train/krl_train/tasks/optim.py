@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
-    """Build the optimiser.
+    """Build the optimizer.
 
     Args:
         config: What the user asked for; without a learning rate the default grows with the batch size
@@ -43,7 +43,7 @@ def default_learning_rate(config: OptimConfig, batch_size: int) -> float:
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """Build the schedule, which is to be stepped after each of ``steps`` optimisation steps."""
+    """Build the schedule, which is to be stepped after each of ``steps`` optimization steps."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, steps))
 
 

@@ -43,13 +43,13 @@ def pixel_loss(restored: Tensor, truth: Tensor, *, epsilon: float = 0.0) -> Tens
 
 
 class RestorationObjective(nn.Module):
-    """A restorer together with what its training minimises; all of its parameters are trained."""
+    """A restorer together with what its training minimizes; all of its parameters are trained."""
 
     network: Restorer
 
     @abstractmethod
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
-        """Return named scalar losses; ``"loss"`` is the one to minimise."""
+        """Return named scalar losses; ``"loss"`` is the one to minimize."""
 
 
 class PixelLoss(RestorationObjective):
@@ -74,9 +74,9 @@ class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
     """Trains the network of an objective and measures it on whole pictures.
 
     Args:
-        objective: What is minimised.
+        objective: What is minimized.
         optim: How.
-        steps: Number of optimisation steps in the whole training.
+        steps: Number of optimization steps in the whole training.
         batch_size: Patches in one step over all processes.
         val: Validation pictures.
         degradation: What is done to them, beside the scaling; see ``krl_runtime.images.luma.corrupt``.

@@ -24,7 +24,7 @@ _CONTENT = 1  # the second of the maps, as relu2_2 (Johnson et al. 2016)
 
 
 def total_variation(pictures: Tensor) -> Tensor:
-    """Return the mean absolute difference between neighbouring pixels, down and across.
+    """Return the mean absolute difference between neighboring pixels, down and across.
 
     Args:
         pictures: ``[N, C, H, W]``, at least 2 pixels a side, in units of 0 to 1.

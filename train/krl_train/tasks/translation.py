@@ -27,7 +27,7 @@ _ADVERSARIAL = "non-saturating"
 
 
 class TranslationObjective(RestorationObjective):
-    """A network with the weights of what its training minimises.
+    """A network with the weights of what its training minimizes.
 
     Args:
         network: Turns a picture into another one.

@@ -96,13 +96,13 @@ class VariationalAutoencoder(nn.Module):
         self.generator = generator
         self.encoder = _Encoder(generator, conditioner)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Bring pictures in 0 to 255 to the units that both work in."""
         return (pixels.float() - self.generator.offset) / self.generator.scale
 
     def encode(self, pixels: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map pictures ``[N, C, H, W]`` in 0 to 255 to mean and log-variance of their latents, ``[N, Z]`` each."""
-        mean, log_variance = self.encoder(self.normalise(pixels), condition)
+        mean, log_variance = self.encoder(self.normalize(pixels), condition)
         return mean, log_variance
 
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +118,7 @@ class VaeTask(Task[Batch]):
     Args:
         model: Both.
         beta: Weight of the divergence (https://openreview.net/forum?id=Sy2fzU9gl).
-        optim: Learning rate (0.001), schedule, largest gradient and moving average; the optimiser is Adam.
+        optim: Learning rate (0.001), schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
         val: Validation pictures; the first 2,000 are reconstructed.
         conditions: Of the training pictures; ``None`` for a generator without.
@@ -140,13 +140,13 @@ class VaeTask(Task[Batch]):
         self.learners = {"vae": generator_learner(model, model.generator, optim, steps, lr=optim.lr or _LR)}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
-        """Minimise likelihood and divergence, in nats a picture, on one batch."""
+        """Minimize likelihood and divergence, in nats a picture, on one batch."""
         condition = None
         if self.conditions is not None:
             condition = self.conditions.draw(batch.indices).to(batch.pixels.device)
         decoded, mean, log_variance = self.learners["vae"].module(batch.pixels, condition)
-        normalise = self.model.normalise
-        likelihood = gaussian_likelihood(normalise(decoded), normalise(batch.pixels))
+        normalize = self.model.normalize
+        likelihood = gaussian_likelihood(normalize(decoded), normalize(batch.pixels))
         latent = divergence(mean, log_variance).mean()
         loss = likelihood + self.beta * latent
         # Divided by the number of values, so that --lr and --clip-norm mean the same for any size.

@@ -1,4 +1,4 @@
-"""``krl-train fit``: a classifier from labelled pictures."""
+"""``krl-train fit``: a classifier from labeled pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
 from .folder import prepare_out
-from .train import initialise_from, train_classifier
+from .train import initialize_from, train_classifier
 
 __all__ = ["fit"]
 
@@ -45,7 +45,7 @@ def fit(config: FitConfig) -> Run:
     torch.manual_seed(config.loop.seed)
     network = spec.build(preprocessing, pretrained=config.pretrained)
     if init is not None:
-        initialise_from(network, init)
+        initialize_from(network, init)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished

@@ -39,7 +39,7 @@ class GeneratorTraining:
     Attributes:
         training: The pictures.
         record: What ``run.json`` will say, but for the results.
-        generator: Freshly initialised.
+        generator: Freshly initialized.
         conditions: Of the training pictures; ``None`` where none are asked for.
     """
 
@@ -100,7 +100,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     if conditions is not None:
         conditioner = generator.backbone.conditioner
         assert isinstance(conditioner, Conditioner)  # noqa: S101  for the type checker
-        conditions.initialise(conditioner)
+        conditions.initialize(conditioner)
     return GeneratorTraining(training, record, generator, conditions)
 
 

@@ -1,4 +1,4 @@
-"""``krl-train fit --task restoration``: super-resolution, denoising and removal of JPEG's artefacts, from pictures."""
+"""``krl-train fit --task restoration``: super-resolution, denoising and removal of JPEG's artifacts, from pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
 from .folder import prepare_out
-from .train import initialise_from, network_size, train_task
+from .train import initialize_from, network_size, train_task
 
 __all__ = [
     "RestorationTraining",
@@ -104,11 +104,11 @@ def restorer_spec(name: str, config: RestorationConfig) -> ModelSpec:
     scale = config.scale if config.restore == "super-resolution" else 1
     arguments = {
         "scale": scale,
-        "colour": config.colour,
+        "color": config.color,
         "overlap": receptive_radius(name, scale),
         "degradation": degradations[config.restore],
     }
-    return ModelSpec(name, 0, 3 if config.colour == "rgb" else 1, arguments)
+    return ModelSpec(name, 0, 3 if config.color == "rgb" else 1, arguments)
 
 
 def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessing:
@@ -122,7 +122,7 @@ def read_restoration(config: TrainingConfig, spec: ModelSpec, size: tuple[int, i
 
     Args:
         config: Which pictures, and how patches are made of them.
-        spec: The network, with scale, colour and degradation.
+        spec: The network, with scale, color and degradation.
         size: Height and width of an input patch.
 
     Raises:
@@ -198,10 +198,10 @@ def _refuse_unused(config: TrainingConfig) -> None:
 
 
 def read_pictures(folder: PictureFolder, split: str, data: DataConfig, spec: ModelSpec, limit: int | None) -> Truths:
-    """Read one split of a folder in the colours of a network; see ``read_truths``."""
+    """Read one split of a folder in the colors of a network; see ``read_truths``."""
     return read_truths(
         folder.split(split, val_fraction=data.val_fraction),
-        spec.arguments["colour"],
+        spec.arguments["color"],
         on_bad=data.on_bad_image,
         memory_limit=data.memory_limit_mb * 2**20,
         limit=limit,
@@ -221,7 +221,7 @@ def fit_restorer(
     """Train a restorer on data alone, unless that is done already.
 
     Args:
-        make_objective: From the network to what is minimised.
+        make_objective: From the network to what is minimized.
         training: The data.
         spec: The network.
         config: Everything else.
@@ -288,7 +288,7 @@ def train_restorer(
     """Train a restorer and write its run.
 
     Args:
-        make_objective: From the network to what is minimised.
+        make_objective: From the network to what is minimized.
         training: The data.
         record: What ``run.json`` will say, but for the results.
         config: How weights are moved, and how long.
@@ -303,7 +303,7 @@ def train_restorer(
     torch.manual_seed(loop.seed)
     network = build_restorer(record.model, record.preprocessing)
     if init is not None:
-        initialise_from(network, init)
+        initialize_from(network, init)
     trained = task(
         make_objective(network),
         config.optim,

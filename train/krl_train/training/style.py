@@ -32,7 +32,7 @@ def style_spec(name: str) -> ModelSpec:
     """
     arguments = {
         "scale": 1,
-        "colour": "rgb",
+        "color": "rgb",
         "overlap": receptive_radius(name, 1),
         "degradation": {"kind": "none"},
     }
@@ -80,7 +80,7 @@ def _features(name: str, *, pretrained: bool) -> tuple[FeatureMaps, str]:
         run = Run.open(name)
         network = run.network()
         if network.preprocessing.channels != 3:
-            raise UsageError(f"--style-features {name} sees grey pictures; a classifier of RGB is needed")
+            raise UsageError(f"--style-features {name} sees gray pictures; a classifier of RGB is needed")
         return FeatureMaps(network), run.record.weights_sha256
     if name != "vgg16" or not pretrained:
         raise UsageError(

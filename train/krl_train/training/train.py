@@ -22,7 +22,7 @@ from krl_train.models.restorers import Restorer
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import ClassificationTask, Objective, Stream, Task
 
-__all__ = ["costs", "initialise_from", "network_size", "train_classifier", "train_task"]
+__all__ = ["costs", "initialize_from", "network_size", "train_classifier", "train_task"]
 
 _log = logging.getLogger("krl")
 
@@ -42,8 +42,8 @@ def train_classifier(
     """Train a network and write its run.
 
     Args:
-        make_objective: From the network to what is minimised.
-        network: The network, initialised.
+        make_objective: From the network to what is minimized.
+        network: The network, initialized.
         training: The data.
         record: What ``run.json`` will say, but for the results.
         optim: How weights are moved.
@@ -126,7 +126,7 @@ def costs(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def initialise_from(network: nn.Module, run: Run) -> None:
+def initialize_from(network: nn.Module, run: Run) -> None:
     """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
 
     Args:

@@ -32,15 +32,15 @@ def fit(config: FitConfig) -> Run:
     options = config.translation
     arguments = {
         "scale": 1,
-        "colour": options.translation_colour,
+        "color": options.translation_color,
         "overlap": receptive_radius(config.model, 1),
         "degradation": {"kind": "none"},
     }
-    spec = ModelSpec(config.model, 0, 3 if options.translation_colour == "rgb" else 1, arguments)
+    spec = ModelSpec(config.model, 0, 3 if options.translation_color == "rgb" else 1, arguments)
     data = config.data
     if data.data is None:
         raise UsageError("no data is named; give --data FOLDER with the folders A and B")
-    train, val = (read_pairs(Path(data.data), split, data, options.translation_colour) for split in ("train", "val"))
+    train, val = (read_pairs(Path(data.data), split, data, options.translation_color) for split in ("train", "val"))
     size = config.input.size or (_DEFAULT_PATCH,)
     training = restoration_training(config, spec, (size[0], size[-1]), train, val, Path(data.data), None)
     init = Run.open(config.init) if config.init is not None else None
