@@ -29,7 +29,7 @@ def run(command: str, *, show: bool = True) -> str:
 def latency(bundle: Path, variant: str) -> float:
     output = run(f"krl-runtime bench {bundle} --variant {variant} --threads 1 --backend cpu --json", show=False)
     p50 = float(json.loads(output)["stages_ms"]["inference"]["p50"])
-    print(f"{p50:.3f} ms (median of one picture, one thread)")
+    print(f"{p50:.3f} ms (median of one image, one thread)")
     return p50
 
 
@@ -63,8 +63,8 @@ def main(folder: Path) -> None:
     run(f"krl-deploy half {bundle}")
     run(f"krl-deploy quantize {bundle} --data {digits}")
     run(f"krl-runtime selftest {bundle}")
-    pictures = [next((digits / "val" / str(digit)).iterdir()) for digit in range(10)]
-    run(f"krl-runtime classify {bundle} {' '.join(map(str, pictures))}")
+    images = [next((digits / "val" / str(digit)).iterdir()) for digit in range(10)]
+    run(f"krl-runtime classify {bundle} {' '.join(map(str, images))}")
     run(f"krl-deploy export {teacher} -o {teacher_bundle}")
     run(f"krl-deploy export {student / 'baseline'} -o {baseline_bundle}")
 
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
         row("distilled student, INT8", student, bundle, "int8"),
     ]
     count, seconds = len(list(digits.glob("val/*/*"))), time.monotonic() - started
-    print(f"\nOn {count} pictures that training never saw, after {seconds:.0f} s:\n")
+    print(f"\nOn {count} images that training never saw, after {seconds:.0f} s:\n")
     print(table(("", "parameters", "MACs", "file KiB", "top-1 %", "CPU ms"), rows))
 
 

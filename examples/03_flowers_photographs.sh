@@ -3,7 +3,7 @@
 #
 #   sh examples/03_flowers_photographs.sh DATA OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [SIZE]
 #
-# DATA     folder with CLASS/*.jpg; a fifth is held out by each picture's hash
+# DATA     folder with CLASS/*.jpg; a fifth is held out by each image's hash
 # OUT      where runs and the bundle go
 set -eu
 data=$1 out=$2 teacher_epochs=${3:-40} student_epochs=${4:-40} size=${5:-64}

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Super-resolution x3: a residual net learns from pictures, teaches one of 22 thousand parameters, and that is deployed.
+# Super-resolution x3: a residual net learns from images, teaches one of 22 thousand parameters, and that is deployed.
 #
-#   sh examples/05_super_resolution.sh SR OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [PICTURE]
+#   sh examples/05_super_resolution.sh SR OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [IMAGE]
 #
 # SR       folder with t91/ (to train on), set5/ and set14/ (to score on), no classes needed
-# OUT      where runs, the bundle and the enlarged picture go
-# PICTURE  what is enlarged at the end; without it the first one of set5
+# OUT      where runs, the bundle and the enlarged image go
+# IMAGE  what is enlarged at the end; without it the first one of set5
 set -eu
 sr=$1 out=$2 teacher_epochs=${3:-200} student_epochs=${4:-50}
-picture=${5:-$(find "$sr/set5" -type f | sort | head -n 1)}
+image=${5:-$(find "$sr/set5" -type f | sort | head -n 1)}
 set -x
 krl-train fit --task restoration --scale 3 --model edsr-8-32 --data "$sr/t91" --val-data "$sr/set5" --size 24 \
     --batch-size 16 --epochs "$teacher_epochs" --ema 0.999 --evaluate-every 10 --out "$out/teacher"
@@ -18,4 +18,4 @@ krl-train evaluate "$out/student" --data "$sr/set14"
 krl-deploy export "$out/student" -o "$out/student.krl"
 krl-deploy quantize "$out/student.krl" --data "$sr/t91"
 krl-runtime selftest "$out/student.krl"
-krl-runtime restore "$out/student.krl" "$picture" -o "$out/restored"
+krl-runtime restore "$out/student.krl" "$image" -o "$out/restored"

@@ -5,9 +5,9 @@
 #   sh examples/06_mnist_generator.sh ROOT OUT [EPOCHS] [LIMIT] [SAMPLES]
 #
 # ROOT     folder in which torchvision's MNIST lies (ROOT/MNIST/raw)
-# OUT      where runs, the bundle and the pictures go
+# OUT      where runs, the bundle and the images go
 # EPOCHS   of the teacher (5)
-# LIMIT    of training pictures, and of real ones that are measured (all)
+# LIMIT    of training images, and of real ones that are measured (all)
 # SAMPLES  that are measured (5000)
 set -eu
 root=$1 out=$2 epochs=${3:-5} limit=${4:+--limit $4 --val-limit $4} samples=${5:-5000}

@@ -1,13 +1,13 @@
 """Digits in colors from descriptions, also in combinations that training never saw.
 
-Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures N] [--epochs N] [--width W] [--each N]
+Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--images N] [--epochs N] [--width W] [--each N]
            [--sentence-model DIR] [--more]
 
 --data-root  where torchvision's MNIST lies; without it the small embedded digits are used
---pictures   number of training pictures of the generators (20,000)
+--images   number of training images of the generators (20,000)
 --epochs     passes of the text generator over them (12); the two that it is compared with get half and a quarter
 --width      of the generators (16)
---each       number of pictures that are measured of each combination (50)
+--each       number of images that are measured of each combination (50)
 --sentence-model   folder of a sentence-transformers model: one more generator learns the words' meanings from it, and
              is asked in words that no description has, "a crimson 7"
 
@@ -15,7 +15,7 @@ Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--pictures
 
 Each digit is painted in one of six colors and described in words. Twelve of the sixty combinations are held out of
 training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
-independent classifiers, trained on other pictures of all combinations, say whether a generated picture shows the digit
+independent classifiers, trained on other images of all combinations, say whether a generated image shows the digit
 and the color that it was asked for.
 """
 
@@ -73,10 +73,10 @@ HELD_OUT = tuple((digit, (digit + shift) % 6) for digit in range(10) for shift i
 Pixels = npt.NDArray[np.uint8]
 
 
-def paint(picture: Pixels, color: int) -> Pixels:
+def paint(image: Pixels, color: int) -> Pixels:
     """Return a gray digit [28, 28] in a color, [28, 28, 3]."""
     tint = np.array(list(COLORS.values())[color])
-    return np.round(picture[..., None] / 255 * tint).astype(np.uint8)
+    return np.round(image[..., None] / 255 * tint).astype(np.uint8)
 
 
 def descriptions(digit: int, color: int) -> list[str]:
@@ -88,45 +88,45 @@ def digits(root: Path | None) -> dict[str, tuple[Pixels, npt.NDArray[np.int64]]]
     """Return gray digits [N, 28, 28] and their classes: "train" and "val"."""
     source = open_source(DataConfig(data="mnist", data_root=root) if root else DataConfig(data="digits"))
     if root:
-        return {name: (pictures[..., 0], classes) for name, (pictures, classes) in source.arrays.items()}
+        return {name: (images[..., 0], classes) for name, (images, classes) in source.arrays.items()}
     enlarge = lambda item: np.asarray(Image.fromarray(item).resize((28, 28), Image.Resampling.BICUBIC))  # noqa: E731
     return {
-        name: (np.stack([enlarge(item[..., 0]) for item in pictures]), classes)
-        for name, (pictures, classes) in source.arrays.items()
+        name: (np.stack([enlarge(item[..., 0]) for item in images]), classes)
+        for name, (images, classes) in source.arrays.items()
     }
 
 
 def make_data(out: Path, root: Path | None, count: int) -> None:
-    """Write the generators' pictures with descriptions, and other pictures for the two classifiers."""
+    """Write the generators' images with descriptions, and other images for the two classifiers."""
     random = np.random.default_rng(0)
     parts = digits(root)
-    pictures, classes = parts["train"]
-    half = min(count, len(pictures) // 2)
+    images, classes = parts["train"]
+    half = min(count, len(images) // 2)
     seen = [[color for color in range(6) if (digit, color) not in HELD_OUT] for digit in range(10)]
     rows, attributes = [], []
-    for split, images, labels in (("train", pictures[:half], classes[:half]), ("val", *parts["val"])):
-        for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
+    for split, chosen, labels in (("train", images[:half], classes[:half]), ("val", *parts["val"])):
+        for index, (image, digit) in enumerate(zip(chosen, labels, strict=True)):
             color = int(random.choice(seen[digit]))
             name = f"{split}/{DIGITS[digit]}/{index:05d}.png"
-            (out / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(paint(image, color)).save(out / "pictures" / name)
+            (out / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(paint(image, color)).save(out / "images" / name)
             rows += [(name, text) for text in descriptions(digit, color)]
             attributes.append((name, DIGITS[digit], list(COLORS)[color]))
             entity = out / "entities" / split / f"{list(COLORS)[color]}-{DIGITS[digit]}" / f"{index:05d}.png"
             entity.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(out / "pictures" / name, entity)
+            shutil.copy(out / "images" / name, entity)
     facts = [(f"{c}-{d}", kind, value) for d in DIGITS for c in COLORS for kind, value in (("digit", d), ("color", c))]
     tables = {
-        "descriptions": [("picture", "text"), *rows],
-        "attributes": [("picture", "digit", "color"), *attributes],
+        "descriptions": [("image", "text"), *rows],
+        "attributes": [("image", "digit", "color"), *attributes],
         "facts": [("head", "relation", "tail"), *facts],
     }
     for table_name, lines in tables.items():
         with (out / f"{table_name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(lines)
     others = slice(half, half + 20000)
-    for split, images, labels in (("train", pictures[others], classes[others]), ("val", *parts["val"])):
-        for index, (image, digit) in enumerate(zip(images, labels, strict=True)):
+    for split, chosen, labels in (("train", images[others], classes[others]), ("val", *parts["val"])):
+        for index, (image, digit) in enumerate(zip(chosen, labels, strict=True)):
             color = int(random.integers(6))
             for kind, label in (("digit", DIGITS[digit]), ("color", list(COLORS)[color])):
                 file_name = out / f"judge-{kind}" / split / label / f"{index:05d}.png"
@@ -155,9 +155,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
         words = f"--sentence-model {sentence_model} --more-words {folder / 'words.txt'}"
         trainings.append(("words", epochs, f"{text} {words}"))
     if more:
-        guide = (
-            f"krl-train fit --model dscnn-0.25 --data {folder / 'pictures'} --flip none --optimizer adamw --lr 0.003"
-        )
+        guide = f"krl-train fit --model dscnn-0.25 --data {folder / 'images'} --flip none --optimizer adamw --lr 0.003"
         run(f"{guide} --epochs 2 --out {folder / 'guide'}")
         attributes = f"--condition attributes --condition-file {folder / 'attributes.csv'}"
         trainings += [
@@ -168,7 +166,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
             trainings.append((f"{name}-short", epochs // 6, condition))
             trainings.append((f"{name}-guided", epochs // 6, f"{condition} --guide {folder / 'guide'}"))
     for name, count, options in trainings:
-        data = folder / ("entities" if name == "graph" else "pictures")
+        data = folder / ("entities" if name == "graph" else "images")
         run(
             f"krl-train fit --task gan --model dcgan-{width} --data {data} --flip none --batch-size 64 --r1 0 "
             f"--lr 0.0006 --adversarial hinge --ema 0.998 --epochs {max(1, count)} {options} --out {folder / name}"
@@ -176,7 +174,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
 
 
 def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
-    """Return pictures of a combination [count, 3, 28, 28], as far as the generator can be told."""
+    """Return images of a combination [count, 3, 28, 28], as far as the generator can be told."""
     generator = open_generator(path)[1]
     latents = sample_latents(count, generator.latent_size, seed=100 * digit + color)
     settings = generator.condition
@@ -187,7 +185,7 @@ def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
         "text": descriptions(digit, color),
         "labels": [name],
         "attributes": [f"digit={name},color={color_name}"],
-        "graph": [f"{color_name}-{name}"],  # of the held-out ones there are facts, and no picture
+        "graph": [f"{color_name}-{name}"],  # of the held-out ones there are facts, and no image
     }[settings["kind"]]
     tokens = torch.from_numpy(encode([asked[index % len(asked)] for index in range(count)], settings))
     return generate_pixels(generator, latents, tokens)
@@ -195,7 +193,7 @@ def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
 
 @torch.no_grad()
 def sees(judge: Run, pixels: torch.Tensor, label: str) -> torch.Tensor:
-    """Return for each picture whether a classifier sees a class, bool [N]."""
+    """Return for each image whether a classifier sees a class, bool [N]."""
     network = judge.network()
     return network(fit_images(pixels.float(), network.preprocessing)).argmax(1) == judge.record.labels.index(label)
 
@@ -215,7 +213,7 @@ def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
 
 
 def generate_texts(generator: Generator, texts: list[str]) -> torch.Tensor:
-    """Return a picture of each text [N, 3, 28, 28]."""
+    """Return an image of each text [N, 3, 28, 28]."""
     assert generator.condition is not None
     tokens = torch.from_numpy(encode(texts, generator.condition))
     return generate_pixels(generator, sample_latents(len(texts), generator.latent_size, seed=1), tokens)
@@ -242,8 +240,8 @@ def draw_grid(folder: Path) -> None:
     for digit in range(10):
         for color in range(6):
             cells[color, digit] = 160 if (digit, color) in HELD_OUT else 0
-            picture = generate(folder / "text", digit, color, 1)[0].permute(1, 2, 0).numpy()
-            cells[color, digit, 2:30, 2:30] = picture
+            image = generate(folder / "text", digit, color, 1)[0].permute(1, 2, 0).numpy()
+            cells[color, digit, 2:30, 2:30] = image
     save_cells(cells, folder / "grid.png")
 
 
@@ -259,7 +257,7 @@ def draw_words(folder: Path) -> None:
 
 
 def save_cells(cells: Pixels, path: Path) -> None:
-    """Save pictures [rows, columns, H, W, 3] as one, three times as large."""
+    """Save images [rows, columns, H, W, 3] as one, three times as large."""
     rows, columns, height, width, _ = cells.shape
     grid = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
     Image.fromarray(grid).resize((3 * columns * width, 3 * rows * height), Image.Resampling.NEAREST).save(path)
@@ -274,15 +272,15 @@ def report(folder: Path, each: int) -> None:
     chance = {"digit": 10.0, "color": 16.7, "both": 1.7}
     rows = [(name, *(values[column] for column in columns)) for name, values in results.items()]
     rows.append(("chance", *(chance[column.partition(",")[0]] for column in columns)))
-    print("\nPictures that show what was asked for, in percent:\n")
+    print("\nImages that show what was asked for, in percent:\n")
     print(table(("condition", *columns), rows))
     if "words" in kinds:
-        print("\nPictures that show what a word means that no description has, in percent:\n")
+        print("\nImages that show what a word means that no description has, in percent:\n")
         print(table(("word", "meant", "agreement"), measure_words(folder, each)))
         draw_words(folder)
     draw_grid(folder)
     for name in ("digit", "color"):
-        print(f"the {name} classifier on real pictures: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
+        print(f"the {name} classifier on real images: {100 * Run.open(folder / name).record.metrics['top1']:.1f} %")
 
 
 def main() -> None:
@@ -290,13 +288,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-root", type=Path)
-    for name, default in (("--pictures", 20000), ("--epochs", 12), ("--width", 16), ("--each", 50)):
+    for name, default in (("--images", 20000), ("--epochs", 12), ("--width", 16), ("--each", 50)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--sentence-model", type=Path)
     parser.add_argument("--more", action="store_true")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
-    make_data(arguments.folder, arguments.data_root, arguments.pictures)
+    make_data(arguments.folder, arguments.data_root, arguments.images)
     train(arguments.folder, arguments.epochs, arguments.width, arguments.sentence_model, arguments.more)
     report(arguments.folder, arguments.each)
 

@@ -1,8 +1,8 @@
-"""One training step of distillation beside the loop that people write: float32, per-picture transforms, live teacher.
+"""One training step of distillation beside the loop that people write: float32, per-image transforms, live teacher.
 
     python benchmarks/compress/step.py                 # resnet18 (CIFAR stem) -> resnet8, resnet56 -> resnet8
 
-All steps run in turn in one process, 128 pictures of 32×32 in each. ``krl`` is the package's own stream, distiller and
+All steps run in turn in one process, 128 images of 32×32 in each. ``krl`` is the package's own stream, distiller and
 loop (mixed precision where the processor computes in it, channels last, views of a whole batch at once); ``stored`` is
 the same with ``--cache-teacher``; ``plain`` trains the student on labels alone. Time does not depend on the weights.
 """
@@ -47,7 +47,7 @@ Step = Callable[[], object]
 
 
 def backbone(name: str) -> nn.Module:
-    """Return a network; resnet18 with the 3×3 stem that everybody gives it for pictures of this size."""
+    """Return a network; resnet18 with the 3×3 stem that everybody gives it for images of this size."""
     model = build_model(name, CLASSES)
     if name == "resnet18":
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -55,8 +55,8 @@ def backbone(name: str) -> nn.Module:
     return model
 
 
-def naive(teacher: nn.Module, student: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> Step:
-    """The usual loop: a data set of PIL pictures with torchvision's transforms, everything in float32."""
+def naive(teacher: nn.Module, student: nn.Module, images: np.ndarray, labels: np.ndarray) -> Step:
+    """The usual loop: a data set of PIL images with torchvision's transforms, everything in float32."""
     from torchvision import transforms
 
     change = transforms.Compose(
@@ -67,13 +67,13 @@ def naive(teacher: nn.Module, student: nn.Module, pictures: np.ndarray, labels: 
             transforms.Normalize(PREPROCESSING.mean, PREPROCESSING.std),
         ]
     )
-    images = [Image.fromarray(picture) for picture in pictures.transpose(0, 2, 3, 1)]
+    opened = [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)]
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     teacher.eval()
 
     def step() -> None:
-        chosen = [random.randrange(len(images)) for _ in range(BATCH)]
-        inputs = torch.stack([change(images[index]) for index in chosen])
+        chosen = [random.randrange(len(opened)) for _ in range(BATCH)]
+        inputs = torch.stack([change(opened[index]) for index in chosen])
         targets = torch.tensor([int(labels[index]) for index in chosen])
         with torch.no_grad():
             theirs = teacher(inputs)
@@ -112,9 +112,9 @@ def ours(objective: Objective, data: PixelSet, augmentation: Augmentation, preci
 def contenders(teacher: str, student: str, precision: str, folder: Path) -> dict[str, Step]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (COUNT, 3, 32, 32), np.uint8)
+    images = rng.integers(0, 256, (COUNT, 3, 32, 32), np.uint8)
     labels = rng.integers(0, CLASSES, COUNT)
-    data = PixelSet(pictures, labels.tolist())
+    data = PixelSet(images, labels.tolist())
     augmentation = Augmentation.resolve(AugmentConfig(), PREPROCESSING, flip=True, seed=0)
 
     def network(name: str) -> Network:
@@ -124,7 +124,7 @@ def contenders(teacher: str, student: str, precision: str, folder: Path) -> dict
     stored = StoredTeacher(frozen, "weights", data, augmentation, views=2, folder=folder)
     stored.fill(torch.device("cpu"))
     return {
-        "naive": naive(backbone(teacher), backbone(student), pictures, labels),
+        "naive": naive(backbone(teacher), backbone(student), images, labels),
         "krl": ours(Distiller(network(student), frozen, TERMS), data, augmentation, precision, None),
         "stored": ours(Distiller(network(student), stored, TERMS), data, augmentation, precision, 2),
         "plain": ours(Supervised(network(student)), data, augmentation, precision, None),

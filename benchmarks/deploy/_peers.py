@@ -1,4 +1,4 @@
-"""What deployment's benchmarks share: real pictures, the runtime's networks, and ONNX Runtime's quantize_static."""
+"""What deployment's benchmarks share: real images, the runtime's networks, and ONNX Runtime's quantize_static."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Sequence[str] | None = None) -> bytes:
-    """Return what ONNX Runtime makes of the same file and the same pictures: uint8 activations, int8 per channel.
+    """Return what ONNX Runtime makes of the same file and the same images: uint8 activations, int8 per channel.
 
     Args:
         model: The float32 file, cleaned already: quantize_static is at its best on such.
-        pixels: Pictures ``[N, C, H, W]``, given one by one as its documentation does.
+        pixels: Images ``[N, C, H, W]``, given one by one as its documentation does.
         method: One of ``PEERS``; all other options are quantize_static's own, but for scales for each channel.
         operators: Kinds of operators to quantize; left out: all that it can.
     """
@@ -56,8 +56,8 @@ def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Se
             self.left = iter(pixels)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            picture = next(self.left, None)
-            return None if picture is None else {"pixels": picture[None]}
+            image = next(self.left, None)
+            return None if image is None else {"pixels": image[None]}
 
     with TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")

@@ -1,4 +1,4 @@
-"""Time and peak memory of calibration on many 224×224 pictures, beside quantize_static of ONNX Runtime.
+"""Time and peak memory of calibration on many 224×224 images, beside quantize_static of ONNX Runtime.
 
 Each measurement has a process of its own, one after the other.
 """
@@ -26,8 +26,8 @@ OURS = ("minmax", "percentile", "entropy", "mse")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["mobilenet_v3_small", "resnet50"], metavar="NAME")
-    parser.add_argument("--pictures", type=int, default=500, metavar="N", help="for krl's methods")
-    parser.add_argument("--peer-pictures", type=int, default=48, metavar="N", help="for quantize_static's histograms")
+    parser.add_argument("--images", type=int, default=500, metavar="N", help="for krl's methods")
+    parser.add_argument("--peer-images", type=int, default=48, metavar="N", help="for quantize_static's histograms")
     parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS], metavar="NAME")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -40,13 +40,11 @@ def main() -> None:
     for model in arguments.models:
         open_bundle(model)  # made once, with torch, in a process of its own
         for method in arguments.methods:
-            # The peers' histogram methods keep every activation: 500 pictures need more memory than there is.
-            count = arguments.peer_pictures if method in ("Percentile", "Entropy") else arguments.pictures
+            # The peers' histogram methods keep every activation: 500 images need more memory than there is.
+            count = arguments.peer_images if method in ("Percentile", "Entropy") else arguments.images
             command = [sys.executable, __file__, "--one", model, method, str(count)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows.append(
-                {"model": model, "method": method, "pictures": count, **json.loads(done.stdout.splitlines()[-1])}
-            )
+            rows.append({"model": model, "method": method, "images": count, **json.loads(done.stdout.splitlines()[-1])})
             if not arguments.json:
                 print(line(rows[-1]), flush=True)
     if arguments.json:
@@ -55,15 +53,15 @@ def main() -> None:
 
 def line(row: dict) -> str:
     who = "krl" if row["method"] in OURS else "quantize_static"
-    each = row["seconds"] / row["pictures"] * 1e3
+    each = row["seconds"] / row["images"] * 1e3
     return (
-        f"{row['model']:20} {who:16} {row['method']:11} {row['pictures']:4} pictures {row['seconds']:7.1f} s "
+        f"{row['model']:20} {who:16} {row['method']:11} {row['images']:4} images {row['seconds']:7.1f} s "
         f"({each:6.1f} ms each)  peak {row['peak_mb']:6.0f} MB, {row['above_start_mb']:6.0f} MB above the start"
     )
 
 
 def measure(model: str, method: str, count: int) -> dict[str, float]:
-    """Quantize once, from pictures in memory to INT8 files; the pictures count for the memory of both."""
+    """Quantize once, from images in memory to INT8 files; the images count for the memory of both."""
     pixels = photographs(count, 224)
     file = open_bundle(model).file("model.fp32.onnx").read_bytes()
     before, start = peak(), time.perf_counter()

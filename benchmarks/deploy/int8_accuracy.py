@@ -1,8 +1,8 @@
-"""What INT8 costs a trained net: krl's two forms beside quantize_static of ONNX Runtime, on the same pictures.
+"""What INT8 costs a trained net: krl's two forms beside quantize_static of ONNX Runtime, on the same images.
 
-Give a bundle made by ``krl-deploy export`` from a net that has not seen the validation pictures, and its data. Every
-row is calibrated on the same pictures and measured on the same others. The error of the logits tells methods apart
-where top-1, which has a standard error of half a point on 2000 pictures, does not.
+Give a bundle made by ``krl-deploy export`` from a net that has not seen the validation images, and its data. Every
+row is calibrated on the same images and measured on the same others. The error of the logits tells methods apart
+where top-1, which has a standard error of half a point on 2000 images, does not.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=512, help="pictures to calibrate on")
-    parser.add_argument("--val-limit", type=int, default=2000, help="pictures to measure on")
+    parser.add_argument("--limit", type=int, default=512, help="images to calibrate on")
+    parser.add_argument("--val-limit", type=int, default=2000, help="images to measure on")
     parser.add_argument(
         "--layers", action="store_true", help="what each layer costs that is alone in INT8, and no more"
     )
@@ -59,7 +59,7 @@ def main() -> None:
         choose(folder, "val", arguments.val_limit, val_fraction=0.2), folder, bundle.manifest.labels
     )
     (seen, _), (pixels, _) = (decode(part, bundle.manifest.preprocessing, on_bad="refuse") for part in (train, val))
-    truth = np.array([picture.label for picture in val])
+    truth = np.array([image.label for image in val])
     fp32 = bundle.file("model.fp32.onnx").read_bytes()
     exact = outputs_of(open_cpu(fp32), pixels)
     rows = []
@@ -69,7 +69,7 @@ def main() -> None:
             print(line(rows[-1]), flush=True)
     if arguments.json:
         top1 = float((exact.argmax(1) == truth).mean())
-        print(json.dumps({"machine": machine(), "pictures": len(pixels), "fp32_top1": top1, "rows": rows}, indent=2))
+        print(json.dumps({"machine": machine(), "images": len(pixels), "fp32_top1": top1, "rows": rows}, indent=2))
 
 
 def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """What INT8 costs a restorer in dB: krl's two forms beside quantize_static of ONNX Runtime, in one run.
 
 Give a bundle made by ``krl-deploy adopt --task restoration`` or ``export``, and a folder with ``train/`` (T91, say) and
-``val/`` (Set5). Every row is calibrated on the same patches and measured on the same whole pictures: PSNR of luma, the
+``val/`` (Set5). Every row is calibrated on the same patches and measured on the same whole images: PSNR of luma, the
 border cut off.
 """
 
@@ -61,7 +61,7 @@ def main() -> None:
         )
         if not arguments.json:
             if len(rows) == 1:
-                print(f"fp32: {before:.3f} dB on {count} pictures; calibrated on {len(seen)} patches")
+                print(f"fp32: {before:.3f} dB on {count} images; calibrated on {len(seen)} patches")
             print(f"{form:66} {after:7.3f} dB  drop {before - after:7.3f} dB", flush=True)
     if arguments.json:
         print(json.dumps({"machine": machine(), "patches": len(seen), "rows": rows}, indent=2))

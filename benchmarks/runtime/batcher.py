@@ -23,7 +23,7 @@ import krl_runtime
 CLIENTS = 16
 
 
-def offered(answer: Callable[[Any], object], picture: Any, rate: float, seconds: float, seed: int) -> dict[str, float]:
+def offered(answer: Callable[[Any], object], image: Any, rate: float, seconds: float, seed: int) -> dict[str, float]:
     """Offer requests at this rate (per second, exponential gaps); return the achieved rate, p50 and p99 in ms."""
     rng, due, at = random.Random(seed), [], 0.0
     while at < seconds:
@@ -33,7 +33,7 @@ def offered(answer: Callable[[Any], object], picture: Any, rate: float, seconds:
 
     def one(moment: float) -> float:
         time.sleep(max(0.0, begin + moment - time.perf_counter()))
-        answer(picture)
+        answer(image)
         return time.perf_counter() - begin - moment
 
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -43,11 +43,11 @@ def offered(answer: Callable[[Any], object], picture: Any, rate: float, seconds:
     return {"offered": rate, "achieved": len(due) / spent, "p50_ms": float(p50), "p99_ms": float(p99)}
 
 
-def capacity(answer: Callable[[Any], object], picture: Any) -> float:
+def capacity(answer: Callable[[Any], object], image: Any) -> float:
     """Return how many requests per second one caller gets answered."""
     calls, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < 0.5:
-        answer(picture)
+        answer(image)
         calls += 1
     return calls / (time.perf_counter() - begin)
 
@@ -67,16 +67,16 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     try:
         with krl_runtime.load(bundle.path, require="cpu", threads=arguments.threads) as model:
-            picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-            limit = capacity(model, picture)
+            image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            limit = capacity(model, image)
             for share in arguments.loads:
                 for turn in range(arguments.rounds):
                     rate = limit * share
-                    plain = offered(model, picture, rate, arguments.seconds, turn)
+                    plain = offered(model, image, rate, arguments.seconds, turn)
                     rows.setdefault(f"{share:g} plain", []).append(plain)
                     settings = {"max_batch": arguments.max_batch, "workers": arguments.workers}
                     with model.batched(max_delay=0.002, **settings) as batcher:
-                        batched = offered(batcher, picture, rate, arguments.seconds, turn)
+                        batched = offered(batcher, image, rate, arguments.seconds, turn)
                     rows.setdefault(f"{share:g} batched", []).append(batched)
     finally:
         for process in others:

@@ -98,17 +98,17 @@ def main() -> None:
     parser.add_argument("--model", default="mobilenet_v3_small", help="a torchvision classifier")
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.model)
-    picture = CACHE / "picture.jpg"
-    picture.write_bytes(jpegs(640, 480, 1)[0])
+    image = CACHE / "image.jpg"
+    image.write_bytes(jpegs(640, 480, 1)[0])
     imports = measure({name: [sys.executable, "-c", code] for name, code in IMPORTS.items()}, arguments.rounds)
     cold = measure(
         {
             "krl-runtime classify": [
-                sys.executable, "-m", "krl_runtime", "classify", str(bundle.path), str(picture), "--require", "cpu",
+                sys.executable, "-m", "krl_runtime", "classify", str(bundle.path), str(image), "--require", "cpu",
                 "--threads", "1",
             ],
-            "bare onnxruntime": [sys.executable, "-c", BARE, str(bundle.path), str(picture)],
-            "torch, torchvision": [sys.executable, "-c", TORCH, arguments.model, str(picture)],
+            "bare onnxruntime": [sys.executable, "-c", BARE, str(bundle.path), str(image)],
+            "torch, torchvision": [sys.executable, "-c", TORCH, arguments.model, str(image)],
         },
         arguments.rounds,
     )  # fmt: skip

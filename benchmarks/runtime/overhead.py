@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a busy machine")
     arguments = parser.parse_args()
     made = open_bundle(arguments.model)
-    # The picture has the network's size, and nothing is cut off: the pixels go in as they are.
+    # The image has the network's size, and nothing is cut off: the pixels go in as they are.
     whole = replace(made.manifest.preprocessing, crop_fraction=1.0)
     bundle = Bundle.create(
         made.path.with_suffix(".whole.krl"),
@@ -29,16 +29,16 @@ def main() -> None:
         {name: made.file(name) for name in made.manifest.files},
         replace=True,
     )
-    picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     with krl_runtime.load(bundle.path, threads=arguments.threads) as model:
-        pixels = model.preprocessing(picture)[None]
+        pixels = model.preprocessing(image)[None]
         session = open_session(bundle.file("model.fp32.onnx"), cuda=False, threads=arguments.threads)
         feed, names = {"pixels": pixels}, ["logits"]
         blocks = interleaved(
             {
                 "session.run": lambda: session.run(names, feed),
                 "model.logits(pixels)": lambda: model.logits(pixels),
-                "model(array)": lambda: model(picture),
+                "model(array)": lambda: model(image),
             },
             rounds=arguments.rounds,
             block_seconds=0.1,

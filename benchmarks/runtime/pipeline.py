@@ -40,8 +40,8 @@ def with_torch(network: Any, threads: int) -> Answer:
 
     def answer(data: bytes) -> list[int]:
         with torch.inference_mode():
-            picture = transform(Image.open(io.BytesIO(data)).convert("RGB"))
-            return backbone(picture[None]).softmax(1)[0].topk(5).indices.tolist()
+            image = transform(Image.open(io.BytesIO(data)).convert("RGB"))
+            return backbone(image[None]).softmax(1)[0].topk(5).indices.tolist()
 
     return answer
 
@@ -96,28 +96,28 @@ def quantized(bundle: Bundle) -> Path:
 
     path = bundle.path.with_suffix(".int8.krl")
     if not path.exists():
-        pictures = bundle.path.with_suffix(".pictures")
-        pictures.mkdir(exist_ok=True)
+        images = bundle.path.with_suffix(".images")
+        images.mkdir(exist_ok=True)
         for index, data in enumerate(jpegs(320, 240, 64)):
-            (pictures / f"{index}.jpg").write_bytes(data)
+            (images / f"{index}.jpg").write_bytes(data)
         files = {name: bundle.file(name) for name in bundle.manifest.files}
         made = Bundle.create(path.with_suffix(".new"), bundle.manifest, files, replace=True)
-        quantize(QuantizeConfig(bundle=made.path, data=pictures, max_drop=100))
+        quantize(QuantizeConfig(bundle=made.path, data=images, max_drop=100))
         made.path.rename(path)
     return path
 
 
-def agreement(answers: dict[str, Answer], pictures: Sequence[bytes]) -> dict[str, float]:
-    """Return for each contender the share of pictures with the first one's top-1."""
+def agreement(answers: dict[str, Answer], images: Sequence[bytes]) -> dict[str, float]:
+    """Return for each contender the share of images with the first one's top-1."""
     first, *_ = answers
-    top = {name: [answer(data)[0] for data in pictures] for name, answer in answers.items()}
+    top = {name: [answer(data)[0] for data in images] for name, answer in answers.items()}
     return {name: float(np.mean(np.equal(top[first], values))) for name, values in top.items()}
 
 
-def throughput(answer: Answer, pictures: Sequence[bytes], workers: int, seconds: float) -> float:
-    """Return pictures per second with this many threads calling."""
-    endless = itertools.cycle(pictures)
-    answer(pictures[0])
+def throughput(answer: Answer, images: Sequence[bytes], workers: int, seconds: float) -> float:
+    """Return images per second with this many threads calling."""
+    endless = itertools.cycle(images)
+    answer(images[0])
     stop = time.perf_counter() + seconds
 
     def work() -> int:
@@ -134,23 +134,23 @@ def throughput(answer: Answer, pictures: Sequence[bytes], workers: int, seconds:
 
 
 def on_all_cores(
-    bundle: Bundle, network: Any, pictures: Sequence[bytes], cores: int, rounds: int
+    bundle: Bundle, network: Any, images: Sequence[bytes], cores: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Return pictures per second, in turn: peers with a thread for each core in one call, krl with a worker each."""
+    """Return images per second, in turn: peers with a thread for each core in one call, krl with a worker each."""
     measured: dict[str, list[float]] = {"torchvision + torch": [], "PIL + numpy + ORT": [], "krl": []}
     peers = {"torchvision + torch": with_torch(network, cores), "PIL + numpy + ORT": with_numpy(bundle, network, cores)}
     krl = with_krl(bundle.path, 1)
     for _ in range(rounds):
         for name, answer in peers.items():
-            measured[name].append(throughput(answer, pictures, 1, 0.7))
-        measured["krl"].append(throughput(krl, pictures, cores, 0.7))
+            measured[name].append(throughput(answer, images, 1, 0.7))
+        measured["krl"].append(throughput(krl, images, cores, 0.7))
     return measured
 
 
 def main() -> None:
     parser = options(str(__doc__), rounds=9, cores=2)
     parser.add_argument("--model", default="mobilenet_v3_small", help="a torchvision classifier")
-    parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1440", "4000x3000"], help="of the pictures")
+    parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1440", "4000x3000"], help="of the images")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, on a busy machine"
     )
@@ -177,15 +177,15 @@ def main() -> None:
     lines = []
     for size in arguments.sizes:
         width, height = map(int, size.split("x"))
-        pictures = jpegs(width, height)
-        endless = itertools.cycle(pictures)
+        images = jpegs(width, height)
+        endless = itertools.cycle(images)
         blocks = interleaved(
             {name: lambda answer=answer, it=endless: answer(next(it)) for name, answer in answers.items()},
             rounds=arguments.rounds,
             clock=time.process_time if arguments.clock == "cpu" else time.perf_counter,
         )
         over_torch, over_numpy = (ratios(blocks, name) for name in list(answers)[:2])
-        same = agreement(answers, pictures)
+        same = agreement(answers, images)
         lines.append(
             f"{arguments.model}, {size}, one thread, {arguments.clock} clock: "
             "ms, times torch, times PIL + numpy + ORT, same top-1"
@@ -201,8 +201,8 @@ def main() -> None:
         }
         for name, row in result["one_thread"][size].items():
             lines.append(f"  {name:22}" + "".join(f"{value:9.3f}" for value in row.values()))
-    pictures = jpegs(640, 480)
-    rates = on_all_cores(bundle, network, pictures, arguments.cores, max(3, arguments.rounds // 3))
+    images = jpegs(640, 480)
+    rates = on_all_cores(bundle, network, images, arguments.cores, max(3, arguments.rounds // 3))
     medians = {name: median(values) for name, values in rates.items()}
     result["throughput"] = {"cores": arguments.cores, "per_second": medians}
     for name in list(rates)[:2]:

@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.model)
     process = psutil.Process()
-    picture = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     result: dict[str, Any] = {"machine": machine(), "require": arguments.require}
     lines = []
 
@@ -51,11 +51,11 @@ def main() -> None:
         )
 
     with krl_runtime.load(bundle.path, require=arguments.require, threads=1) as model:
-        follow("inferences", arguments.inferences, lambda: model(picture))
+        follow("inferences", arguments.inferences, lambda: model(image))
 
     def load_and_close() -> None:
         with krl_runtime.load(bundle.path, require=arguments.require, threads=1) as loaded:
-            loaded(picture)
+            loaded(image)
 
     follow("loads", arguments.loads, load_and_close)
     report(result, lines, as_json=arguments.json)

@@ -1,12 +1,12 @@
 """PSNR and SSIM of luma of restorers, bicubic enlargement and a foreign ESPCN, by the protocol of the literature.
 
 Usage: python benchmarks/train/super_resolution.py FOLDER [FOLDER …] --run NAME=RUN [--run …] [--espcn FILE.onnx]
-    [--picture OUT.png --crop FILE TOP LEFT SIDE]
+    [--image OUT.png --crop FILE TOP LEFT SIDE]
 
-FOLDER     pictures that no network was trained on (Set5, Set14)
+FOLDER     images that no network was trained on (Set5, Set14)
 --run      a run of restoration and what to call it
 --espcn    PyTorch's tutorial network (x3, 224x224 luma of full swing in 0 to 1), run by ONNX Runtime
---picture  writes bicubic, the runs and the truth side by side, for a part of one picture
+--image  writes bicubic, the runs and the truth side by side, for a part of one image
 
 Luma of BT.601 (studio swing) rounded to uint8, made smaller bicubically with antialiasing, enlarged again; the border
 of as many pixels as the scale is cut off; PSNR with peak 255, SSIM with a Gaussian window of 11 pixels (sigma 1.5).
@@ -24,11 +24,11 @@ import torch
 from PIL import Image
 
 from krl_runtime.cli.tables import table
-from krl_runtime.images.folders import find_pictures
+from krl_runtime.images.folders import find_images
 from krl_runtime.images.luma import chroma, degrade, resize, to_rgb, to_uint8
 from krl_runtime.images.preprocessing import open_image
-from krl_train.data.patches import read_picture
-from krl_train.metrics.restoration import enlarge, restore_picture, score
+from krl_train.data.patches import read_image
+from krl_train.metrics.restoration import enlarge, restore_image, score
 from krl_train.models import count_parameters
 from krl_train.run import Run
 
@@ -51,22 +51,22 @@ def main() -> None:
     for name, run in runs.items():
         network = run.module()
         methods[name] = (
-            lambda plane, network=network: restore_picture(network, plane, torch.device("cpu")),
+            lambda plane, network=network: restore_image(network, plane, torch.device("cpu")),
             count_parameters(network),
         )
     rows = []
     for name, (method, parameters) in methods.items():
         cells: list[object] = [name, parameters or None]
         for folder in options.folders:
-            found = [_score(path, scale, method) for path in find_pictures(folder)]
+            found = [_score(path, scale, method) for path in find_images(folder)]
             cells += [
                 f"{np.mean([item[key] for item in found]):.{digits}f}" for key, digits in (("psnr", 2), ("ssim", 4))
             ]
         rows.append(cells)
     titles = [f"{folder.name} {what}" for folder in options.folders for what in ("PSNR", "SSIM")]
     print(table(("", "parameters", *titles), rows))
-    if options.picture:
-        _picture(options, scale, {name: method for name, (method, _) in methods.items()})
+    if options.image:
+        _image(options, scale, {name: method for name, (method, _) in methods.items()})
 
 
 def _options() -> argparse.Namespace:
@@ -74,13 +74,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--run", action="append", required=True)
     parser.add_argument("--espcn", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path)
     parser.add_argument("--crop", nargs=4, metavar=("FILE", "TOP", "LEFT", "SIDE"))
     return parser.parse_args()
 
 
 def _score(path: Path, scale: int, method: Method) -> dict[str, float]:
-    small, truth = degrade(read_picture(path, "y"), scale)
+    small, truth = degrade(read_image(path, "y"), scale)
     return score(method(small), truth, scale)
 
 
@@ -113,11 +113,11 @@ def _foreign(path: Path) -> tuple[Method, int]:
     return enlarged, weights
 
 
-def _picture(options: argparse.Namespace, scale: int, methods: dict[str, Method]) -> None:
-    """Write a part of one picture as each method restores it, in color, and as it is."""
+def _image(options: argparse.Namespace, scale: int, methods: dict[str, Method]) -> None:
+    """Write a part of one image as each method restores it, in color, and as it is."""
     path, (top, left, side) = Path(options.crop[0]), map(int, options.crop[1:])
     small, truth = degrade(np.asarray(open_image(path, mode="RGB")), scale)
-    plane, _ = degrade(read_picture(path, "y"), scale)
+    plane, _ = degrade(read_image(path, "y"), scale)
     colors = chroma(small)
     large = np.stack([resize(colors[..., k], truth.shape[0], truth.shape[1]) for k in range(2)], axis=2)
     shown = [to_rgb(method(plane).astype(np.float32), large) for method in methods.values()]
@@ -125,9 +125,9 @@ def _picture(options: argparse.Namespace, scale: int, methods: dict[str, Method]
     zoomed = [np.asarray(Image.fromarray(part).resize((240, 240), Image.Resampling.NEAREST)) for part in parts]
     gap = np.full((240, 4, 3), 255, np.uint8)
     row = [piece for part in zoomed for piece in (part, gap)][:-1]
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(row, axis=1)).save(options.picture)
-    print(f"{options.picture}: {', '.join(methods)}, truth")
+    options.image.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(row, axis=1)).save(options.image)
+    print(f"{options.image}: {', '.join(methods)}, truth")
 
 
 if __name__ == "__main__":

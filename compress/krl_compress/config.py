@@ -35,9 +35,9 @@ class CacheConfig:
     """A stored teacher."""
 
     cache_teacher: bool = False
-    """Compute the teacher's logits once for --views fixed views of each picture, store and reuse them."""
+    """Compute the teacher's logits once for --views fixed views of each image, store and reuse them."""
     views: int = 1
-    """Number of fixed views of each picture, with --cache-teacher; epochs go through them in turn."""
+    """Number of fixed views of each image, with --cache-teacher; epochs go through them in turn."""
     cache_top_k: int | None = None
     """Store each view's largest k probabilities alone; the rest is taken to be spread evenly."""
     cache_dir: Path = Path("~/.cache/krl/teachers")
@@ -106,7 +106,7 @@ class GeneratorStudentConfig:
     """Train the teacher, freshly initialized, at the same time (its run is put into OUT/teacher); the student follows
     it and has no discriminator."""
     latents: int = 50000
-    """Latents in one epoch, where no pictures are needed."""
+    """Latents in one epoch, where no images are needed."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -116,13 +116,13 @@ class GeneratorStudentConfig:
 
 @dataclass(frozen=True)
 class DataFreeConfig:
-    """A student of a classifier that learns from generated pictures alone, labeled by the teacher."""
+    """A student of a classifier that learns from generated images alone, labeled by the teacher."""
 
     data_free: str | None = None
-    """A generator, run or bundle, whose pictures are all that the student sees; or "teacher", to make them against the
-    teacher alone. Real pictures, of --data or of the teacher's run where they are there, only measure the result."""
+    """A generator, run or bundle, whose images are all that the student sees; or "teacher", to make them against the
+    teacher alone. Real images, of --data or of the teacher's run where they are there, only measure the result."""
     data_free_count: int = 20000
-    """Number of generated pictures."""
+    """Number of generated images."""
 
     def __post_init__(self) -> None:
         """Check the range."""

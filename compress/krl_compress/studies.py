@@ -185,7 +185,7 @@ def _plot(runs: dict[_Trial, Run], path: Path) -> None:
         top1 = [100 * statistics.fmean(each["val_top1"] for each in entry) for entry in epochs]
         axes.plot(seconds[-len(top1) :], top1, label=method, linestyle="--" if method == BASELINE else "-")
     axes.set_xlabel("training time in seconds")
-    axes.set_ylabel("top-1 on validation pictures, %")
+    axes.set_ylabel("top-1 on validation images, %")
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

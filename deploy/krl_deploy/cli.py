@@ -47,7 +47,7 @@ def adopt(config: AdoptConfig) -> None:
         return
     kind, form = ("top-1", "{:.2%}") if "top1" in result else ("PSNR in dB", "{:.2f}")
     found = result["top1" if "top1" in result else "psnr"]
-    measured = "not measured" if found is None else f"{form.format(found)} on {result['count']} pictures"
+    measured = "not measured" if found is None else f"{form.format(found)} on {result['count']} images"
     facts = {
         "input": result["input"],
         "opset": result["opset"],
@@ -126,7 +126,7 @@ def _print(result: Mapping[str, Any], shown: str, json: bool) -> None:
 
 
 def _measured_on(result: Mapping[str, Any]) -> str:
-    return f"{result['bundle']}, measured on {result['pictures']['count']} pictures of {result['pictures']['data']}"
+    return f"{result['bundle']}, measured on {result['images']['count']} images of {result['images']['data']}"
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {

@@ -36,19 +36,19 @@ class ExportConfig:
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path | None = None
-    """Folder of real pictures for the parity check and the golden inputs; left out: the data of the run."""
+    """Folder of real images for the parity check and the golden inputs; left out: the data of the run."""
     golden: int = 16
     """Number of real inputs that are stored with torch's outputs, for the self-test on any device."""
     opset: Literal[18, 19, 20] = 20
     """Version of the ONNX operators; TensorRT 10.3 and later take all of these."""
     tile: int | None = None
-    """Of restorers: fix the graph to parts of this many pixels a side, which a TensorRT engine needs; pictures of any
+    """Of restorers: fix the graph to parts of this many pixels a side, which a TensorRT engine needs; images of any
     size are cut into such parts then. Left out: the graph takes any size."""
     tolerance: float = 1e-4
-    """Largest absolute difference from torch's logits, or pictures of 0 to 1, that is accepted, unless torch's own
+    """Largest absolute difference from torch's logits, or images of 0 to 1, that is accepted, unless torch's own
     rounding is larger."""
     on_bad_image: OnBadImage = "refuse"
-    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
     """Replace an existing bundle."""
     json: bool = False
@@ -67,16 +67,16 @@ class AdoptConfig:
 
     model: tyro.conf.Positional[Path]
     """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes], or of
-    pictures."""
+    images."""
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path
-    """Folder of real pictures for the golden inputs, and for the accuracy where its classes are the labels; undamaged
+    """Folder of real images for the golden inputs, and for the accuracy where its classes are the labels; undamaged
     ones for restoration, whose PSNR is measured."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs, or one file with a name on each line; for classification."""
     task: Literal["classification", "restoration"] = "classification"
-    """What the model does: says which class a picture shows, or makes a better or larger picture of it."""
+    """What the model does: says which class an image shows, or makes a better or larger image of it."""
     scale: int | None = None
     """For restoration: how many times as large its output is; left out: what the file's shapes say."""
     color: Literal["y", "rgb", "gray"] | None = None
@@ -96,7 +96,7 @@ class AdoptConfig:
     resize: Literal["crop", "stretch"] = "crop"
     """Keep proportions and cut the center out, or stretch."""
     crop_fraction: float = 1.0
-    """Share of the scaled picture that the center crop keeps; 0.875 is usual for ImageNet."""
+    """Share of the scaled image that the center crop keeps; 0.875 is usual for ImageNet."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Filter for resizing."""
     decode_tolerance: float = 0.0
@@ -104,9 +104,9 @@ class AdoptConfig:
     golden: int = 16
     """Number of real inputs that are stored with their outputs, for the self-test on any device."""
     val_limit: int = 2000
-    """Measure accuracy on this many pictures at most."""
+    """Measure accuracy on this many images at most."""
     on_bad_image: OnBadImage = "refuse"
-    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
     """Replace an existing bundle."""
     json: bool = False
@@ -133,13 +133,13 @@ class HalfConfig:
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an FP16 variant."""
     data: Path | None = None
-    """Folder of real pictures to look for overflow and to measure on; left out: the golden inputs alone."""
+    """Folder of real images to look for overflow and to measure on; left out: the golden inputs alone."""
     val_limit: int = 512
-    """Measure on this many pictures at most."""
+    """Measure on this many images at most."""
     val_fraction: float = 0.2
     """Share of --data to measure on, where it is not split already."""
     on_bad_image: OnBadImage = "refuse"
-    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -156,21 +156,21 @@ class QuantizeConfig:
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an INT8 variant."""
     data: Path | None = None
-    """Folder of real pictures: train/CLASS/* and val/CLASS/*, CLASS/*, or pictures without classes. Restorers take
-    undamaged pictures; generators take none, but random latents."""
+    """Folder of real images: train/CLASS/* and val/CLASS/*, CLASS/*, or images without classes. Restorers take
+    undamaged images; generators take none, but random latents."""
     from_generator: Path | None = None
-    """A generator's bundle whose pictures a classifier is calibrated on, where no data may leave the lab; without
+    """A generator's bundle whose images a classifier is calibrated on, where no data may leave the lab; without
     --data it is measured on them as well."""
     limit: int = 512
-    """Calibrate on this many pictures at most, the same number of each class."""
+    """Calibrate on this many images at most, the same number of each class."""
     val_limit: int = 2000
-    """Measure on this many pictures at most, the same number of each class."""
+    """Measure on this many images at most, the same number of each class."""
     val_fraction: float = 0.2
     """Share of --data to measure on and not to calibrate on, where it is not split already."""
     max_drop: float | None = None
     """Largest loss that is accepted: percentage points of top-1 (left out: 1), or of restorers dB of PSNR (0.1)."""
     min_psnr: float | None = None
-    """Of models whose true pictures are not known, generators say: least PSNR in dB to the pictures of fp32 (30)."""
+    """Of models whose true images are not known, generators say: least PSNR in dB to the images of fp32 (30)."""
     method: Method = "percentile"
     """How ranges follow from what calibration saw: all values, all but a few at both ends (percentile), or what loses
     least information (entropy) or has the least squared error (mse)."""
@@ -193,9 +193,9 @@ class QuantizeConfig:
     resume: bool = False
     """Go on with a calibration that was interrupted."""
     reuse_calibration: bool = False
-    """Take the ranges in the bundle, if they are of this model and of these pictures."""
+    """Take the ranges in the bundle, if they are of this model and of these images."""
     on_bad_image: OnBadImage = "refuse"
-    """Files that are not readable pictures: refuse the folder, or name and skip them."""
+    """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
     """Print the result as one JSON object."""
 

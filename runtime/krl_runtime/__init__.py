@@ -1,4 +1,4 @@
-"""Runs krl bundles on TensorRT or ONNX Runtime: classifies pictures, restores them, or makes them.
+"""Runs krl bundles on TensorRT or ONNX Runtime: classifies images, restores them, or makes them.
 
 ::
 
@@ -13,8 +13,8 @@
         model("small.png").save("large.png")
 
     with krl_runtime.load("gan.krl") as model:
-        for number, picture in enumerate(model.generate(4, seed=1)):
-            picture.save(f"{number}.png")
+        for number, image in enumerate(model.generate(4, seed=1)):
+            image.save(f"{number}.png")
 
 Importing this loads numpy and Pillow; the pipelines are imported when they are first asked for, and a backend's library
 when a bundle is loaded onto it.

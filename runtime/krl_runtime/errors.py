@@ -4,8 +4,8 @@
 
     KrlError
     ├── UsageError            an argument, a configuration or a combination of them is not acceptable
-    ├── ImageError            one picture cannot be decoded
-    ├── DataError             a data set or folder of pictures cannot be used
+    ├── ImageError            one image cannot be decoded
+    ├── DataError             a data set or folder of images cannot be used
     ├── RunError              a run folder is missing, damaged, or of another schema version
     ├── BundleError           a bundle is missing, damaged, forged, or of another schema version
     ├── BackendError          no backend can run this model on this machine as asked
@@ -51,11 +51,11 @@ class UsageError(KrlError):
 
 
 class ImageError(KrlError):
-    """One picture cannot be decoded, or is larger than the limit."""
+    """One image cannot be decoded, or is larger than the limit."""
 
 
 class DataError(KrlError):
-    """A data set or folder of pictures cannot be used."""
+    """A data set or folder of images cannot be used."""
 
 
 class RunError(KrlError):

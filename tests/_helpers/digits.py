@@ -1,4 +1,4 @@
-"""The digits of scikit-learn as picture files, and a small network that has learned them in seconds."""
+"""The digits of scikit-learn as image files, and a small network that has learned them in seconds."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.3,), std=(0.35,))
 def write_digits(root: Path, *, per_class: int = 60, val_per_class: int = 30) -> Path:
     """Write ``train/DIGIT/*.png`` and ``val/DIGIT/*.png`` of 8×8 gray pixels.
 
-    Pictures of one writer follow each other; both parts have pictures of all writers, so that what was learned holds.
+    Images of one writer follow each other; both parts have images of all writers, so that what was learned holds.
     """
     digits = load_digits()
     count = per_class + val_per_class
     for digit in range(10):
-        pictures = digits.images[digits.target == digit][:count]
+        images = digits.images[digits.target == digit][:count]
         held_out = np.zeros(count, bool)
         held_out[np.arange(val_per_class) * count // val_per_class] = True
-        parts = {"val": pictures[held_out], "train": pictures[~held_out]}
+        parts = {"val": images[held_out], "train": images[~held_out]}
         for split, chosen in parts.items():
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
-            for index, picture in enumerate(chosen):
-                Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)).save(folder / f"{index:03d}.png")
+            for index, image in enumerate(chosen):
+                Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(folder / f"{index:03d}.png")
     return root
 
 
 def pixels_of(root: Path, preprocessing: Preprocessing = PREPROCESSING) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures of ``root/DIGIT`` and their classes."""
+    """Return the images of ``root/DIGIT`` and their classes."""
     files = sorted(root.glob("*/*.png"))
     return np.stack([preprocessing(file) for file in files]), np.array([int(file.parent.name) for file in files])
 

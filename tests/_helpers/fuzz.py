@@ -1,4 +1,4 @@
-"""Mutated pictures, manifests and ONNX files, given to the runtime in a process of its own.
+"""Mutated images, manifests and ONNX files, given to the runtime in a process of its own.
 
 ``run`` starts the process with limits on memory and time; it answers with what happened to each mutant. A native
 crash, a hang and a memory limit that is hit end the process, and are seen as such.
@@ -180,7 +180,7 @@ def explode(folder: Path) -> Callable[[random.Random], str]:
 
 
 def seeds() -> list[bytes]:
-    """Pictures of many kinds, JPEG and PNG."""
+    """Images of many kinds, JPEG and PNG."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -246,7 +246,7 @@ def _places(values: Any) -> Iterator[tuple[Any, Any]]:
 # What a mutant must do: return a word for a right answer, raise KrlError for a clean refusal
 
 
-def pictures(folder: Path) -> Callable[[random.Random], str]:
+def images(folder: Path) -> Callable[[random.Random], str]:
     """Decode and classify; the pixels and logits must be those of Pillow's decoder and of numpy's network."""
     from _helpers.bundles import TinyNet, write_bundle
     from krl_runtime import Preprocessing, load
@@ -281,7 +281,7 @@ def manifests(folder: Path) -> Callable[[random.Random], str]:
     file = bundle.path / "manifest.json"
     original = file.read_bytes()
     net = TinyNet.random(bundle.manifest.preprocessing, 4)
-    picture = seeds()[0]
+    image = seeds()[0]
 
     def attempt(rng: random.Random) -> str:
         if rng.random() < 0.1:
@@ -295,8 +295,8 @@ def manifests(folder: Path) -> Callable[[random.Random], str]:
             text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
             file.write_bytes(text + b"\n")
         with load(bundle.path, threads=1) as model:
-            answer = model(picture)
-            expected = net.logits(model.preprocessing(picture)[None])[0]
+            answer = model(image)
+            expected = net.logits(model.preprocessing(image)[None])[0]
         np.testing.assert_allclose(answer.logits, expected, atol=0.03)  # the variants differ by 0.02
         assert answer.label == model.labels[int(expected.argmax())]
         return "answered"
@@ -314,7 +314,7 @@ def onnx(folder: Path, *, forged: bool) -> Callable[[random.Random], str]:
     bundle = write_bundle(folder / "a.krl")
     file = bundle.path / "model.fp32.onnx"
     original = file.read_bytes()
-    picture = seeds()[0]
+    image = seeds()[0]
 
     def attempt(rng: random.Random) -> str:
         data = mutate(original, rng)
@@ -326,14 +326,14 @@ def onnx(folder: Path, *, forged: bool) -> Callable[[random.Random], str]:
             manifest = replace(bundle.manifest, files={**bundle.manifest.files, file.name: entry})
             (bundle.path / "manifest.json").write_bytes(manifest.to_bytes())
         with load(Bundle.open(bundle.path).path, threads=1) as model:
-            model(picture)  # which answer is right only the file could say
+            model(image)  # which answer is right only the file could say
         return "answered"
 
     return attempt
 
 
 KINDS: dict[str, Callable[[Path], Callable[[random.Random], str]]] = {
-    "pictures": pictures,
+    "images": images,
     "manifests": manifests,
     "onnx": lambda folder: onnx(folder, forged=False),
     "bombs": explode,

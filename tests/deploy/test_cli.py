@@ -64,4 +64,4 @@ def test_a_configuration_file(bundle, digits, tmp_path, capsys):
     file = tmp_path / "half.yaml"
     file.write_text(f"data: {digits}\nval_limit: 30\n", encoding="utf-8")
     assert main(["half", str(bundle.path), "--config", str(file)]) == 0
-    assert "measured on 30 pictures of digits" in capsys.readouterr().out
+    assert "measured on 30 images of digits" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
 from krl_deploy.exporters.export import export
@@ -54,19 +54,19 @@ def files(count: int) -> list[Path]:
     return [file for folder in sorted((CIFAR / "val").iterdir()) for file in sorted(folder.iterdir())[: count // 10]]
 
 
-def test_fp32_is_torch_from_the_picture_file_on(bundle: Path, resnet20: Run) -> None:
-    """100 real pictures through the runtime, against torch on what the training's preprocessing makes of them."""
-    pictures = files(100)
+def test_fp32_is_torch_from_the_image_file_on(bundle: Path, resnet20: Run) -> None:
+    """100 real images through the runtime, against torch on what the training's preprocessing makes of them."""
+    images = files(100)
     network = resnet20.network()
     with load(bundle, variant="fp32") as model, torch.inference_mode():
         assert model.backend.name == "onnxruntime-cpu"
-        for answer, file in zip(model(pictures), pictures, strict=True):
+        for answer, file in zip(model(images), images, strict=True):
             expected = network(torch.from_numpy(resnet20.record.preprocessing(file)[None]))[0].numpy()
             assert np.abs(answer.logits - expected).max() <= 1e-4
 
 
 def test_int8_agrees_with_fp32(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """These weights have seen the validation pictures, so that agreement counts, not accuracy."""
+    """These weights have seen the validation images, so that agreement counts, not accuracy."""
     assert main(["quantize", str(bundle), "--data", str(CIFAR), "--limit", "200", "--val-limit", "500", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["scores"]["int8"]["agreement"] >= 0.99
@@ -94,10 +94,10 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return np.frombuffer(data, np.uint8, offset=skip)
 
     root = tmp_path_factory.mktemp("mnist")
-    pictures = read("t10k-images-idx3-ubyte", 16).reshape(-1, 28, 28)[:500]
-    for index, (picture, label) in enumerate(zip(pictures, read("t10k-labels-idx1-ubyte", 8)[:500], strict=True)):
+    images = read("t10k-images-idx3-ubyte", 16).reshape(-1, 28, 28)[:500]
+    for index, (image, label) in enumerate(zip(images, read("t10k-labels-idx1-ubyte", 8)[:500], strict=True)):
         (root / str(label)).mkdir(exist_ok=True)
-        Image.fromarray(picture).save(root / str(label) / f"{index:03d}.png")
+        Image.fromarray(image).save(root / str(label) / f"{index:03d}.png")
     return root
 
 
@@ -115,19 +115,19 @@ def test_a_foreign_file_of_opset_8(tmp_path: Path, mnist: Path, capsys: pytest.C
 
 
 def test_a_foreign_int8_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """QLinear operators of opset 12, ImageNet's 1000 classes; the pictures are plain files without classes."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """QLinear operators of opset 12, ImageNet's 1000 classes; the images are plain files without classes."""
+    images = tmp_path / "images"
+    images.mkdir()
     for file in sorted((SHARED_DATA / "natural224").glob("*.jpg"))[:8]:
-        (pictures / file.name).write_bytes(file.read_bytes())
+        (images / file.name).write_bytes(file.read_bytes())
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"class {index}" for index in range(1000)), encoding="utf-8")
     arguments = ["adopt", str(SHARED_DATA / "models" / "shufflenet-v2-12-int8.onnx"), "-o", str(tmp_path / "s.krl")]
     arguments += ["--labels", str(labels), "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
-    assert main([*arguments, "--data", str(pictures), "--golden", "8", "--json"]) == 0
+    assert main([*arguments, "--data", str(images), "--golden", "8", "--json"]) == 0
     captured = capsys.readouterr()
     assert "the model computes on integers (QLinearAdd, QLinearConv, QLinearMatMul)" in captured.err
     assert json.loads(captured.out)["top1"] is None
     with load(tmp_path / "s.krl") as model:
-        answer = model(pictures / "000_n01440764_tench.jpg")
+        answer = model(images / "000_n01440764_tench.jpg")
     assert answer.label == "class 0"

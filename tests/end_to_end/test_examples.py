@@ -1,4 +1,4 @@
-"""Every example runs as it stands, on real pictures where they are at hand."""
+"""Every example runs as it stands, on real images where they are at hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from _helpers.words import write_sentence_model
 
 ROOT = Path(__file__).parents[2]
@@ -96,9 +96,9 @@ def test_digits_from_descriptions(tmp_path: Path) -> None:
         "7",
     )
     write_sentence_model(tmp_path / "words", dict(zip(words, np.eye(len(words)).tolist(), strict=True)))
-    small = ("--pictures", "300", "--epochs", "1", "--width", "4", "--each", "1", "--sentence-model", "words")
+    small = ("--images", "300", "--epochs", "1", "--width", "4", "--each", "1", "--sentence-model", "words")
     done = _run(sys.executable, str(script), "work", *small, cwd=tmp_path)
-    assert "Pictures that show what was asked for" in done.stdout
+    assert "Images that show what was asked for" in done.stdout
     assert all(f"\n{name}" in done.stdout for name in ("text", "words", "labels", "none", "chance"))
     assert all(f"\n{word}  " in done.stdout for word in ("crimson", "pale", "7"))
     assert (tmp_path / "work" / "grid.png").is_file()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from _helpers.pictures import SHARED_DATA
-from krl_runtime.images.folders import Picture
+from _helpers.images import SHARED_DATA
+from krl_runtime.images.folders import ImageFile
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig
 from krl_train.data import PixelSet, open_source
@@ -24,7 +24,7 @@ def _noise(height: int, width: int, channels: int) -> np.ndarray:
 
 def _write(folder: Path) -> list[Path]:
     rgb = Image.fromarray(_noise(90, 120, 3))
-    pictures = {
+    images = {
         "gray.png": rgb.convert("L"),
         "gray.jpg": rgb.convert("L"),
         "rgb.png": rgb,
@@ -38,8 +38,8 @@ def _write(folder: Path) -> list[Path]:
         "large.jpg": Image.fromarray(_noise(3000, 4000, 3)),
     }
     paths = []
-    for name, picture in pictures.items():
-        picture.save(folder / name)
+    for name, image in images.items():
+        image.save(folder / name)
         paths.append(folder / name)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -58,9 +58,9 @@ def _write(folder: Path) -> list[Path]:
 )
 def test_all_kinds_of_files(tmp_path: Path, preprocessing: Preprocessing) -> None:
     paths = _write(tmp_path)
-    pictures = [Picture(path, 0) for path in paths]
+    images = [ImageFile(path, 0) for path in paths]
     for limit in (2**30, 0):  # in memory, from disk
-        trained = PixelSet.from_pictures(pictures, preprocessing, margin=0, on_bad="refuse", memory_limit=limit)
+        trained = PixelSet.from_images(images, preprocessing, margin=0, on_bad="refuse", memory_limit=limit)
         seen = trained.pixels(np.arange(len(paths))).numpy()
         for path, pixels in zip(paths, seen, strict=True):
             for source in (path, path.read_bytes()):
@@ -72,8 +72,8 @@ def test_real_photographs() -> None:
     preprocessing = Preprocessing(112, 112, crop_fraction=0.875)
     source = open_source(DataConfig(data=str(SHARED_DATA / "flowers128")))
     assert source.folder is not None
-    pictures = source.folder.split("all")[::50]
-    trained = PixelSet.from_pictures(pictures, preprocessing, margin=0, on_bad="refuse", memory_limit=2**30)
-    for index, picture in enumerate(pictures):
-        with picture.path.open("rb") as file:
+    images = source.folder.split("all")[::50]
+    trained = PixelSet.from_images(images, preprocessing, margin=0, on_bad="refuse", memory_limit=2**30)
+    for index, image in enumerate(images):
+        with image.path.open("rb") as file:
             assert np.array_equal(trained.pixels(np.array([index]))[0].numpy(), preprocessing(file))

@@ -115,14 +115,14 @@ def test_the_slim_runtime_classifies_without_torch_and_onnx(device: Path, tmp_pa
     assert "krl-runtime==" in listed
     assert not any(f"\n{name}==" in listed for name in ("torch", "onnx", "tyro", "rich", "krl"))
     bundle = write_bundle(tmp_path / "tiny.krl")
-    picture = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)).save(picture)
-    done = _run(device / "krl-runtime", "classify", str(bundle.path), str(picture), "--json", cwd=tmp_path)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)).save(image)
+    done = _run(device / "krl-runtime", "classify", str(bundle.path), str(image), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["results"][0]["label"] in bundle.manifest.labels
     assert _run(device / "krl-runtime", "selftest", str(bundle.path), cwd=tmp_path).returncode == 0
     assert _run(device / "krl-runtime", "doctor", cwd=tmp_path).returncode == 0
     program = "import sys, krl_runtime as k; m = k.load(sys.argv[1]); print(m(sys.argv[2]).label)"
-    done = _run(device / "python", "-c", program, str(bundle.path), str(picture), cwd=tmp_path)
+    done = _run(device / "python", "-c", program, str(bundle.path), str(image), cwd=tmp_path)
     assert done.stdout.strip() == result["results"][0]["label"]

@@ -1,4 +1,4 @@
-"""What the runtime's tests share: a bundle, picture files, and the logger as a program finds it."""
+"""What the runtime's tests share: a bundle, image files, and the logger as a program finds it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     """Three PNG files of different sizes in a folder of their own."""
     rng = np.random.default_rng(7)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     files = [folder / f"{name}.png" for name in "abc"]
     for index, file in enumerate(files):

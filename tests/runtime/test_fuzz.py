@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits on a pro
     ("kind", "outcomes"),
     [
         # at least so many of each, or the mutants no longer get as far as they should
-        ("pictures", {"answered": 100, "ImageError": 500}),
+        ("images", {"answered": 100, "ImageError": 500}),
         ("manifests", {"answered": 20, "BundleError": 500}),
         ("onnx", {"BundleError": COUNT}),
         pytest.param("forged-onnx", {"answered": 20, "BackendError": 500}, marks=pytest.mark.slow),
@@ -42,7 +42,7 @@ def test_mutants(tmp_path: Path, kind: str, outcomes: dict[str, int]):
     assert sum(result["outcomes"].values()) == COUNT
     for outcome, least in outcomes.items():
         assert result["outcomes"].get(outcome, 0) >= least, result
-    assert result["peak_mib"] < 1500, result  # the largest picture that is accepted takes most of this
+    assert result["peak_mib"] < 1500, result  # the largest image that is accepted takes most of this
 
 
 @pytest.mark.slow

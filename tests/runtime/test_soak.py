@@ -15,7 +15,7 @@ from krl_runtime import Bundle, load
 
 psutil = pytest.importorskip("psutil")
 
-PICTURES = np.random.default_rng(9).integers(0, 256, (40, 60, 80, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(9).integers(0, 256, (40, 60, 80, 3), dtype=np.uint8)
 
 
 @pytest.fixture(params=["cpu", "openvino"])
@@ -27,15 +27,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_sixteen_threads_get_what_one_gets(bundle: Bundle, kind: str):
     with load(bundle.path, require=kind, threads=1) as model:
-        serial = [model(picture, top_k=4) for picture in PICTURES]
+        serial = [model(image, top_k=4) for image in IMAGES]
         begun = threading.Barrier(16)
 
         def work(seed: int) -> int:
             rng = random.Random(seed)
             begun.wait(20)
             for _ in range(60):
-                index = rng.randrange(len(PICTURES))
-                answer = model(PICTURES[index], top_k=4)
+                index = rng.randrange(len(IMAGES))
+                answer = model(IMAGES[index], top_k=4)
                 assert answer == serial[index]
                 assert np.array_equal(answer.logits, serial[index].logits)
             return 60
@@ -55,12 +55,12 @@ def left_behind() -> tuple[float, int, int]:
 def test_inferences_leave_nothing_behind(bundle: Bundle, kind: str):
     with load(bundle.path, require=kind, threads=1) as model:
         for _ in range(300):
-            model(PICTURES[0])
+            model(IMAGES[0])
         before = left_behind()
         for index in range(3000):
-            model(PICTURES[index % 40])
+            model(IMAGES[index % 40])
         after = left_behind()
-    assert after[0] - before[0] < 8  # the pictures, if they were kept, are 41 MiB
+    assert after[0] - before[0] < 8  # the images, if they were kept, are 41 MiB
     assert after[1:] == before[1:]
 
 
@@ -68,9 +68,9 @@ def test_inferences_leave_nothing_behind(bundle: Bundle, kind: str):
 def test_loads_and_closes_leave_nothing_behind(bundle: Bundle, kind: str):
     def use() -> None:
         with load(bundle.path, require=kind, threads=1) as model:
-            list(model.stream(PICTURES[:3], workers=2))
-            with model.batched() as batcher, model.watch(PICTURES[:2]) as watch:
-                batcher(PICTURES[0])
+            list(model.stream(IMAGES[:3], workers=2))
+            with model.batched() as batcher, model.watch(IMAGES[:2]) as watch:
+                batcher(IMAGES[0])
                 list(watch)
 
     for _ in range(5):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from _helpers.pictures import make_split_folder
+from _helpers.images import make_split_folder
 from krl_train.cli import COMMANDS, main
 from krl_train.run import Run
 
@@ -66,7 +66,7 @@ def test_what_run_json_stores_can_be_given_again(tmp_path: Path) -> None:
         (["--data", "digits", "--channels", "2"], "accepted: 1 (gray) or 3 (RGB)"),
         (["--data", "digits", "--mean", "1", "2"], "mean has 2 values"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
-        (["--data", "digits", "--model", "resnet18", "--channels", "1"], "takes RGB pictures"),
+        (["--data", "digits", "--model", "resnet18", "--channels", "1"], "takes RGB images"),
         ([], "no data is named"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(
     assert "resuming at epoch 2" in capsys.readouterr().err
 
 
-def test_bad_pictures_follow_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_follow_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_split_folder(tmp_path / "data")
     (root / "train" / "cat" / "001.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     options = ["fit", "--model", "resnet8", "--data", str(root), "--epochs", "1", "--batch-size", "8"]
@@ -142,6 +142,6 @@ def test_bad_pictures_follow_the_flag(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_unpack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["unpack", "--data", "digits", "--out", str(tmp_path / "digits")]) == 0
-    assert "1797 pictures" in capsys.readouterr().out
+    assert "1797 images" in capsys.readouterr().out
     assert len(list((tmp_path / "digits" / "val" / "7").iterdir())) > 20
     assert main(["unpack", "--data", "digits", "--out", str(tmp_path / "digits")]) == 2

@@ -1,4 +1,4 @@
-"""Generated pictures that a classifier is trained on."""
+"""Generated images that a classifier is trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krl_train.data import PixelSet, open_source
 from krl_train.data.splits import read_training
 from krl_train.models.generators import build_generator
 from krl_train.run import ModelSpec, Run, RunRecord
-from krl_train.synthetic import add_synthetic, class_conditions, make_pictures, open_maker
+from krl_train.synthetic import add_synthetic, class_conditions, make_images, open_maker
 from krl_train.training.fit import fit
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -55,17 +55,17 @@ def test_joined_sets_are_one_after_the_other() -> None:
 @pytest.mark.parametrize("kind", CONDITIONS)
 def test_classes_are_asked_for_in_turn(tmp_path: Path, kind: str) -> None:
     maker = open_maker(generator_run(tmp_path / "g", CONDITIONS[kind]))
-    made = make_pictures(maker, DIGITS, 23, Preprocessing(12, 12), seed=1, margin=2)
+    made = make_images(maker, DIGITS, 23, Preprocessing(12, 12), seed=1, margin=2)
     assert made.labels.tolist() == [index % 10 for index in range(23)]
     assert made.pixels(np.arange(23)).shape == (23, 3, 16, 16)
-    again = make_pictures(maker, DIGITS, 23, Preprocessing(12, 12), seed=1, margin=2)
-    other = make_pictures(maker, DIGITS, 23, Preprocessing(12, 12), seed=2, margin=2)
+    again = make_images(maker, DIGITS, 23, Preprocessing(12, 12), seed=1, margin=2)
+    other = make_images(maker, DIGITS, 23, Preprocessing(12, 12), seed=2, margin=2)
     assert again.identity == made.identity != other.identity
 
 
-def test_pictures_are_those_of_the_generator(tmp_path: Path) -> None:
+def test_images_are_those_of_the_generator(tmp_path: Path) -> None:
     path = generator_run(tmp_path / "g", CONDITIONS["labels"])
-    made = make_pictures(open_maker(path), DIGITS, 12, GRAY, seed=0)
+    made = make_images(open_maker(path), DIGITS, 12, GRAY, seed=0)
     generator = Run.open(path).module()
     latents = torch.from_numpy(np.random.default_rng(0).standard_normal((12, 4), dtype=np.float32))
     with torch.no_grad():
@@ -92,12 +92,12 @@ def test_a_generator_that_does_not_know_the_classes(
         class_conditions(maker, labels)
 
 
-def test_a_generator_without_conditions_makes_pictures_of_no_class(tmp_path: Path) -> None:
-    made = make_pictures(open_maker(generator_run(tmp_path / "g", None)), DIGITS, 5, GRAY, seed=0)
+def test_a_generator_without_conditions_makes_images_of_no_class(tmp_path: Path) -> None:
+    made = make_images(open_maker(generator_run(tmp_path / "g", None)), DIGITS, 5, GRAY, seed=0)
     assert made.labels.tolist() == [0] * 5
 
 
-def test_training_with_generated_pictures(tmp_path: Path) -> None:
+def test_training_with_generated_images(tmp_path: Path) -> None:
     generator = generator_run(tmp_path / "g", CONDITIONS["labels"])
     common = {
         "model": "dscnn-0.25",
@@ -118,15 +118,15 @@ def test_training_with_generated_pictures(tmp_path: Path) -> None:
     assert run.record.data["val"] == plain.record.data["val"]
     assert "synthetic" not in plain.record.data
     assert run.record.metrics["count"] == 20
-    assert run.record.preprocessing == plain.record.preprocessing  # mean and std are those of real pictures
+    assert run.record.preprocessing == plain.record.preprocessing  # mean and std are those of real images
 
 
-def test_generated_pictures_are_added_to_the_real_ones(tmp_path: Path) -> None:
+def test_generated_images_are_added_to_the_real_ones(tmp_path: Path) -> None:
     generator = generator_run(tmp_path / "g", CONDITIONS["labels"])
     source = open_source(DataConfig(data="digits", limit=40, val_limit=20))
     training = read_training(source, GRAY, AugmentConfig(crop_padding=1), seed=0)
     both, described = add_synthetic(training, SyntheticConfig(generator, 60), GRAY, seed=3)
-    made = make_pictures(open_maker(generator), DIGITS, 60, GRAY, seed=3, margin=training.train.margin)
+    made = make_images(open_maker(generator), DIGITS, 60, GRAY, seed=3, margin=training.train.margin)
     real = training.train.pixels(np.arange(40))
     assert torch.equal(both.train.pixels(np.arange(100)), torch.cat([real, made.pixels(np.arange(60))]))
     assert both.train.labels.tolist() == training.train.labels.tolist() + made.labels.tolist()

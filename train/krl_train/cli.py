@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 def fit(config: FitConfig) -> None:
-    """Train a network on pictures: a classifier, or what --task says."""
+    """Train a network on images: a classifier, or what --task says."""
     from .training.fit import fit as run_fit
 
     _show_run(run_fit(config), config.json)
@@ -35,21 +35,21 @@ def evaluate(config: EvaluateConfig) -> None:
         return
     if "samples" in result:
         where = f" ({result['variant']})" if "variant" in result else ""
-        print(f"{result['run']}{where}: {result['samples']} generated pictures")
+        print(f"{result['run']}{where}: {result['samples']} generated images")
         print(_metrics_table(result))
         return
-    print(f"{result['run']} on {result['count']} pictures of {result['data']} ({result['split']})")
+    print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
     print(_metrics_table(result))
-    if "pictures" in result:
-        _show_pictures(result["pictures"])
+    if "images" in result:
+        _show_images(result["images"])
         return
     worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)
     print("\n" + table(("class", "recall"), [(name, f"{value:.4f}") for value, name in worst]))
 
 
-def _show_pictures(pictures: list[dict[str, Any]]) -> None:
+def _show_images(images: list[dict[str, Any]]) -> None:
     columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
-    print("\n" + table(columns, [[picture[column] for column in columns] for picture in pictures]))
+    print("\n" + table(columns, [[image[column] for column in columns] for image in images]))
 
 
 def import_(config: ImportConfig) -> None:
@@ -69,7 +69,7 @@ def unpack(config: UnpackConfig) -> None:
     source = open_source(config.data)
     with atomic_folder(config.out) as folder:
         count = write(source, folder)
-    print(f"{count} pictures in {config.out}")
+    print(f"{count} images in {config.out}")
 
 
 def _show_run(run: Run, json: bool) -> None:

@@ -11,7 +11,7 @@ __all__ = ["Placement"]
 
 @dataclass(frozen=True)
 class Placement:
-    """The device, this process's rank, the number of processes, and whether pictures are in channels-last layout."""
+    """The device, this process's rank, the number of processes, and whether images are in channels-last layout."""
 
     device: torch.device
     rank: int = 0

@@ -46,7 +46,7 @@ class RunRecord:
     Attributes:
         task: ``"classification"``, or another of ``krl-train fit --task``.
         model: The network.
-        preprocessing: From a picture to the network's input.
+        preprocessing: From an image to the network's input.
         labels: Class names in the order of the logits; empty where the task has none.
         command: The command that made the run, as ``"krl-train fit"``.
         configuration: The full resolved configuration of that command.

@@ -1,4 +1,4 @@
-"""Pictures that a generator makes, for training: added to real ones, or in their place."""
+"""Images that a generator makes, for training: added to real ones, or in their place."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from .data import PixelSet
 from .data.splits import Training
 from .models.sampling import generate_pixels, sample_latents
 
-__all__ = ["PictureMaker", "add_synthetic", "class_conditions", "make_pictures", "open_maker"]
+__all__ = ["ImageMaker", "add_synthetic", "class_conditions", "make_images", "open_maker"]
 
 _CHUNK = 500  # generated images that are held at full size before they become a classifier's inputs
 
-Pictures = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8]
 
 
 class _Make(Protocol):
-    def __call__(self, count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Pictures:
-        """Return pictures ``[count, H, W, C]``."""
+    def __call__(self, count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Images:
+        """Return images ``[count, H, W, C]``."""
         ...
 
 
 @dataclass(frozen=True)
-class PictureMaker:
+class ImageMaker:
     """A generator, from a run or from a bundle.
 
     Attributes:
         path: Where it lies.
         sha256: Hash of the run's weights, or of the bundle's manifest, which vouches for the graph.
         settings: Settings of its condition; ``None`` where it takes none.
-        make: Makes pictures; conditions are one for each picture, ``None`` for a generator without.
+        make: Makes images; conditions are one for each image, ``None`` for a generator without.
     """
 
     path: Path
@@ -55,11 +55,11 @@ class PictureMaker:
     make: _Make
 
     def describe(self, count: int) -> dict[str, Any]:
-        """Return what ``run.json`` says of pictures from here."""
+        """Return what ``run.json`` says of images from here."""
         return {"generator": str(self.path.resolve()), "sha256": self.sha256, "count": count}
 
 
-def open_maker(path: Path) -> PictureMaker:
+def open_maker(path: Path) -> ImageMaker:
     """Open a generator.
 
     Args:
@@ -71,32 +71,32 @@ def open_maker(path: Path) -> PictureMaker:
     return _bundle_maker(path) if (path / MANIFEST).is_file() else _run_maker(path)
 
 
-def _bundle_maker(path: Path) -> PictureMaker:
+def _bundle_maker(path: Path) -> ImageMaker:
     from krl_runtime.pipelines.generator import Generator
 
     model = krl_runtime.load(path, Generator)
 
-    def make(count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Pictures:
-        return np.stack([picture.pixels for picture in model.generate(count, seed=seed, condition=conditions)])
+    def make(count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Images:
+        return np.stack([image.pixels for image in model.generate(count, seed=seed, condition=conditions)])
 
-    return PictureMaker(path, sha256_file(path / MANIFEST), model.condition, make)
+    return ImageMaker(path, sha256_file(path / MANIFEST), model.condition, make)
 
 
-def _run_maker(path: Path) -> PictureMaker:
+def _run_maker(path: Path) -> ImageMaker:
     run, generator = open_generator(path)
     settings = generator.condition
 
-    def make(count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Pictures:
+    def make(count: int, *, seed: int, conditions: Sequence[Condition] | None) -> Images:
         latents = sample_latents(count, generator.latent_size, seed)
         tokens = None
         if settings is not None and conditions is not None:
             tokens = torch.from_numpy(encode(conditions, settings))
         return generate_pixels(generator, latents, tokens).permute(0, 2, 3, 1).numpy()
 
-    return PictureMaker(path, run.record.weights_sha256, settings, make)
+    return ImageMaker(path, run.record.weights_sha256, settings, make)
 
 
-def class_conditions(maker: PictureMaker, labels: Sequence[str]) -> list[Condition]:
+def class_conditions(maker: ImageMaker, labels: Sequence[str]) -> list[Condition]:
     """Return for each class the condition that asks for it: its name, or the attribute that has it as a value.
 
     Raises:
@@ -104,7 +104,7 @@ def class_conditions(maker: PictureMaker, labels: Sequence[str]) -> list[Conditi
     """
     settings = maker.settings
     if settings is None:
-        raise UsageError(f"generator {maker.path} takes no condition, so it cannot make pictures of a given class")
+        raise UsageError(f"generator {maker.path} takes no condition, so it cannot make images of a given class")
     if settings["kind"] != "attributes":
         encode(list(labels), settings)  # names what is not known
         return list(labels)
@@ -118,21 +118,21 @@ def class_conditions(maker: PictureMaker, labels: Sequence[str]) -> list[Conditi
     )
 
 
-def make_pictures(
-    maker: PictureMaker, labels: Sequence[str], count: int, preprocessing: Preprocessing, *, seed: int, margin: int = 0
+def make_images(
+    maker: ImageMaker, labels: Sequence[str], count: int, preprocessing: Preprocessing, *, seed: int, margin: int = 0
 ) -> PixelSet:
-    """Make pictures as a classifier takes them.
+    """Make images as a classifier takes them.
 
     Args:
         maker: The generator.
-        labels: The classes; each gets the same number of pictures, but for one, where the generator takes conditions.
-        count: Number of pictures.
+        labels: The classes; each gets the same number of images, but for one, where the generator takes conditions.
+        count: Number of images.
         preprocessing: Of the classifier.
         seed: Of the latents.
         margin: Extra pixels on every side, for random crops.
 
     Returns:
-        The pictures; their labels are the classes that were asked for, 0 for a generator without conditions.
+        The images; their labels are the classes that were asked for, 0 for a generator without conditions.
 
     Raises:
         UsageError: The generator does not know a class.
@@ -143,22 +143,22 @@ def make_pictures(
     for number, start in enumerate(progress(range(0, count, _CHUNK), "generating")):
         chosen = classes[start : start + _CHUNK]
         asked = None if conditions is None else [conditions[index] for index in chosen]
-        # a generator of its own for each chunk, since a seed gives the same pictures each time
-        pictures = maker.make(len(chosen), seed=seed * 1_000_003 + number, conditions=asked)
-        parts.append(np.stack([preprocessing(picture, margin=margin) for picture in pictures]))
+        # a generator of its own for each chunk, since a seed gives the same images each time
+        images = maker.make(len(chosen), seed=seed * 1_000_003 + number, conditions=asked)
+        parts.append(np.stack([preprocessing(image, margin=margin) for image in images]))
     return PixelSet(np.concatenate(parts), classes, margin)
 
 
 def add_synthetic(
     training: Training, config: SyntheticConfig, preprocessing: Preprocessing, seed: int
 ) -> tuple[Training, dict[str, Any]]:
-    """Add generated pictures to a classifier's training pictures.
+    """Add generated images to a classifier's training images.
 
     Args:
-        training: The data; its validation pictures stay as they are.
-        config: The generator and the number of pictures.
+        training: The data; its validation images stay as they are.
+        config: The generator and the number of images.
         preprocessing: Of the classifier.
-        seed: Of the pictures.
+        seed: Of the images.
 
     Returns:
         The data with them, and what ``run.json`` says of them.
@@ -170,7 +170,7 @@ def add_synthetic(
     assert config.augment_from is not None  # noqa: S101  for the type checker
     maker = open_maker(config.augment_from)
     class_conditions(maker, training.source.labels)
-    made = make_pictures(
+    made = make_images(
         maker,
         training.source.labels,
         config.augment_count,

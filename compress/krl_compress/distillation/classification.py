@@ -175,7 +175,7 @@ def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
 
 
 def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
-    """Open the data; with --data-free that is generated pictures, and real ones to measure on where there are any."""
+    """Open the data; with --data-free that is generated images, and real ones to measure on where there are any."""
     if config.data_free.data_free is None:
         return _open_data(config, teacher)
     if config.baseline:
@@ -203,7 +203,7 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
 
 
 def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:
-    """Let the student see pictures as the teacher does, but for what the user says."""
+    """Let the student see images as the teacher does, but for what the user says."""
     needs_rgb = native_size(student) is not None
     channels = config.channels or (3 if needs_rgb else teacher.channels)
     same = channels == teacher.channels

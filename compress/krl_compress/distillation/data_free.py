@@ -1,7 +1,7 @@
-"""Distillation without data: the student sees generated pictures alone, labeled by the teacher.
+"""Distillation without data: the student sees generated images alone, labeled by the teacher.
 
-The pictures come from a generator, or are made here against the teacher, which then is all that is needed (DAFL,
-https://arxiv.org/abs/1904.01186). Real pictures, where there are any, only measure the result.
+The images come from a generator, or are made here against the teacher, which then is all that is needed (DAFL,
+https://arxiv.org/abs/1904.01186). Real images, where there are any, only measure the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from krl_train.loop import resolve_device
 from krl_train.models import ModelSpec, Network
 from krl_train.models.features import last_linear, reading
 from krl_train.models.generators import build_generator
-from krl_train.synthetic import make_pictures, open_maker
+from krl_train.synthetic import make_images, open_maker
 
 __all__ = ["FROM_TEACHER", "GeneratedSource", "generated_source", "invert"]
 
@@ -46,19 +46,19 @@ _VAL_SHARE = 5  # a fifth is held out, as krl-train does by default
 
 @dataclass(frozen=True)
 class GeneratedSource(Source):
-    """Generated pictures to train on, and real ones to measure on.
+    """Generated images to train on, and real ones to measure on.
 
     Attributes:
-        real: The real data; ``None`` where there is none, and then some generated pictures with the teacher's answers
+        real: The real data; ``None`` where there is none, and then some generated images with the teacher's answers
             measure how far the student agrees with it.
-        made: What ``run.json`` says of the pictures.
+        made: What ``run.json`` says of the images.
     """
 
     real: Source | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
-        """Read generated pictures to train on, or real ones to measure on; see ``Source``."""
+        """Read generated images to train on, or real ones to measure on; see ``Source``."""
         if split == "val" and self.real is not None:
             return self.real.read(split, preprocessing, margin=margin, limit=limit)
         return super().read(split, preprocessing, margin=margin, limit=limit)
@@ -69,15 +69,15 @@ class GeneratedSource(Source):
 
 
 def generated_source(config: DistillConfig, teacher: LoadedTeacher, real: Source | None) -> GeneratedSource:
-    """Make the pictures that a student learns from.
+    """Make the images that a student learns from.
 
     Args:
         config: ``data_free`` says where they come from and how many.
         teacher: Labels them.
-        real: Measures the student; ``None`` where there is no real picture.
+        real: Measures the student; ``None`` where there is no real image.
 
     Raises:
-        KrlError: The generator cannot be used, or no picture can be made against the teacher.
+        KrlError: The generator cannot be used, or no image can be made against the teacher.
     """
     options, seed, network = config.data_free, config.loop.seed, teacher.network
     device = resolve_device(config.loop.device)
@@ -88,17 +88,17 @@ def generated_source(config: DistillConfig, teacher: LoadedTeacher, real: Source
     else:
         maker = open_maker(Path(str(options.data_free)))
         made = maker.describe(options.data_free_count)
-        chosen = make_pictures(maker, labels, options.data_free_count, network.preprocessing, seed=seed)
+        chosen = make_images(maker, labels, options.data_free_count, network.preprocessing, seed=seed)
         pixels = chosen.pixels(np.arange(len(chosen)))
     answers = _answers(FrozenTeacher(network), pixels, device)
     _report(answers, labels)
-    pictures = pixels.permute(0, 2, 3, 1).numpy()
-    cut = len(pictures) if real is not None else len(pictures) - len(pictures) // _VAL_SHARE
+    images = pixels.permute(0, 2, 3, 1).numpy()
+    cut = len(images) if real is not None else len(images) - len(images) // _VAL_SHARE
     if real is None:
         _log.warning(
-            "there is no real picture to measure on: teacher and student are compared on %d generated ones, and top-1 "
+            "there is no real image to measure on: teacher and student are compared on %d generated ones, and top-1 "
             "is the student's agreement with the teacher there",
-            len(pictures) - cut,
+            len(images) - cut,
         )
     return GeneratedSource(
         name=real.name if real is not None else "generated",
@@ -107,7 +107,7 @@ def generated_source(config: DistillConfig, teacher: LoadedTeacher, real: Source
         size=(network.preprocessing.height, network.preprocessing.width),
         flip=real.flip if real is not None else False,
         config=real.config if real is not None else config.data,
-        arrays={"train": (pictures[:cut], answers[:cut]), "val": (pictures[cut:], answers[cut:])},
+        arrays={"train": (images[:cut], answers[:cut]), "val": (images[cut:], answers[cut:])},
         real=real,
         made=made,
     )
@@ -123,21 +123,19 @@ def _report(answers: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
     counts = np.bincount(answers, minlength=len(labels))
     missing = [label for label, count in zip(labels, counts, strict=True) if not count]
     if missing:
-        _log.warning(
-            "the teacher sees no %s in the generated pictures; the student cannot learn it", ", ".join(missing)
-        )
-    _log.info("%d generated pictures, %d to %d of each class", len(answers), counts.min(), counts.max())
+        _log.warning("the teacher sees no %s in the generated images; the student cannot learn it", ", ".join(missing))
+    _log.info("%d generated images, %d to %d of each class", len(answers), counts.min(), counts.max())
 
 
 def invert(network: Network, count: int, *, seed: int, device: torch.device) -> Tensor:
-    """Make pictures that a classifier is sure of, by training a generator against it.
+    """Make images that a classifier is sure of, by training a generator against it.
 
-    The generator minimizes ``one_hot + 5 class_balance + 0.1 activation``, the paper's weights. Some pictures of each
+    The generator minimizes ``one_hot + 5 class_balance + 0.1 activation``, the paper's weights. Some images of each
     step are kept: those of one generator would be too much alike, those of its whole way are not.
 
     Args:
         network: The classifier; it is frozen.
-        count: Number of pictures.
+        count: Number of images.
         seed: Of all that is random.
         device: Where to compute.
 
@@ -162,15 +160,15 @@ def invert(network: Network, count: int, *, seed: int, device: torch.device) -> 
     if last is None:
         raise ModelError("the teacher has no linear layer; give a generator with --data-free GENERATOR")
     with reading({}, {"features": last}) as found:
-        for step in progress(range(_WARMUP + -(-count // _KEPT)), "pictures against the teacher"):
-            pictures = generator(torch.randn(_BATCH, _LATENT, device=device))
-            logits = network(pictures)
+        for step in progress(range(_WARMUP + -(-count // _KEPT)), "images against the teacher"):
+            images = generator(torch.randn(_BATCH, _LATENT, device=device))
+            logits = network(images)
             loss = one_hot(logits) + 5 * class_balance(logits) + 0.1 * activation(found["features"].flatten(1))
             if not torch.isfinite(loss):
-                raise TrainingError("the teacher's answers to generated pictures are not finite numbers")
+                raise TrainingError("the teacher's answers to generated images are not finite numbers")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step >= _WARMUP:
-                kept.append(pictures[:_KEPT].detach().clamp(0, 255).round().to(torch.uint8).cpu())
+                kept.append(images[:_KEPT].detach().clamp(0, 255).round().to(torch.uint8).cpu())
     return torch.cat(kept)[:count]

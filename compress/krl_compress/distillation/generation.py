@@ -45,7 +45,7 @@ _log = logging.getLogger("krl")
 
 @dataclass(frozen=True)
 class LatentStream:
-    """Batches without pictures, for a student that needs latents alone; the task draws these.
+    """Batches without images, for a student that needs latents alone; the task draws these.
 
     Attributes:
         batch_size: Latents in one step.
@@ -72,7 +72,7 @@ class _GeneratorJob(Job):
         teacher: Its generator.
         start: The run that the student begins with, if any.
         weights: Of each term.
-        data: Real pictures and conditions, where they are needed.
+        data: Real images and conditions, where they are needed.
         classifier: Whose features the student is compared in.
         score: Measures generators, if asked.
         stream: What a step takes.
@@ -96,7 +96,7 @@ class _GeneratorJob(Job):
         self.task = self._new_task()
 
     def measure_teachers(self) -> list[dict[str, Any]]:
-        """Return the size of the teacher and, with ``--features``, how good its pictures are."""
+        """Return the size of the teacher and, with ``--features``, how good its images are."""
         measured: dict[str, Any] = generator_size(self.teacher)
         if self.score is not None:
             device = resolve_device(self.config.loop.device)
@@ -179,10 +179,10 @@ class _GeneratorJob(Job):
 
 
 def prepare(config: DistillConfig) -> Job:
-    """Read the teacher of a generator's distillation, and the pictures where they are needed; make the student.
+    """Read the teacher of a generator's distillation, and the images where they are needed; make the student.
 
     Raises:
-        KrlError: The teacher, the student, the pictures or the configuration cannot be used.
+        KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
@@ -190,8 +190,8 @@ def prepare(config: DistillConfig) -> Job:
     weights = _weights(config, there, teacher)
     options, perceptual = config.generation, config.generator_student.perceptual
     versus_data = "adversarial" in weights or config.generator_student.online or config.baseline
-    pictures = versus_data or bool(teacher.condition)
-    data = read_data(there.record, config.data) if pictures or options.features else None
+    images = versus_data or bool(teacher.condition)
+    data = read_data(there.record, config.data) if images or options.features else None
     device = resolve_device(config.loop.device)
     score = None
     if options.features is not None and data is not None:
@@ -218,7 +218,7 @@ def prepare(config: DistillConfig) -> Job:
         data=data,
         classifier=None if perceptual is None else FeatureNet(perceptual, device),
         score=score,
-        stream=_pictures(config, data) if pictures and data is not None else _latents(config),
+        stream=_images(config, data) if images and data is not None else _latents(config),
     )
 
 
@@ -265,7 +265,7 @@ def _weights(config: DistillConfig, there: Run, teacher: Generator) -> dict[str,
     return weights
 
 
-def _pictures(config: DistillConfig, data: GeneratorData) -> BatchStream:
+def _images(config: DistillConfig, data: GeneratorData) -> BatchStream:
     source, loop = data.source, config.loop
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     preprocessing = data.preprocessing

@@ -1,6 +1,6 @@
 """Quantization-aware distillation: the student is trained as its INT8 form will compute, the teacher is not.
 
-The student starts from trained float weights, its batch normalization folded, and its scales from real pictures. What
+The student starts from trained float weights, its batch normalization folded, and its scales from real images. What
 is rounded where is ``krl_train.models.quantized``'s to say; the graph that ``krl-deploy`` makes of the run has the
 trained weights and the trained scales.
 """
@@ -28,7 +28,7 @@ from krl_train.tasks.optim import default_learning_rate
 
 __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 
-_PICTURES = 512  # images on which scales are first observed; training then learns them
+_IMAGES = 512  # images on which scales are first observed; training then learns them
 _BATCH = 64  # images in a run while observing: bounds memory; scales come from maxima, so it changes nothing else
 _SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as docs/precision.md was measured with; a judgment
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
@@ -65,7 +65,7 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
 
     Args:
         record: What the run will be; its preprocessing is that of ``start``.
-        training: Pictures of it set the scales.
+        training: Images of it set the scales.
         start: The float student, or a quantized one, which keeps its scales.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
@@ -83,12 +83,12 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
         return student
     backbone = FakeQuantized(student.backbone, record.preprocessing.shape)
     network = Network(backbone, record.preprocessing).to(resolve_device(device))
-    pictures, margin = training.train, training.train.margin
-    chosen = np.linspace(0, len(pictures) - 1, min(_PICTURES, len(pictures))).astype(np.int64)
+    images, margin = training.train, training.train.margin
+    chosen = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).astype(np.int64)
     _, height, width = record.preprocessing.shape
     with torch.no_grad(), backbone.observing():
         for first in range(0, len(chosen), _BATCH):
-            pixels = pictures.pixels(chosen[first : first + _BATCH])
+            pixels = images.pixels(chosen[first : first + _BATCH])
             pixels = pixels[:, :, margin : margin + height, margin : margin + width]
             network(pixels.to(network.scale.device))
     return network.cpu()

@@ -46,7 +46,7 @@ RESTORATION_KINDS: Mapping[str, Kind] = {
     "at": Kind(losses.at, "map", weight=10.0),
     "sp": Kind(losses.sp, "map", weight=1.0, couples=True),
 }
-"""The losses by the name that ``--loss`` takes: on pictures (of 0 to 1), and on the features before the last layer."""
+"""The losses by the name that ``--loss`` takes: on images (of 0 to 1), and on the features before the last layer."""
 
 _DEFAULT = ("pixels", "teacher")
 
@@ -145,7 +145,7 @@ class _RestorerJob(Job):
     start: Run | None
 
     def measure_teachers(self) -> list[dict[str, Any]]:
-        """Return the metrics of the teacher on the validation pictures."""
+        """Return the metrics of the teacher on the validation images."""
         device, arguments = resolve_device(self.config.loop.device), self.there.record.model.arguments
         measured = evaluate_restorer(
             self.teacher.to(device), self.training.val, arguments["scale"], arguments["degradation"], Placement(device)
@@ -153,7 +153,7 @@ class _RestorerJob(Job):
         return [{**measured, **network_size(self.teacher)}]
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
-        """Train the student on the true pictures."""
+        """Train the student on the true images."""
         return self._train(record, PixelLoss, out)
 
     def train(self, record: RunRecord) -> Run:
@@ -169,10 +169,10 @@ class _RestorerJob(Job):
 
 
 def prepare(config: DistillConfig) -> Job:
-    """Read teacher, pictures and start of a restorer's distillation.
+    """Read teacher, images and start of a restorer's distillation.
 
     Raises:
-        KrlError: The teacher, the student, the pictures or the configuration cannot be used.
+        KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
     _refuse_unused(config)
     terms = [parse_term(text, RESTORATION_KINDS) for text in config.losses.loss or _DEFAULT]
@@ -212,7 +212,7 @@ def _student_spec(name: str, teacher: Run) -> ModelSpec:
 
 
 def _data(data: DataConfig, teacher: Run) -> DataConfig:
-    """Return where the pictures are: what the user says, or what the teacher was trained and validated on."""
+    """Return where the images are: what the user says, or what the teacher was trained and validated on."""
     if data.data is not None:
         return data
     there = teacher.record.data

@@ -47,7 +47,7 @@ class Distiller(Objective):
             ``FrozenTeacher`` alone.
         terms: The losses.
         at: Pairs of places for feature losses, ``"student=teacher"``; found by resolution where there are none.
-        labels: Class index of every training picture, ``[M]``, for losses that draw other classes (CRD).
+        labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
 
     Raises:
         UsageError: A loss needs features and the teacher is stored, or the networks share no place.
@@ -104,7 +104,7 @@ class Distiller(Objective):
         options: dict[str, Any] = dict(term.options)
         if kind.sees == "crd":
             if labels is None:
-                raise UsageError("crd needs the class of every training picture")
+                raise UsageError("crd needs the class of every training image")
             return losses.CRD(lengths[0], lengths[1], labels, **options)
         if kind.sees == "review":
             channels = [[pair[side].shape[0] for pair in self.places] + [lengths[side]] for side in (0, 1)]
@@ -168,7 +168,7 @@ class Distiller(Objective):
         arguments = [seen.student, seen.teacher]
         if term.kind.sees == "logits+labels":
             if seen.batch.share is not None:
-                raise UsageError(f"--loss {term.name} needs one label for each picture, which --mixup takes away")
+                raise UsageError(f"--loss {term.name} needs one label for each image, which --mixup takes away")
             arguments.append(seen.batch.labels)
         return _call(term, arguments, dict(term.options))
 

@@ -57,7 +57,7 @@ GENERATION_KINDS: Mapping[str, Kind] = {
 class StudentObjective(nn.Module):
     """What a student minimizes beside an adversarial loss.
 
-    - ``pixels``: mean absolute difference, in the units that pictures are normalized to (-1 to 1);
+    - ``pixels``: mean absolute difference, in the units that images are normalized to (-1 to 1);
     - ``squares``: mean squared difference, in the same units (https://arxiv.org/abs/1902.00159);
     - ``features``: mean squared difference of the maps at each resolution that both have, the student's through a 1×1
       convolution (https://arxiv.org/abs/2003.08936), as a share of the teacher's mean square;
@@ -71,7 +71,7 @@ class StudentObjective(nn.Module):
         classifier: For ``perceptual``.
 
     Raises:
-        UsageError: The two take other latents or make other pictures, or a term needs what they have not.
+        UsageError: The two take other latents or make other images, or a term needs what they have not.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class StudentObjective(nn.Module):
     ) -> None:
         super().__init__()
         if student.latent_size != teacher.latent_size or student.preprocessing.shape != teacher.preprocessing.shape:
-            raise UsageError("a student takes the latents of its teacher and makes pictures of the same size")
+            raise UsageError("a student takes the latents of its teacher and makes images of the same size")
         if "perceptual" in weights and classifier is None:
             raise UsageError("--loss perceptual needs a classifier; give --perceptual RUN")
         self.student, self.classifier = student, classifier
@@ -122,14 +122,14 @@ class StudentObjective(nn.Module):
         return [(maps[0][mine].shape[1], maps[1][theirs].shape[1]) for mine, theirs in self.places]
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the student's pictures ``[N, C, H, W]`` in 0 to 255, and the weighted terms by name."""
-        pictures, mine = _run(self.student, latent, condition)
+        """Return the student's images ``[N, C, H, W]`` in 0 to 255, and the weighted terms by name."""
+        images, mine = _run(self.student, latent, condition)
         with torch.no_grad():
             target, theirs = _run(self.teacher.to(latent.device), latent, condition)
         terms: dict[str, Tensor] = {}
         for name, function in (("pixels", _difference), ("squares", F.mse_loss)):
             if name in self.weights:
-                terms[name] = function(pictures / self.student.scale, target / self.student.scale)
+                terms[name] = function(images / self.student.scale, target / self.student.scale)
         pairs = [(mine[first].float(), theirs[second].float()) for first, second in self.places]
         if "features" in self.weights:
             adapted = zip(self.adapters, pairs, strict=True)
@@ -138,18 +138,18 @@ class StudentObjective(nn.Module):
             terms["kernel"] = _mean([kernel_alignment(first, second) for first, second in pairs])
         if self.classifier is not None and "perceptual" in self.weights:
             network = self.classifier.network.to(latent.device)
-            seen = [self.classifier.features(fit_images(each, network.preprocessing)) for each in (pictures, target)]
+            seen = [self.classifier.features(fit_images(each, network.preprocessing)) for each in (images, target)]
             terms["perceptual"] = _relative(seen[0], seen[1])
-        return pictures, {name: self.weights[name] * value for name, value in terms.items()}
+        return images, {name: self.weights[name] * value for name, value in terms.items()}
 
 
 def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """Return a generator's pictures in 0 to 255, and its maps."""
+    """Return a generator's images in 0 to 255, and its maps."""
     backbone = generator.backbone
     if not isinstance(backbone, MapGenerator):
         return generator(latent, condition), []
     maps, normalized = backbone.features(latent, condition)
-    return generator.pictures(normalized), maps
+    return generator.images(normalized), maps
 
 
 def _example(generator: Generator) -> tuple[Tensor, Tensor | None]:
@@ -186,7 +186,7 @@ class _Follower(Task[Batch]):
         return {**close, **({} if self.score is None else self.score(student, placement))}
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return the teacher's pictures (left) and the student's (right) of the same latents."""
+        """Return the teacher's images (left) and the student's (right) of the same latents."""
         tokens = None if self.conditions is None else self.conditions.tokens
         grids = [sample_grid(net, tokens) for net in (self.objective.teacher, self.final().eval())]
         gap = np.full((grids[0].shape[0], 4, grids[0].shape[2]), 128, np.uint8)
@@ -204,7 +204,7 @@ class StudentTask(_Follower):
         objective: What is minimized.
         optim: Learning rate, schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
-        conditions: Of the training pictures; ``None`` for generators without.
+        conditions: Of the training images; ``None`` for generators without.
         score: Measures the student at evaluations.
     """
 
@@ -233,7 +233,7 @@ class StudentTask(_Follower):
 
 
 class AdversarialStudentTask(_Follower, GanTask):
-    """A student that follows its teacher and has a discriminator of its own, which sees real pictures.
+    """A student that follows its teacher and has a discriminator of its own, which sees real images.
 
     Args:
         objective: What is minimized beside the adversarial loss, whose weight is ``objective.weights["adversarial"]``.
@@ -241,7 +241,7 @@ class AdversarialStudentTask(_Follower, GanTask):
         options: The adversarial loss and what stabilizes it.
         optim: As for ``GanTask``.
         steps: Number of steps in the whole training.
-        conditions: Of the training pictures; ``None`` for generators without.
+        conditions: Of the training images; ``None`` for generators without.
         score: Measures the student at evaluations.
     """
 
@@ -266,9 +266,9 @@ class AdversarialStudentTask(_Follower, GanTask):
         self.learners = {**self.learners, "generator": self.student}
 
     def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the student's pictures and the terms that compare them with the teacher's."""
-        pictures, terms = self.student.module(latent, condition)
-        return pictures, terms
+        """Return the student's images and the terms that compare them with the teacher's."""
+        images, terms = self.student.module(latent, condition)
+        return images, terms
 
 
 class OnlineStudentTask(StudentTask):

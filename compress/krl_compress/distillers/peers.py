@@ -39,8 +39,8 @@ class PeerTask(Task[Batch]):
         temperature: T.
         weight: λ.
         steps: Number of optimization steps in the whole training.
-        batch_size: Pictures in one step over all processes.
-        val: Validation pictures.
+        batch_size: Images in one step over all processes.
+        val: Validation images.
         labels: Class names.
 
     Raises:

@@ -152,7 +152,7 @@ class Review(nn.Module):
 
 
 class CRD(nn.Module):
-    """Contrastive representation distillation: know a picture again among K pictures of other classes.
+    """Contrastive representation distillation: know an image again among K images of other classes.
 
     `Contrastive Representation Distillation <https://arxiv.org/abs/1910.10699>`_. Both networks are embedded (a
     learnt linear layer each, L2 norm 1); a bank remembers every sample's embedding from each network; the score of a

@@ -58,7 +58,7 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 @full_precision
 def at(student_features: Tensor, teacher_features: Tensor, *, power: float = 2.0) -> Tensor:
-    """Transfer attention: where in the picture the activations are.
+    """Transfer attention: where in the image the activations are.
 
     Mean over samples and positions of (a_s − a_t)², with a = Σ_c |f_c|^p, flattened to H·W and brought to L2 norm 1.
     The larger map is average-pooled first. A map of zeros counts as a = 0.
@@ -165,7 +165,7 @@ def spatial_affinity(student_features: Tensor, teacher_features: Tensor) -> Tens
     L2 norm 1, so that the number of channels may differ. The memory is N (H·W)² numbers: for small patches.
 
     `FAKD <https://doi.org/10.1109/ICIP40778.2020.9190683>`_ for super-resolution; the authors' weight is 10 beside
-    pictures in levels of 255, which is 0.04 beside pictures of 0 to 1.
+    images in levels of 255, which is 0.04 beside images of 0 to 1.
 
     Args:
         student_features: (N, C_s, H, W).

@@ -1,7 +1,7 @@
 """Losses of a generator that has a classifier alone to learn from (DAFL, https://arxiv.org/abs/1904.01186).
 
-All take what the frozen classifier makes of generated pictures, and have their gradient flow back through it to them.
-They are computed in float32 at least and return one scalar, a mean over the pictures.
+All take what the frozen classifier makes of generated images, and have their gradient flow back through it to them.
+They are computed in float32 at least and return one scalar, a mean over the images.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def one_hot(logits: Tensor) -> Tensor:
 
 @full_precision
 def activation(features: Tensor) -> Tensor:
-    """Return −mean |f|: pictures that are like those of the training make the classifier's features large.
+    """Return −mean |f|: images that are like those of the training make the classifier's features large.
 
-    The mean is over pictures and features, where the paper sums over the features.
+    The mean is over images and features, where the paper sums over the features.
 
     Args:
         features: What the last linear layer takes, ``[N, D]``.

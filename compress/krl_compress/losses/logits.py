@@ -276,7 +276,7 @@ def mlkd(
     `Multi-Level Logit Distillation
     <https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html>`_.
     This is the sum as the paper describes it, and not what the authors' code computes: that code scales the terms
-    with masks made from the median confidence of the teacher, feeds two views of each picture (weakly and strongly
+    with masks made from the median confidence of the teacher, feeds two views of each image (weakly and strongly
     augmented) and drops some of the terms of the strong view. Published results come from that code.
 
     Args:

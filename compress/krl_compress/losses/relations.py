@@ -185,7 +185,7 @@ def _gaussian_kernel(embeddings: Tensor, gamma: float, order: int) -> Tensor:
 
 @full_precision
 def crd_contrast(log_scores: Tensor, *, samples: int) -> Tensor:
-    """Tell the pair from the same picture from K pairs of different pictures, by noise-contrastive estimation.
+    """Tell the pair from the same image from K pairs of different images, by noise-contrastive estimation.
 
     mean_n [−log h_n0 − Σ_{k=1..K} log(1 − h_nk)], h = g / (g + K / M), M the samples of the data set, g = exp of the
     scores. Computed as a logistic of log g − log(K / M).
@@ -194,7 +194,7 @@ def crd_contrast(log_scores: Tensor, *, samples: int) -> Tensor:
     :class:`krl_compress.losses.adapters.CRD` makes the scores and adds up both directions.
 
     Args:
-        log_scores: (N, 1 + K), log g: the pair of the same picture first, then K others, K at least 1.
+        log_scores: (N, 1 + K), log g: the pair of the same image first, then K others, K at least 1.
         samples: M.
 
     Returns:

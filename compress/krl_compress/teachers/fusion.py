@@ -24,8 +24,8 @@ class FusedTeacher:
 
     - ``"mean"``: the mean of the logits, that is the geometric mean of the probabilities.
     - ``"confidence"``: w_k = (1 − softmax_k(CE_k)) / (K − 1), with each teacher's cross-entropy to the label: a teacher
-      that is wrong on a picture counts less there (Confidence-Aware Multi-Teacher KD, https://arxiv.org/abs/2201.00007).
-    - ``"class"``: for each picture, the teacher that was best on its class alone.
+      that is wrong on an image counts less there (Confidence-Aware Multi-Teacher KD, https://arxiv.org/abs/2201.00007).
+    - ``"class"``: for each image, the teacher that was best on its class alone.
 
     Args:
         teachers: Two or more.
@@ -54,7 +54,7 @@ class FusedTeacher:
         return (self._weights(logits, batch.labels)[:, :, None] * logits).sum(0)
 
     def _weights(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return each teacher's weight for each picture, ``[K, N]``; they add up to 1."""
+        """Return each teacher's weight for each image, ``[K, N]``; they add up to 1."""
         count = len(logits)
         if self.fusion == "mean":
             return torch.full(logits.shape[:2], 1 / count, device=logits.device)

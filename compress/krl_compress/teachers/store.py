@@ -1,6 +1,6 @@
 """A stored teacher: its answers to fixed views, computed once, shared by all students of the same teacher and data.
 
-This is dataset reinforcement (https://arxiv.org/abs/2303.08983): a view is kept as its seed, which the picture's index
+This is dataset reinforcement (https://arxiv.org/abs/2303.08983): a view is kept as its seed, which the image's index
 and the view's number give, and beside it the teacher's logits or its largest probabilities (as in
 https://arxiv.org/abs/2207.10666).
 """
@@ -33,7 +33,7 @@ _log = logging.getLogger("krl")
 
 _SCHEMA_VERSION = 2  # of a stored teacher; another one is computed anew
 _SHARD = 16384
-"""Pictures in one file: what an interruption loses at most."""
+"""Images in one file: what an interruption loses at most."""
 
 Record = npt.NDArray[Any]
 
@@ -41,16 +41,16 @@ Record = npt.NDArray[Any]
 class StoredTeacher:
     """A teacher that looks its answers up.
 
-    The folder's name is a hash of everything that the answers depend on: the teacher's weights, the pictures, the
+    The folder's name is a hash of everything that the answers depend on: the teacher's weights, the images, the
     views. So a stale answer cannot be found; and each file's hash is checked before it is used. Files are
     memory-mapped, and several processes may read them at once.
 
     Args:
         teacher: Computes what is not stored yet.
         weights_sha256: Identity of the teacher's weights.
-        data: The training pictures.
+        data: The training images.
         augmentation: Makes the views.
-        views: Number of fixed views of each picture.
+        views: Number of fixed views of each image.
         folder: Where the answers of all teachers lie.
         top_k: Keep the largest k probabilities in half precision, and take the rest to be spread evenly; ``None`` keeps
             all logits in float32.
@@ -90,13 +90,13 @@ class StoredTeacher:
 
         Args:
             device: Where to compute.
-            batch_size: Pictures in one step.
+            batch_size: Images in one step.
 
         Returns:
             The number of shards that had to be computed; an interrupted call goes on with the next one.
 
         Raises:
-            DataError: The folder holds what another teacher answered, or other pictures or views; it says which.
+            DataError: The folder holds what another teacher answered, or other images or views; it says which.
             ModelError: The teacher answers with numbers that are not finite.
         """
         self._check_identity()

@@ -73,7 +73,7 @@ class FrozenTeacher:
         if logits.device.type == "cpu" and not logits.isfinite().all():
             wrong = int((~logits.isfinite().all(1)).sum())
             raise ModelError(
-                f"the teacher answers {wrong} of {len(logits)} pictures with logits that are not finite numbers; "
+                f"the teacher answers {wrong} of {len(logits)} images with logits that are not finite numbers; "
                 "nothing can be learned from it: train it again, or compute it with --precision fp32"
             )
         return logits

@@ -116,7 +116,7 @@ def make_reference(
 
 
 def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Preprocessing) -> Calibration:
-    """Return a calibration that has what the model came with, and that no picture was seen for."""
+    """Return a calibration that has what the model came with, and that no image was seen for."""
     identity = Identity(sha256_bytes(fp32), preprocessing.to_dict(), "", 0, "given", "none")
     scales = {name: tuple(float(value) for value in values) for name, values in brought.weight_scales.items()}
     return Calibration(identity, brought.ranges, given=brought.ranges, weight_scales=scales)

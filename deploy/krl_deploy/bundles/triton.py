@@ -51,9 +51,9 @@ class PackageConfig:
     name: str | None = None
     """Name of the model in the repository; left out: the bundle's file name without .krl."""
     max_batch: int = 16
-    """Pictures that Triton runs at once at most; an engine's profile may allow fewer."""
+    """Images that Triton runs at once at most; an engine's profile may allow fewer."""
     max_delay_us: int = 1000
-    """Microseconds that Triton may wait for more pictures before it runs what it has."""
+    """Microseconds that Triton may wait for more images before it runs what it has."""
     instances: int = 1
     """Copies of the model that run side by side."""
     overwrite: bool = False
@@ -98,7 +98,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
     manifest = bundle.manifest
     if manifest.task != "classification":
         raise UsageError(
-            f"bundle {bundle.path} is for the task {manifest.task!r}; accepted: classification, whose pictures Triton "
+            f"bundle {bundle.path} is for the task {manifest.task!r}; accepted: classification, whose images Triton "
             "takes as they are; restorers and generators need krl_runtime around them"
         )
     name = config.name or bundle.stem
@@ -174,7 +174,7 @@ def _check_engine(key: str, engine: Engine) -> None:
         raise UsageError(f"engine {key} was built without its weights, which Triton cannot put in; build one with them")
     if engine.profile[0] > 1:
         raise UsageError(
-            f"engine {key} takes batches from {engine.profile[0]} on, and Triton sends single pictures too; build one "
+            f"engine {key} takes batches from {engine.profile[0]} on, and Triton sends single images too; build one "
             f"with --profile 1,{engine.profile[1]},{engine.profile[2]}"
         )
     _log.info(

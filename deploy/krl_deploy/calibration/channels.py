@@ -28,7 +28,7 @@ class Channels:
     """One activation.
 
     Attributes:
-        mean: Of each channel over pictures and places, ``[C]``.
+        mean: Of each channel over images and places, ``[C]``.
         largest: Largest magnitude of each channel, ``[C]``.
     """
 

@@ -43,9 +43,7 @@ class Checkpoint:
             with np.load(self.path, allow_pickle=False) as arrays:
                 kept = {name: arrays[name] for name in arrays.files}
             if str(kept.pop("identity")) != self.identity:
-                _log.warning(
-                    "the interrupted calibration was of another model, other pictures or options; starting anew"
-                )
+                _log.warning("the interrupted calibration was of another model, other images or options; starting anew")
                 return None
         except FileNotFoundError:
             _log.info("no interrupted calibration to go on from; starting anew")
@@ -53,7 +51,7 @@ class Checkpoint:
         except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
             _log.warning("the interrupted calibration %s cannot be read (%s); starting anew", self.path, error)
             return None
-        _log.info("going on after %d pictures", kept["done"])
+        _log.info("going on after %d images", kept["done"])
         return kept
 
     def save(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

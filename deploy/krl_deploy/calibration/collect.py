@@ -1,4 +1,4 @@
-"""Running a network over pictures and keeping the ranges of its tensors, in memory that does not grow with either."""
+"""Running a network over images and keeping the ranges of its tensors, in memory that does not grow with either."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def collect(
     checkpoint: Checkpoint | None = None,
     size: int | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of each tensor over pictures, or whatever else the model takes.
+    """Return the range of each tensor over images, or whatever else the model takes.
 
     Args:
         model: A float32 model.
@@ -65,7 +65,7 @@ def collect(
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that the range holds.
         checkpoint: Where to keep what was counted so far, and from where to go on.
-        size: Pictures in a batch, where the graph leaves that open; left out: what memory allows.
+        size: Images in a batch, where the graph leaves that open; left out: what memory allows.
 
     Raises:
         ModelError: A tensor takes values that are not finite numbers.
@@ -108,7 +108,7 @@ class _Extremes:
         bad = [self.tensors[int(index) // 2] for index in np.flatnonzero(~np.isfinite(values))]
         if bad:
             raise ModelError(
-                f"tensor {bad[0]}: values are not finite numbers on a calibration picture; the model is broken"
+                f"tensor {bad[0]}: values are not finite numbers on a calibration image; the model is broken"
             )
         self.low, self.high = np.minimum(self.low, values[::2]), np.maximum(self.high, values[1::2])
 
@@ -159,7 +159,7 @@ class _Histograms:
             try:
                 histogram.add(value)
             except ModelError as error:
-                raise ModelError(f"tensor {name}: {error} on a calibration picture; the model is broken") from error
+                raise ModelError(f"tensor {name}: {error} on a calibration image; the model is broken") from error
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         all_ = self.histograms.values()

@@ -1,4 +1,4 @@
-"""Whether pictures are fit to calibrate on: real, varied, enough of them, of all classes; what they show of a net."""
+"""Whether images are fit to calibrate on: real, varied, enough of them, of all classes; what they show of a net."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ import numpy.typing as npt
 
 from krl_runtime.errors import DataError
 
-__all__ = ["ENOUGH", "check_batches", "check_channels", "check_classes", "check_pictures"]
+__all__ = ["ENOUGH", "check_batches", "check_channels", "check_classes", "check_images"]
 
 _log = logging.getLogger("krl")
 
 ENOUGH = 32
-"""Fewer pictures than this leave ranges that a few more pictures would widen."""
+"""Fewer images than this leave ranges that a few more images would widen."""
 
-_LEAST_CORRELATION = 0.1  # of neighboring pixels: noise has about 0, real images 0.5 and more (check_pictures)
+_LEAST_CORRELATION = 0.1  # of neighboring pixels: noise has about 0, real images 0.5 and more (check_images)
 _SAMPLE = 256  # images that are looked at, so that the time is bounded
 _BATCH_TOLERANCE = 0.01  # of a range: far above the rounding between batch sizes, far below what batch statistics do
 _SHOWN = 5  # names in a message; more would hide what is to be done
 
 
-def check_pictures(pixels: npt.NDArray[np.uint8]) -> None:
-    """Refuse pictures whose ranges would say nothing of real ones; warn where there are few.
+def check_images(pixels: npt.NDArray[np.uint8]) -> None:
+    """Refuse images whose ranges would say nothing of real ones; warn where there are few.
 
     Neighboring pixels of any photograph, drawing or scan are alike (their correlation is 0.5 to 0.99); those of
     noise are not.
 
     Args:
-        pixels: Decoded pictures ``[N, C, H, W]``.
+        pixels: Decoded images ``[N, C, H, W]``.
 
     Raises:
-        DataError: Most pictures are of one color, all are the same, or most look like noise.
+        DataError: Most images are of one color, all are the same, or most look like noise.
     """
     count = len(pixels)
     sample = pixels[:: max(1, count // _SAMPLE)].astype(np.float32)
     flat = np.ptp(sample.reshape(len(sample), -1), axis=1) == 0
     if flat.mean() > 0.5:
-        raise DataError(f"{flat.mean():.0%} of the pictures are of one color; calibrate on real pictures")
+        raise DataError(f"{flat.mean():.0%} of the images are of one color; calibrate on real images")
     if count > 1 and not np.any(pixels != pixels[:1]):
-        raise DataError(f"all {count} pictures are the same; calibrate on pictures that differ")
-    noisy = np.array([_looks_random(picture) for picture in sample[~flat]])
+        raise DataError(f"all {count} images are the same; calibrate on images that differ")
+    noisy = np.array([_looks_random(image) for image in sample[~flat]])
     if noisy.mean() > 0.5:
         raise DataError(
-            f"{noisy.mean():.0%} of the pictures look like random noise (their neighboring pixels are unrelated); "
-            "ranges from noise are wrong for real pictures; calibrate on real ones"
+            f"{noisy.mean():.0%} of the images look like random noise (their neighboring pixels are unrelated); "
+            "ranges from noise are wrong for real images; calibrate on real ones"
         )
     if count < ENOUGH:
-        _log.warning("only %d pictures to calibrate on: %d or more, of all classes, are safer", count, ENOUGH)
+        _log.warning("only %d images to calibrate on: %d or more, of all classes, are safer", count, ENOUGH)
 
 
-def _looks_random(picture: npt.NDArray[np.float32]) -> bool:
+def _looks_random(image: npt.NDArray[np.float32]) -> bool:
     """Return whether neighbors, across and down, are all but uncorrelated."""
-    centered = picture - picture.mean(axis=(1, 2), keepdims=True)
+    centered = image - image.mean(axis=(1, 2), keepdims=True)
     power = float(np.square(centered).mean())
-    if min(picture.shape[1:]) < 2 or power == 0:
+    if min(image.shape[1:]) < 2 or power == 0:
         return False
     across = float((centered[:, :, 1:] * centered[:, :, :-1]).mean())
     down = float((centered[:, 1:] * centered[:, :-1]).mean())
@@ -64,10 +64,10 @@ def _looks_random(picture: npt.NDArray[np.float32]) -> bool:
 
 
 def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
-    """Warn where classes have no picture.
+    """Warn where classes have no image.
 
     Args:
-        labels: Index of the class of each picture, -1 where it is not known.
+        labels: Index of the class of each image, -1 where it is not known.
         names: The classes.
     """
     if any(label < 0 for label in labels):
@@ -75,8 +75,8 @@ def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
     missing = [name for index, name in enumerate(names) if index not in set(labels)]
     if missing:
         _log.warning(
-            "no picture to calibrate on is of %d of the %d classes: %s; what only they show is not in the ranges; give "
-            "pictures of all classes, or a higher --limit",
+            "no image to calibrate on is of %d of the %d classes: %s; what only they show is not in the ranges; give "
+            "images of all classes, or a higher --limit",
             len(missing),
             len(names),
             _some(missing),
@@ -84,17 +84,17 @@ def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
 
 
 def check_channels(largest: Mapping[str, npt.NDArray[np.float32]], count: int) -> None:
-    """Warn of channels that no picture moves.
+    """Warn of channels that no image moves.
 
     Args:
         largest: For each activation the largest magnitude of each channel, ``[C]``.
-        count: Number of pictures.
+        count: Number of images.
     """
     dead = {name: int((values == 0).sum()) for name, values in largest.items() if (values == 0).any()}
     if dead:
         listed = [f"{name} ({number} of {len(largest[name])})" for name, number in dead.items()]
         _log.warning(
-            "%d channels of %d activations are 0 on all %d pictures of a sample: %s; either the pictures do not show "
+            "%d channels of %d activations are 0 on all %d images of a sample: %s; either the images do not show "
             "what the net was trained on, or it can do without these channels",
             sum(dead.values()),
             len(dead),
@@ -104,11 +104,11 @@ def check_channels(largest: Mapping[str, npt.NDArray[np.float32]], count: int) -
 
 
 def check_batches(alone: Mapping[str, tuple[float, float]], together: Mapping[str, tuple[float, float]]) -> None:
-    """Warn of tensors whose range depends on how many pictures are in a batch.
+    """Warn of tensors whose range depends on how many images are in a batch.
 
     Args:
-        alone: Ranges over pictures that were run one by one.
-        together: Ranges over the same pictures in one batch.
+        alone: Ranges over images that were run one by one.
+        together: Ranges over the same images in one batch.
     """
     differing = []
     for name, ends in alone.items():
@@ -117,7 +117,7 @@ def check_batches(alone: Mapping[str, tuple[float, float]], together: Mapping[st
             differing.append(name)
     if differing:
         _log.warning(
-            "the ranges of %d tensors change with the batch size: %s; the net mixes the pictures of a batch (batch "
+            "the ranges of %d tensors change with the batch size: %s; the net mixes the images of a batch (batch "
             "statistics that training left on?), so that no scale fits; export it in evaluation mode",
             len(differing),
             _some(differing),

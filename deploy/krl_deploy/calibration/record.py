@@ -24,26 +24,26 @@ class Identity:
 
     Attributes:
         graph_sha256: Hash of the float32 ONNX file: operators, weights and normalization.
-        preprocessing: From a picture to the input.
-        pictures: Hash of the decoded pictures, or of whatever else the model takes.
-        count: Number of pictures.
+        preprocessing: From an image to the input.
+        images: Hash of the decoded images, or of whatever else the model takes.
+        count: Number of images.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
         equalize: Which activations were equalized before.
-        source: Where the inputs come from: pictures, latents of a seed, or a generator, with its hash.
+        source: Where the inputs come from: images, latents of a seed, or a generator, with its hash.
     """
 
     graph_sha256: str
     preprocessing: Mapping[str, Any]
-    pictures: str
+    images: str
     count: int
     method: str
     equalize: Equalize
-    source: str = "pictures"
+    source: str = "images"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of a model's tensors on real pictures, and what it is true of.
+    """What was measured of a model's tensors on real images, and what it is true of.
 
     The tensors are those of the equalized model, which is the FP32 model with ``factors`` applied.
 

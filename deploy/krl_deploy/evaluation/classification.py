@@ -1,4 +1,4 @@
-"""Classifiers: real pictures, or those that a generator makes; top-1 in points."""
+"""Classifiers: real images, or those that a generator makes; top-1 in points."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_deploy.calibration.lint import check_classes, check_pictures
+from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_POINTS
-from krl_runtime.images.folders import Picture, decode, identity
+from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import Answers, Score
 from .task import Batch, Loss, Seen, Source, Task, worst
@@ -24,20 +24,20 @@ __all__ = ["Classification"]
 
 
 class Classification(Task):
-    """Pictures of a folder, or of a generator, and top-1."""
+    """Images of a folder, or of a generator, and top-1."""
 
     def __init__(self, bundle: Bundle, source: Source) -> None:
         if source.min_psnr is not None:
-            raise UsageError("--min-psnr is for bundles that make pictures; give --max-drop")
+            raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
         self.bundle, self.source = bundle, source
         self.accepted = MAX_DROP_POINTS if source.max_drop is None else source.max_drop
-        self.train: list[Picture] = []
-        self.val: list[Picture] = []
+        self.train: list[ImageFile] = []
+        self.val: list[ImageFile] = []
         self.name = "golden inputs"
         if source.data is not None:
             self._choose()
         elif source.from_generator is not None:
-            self.name = f"pictures of {source.from_generator.name}"
+            self.name = f"images of {source.from_generator.name}"
 
     def _choose(self) -> None:
         source = self.source
@@ -51,32 +51,32 @@ class Classification(Task):
 
     @cached_property
     def seen(self) -> Seen:
-        """The pictures to calibrate on; see ``Task.seen``."""
+        """The images to calibrate on; see ``Task.seen``."""
         manifest, source = self.bundle.manifest, self.source
         if source.from_generator is not None:
-            from .generation import pictures_of
+            from .generation import images_of
 
-            made, origin = pictures_of(source.from_generator, source.limit, 0, manifest.preprocessing)
-            check_pictures(made)
+            made, origin = images_of(source.from_generator, source.limit, 0, manifest.preprocessing)
+            check_images(made)
             return Seen(made, identity(made, []), origin)
         if source.data is None:
-            raise UsageError("a classifier is calibrated on pictures; give --data FOLDER, or --from-generator NAME.krl")
+            raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
         pixels, used = decode(self.train, manifest.preprocessing, on_bad=source.on_bad_image)
-        labels = [picture.label for picture in used]
-        check_pictures(pixels)
+        labels = [image.label for image in used]
+        check_images(pixels)
         check_classes(labels, manifest.labels)
-        return Seen(pixels, identity(pixels, labels), "pictures")
+        return Seen(pixels, identity(pixels, labels), "images")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield pictures and labels; see ``Task.batches``."""
+        """Yield images and labels; see ``Task.batches``."""
         manifest, source = self.bundle.manifest, self.source
         if self.val:
             yield from decoded(self.val, manifest.preprocessing, on_bad=source.on_bad_image)
             return
         if source.from_generator is not None:
-            from .generation import pictures_of
+            from .generation import images_of
 
-            pixels, _ = pictures_of(source.from_generator, min(source.val_limit, 512), 1, manifest.preprocessing)
+            pixels, _ = images_of(source.from_generator, min(source.val_limit, 512), 1, manifest.preprocessing)
         else:
             pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)

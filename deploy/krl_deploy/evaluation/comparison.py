@@ -24,11 +24,11 @@ _BATCH = 8  # images in a run: larger batches are no faster on a CPU, and their 
 
 @dataclass(frozen=True)
 class Score:
-    """A classifier on a set of pictures.
+    """A classifier on a set of images.
 
     Attributes:
         top1: Share of right answers, 0 to 1; ``None`` without labels.
-        agreement: Share of pictures, 0 to 1, with the reference's answer.
+        agreement: Share of images, 0 to 1, with the reference's answer.
         max_error: Largest absolute difference of a logit from the reference's.
     """
 
@@ -80,7 +80,7 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
         batch: Inputs in one call, where the graph leaves that open.
 
     Returns:
-        Its first output, ``[N, ...]``: logits, or pictures.
+        Its first output, ``[N, ...]``: logits, or images.
 
     Raises:
         ModelError: An output is not a finite number.
@@ -125,7 +125,7 @@ def compare(
         for name, values in outputs.items():
             tallies[name].add(values, reference, truth)
     if not count:
-        raise DataError("no picture is left to measure on: none of the files can be decoded")
+        raise DataError("no image is left to measure on: none of the files can be decoded")
     return count, {name: each.score() for name, each in tallies.items()}
 
 

@@ -1,4 +1,4 @@
-"""Generators: latents from a seed, which are what they take when they run, and PSNR to FP32's pictures in dB."""
+"""Generators: latents from a seed, which are what they take when they run, and PSNR to FP32's images in dB."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Generator, load
 from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
 
-from .images import PictureTask
+from .images import ImageTask
 from .task import Batch, Seen, Source
 
-__all__ = ["Generation", "pictures_of", "random_conditions", "random_inputs"]
+__all__ = ["Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 _MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 _SEEN, _MEASURED = 0, 1  # seeds: what a variant is judged on, calibration has not seen
 
 
-class Generation(PictureTask):
+class Generation(ImageTask):
     """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
 
     def __init__(self, bundle: Bundle, source: Source) -> None:
@@ -97,8 +97,8 @@ def _identity(inputs: Mapping[str, npt.NDArray[Any]]) -> str:
     return sha256_bytes(b"".join(np.ascontiguousarray(array).tobytes() for array in inputs.values()))
 
 
-def pictures_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str]:
-    """Return pictures that a generator's bundle makes, as another model takes them.
+def images_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str]:
+    """Return images that a generator's bundle makes, as another model takes them.
 
     Args:
         path: The generator's bundle.
@@ -116,6 +116,6 @@ def pictures_of(path: Path, count: int, seed: int, preprocessing: Preprocessing)
     with load(path, Generator, variant="fp32") as model:
         condition = model.condition and random_conditions(model.condition, count, seed)
         made = model.generate(count, seed=seed, condition=condition or None)
-        pixels = np.stack([preprocessing(picture.image) for picture in made])
-        origin = f"{count} pictures of seed {seed} by the generator {model.bundle.manifest.digest}"
+        pixels = np.stack([preprocessing(image.image) for image in made])
+        origin = f"{count} images of seed {seed} by the generator {model.bundle.manifest.digest}"
     return pixels, origin

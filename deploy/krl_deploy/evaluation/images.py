@@ -1,4 +1,4 @@
-"""What restorers and generators have in common: pictures are compared by their PSNR."""
+"""What restorers and generators have in common: images are compared by their PSNR."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from krl_runtime.images.luma import mean_psnr
 
 from .task import Loss, Source, Task, worst
 
-__all__ = ["PictureScore", "PictureTask", "Pictures"]
+__all__ = ["ImageScore", "ImageTally", "ImageTask"]
 
 _SLACK = 6.0  # dB: twice the error, as for logits
 
 
 @dataclass(frozen=True)
-class PictureScore:
-    """Pictures that one form of a model makes.
+class ImageScore:
+    """Images that one form of a model makes.
 
     Attributes:
-        psnr: In dB to the true pictures, the mean over pictures; ``None`` where they are not known.
-        psnr_to_fp32: In dB to those of the reference, the mean over pictures; 200 where they are equal.
+        psnr: In dB to the true images, the mean over images; ``None`` where they are not known.
+        psnr_to_fp32: In dB to those of the reference, the mean over images; 200 where they are equal.
         max_error: Largest absolute difference of a value from the reference's, in levels of 255.
     """
 
@@ -36,7 +36,7 @@ class PictureScore:
 
     HEADER: ClassVar[tuple[str, ...]] = ("PSNR in dB", "drop in dB", "dB to fp32", "largest error")
 
-    def cells(self, reference: PictureScore) -> tuple[str | None, ...]:
+    def cells(self, reference: ImageScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
         known = self.psnr is not None and reference.psnr is not None
         return (
@@ -47,7 +47,7 @@ class PictureScore:
         )
 
 
-class Pictures:
+class ImageTally:
     """Sums PSNR.
 
     Args:
@@ -63,59 +63,59 @@ class Pictures:
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
     ) -> None:
-        """Count one batch ``[N, C, H, W]``; where there is a truth, it is that of the one picture."""
+        """Count one batch ``[N, C, H, W]``; where there is a truth, it is that of the one image."""
         pairs = zip(outputs, reference, strict=True)
         self.references += [mean_psnr(one[None], other[None]) for one, other in pairs]
         self.error = max(self.error, float(np.abs(outputs - reference).max()))
         if truth is not None:
             self.truths.append(self.quality(outputs[0], truth))
 
-    def score(self) -> PictureScore:
+    def score(self) -> ImageScore:
         """Return the score of all batches."""
         known = len(self.truths) == len(self.references)
-        return PictureScore(float(np.mean(self.truths)) if known else None, float(np.mean(self.references)), self.error)
+        return ImageScore(float(np.mean(self.truths)) if known else None, float(np.mean(self.references)), self.error)
 
 
-class PictureTask(Task):
-    """A task whose outputs are pictures.
+class ImageTask(Task):
+    """A task whose outputs are images.
 
     Args:
         source: The options; those for other tasks are refused.
-        true: Whether there are true pictures to measure against.
+        true: Whether there are true images to measure against.
     """
 
     def __init__(self, source: Source, *, true: bool) -> None:
         self.true = true
         if source.from_generator is not None:
-            raise UsageError("--from-generator makes pictures for classifiers to be calibrated on; leave it out")
+            raise UsageError("--from-generator makes images for classifiers to be calibrated on; leave it out")
         if true and source.min_psnr is not None:
-            raise UsageError("--min-psnr is for models whose true pictures are not known; give --max-drop, in dB")
+            raise UsageError("--min-psnr is for models whose true images are not known; give --max-drop, in dB")
         if not true and source.max_drop is not None:
             raise UsageError(
-                "--max-drop needs true pictures to measure against, and this model has none; give --min-psnr, in dB to "
-                "the pictures of fp32"
+                "--max-drop needs true images to measure against, and this model has none; give --min-psnr, in dB to "
+                "the images of fp32"
             )
         self.accepted = MAX_DROP_DB if source.max_drop is None else source.max_drop
         self.least = SAME_IMAGE_DB if source.min_psnr is None else source.min_psnr
 
-    def tally(self) -> Pictures:
+    def tally(self) -> ImageTally:
         """Return a count that begins."""
-        return Pictures(self.quality)
+        return ImageTally(self.quality)
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
         """Return the PSNR in dB of one output ``[C, H, W]`` to its truth."""
         raise NotImplementedError
 
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return the PSNR in dB, the mean over pictures."""
+        """Return the PSNR in dB, the mean over images."""
         return mean_psnr(outputs, expected)
 
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
         """Return the PSNR that the self-test may ask for."""
         return {"psnr": alike - _SLACK}
 
-    def loss(self, scores: Mapping[str, PictureScore]) -> Loss:
-        """Return dB of PSNR to the true pictures; without those, dB that are missing from ``--min-psnr`` to fp32's."""
+    def loss(self, scores: Mapping[str, ImageScore]) -> Loss:
+        """Return dB of PSNR to the true images; without those, dB that are missing from ``--min-psnr`` to fp32's."""
         reference, *forms = scores.values()
         if self.true and reference.psnr is not None:
             return Loss(worst([reference.psnr - (score.psnr or 0.0) for score in forms]), "dB of PSNR", self.accepted)

@@ -1,4 +1,4 @@
-"""Restorers: pictures, what is made of them by the degradation that the model undoes, and PSNR of luma in dB."""
+"""Restorers: images, what is made of them by the degradation that the model undoes, and PSNR of luma in dB."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_deploy.calibration.lint import check_pictures
+from krl_deploy.calibration.lint import check_images
 from krl_deploy.data.folders import choose, open_data
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
-from krl_runtime.images.folders import Picture, identity, report_bad
+from krl_runtime.images.folders import ImageFile, identity, report_bad
 from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 
-from .images import PictureTask
+from .images import ImageTask
 from .task import Batch, Seen, Source
 
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
@@ -30,8 +30,8 @@ DEGRADATIONS = ("bicubic", "noise", "jpeg")
 _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 
 
-class Restoration(PictureTask):
-    """High-resolution pictures of a folder: patches to calibrate on, whole ones to measure on.
+class Restoration(ImageTask):
+    """High-resolution images of a folder: patches to calibrate on, whole ones to measure on.
 
     The protocol is that of the papers: luma, rounded, with as many pixels cut off each side as the scale is large.
     """
@@ -44,8 +44,8 @@ class Restoration(PictureTask):
         self.degradation: Any = settings.get("degradation") or {}
         known = self.degradation.get("kind") in DEGRADATIONS
         super().__init__(source, true=known and source.data is not None)
-        self.train: list[Picture] = []
-        self.val: list[Picture] = []
+        self.train: list[ImageFile] = []
+        self.val: list[ImageFile] = []
         self.name = "golden inputs"
         if source.data is not None:
             folder = open_data(source.data, on_bad=source.on_bad_image)
@@ -55,23 +55,23 @@ class Restoration(PictureTask):
 
     @cached_property
     def seen(self) -> Seen:
-        """Patches of the size of the golden inputs, of many places of the pictures; see ``Task.seen``."""
+        """Patches of the size of the golden inputs, of many places of the images; see ``Task.seen``."""
         if self.source.data is None:
-            raise UsageError("a restorer is calibrated on pictures; give --data FOLDER")
+            raise UsageError("a restorer is calibrated on images; give --data FOLDER")
         spec, limit = self.bundle.manifest.preprocessing, self.source.limit
         rng = np.random.default_rng(0)
         each = min(_PATCHES, -(-limit // len(self.train)))
         patches = [
             patch_of(given, spec.height, spec.width, rng)
-            for given, _ in self._pairs(self.train, "decoding pictures")
+            for given, _ in self._pairs(self.train, "decoding images")
             for _ in range(each)
         ]
         pixels = np.stack(patches[:limit])
-        check_pictures(pixels)
-        return Seen(pixels, identity(pixels, []), "patches of pictures")
+        check_images(pixels)
+        return Seen(pixels, identity(pixels, []), "patches of images")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield one picture at a time, and its truth ``[C, H, W]`` where it is known; see ``Task.batches``."""
+        """Yield one image at a time, and its truth ``[C, H, W]`` where it is known; see ``Task.batches``."""
         if not self.val:
             yield self.bundle.golden()[self.bundle.manifest.inputs[0].name], None
             return
@@ -79,29 +79,29 @@ class Restoration(PictureTask):
         for given, truth in self._pairs(self.val, "measuring PSNR"):
             height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
-            # What a graph of one size gets of a smaller picture is filled up as the device does it.
+            # What a graph of one size gets of a smaller image is filled up as the device does it.
             missing = [max(0, (side or 0) - size) for side, size in zip(sides, (height, width), strict=True)]
             filled = np.pad(given[:, :height, :width], ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
             yield np.ascontiguousarray(filled[None]), part
 
     def _pairs(
-        self, pictures: list[Picture], description: str
+        self, images: list[ImageFile], description: str
     ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]:
         """Yield what the network gets ``[C, h, w]`` and what it should make of it."""
         bad: list[KrlError] = []
         count = 0
-        for number, picture in enumerate(progress(pictures, description)):
+        for number, image in enumerate(progress(images, description)):
             try:
-                planes = read_planes(picture.path, self.color)
+                planes = read_planes(image.path, self.color)
                 pair = inputs_of(planes, self.scale, self.degradation, number) if self.true else (planes, None)
             except (ImageError, UsageError) as error:
-                bad.append(ImageError(f"{picture.path}: {error}"))
+                bad.append(ImageError(f"{image.path}: {error}"))
                 report_bad(bad[-1:], self.source.on_bad_image)
                 continue
             count += 1
             yield pair
         if not count:
-            raise DataError("no picture is left: none of the files can be decoded")
+            raise DataError("no image is left: none of the files can be decoded")
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
         """Return the PSNR in dB of the luma of ``[C, H, W]``, the border and what was filled up cut off."""
@@ -114,15 +114,15 @@ class Restoration(PictureTask):
 
 
 def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:
-    """Return a picture as a restorer sees it, uint8 ``[C, H, W]``.
+    """Return an image as a restorer sees it, uint8 ``[C, H, W]``.
 
     Args:
         source: The file.
-        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded; a picture that is stored as
+        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded; an image that is stored as
             gray is taken as it is, as the field's scripts do.
 
     Raises:
-        ImageError: It is not a picture that can be read.
+        ImageError: It is not an image that can be read.
     """
     if color == "gray":
         return np.asarray(open_image(source, mode="L"))[None]
@@ -139,22 +139,22 @@ def inputs_of(
     """Return what a restorer gets ``[C, h, w]``, and its truth ``[C, scale * h, scale * w]``.
 
     Args:
-        planes: A picture, uint8 ``[C, H, W]``.
+        planes: An image, uint8 ``[C, H, W]``.
         scale: By how much it is made smaller.
         degradation: See ``krl_runtime.images.luma.corrupt``.
-        number: Of the picture; noise follows from it.
+        number: Of the image; noise follows from it.
 
     Raises:
-        UsageError: The picture is too small for the scale, or the degradation is not known.
+        UsageError: The image is too small for the scale, or the degradation is not known.
     """
-    picture = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
-    small, truth = degrade(picture, scale)
+    image = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+    small, truth = degrade(image, scale)
     given = corrupt(small, degradation, (number,))
     return _planes(given), _planes(truth)
 
 
-def _planes(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return picture[None] if picture.ndim == 2 else np.ascontiguousarray(picture.transpose(2, 0, 1))
+def _planes(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def _luma(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -162,7 +162,7 @@ def _luma(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def patch_of(planes: npt.NDArray[np.uint8], height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return a part of a picture; one that is too small is mirrored at its edges."""
+    """Return a part of an image; one that is too small is mirrored at its edges."""
     missing = [max(0, side - given) for side, given in zip((height, width), planes.shape[1:], strict=True)]
     if any(missing):
         planes = np.pad(planes, ((0, 0), (0, missing[0]), (0, missing[1])), mode="symmetric")

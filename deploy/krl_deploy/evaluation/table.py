@@ -19,8 +19,8 @@ class Row:
     Attributes:
         form: Its name.
         file_bytes: Size of its ONNX file.
-        score: What was measured on pictures.
-        latency_ms: Median time of one call with one picture; ``None`` where it was not measured.
+        score: What was measured on images.
+        latency_ms: Median time of one call with one image; ``None`` where it was not measured.
     """
 
     form: str

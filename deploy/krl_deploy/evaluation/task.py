@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Loss", "Scored", "Seen", "Source", "Tally", "Task", "worst"]
 
 Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
-"""Inputs ``[N, ...]`` and what is true of them: labels ``[N]``, -1 where unknown; or one picture, or ``None``."""
+"""Inputs ``[N, ...]`` and what is true of them: labels ``[N]``, -1 where unknown; or one image, or ``None``."""
 
 
 class Scored(Protocol):
@@ -97,7 +97,7 @@ class Seen:
     Attributes:
         inputs: What it takes.
         identity: Hash of the inputs.
-        source: Where they come from, as ``"pictures"``.
+        source: Where they come from, as ``"images"``.
     """
 
     inputs: Inputs
@@ -140,7 +140,7 @@ class Task(ABC):
 
     @abstractmethod
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return how alike outputs are: the share, 0 to 1, with one top-1, or the PSNR of pictures in dB."""
+        """Return how alike outputs are: the share, 0 to 1, with one top-1, or the PSNR of images in dB."""
 
     @abstractmethod
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
@@ -149,7 +149,7 @@ class Task(ABC):
         Args:
             alike: How alike its outputs are to the golden ones where it was made.
             count: Number of golden inputs.
-            slack: How many of them may answer otherwise on another device; pictures may be 6 dB less alike.
+            slack: How many of them may answer otherwise on another device; images may be 6 dB less alike.
         """
 
     @abstractmethod
@@ -162,5 +162,5 @@ class Task(ABC):
 
 
 def worst(values: Sequence[float]) -> float:
-    """Return the largest loss; rounded, since 1 of 100 pictures is 1 point and not 1.00…09."""
+    """Return the largest loss; rounded, since 1 of 100 images is 1 point and not 1.00…09."""
     return round(max(values), 9)

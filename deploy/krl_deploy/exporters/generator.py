@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from krl_deploy.config import ExportConfig
 from krl_deploy.evaluation.generation import random_inputs
-from krl_deploy.graph import PICTURES
+from krl_deploy.graph import IMAGES
 from krl_deploy.graph.edit import GraphEditor
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
@@ -37,6 +37,6 @@ def plan_generator(config: ExportConfig, run: Run) -> Plan:
     inputs = random_inputs(settings, max(config.golden, PARITY_INPUTS), _GOLDEN_SEED)
     batch = torch.export.Dim("batch")
     examples = {name: torch.from_numpy(array[:EXPORT_BATCH].copy()) for name, array in inputs.items()}
-    graph = GraphEditor(convert(network, examples, PICTURES, [{0: batch}] * len(examples), config.opset))
-    graph.declare_output(PICTURES, TensorProto.FLOAT, ("batch", *preprocessing.shape))
-    return Plan(network, graph.close(), inputs, PICTURES, preprocessing, count_generator_macs(network), settings)
+    graph = GraphEditor(convert(network, examples, IMAGES, [{0: batch}] * len(examples), config.opset))
+    graph.declare_output(IMAGES, TensorProto.FLOAT, ("batch", *preprocessing.shape))
+    return Plan(network, graph.close(), inputs, IMAGES, preprocessing, count_generator_macs(network), settings)

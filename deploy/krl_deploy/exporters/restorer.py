@@ -46,7 +46,7 @@ def plan_restorer(config: ExportConfig, run: Run) -> Plan:
     spec = (
         record.preprocessing if config.tile is None else _tile(config.tile, record.preprocessing, settings["overlap"])
     )
-    pixels, whole = _real_pictures(config, run, spec, settings)
+    pixels, whole = _real_images(config, run, spec, settings)
     example = torch.zeros((EXPORT_BATCH, *spec.shape), dtype=torch.uint8)
     sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
     made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
@@ -67,19 +67,19 @@ def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:
     """Return the input of a graph that takes parts of one size.
 
     Raises:
-        UsageError: The network cannot see a picture in such parts.
+        UsageError: The network cannot see an image in such parts.
     """
     if overlap is None:
-        raise UsageError("--tile: this network sees the whole picture at once, so it cannot restore it in parts")
+        raise UsageError("--tile: this network sees the whole image at once, so it cannot restore it in parts")
     if side <= 2 * overlap:
         raise UsageError(f"--tile is {side}; accepted: more than {2 * overlap}, twice what an output pixel sees")
     return replace(spec, height=side, width=side)
 
 
-def _real_pictures(
+def _real_images(
     config: ExportConfig, run: Run, spec: Preprocessing, settings: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return patches ``[N, C, H, W]`` of what a restorer gets, and a part of one picture, of another size."""
+    """Return patches ``[N, C, H, W]`` of what a restorer gets, and a part of one image, of another size."""
     data, own = run.record.data, config.data is None
     place = config.data or Path(str(data.get("val_source") or data.get("source")))
     try:
@@ -91,14 +91,14 @@ def _real_pictures(
     known = settings["degradation"].get("kind") in DEGRADATIONS
     given = []
     count = max(config.golden, PARITY_INPUTS)
-    for number, picture in enumerate(choose_any(folder, count)):
+    for number, image in enumerate(choose_any(folder, count)):
         try:
-            planes = read_planes(picture.path, settings["color"])
+            planes = read_planes(image.path, settings["color"])
             given.append(inputs_of(planes, settings["scale"], settings["degradation"], number)[0] if known else planes)
         except (ImageError, UsageError) as error:
-            report_bad([f"{picture.path}: {error}"], config.on_bad_image)
+            report_bad([f"{image.path}: {error}"], config.on_bad_image)
     if not given:
-        raise DataError(f"no picture of {place} is left: none of the files can be decoded")
+        raise DataError(f"no image of {place} is left: none of the files can be decoded")
     rng = np.random.default_rng(0)
     pixels = np.stack([patch_of(given[index % len(given)], spec.height, spec.width, rng) for index in range(count)])
     return pixels, patch_of(given[0], 2 * spec.height + 1, spec.width + 3, rng)[None]

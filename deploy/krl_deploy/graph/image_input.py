@@ -38,7 +38,7 @@ def signature(model: onnx.ModelProto) -> Signature:
     """Return the signature of a classifier.
 
     Raises:
-        ModelError: It has several inputs or outputs, or its input is not a batch of pictures ``[N, C, H, W]``.
+        ModelError: It has several inputs or outputs, or its input is not a batch of images ``[N, C, H, W]``.
     """
     graph = GraphEditor(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:

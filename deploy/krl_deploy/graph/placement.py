@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value of each tensor, over the calibration pictures."""
+"""Smallest and largest value of each tensor, over the calibration images."""
 
 
 @dataclass(frozen=True)

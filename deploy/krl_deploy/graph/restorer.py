@@ -70,7 +70,7 @@ def open_sides(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
 
 
 def _forget_sides(graph: GraphEditor, name: str) -> None:
-    """Declare a picture's height and width open."""
+    """Declare an image's height and width open."""
     shape = graph.shape(name)
     if shape is None or len(shape) != 4:
         return
@@ -129,13 +129,13 @@ def to_restorer(
     """Return the model with input ``pixels``, uint8, and output ``restored``, 0 to 255, and what was changed for that.
 
     Args:
-        model: A clean one, from a batch of pictures to a batch of pictures.
+        model: A clean one, from a batch of images to a batch of images.
         preprocessing: Channels, mean and std of its input.
         peak: What white is in its output: 1 or 255.
         sides: Shapes ``[batch, channels, height, width]`` of ``"input"`` and ``"output"`` to declare.
 
     Raises:
-        ModelError: The output is no picture.
+        ModelError: The output is no image.
     """
     graph = GraphEditor(model)
     source, output = graph.inputs[0], graph.outputs[0]

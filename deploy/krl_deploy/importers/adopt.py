@@ -40,7 +40,7 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
         UsageError: An option does not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
             it is quantized.
-        DataError: The pictures cannot be used.
+        DataError: The images cannot be used.
         BundleError: ``out`` exists and is not to be replaced.
     """
     check_target(config.out, overwrite=config.overwrite)

@@ -46,15 +46,15 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
         UsageError: Labels, size, mean or std do not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
             it is quantized.
-        DataError: The pictures cannot be used.
+        DataError: The images cannot be used.
     """
     brought = _unquantized(given)
     original = brought.model if brought else given
     taken = signature(original)
     preprocessing = _preprocessing(config, taken)
     folder = open_data(config.data, on_bad=config.on_bad_image)
-    pictures = choose_any(folder, config.val_limit)
-    pixels, _ = decode(pictures[: config.golden], preprocessing, on_bad=config.on_bad_image)
+    images = choose_any(folder, config.val_limit)
+    pixels, _ = decode(images[: config.golden], preprocessing, on_bad=config.on_bad_image)
     model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
     if brought:
         brought = _as_imported(brought, taken, model)
@@ -64,7 +64,7 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
     labels = _labels(config.labels, logits.shape[1])
 
     def measure(_: Bundle, session: Any) -> dict[str, Any]:
-        labeled = with_label_indices(pictures, folder, labels)
+        labeled = with_label_indices(images, folder, labels)
         batches = decoded(labeled, preprocessing, on_bad=config.on_bad_image)
         count, scores = compare({"fp32": session}, batches)
         return {"top1": scores["fp32"].top1, "count": count, "data": folder.root.name}
@@ -118,12 +118,12 @@ def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
     """
     if agreement < _LEAST_AGREEMENT:
         raise CheckFailedError(
-            f"the float form of the quantized file gives its answer on {agreement:.0%} of the pictures alone, accepted "
-            f"are {_LEAST_AGREEMENT:.0%}: give pictures of the kind that it was made for, or start from the float model"
+            f"the float form of the quantized file gives its answer on {agreement:.0%} of the images alone, accepted "
+            f"are {_LEAST_AGREEMENT:.0%}: give images of the kind that it was made for, or start from the float model"
         )
     _log.warning(
         "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
-        "the file's answer on %.1f %% of the golden pictures, and the ranges of its %d quantized activations. INT8 for "
+        "the file's answer on %.1f %% of the golden images, and the ranges of its %d quantized activations. INT8 for "
         "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
         agreement * 100,
         len(brought.ranges),
@@ -134,7 +134,7 @@ def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
 
 
 def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
-    """Return what happens from a picture to the model's own input."""
+    """Return what happens from an image to the model's own input."""
     sides = {}
     for name, given, size in (("height", config.height, taken.shape[2]), ("width", config.width, taken.shape[3])):
         fixed = size if isinstance(size, int) else None
@@ -229,6 +229,6 @@ def _check_same(
     accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
         raise CheckFailedError(
-            f"the outputs differ by {error:.3g} on {len(pixels)} pictures, accepted are {accepted:.3g}"
+            f"the outputs differ by {error:.3g} on {len(pixels)} images, accepted are {accepted:.3g}"
         )
     return logits

@@ -43,7 +43,7 @@ def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten
         ModelError: The file is not a restorer that krl can take.
         UsageError: Scale, color, size, mean or std do not fit it.
         CheckFailedError: The rewritten graph answers otherwise than the file.
-        DataError: The pictures cannot be used.
+        DataError: The images cannot be used.
     """
     taken = signature(original)
     scale = config.scale or scale_of(original)
@@ -93,11 +93,11 @@ def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
 
 
 def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """Return golden inputs: parts of real pictures, made worse as the model expects it."""
+    """Return golden inputs: parts of real images, made worse as the model expects it."""
     folder, rng = open_data(config.data, on_bad=config.on_bad_image), np.random.default_rng(0)
     parts = []
-    for number, picture in enumerate(choose_any(folder, config.golden)):
-        planes = read_planes(picture.path, settings["color"])
+    for number, image in enumerate(choose_any(folder, config.golden)):
+        planes = read_planes(image.path, settings["color"])
         given, _ = inputs_of(planes, settings["scale"], {"kind": "bicubic"}, number)
         parts.append(patch_of(given, spec.height, spec.width, rng))
     return np.stack(parts)
@@ -111,7 +111,7 @@ def _rewrite(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the bundle's graph, for pictures of any size if that can be, and what was changed."""
+    """Return the bundle's graph, for images of any size if that can be, and what was changed."""
     model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
@@ -154,7 +154,7 @@ def _check_same(
         raise CheckFailedError(f"it makes {list(made.shape)}, with scale {scale} it should be {list(wanted)}")
     error, accepted = float(np.abs(made - expected).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
-        raise CheckFailedError(f"the pictures differ by {error:.3g} of 255, accepted are {accepted:.3g}")
+        raise CheckFailedError(f"the images differ by {error:.3g} of 255, accepted are {accepted:.3g}")
     if every_size:
         part = pixels[:1, :, : max(1, pixels.shape[2] // 2), : max(1, pixels.shape[3] - 3)]
         other = outputs_of(session, part, batch=1)

@@ -1,4 +1,4 @@
-"""Calibrating a bundle's model: real pictures in, ranges and what else the emitters need out."""
+"""Calibrating a bundle's model: real images in, ranges and what else the emitters need out."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
 
     Raises:
         CheckFailedError: ``reuse_calibration`` found another calibration.
-        DataError: The pictures cannot be used, or are not real ones.
+        DataError: The images cannot be used, or are not real ones.
         ModelError: The model cannot be quantized.
         BundleError: ``reuse_calibration`` found none.
     """
     manifest = bundle.manifest
-    tensors_to_calibrate(model)  # a model that cannot be quantized is refused before pictures are decoded
+    tensors_to_calibrate(model)  # a model that cannot be quantized is refused before images are decoded
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
     brought = _brought(bundle, graph_sha256)
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
@@ -58,7 +58,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     now = Identity(
         graph_sha256=graph_sha256,
         preprocessing=manifest.preprocessing.to_dict(),
-        pictures=seen.identity,
+        images=seen.identity,
         count=length(seen.inputs),
         method=f"given, else {method}" if brought else method,
         equalize="none" if brought else config.equalize,
@@ -116,7 +116,7 @@ def measure_tensors(
 
     Args:
         model: A clean float32 model.
-        inputs: What the model takes ``[N, ...]``: pictures, or latents.
+        inputs: What the model takes ``[N, ...]``: images, or latents.
         identity: What the calibration depends on.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that a range holds.

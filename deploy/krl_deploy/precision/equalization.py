@@ -75,8 +75,8 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
 def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
     """Return whether one channel is so loud that it takes more than 2 of 8 bits from the median one.
 
-    Below that, measured, equalization gains little, and with few pictures it loses: channels that all fill the range
-    leave no room for what the pictures did not show.
+    Below that, measured, equalization gains little, and with few images it loses: channels that all fill the range
+    leave no room for what the images did not show.
 
     Args:
         largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.

@@ -48,7 +48,7 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
 
     Raises:
         CheckFailedError: FP16 gives numbers that are not finite where FP32 does not.
-        DataError: The pictures cannot be used.
+        DataError: The images cannot be used.
         ModelError: No node of the model can compute in FP16.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
@@ -71,13 +71,11 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
         count, scores = compare(sessions, batches, task.tally)
         outputs = [outputs_of(sessions[name], inputs) for name in ("fp16", "fp16.rounded")]
     except ModelError as failure:
-        raise CheckFailedError(
-            f"in FP16 {failure}; the bundle is unchanged; give more pictures with --data"
-        ) from failure
+        raise CheckFailedError(f"in FP16 {failure}; the bundle is unchanged; give more images with --data") from failure
     error = max(float(np.abs(values - expected).max()) for values in outputs)
     alike = min(task.alike(values, expected) for values in outputs)
     measured_on = {"data": task.name, "count": count}
-    evidence = {"pictures": measured_on, **_evidence(typed, scores, files)}
+    evidence = {"images": measured_on, **_evidence(typed, scores, files)}
     tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
     variant = Variant("fp16", names.FP16, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(

@@ -1,4 +1,4 @@
-"""``krl-deploy quantize``: from a bundle and real pictures to an INT8 variant, measured before it is kept."""
+"""``krl-deploy quantize``: from a bundle and real images to an INT8 variant, measured before it is kept."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class _Measured:
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """Calibrate, write both INT8 forms, measure them against FP32, and add them to the bundle if they pass.
 
-    Classifiers and restorers are calibrated on pictures; generators on random latents, which are what they really take.
+    Classifiers and restorers are calibrated on images; generators on random latents, which are what they really take.
 
     Returns:
         What was measured as plain JSON types, and the same as a table.
 
     Raises:
         CheckFailedError: INT8 loses more than is accepted, or ``reuse_calibration`` found another calibration.
-        DataError: The pictures cannot be used, or are not real ones.
+        DataError: The images cannot be used, or are not real ones.
         ModelError: The model cannot be quantized.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
@@ -138,10 +138,10 @@ def _measure(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.
 def _check_loss(measured: _Measured, shown: str) -> None:
     loss = measured.loss
     if not loss.checked:
-        _log.warning("the pictures have no labels of the model: --max-drop was not checked, only agreement measured")
+        _log.warning("the images have no labels of the model: --max-drop was not checked, only agreement measured")
     elif not loss.passes:
         raise CheckFailedError(
-            f"INT8 loses {loss.value:.2f} {loss.unit} on {measured.count} pictures, accepted are "
+            f"INT8 loses {loss.value:.2f} {loss.unit} on {measured.count} images, accepted are "
             f"{loss.accepted:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
             f"floating point; another --method or a higher --limit may help as well\n{shown}"
         )
@@ -186,7 +186,7 @@ def _evidence(
         "equalized_activations": len(calibration.factors),
         "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
         "kept_fp32": dict(forms.fp32_around),
-        "pictures": {"data": task.name, "count": measured.count},
+        "images": {"data": task.name, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
         "measured": _MEASURED,
         **task.evidence(measured.loss),

@@ -165,7 +165,7 @@ def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
         "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation",
         "whether the engine's answers are right: build-engine compares them with the golden inputs",
         "latency, memory and power; how much TensorRT fuses",
-        "whether values beyond the calibration pictures overflow FP16",
+        "whether values beyond the calibration images overflow FP16",
     ]
     if quantized:
         unknown += [

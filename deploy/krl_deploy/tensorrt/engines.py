@@ -78,7 +78,7 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
     variants = bundle.manifest.variants
     if any(not isinstance(side, int) for spec in bundle.manifest.inputs for side in spec.shape[1:]):
         raise UsageError(
-            f"the graph of bundle {bundle.path} takes pictures of any size, an engine of krl those of one. Make a "
+            f"the graph of bundle {bundle.path} takes images of any size, an engine of krl those of one. Make a "
             "bundle whose graph takes parts of one size, with krl-deploy export RUN --tile 256; as it is, it runs on "
             "ONNX Runtime"
         )

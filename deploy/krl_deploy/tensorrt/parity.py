@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krl_runtime.backends.replay import compare, makes_pictures
+from krl_runtime.backends.replay import compare, makes_images
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
 
@@ -31,7 +31,7 @@ class Parity:
     Attributes:
         inputs: Number of golden inputs.
         max_error: Largest absolute difference of any output.
-        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where pictures are made.
+        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where images are made.
     """
 
     inputs: int
@@ -76,7 +76,7 @@ def check_parity(
             max_error, agreement = max(max_error, error), min(agreement, agreed)
     finally:
         backend.close()
-    return Parity(count, max_error, None if makes_pictures(manifest) else agreement)
+    return Parity(count, max_error, None if makes_images(manifest) else agreement)
 
 
 def _replay(

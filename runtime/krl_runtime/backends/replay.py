@@ -16,7 +16,7 @@ from .base import Backend, run_in_parts
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["compare", "makes_pictures", "replay"]
+__all__ = ["compare", "makes_images", "replay"]
 
 
 def compare(
@@ -28,14 +28,14 @@ def compare(
     """Compare outputs with the golden ones.
 
     Args:
-        manifest: Names the outputs; the first one has the top-1, or the pictures.
+        manifest: Names the outputs; the first one has the top-1, or the images.
         variant: Says what is accepted.
         outputs: What was computed from the golden inputs, ``[N, ...]`` each.
         golden: What torch computed from them.
 
     Returns:
         The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
-        the PSNR in dB of pictures; and why that does not pass, empty if it does.
+        the PSNR in dB of images; and why that does not pass, empty if it does.
     """
     for spec in manifest.outputs:
         made, wanted = outputs[spec.name].shape, golden[spec.name].shape
@@ -47,10 +47,10 @@ def compare(
     causes = []
     if not error <= variant.tolerance:
         causes.append(f"the largest error {error:.3g} is above the tolerance {variant.tolerance:.3g}")
-    if makes_pictures(manifest):
+    if makes_images(manifest):
         alike = mean_psnr(outputs[key], golden[key])
         if variant.psnr is not None and not alike >= variant.psnr:
-            causes.append(f"the PSNR to the golden pictures is {alike:.1f} dB, required are {variant.psnr:.1f}")
+            causes.append(f"the PSNR to the golden images is {alike:.1f} dB, required are {variant.psnr:.1f}")
     else:
         alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
         if not alike >= variant.agreement:
@@ -58,8 +58,8 @@ def compare(
     return error, alike, "; ".join(causes)
 
 
-def makes_pictures(manifest: Manifest) -> bool:
-    """Return whether a bundle's outputs are pictures, and not logits."""
+def makes_images(manifest: Manifest) -> bool:
+    """Return whether a bundle's outputs are images, and not logits."""
     return manifest.task != "classification"
 
 

@@ -35,8 +35,8 @@ class Variant:
         cpu_file: The form of the same that ONNX Runtime's CPU provider runs fast, where it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
-        psnr: Where the outputs are pictures, what stands in the place of ``agreement``: the smallest PSNR in dB between
-            them and the golden ones, the mean over the pictures, that the self-test accepts.
+        psnr: Where the outputs are images, what stands in the place of ``agreement``: the smallest PSNR in dB between
+            them and the golden ones, the mean over the images, that the self-test accepts.
     """
 
     precision: str
@@ -99,7 +99,7 @@ class Manifest:
         name: Name of the model, for people.
         inputs: The graph's inputs.
         outputs: The graph's outputs.
-        preprocessing: From a picture to the first input; of a generator, the size of the pictures that it makes.
+        preprocessing: From an image to the first input; of a generator, the size of the images that it makes.
         labels: Class names in the order of the logits; empty where the task has none.
         variants: By name: ``"fp32"``, and ``"fp16"`` and ``"int8"`` once they are made.
         default_variants: For a kind of device (``"cpu"``, ``"cuda"``) the variant that measured best there.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import UsageError
-from krl_runtime.images.folders import OnBadImage, find_pictures
+from krl_runtime.images.folders import OnBadImage, find_images
 from krl_runtime.pipelines import Classifier, Generator, Restorer, load
 from krl_runtime.pipelines.base import Pipeline
 
@@ -19,7 +19,7 @@ __all__ = [
     "add_command",
     "add_model_options",
     "add_threads",
-    "bundle_and_pictures",
+    "bundle_and_images",
     "expand",
     "load_model",
     "natural",
@@ -122,8 +122,8 @@ def where(model: Pipeline) -> dict[str, Any]:
     }
 
 
-def bundle_and_pictures(bundle: Path | None, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
-    """Tell the bundle from the pictures: what ``--bundle`` gives, else the one path that is a bundle.
+def bundle_and_images(bundle: Path | None, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Tell the bundle from the images: what ``--bundle`` gives, else the one path that is a bundle.
 
     Where none is, the first path is taken for it, so that the message says what is wrong with that one.
     """
@@ -133,15 +133,15 @@ def bundle_and_pictures(bundle: Path | None, paths: Sequence[Path]) -> tuple[Pat
     if len(bundles) > 1:
         raise UsageError(f"{len(bundles)} bundles were given: {', '.join(map(str, bundles))}; give one")
     chosen = bundles[0] if bundles else paths[0]
-    pictures = [path for path in paths if path != chosen]
-    if not pictures:
-        raise UsageError(f"no pictures were given beside {chosen}; accepted: a bundle, and picture files or folders")
-    return chosen, pictures
+    images = [path for path in paths if path != chosen]
+    if not images:
+        raise UsageError(f"no images were given beside {chosen}; accepted: a bundle, and image files or folders")
+    return chosen, images
 
 
 def expand(paths: Sequence[Path], on_bad: OnBadImage) -> list[Path]:
-    """Replace folders by the pictures in them."""
+    """Replace folders by the images in them."""
     files: list[Path] = []
     for path in paths:
-        files += find_pictures(path, on_bad=on_bad) if path.is_dir() else [path]
+        files += find_images(path, on_bad=on_bad) if path.is_dir() else [path]
     return list(dict.fromkeys(files))

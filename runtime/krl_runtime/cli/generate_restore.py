@@ -1,4 +1,4 @@
-"""``krl-runtime generate`` and ``krl-runtime restore``: the commands that write pictures."""
+"""``krl-runtime generate`` and ``krl-runtime restore``: the commands that write images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .arguments import (
     add_bundle,
     add_command,
     add_model_options,
-    bundle_and_pictures,
+    bundle_and_images,
     expand,
     load_model,
     natural,
@@ -35,27 +35,27 @@ _GRID = "grid.png"
 
 def add_generate(commands: Any) -> None:
     """Add the command ``generate``."""
-    parser = add_command(commands, "generate", _generate, "make pictures, and a grid of all of them")
+    parser = add_command(commands, "generate", _generate, "make images, and a grid of all of them")
     add_bundle(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the PNG files")
-    parser.add_argument("-n", "--count", type=positive, default=16, metavar="N", help="pictures (default: 16)")
+    parser.add_argument("-n", "--count", type=positive, default=16, metavar="N", help="images (default: 16)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="gives the latents (default: 0)")
     parser.add_argument(
         "--condition",
         action="append",
         metavar="TEXT",
         help="what to show, as 'a white rose' or kind=rose,color=white; given several times, each gets --count "
-        "pictures of the same latents, and a row of the grid",
+        "images of the same latents, and a row of the grid",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace images that are there")
     add_model_options(parser)
 
 
 def add_restore(commands: Any) -> None:
     """Add the command ``restore``."""
-    parser = add_command(commands, "restore", _restore, "restore pictures: enlarge them, or take noise out")
+    parser = add_command(commands, "restore", _restore, "restore images: enlarge them, or take noise out")
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
+        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and images or folders of images"
     )
     parser.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the PNG files")
@@ -65,7 +65,7 @@ def add_restore(commands: Any) -> None:
         default="refuse",
         help="refuse: stop at an unreadable file (default); skip: name it and go on",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace images that are there")
     add_model_options(parser)
 
 
@@ -74,13 +74,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     total = len(conditions) * arguments.count
     names = [f"{number:0{max(4, len(str(total - 1)))}d}.png" for number in range(total)]
     files = _targets(arguments, [*names, _GRID])
-    pictures: list[Raster] = []
+    images: list[Raster] = []
     with load_model(arguments, Generator) as model:
         for condition in progress(conditions, "generating"):
-            pictures += model.generate(arguments.count, seed=arguments.seed, condition=condition)
-        whole = grid(pictures, None if len(conditions) == 1 else arguments.count)
-        for file, picture in zip(files, [*pictures, whole], strict=True):
-            picture.save(file)
+            images += model.generate(arguments.count, seed=arguments.seed, condition=condition)
+        whole = grid(images, None if len(conditions) == 1 else arguments.count)
+        for file, image in zip(files, [*images, whole], strict=True):
+            image.save(file)
         result = {
             **where(model),
             "seed": arguments.seed,
@@ -91,12 +91,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(result)
         return
-    print(f"{len(pictures)} pictures of {pictures[0]}, and {_GRID} of {whole}, in {arguments.out}")
+    print(f"{len(images)} images of {images[0]}, and {_GRID} of {whole}, in {arguments.out}")
     print(result["reason"])
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    arguments.bundle, paths = bundle_and_pictures(arguments.bundle, arguments.paths)
+    arguments.bundle, paths = bundle_and_images(arguments.bundle, arguments.paths)
     sources = expand(paths, arguments.on_bad_image)
     targets = _targets(arguments, _names(sources, paths))
     bad: dict[str, str] = {}
@@ -113,7 +113,7 @@ def _restore(arguments: argparse.Namespace) -> None:
             made.append((str(source), str(target), str(restored)))
         told = where(model)
     if not made:
-        raise DataError("no picture is left: none of the files can be decoded")
+        raise DataError("no image is left: none of the files can be decoded")
     if arguments.json:
         results = [{"file": source, "restored": target, "size": size} for source, target, size in made]
         skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
@@ -124,7 +124,7 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Return what the restored pictures are called: as the given files, those of a folder as they lie in it."""
+    """Return what the restored images are called: as the given files, those of a folder as they lie in it."""
     folders = [path for path in paths if path.is_dir()]
     names = []
     for source in sources:

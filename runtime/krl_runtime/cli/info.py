@@ -25,8 +25,8 @@ _FIGURES = (
     ("speedup", "{:.2f} times FP32's speed on the CPU that measured it"),
     ("parity.max_abs_error", "largest error of an output {:.2g} against the reference"),
     ("seconds", "built in {} s"),
-    ("pictures.count", "measured on {} pictures"),
-    ("count", "measured on {} pictures"),
+    ("images.count", "measured on {} images"),
+    ("count", "measured on {} images"),
 )
 
 
@@ -99,7 +99,7 @@ def _figures(evidence: Any) -> str:
 
 
 def _scores(scores: Any) -> Iterator[str]:
-    """Yield each form's accuracy; without labels, or true pictures, how like the reference it answers."""
+    """Yield each form's accuracy; without labels, or true images, how like the reference it answers."""
     for name, score in scores.items() if isinstance(scores, Mapping) else ():
         found = (form.format(name, value) for key, form in _SCORES if _is_number(value := _look_up(score, key)))
         yield from islice(found, 1)

@@ -28,7 +28,7 @@ from .arguments import (
     add_command,
     add_model_options,
     add_threads,
-    bundle_and_pictures,
+    bundle_and_images,
     expand,
     load_model,
     natural,
@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    classify = add_command(commands, "classify", _classify, "say what pictures show")
+    classify = add_command(commands, "classify", _classify, "say what images show")
     classify.add_argument(
-        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and pictures or folders of pictures"
+        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and images or folders of images"
     )
     classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
@@ -103,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
     add_bundle(bench)
-    bench.add_argument("--image", type=Path, metavar="FILE", help="picture to measure with (default: a golden input)")
-    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures for one run (default: 1)")
+    bench.add_argument("--image", type=Path, metavar="FILE", help="image to measure with (default: a golden input)")
+    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="images for one run (default: 1)")
     bench.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
     bench.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
     add_model_options(bench)
 
-    serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, picture upload, metrics")
+    serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, image upload, metrics")
     add_bundle(serve)
     serve.add_argument("--name", help="what clients call the model (default: the bundle's file name)")
     serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
@@ -117,10 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         ("port", natural, ServeConfig.port, "port to listen on, 0 for any free one"),
         ("workers", positive, ServeConfig.workers, "requests worked on at once"),
         ("queue", natural, ServeConfig.queue, "requests that may wait; one more is answered with 503"),
-        ("max-batch", positive, ServeConfig.max_batch, "pictures of several requests to run together, for GPUs"),
-        ("max-delay-ms", natural, int(ServeConfig.max_delay_seconds * 1000), "how long a picture waits for a batch"),
+        ("max-batch", positive, ServeConfig.max_batch, "images of several requests to run together, for GPUs"),
+        ("max-delay-ms", natural, int(ServeConfig.max_delay_seconds * 1000), "how long an image waits for a batch"),
         ("max-body-mb", positive, ServeConfig.max_body_bytes >> 20, "MiB that a request may have"),
-        ("max-megapixels", positive, ServeConfig.max_pixels // 10**6, "millions of pixels that a picture may have"),
+        ("max-megapixels", positive, ServeConfig.max_pixels // 10**6, "millions of pixels that an image may have"),
     ):
         serve.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
     serve.add_argument(
@@ -133,13 +133,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _classify(arguments: argparse.Namespace) -> None:
-    arguments.bundle, pictures = bundle_and_pictures(arguments.bundle, arguments.paths)
-    files = expand(pictures, arguments.on_bad_image)
+    arguments.bundle, images = bundle_and_images(arguments.bundle, arguments.paths)
+    files = expand(images, arguments.on_bad_image)
     with load_model(arguments, Classifier) as model:
         answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
         report_bad(list(bad.values()), arguments.on_bad_image)
         if not answers:
-            raise DataError("no picture is left: none of the files can be decoded")
+            raise DataError("no image is left: none of the files can be decoded")
         if arguments.json:
             results = [{"file": file, **answer.to_dict()} for file, answer in answers.items()]
             for result in results:
@@ -222,7 +222,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
 
 
 def _alike(agreement: float | None, psnr: float | None) -> str | None:
-    """Return a share of equal answers, or the PSNR of pictures, for people."""
+    """Return a share of equal answers, or the PSNR of images, for people."""
     if psnr is not None:
         return f"{psnr:.1f} dB"
     return None if agreement is None else f"{agreement:.1%}"
@@ -257,7 +257,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from time import perf_counter
 
-    from krl_runtime.device.bench import bench, board_rows, golden_picture
+    from krl_runtime.device.bench import bench, board_rows, golden_image
 
     begin = perf_counter()
     model = load_model(arguments, None)
@@ -265,21 +265,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     with model:
         generates = isinstance(model, Generator)
         if generates and arguments.image:
-            raise UsageError(f"bundle {arguments.bundle} makes pictures and takes none; leave --image out")
+            raise UsageError(f"bundle {arguments.bundle} makes images and takes none; leave --image out")
         if generates:
-            picture, told = b"", "golden latents"
+            image, told = b"", "golden latents"
         elif arguments.image:
-            picture, told = arguments.image.read_bytes(), str(arguments.image)
+            image, told = arguments.image.read_bytes(), str(arguments.image)
         else:
-            picture, told = golden_picture(model.bundle), "the first golden input as a JPEG of 640x480"
+            image, told = golden_image(model.bundle), "the first golden input as a JPEG of 640x480"
         counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
         result = {
             **where(model),
             "threads": arguments.threads,
             "cpus": cpu_count(),
-            "picture": told,
+            "image": told,
             "load_ms": load_ms,
-            **bench(model, picture, **counts),
+            **bench(model, image, **counts),
         }
     if arguments.json:
         print_json(result)
@@ -288,8 +288,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
     memory = result["peak_memory_mib"]
     print(table(("milliseconds", *result["latency_ms"]), rows))
-    print(f"\npicture:        {result['picture']}, {result['batch']} in a run, {result['iterations']} runs")
-    print(f"throughput:     {result['throughput_per_s']:.1f} pictures/s")
+    print(f"\nimage:        {result['image']}, {result['batch']} in a run, {result['iterations']} runs")
+    print(f"throughput:     {result['throughput_per_s']:.1f} images/s")
     print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
     print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
     if result["board"]:

@@ -21,13 +21,13 @@ from krl_runtime.progress import progress
 
 from .telemetry import board_state
 
-__all__ = ["bench", "board_rows", "golden_picture", "peak_memory_mib"]
+__all__ = ["bench", "board_rows", "golden_image", "peak_memory_mib"]
 
 _SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 
 
-def golden_picture(bundle: Bundle) -> bytes:
-    """Return a bundle's first golden input as a JPEG of 640×480 pixels, for want of a picture of the user's.
+def golden_image(bundle: Bundle) -> bytes:
+    """Return a bundle's first golden input as a JPEG of 640×480 pixels, for want of an image of the user's.
 
     Raises:
         BundleError: There are no golden inputs, or they are damaged.
@@ -41,7 +41,7 @@ def golden_picture(bundle: Bundle) -> bytes:
 
 def bench(
     model: Classifier | Restorer | Generator,
-    picture: bytes,
+    image: bytes,
     *,
     batch: int = 1,
     warmup: int = 10,
@@ -51,21 +51,21 @@ def bench(
 
     Args:
         model: The loaded model.
-        picture: An encoded picture; it is decoded anew each time. Generators take their golden inputs instead.
-        batch: Pictures for one run of the network; a restorer runs one at a time.
+        image: An encoded image; it is decoded anew each time. Generators take their golden inputs instead.
+        batch: Images for one run of the network; a restorer runs one at a time.
         warmup: Iterations that are not counted.
         iterations: Iterations that are.
 
     Returns:
         Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
-        ``stages_ms``, ``throughput_per_s`` in pictures, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
+        ``stages_ms``, ``throughput_per_s`` in images, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
         of the process (``None`` where the system does not tell), and ``board``: what ``board_state`` told ``before``
         the measured iterations and ``after`` them, ``None`` where it tells nothing.
 
     Raises:
         UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative; or a restorer gets a
             ``batch``.
-        ImageError: The picture cannot be decoded.
+        ImageError: The image cannot be decoded.
         BackendError: The network does not take such a batch, or the device failed.
     """
     if batch < 1 or iterations < 1 or warmup < 0:
@@ -73,7 +73,7 @@ def bench(
             f"batch is {batch}, iterations {iterations}, warmup {warmup}; accepted: 1 or more for the first two, "
             "0 or more for the last"
         )
-    stages = _stages(model, picture, batch)
+    stages = _stages(model, image, batch)
     first = sum(_iteration(stages))
     for _ in range(warmup):
         _iteration(stages)
@@ -109,19 +109,19 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
     return [(name, flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}]
 
 
-def _stages(model: Classifier | Restorer | Generator, picture: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
+def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
     """Return what a model does, step by step; each step gets what the one before returned."""
     if isinstance(model, Classifier):
         classifier = model
         return {
-            "preprocess": lambda _: np.stack([classifier.preprocessing(picture) for _ in range(batch)]),
+            "preprocess": lambda _: np.stack([classifier.preprocessing(image) for _ in range(batch)]),
             "inference": classifier.logits,
             "postprocess": classifier.interpret,
         }
     if isinstance(model, Restorer):
         if batch != 1:
-            raise UsageError(f"the batch is {batch}, but restoration runs one picture at a time; leave it out")
-        return {"decode": lambda _: open_image(picture, mode=None), "restore": model}
+            raise UsageError(f"the batch is {batch}, but restoration runs one image at a time; leave it out")
+        return {"decode": lambda _: open_image(image, mode=None), "restore": model}
     generator, golden = model, golden_arrays(model.bundle)
     inputs = [
         np.resize(golden[spec.name], (batch, *golden[spec.name].shape[1:])) for spec in model.bundle.manifest.inputs

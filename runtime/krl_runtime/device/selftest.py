@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from krl_runtime.backends.base import Backend
-from krl_runtime.backends.replay import compare, makes_pictures, replay
+from krl_runtime.backends.replay import compare, makes_images, replay
 from krl_runtime.backends.select import KINDS, Kind, open_backend
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.bundle.golden import golden_arrays
@@ -31,10 +31,10 @@ class Replay:
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
         tolerance: The largest that the bundle accepts.
-        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where nothing ran, or pictures
+        agreement: Share, 0 to 1, of the inputs whose top-1 is the golden one; ``None`` where nothing ran, or images
             are made.
         required_agreement: The smallest that the bundle accepts.
-        psnr: Of pictures, in dB against the golden ones, the mean; ``None`` where nothing ran or there are none.
+        psnr: Of images, in dB against the golden ones, the mean; ``None`` where nothing ran or there are none.
         required_psnr: The smallest that the bundle accepts.
         cause: Why it failed or is not available.
     """
@@ -88,7 +88,7 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
 def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
     variant: Variant = bundle.manifest.variants[name]
     error, alike, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
-    pictures = makes_pictures(bundle.manifest)
+    images = makes_images(bundle.manifest)
     return Replay(
         name,
         kind,
@@ -96,9 +96,9 @@ def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapp
         inputs=len(golden[bundle.manifest.outputs[0].name]),
         max_abs_error=error,
         tolerance=variant.tolerance,
-        agreement=None if pictures else alike,
-        required_agreement=None if pictures else variant.agreement,
-        psnr=alike if pictures else None,
-        required_psnr=variant.psnr if pictures else None,
+        agreement=None if images else alike,
+        required_agreement=None if images else variant.agreement,
+        psnr=alike if images else None,
+        required_psnr=variant.psnr if images else None,
         cause=cause,
     )

@@ -1,7 +1,7 @@
 """Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
 
-Two things have to hold before something may be chosen. The bundle's evidence, measured on pictures where it was made,
-has to say that the variant loses no more than ``max_drop``: points of top-1, or dB of PSNR where it makes pictures.
+Two things have to hold before something may be chosen. The bundle's evidence, measured on images where it was made,
+has to say that the variant loses no more than ``max_drop``: points of top-1, or dB of PSNR where it makes images.
 And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
 variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
 allowed to.
@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.base import Backend
-from krl_runtime.backends.replay import compare, makes_pictures, replay
+from krl_runtime.backends.replay import compare, makes_images, replay
 from krl_runtime.backends.select import ALL_KINDS, Kind, open_backend
 from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
 from krl_runtime.bundle import Bundle, Manifest, Variant
@@ -74,7 +74,7 @@ def tune(
         BackendError: Nothing can run the bundle here.
     """
     if max_drop is None:
-        max_drop = MAX_DROP_DB if makes_pictures(bundle.manifest) else MAX_DROP_POINTS
+        max_drop = MAX_DROP_DB if makes_images(bundle.manifest) else MAX_DROP_POINTS
     if max_drop < 0 or rounds < 1 or any(count < 1 for count in threads):
         raise UsageError(f"max_drop is {max_drop}, rounds {rounds}, threads {list(threads)}; accepted: 0, 1, 1 or more")
     bundle.verify()
@@ -102,8 +102,8 @@ def tune(
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     """Return what a variant loses by the bundle's evidence, ``None`` where there is no evidence.
 
-    That is points of top-1, or dB of PSNR where the bundle makes pictures. Without labels, answers other than the
-    reference's count as lost; without true pictures, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
+    That is points of top-1, or dB of PSNR where the bundle makes images. Without labels, answers other than the
+    reference's count as lost; without true images, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
 
     Args:
         manifest: The bundle's manifest.
@@ -137,7 +137,7 @@ def _thread_counts() -> list[int]:
 
 def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iterator[_Candidate]:
     """Yield what to try; what the evidence rules out is not tried."""
-    unit = "dB" if makes_pictures(bundle.manifest) else "points"
+    unit = "dB" if makes_images(bundle.manifest) else "points"
     for kind in ALL_KINDS:
         for variant in bundle.manifest.variants:
             points = lost(bundle.manifest, variant, kind)

@@ -1,4 +1,4 @@
-"""Folders of pictures: what they hold, how they are split, and reading them, for training and deployment alike."""
+"""Folders of images: what they hold, how they are split, and reading them, for training and deployment alike."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from krl_runtime.progress import progress
 from .preprocessing import IMAGE_SUFFIXES, Preprocessing
 
 __all__ = [
+    "ImageFile",
+    "ImageFolder",
     "OnBadImage",
-    "Picture",
-    "PictureFolder",
     "balanced",
     "decode",
-    "find_pictures",
+    "find_images",
     "identity",
     "open_folder",
     "report_bad",
@@ -35,7 +35,7 @@ __all__ = [
 _log = logging.getLogger("krl")
 
 OnBadImage: TypeAlias = Literal["refuse", "skip"]
-"""What to do with files that are not readable pictures: refuse the whole set, or name and skip them."""
+"""What to do with files that are not readable images: refuse the whole set, or name and skip them."""
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 _VAL_NAMES = ("val", "valid", "validation", "test")
@@ -43,36 +43,36 @@ _SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture file; ``label`` indexes the folder's ``labels`` and is -1 where there are none."""
+class ImageFile:
+    """One image file; ``label`` indexes the folder's ``labels`` and is -1 where there are none."""
 
     path: Path
     label: int = -1
 
 
 @dataclass(frozen=True)
-class PictureFolder:
+class ImageFolder:
     """A data set on disk.
 
     Attributes:
         root: The folder.
-        labels: Class names, sorted; empty for a folder of pictures without classes.
+        labels: Class names, sorted; empty for a folder of images without classes.
         splits: ``"train"`` and ``"val"`` where the folder has them, else ``"all"``.
     """
 
     root: Path
     labels: tuple[str, ...]
-    splits: dict[str, tuple[Picture, ...]]
+    splits: dict[str, tuple[ImageFile, ...]]
 
-    def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[Picture, ...]:
-        """Return the pictures of one split.
+    def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
+        """Return the images of one split.
 
         A folder that has no ``train/`` and ``val/`` is split by the hash of each file's content: the same
-        picture always lands on the same side, whatever its name, and a copy of it cannot leak to the other.
+        image always lands on the same side, whatever its name, and a copy of it cannot leak to the other.
 
         Args:
             name: ``"train"``, ``"val"`` or ``"all"``.
-            val_fraction: Share of the pictures that ``"val"`` gets, in (0, 1), where the folder is not split.
+            val_fraction: Share of the images that ``"val"`` gets, in (0, 1), where the folder is not split.
 
         Raises:
             DataError: The split would be empty, or its name is not known.
@@ -80,35 +80,35 @@ class PictureFolder:
         if name in self.splits:
             return self.splits[name]
         if name == "all":
-            return tuple(picture for split in self.splits.values() for picture in split)
+            return tuple(image for split in self.splits.values() for image in split)
         if name not in ("train", "val"):
             raise DataError(f"{self.root}: unknown split {name!r}; accepted: train, val, all")
         if "all" not in self.splits:
             raise DataError(f"{self.root} has no {name}/ folder; it has: {', '.join(self.splits)}")
         threshold = int(val_fraction * 2**64)
         chosen = tuple(
-            picture
-            for picture in self.splits["all"]
-            if (int(sha256_file(picture.path)[:16], 16) < threshold) == (name == "val")
+            image
+            for image in self.splits["all"]
+            if (int(sha256_file(image.path)[:16], 16) < threshold) == (name == "val")
         )
         if not chosen:
             raise DataError(
                 f"{self.root}: with val_fraction {val_fraction} the {name} split of its {len(self.splits['all'])} "
-                "pictures is empty; add pictures, change the fraction, or make train/ and val/ folders"
+                "images is empty; add images, change the fraction, or make train/ and val/ folders"
             )
         return chosen
 
 
-def find_pictures(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
-    """Return the picture files under a folder, at any depth, sorted by path.
+def find_images(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
+    """Return the image files under a folder, at any depth, sorted by path.
 
     Raises:
-        DataError: The folder is missing or holds no picture; or it holds other files and ``on_bad`` is ``"refuse"``.
+        DataError: The folder is missing or holds no image; or it holds other files and ``on_bad`` is ``"refuse"``.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {what}; give a folder of pictures")
-    pictures: list[Path] = []
+        raise DataError(f"{folder} {what}; give a folder of images")
+    images: list[Path] = []
     others: list[Path] = []
     for directory, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -116,35 +116,35 @@ def find_pictures(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
             if name.startswith(".") or name.lower() in _IGNORED:
                 continue
             path = Path(directory, name)
-            (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    report_bad([f"{path} is not a picture" for path in others], on_bad)
-    if not pictures:
-        raise DataError(f"{folder} holds no pictures; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return pictures
+            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path)
+    report_bad([f"{path} is not an image" for path in others], on_bad)
+    if not images:
+        raise DataError(f"{folder} holds no images; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return images
 
 
-def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> PictureFolder:
-    """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or pictures without classes.
+def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> ImageFolder:
+    """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or images without classes.
 
     Args:
         root: The folder.
-        on_bad: What to do with files that are not pictures by their name.
+        on_bad: What to do with files that are not images by their name.
 
     Raises:
-        DataError: The folder is missing, empty, mixes pictures with class folders, or the classes of ``train/`` and
+        DataError: The folder is missing, empty, mixes images with class folders, or the classes of ``train/`` and
             ``val/`` differ.
     """
     root = Path(root)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data folder {root} {what}; give a folder of pictures, one folder for each class")
+        raise DataError(f"data folder {root} {what}; give a folder of images, one folder for each class")
     folders = _subfolders(root)
     val_name = next((name for name in _VAL_NAMES if name in folders), None)
     if "train" not in folders or val_name is None:
         if set(folders) == {"train"}:
             root = root / "train"  # one split only, as some data sets ship
-        labels, pictures = _classes(root, on_bad)
-        return PictureFolder(root, labels, {"all": pictures})
+        labels, images = _classes(root, on_bad)
+        return ImageFolder(root, labels, {"all": images})
     train_labels, train = _classes(root / "train", on_bad)
     val_labels, val = _classes(root / val_name, on_bad)
     if train_labels != val_labels:
@@ -154,15 +154,15 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> PictureFo
             f"{root}: the classes of train/ and {val_name}/ differ; only in train/: {only_train or 'none'}; only in "
             f"{val_name}/: {only_val or 'none'}; both need the same class folders"
         )
-    return PictureFolder(root, train_labels, {"train": train, "val": val})
+    return ImageFolder(root, train_labels, {"train": train, "val": val})
 
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[Picture, ...]]:
-    """Return the labels and the pictures of ``CLASS/*``, or no labels and the pictures of a flat folder."""
+def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """Return the labels and the images of ``CLASS/*``, or no labels and the images of a flat folder."""
     classes = _subfolders(folder)
     loose = [
         path
@@ -171,19 +171,19 @@ def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[P
     ]
     if classes and loose:
         raise DataError(
-            f"{folder} mixes class folders ({', '.join(classes[:3])} …) with {len(loose)} loose pictures "
-            f"({loose[0].name} …); put every picture into the folder of its class"
+            f"{folder} mixes class folders ({', '.join(classes[:3])} …) with {len(loose)} loose images "
+            f"({loose[0].name} …); put every image into the folder of its class"
         )
     if not classes:
-        return (), tuple(Picture(path) for path in find_pictures(folder, on_bad=on_bad))
-    pictures: list[Picture] = []
+        return (), tuple(ImageFile(path) for path in find_images(folder, on_bad=on_bad))
+    images: list[ImageFile] = []
     for label, name in enumerate(classes):
         try:
-            found = find_pictures(folder / name, on_bad=on_bad)
+            found = find_images(folder / name, on_bad=on_bad)
         except DataError as error:
             raise DataError(f"class folder {folder / name}: {error}") from error
-        pictures += [Picture(path, label) for path in found]
-    return tuple(classes), tuple(pictures)
+        images += [ImageFile(path, label) for path in found]
+    return tuple(classes), tuple(images)
 
 
 def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
@@ -199,56 +199,56 @@ def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
 
 
 def decode(
-    pictures: Sequence[Picture],
+    images: Sequence[ImageFile],
     preprocessing: Preprocessing,
     *,
     margin: int = 0,
     on_bad: OnBadImage = "refuse",
-    description: str | None = "decoding pictures",
-) -> tuple[npt.NDArray[np.uint8], tuple[Picture, ...]]:
-    """Decode pictures into one array, with the preprocessing that the device uses.
+    description: str | None = "decoding images",
+) -> tuple[npt.NDArray[np.uint8], tuple[ImageFile, ...]]:
+    """Decode images into one array, with the preprocessing that the device uses.
 
     Args:
-        pictures: What to read.
-        preprocessing: From a picture to ``uint8``.
+        images: What to read.
+        preprocessing: From an image to ``uint8``.
         margin: Extra pixels on every side; see ``Preprocessing.__call__``.
         on_bad: What to do with files that cannot be decoded.
         description: Text of the progress bar; ``None`` shows none, for callers that decode a part at a time.
 
     Returns:
-        The array ``[N, channels, height + 2 * margin, width + 2 * margin]`` of uint8, and its ``N`` pictures.
+        The array ``[N, channels, height + 2 * margin, width + 2 * margin]`` of uint8, and its ``N`` images.
 
     Raises:
-        DataError: No picture can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
+        DataError: No image can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
     """
     channels, height, width = preprocessing.shape
-    pixels = np.empty((len(pictures), channels, height + 2 * margin, width + 2 * margin), np.uint8)
-    good: list[Picture] = []
+    pixels = np.empty((len(images), channels, height + 2 * margin, width + 2 * margin), np.uint8)
+    good: list[ImageFile] = []
     bad: list[ImageError] = []
 
-    def read(picture: Picture) -> npt.NDArray[np.uint8] | ImageError:
+    def read(image: ImageFile) -> npt.NDArray[np.uint8] | ImageError:
         try:
-            return preprocessing(picture.path, margin=margin)
+            return preprocessing(image.path, margin=margin)
         except ImageError as error:
             return error
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(read, pictures, chunksize=16)
-        shown = pictures if description is None else progress(pictures, description)
-        for picture, result in zip(shown, results, strict=True):
+        results = pool.map(read, images, chunksize=16)
+        shown = images if description is None else progress(images, description)
+        for image, result in zip(shown, results, strict=True):
             if isinstance(result, ImageError):
                 bad.append(result)
             else:
                 pixels[len(good)] = result
-                good.append(picture)
+                good.append(image)
     report_bad(bad, on_bad)
     if not good:
-        raise DataError("no picture is left: none of the files can be decoded")
+        raise DataError("no image is left: none of the files can be decoded")
     return pixels[: len(good)], tuple(good)
 
 
 def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
-    """Return a hash of decoded pictures and their labels, in their order: what a model was trained or calibrated on."""
+    """Return a hash of decoded images and their labels, in their order: what a model was trained or calibrated on."""
     array = np.ascontiguousarray(pixels)
     header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())

@@ -21,13 +21,13 @@ _COLORS = {"RGB": "RGBX", "L": "GRAY"}
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode an opened picture in full: here if it is a large JPEG and can be, else by Pillow.
+    """Decode an opened image in full: here if it is a large JPEG and can be, else by Pillow.
 
     Args:
         image: As ``Image.open`` returns it, not drafted.
 
     Returns:
-        The decoded picture; a picture of mode ``"RGB"`` may come as ``"RGBX"``, whose fourth band means nothing.
+        The decoded image; an image of mode ``"RGB"`` may come as ``"RGBX"``, whose fourth band means nothing.
 
     Raises:
         Exception: Whatever Pillow raises for a damaged file; what is not plainly right is left to it.

@@ -29,7 +29,7 @@ _TO_RGB = np.linalg.inv(np.vstack([_TO_Y, _TO_CHROMA]).astype(np.float64)).astyp
 
 
 def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the luma of a picture.
+    """Return the luma of an image.
 
     Args:
         rgb: uint8 ``[H, W, 3]``.
@@ -45,7 +45,7 @@ def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def chroma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the chroma of a picture.
+    """Return the chroma of an image.
 
     Args:
         rgb: uint8 ``[H, W, 3]``.
@@ -58,7 +58,7 @@ def chroma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return the picture that has this luma and this chroma.
+    """Return the image that has this luma and this chroma.
 
     Args:
         luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colors are.
@@ -102,41 +102,39 @@ def resize(
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
-def degrade(picture: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Make a picture smaller as the field does: cropped to whole multiples, then bicubic with antialiasing.
+def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Make an image smaller as the field does: cropped to whole multiples, then bicubic with antialiasing.
 
     Pillow's ``BICUBIC`` has the kernel of MATLAB's ``imresize`` (a = -0.5, widened by the scale); both round to uint8.
 
     Args:
-        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        scale: By what both sides are divided; 1 leaves the picture as it is.
+        image: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        scale: By what both sides are divided; 1 leaves the image as it is.
 
     Returns:
-        The small picture, and the part of the given one that it was made from: its ground truth.
+        The small image, and the part of the given one that it was made from: its ground truth.
 
     Raises:
         UsageError: A side has fewer pixels than ``scale``, or ``scale`` is less than 1.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if scale < 1 or min(height, width) < scale:
         raise UsageError(
-            f"a picture of {width}x{height} pixels cannot be made {scale} times smaller; accepted: a scale from 1 to "
+            f"an image of {width}x{height} pixels cannot be made {scale} times smaller; accepted: a scale from 1 to "
             "the shorter side"
         )
-    truth = picture[: height - height % scale, : width - width % scale]
+    truth = image[: height - height % scale, : width - width % scale]
     small = Image.fromarray(np.ascontiguousarray(truth)).resize(
         (truth.shape[1] // scale, truth.shape[0] // scale), Image.Resampling.BICUBIC
     )
     return np.asarray(small), truth
 
 
-def corrupt(
-    picture: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: Sequence[int]
-) -> npt.NDArray[np.uint8]:
-    """Spoil a picture as a restorer's ``degradation`` says, beside the scaling that ``degrade`` does.
+def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Spoil an image as a restorer's ``degradation`` says, beside the scaling that ``degrade`` does.
 
     Args:
-        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        image: uint8 ``[H, W]`` or ``[H, W, 3]``.
         degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}``
             (Gaussian, S levels of 255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
         seed: Whole numbers from 0; the noise follows from them alone.
@@ -149,27 +147,27 @@ def corrupt(
     """
     kind = degradation.get("kind")
     if kind in ("bicubic", "none"):
-        return picture
+        return image
     if kind == "noise":
-        noise = np.random.default_rng(tuple(seed)).standard_normal(picture.shape, np.float32)
-        return to_uint8(picture + np.float32(degradation["sigma"]) * noise)
+        noise = np.random.default_rng(tuple(seed)).standard_normal(image.shape, np.float32)
+        return to_uint8(image + np.float32(degradation["sigma"]) * noise)
     if kind == "jpeg":
         written = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(picture)).save(written, "JPEG", quality=int(degradation["quality"]))
+        Image.fromarray(np.ascontiguousarray(image)).save(written, "JPEG", quality=int(degradation["quality"]))
         return np.asarray(Image.open(written))
     raise UsageError(f"degradation kind is {kind!r}; accepted: bicubic, none, noise, jpeg")
 
 
-def crop_border(picture: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
+def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
     """Return ``[H, W, …]`` without ``border`` pixels on each side, as super-resolution is scored.
 
     Raises:
         UsageError: Nothing would be left.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if border < 0 or 2 * border >= min(height, width):
-        raise UsageError(f"{border} pixels cannot be cut off each side of a picture of {width}x{height} pixels")
-    return picture[border : height - border, border : width - border]
+        raise UsageError(f"{border} pixels cannot be cut off each side of an image of {width}x{height} pixels")
+    return image[border : height - border, border : width - border]
 
 
 def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float:
@@ -189,12 +187,12 @@ def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float
     return float("inf") if error == 0 else float(10 * np.log10(peak * peak / error))
 
 
-def mean_psnr(pictures: npt.NDArray[Any], others: npt.NDArray[Any]) -> float:
-    """Return the mean over pictures of their PSNR in dB, each clipped to 0 to 255 and 200 dB at most.
+def mean_psnr(images: npt.NDArray[Any], others: npt.NDArray[Any]) -> float:
+    """Return the mean over images of their PSNR in dB, each clipped to 0 to 255 and 200 dB at most.
 
     Args:
-        pictures: ``[N, ...]``, 0 to 255.
+        images: ``[N, ...]``, 0 to 255.
         others: The same shape.
     """
-    pairs = zip(np.clip(pictures, 0, 255), np.clip(others, 0, 255), strict=True)
+    pairs = zip(np.clip(images, 0, 255), np.clip(others, 0, 255), strict=True)
     return float(np.mean([min(psnr(one, other), _EQUAL) for one, other in pairs]))

@@ -1,4 +1,4 @@
-"""From a picture to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
+"""From an image to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
 
 Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalization happen inside the
 network or the exported graph, which therefore cannot be fed wrongly.
@@ -29,10 +29,10 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A path, encoded bytes, a binary file object, a Pillow image, or an array ``[H, W]`` or ``[H, W, C]`` of uint8."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-"""File name endings, in lower case, that are taken for pictures."""
+"""File name endings, in lower case, that are taken for images."""
 
 MAX_PIXELS = 128 * 1024 * 1024
-"""Pictures with more pixels than this are refused before they are decoded."""
+"""Images with more pixels than this are refused before they are decoded."""
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -49,8 +49,8 @@ _LEAST_PIXELS = {0.6: 3.0, 1.5: 2.0, 6.0: 1.0}
 _JPEG_SCALES = (8, 4, 2)  # all that libjpeg decodes at, by DCT of fewer coefficients; the smallest image first
 _ORIENTATION = 0x0112  # the EXIF tag; Pillow's table of tags takes 3 ms to import
 
-# For each EXIF orientation but the upright one: whether the stored picture lies on its side, and whether its far end
-# (right or lower, as it is stored) becomes the left side of the upright picture, and the upper one.
+# For each EXIF orientation but the upright one: whether the stored image lies on its side, and whether its far end
+# (right or lower, as it is stored) becomes the left side of the upright image, and the upper one.
 _ORIENTATIONS = {
     2: (False, True, False),
     3: (False, True, True),
@@ -64,22 +64,22 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a network's input, and what the network does with it first.
+    """How an image becomes a network's input, and what the network does with it first.
 
     Attributes:
         height: Height of the network's input in pixels.
         width: Width of the network's input in pixels.
         channels: 1 (gray) or 3 (RGB).
-        resize: ``"crop"`` scales the picture, keeping its proportions, until it covers
+        resize: ``"crop"`` scales the image, keeping its proportions, until it covers
             ``(height / crop_fraction, width / crop_fraction)`` and cuts the center out; ``"stretch"`` ignores
             proportions and cuts nothing.
-        crop_fraction: Share of the scaled picture's covering side that the center crop keeps, in (0, 1].
+        crop_fraction: Share of the scaled image's covering side that the center crop keeps, in (0, 1].
         interpolation: Pillow's filter: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``
             (all but the first with antialiasing).
         mean: Per channel, in units of the range 0 to 1; subtracted inside the graph.
         std: Per channel, in units of the range 0 to 1; divided by inside the graph.
-        decode_tolerance: Mean difference from the exact pixels, in levels of 255, that decoding large JPEG pictures
-            at 1/2, 1/4 or 1/8 of their size may make: 0 (exact, the default), or from 0.6 on. The decoded picture
+        decode_tolerance: Mean difference from the exact pixels, in levels of 255, that decoding large JPEG images
+            at 1/2, 1/4 or 1/8 of their size may make: 0 (exact, the default), or from 0.6 on. The decoded image
             keeps 3 pixels a side for each pixel of the output, 2 from 1.5 on, and 1 from 6 on. Training,
             evaluation and the device decode alike, since all of them go by this.
     """
@@ -169,18 +169,18 @@ class Preprocessing:
             raise UsageError(f"preprocessing: {error}") from error
 
     def __call__(self, source: ImageSource, *, margin: int = 0) -> npt.NDArray[np.uint8]:
-        """Decode, turn upright, convert, resize and crop one picture.
+        """Decode, turn upright, convert, resize and crop one image.
 
         Args:
-            source: The picture; see ``ImageSource``.
-            margin: Extra pixels to keep on every side, beyond the center crop where the picture has them
+            source: The image; see ``ImageSource``.
+            margin: Extra pixels to keep on every side, beyond the center crop where the image has them
                 (training crops at random from the larger result). Zero for everything but training.
 
         Returns:
             A C-contiguous array ``[channels, height + 2 * margin, width + 2 * margin]`` of uint8.
 
         Raises:
-            ImageError: The picture is truncated, not a picture, too large, or of a type that is not accepted.
+            ImageError: The image is truncated, not an image, too large, or of a type that is not accepted.
         """
         height, width = self.height + 2 * margin, self.width + 2 * margin
         if isinstance(source, np.ndarray) and self._is_ready(source, height, width):
@@ -210,7 +210,7 @@ class Preprocessing:
         """Return the part (left, upper, right, lower) of the source that the output shows."""
         if self.resize == "stretch":
             return (0, 0, width, height)
-        # Source pixels for each output pixel, such that the scaled picture just covers the side before the crop.
+        # Source pixels for each output pixel, such that the scaled image just covers the side before the crop.
         cover = min(width * self.crop_fraction / self.width, height * self.crop_fraction / self.height)
         cover = min(cover, width / out_width, height / out_height)
         box_width, box_height = cover * out_width, cover * out_height
@@ -219,30 +219,30 @@ class Preprocessing:
 
 
 def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
-    """Decode one picture, turn it as its EXIF orientation says, and convert its colors.
+    """Decode one image, turn it as its EXIF orientation says, and convert its colors.
 
     Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit gray is scaled to 8 bits; of
     an animation the first frame is taken.
 
     Args:
-        source: The picture; see ``ImageSource``.
-        mode: ``"L"`` or ``"RGB"``; ``None`` for ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, whichever the picture is.
+        source: The image; see ``ImageSource``.
+        mode: ``"L"`` or ``"RGB"``; ``None`` for ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, whichever the image is.
 
     Returns:
         A fully decoded Pillow image in ``mode``.
 
     Raises:
-        ImageError: The picture is truncated, not a picture, too large, or of a type that is not accepted.
+        ImageError: The image is truncated, not an image, too large, or of a type that is not accepted.
     """
     return _open(source, mode).image
 
 
 _Box: TypeAlias = tuple[float, float, float, float]
-"""Left, upper, right and lower side of a part of a picture, in pixels."""
+"""Left, upper, right and lower side of a part of an image, in pixels."""
 
 
 class _Decoded(NamedTuple):
-    """An upright picture, the size that it has in full, by how much it is scaled down, and where it begins.
+    """An upright image, the size that it has in full, by how much it is scaled down, and where it begins.
 
     A scaled JPEG is padded to whole pixels on the right and below; turning it may bring that to the left and above.
     """
@@ -253,7 +253,7 @@ class _Decoded(NamedTuple):
     begin: tuple[float, float] = (0, 0)
 
     def scaled(self, box: _Box) -> _Box:
-        """Return where a part of the full picture lies in ``image``."""
+        """Return where a part of the full image lies in ``image``."""
         if self.scale == 1:
             return box
         left, upper, right, lower = (side / self.scale for side in box)
@@ -261,7 +261,7 @@ class _Decoded(NamedTuple):
 
 
 _Shrink: TypeAlias = Callable[[int, int], int]
-"""From the width and height of an upright picture to what a JPEG decoder may divide them by: 1, 2, 4 or 8."""
+"""From the width and height of an upright image to what a JPEG decoder may divide them by: 1, 2, 4 or 8."""
 
 
 def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
@@ -274,11 +274,11 @@ def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) 
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder, not a picture; give the picture files in it") from error
+        raise ImageError(f"{name} is a folder, not an image; give the image files in it") from error
     except PermissionError as error:
         raise ImageError(f"{name}: no permission to read it") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that Pillow can read (JPEG, PNG, WebP, BMP, TIFF, GIF …)") from error
+        raise ImageError(f"{name} is not an image that Pillow can read (JPEG, PNG, WebP, BMP, TIFF, GIF …)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning, where it is an error
         raise ImageError(f"{name}: {error}; at most {MAX_PIXELS} pixels are accepted") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
@@ -290,17 +290,17 @@ def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) 
 
 def _describe(source: object) -> str:
     if isinstance(source, str | os.PathLike):
-        return f"picture {os.fspath(source)!s}"
+        return f"image {os.fspath(source)!s}"
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"picture of {len(source)} bytes"
-    return f"picture given as {type(source).__name__}"
+        return f"image of {len(source)} bytes"
+    return f"image given as {type(source).__name__}"
 
 
 def _decode(source: ImageSource, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source, name), mode, name, None)
     if isinstance(source, Image.Image):
-        return _finish(source, mode, name, None)  # nobody's picture but ours is told to decode otherwise
+        return _finish(source, mode, name, None)  # nobody's image but ours is told to decode otherwise
     if isinstance(source, bytes | bytearray | memoryview):
         return _finish(Image.open(io.BytesIO(source)), mode, name, shrink)
     if isinstance(source, str | os.PathLike):
@@ -350,7 +350,7 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
 
 
 def _own_mode(image: Image.Image) -> str:
-    """Return the mode of 8 bits that has what a picture has: colors, and transparency."""
+    """Return the mode of 8 bits that has what an image has: colors, and transparency."""
     gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return ("L" if gray else "RGB") + "A" * transparent

@@ -63,7 +63,7 @@ class Pipeline:
 
     Attributes:
         bundle: What was loaded.
-        preprocessing: Size and channels of the pictures that the network takes or makes.
+        preprocessing: Size and channels of the images that the network takes or makes.
         backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
     """
 

@@ -1,6 +1,6 @@
 """A micro-batcher: requests of many threads or coroutines are run together.
 
-It pays on a GPU, where a batch costs little more than one picture. On a CPU a batch is no faster than its pictures one
+It pays on a GPU, where a batch costs little more than one image. On a CPU a batch is no faster than its images one
 by one; there it only keeps many callers from fighting for the cores.
 """
 
@@ -38,7 +38,7 @@ class OverloadedError(KrlError):
 
 @dataclass(frozen=True)
 class _Request(Generic[_Result]):
-    """One picture that waits, and since when (seconds of ``time.monotonic``)."""
+    """One image that waits, and since when (seconds of ``time.monotonic``)."""
 
     pixels: npt.NDArray[np.uint8]
     top_k: int
@@ -49,7 +49,7 @@ class _Request(Generic[_Result]):
 class Batcher(Generic[_Result]):
     """Runs requests together: at most ``max_batch``, and the first of them waits no longer than ``max_delay``.
 
-    Pictures are decoded by the caller's thread. At most ``max_waiting`` requests wait; whoever comes then waits for a
+    Images are decoded by the caller's thread. At most ``max_waiting`` requests wait; whoever comes then waits for a
     place, or is refused. Made by ``Classifier.batched``; close it, or use it as a context manager.
 
     Attributes:
@@ -70,7 +70,7 @@ class Batcher(Generic[_Result]):
 
         Args:
             model: The model; it is not closed with the batcher.
-            max_batch: Most pictures in a batch; 1 where the bundle's graph takes no more.
+            max_batch: Most images in a batch; 1 where the bundle's graph takes no more.
             max_delay: Seconds that the first request of a batch waits for others.
             max_waiting: Most requests that wait.
             workers: Batches that run at once: 1 suits a GPU, and a CPU whose model was loaded with all threads.
@@ -96,10 +96,10 @@ class Batcher(Generic[_Result]):
             thread.start()
 
     def submit(self, source: ImageSource, *, top_k: int = 5, timeout: float | None = None) -> Future[_Result]:
-        """Decode one picture here and let it wait for its batch.
+        """Decode one image here and let it wait for its batch.
 
         Args:
-            source: The picture; see ``ImageSource``.
+            source: The image; see ``ImageSource``.
             top_k: How many classes the answer names.
             timeout: Seconds to wait for a place; 0 does not wait, ``None`` waits as long as it takes.
 
@@ -107,7 +107,7 @@ class Batcher(Generic[_Result]):
             A future of the answer. One that is canceled before its batch begins is not run.
 
         Raises:
-            ImageError: The picture cannot be used.
+            ImageError: The image cannot be used.
             OverloadedError: There was no place in time.
             BackendError: The batcher is closed.
             UsageError: ``top_k`` is less than 1.
@@ -131,11 +131,11 @@ class Batcher(Generic[_Result]):
         return request.future
 
     def __call__(self, source: ImageSource, *, top_k: int = 5) -> _Result:
-        """Answer one picture; see ``submit`` for what is raised, and ``Classifier.__call__``."""
+        """Answer one image; see ``submit`` for what is raised, and ``Classifier.__call__``."""
         return self.submit(source, top_k=top_k).result()
 
     async def ask(self, source: ImageSource, *, top_k: int = 5) -> _Result:
-        """Answer one picture without blocking the event loop; canceling the task cancels the request."""
+        """Answer one image without blocking the event loop; canceling the task cancels the request."""
         import asyncio
 
         future = await asyncio.to_thread(self.submit, source, top_k=top_k)

@@ -1,4 +1,4 @@
-"""Pictures in, class names out."""
+"""Images in, class names out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Classification", "Classifier"]
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of one picture.
+    """What a classifier says of one image.
 
     Attributes:
         label: The most probable class.
@@ -60,7 +60,7 @@ class Classification:
 
 
 class Classifier(Pipeline):
-    """Answers which class a picture shows. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Answers which class an image shows. Made by ``krl_runtime.load``; several threads may call it at once.
 
     Attributes:
         labels: Class names in the order of the logits.
@@ -93,7 +93,7 @@ class Classifier(Pipeline):
         batch = manifest.inputs[0].shape[0]
         if isinstance(batch, int) and batch != 1:
             raise BundleError(
-                f"bundle {bundle.path}: its graph takes {batch} pictures at once; accepted: 1 or any number"
+                f"bundle {bundle.path}: its graph takes {batch} images at once; accepted: 1 or any number"
             )
 
     @overload
@@ -103,7 +103,7 @@ class Classifier(Pipeline):
     @overload
     def __call__(self, source: ImageSource, *, top_k: int = ...) -> Classification: ...
     def __call__(self, source: Any, *, top_k: int = 5) -> Classification | list[Classification]:
-        """Classify one picture or several.
+        """Classify one image or several.
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
@@ -111,10 +111,10 @@ class Classifier(Pipeline):
             top_k: How many classes an answer names, from 1; at most as many as there are.
 
         Returns:
-            One answer for one picture; a list of them, in order, for several.
+            One answer for one image; a list of them, in order, for several.
 
         Raises:
-            ImageError: A picture is truncated, not a picture, too large, or of a type that is not accepted.
+            ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
             ModelError: The network answered with numbers that are not finite.
             BackendError: The device failed, or the model is closed.
             UsageError: ``top_k`` is less than 1.
@@ -128,7 +128,7 @@ class Classifier(Pipeline):
         return answers
 
     async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
-        """Classify one picture in a thread, so that the event loop goes on; see ``__call__`` for what is raised.
+        """Classify one image in a thread, so that the event loop goes on; see ``__call__`` for what is raised.
 
         For many requests at once use ``batched``, which limits how many wait.
         """
@@ -139,7 +139,7 @@ class Classifier(Pipeline):
     def stream(
         self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
     ) -> Iterator[Answered[Classification]]:
-        """Answer every picture of a folder or an iterable, in order; see ``krl_runtime.pipelines.streams.stream``."""
+        """Answer every image of a folder or an iterable, in order; see ``krl_runtime.pipelines.streams.stream``."""
         return stream(self, sources, top_k=top_k, workers=workers)
 
     def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch[Classification]:

@@ -1,4 +1,4 @@
-"""A seed in, pictures out."""
+"""A seed in, images out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATENT, CONDITION = "latent", "condition"
 def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     """Return the latents of a seed: ``standard_normal`` of numpy's ``Generator(PCG64(seed))`` in float32, row by row.
 
-    So the first pictures of a seed are the same however many are made, on every machine and backend.
+    So the first images of a seed are the same however many are made, on every machine and backend.
 
     Args:
         seed: Any whole number from 0 on.
@@ -47,14 +47,14 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
 
 class Generator(Pipeline):
-    """Makes pictures from latents. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Makes images from latents. Made by ``krl_runtime.load``; several threads may call it at once.
 
-    The same latents give the same pictures on every backend within the tolerance of the variant, which the manifest
+    The same latents give the same images on every backend within the tolerance of the variant, which the manifest
     states and ``krl-runtime selftest`` checks.
 
     Attributes:
         latent_size: Numbers in a latent.
-        condition: Settings of the condition that pictures are made for; ``None`` where there is none.
+        condition: Settings of the condition that images are made for; ``None`` where there is none.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
@@ -95,7 +95,7 @@ class Generator(Pipeline):
         if inputs != expected or outputs != [made]:
             raise BundleError(
                 f"bundle {bundle.path} is no generator: it has inputs {inputs} and outputs {outputs}; accepted by its "
-                f"settings and preprocessing: inputs {expected} and pictures {made}; export it again"
+                f"settings and preprocessing: inputs {expected} and images {made}; export it again"
             )
         batch = manifest.inputs[0].shape[0]
         if isinstance(batch, int) and batch != 1:
@@ -106,16 +106,16 @@ class Generator(Pipeline):
     def generate(
         self, count: int = 1, *, seed: int = 0, condition: Condition | Sequence[Condition] | None = None
     ) -> list[Raster]:
-        """Make pictures.
+        """Make images.
 
         Args:
             count: How many, from 1.
-            seed: Gives the latents, see ``latents_of``; the same seed gives the same pictures.
+            seed: Gives the latents, see ``latents_of``; the same seed gives the same images.
             condition: What they are to show, where the generator was trained with conditions: one for all of them, by
                 itself or in a list, or one for each. ``krl_runtime.conditions`` has the forms.
 
         Returns:
-            ``count`` pictures.
+            ``count`` images.
 
         Raises:
             UsageError: An argument is out of its range, a word or attribute is not known, or a condition is missing or
@@ -128,7 +128,7 @@ class Generator(Pipeline):
     def generate_from(
         self, latents: npt.NDArray[np.float32], *, condition: Condition | Sequence[Condition] | None = None
     ) -> list[Raster]:
-        """Make the pictures of given latents; see ``generate`` for the rest.
+        """Make the images of given latents; see ``generate`` for the rest.
 
         Args:
             latents: float32 ``[N, latent_size]``, from a normal distribution as a rule.
@@ -148,11 +148,11 @@ class Generator(Pipeline):
         if not np.isfinite(latents).all():
             raise UsageError("latents have numbers that are not finite; draw them from a normal distribution")
         tokens = self.tokens(condition, len(latents))
-        pictures: list[Raster] = []
+        images: list[Raster] = []
         for start in range(0, len(latents), self._limit):
             rows = slice(start, start + self._limit)
-            pictures += self.interpret(self.values(latents[rows], None if tokens is None else tokens[rows]))
-        return pictures
+            images += self.interpret(self.values(latents[rows], None if tokens is None else tokens[rows]))
+        return images
 
     def values(
         self, latents: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64] | None = None
@@ -164,7 +164,7 @@ class Generator(Pipeline):
             tokens: What ``tokens`` returns, where the generator takes conditions.
 
         Returns:
-            Pictures, float32 ``[N, channels, height, width]``, 0 to 255, neither rounded nor clipped.
+            Images, float32 ``[N, channels, height, width]``, 0 to 255, neither rounded nor clipped.
 
         Raises:
             BackendError: An input has another dtype or shape, the device failed, or the model is closed.
@@ -185,7 +185,7 @@ class Generator(Pipeline):
         """
         if not np.isfinite(values).all():
             raise ModelError(
-                f"{self._where()} made numbers that are not finite, so there is no picture; load another variant, and "
+                f"{self._where()} made numbers that are not finite, so there is no image; load another variant, and "
                 f"run krl-runtime selftest {self.bundle.path}"
             )
         return [Raster(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in to_uint8(values)]
@@ -193,15 +193,15 @@ class Generator(Pipeline):
     def interpolate(
         self, first: int, last: int, steps: int, *, condition: Condition | Sequence[Condition] | None = None
     ) -> list[Raster]:
-        """Make the pictures on the way from one seed's first picture to another's.
+        """Make the images on the way from one seed's first image to another's.
 
         The way is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"): a straight line would lead
         through latents that are shorter than any that training saw.
 
         Args:
-            first: The seed of the first picture.
-            last: The seed of the last picture.
-            steps: Number of pictures, from 2.
+            first: The seed of the first image.
+            last: The seed of the last image.
+            steps: Number of images, from 2.
             condition: See ``generate``.
 
         Raises:
@@ -234,18 +234,18 @@ class Generator(Pipeline):
             return None
         if condition is None:
             raise UsageError(
-                f"{self.bundle.manifest.name} makes pictures for a condition of {self.condition['kind']}; give one"
+                f"{self.bundle.manifest.name} makes images for a condition of {self.condition['kind']}; give one"
                 f"{_examples(self.condition)}"
             )
         from krl_runtime.conditions import encode
 
         tokens = encode(condition, self.condition)
         if len(tokens) not in (1, count):
-            raise UsageError(f"{len(tokens)} conditions were given for {count} pictures; accepted: 1, or {count}")
+            raise UsageError(f"{len(tokens)} conditions were given for {count} images; accepted: 1, or {count}")
         return np.ascontiguousarray(np.broadcast_to(tokens, (count, tokens.shape[1])))
 
     def __repr__(self) -> str:
-        """Return name, size of the pictures, backend and variant."""
+        """Return name, size of the images, backend and variant."""
         spec = self.preprocessing
         return f"Generator({self.bundle.manifest.name!r}, {spec.width}x{spec.height} {spec.mode}, {self._where()})"
 

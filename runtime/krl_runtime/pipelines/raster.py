@@ -1,4 +1,4 @@
-"""Pictures that networks made: kept as arrays, shown and saved as files."""
+"""Images that networks made: kept as arrays, shown and saved as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True, eq=False)
 class Raster:
-    """A picture that a network made.
+    """An image that a network made.
 
     Attributes:
         pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha.
@@ -50,7 +50,7 @@ class Raster:
 
     @property
     def image(self) -> Image.Image:
-        """The picture as a Pillow image."""
+        """The image as a Pillow image."""
         from PIL import Image
 
         return Image.fromarray(self.pixels[..., 0] if self.mode == "L" else self.pixels)
@@ -65,13 +65,13 @@ class Raster:
             The path.
 
         Raises:
-            UsageError: The ending is another one, or JPEG is asked for and the picture has transparency.
+            UsageError: The ending is another one, or JPEG is asked for and the image has transparency.
         """
         path = Path(path)
         kind = _FORMATS.get(path.suffix.lower())
         if kind is None or (kind == "JPEG" and "A" in self.mode):
             accepted = ", ".join(_FORMATS if kind is None else (".png", ".webp", ".tif"))
-            raise UsageError(f"a picture in mode {self.mode} cannot be written as {path.name}; accepted: {accepted}")
+            raise UsageError(f"an image in mode {self.mode} cannot be written as {path.name}; accepted: {accepted}")
         options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             self.image.save(file, kind, **options)
@@ -82,29 +82,29 @@ class Raster:
         return f"{self.width}x{self.height} {self.mode}"
 
 
-def grid(pictures: Sequence[Raster], columns: int | None = None, *, gap: int = 2) -> Raster:
-    """Return pictures of one size side by side, row by row, on white.
+def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) -> Raster:
+    """Return images of one size side by side, row by row, on white.
 
     Args:
-        pictures: At least one.
-        columns: Pictures in a row; left out: as many as make the grid about square.
+        images: At least one.
+        columns: Images in a row; left out: as many as make the grid about square.
         gap: Pixels between them.
 
     Raises:
         UsageError: There is none, they differ in size or mode, or ``columns`` is less than 1.
     """
-    shapes = {picture.pixels.shape for picture in pictures}
-    columns = math.ceil(math.sqrt(len(pictures))) if columns is None else columns
+    shapes = {image.pixels.shape for image in images}
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if len(shapes) != 1 or columns < 1:
         raise UsageError(
-            f"{len(pictures)} pictures of {len(shapes)} sizes in {columns} columns make no grid; accepted: one or more "
-            "pictures of one size, 1 column or more"
+            f"{len(images)} images of {len(shapes)} sizes in {columns} columns make no grid; accepted: one or more "
+            "images of one size, 1 column or more"
         )
     height, width, channels = shapes.pop()
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        whole[top : top + height, left : left + width] = picture.pixels
+        whole[top : top + height, left : left + width] = image.pixels
     return Raster(whole)

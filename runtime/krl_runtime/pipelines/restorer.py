@@ -1,4 +1,4 @@
-"""Pictures in, better or larger pictures out: of any size, in bounded memory."""
+"""Images in, better or larger images out: of any size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["MAX_RESTORED", "Restorer"]
 
 MAX_RESTORED = 512 * 1024 * 1024
-"""Restored pictures with more pixels than this are refused before any work is done."""
+"""Restored images with more pixels than this are refused before any work is done."""
 
 _MAX_SCALE = 16  # enlargement; networks go up to 8, and a manifest must not ask for any amount of memory
 _MARGIN = 4  # pixels around a part whose chroma is resized: more than the bicubic filter sees
-_STRIDE = 16  # parts begin at its multiples, so that networks which halve a picture up to four times see the same
+_STRIDE = 16  # parts begin at its multiples, so that networks which halve an image up to four times see the same
 _SIDES = (256, 512)  # smallest and largest side of a part
 _TIMES_OVERLAP = 16  # tile side over overlap: a quarter more pixels are computed than in one piece
 _COLORS = {"y": 1, "gray": 1, "rgb": 3}
@@ -38,7 +38,7 @@ _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class _Span:
-    """A piece of one side of a picture: what the network sees, and which of it is kept, in pixels of the input."""
+    """A piece of one side of an image: what the network sees, and which of it is kept, in pixels of the input."""
 
     begin: int
     end: int
@@ -47,16 +47,16 @@ class _Span:
 
 
 class Restorer(Pipeline):
-    """Restores pictures. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Restores images. Made by ``krl_runtime.load``; several threads may call it at once.
 
-    Large pictures are cut into parts that overlap by what one output pixel depends on, so that there are no seams, and
-    activations never take more memory than those of one part. A network that is not local sees the whole picture.
+    Large images are cut into parts that overlap by what one output pixel depends on, so that there are no seams, and
+    activations never take more memory than those of one part. A network that is not local sees the whole image.
 
     A luma network (``color`` "y") restores luma, BT.601 in studio swing; chroma is resized bicubically. A gray network
-    restores each color by itself. Gray pictures stay gray; alpha is resized bicubically.
+    restores each color by itself. Gray images stay gray; alpha is resized bicubically.
 
     Attributes:
-        scale: How many times as wide and high a restored picture is.
+        scale: How many times as wide and high a restored image is.
         color: What the network works on: ``"y"``, ``"gray"`` or ``"rgb"``.
         overlap: How far an output pixel sees, in input pixels; ``None`` where the network is not local.
     """
@@ -104,18 +104,18 @@ class Restorer(Pipeline):
     @overload
     def __call__(self, source: ImageSource) -> Raster: ...
     def __call__(self, source: Any) -> Raster | list[Raster]:
-        """Restore one picture or several.
+        """Restore one image or several.
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
                 ``[H, W, C]`` (RGB or RGBA), of any size; or a list or tuple of those.
 
         Returns:
-            A picture ``scale`` times as wide and high, gray or colored and with alpha as the given one; a list of
+            An image ``scale`` times as wide and high, gray or colored and with alpha as the given one; a list of
             them, in order, for several.
 
         Raises:
-            ImageError: A picture is truncated, not a picture, too large, or of a type that is not accepted.
+            ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
             ModelError: The network answered with numbers that are not finite.
             BackendError: The device failed, or the model is closed.
         """
@@ -142,51 +142,51 @@ class Restorer(Pipeline):
             whole[:, self._scaled(rows), self._scaled(columns)] = part
         return whole
 
-    def _restore(self, picture: npt.NDArray[np.uint8]) -> Raster:
-        """Restore a picture, uint8 ``[H, W]`` or ``[H, W, 2 to 4]``."""
-        picture = picture.reshape(*picture.shape[:2], -1)
-        height, width, bands = picture.shape
+    def _restore(self, image: npt.NDArray[np.uint8]) -> Raster:
+        """Restore an image, uint8 ``[H, W]`` or ``[H, W, 2 to 4]``."""
+        image = image.reshape(*image.shape[:2], -1)
+        height, width, bands = image.shape
         if height * width * self.scale**2 > MAX_RESTORED:
             raise ImageError(
-                f"a picture of {width}x{height} pixels would have more than {MAX_RESTORED} when it is {self.scale} "
+                f"an image of {width}x{height} pixels would have more than {MAX_RESTORED} when it is {self.scale} "
                 "times as large; make it smaller first, or restore parts of it"
             )
         colors = bands - (bands in (2, 4))
         whole = np.empty((height * self.scale, width * self.scale, bands), np.uint8)
         if self.color == "gray":
             for band in range(colors):
-                for rows, columns, part in self._parts(picture[None, :, :, band]):
+                for rows, columns, part in self._parts(image[None, :, :, band]):
                     whole[self._scaled(rows), self._scaled(columns), band] = luma.to_uint8(part[0])
         else:
-            for rows, columns, part in self._parts(self._network_input(picture[..., :colors])):
+            for rows, columns, part in self._parts(self._network_input(image[..., :colors])):
                 here = whole[self._scaled(rows), self._scaled(columns), :colors]
-                here[...] = self._colored(part, picture[..., :colors], rows, columns)
+                here[...] = self._colored(part, image[..., :colors], rows, columns)
         if bands > colors:
-            self._resize_band(picture[..., -1], whole[..., -1])
+            self._resize_band(image[..., -1], whole[..., -1])
         return Raster(whole)
 
-    def _network_input(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of a picture ``[H, W, 1 or 3]``."""
+    def _network_input(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of an image ``[H, W, 1 or 3]``."""
         if self.color == "rgb":
-            return np.broadcast_to(picture, (*picture.shape[:2], 3)).transpose(2, 0, 1)
-        values = np.empty(picture.shape[:2], np.uint8)
-        for top in range(0, len(picture), _SIDES[0]):  # a strip at a time: floats take four times the memory
-            strip = picture[top : top + _SIDES[0]]
+            return np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1)
+        values = np.empty(image.shape[:2], np.uint8)
+        for top in range(0, len(image), _SIDES[0]):  # a strip at a time: floats take four times the memory
+            strip = image[top : top + _SIDES[0]]
             values[top : top + _SIDES[0]] = luma.to_uint8(luma.luma(np.broadcast_to(strip, (*strip.shape[:2], 3))))
         return values[None]
 
     def _colored(
-        self, part: npt.NDArray[np.float32], picture: npt.NDArray[np.uint8], rows: slice, columns: slice
+        self, part: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], rows: slice, columns: slice
     ) -> npt.NDArray[np.uint8]:
-        """Return what the network made as pixels ``[H, W, 1 or 3]``, with the chroma of the picture if it needs it."""
-        gray = picture.shape[2] == 1
+        """Return what the network made as pixels ``[H, W, 1 or 3]``, with the chroma of the image if it needs it."""
+        gray = image.shape[2] == 1
         if self.color == "rgb":
             made = part.transpose(1, 2, 0)
             return luma.to_uint8((made @ _GRAY)[..., None] if gray else made)
         if gray:
             return luma.to_uint8((part[0] - 16) * np.float32(255 / 219))[..., None]
         top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
-        colors = luma.chroma(picture[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
+        colors = luma.chroma(image[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
         box = (columns.start - left, rows.start - top, columns.stop - left, rows.stop - top)
         planes = [luma.resize(colors[..., index], part.shape[1], part.shape[2], box) for index in range(2)]
         return luma.to_rgb(part[0], np.stack(planes, axis=-1))
@@ -215,7 +215,7 @@ class Restorer(Pipeline):
                 yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
 
     def _spans(self, length: int, fixed: int | str) -> Iterator[_Span]:
-        """Cut one side of a picture into pieces."""
+        """Cut one side of an image into pieces."""
         if isinstance(fixed, int):
             # Pieces of one size: those at the ends are moved inwards, where they keep what is theirs alone.
             overlap, keep = self.overlap or 0, 0
@@ -243,7 +243,7 @@ class Restorer(Pipeline):
         made = self.backend.run({self._input.name: np.ascontiguousarray(pixels[None])})[self._output][0]
         if not np.isfinite(made).all():
             raise ModelError(
-                f"{self._where()} answered with numbers that are not finite, so there is no picture; load another "
+                f"{self._where()} answered with numbers that are not finite, so there is no image; load another "
                 f"variant, and run krl-runtime selftest {self.bundle.path}"
             )
         expected = (len(pixels), pixels.shape[1] * self.scale, pixels.shape[2] * self.scale)

@@ -1,4 +1,4 @@
-"""Answers for pictures that keep coming: all of a folder or an iterable, in order; of a camera the latest frame."""
+"""Answers for images that keep coming: all of a folder or an iterable, in order; of a camera the latest frame."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Answered(Generic[_Result]):
-    """One picture of a stream: either ``answer`` or ``error`` is there.
+    """One image of a stream: either ``answer`` or ``error`` is there.
 
     Attributes:
-        source: The picture, as it was given.
+        source: The image, as it was given.
         answer: What the model says.
-        error: Why the picture cannot be used; the stream goes on.
+        error: Why the image cannot be used; the stream goes on.
     """
 
     source: Any
@@ -46,19 +46,19 @@ def stream(
     top_k: int = 5,
     workers: int | None = None,
 ) -> Iterator[Answered[_Result]]:
-    """Answer every picture of a folder or an iterable, in order, decoding a few ahead in threads.
+    """Answer every image of a folder or an iterable, in order, decoding a few ahead in threads.
 
     Args:
         model: The model; with ``threads=1`` and as many workers as cores it is fastest.
-        sources: A folder, whose pictures are found at any depth, or any iterable of pictures, endless ones included.
+        sources: A folder, whose images are found at any depth, or any iterable of images, endless ones included.
         top_k: How many classes an answer names.
-        workers: Pictures that are worked on at once; by default one for each core.
+        workers: Images that are worked on at once; by default one for each core.
 
     Returns:
-        One item for each picture, with the cause where it cannot be used. Closing the iterator stops the work.
+        One item for each image, with the cause where it cannot be used. Closing the iterator stops the work.
 
     Raises:
-        DataError: The folder is missing or holds no picture.
+        DataError: The folder is missing or holds no image.
         UsageError: ``workers`` or ``top_k`` is less than 1.
         BackendError: The device failed, or the model is closed.
     """
@@ -66,9 +66,9 @@ def stream(
     if workers < 1 or top_k < 1:
         raise UsageError(f"workers is {workers}, top_k {top_k}; accepted: 1 or more")
     if isinstance(sources, str | Path):
-        from krl_runtime.images.folders import find_pictures
+        from krl_runtime.images.folders import find_images
 
-        sources = find_pictures(Path(sources), on_bad="skip")
+        sources = find_images(Path(sources), on_bad="skip")
     return _stream(model, sources, top_k, workers)
 
 
@@ -116,7 +116,7 @@ class Watch(Generic[_Result]):
 
         Args:
             model: The model; it is not closed with this.
-            frames: Anything that yields pictures, each only when it is there, as a camera does.
+            frames: Anything that yields images, each only when it is there, as a camera does.
             top_k: How many classes an answer names.
 
         Raises:

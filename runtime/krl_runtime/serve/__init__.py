@@ -1,4 +1,4 @@
-"""A loaded model as an HTTP server: the Open Inference Protocol, picture upload, metrics, and a page to try it.
+"""A loaded model as an HTTP server: the Open Inference Protocol, image upload, metrics, and a page to try it.
 
 ``protocol`` reads and writes the protocol's messages, ``service`` runs the model in a bounded pool, ``app`` is the
 HTTP around it, and ``server`` listens. Only ``app``, ``metrics`` and ``server`` need the extra ``serve``.

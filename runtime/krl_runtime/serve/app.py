@@ -143,7 +143,7 @@ class _Application:
         if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
             raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
         if request.headers.get("content-type", "").startswith("multipart/"):
-            raise HTTPException(415, "send the picture itself as the body, not a form: curl --data-binary @picture.jpg")
+            raise HTTPException(415, "send the image itself as the body, not a form: curl --data-binary @image.jpg")
         return JSONResponse(await self._service.classify(body, int(text)))
 
     async def _infer(self, request: Request, body: bytes) -> Response:

@@ -20,10 +20,10 @@ class ServeConfig:
         port: Port to listen on; 0 for any that is free.
         workers: Requests that are worked on at once, each in a thread.
         queue: Requests that may wait for a worker; one more is answered with 503.
-        max_batch: Pictures of several requests that are run together at most; 1 runs each by itself, which suits a CPU.
-        max_delay_seconds: How long the first picture of a batch waits for others.
+        max_batch: Images of several requests that are run together at most; 1 runs each by itself, which suits a CPU.
+        max_delay_seconds: How long the first image of a batch waits for others.
         max_body_bytes: Largest body of a request; a larger one is answered with 413.
-        max_pixels: Pictures with more pixels are answered with 413 before they are decoded.
+        max_pixels: Images with more pixels are answered with 413 before they are decoded.
         read_seconds: Time for a request's body to arrive; after it the answer is 408.
         grace_seconds: Time that requests under way get when the server is told to stop.
     """

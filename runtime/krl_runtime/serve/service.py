@@ -39,7 +39,7 @@ class BusyError(KrlError):
 
 
 class TooLargeError(KrlError):
-    """A body or a picture is larger than the server accepts."""
+    """A body or an image is larger than the server accepts."""
 
 
 class Observer(Protocol):
@@ -138,7 +138,7 @@ class Service:
         return True
 
     def warm_up(self) -> None:
-        """Run the network once, on a black picture.
+        """Run the network once, on a black image.
 
         Raises:
             BackendError: It does not run.
@@ -146,10 +146,10 @@ class Service:
         self._logits(np.zeros((1, *self.model.preprocessing.shape), np.uint8))
 
     async def classify(self, body: bytes, top_k: int) -> dict[str, Any]:
-        """Classify one encoded picture.
+        """Classify one encoded image.
 
         Args:
-            body: The picture as a file holds it.
+            body: The image as a file holds it.
             top_k: How many classes the answer names.
 
         Returns:
@@ -215,17 +215,17 @@ class Service:
         return waiting
 
     def _check_size(self, body: bytes) -> None:
-        """Refuse a picture by the size that its header tells, before any of it is decoded."""
+        """Refuse an image by the size that its header tells, before any of it is decoded."""
         try:
             with Image.open(io.BytesIO(body)) as image:
                 width, height = image.size
         except Image.DecompressionBombError as error:
-            raise TooLargeError(f"picture of {len(body)} bytes: {error}") from error
+            raise TooLargeError(f"image of {len(body)} bytes: {error}") from error
         except Exception:  # whatever is wrong with it, preprocessing says it better
             return
         if width * height > self._config.max_pixels:
             raise TooLargeError(
-                f"the picture has {width}x{height} pixels; at most {self._config.max_pixels} are accepted"
+                f"the image has {width}x{height} pixels; at most {self._config.max_pixels} are accepted"
             )
 
     def _infer(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> tuple[bytes, int | None]:

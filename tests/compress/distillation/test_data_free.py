@@ -38,11 +38,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "generator"
-    pictures = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
+    images = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
     spec = ModelSpec("mlp-16", 0, 1, {"latent": 4})
     torch.manual_seed(0)
-    state = build_generator(spec, pictures).backbone.state_dict()
-    Run.write(path, RunRecord("generation", spec, pictures, (), "krl-train import", {}, 0, {}), state)
+    state = build_generator(spec, images).backbone.state_dict()
+    Run.write(path, RunRecord("generation", spec, images, (), "krl-train import", {}, 0, {}), state)
     return path
 
 
@@ -58,7 +58,7 @@ def config(teacher: Run, out: Path, data_free: str, count: int = 200, **changes:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_the_student_sees_generated_pictures_alone(teacher: Run, generator: Path, tmp_path: Path) -> None:
+def test_the_student_sees_generated_images_alone(teacher: Run, generator: Path, tmp_path: Path) -> None:
     run = distill(config(teacher, tmp_path / "student", str(generator)))
     assert run.record.data["train"]["count"] == 200
     assert run.record.data["generated"] == {
@@ -67,12 +67,12 @@ def test_the_student_sees_generated_pictures_alone(teacher: Run, generator: Path
         "count": 200,
     }
     assert run.record.data["source"] == "digits"
-    assert run.record.metrics["count"] == 100  # real pictures measure it
+    assert run.record.metrics["count"] == 100  # real images measure it
     assert run.record.metrics["teacher"]["top1"] > 0.8
     assert run.record.preprocessing == teacher.record.preprocessing
 
 
-def test_where_no_real_picture_is_agreement_is_measured(
+def test_where_no_real_image_is_agreement_is_measured(
     teacher: Run, generator: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     moved = tmp_path / "teacher"
@@ -80,13 +80,13 @@ def test_where_no_real_picture_is_agreement_is_measured(
     Run.write(moved, record, teacher.state())
     with caplog.at_level(logging.WARNING, "krl"):
         run = distill(config(Run.open(moved), tmp_path / "student", str(generator), data=DataConfig()))
-    assert "no real picture to measure on" in caplog.text
+    assert "no real image to measure on" in caplog.text
     assert run.record.metrics["teacher"]["top1"] == 1.0  # the labels are its own answers
     assert run.record.data["source"] == "generated"
     assert (run.record.data["train"]["count"], run.record.data["val"]["count"]) == (160, 40)
 
 
-def test_pictures_against_the_teacher_are_of_all_classes_and_sure(teacher: Run) -> None:
+def test_images_against_the_teacher_are_of_all_classes_and_sure(teacher: Run) -> None:
     network = teacher.network()
     pixels = invert(network, 320, seed=0, device=CPU)
     assert pixels.shape == (320, 1, SIDE, SIDE)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from _helpers.pictures import make_split_folder
+from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
@@ -142,7 +142,7 @@ def test_teacher_gets_the_view_in_its_own_size_and_colors(channels: int, wanted:
     teacher = FrozenTeacher(tutor)
     answers = teacher.logits(flat)
     assert shapes == [(2, wanted, 24, 24)]
-    # a flat picture stays flat whatever is done to its size and colors
+    # a flat image stays flat whatever is done to its size and colors
     torch.testing.assert_close(answers, teacher.logits(torch.full((2, wanted, 24, 24), 100, dtype=torch.uint8)))
 
 
@@ -239,7 +239,7 @@ def test_a_teacher_that_answers_nan_is_named(tmp_path: Path) -> None:
         tutor.backbone.linear.bias[0] = float("nan")
     frozen = FrozenTeacher(tutor)
     objective = hinton(network(), frozen)
-    with pytest.raises(ModelError, match="teacher answers 8 of 8 pictures with logits that are not finite"):
+    with pytest.raises(ModelError, match="teacher answers 8 of 8 images with logits that are not finite"):
         objective(batch())
     data = PixelSet(batch().pixels.numpy(), [0, 1, 2, 3] * 2)
     augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(16, 16), flip=True, seed=0)

@@ -91,12 +91,12 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     objective.train()
     assert not teacher.training
     latent = torch.randn(6, 4)
-    pictures, terms = objective(latent)
+    images, terms = objective(latent)
     assert set(terms) == set(weights)
     maps, mine = student.backbone.features(latent)
     their_maps, theirs = teacher.backbone.features(latent)
     difference = mine - theirs
-    torch.testing.assert_close(pictures, (mine + 1) * 127.5)
+    torch.testing.assert_close(images, (mine + 1) * 127.5)
     assert float(terms["pixels"].detach()) == pytest.approx(3 * float(difference.detach().abs().mean()), rel=1e-5)
     assert float(terms["squares"].detach()) == pytest.approx(5 * float(difference.detach().square().mean()), rel=1e-5)
     assert len(maps) == len(their_maps) == len(objective.adapters) == 2  # 8 and 16 pixels a side
@@ -107,7 +107,7 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     assert float(terms["features"].detach()) == pytest.approx(float(sum(expected).detach()) / 2, rel=1e-4)
     kernels = [kernel_alignment(*pair) for pair in zip(maps, their_maps, strict=True)]
     assert float(terms["kernel"].detach()) == pytest.approx(float(sum(kernels).detach()), rel=1e-4)
-    seen = [classifier.features(each) for each in (pictures, (theirs + 1) * 127.5)]
+    seen = [classifier.features(each) for each in (images, (theirs + 1) * 127.5)]
     relative = F.mse_loss(seen[0], seen[1]) / seen[1].square().mean()
     assert float(terms["perceptual"].detach()) == pytest.approx(7 * float(relative.detach()), rel=1e-4)
     sum(terms.values()).backward()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from _helpers.pictures import blurred_noise
+from _helpers.images import blurred_noise
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distillation.distill import distill

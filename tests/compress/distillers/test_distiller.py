@@ -202,7 +202,7 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
     own, other = log_p[rows, data.labels[mixed.indices]], log_p[rows, data.labels[mixed.indices].roll(1)]
     expected = -(mixed.share * own + (1 - mixed.share) * other).mean()
     torch.testing.assert_close(objective(mixed)["ce"], expected)
-    with pytest.raises(UsageError, match="one label for each picture"):
+    with pytest.raises(UsageError, match="one label for each image"):
         Distiller(network(), FrozenTeacher(network("resnet20")), [parse_term("dkd")])(mixed)
 
 

@@ -109,7 +109,7 @@ def test_the_configuration_describes_the_graph_that_lies_beside_it(tmp_path: Pat
     assert config.instance_group[0].kind == schema.ModelInstanceGroup.KIND_CPU
 
 
-def test_a_graph_that_takes_one_picture(tmp_path: Path, schema):
+def test_a_graph_that_takes_one_image(tmp_path: Path, schema):
     bundle = write_bundle(tmp_path / "one.krl", batch=1)
     result = package(PackageConfig(bundle.path, "triton", tmp_path / "models"))
     assert result["max_batch"] == 0

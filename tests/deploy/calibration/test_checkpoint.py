@@ -67,7 +67,7 @@ def test_going_on_gives_the_same_ranges(tmp_path, method, caplog, monkeypatch):
     again = Checkpoint(tmp_path / "x.npz", IDENTITY, resume=True)
     assert collect(model(), NAMES, PIXELS, method=method, checkpoint=again, size=7) == expected
     assert seen[-1] == 70 - 3 * 7
-    assert "going on after 21 pictures" in caplog.text
+    assert "going on after 21 images" in caplog.text
 
 
 def test_without_resume_it_starts_anew(tmp_path):
@@ -77,9 +77,9 @@ def test_without_resume_it_starts_anew(tmp_path):
 
 def test_another_calibration_is_not_gone_on_from(tmp_path, caplog):
     interrupt(tmp_path / "x.npz", "minmax")
-    other = replace(IDENTITY, pictures="c" * 64)
+    other = replace(IDENTITY, images="c" * 64)
     assert Checkpoint(tmp_path / "x.npz", other, resume=True).load() is None
-    assert "was of another model, other pictures or options; starting anew" in caplog.text
+    assert "was of another model, other images or options; starting anew" in caplog.text
 
 
 def test_a_damaged_file_is_told(tmp_path, caplog):

@@ -23,11 +23,11 @@ def model(batch: int | str = "batch"):
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])
-def test_extremes_are_those_of_all_pictures(batch):
+def test_extremes_are_those_of_all_images(batch):
     taken = model(batch)
     names = ["s", "c", "logits"]
     found = collect(taken, names, PIXELS)
-    each = [measured_ranges(taken, pixels=picture[None]) for picture in PIXELS]
+    each = [measured_ranges(taken, pixels=image[None]) for image in PIXELS]
     for name in names:
         expected = (min(item[name][0] for item in each), max(item[name][1] for item in each))
         assert found[name] == pytest.approx(expected, rel=1e-5)
@@ -52,5 +52,5 @@ def test_values_that_are_not_finite_are_named(method):
     nodes = [node("Cast", ["pixels"], "f", to=1), node("Log", ["f"], "l"), node("Neg", ["l"], "logits")]
     broken = graph(nodes, {"pixels": ["batch", 1, 4, 4]}, {"logits": None}, dtypes={"pixels": "uint8"})
     pixels = np.zeros((3, 1, 4, 4), np.uint8)
-    with pytest.raises(ModelError, match=r"tensor l: .*not finite numbers on a calibration picture"):
+    with pytest.raises(ModelError, match=r"tensor l: .*not finite numbers on a calibration image"):
         collect(broken, ["l"], pixels, method=method)

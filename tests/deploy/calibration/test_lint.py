@@ -6,47 +6,47 @@ import pytest
 from _helpers.digits import pixels_of
 from _helpers.graphs import graph, node
 from krl_deploy.calibration.collect import collect
-from krl_deploy.calibration.lint import check_batches, check_channels, check_classes, check_pictures
+from krl_deploy.calibration.lint import check_batches, check_channels, check_classes, check_images
 from krl_runtime.errors import DataError
 
 RNG = np.random.default_rng(0)
 
 
-def test_real_pictures_pass_without_a_word(digits, caplog):
-    check_pictures(pixels_of(digits / "train")[0])
+def test_real_images_pass_without_a_word(digits, caplog):
+    check_images(pixels_of(digits / "train")[0])
     assert caplog.text == ""
 
 
-def test_random_pictures_are_refused():
-    with pytest.raises(DataError, match="100% of the pictures look like random noise"):
-        check_pictures(RNG.integers(0, 256, (64, 3, 16, 16), dtype=np.uint8))
+def test_random_images_are_refused():
+    with pytest.raises(DataError, match="100% of the images look like random noise"):
+        check_images(RNG.integers(0, 256, (64, 3, 16, 16), dtype=np.uint8))
 
 
-def test_pictures_of_one_color_are_refused():
+def test_images_of_one_color_are_refused():
     colors = RNG.integers(0, 256, (64, 3, 1, 1), dtype=np.uint8)
     gray = np.broadcast_to(colors[:, :1], (64, 1, 16, 16))
-    with pytest.raises(DataError, match="100% of the pictures are of one color"):
-        check_pictures(gray)
+    with pytest.raises(DataError, match="100% of the images are of one color"):
+        check_images(gray)
 
 
-def test_the_same_picture_many_times_is_refused(digits):
+def test_the_same_image_many_times_is_refused(digits):
     one = pixels_of(digits / "train")[0][:1]
-    with pytest.raises(DataError, match="all 40 pictures are the same"):
-        check_pictures(np.repeat(one, 40, axis=0))
+    with pytest.raises(DataError, match="all 40 images are the same"):
+        check_images(np.repeat(one, 40, axis=0))
 
 
-def test_few_pictures_are_warned_of(digits, caplog):
-    check_pictures(pixels_of(digits / "train")[0][:10])
-    assert "only 10 pictures to calibrate on: 32 or more" in caplog.text
+def test_few_images_are_warned_of(digits, caplog):
+    check_images(pixels_of(digits / "train")[0][:10])
+    assert "only 10 images to calibrate on: 32 or more" in caplog.text
 
 
-def test_pictures_one_pixel_wide_pass():
-    check_pictures(RNG.integers(0, 256, (40, 1, 9, 1), dtype=np.uint8))
+def test_images_one_pixel_wide_pass():
+    check_images(RNG.integers(0, 256, (40, 1, 9, 1), dtype=np.uint8))
 
 
-def test_classes_without_a_picture_are_named(caplog):
+def test_classes_without_an_image_are_named(caplog):
     check_classes([0, 0, 2], ["cat", "dog", "bird", "fish"])
-    assert "no picture to calibrate on is of 2 of the 4 classes: dog, fish" in caplog.text
+    assert "no image to calibrate on is of 2 of the 4 classes: dog, fish" in caplog.text
 
 
 def test_all_classes_or_none_known_say_nothing(caplog):
@@ -57,7 +57,7 @@ def test_all_classes_or_none_known_say_nothing(caplog):
 
 def test_dead_channels_are_counted(caplog):
     check_channels({"a": np.float32([0, 1, 0]), "b": np.float32([3, 1]), "c": np.float32([0])}, 128)
-    assert "3 channels of 2 activations are 0 on all 128 pictures of a sample: a (2 of 3), c (1 of 1)" in caplog.text
+    assert "3 channels of 2 activations are 0 on all 128 images of a sample: a (2 of 3), c (1 of 1)" in caplog.text
 
 
 def test_no_dead_channel_says_nothing(caplog):

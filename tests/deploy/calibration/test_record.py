@@ -25,7 +25,7 @@ def test_it_comes_back_as_it_was_written():
         ({"method": "percentile 99.999"}, "method is minmax there and percentile 99.999 now"),
         ({"preprocessing": {"height": 4, "width": 5}}, '"width": 5'),
         ({"equalize": "none"}, "equalize is auto there and none now"),
-        ({"pictures": "d" * 64}, "pictures is"),
+        ({"images": "d" * 64}, "images is"),
     ],
 )
 def test_each_item_that_differs_is_named(change, message):

@@ -35,21 +35,21 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_choice_is_balanced_and_from_its_split(digits):
     folder = open_data(digits, on_bad="refuse")
     chosen = choose(folder, "train", 25, val_fraction=0.2)
-    counts = np.bincount([picture.label for picture in chosen])
+    counts = np.bincount([image.label for image in chosen])
     assert len(chosen) == 25
     assert counts.min() == 2
     assert counts.max() == 3
-    assert all("train" in picture.path.parts for picture in chosen)
-    assert all("val" in picture.path.parts for picture in choose_any(folder, 25))
+    assert all("train" in image.path.parts for image in chosen)
+    assert all("val" in image.path.parts for image in choose_any(folder, 25))
 
 
-def test_too_few_pictures_to_split_are_all_used(tmp_path, caplog):
+def test_too_few_images_to_split_are_all_used(tmp_path, caplog):
     write(tmp_path / "flat", 2)
     folder = open_data(tmp_path / "flat", on_bad="refuse")
-    # With two pictures one of the splits is empty.
+    # With two images one of the splits is empty.
     both = [choose(folder, split, 10, val_fraction=0.001) for split in ("train", "val")]
     assert [len(part) for part in both] == [2, 2]
-    assert "all 2 pictures are used instead" in caplog.text
+    assert "all 2 images are used instead" in caplog.text
     assert len(choose_any(folder, 10)) == 2
 
 
@@ -57,22 +57,22 @@ def test_labels_are_matched_by_name(tmp_path):
     for index, name in enumerate(("ant", "bee")):
         write(tmp_path / "data" / name, 1, seed=index)
     folder = open_data(tmp_path / "data", on_bad="refuse")
-    pictures = with_label_indices(folder.split("all"), folder, ("cat", "bee", "ant"))
-    assert [(picture.path.parent.name, picture.label) for picture in pictures] == [("ant", 2), ("bee", 1)]
+    images = with_label_indices(folder.split("all"), folder, ("cat", "bee", "ant"))
+    assert [(image.path.parent.name, image.label) for image in images] == [("ant", 2), ("bee", 1)]
 
 
 def test_unknown_classes_are_told_and_not_guessed(tmp_path, caplog):
     for index, name in enumerate(("ant", "wasp")):
         write(tmp_path / "data" / name, 1, seed=index)
     folder = open_data(tmp_path / "data", on_bad="refuse")
-    pictures = with_label_indices(folder.split("all"), folder, tuple("abcdefghij"))
-    assert [picture.label for picture in pictures] == [-1, -1]
+    images = with_label_indices(folder.split("all"), folder, tuple("abcdefghij"))
+    assert [image.label for image in images] == [-1, -1]
     assert "classes that the model does not: ant, wasp" in caplog.text
     assert "h and 2 more" in caplog.text
 
 
-def test_pictures_without_classes_stay_without(tmp_path, caplog):
+def test_images_without_classes_stay_without(tmp_path, caplog):
     write(tmp_path / "flat", 3)
     folder = open_data(tmp_path / "flat", on_bad="refuse")
-    assert {picture.label for picture in with_label_indices(folder.split("all"), folder, ("a",))} == {-1}
+    assert {image.label for image in with_label_indices(folder.split("all"), folder, ("a",))} == {-1}
     assert caplog.text == ""

@@ -12,7 +12,7 @@ from krl_deploy.evaluation.comparison import compare, interleaved_latency, machi
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.errors import BackendError, DataError, ModelError
-from krl_runtime.images.folders import Picture
+from krl_runtime.images.folders import ImageFile
 from krl_runtime.images.preprocessing import Preprocessing
 
 PIXELS = np.arange(4 * 6, dtype=np.uint8).reshape(6, 1, 2, 2)
@@ -40,7 +40,7 @@ def test_logits_that_are_not_finite_and_failures_are_told():
 
 
 def test_scores_by_hand():
-    """The reference answers 3 for each picture; the other one adds a lot to the first logit: it answers 0."""
+    """The reference answers 3 for each image; the other one adds a lot to the first logit: it answers 0."""
     labels = np.array([3, 3, 3, 0, 0, 1])
     sessions = {"fp32": session([0, 0, 0, 0]), "other": session([100, 0, 0, 0])}
     parts = [(PIXELS[:4], labels[:4]), (PIXELS[4:], labels[4:])]
@@ -58,30 +58,30 @@ def test_without_all_labels_there_is_no_accuracy():
 
 
 def test_nothing_to_measure_on_is_refused():
-    with pytest.raises(DataError, match="no picture is left"):
+    with pytest.raises(DataError, match="no image is left"):
         compare({"fp32": session(0)}, [])
 
 
 def test_files_are_decoded_in_parts(digits, monkeypatch):
     monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 7)
     folder = open_data(digits, on_bad="refuse")
-    pictures = folder.split("val")[:20]
+    images = folder.split("val")[:20]
     spec = Preprocessing(8, 8, channels=1, mean=(0.0,), std=(1.0,))
-    parts = list(decoded(pictures, spec, on_bad="refuse"))
+    parts = list(decoded(images, spec, on_bad="refuse"))
     assert [len(pixels) for pixels, _ in parts] == [7, 7, 6]
-    assert np.concatenate([labels for _, labels in parts]).tolist() == [picture.label for picture in pictures]
+    assert np.concatenate([labels for _, labels in parts]).tolist() == [image.label for image in images]
 
 
 def test_bad_files_are_skipped_or_refused(tmp_path, digits, monkeypatch):
     monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 2)
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     good = open_data(digits, on_bad="refuse").split("val")[0]
     spec = Preprocessing(8, 8, channels=1, mean=(0.0,), std=(1.0,))
-    pictures = [Picture(bad, 0), Picture(bad, 0), good]
-    assert [len(pixels) for pixels, _ in decoded(pictures, spec, on_bad="skip")] == [1]
+    images = [ImageFile(bad, 0), ImageFile(bad, 0), good]
+    assert [len(pixels) for pixels, _ in decoded(images, spec, on_bad="skip")] == [1]
     with pytest.raises(DataError, match=r"bad\.png"):
-        list(decoded(pictures, spec, on_bad="refuse"))
+        list(decoded(images, spec, on_bad="refuse"))
 
 
 def test_latency_shows_which_is_slower():

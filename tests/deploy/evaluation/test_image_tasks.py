@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from _helpers.picture_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
+from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
 from krl_deploy.cli import main
 from krl_deploy.evaluation import Loss, Source, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
-from krl_deploy.evaluation.images import Pictures, PictureScore, PictureTask
+from krl_deploy.evaluation.images import ImageScore, ImageTally, ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import Plan
@@ -37,14 +37,14 @@ def _fast(monkeypatch):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A folder with train/ and val/ of pictures that have edges and waves."""
+    """A folder with train/ and val/ of images that have edges and waves."""
     root = tmp_path_factory.mktemp("photographs")
     for split, count in (("train", 10), ("val", 3)):
         (root / split).mkdir()
         for number in range(count):
-            picture = smooth(60 + number, 70, 3, seed=number)
-            picture[20:40, 10 + number : 30] = 255 - picture[20:40, 10 + number : 30]
-            Image.fromarray(picture).save(root / split / f"{number}.png")
+            image = smooth(60 + number, 70, 3, seed=number)
+            image[20:40, 10 + number : 30] = 255 - image[20:40, 10 + number : 30]
+            Image.fromarray(image).save(root / split / f"{number}.png")
     return root
 
 
@@ -100,7 +100,7 @@ def test_export_of_a_restorer(restorer_run, tmp_path, capsys):
     np.testing.assert_allclose(model.restore_planes(pixels), wanted, atol=2e-3)
 
 
-def test_a_graph_for_parts_of_one_size_restores_pictures_of_any(restorer_run, photographs, tmp_path, capsys):
+def test_a_graph_for_parts_of_one_size_restores_images_of_any(restorer_run, photographs, tmp_path, capsys):
     bundle = exported(restorer_run, tmp_path, "--tile", "40")
     assert [spec.shape for spec in (*bundle.manifest.inputs, *bundle.manifest.outputs)] == [
         ("batch", 1, 40, 40),
@@ -112,18 +112,18 @@ def test_a_graph_for_parts_of_one_size_restores_pictures_of_any(restorer_run, ph
     (tmp_path / "open").mkdir()
     whole = load(exported(restorer_run, tmp_path / "open").path, Restorer, threads=1)
     for height, width in ((133, 97), (40, 41)):
-        picture = smooth(height, width, 3)
-        assert np.abs(model(picture).pixels.astype(int) - whole(picture).pixels).max() <= 1
+        image = smooth(height, width, 3)
+        assert np.abs(model(image).pixels.astype(int) - whole(image).pixels).max() <= 1
     small = model(smooth(7, 9, 3)).pixels  # smaller than a part: filled up, and cut off again
     assert small.shape == (14, 18, 3)
 
 
-def test_pictures_smaller_than_a_part_are_measured_where_they_are(restorer_run, tmp_path):
-    """The folder's pictures are 30×35 when they are made small: the graph gets 40×40, what counts is the picture."""
-    rows = tmp_path / "pictures"
+def test_images_smaller_than_a_part_are_measured_where_they_are(restorer_run, tmp_path):
+    """The folder's images are 30×35 when they are made small: the graph gets 40×40, what counts is the image."""
+    rows = tmp_path / "images"
     rows.mkdir()
-    picture = smooth(60, 70, 3)
-    Image.fromarray(picture).save(rows / "0.png")
+    image = smooth(60, 70, 3)
+    Image.fromarray(image).save(rows / "0.png")
     bundle = exported(restorer_run, tmp_path, "--tile", "40", "--data", rows)
     task = task_of(bundle, Source(rows, 8, 1.0, "refuse"))
     ((given, truth),) = list(task.batches())
@@ -141,7 +141,7 @@ def test_pictures_smaller_than_a_part_are_measured_where_they_are(restorer_run, 
     ("side", "overlap", "message"),
     [
         (10, 5, "--tile is 10; accepted: more than 10, twice what an output pixel sees"),
-        (64, None, "--tile: this network sees the whole picture at once"),
+        (64, None, "--tile: this network sees the whole image at once"),
     ],
 )
 def test_a_part_that_is_too_small(restorer_run, tmp_path, capsys, side, overlap, message):
@@ -183,7 +183,7 @@ def test_export_of_a_conditioned_generator(tmp_path):
     assert (cat != dog).any()
 
 
-def test_export_without_its_pictures(restorer_run, tmp_path, photographs, capsys):
+def test_export_without_its_images(restorer_run, tmp_path, photographs, capsys):
     gone = record("restoration", restorer_run.record.model, restorer_run.record.preprocessing, {"source": "/nowhere"})
     run = Run.write(tmp_path / "run", gone, restorer_run.state())
     assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl")]) == 2
@@ -218,9 +218,9 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.partition("{")[2].join("{}")[:-1])
     assert result["drop_db"] <= 1.5
-    assert result["calibration"]["source"] == "patches of pictures"
+    assert result["calibration"]["source"] == "patches of images"
     assert result["scores"]["fp32"]["psnr_to_fp32"] == 200
-    assert result["pictures"] == {"data": photographs.name, "count": 3}
+    assert result["images"] == {"data": photographs.name, "count": 3}
     made = Bundle.open(bundle.path)
     assert made.manifest.variants["int8"].psnr > 20
     states = {(replay.variant, replay.state) for replay in selftest(made, threads=1) if replay.kind == "cpu"}
@@ -230,12 +230,12 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(PictureTask, "loss", lambda self, scores: Loss(0.3, "dB of PSNR", self.accepted))
+    monkeypatch.setattr(ImageTask, "loss", lambda self, scores: Loss(0.3, "dB of PSNR", self.accepted))
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
     assert (
-        "INT8 loses 0.30 dB of PSNR on 3 pictures, accepted are 0.2; the bundle is unchanged" in capsys.readouterr().err
+        "INT8 loses 0.30 dB of PSNR on 3 images, accepted are 0.2; the bundle is unchanged" in capsys.readouterr().err
     )
     assert (bundle.path / "manifest.json").read_bytes() == before
 
@@ -261,20 +261,20 @@ def test_half_and_quantize_of_a_generator(generator_run, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["calibration"]["source"] == "latents of seed 0"
     assert result["calibration"]["count"] == 40
-    assert result["pictures"] == {"data": "latents of seed 1", "count": 30}
+    assert result["images"] == {"data": "latents of seed 1", "count": 30}
     assert result["min_psnr"] == 15
     assert result["scores"]["int8.cpu"]["psnr_to_fp32"] > 15
     assert main(["quantize", str(bundle.path), "--min-psnr", "190", "--limit", "40", "--val-limit", "30"]) == 1
-    assert "dB of the 190 of PSNR that it should have to fp32 on 30 pictures" in capsys.readouterr().err
+    assert "dB of the 190 of PSNR that it should have to fp32 on 30 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("write", "options", "message"),
     [
-        (write_generator, ["--max-drop", "1"], "--max-drop needs true pictures"),
-        (write_restorer, ["--max-drop", "1"], "--max-drop needs true pictures"),
-        (write_restorer, [], "a restorer is calibrated on pictures; give --data FOLDER"),
-        (write_generator, ["--from-generator", "x.krl"], "--from-generator makes pictures for classifiers"),
+        (write_generator, ["--max-drop", "1"], "--max-drop needs true images"),
+        (write_restorer, ["--max-drop", "1"], "--max-drop needs true images"),
+        (write_restorer, [], "a restorer is calibrated on images; give --data FOLDER"),
+        (write_generator, ["--from-generator", "x.krl"], "--from-generator makes images for classifiers"),
         (write_generator, ["--min-psnr", "-1"], "--min-psnr is -1.0; accepted: above 0 dB"),
     ],
 )
@@ -283,22 +283,22 @@ def test_options_of_other_tasks(tmp_path, capsys, write, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_min_psnr_where_true_pictures_are_known(tmp_path, photographs):
+def test_min_psnr_where_true_images_are_known(tmp_path, photographs):
     bundle = write_restorer(tmp_path / "a.krl")
     with pytest.raises(UsageError, match="give --max-drop, in dB"):
         task_of(bundle, Source(photographs, 10, 0.2, "refuse", min_psnr=30))
 
 
 def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
-    """Pictures that the generator makes are the calibration source, and stand in its identity."""
+    """Images that the generator makes are the calibration source, and stand in its identity."""
     generator = write_generator(tmp_path / "gan.krl")
     arguments = ["quantize", str(bundle.path), "--from-generator", str(generator.path), "--limit", "48"]
     assert main([*arguments, "--val-limit", "20", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     digest = generator.manifest.digest
-    assert result["calibration"]["source"] == f"48 pictures of seed 0 by the generator {digest}"
-    assert result["pictures"] == {"data": "pictures of gan.krl", "count": 20}
+    assert result["calibration"]["source"] == f"48 images of seed 0 by the generator {digest}"
+    assert result["images"] == {"data": "images of gan.krl", "count": 20}
     assert result["drop_points"] is None
     assert "--max-drop was not checked" in captured.err
     assert main(["quantize", str(bundle.path)]) == 2
@@ -308,20 +308,20 @@ def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
 
 
 def test_scores_by_hand():
-    """An error of 3 everywhere is 38.59 dB; half of the pictures equal to the reference are 200 dB each."""
-    tally = Pictures(lambda output, truth: float(output.mean() - truth))
+    """An error of 3 everywhere is 38.59 dB; half of the images equal to the reference are 200 dB each."""
+    tally = ImageTally(lambda output, truth: float(output.mean() - truth))
     reference = np.full((2, 1, 2, 2), 100, np.float32)
     tally.add(reference + np.float32([[[[3]]], [[[0]]]]), reference, None)
     score = tally.score()
     assert (score.psnr, score.max_error) == (None, 3)
     assert score.psnr_to_fp32 == pytest.approx((20 * np.log10(255 / 3) + 200) / 2)
-    tally = Pictures(lambda output, truth: float(output.mean() - truth))
+    tally = ImageTally(lambda output, truth: float(output.mean() - truth))
     tally.add(reference[:1], reference[:1], np.float32(60))
     assert tally.score().psnr == 40
 
 
 def test_losses_by_hand(tmp_path, photographs):
-    fp32, int8 = PictureScore(30.0, 200.0, 0.0), PictureScore(29.75, 40.0, 3.0)
+    fp32, int8 = ImageScore(30.0, 200.0, 0.0), ImageScore(29.75, 40.0, 3.0)
     known = task_of(write_restorer(tmp_path / "a.krl"), Source(photographs, 10, 0.2, "refuse"))
     assert known.loss({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == Loss(0.25, "dB of PSNR", 0.1)
     unknown = task_of(write_generator(tmp_path / "b.krl"), Source(None, 10, 0.2, "refuse", min_psnr=42.0))
@@ -335,13 +335,13 @@ def test_losses_by_hand(tmp_path, photographs):
 
 
 def test_inputs_of_a_restorer(tmp_path):
-    picture = smooth(21, 31, 3)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    Image.fromarray(picture[..., 0]).save(tmp_path / "gray.png")
+    image = smooth(21, 31, 3)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(image[..., 0]).save(tmp_path / "gray.png")
     planes = read_planes(tmp_path / "a.png", "rgb")
-    assert (planes == picture.transpose(2, 0, 1)).all()
-    assert (read_planes(tmp_path / "gray.png", "y") == picture[..., 0]).all()
-    assert (read_planes(tmp_path / "a.png", "y") == luma.to_uint8(luma.luma(picture))).all()
+    assert (planes == image.transpose(2, 0, 1)).all()
+    assert (read_planes(tmp_path / "gray.png", "y") == image[..., 0]).all()
+    assert (read_planes(tmp_path / "a.png", "y") == luma.to_uint8(luma.luma(image))).all()
     given, truth = inputs_of(planes, 2, {"kind": "bicubic"}, 0)
     assert (given.shape, truth.shape) == ((3, 10, 15), (3, 20, 30))
     assert (truth == planes[:, :20, :30]).all()
@@ -352,14 +352,14 @@ def test_inputs_of_a_restorer(tmp_path):
     assert patch.shape == (3, 30, 4)
 
 
-def test_pictures_that_are_too_small(tmp_path, caplog):
+def test_images_that_are_too_small(tmp_path, caplog):
     folder = tmp_path / "small"
     folder.mkdir()
     Image.fromarray(smooth(1, 1)).save(folder / "a.png")
     bundle = write_restorer(tmp_path / "a.krl")
     with pytest.raises(DataError, match="cannot be made 2 times smaller"):
         list(task_of(bundle, Source(folder, 10, 0.2, "refuse")).batches())
-    with pytest.raises(DataError, match="no picture is left"):
+    with pytest.raises(DataError, match="no image is left"):
         list(task_of(bundle, Source(folder, 10, 0.2, "skip")).batches())
 
 
@@ -388,7 +388,7 @@ def test_random_conditions_are_known(condition):
     assert random_conditions(condition, 20, 4) == random_conditions(condition, 20, 4)
 
 
-def test_a_generator_takes_no_pictures(tmp_path, photographs, capsys):
+def test_a_generator_takes_no_images(tmp_path, photographs, capsys):
     bundle = write_generator(tmp_path / "a.krl")
     assert main(["quantize", str(bundle.path), "--data", str(photographs)]) == 2
     assert "--data: a generator is calibrated and measured on latents; leave it out" in capsys.readouterr().err
@@ -416,7 +416,7 @@ def test_typing_needs_no_torch(tmp_path, photographs):
     ("arguments", "message"),
     [
         (["package", "--to", "triton", "-o", "repository"], "is for the task 'restoration'; accepted: classification"),
-        (["build-engine", "--precision", "fp32"], "takes pictures of any size, an engine of krl those of one. Make"),
+        (["build-engine", "--precision", "fp32"], "takes images of any size, an engine of krl those of one. Make"),
     ],
 )
 def test_what_restorers_are_not_for(tmp_path, capsys, monkeypatch, arguments, message):

@@ -63,7 +63,7 @@ def test_the_graph_is_tidy(exported):
     assert len(readers) == len(set(readers))
 
 
-def test_logits_from_the_picture_files_on_are_torchs(exported, run, digits):
+def test_logits_from_the_image_files_on_are_torchs(exported, run, digits):
     files = sorted((digits / "val").glob("*/*.png"))[:100]
     pixels, _ = pixels_of(digits / "val")
     with torch.inference_mode():
@@ -76,8 +76,8 @@ def test_logits_from_the_picture_files_on_are_torchs(exported, run, digits):
 def test_golden_inputs_are_real_and_replay(exported, digits):
     golden = Bundle.open(exported).golden()
     assert golden["pixels"].shape == (16, 1, 16, 16)
-    known = {picture.tobytes() for picture in pixels_of(digits / "val")[0]}
-    assert all(picture.tobytes() in known for picture in golden["pixels"])
+    known = {image.tobytes() for image in pixels_of(digits / "val")[0]}
+    assert all(image.tobytes() in known for image in golden["pixels"])
     replays = [replay for replay in selftest(Bundle.open(exported)) if replay.kind == "cpu"]
     assert [replay.state for replay in replays] == ["passed"]
 
@@ -141,12 +141,12 @@ def test_a_run_that_overflows_is_refused(run):
         torch_outputs(network, {"pixels": np.full((1, 1, 16, 16), 255, np.uint8)})
 
 
-def test_no_run_and_no_pictures(tmp_path, run, capsys):
+def test_no_run_and_no_images(tmp_path, run, capsys):
     assert main(["export", str(tmp_path / "none"), "-o", str(tmp_path / "a.krl")]) == 2
     assert "does not exist; a run is the folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["export", str(run.path), "-o", str(tmp_path / "a.krl"), "--data", str(tmp_path / "empty")]) == 2
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "holds no images" in capsys.readouterr().err
 
 
 class Linear(torch.nn.Module):

@@ -115,7 +115,7 @@ def test_what_is_no_classifier_is_refused(model, message):
         signature(model)
 
 
-def test_an_output_that_is_a_picture_is_refused():
+def test_an_output_that_is_an_image_is_refused():
     model = graph([node("Relu", ["x"], "y")], {"x": [1, 3, 4, 4]}, {"y": None})
     with pytest.raises(ModelError, match=r"output y has shape \[1, 3, 4, 4\]; accepted: logits"):
         to_classifier(model, SPEC, open_batch=True)

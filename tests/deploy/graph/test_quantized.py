@@ -138,8 +138,8 @@ def test_a_file_of_onnx_runtimes_quantizer(model, tmp_path, symmetric):
             self.left = iter(X)
 
         def get_next(self):
-            picture = next(self.left, None)
-            return None if picture is None else {"x": picture[None]}
+            image = next(self.left, None)
+            return None if image is None else {"x": image[None]}
 
     onnx.save(model, tmp_path / "float.onnx")
     kind = QuantType.QInt8 if symmetric else QuantType.QUInt8

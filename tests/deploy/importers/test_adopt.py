@@ -105,7 +105,7 @@ def test_a_softmax_goes_and_probabilities_stay(exported, options, tmp_path, caps
 
 
 def mixing(batch=1):
-    """Adds the largest logits of the batch to those of each picture: with an open batch it is another function."""
+    """Adds the largest logits of the batch to those of each image: with an open batch it is another function."""
     nodes = [
         node("Flatten", ["image"], "v"),
         node("Gemm", ["v", "w"], "z"),

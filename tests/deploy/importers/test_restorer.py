@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from _helpers.graphs import graph, node, ops, run
-from _helpers.picture_nets import smooth
-from _helpers.pictures import SHARED_DATA
+from _helpers.image_nets import smooth
+from _helpers.images import SHARED_DATA
 from krl_deploy.cli import main
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.restorer import local_radius, open_sides, scale_of
@@ -178,7 +178,7 @@ def test_radius_by_hand():
 
 @pytest.mark.skipif(not (SHARED_DATA / "models").is_dir(), reason="shared data is absent")
 def test_the_espcn_of_the_onnx_zoo(tmp_path, capsys):
-    """Trained by somebody else; 30.4 dB is what bicubic enlargement has on these five pictures."""
+    """Trained by somebody else; 30.4 dB is what bicubic enlargement has on these five images."""
     model = onnx.load(SHARED_DATA / "models" / "super_resolution_espcn_x3.onnx")
     code, result = adopted(tmp_path, model, SHARED_DATA / "sr" / "set5", capsys, "--golden", "2")
     assert code == 0

@@ -23,7 +23,7 @@ from krl_runtime.errors import UsageError
 def test_the_whole_way(bundle, digits, capsys):
     assert main(["half", str(bundle.path), "--data", str(digits), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["pictures"] == {"data": "digits", "count": 300}
+    assert result["images"] == {"data": "digits", "count": 300}
     for name in ("fp16", "fp16.rounded"):
         score = result["scores"][name]
         assert score["agreement"] > 0.99
@@ -51,7 +51,7 @@ def test_types(bundle):
 def test_without_data_the_golden_inputs_are_measured_on(bundle, capsys):
     assert main(["half", str(bundle.path)]) == 0
     output = capsys.readouterr().out
-    assert "measured on 16 pictures of golden inputs" in output
+    assert "measured on 16 images of golden inputs" in output
     assert "fp16.rounded" in output
 
 

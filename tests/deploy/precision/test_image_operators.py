@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, named, node, run
-from _helpers.picture_nets import smooth
+from _helpers.image_nets import smooth
 from krl_deploy.calibration.collect import collect
 from krl_deploy.calibration.record import Identity
 from krl_deploy.evaluation.comparison import outputs_of

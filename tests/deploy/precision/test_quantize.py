@@ -1,4 +1,4 @@
-"""INT8 from a bundle and pictures: what is measured, kept, chosen and refused."""
+"""INT8 from a bundle and images: what is measured, kept, chosen and refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_whole_way(bundle, digits, capsys):
     assert result["scores"]["int8.cpu"]["agreement"] > 0.98
     assert result["calibration"]["count"] == 200
     assert result["calibration"]["method"] == "percentile 99.999"
-    assert result["pictures"] == {"data": "digits", "count": 300}
+    assert result["images"] == {"data": "digits", "count": 300}
     assert result["cpu_convolutions"] == {"int8_convolutions": 13, "float_convolutions": 0}
     assert result["file_bytes"]["int8"] < result["file_bytes"]["fp32"]
 
@@ -86,7 +86,7 @@ def test_both_files_are_what_they_should_be(bundle, digits, fast):
 def test_the_table(bundle, digits, fast, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64"]) == 0
     output = capsys.readouterr().out
-    assert "measured on 300 pictures of digits" in output
+    assert "measured on 300 images of digits" in output
     assert "int8 (TensorRT, GPU)" in output
     assert "default on a CPU: int8 (INT8 runs at 2.00 times FP32's speed)" in output
     for column in ("file MiB", "top-1", "drop in points", "agreement", "CPU latency ms"):
@@ -106,12 +106,12 @@ def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, di
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
-    assert "points of top-1 on 300 pictures, accepted are 2; the bundle is unchanged" in error
+    assert "points of top-1 on 300 images, accepted are 2; the bundle is unchanged" in error
     assert "int8 (CPU)" in error  # the table that says which
     assert tree(bundle.path) == before
 
 
-def test_pictures_without_labels_measure_agreement(tmp_path, bundle, digits, fast, capsys):
+def test_images_without_labels_measure_agreement(tmp_path, bundle, digits, fast, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()
     for index, file in enumerate(sorted(digits.glob("train/*/*.png"))[::4]):
@@ -123,7 +123,7 @@ def test_pictures_without_labels_measure_agreement(tmp_path, bundle, digits, fas
     assert result["scores"]["int8"]["top1"] is None
     assert result["scores"]["int8"]["agreement"] > 0.9
     assert result["default_on_cpu"] == "int8"
-    assert result["calibration"]["count"] + result["pictures"]["count"] == 150
+    assert result["calibration"]["count"] + result["images"]["count"] == 150
     assert "--max-drop was not checked" in captured.err
 
 
@@ -146,12 +146,12 @@ def test_the_calibration_is_kept_and_reused_only_if_it_is_the_same(bundle, digit
 
     monkeypatch.setattr(calibrate, "collect", lambda *_, **__: pytest.fail("calibrated again"))
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, reuse_calibration=True))
-    assert result["calibration"]["pictures"] == kept.identity.pictures
+    assert result["calibration"]["images"] == kept.identity.images
     arguments = ["quantize", str(bundle.path), "--data", str(digits), "--limit", "60", "--reuse-calibration"]
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "count is 64 there and 60 now" in error
-    assert "pictures is" in error
+    assert "images is" in error
 
 
 def test_nothing_to_reuse(bundle, digits, capsys):
@@ -173,7 +173,7 @@ def test_percentile(bundle, digits, fast):
     assert wide["calibration"]["method"] == "minmax"
 
 
-def test_ranges_do_not_depend_on_how_pictures_are_batched(bundle, digits, fast, monkeypatch):
+def test_ranges_do_not_depend_on_how_images_are_batched(bundle, digits, fast, monkeypatch):
     quantize(QuantizeConfig(bundle.path, digits, limit=50, method="minmax", max_drop=5))
     first = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
     monkeypatch.setattr("krl_deploy.calibration.collect._VALUES_IN_BATCH", 256)
@@ -191,7 +191,7 @@ def write_noise(folder, count=40):
             Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / label / f"{index}.png")
 
 
-def test_random_and_constant_pictures_are_refused(tmp_path, bundle, capsys):
+def test_random_and_constant_images_are_refused(tmp_path, bundle, capsys):
     write_noise(tmp_path / "noise")
     assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "noise")]) == 2
     assert "look like random noise" in capsys.readouterr().err
@@ -202,10 +202,10 @@ def test_random_and_constant_pictures_are_refused(tmp_path, bundle, capsys):
     assert "are of one color" in capsys.readouterr().err
 
 
-def test_few_pictures_are_warned_of(bundle, digits, fast, capsys):
+def test_few_images_are_warned_of(bundle, digits, fast, capsys):
     arguments = ["quantize", str(bundle.path), "--data", str(digits), "--limit", "20", "--max-drop", "20"]
     assert main(arguments) == 0
-    assert "only 20 pictures to calibrate on" in capsys.readouterr().err
+    assert "only 20 images to calibrate on" in capsys.readouterr().err
 
 
 def test_bad_folders(tmp_path, bundle, digits, fast, monkeypatch, capsys):
@@ -216,9 +216,9 @@ def test_bad_folders(tmp_path, bundle, digits, fast, monkeypatch, capsys):
     assert "none does not exist" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "empty")]) == 2
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "holds no images" in capsys.readouterr().err
     shutil.copytree(digits, tmp_path / "damaged")
-    (tmp_path / "damaged" / "train" / "0" / "000.png").write_bytes(b"no picture")
+    (tmp_path / "damaged" / "train" / "0" / "000.png").write_bytes(b"no image")
     assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "damaged")]) == 2
     assert "--on-bad-image skip" in capsys.readouterr().err
     arguments = ["quantize", str(bundle.path), "--data", str(tmp_path / "damaged"), "--on-bad-image", "skip"]
@@ -398,7 +398,7 @@ def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkey
     unfinished = bundle.path.with_name("digits.krl.calibration.npz")
     assert unfinished.exists()
     assert main([*arguments, "--resume"]) == 0
-    assert "going on after 16 pictures" in capsys.readouterr().err
+    assert "going on after 16 images" in capsys.readouterr().err
     assert not unfinished.exists()
     resumed = (bundle.path / "calibration.json").read_bytes()
     assert main(arguments) == 0
@@ -407,4 +407,4 @@ def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkey
 
 def test_missing_classes_are_told(bundle, digits, fast, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "8", "--max-drop", "99"]) == 0
-    assert "no picture to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err
+    assert "no image to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err

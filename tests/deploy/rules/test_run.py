@@ -11,7 +11,7 @@ import pytest
 
 import krl_deploy.rules
 from _helpers.bundles import write_bundle
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from _helpers.planted import block, edited, set_value
 from krl_deploy.cli import main
 

@@ -15,7 +15,7 @@ import pytest
 from _helpers.bundles import npz, write_bundle
 from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import install_fakes
-from _helpers.picture_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
+from _helpers.image_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_deploy.cli import build_engine, inspect_engine
 from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
@@ -83,18 +83,18 @@ def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
     golden = built.golden()
     with load(built.path, variant="int8", require="tensorrt") as model:
         assert model.backend.name == "tensorrt"
-        pictures = list(golden["pixels"].transpose(0, 2, 3, 1))
-        assert [answer.index for answer in model(pictures)] == golden["logits"].argmax(1).tolist()
+        images = list(golden["pixels"].transpose(0, 2, 3, 1))
+        assert [answer.index for answer in model(images)] == golden["logits"].argmax(1).tolist()
 
 
 def test_a_restorer_of_one_size_runs_on_its_engine(trt, tmp_path):
     bundle = write_restorer(tmp_path / "parts.krl", size=(24, 20))
     assert build_engine(config(bundle, "fp32", profile="1,1,1")) is None
-    picture = smooth(61, 47, 3)
+    image = smooth(61, 47, 3)
     with load(bundle.path, Restorer, require="tensorrt") as engine, load(bundle.path, Restorer, backend="cpu") as cpu:
-        made = engine(picture).pixels
+        made = engine(image).pixels
         assert made.shape == (122, 94, 3)
-        assert np.abs(made.astype(int) - cpu(picture).pixels).max() <= 1
+        assert np.abs(made.astype(int) - cpu(image).pixels).max() <= 1
     assert trt.cuda.leaks() == NO_LEAKS
 
 

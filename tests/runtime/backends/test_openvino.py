@@ -15,7 +15,7 @@ from krl_runtime.backends.openvino import open_openvino
 from krl_runtime.device.doctor import examine
 from krl_runtime.device.selftest import selftest
 
-PICTURE = np.full((12, 10, 3), 99, np.uint8)
+IMAGE = np.full((12, 10, 3), 99, np.uint8)
 
 
 @pytest.fixture
@@ -65,17 +65,17 @@ def test_threads_get_what_one_gets(installed, bundle: Bundle):
     assert all(np.array_equal(values, alone[i % 5]) for i, values in enumerate(together))
 
 
-def test_a_graph_for_one_picture(installed, tmp_path: Path):
+def test_a_graph_for_one_image(installed, tmp_path: Path):
     bundle = write_bundle(tmp_path / "a.krl", batch=1)
     model = load(bundle.path, require="openvino")
-    assert [answer.label for answer in model([PICTURE, PICTURE])] == [model(PICTURE).label] * 2
+    assert [answer.label for answer in model([IMAGE, IMAGE])] == [model(IMAGE).label] * 2
 
 
 def test_closed(installed, bundle: Bundle):
     model = load(bundle.path, require="openvino")
     model.close()
     with pytest.raises(BackendError, match="openvino is closed; load the bundle again"):
-        model(PICTURE)
+        model(IMAGE)
 
 
 def test_bf16_has_its_own_name_and_less_precision(installed, bundle: Bundle):

@@ -17,7 +17,7 @@ from krl_runtime.backends.select import KINDS, choose_variant, select_backend
 from krl_runtime.bundle import Engine
 
 NO_ENGINE = "the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device"
-PICTURE = np.full((12, 10, 3), 99, np.uint8)
+IMAGE = np.full((12, 10, 3), 99, np.uint8)
 ENGINE = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
 
 
@@ -83,7 +83,7 @@ def test_tensorrt_comes_first(with_engine: Bundle):
     assert model.backend.name == "tensorrt"
     assert model.backend.reason == "tensorrt runs variant int8 (the variant that has an engine)"
     assert model.backend.passed_over == {}
-    assert model(PICTURE).label in model.labels
+    assert model(IMAGE).label in model.labels
 
 
 def test_require_and_backend(with_engine: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

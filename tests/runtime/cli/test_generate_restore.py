@@ -1,4 +1,4 @@
-"""The commands that write pictures, and what the others say to bundles that make pictures."""
+"""The commands that write images, and what the others say to bundles that make images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import npz, write_bundle
-from _helpers.picture_nets import LABELS_CONDITION, restorer_onnx, smooth, write_generator, write_restorer
+from _helpers.image_nets import LABELS_CONDITION, restorer_onnx, smooth, write_generator, write_restorer
 from krl_runtime import load
 from krl_runtime.bundle import Variant
 from krl_runtime.cli import main
@@ -50,8 +50,8 @@ def test_generate(run, generator: Path, tmp_path: Path):
     assert [Path(file).name for file in result["files"]] == [f"000{number}.png" for number in range(5)]
     assert (result["seed"], result["backend"], result["conditions"]) == (7, "onnxruntime-cpu", [])
     wanted = load(generator).generate(5, seed=7)
-    for file, picture in zip(result["files"], wanted, strict=True):
-        assert (opened(file) == picture.pixels[..., 0]).all()
+    for file, image in zip(result["files"], wanted, strict=True):
+        assert (opened(file) == image.pixels[..., 0]).all()
     assert opened(result["grid"]).shape == (2 * 10 - 2, 3 * 10 - 2)
 
 
@@ -60,7 +60,7 @@ def test_generate_with_conditions(run, tmp_path: Path):
     arguments = ("generate", bundle, "-o", tmp_path / "out", "-n", "3", "--condition", "cat", "--condition", "frog")
     code, out, _ = run(*arguments)
     assert code == 0
-    assert "6 pictures of 8x8 L, and grid.png of 28x18 L" in out
+    assert "6 images of 8x8 L, and grid.png of 28x18 L" in out
     assert len(list((tmp_path / "out").glob("0*.png"))) == 6
     code, _, error = run(*arguments)
     assert code == 2
@@ -72,42 +72,42 @@ def test_generate_with_conditions(run, tmp_path: Path):
     assert not (tmp_path / "more").exists()
 
 
-def test_restore(run, restorer: Path, pictures: list[Path], tmp_path: Path):
-    deep = pictures[0].parent / "deep" / "d.jpg"
+def test_restore(run, restorer: Path, images: list[Path], tmp_path: Path):
+    deep = images[0].parent / "deep" / "d.jpg"
     deep.parent.mkdir()
     Image.fromarray(smooth(9, 8)).save(deep)
-    code, out, _ = run("restore", restorer, pictures[0].parent, "-o", tmp_path / "out")
+    code, out, _ = run("restore", restorer, images[0].parent, "-o", tmp_path / "out")
     assert code == 0
     assert "40x60 RGB" in out
     assert opened(tmp_path / "out" / "deep" / "d.png").shape == (18, 16)
-    restored = load(restorer)(pictures[1]).pixels
+    restored = load(restorer)(images[1]).pixels
     assert (opened(tmp_path / "out" / "b.png") == restored).all()
-    code, out, _ = run("restore", "-b", restorer, pictures[1], "-o", tmp_path / "one", "--json")
+    code, out, _ = run("restore", "-b", restorer, images[1], "-o", tmp_path / "one", "--json")
     assert code == 0
     file = tmp_path / "one" / "b.png"
-    assert json.loads(out)["results"] == [{"file": str(pictures[1]), "restored": str(file), "size": "40x62 RGB"}]
+    assert json.loads(out)["results"] == [{"file": str(images[1]), "restored": str(file), "size": "40x62 RGB"}]
 
 
-def test_restore_what_is_no_picture(run, restorer: Path, pictures: list[Path], tmp_path: Path):
-    pictures[0].write_bytes(b"no picture")
-    code, _, error = run("restore", restorer, *pictures, "-o", tmp_path / "out")
+def test_restore_what_is_no_image(run, restorer: Path, images: list[Path], tmp_path: Path):
+    images[0].write_bytes(b"no image")
+    code, _, error = run("restore", restorer, *images, "-o", tmp_path / "out")
     assert code == 2
-    assert "a.png is not a picture" in error
-    code, out, _ = run("restore", restorer, *pictures, "-o", tmp_path / "out", "--on-bad-image", "skip", "--json")
+    assert "a.png is not an image" in error
+    code, out, _ = run("restore", restorer, *images, "-o", tmp_path / "out", "--on-bad-image", "skip", "--json")
     assert code == 0
     assert (len(json.loads(out)["results"]), len(json.loads(out)["skipped"])) == (2, 1)
-    code, _, error = run("restore", restorer, pictures[0], "-o", tmp_path / "x", "--on-bad-image", "skip")
+    code, _, error = run("restore", restorer, images[0], "-o", tmp_path / "x", "--on-bad-image", "skip")
     assert code == 2
-    assert "no picture is left" in error
+    assert "no image is left" in error
 
 
-def test_restore_where_names_meet(run, restorer: Path, pictures: list[Path], tmp_path: Path):
-    twin = pictures[0].with_suffix(".jpg")
-    Image.fromarray(opened(pictures[0])).save(twin)
-    code, _, error = run("restore", restorer, pictures[0], twin, "-o", tmp_path / "out")
+def test_restore_where_names_meet(run, restorer: Path, images: list[Path], tmp_path: Path):
+    twin = images[0].with_suffix(".jpg")
+    Image.fromarray(opened(images[0])).save(twin)
+    code, _, error = run("restore", restorer, images[0], twin, "-o", tmp_path / "out")
     assert code == 2
     assert "would both be written as a.png" in error
-    code, _, error = run("restore", restorer, pictures[0], "-o", pictures[1])
+    code, _, error = run("restore", restorer, images[0], "-o", images[1])
     assert code == 2
     assert "is a file; give a folder to --out" in error
 
@@ -115,20 +115,20 @@ def test_restore_where_names_meet(run, restorer: Path, pictures: list[Path], tmp
 @pytest.mark.parametrize(
     ("command", "wanted"), [("generate", "generation"), ("restore", "restoration"), ("classify", "classification")]
 )
-def test_other_tasks_are_refused(run, tmp_path: Path, pictures: list[Path], command: str, wanted: str):
+def test_other_tasks_are_refused(run, tmp_path: Path, images: list[Path], command: str, wanted: str):
     bundles = {
         "generation": write_generator(tmp_path / "a.krl").path,
         "restoration": write_restorer(tmp_path / "b.krl").path,
         "classification": write_bundle(tmp_path / "c.krl").path,
     }
-    rest = {"generate": ["-o", tmp_path / "x"], "restore": [pictures[0], "-o", tmp_path / "x"], "classify": pictures}
+    rest = {"generate": ["-o", tmp_path / "x"], "restore": [images[0], "-o", tmp_path / "x"], "classify": images}
     for task, bundle in sorted(bundles.items(), key=lambda item: item[0] == wanted):
         code, _, error = run(command, bundle, *rest[command])
         assert code == (0 if task == wanted else 2)
         assert task == wanted or f"is for the task '{task}'; a bundle for {wanted} is needed here" in error
 
 
-def test_serve_refuses_what_makes_pictures(run, generator: Path):
+def test_serve_refuses_what_makes_images(run, generator: Path):
     code, _, error = run("serve", generator)
     assert code == 2
     assert "is for the task 'generation'; a bundle for classification is needed here" in error
@@ -155,11 +155,11 @@ def test_selftest(run, tmp_path: Path, write):
     assert "60.0 dB" in run("selftest", bundle.path)[1]
 
 
-def test_selftest_of_wrong_pictures(run, tmp_path: Path):
+def test_selftest_of_wrong_images(run, tmp_path: Path):
     """An error of 3 levels everywhere is 10 log10(255² / 3²) = 38.6 dB."""
     bundle = write_generator(tmp_path / "a.krl")
     golden = bundle.golden()
-    golden["pictures"] = np.where(golden["pictures"] > 127, golden["pictures"] - 3, golden["pictures"] + 3)
+    golden["images"] = np.where(golden["images"] > 127, golden["images"] - 3, golden["images"] + 3)
     variant = Variant("fp32", "model.fp32.onnx", tolerance=3.5, psnr=40.0)
     bundle = bundle.update({"golden.npz": npz(**golden)}, golden="golden.npz", variants={"fp32": variant})
     code, out, error = run("selftest", bundle.path, "--json")
@@ -167,7 +167,7 @@ def test_selftest_of_wrong_pictures(run, tmp_path: Path):
     assert "replays failed: fp32 on cpu" in error
     replay = next(item for item in json.loads(out)["replays"] if item["kind"] == "cpu")
     assert replay["psnr"] == pytest.approx(38.6, abs=0.05)
-    assert "the PSNR to the golden pictures is 38.6 dB, required are 40.0" in replay["cause"]
+    assert "the PSNR to the golden images is 38.6 dB, required are 40.0" in replay["cause"]
     bundle.update({}, variants={"fp32": replace(variant, psnr=38.0)})
     assert run("selftest", bundle.path)[0] == 0
 
@@ -192,9 +192,9 @@ def test_bench(run, tmp_path: Path, write, stages: set[str]):
     assert result["throughput_per_s"] > 0
 
 
-def test_bench_refuses(run, generator: Path, restorer: Path, pictures: list[Path]):
-    assert "makes pictures and takes none" in run("bench", generator, "--image", pictures[0])[2]
-    assert "restoration runs one picture at a time" in run("bench", restorer, "--batch", "2")[2]
+def test_bench_refuses(run, generator: Path, restorer: Path, images: list[Path]):
+    assert "makes images and takes none" in run("bench", generator, "--image", images[0])[2]
+    assert "restoration runs one image at a time" in run("bench", restorer, "--batch", "2")[2]
 
 
 def test_tune(run, restorer: Path):

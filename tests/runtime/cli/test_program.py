@@ -43,22 +43,20 @@ def flip(path: Path) -> None:
 # classify
 
 
-def test_classify_prints_a_table(run, bundle: Bundle, pictures: list[Path]):
-    code, out, err = run("classify", bundle.path, *pictures)
+def test_classify_prints_a_table(run, bundle: Bundle, images: list[Path]):
+    code, out, err = run("classify", bundle.path, *images)
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split() == ["file", "answer", "score", "then"]
     model = load(bundle.path)
-    for line, picture in zip(lines[2:], pictures, strict=True):
-        assert line.split()[:3] == [str(picture), model(picture).label, f"{model(picture).score:.1%}"]
+    for line, image in zip(lines[2:], images, strict=True):
+        assert line.split()[:3] == [str(image), model(image).label, f"{model(image).score:.1%}"]
     assert err.startswith("tiny: onnxruntime-cpu runs variant fp32 (")
     assert err.count("\n") == 1
 
 
-def test_classify_prints_json(run, bundle: Bundle, pictures: list[Path]):
-    code, out, _ = run(
-        "classify", bundle.path, pictures[0], "--json", "--top-k", 2, "--variant", "int8", "--threads", 1
-    )
+def test_classify_prints_json(run, bundle: Bundle, images: list[Path]):
+    code, out, _ = run("classify", bundle.path, images[0], "--json", "--top-k", 2, "--variant", "int8", "--threads", 1)
     assert code == 0
     answer = json.loads(out)
     assert list(answer) == ["bundle", "backend", "variant", "reason", "results", "skipped"]
@@ -66,50 +64,50 @@ def test_classify_prints_json(run, bundle: Bundle, pictures: list[Path]):
     assert answer["reason"].startswith("onnxruntime-cpu runs variant int8 (as asked)")
     assert answer["skipped"] == []
     (result,) = answer["results"]
-    expected = load(bundle.path, variant="int8")(pictures[0], top_k=2)
+    expected = load(bundle.path, variant="int8")(images[0], top_k=2)
     assert list(result) == ["file", "label", "index", "score", "top"]
-    assert (result["file"], result["label"], result["index"]) == (str(pictures[0]), expected.label, expected.index)
+    assert (result["file"], result["label"], result["index"]) == (str(images[0]), expected.label, expected.index)
     assert result["score"] == pytest.approx(expected.score)
     assert [(item["label"], item["score"]) for item in result["top"]] == [
         (label, pytest.approx(score)) for label, score in expected.top
     ]
 
 
-def test_the_bundle_may_stand_anywhere(run, bundle: Bundle, pictures: list[Path]):
-    expected = run("classify", bundle.path, *pictures)[1]
-    first, *others = pictures
-    assert run("classify", first, bundle.path, *others) == (0, expected, run("classify", bundle.path, *pictures)[2])
+def test_the_bundle_may_stand_anywhere(run, bundle: Bundle, images: list[Path]):
+    expected = run("classify", bundle.path, *images)[1]
+    first, *others = images
+    assert run("classify", first, bundle.path, *others) == (0, expected, run("classify", bundle.path, *images)[2])
     for flag in ("-b", "--bundle"):
-        code, out, _ = run("classify", *pictures, flag, bundle.path)
+        code, out, _ = run("classify", *images, flag, bundle.path)
         assert (code, out) == (0, expected)
 
 
-def test_bundles_and_pictures_are_told_apart(run, bundle: Bundle, pictures: list[Path]):
-    code, _, err = run("classify", pictures[0], bundle.path, bundle.path.parent / "." / "tiny.krl" / ".." / "tiny.krl")
+def test_bundles_and_images_are_told_apart(run, bundle: Bundle, images: list[Path]):
+    code, _, err = run("classify", images[0], bundle.path, bundle.path.parent / "." / "tiny.krl" / ".." / "tiny.krl")
     assert code == 2
     assert "2 bundles were given: " in err
     code, _, err = run("classify", bundle.path)
     assert code == 2
-    assert "no pictures were given beside" in err
-    code, _, err = run("classify", *pictures)
+    assert "no images were given beside" in err
+    code, _, err = run("classify", *images)
     assert code == 2
     assert "a.png is a file, not a bundle" in err
 
 
-def test_classify_takes_folders_and_names_a_file_once(run, bundle: Bundle, pictures: list[Path]):
-    folder = pictures[0].parent
-    code, out, _ = run("classify", bundle.path, folder, pictures[0], "--json")
+def test_classify_takes_folders_and_names_a_file_once(run, bundle: Bundle, images: list[Path]):
+    folder = images[0].parent
+    code, out, _ = run("classify", bundle.path, folder, images[0], "--json")
     assert code == 0
-    assert [result["file"] for result in json.loads(out)["results"]] == [str(path) for path in pictures]
+    assert [result["file"] for result in json.loads(out)["results"]] == [str(path) for path in images]
 
 
 @pytest.fixture
-def with_bad_ones(pictures: list[Path]) -> list[Path]:
-    """Good, truncated, no picture, missing, good."""
-    folder = pictures[0].parent
-    (folder / "text.png").write_text("not a picture")
-    pictures[1].write_bytes(pictures[1].read_bytes()[:-40])
-    return [pictures[0], pictures[1], folder / "text.png", folder / "none.png", pictures[2]]
+def with_bad_ones(images: list[Path]) -> list[Path]:
+    """Good, truncated, no image, missing, good."""
+    folder = images[0].parent
+    (folder / "text.png").write_text("not an image")
+    images[1].write_bytes(images[1].read_bytes()[:-40])
+    return [images[0], images[1], folder / "text.png", folder / "none.png", images[2]]
 
 
 def test_bad_files_among_good_ones_are_named_and_nothing_is_answered(run, bundle: Bundle, with_bad_ones: list[Path]):
@@ -118,7 +116,7 @@ def test_bad_files_among_good_ones_are_named_and_nothing_is_answered(run, bundle
         assert (code, out) == (2, "")
         assert "krl-runtime: error: 3 files cannot be used: " in err
         assert "b.png is damaged or truncated" in err
-        assert "text.png is not a picture that Pillow can read" in err
+        assert "text.png is not an image that Pillow can read" in err
         assert "none.png: no such file" in err
         assert "Traceback" not in err
 
@@ -133,15 +131,15 @@ def test_bad_files_are_skipped_when_asked(run, bundle: Bundle, with_bad_ones: li
     assert "skipped 3 files: " in err
     code, out, err = run("classify", bundle.path, *with_bad_ones[1:4], "--on-bad-image", "skip")
     assert (code, out) == (2, "")
-    assert "no picture is left" in err
+    assert "no image is left" in err
 
 
-def test_other_files_in_a_folder(run, bundle: Bundle, pictures: list[Path]):
-    folder = pictures[0].parent
+def test_other_files_in_a_folder(run, bundle: Bundle, images: list[Path]):
+    folder = images[0].parent
     (folder / "notes.txt").touch()
     code, _, err = run("classify", bundle.path, folder)
     assert code == 2
-    assert "notes.txt is not a picture" in err
+    assert "notes.txt is not an image" in err
     code, out, _ = run("classify", bundle.path, folder, "--on-bad-image", "skip", "--json")
     assert (code, len(json.loads(out)["results"])) == (0, 3)
 
@@ -154,8 +152,8 @@ def test_other_files_in_a_folder(run, bundle: Bundle, pictures: list[Path]):
         (("--variant", "int4"), "has no variant 'int4'; it has: fp16, fp32, int8"),
     ],
 )
-def test_what_cannot_be_done_is_said(run, bundle: Bundle, pictures: list[Path], flags: tuple, message: str):
-    code, out, err = run("classify", bundle.path, pictures[0], *flags)
+def test_what_cannot_be_done_is_said(run, bundle: Bundle, images: list[Path], flags: tuple, message: str):
+    code, out, err = run("classify", bundle.path, images[0], *flags)
     assert (code, out) == (2, "")
     assert message in err
 
@@ -191,7 +189,7 @@ def test_info(run, bundle: Bundle):
     scores["int8"] = {"top1": None, "agreement": 0.99}
     evidence = {
         "fp32": {"macs": 40551040, "parity": {"max_abs_error": 1.1444e-05, "inputs": 32}, "file_bytes": 99},
-        "int8": {"drop_points": 0.5, "speedup": 2.216, "pictures": {"count": 385, "data": "x"}, "scores": scores},
+        "int8": {"drop_points": 0.5, "speedup": 2.216, "images": {"count": 385, "data": "x"}, "scores": scores},
         "engines": {"k": {"seconds": 12.5, "layers": 7}},
         "mine": {"color": "red", "deep": {"a": 1}, "long": ["word"] * 100},
         "odd": 7,
@@ -205,7 +203,7 @@ def test_info(run, bundle: Bundle):
     assert {key: value.strip() for key, value in lines.items()} == {
         "evidence fp32": "40,551,040 MACs; largest error of an output 1.1e-05 against the reference",
         "evidence int8": "loses 0.50 points of top-1; 2.22 times FP32's speed on the CPU that measured it; "
-        "measured on 385 pictures; fp32 91.00%; int8 agrees 99.0%; int8.cpu 90.50%",
+        "measured on 385 images; fp32 91.00%; int8 agrees 99.0%; int8.cpu 90.50%",
         "evidence engines": "k: built in 12.5 s",
         "evidence mine": lines["evidence mine"].strip(),
         "evidence odd": "7",
@@ -250,17 +248,17 @@ def test_a_flipped_byte_in_any_file_is_found(run, bundle: Bundle, command: str, 
     assert name in err
 
 
-def test_another_schema_version(run, bundle: Bundle, pictures: list[Path]):
+def test_another_schema_version(run, bundle: Bundle, images: list[Path]):
     file = bundle.path / "manifest.json"
     file.write_text(file.read_text().replace('"schema_version": 3', '"schema_version": 9'))
-    for arguments in (("info", bundle.path), ("classify", bundle.path, pictures[0]), ("bench", bundle.path)):
+    for arguments in (("info", bundle.path), ("classify", bundle.path, images[0]), ("bench", bundle.path)):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
         assert "has schema version 9; this krl reads version 3; export the bundle again" in err
 
 
-def test_no_bundle(run, tmp_path: Path, pictures: list[Path]):
-    code, _, err = run("classify", tmp_path / "none.krl", pictures[0])
+def test_no_bundle(run, tmp_path: Path, images: list[Path]):
+    code, _, err = run("classify", tmp_path / "none.krl", images[0])
     assert code == 2
     assert "none.krl does not exist; a bundle is the folder that krl-deploy export makes" in err
 
@@ -314,12 +312,12 @@ def test_bench(run, bundle: Bundle):
         assert part in out
 
 
-def test_bench_as_json_with_a_picture(run, bundle: Bundle, pictures: list[Path]):
-    flags = ("--iterations", 2, "--warmup", 1, "--batch", 2, "--image", pictures[0], "--variant", "fp16", "--json")
+def test_bench_as_json_with_an_image(run, bundle: Bundle, images: list[Path]):
+    flags = ("--iterations", 2, "--warmup", 1, "--batch", 2, "--image", images[0], "--variant", "fp16", "--json")
     code, out, _ = run("bench", bundle.path, *flags)
     assert code == 0
     values = json.loads(out)
-    assert (values["variant"], values["batch"], values["picture"]) == ("fp16", 2, str(pictures[0]))
+    assert (values["variant"], values["batch"], values["image"]) == ("fp16", 2, str(images[0]))
     assert values["load_ms"] > 0
     assert values["throughput_per_s"] > 0
     code, _, err = run("bench", bundle.path, "--image", "none.png")
@@ -367,8 +365,8 @@ def test_doctor_where_nothing_runs(run, monkeypatch: pytest.MonkeyPatch):
 # The real command in a process of its own.
 
 
-def test_the_command_in_a_fresh_process(bundle: Bundle, pictures: list[Path]):
-    line = [sys.executable, "-m", "krl_runtime", "classify", bundle.path, pictures[0], "--json"]
+def test_the_command_in_a_fresh_process(bundle: Bundle, images: list[Path]):
+    line = [sys.executable, "-m", "krl_runtime", "classify", bundle.path, images[0], "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["results"][0]["label"] in LABELS
     assert "passed over" in done.stderr
@@ -378,18 +376,18 @@ def test_the_command_in_a_fresh_process(bundle: Bundle, pictures: list[Path]):
     assert (quiet.stdout, quiet.stderr) == (done.stdout, "")
 
 
-def test_it_runs_without_the_libraries_of_training_and_deployment(bundle: Bundle, pictures: list[Path]):
+def test_it_runs_without_the_libraries_of_training_and_deployment(bundle: Bundle, images: list[Path]):
     blocked = ("accelerate", "onnx", "rich", "sklearn", "torch", "torchvision", "tyro", "yaml")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from krl_runtime.cli import main; "
         "raise SystemExit(main())"
     )
-    for arguments in (("classify", bundle.path, pictures[0]), ("selftest", bundle.path), ("doctor",)):
+    for arguments in (("classify", bundle.path, images[0]), ("selftest", bundle.path), ("doctor",)):
         line = [sys.executable, "-c", code, *arguments]
         assert subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
-def test_large_pictures_are_scaled(run, bundle: Bundle, tmp_path: Path):
+def test_large_images_are_scaled(run, bundle: Bundle, tmp_path: Path):
     Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(tmp_path / "large.jpg")
     code, out, _ = run("classify", bundle.path, tmp_path / "large.jpg", "--json")
     assert code == 0

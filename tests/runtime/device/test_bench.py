@@ -12,10 +12,10 @@ from PIL import Image
 
 from _helpers.bundles import TinyNet, write_bundle
 from krl_runtime import Bundle, BundleError, ImageError, Preprocessing, UsageError, load
-from krl_runtime.device.bench import bench, board_rows, golden_picture
+from krl_runtime.device.bench import bench, board_rows, golden_image
 
 
-def test_the_golden_picture_is_a_jpeg_of_the_first_golden_input(tmp_path):
+def test_the_golden_image_is_a_jpeg_of_the_first_golden_input(tmp_path):
     spec = Preprocessing(48, 64, channels=1, mean=(0.5,), std=(0.5,))
     y, x = np.mgrid[0:48, 0:64]
     pixels = (x + y).astype(np.uint8)[None, None]
@@ -23,15 +23,15 @@ def test_the_golden_picture_is_a_jpeg_of_the_first_golden_input(tmp_path):
 
     golden = npz(pixels=pixels, logits=TinyNet.random(spec, 4).logits(pixels))
     bundle = write_bundle(tmp_path / "a.krl", preprocessing=spec, contents={"golden.npz": golden})
-    image = Image.open(io.BytesIO(golden_picture(bundle)))
+    image = Image.open(io.BytesIO(golden_image(bundle)))
     assert (image.format, image.mode, image.size) == ("JPEG", "L", (640, 480))
     again = np.asarray(image.resize((64, 48)))
     assert np.abs(again.astype(int) - pixels[0, 0]).max() <= 4
 
 
-def test_without_golden_inputs_a_picture_is_needed(tmp_path):
+def test_without_golden_inputs_an_image_is_needed(tmp_path):
     with pytest.raises(BundleError, match="has no golden inputs"):
-        golden_picture(write_bundle(tmp_path / "a.krl", golden=0))
+        golden_image(write_bundle(tmp_path / "a.krl", golden=0))
 
 
 def test_the_numbers_fit_each_other(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
@@ -45,7 +45,7 @@ def test_the_numbers_fit_each_other(bundle: Bundle, monkeypatch: pytest.MonkeyPa
         return run(inputs)
 
     monkeypatch.setattr(model.backend.backend, "run", slow)
-    result = bench(model, golden_picture(bundle), batch=3, warmup=2, iterations=5)
+    result = bench(model, golden_image(bundle), batch=3, warmup=2, iterations=5)
     assert calls == [3] * (1 + 2 + 5)
     assert (result["batch"], result["warmup"], result["iterations"]) == (3, 2, 5)
     whole, stages = result["latency_ms"], result["stages_ms"]
@@ -61,7 +61,7 @@ def test_the_numbers_fit_each_other(bundle: Bundle, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_warm_up(bundle: Bundle):
-    assert bench(load(bundle.path), golden_picture(bundle), warmup=0, iterations=1)["warmup"] == 0
+    assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1)["warmup"] == 0
 
 
 @pytest.mark.parametrize("counts", [{"batch": 0}, {"iterations": 0}, {"warmup": -1}])
@@ -70,8 +70,8 @@ def test_counts_are_checked(bundle: Bundle, counts: dict):
         bench(load(bundle.path), b"", **counts)
 
 
-def test_a_picture_that_is_none(bundle: Bundle):
-    with pytest.raises(ImageError, match="picture of 3 bytes is not a picture"):
+def test_an_image_that_is_none(bundle: Bundle):
+    with pytest.raises(ImageError, match="image of 3 bytes is not an image"):
         bench(load(bundle.path), b"abc")
 
 
@@ -85,7 +85,7 @@ def test_where_the_system_does_not_tell_the_memory(bundle: Bundle, monkeypatch: 
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", no_proc)
-    assert bench(load(bundle.path), golden_picture(bundle), iterations=1)["peak_memory_mib"] is None
+    assert bench(load(bundle.path), golden_image(bundle), iterations=1)["peak_memory_mib"] is None
 
 
 def test_what_the_board_tells(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +95,7 @@ def test_what_the_board_tells(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     for told, expected in ([cold, hot], {"before": cold, "after": hot}), ([{}, {}], None):
         states = iter(told)
         monkeypatch.setattr("krl_runtime.device.bench.board_state", lambda states=states: next(states))
-        assert bench(load(bundle.path), golden_picture(bundle), warmup=0, iterations=1)["board"] == expected
+        assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1)["board"] == expected
     assert board_rows({"before": cold, "after": hot}) == [
         ("power mode", "MAXN", "MAXN"),
         ("cpu-thermal °C", "51.8", "63.0"),

@@ -16,7 +16,7 @@ from krl_runtime.cli import main
 from krl_runtime.device import tune as module
 from krl_runtime.device.tune import lost, tune
 
-PICTURE = np.full((12, 10, 3), 99, np.uint8)
+IMAGE = np.full((12, 10, 3), 99, np.uint8)
 MEASURED = {
     "fp16": {"scores": {"fp32": {"top1": 0.9}, "fp16": {"top1": 0.899}, "fp16.rounded": {"top1": 0.85}}},
     "int8": {"scores": {"fp32": {"top1": 0.9}, "int8": {"top1": 0.8}, "int8.cpu": {"top1": 0.895}}},
@@ -63,7 +63,7 @@ def test_the_fastest_is_kept_and_load_uses_it(measured: Bundle, times: dict):
         "passed over: tensorrt (the bundle has no TensorRT engine"
     )
     assert load(measured.path, backend="auto").backend.variant == "int8"
-    model(PICTURE)
+    model(IMAGE)
 
 
 def test_what_was_asked_for_comes_before_the_tuning(measured: Bundle, times: dict):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from krl_runtime import DataError, Preprocessing
-from krl_runtime.images.folders import Picture, decode, find_pictures, identity, open_folder, report_bad
+from krl_runtime.images.folders import ImageFile, decode, find_images, identity, open_folder, report_bad
 
 
 def draw(*paths: Path, value: int | None = None) -> None:
@@ -18,30 +18,30 @@ def draw(*paths: Path, value: int | None = None) -> None:
         Image.fromarray(np.full((5, 4), number if value is None else value, np.uint8)).save(path)
 
 
-def test_pictures_are_found_at_any_depth_and_sorted(tmp_path: Path):
+def test_images_are_found_at_any_depth_and_sorted(tmp_path: Path):
     draw(tmp_path / "b.PNG", tmp_path / "a" / "c.jpg", tmp_path / ".hidden" / "x.png", tmp_path / ".y.png")
     (tmp_path / "Thumbs.db").touch()
-    assert find_pictures(tmp_path) == [tmp_path / "b.PNG", tmp_path / "a" / "c.jpg"]
+    assert find_images(tmp_path) == [tmp_path / "b.PNG", tmp_path / "a" / "c.jpg"]
 
 
 def test_other_files_are_refused_or_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     draw(tmp_path / "a.png")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"1 files cannot be used: .*notes\.txt is not a picture.*--on-bad-image skip"):
-        find_pictures(tmp_path)
+    with pytest.raises(DataError, match=r"1 files cannot be used: .*notes\.txt is not an image.*--on-bad-image skip"):
+        find_images(tmp_path)
     with caplog.at_level(logging.WARNING, "krl"):
-        assert find_pictures(tmp_path, on_bad="skip") == [tmp_path / "a.png"]
-    assert "notes.txt is not a picture" in caplog.text
+        assert find_images(tmp_path, on_bad="skip") == [tmp_path / "a.png"]
+    assert "notes.txt is not an image" in caplog.text
 
 
-def test_folders_without_pictures(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no pictures; accepted: \.bmp"):
-        find_pictures(tmp_path)
+def test_folders_without_images(tmp_path: Path):
+    with pytest.raises(DataError, match=r"holds no images; accepted: \.bmp"):
+        find_images(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        find_pictures(tmp_path / "none")
+        find_images(tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is a file, not a folder"):
-        find_pictures(tmp_path / "file")
+        find_images(tmp_path / "file")
     with pytest.raises(DataError, match=r"data folder .*none does not exist"):
         open_folder(tmp_path / "none")
 
@@ -51,7 +51,7 @@ def test_splits_and_classes(tmp_path: Path):
         draw(tmp_path / split / "dog" / "1.png", tmp_path / split / "cat" / "1.png", tmp_path / split / "cat" / "2.png")
     folder = open_folder(tmp_path)
     assert folder.labels == ("cat", "dog")
-    assert [picture.label for picture in folder.split("val")] == [0, 0, 1]
+    assert [image.label for image in folder.split("val")] == [0, 0, 1]
     assert len(folder.split("all")) == 6
     with pytest.raises(DataError, match="unknown split 'test'; accepted: train, val, all"):
         folder.split("test")
@@ -69,13 +69,13 @@ def test_a_folder_is_split_by_content(tmp_path: Path):
     draw(*paths)
     folder = open_folder(tmp_path)
     assert folder.labels == ()
-    parts = {name: {picture.path for picture in folder.split(name, val_fraction=0.25)} for name in ("train", "val")}
+    parts = {name: {image.path for image in folder.split(name, val_fraction=0.25)} for name in ("train", "val")}
     assert parts["train"] | parts["val"] == set(paths)
     assert not parts["train"] & parts["val"]
     for path in paths:
         share = int(hashlib.sha256(path.read_bytes()).hexdigest(), 16) / 2**256
         assert (path in parts["val"]) == (share < 0.25)
-    with pytest.raises(DataError, match="the val split of its 200 pictures is empty"):
+    with pytest.raises(DataError, match="the val split of its 200 images is empty"):
         folder.split("val", val_fraction=1e-9)
 
 
@@ -87,11 +87,11 @@ def test_one_split_only(tmp_path: Path):
 
 def test_mixed_and_empty_class_folders(tmp_path: Path):
     draw(tmp_path / "cat" / "1.png", tmp_path / "loose.png")
-    with pytest.raises(DataError, match=r"mixes class folders \(cat …\) with 1 loose pictures \(loose\.png …\)"):
+    with pytest.raises(DataError, match=r"mixes class folders \(cat …\) with 1 loose images \(loose\.png …\)"):
         open_folder(tmp_path)
     (tmp_path / "loose.png").unlink()
     (tmp_path / "dog").mkdir()
-    with pytest.raises(DataError, match=r"class folder .*dog.*holds no pictures"):
+    with pytest.raises(DataError, match=r"class folder .*dog.*holds no images"):
         open_folder(tmp_path)
 
 
@@ -100,16 +100,16 @@ def test_decode_stacks_and_names_what_is_bad(tmp_path: Path, caplog: pytest.LogC
     draw(*paths)
     paths[1].write_bytes(paths[1].read_bytes()[:45])
     spec = Preprocessing(5, 4, channels=1, mean=(0.5,), std=(0.5,))
-    chosen = [Picture(path, label) for label, path in enumerate(paths)]
-    with pytest.raises(DataError, match=r"1 files cannot be used: picture .*1\.png is damaged or truncated"):
+    chosen = [ImageFile(path, label) for label, path in enumerate(paths)]
+    with pytest.raises(DataError, match=r"1 files cannot be used: image .*1\.png is damaged or truncated"):
         decode(chosen, spec)
     with caplog.at_level(logging.WARNING, "krl"):
         pixels, good = decode(chosen, spec, on_bad="skip")
     assert "skipped 1 files: " in caplog.text
-    assert [picture.label for picture in good] == [0, 2]
+    assert [image.label for image in good] == [0, 2]
     assert pixels.shape == (2, 1, 5, 4)
     assert pixels[1].max() == pixels[1].min() == 2
-    with pytest.raises(DataError, match="no picture is left"):
+    with pytest.raises(DataError, match="no image is left"):
         decode(chosen[1:2], spec, on_bad="skip")
 
 

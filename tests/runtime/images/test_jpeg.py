@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from krl_runtime.errors import ImageError
 from krl_runtime.images import jpeg
 from krl_runtime.images.preprocessing import Preprocessing, open_image
@@ -27,9 +27,9 @@ def encoded(mode: str = "RGB", size: tuple[int, int] = (201, 134), **options: ob
     shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
     smooth = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     noise = rng.integers(0, 60, shape, np.uint8)
-    picture = Image.fromarray((np.asarray(smooth.convert(mode)) // 2 + noise).astype(np.uint8), mode)
+    image = Image.fromarray((np.asarray(smooth.convert(mode)) // 2 + noise).astype(np.uint8), mode)
     file = io.BytesIO()
-    picture.save(file, "JPEG", **{"quality": 88, **options})
+    image.save(file, "JPEG", **{"quality": 88, **options})
     return file.getvalue()
 
 

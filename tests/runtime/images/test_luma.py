@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from _helpers.picture_nets import smooth
+from _helpers.image_nets import smooth
 from krl_runtime import UsageError
 from krl_runtime.images import luma
 
@@ -20,8 +20,8 @@ def test_luma_of_known_colors():
 
 
 def test_there_and_back():
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    assert (luma.to_rgb(luma.luma(picture), luma.chroma(picture)) == picture).all()
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    assert (luma.to_rgb(luma.luma(image), luma.chroma(image)) == image).all()
 
 
 def test_what_is_out_of_range_is_clipped():
@@ -37,15 +37,15 @@ def test_resizing_a_part_sees_what_lies_around_it():
 
 
 def test_degrading():
-    picture = smooth(22, 31, 3)
-    small, truth = luma.degrade(picture, 3)
-    assert (truth == picture[:21, :30]).all()
-    wanted = Image.fromarray(picture[:21, :30]).resize((10, 7), Image.Resampling.BICUBIC)
+    image = smooth(22, 31, 3)
+    small, truth = luma.degrade(image, 3)
+    assert (truth == image[:21, :30]).all()
+    wanted = Image.fromarray(image[:21, :30]).resize((10, 7), Image.Resampling.BICUBIC)
     assert (small == np.asarray(wanted)).all()
-    assert luma.degrade(picture[..., 0], 1)[0].shape == (22, 31)
+    assert luma.degrade(image[..., 0], 1)[0].shape == (22, 31)
     for scale in (0, 23):
         with pytest.raises(UsageError, match="accepted: a scale from 1 to the shorter side"):
-            luma.degrade(picture, scale)
+            luma.degrade(image, scale)
 
 
 def test_psnr_by_hand():
@@ -61,9 +61,9 @@ def test_psnr_by_hand():
 
 
 def test_borders():
-    picture = np.arange(30).reshape(5, 6)
-    assert luma.crop_border(picture, 2).tolist() == [[14, 15]]
-    assert luma.crop_border(picture, 0) is not None
+    image = np.arange(30).reshape(5, 6)
+    assert luma.crop_border(image, 2).tolist() == [[14, 15]]
+    assert luma.crop_border(image, 0) is not None
     for border in (-1, 3):
         with pytest.raises(UsageError, match="cannot be cut off"):
-            luma.crop_border(picture, border)
+            luma.crop_border(image, border)

@@ -56,7 +56,7 @@ def encode(array: np.ndarray, kind: str = "PNG", mode: str | None = None, **opti
 
 
 def identity(height: int, width: int, **options) -> Preprocessing:
-    """Preprocessing that neither scales nor cuts a picture of this size."""
+    """Preprocessing that neither scales nor cuts an image of this size."""
     return Preprocessing(height, width, resize="stretch", **options)
 
 
@@ -77,19 +77,19 @@ def weights(length: int, out: int, begin: float, scale: float, name: str) -> np.
     return matrix
 
 
-def reference(picture: np.ndarray, spec: Preprocessing) -> np.ndarray:
+def reference(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     """Scale and crop ``[H, W, C]`` as the documentation of ``Preprocessing`` says, in float64."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if spec.resize == "stretch":
         scales, begins = (height / spec.height, width / spec.width), (0.0, 0.0)
     else:
-        # The scaled picture covers (height / fraction, width / fraction); the center of it is cut out.
+        # The scaled image covers (height / fraction, width / fraction); the center of it is cut out.
         scale = min(height / (spec.height / spec.crop_fraction), width / (spec.width / spec.crop_fraction))
         scales = (scale, scale)
         begins = ((height - scale * spec.height) / 2, (width - scale * spec.width) / 2)
     rows = weights(height, spec.height, begins[0], scales[0], spec.interpolation)
     columns = weights(width, spec.width, begins[1], scales[1], spec.interpolation)
-    across = np.clip(np.einsum("ow,hwc->hoc", columns, picture.astype(float)), 0, 255)
+    across = np.clip(np.einsum("ow,hwc->hoc", columns, image.astype(float)), 0, 255)
     return np.clip(np.einsum("oh,hwc->owc", rows, across), 0, 255).transpose(2, 0, 1)
 
 
@@ -98,49 +98,49 @@ def reference(picture: np.ndarray, spec: Preprocessing) -> np.ndarray:
 @pytest.mark.parametrize("size", [(65, 50), (33, 90), (7, 5), (24, 20)], ids=str)
 def test_scales_and_crops_like_the_reference(interpolation: str, resize: str, size: tuple[int, int]):
     spec = Preprocessing(24, 20, resize=resize, interpolation=interpolation, crop_fraction=0.875)
-    picture = noise(*size)
-    pixels = spec(picture)
+    image = noise(*size)
+    pixels = spec(image)
     assert (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) == (np.uint8, (3, 24, 20), True)
     # Pillow rounds to whole numbers after each direction; for the overshooting filters that weighs more.
     allowed = {"nearest": 0, "bilinear": 1.01}.get(interpolation, 2)
-    assert np.abs(pixels - reference(picture, spec)).max() <= allowed
+    assert np.abs(pixels - reference(image, spec)).max() <= allowed
 
 
 def test_crop_equals_scaling_the_shorter_side_and_cutting_the_center():
-    picture = Image.fromarray(noise(48, 60))
+    image = Image.fromarray(noise(48, 60))
     spec = Preprocessing(24, 24, crop_fraction=0.75)
-    usual = picture.resize((40, 32), Image.Resampling.BILINEAR).crop((8, 4, 32, 28))
-    difference = np.abs(spec(picture).astype(int) - np.asarray(usual).transpose(2, 0, 1))
+    usual = image.resize((40, 32), Image.Resampling.BILINEAR).crop((8, 4, 32, 28))
+    difference = np.abs(spec(image).astype(int) - np.asarray(usual).transpose(2, 0, 1))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
 
 
 def test_crop_cuts_the_longer_side_evenly():
-    picture = np.zeros((10, 30, 3), np.uint8)
-    picture[:, 10:20] = 200
-    assert (Preprocessing(10, 10, interpolation="nearest")(picture) == 200).all()
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = 200
+    assert (Preprocessing(10, 10, interpolation="nearest")(image) == 200).all()
 
 
 def test_margin_adds_what_lies_around_the_center():
-    picture = noise(80, 80)
+    image = noise(80, 80)
     spec = Preprocessing(32, 32, crop_fraction=0.5)
-    wide = spec(picture, margin=6)
+    wide = spec(image, margin=6)
     assert wide.shape == (3, 44, 44)
-    assert np.abs(wide[:, 6:-6, 6:-6].astype(int) - spec(picture)).max() <= 1
+    assert np.abs(wide[:, 6:-6, 6:-6].astype(int) - spec(image)).max() <= 1
 
 
-def test_margin_shows_the_whole_picture_where_it_has_no_more():
+def test_margin_shows_the_whole_image_where_it_has_no_more():
     spec = Preprocessing(8, 8)
-    picture = noise(16, 16)
-    assert np.array_equal(spec(picture, margin=4), picture.transpose(2, 0, 1))
+    image = noise(16, 16)
+    assert np.array_equal(spec(image, margin=4), image.transpose(2, 0, 1))
 
 
-def test_a_picture_of_the_right_size_is_copied():
-    picture = noise(9, 11)
-    pixels = identity(9, 11)(picture)
-    assert np.array_equal(pixels, picture.transpose(2, 0, 1))
+def test_an_image_of_the_right_size_is_copied():
+    image = noise(9, 11)
+    pixels = identity(9, 11)(image)
+    assert np.array_equal(pixels, image.transpose(2, 0, 1))
     pixels[:] = 0
-    assert picture.any()
+    assert image.any()
     gray = noise(9, 11, 1)
     pixels = identity(9, 11, **GRAY)(gray[:, :, 0])
     assert np.array_equal(pixels[0], gray[:, :, 0])
@@ -155,12 +155,12 @@ def test_gray_becomes_rgb_and_rgb_becomes_gray():
 
 
 def test_alpha_is_dropped():
-    picture = noise(6, 5, 4)
-    assert np.array_equal(identity(6, 5)(encode(picture)), picture[:, :, :3].transpose(2, 0, 1))
-    gray_alpha = Image.merge("LA", [Image.fromarray(picture[:, :, 0]), Image.fromarray(picture[:, :, 3])])
+    image = noise(6, 5, 4)
+    assert np.array_equal(identity(6, 5)(encode(image)), image[:, :, :3].transpose(2, 0, 1))
+    gray_alpha = Image.merge("LA", [Image.fromarray(image[:, :, 0]), Image.fromarray(image[:, :, 3])])
     file = io.BytesIO()
     gray_alpha.save(file, "PNG")
-    assert np.array_equal(identity(6, 5, **GRAY)(file.getvalue())[0], picture[:, :, 0])
+    assert np.array_equal(identity(6, 5, **GRAY)(file.getvalue())[0], image[:, :, 0])
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
@@ -209,35 +209,35 @@ TURNS = {
 
 @pytest.mark.parametrize("orientation", TURNS)
 def test_exif_orientation_is_followed(orientation: int):
-    picture = noise(6, 4)
+    image = noise(6, 4)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = TURNS[orientation](picture)
-    pixels = identity(*upright.shape[:2])(encode(picture, exif=exif))
+    upright = TURNS[orientation](image)
+    pixels = identity(*upright.shape[:2])(encode(image, exif=exif))
     assert np.array_equal(pixels, upright.transpose(2, 0, 1))
 
 
 def test_exif_orientation_of_a_jpeg():
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = smooth(64, 32)
-    upright = np.rot90(picture, -1)
-    pixels = identity(32, 64)(encode(picture, "JPEG", exif=exif, quality=95))
+    image = smooth(64, 32)
+    upright = np.rot90(image, -1)
+    pixels = identity(32, 64)(encode(image, "JPEG", exif=exif, quality=95))
     assert np.abs(pixels.astype(int) - upright.transpose(2, 0, 1)).max() <= 8
 
 
 @pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1)], ids=str)
 def test_one_pixel_wide(size: tuple[int, int]):
-    picture = noise(*size)
+    image = noise(*size)
     for resize in ("crop", "stretch"):
         spec = Preprocessing(8, 6, resize=resize)
-        assert np.abs(spec(encode(picture)) - reference(picture, spec)).max() <= 1.01
+        assert np.abs(spec(encode(image)) - reference(image, spec)).max() <= 1.01
 
 
 def test_twelve_megapixels():
-    picture = smooth(3000, 4000)
+    image = smooth(3000, 4000)
     spec = Preprocessing(32, 32)
-    pixels = spec(encode(picture, "JPEG", quality=90))
+    pixels = spec(encode(image, "JPEG", quality=90))
     # The center 3000×3000 shows red from 1/8 to 7/8 of its range, green all of it.
     step = (np.arange(32) + 0.5) / 32
     assert np.abs(pixels[0] - 255 * (0.125 + 0.75 * step)[None, :]).max() <= 3
@@ -252,15 +252,15 @@ def test_first_frame_of_an_animation():
 
 
 def test_all_kinds_of_sources_agree(tmp_path: Path):
-    picture = noise(20, 30)
-    data = encode(picture)
+    image = noise(20, 30)
+    data = encode(image)
     (tmp_path / "a.png").write_bytes(data)
     spec = Preprocessing(8, 8)
-    expected = spec(picture)
+    expected = spec(image)
     with (tmp_path / "a.png").open("rb") as file:
         sources = [
             tmp_path / "a.png", str(tmp_path / "a.png"), data, bytearray(data), memoryview(data), io.BytesIO(data),
-            file, Image.open(io.BytesIO(data)), Image.fromarray(picture), np.dstack([picture, picture[:, :, :1]]),
+            file, Image.open(io.BytesIO(data)), Image.fromarray(image), np.dstack([image, image[:, :, :1]]),
         ]  # fmt: skip
         for source in sources:
             assert np.array_equal(spec(source), expected), type(source)
@@ -303,27 +303,27 @@ def test_truncated_files_are_refused(kind: str, tmp_path: Path):
     for share in (0.9, 0.5, 0.02):
         file = tmp_path / f"cut.{kind.lower()}"
         file.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(ImageError, match=rf"picture .*cut\.{kind.lower()}") as caught:
+        with pytest.raises(ImageError, match=rf"image .*cut\.{kind.lower()}") as caught:
             open_image(file, mode="RGB")
-        assert "damaged or truncated" in str(caught.value) or "is not a picture" in str(caught.value)
+        assert "damaged or truncated" in str(caught.value) or "is not an image" in str(caught.value)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "text.jpg").write_text("not a picture")
+def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     cases = [
-        (tmp_path / "text.jpg", r"text\.jpg is not a picture that Pillow can read"),
-        (tmp_path / "empty.png", r"empty\.png is not a picture that Pillow can read"),
+        (tmp_path / "text.jpg", r"text\.jpg is not an image that Pillow can read"),
+        (tmp_path / "empty.png", r"empty\.png is not an image that Pillow can read"),
         (tmp_path / "none.png", r"none\.png: no such file"),
-        (tmp_path, "is a folder, not a picture"),
-        (b"123", "picture of 3 bytes is not a picture"),
-        (None, "picture given as NoneType; accepted: a path"),
-        (7, "picture given as int; accepted: a path"),
+        (tmp_path, "is a folder, not an image"),
+        (b"123", "image of 3 bytes is not an image"),
+        (None, "image given as NoneType; accepted: a path"),
+        (7, "image given as int; accepted: a path"),
         (np.zeros((4, 4, 3)), r"dtype float64 and shape \[4, 4, 3\]; accepted: uint8 of shape \[H, W\]"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\]"),
         (np.zeros((0, 4), np.uint8), r"shape \[0, 4\]"),
         (np.zeros(4, np.uint8), r"shape \[4\]"),
-        (io.StringIO("text"), "picture given as StringIO"),
+        (io.StringIO("text"), "image given as StringIO"),
     ]
     for source, message in cases:
         with pytest.raises(ImageError, match=message):
@@ -342,11 +342,11 @@ def test_an_error_of_a_decoder_that_pillow_does_not_translate(monkeypatch: pytes
         raise struct.error("unpack requires a buffer of 4 bytes")
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(ImageError, match="picture of 4 bytes cannot be decoded: error: unpack requires"):
+    with pytest.raises(ImageError, match="image of 4 bytes cannot be decoded: error: unpack requires"):
         open_image(b"data", mode="RGB")
 
 
-def test_damaged_pictures_give_an_answer_or_an_image_error():
+def test_damaged_images_give_an_answer_or_an_image_error():
     rng = np.random.default_rng(11)
     spec = Preprocessing(8, 8)
     outcomes = set()
@@ -445,7 +445,7 @@ def test_scaled_decoding_stays_within_its_tolerance(photograph, interpolation: s
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_scaled_decoding_of_turned_pictures(photograph, orientation: int):
+def test_scaled_decoding_of_turned_images(photograph, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = jpeg(photograph, exif=exif)
@@ -494,9 +494,9 @@ def test_exact_decoding_is_not_written_so_that_older_manifests_stay_valid():
 def test_an_array_of_the_right_size_is_not_taken_for_its_transpose():
     assert Preprocessing(3, 5, crop_fraction=1.0)(noise(3, 5)).shape == (3, 3, 5)
     gray = Preprocessing(6, 5, resize="stretch", **GRAY)
-    picture = noise(6, 5)
-    assert np.array_equal(gray(picture), gray(Image.fromarray(picture)))
+    image = noise(6, 5)
+    assert np.array_equal(gray(image), gray(Image.fromarray(image)))
     cut = Preprocessing(8, 8, crop_fraction=0.5)
-    picture = noise(8, 8)
-    assert np.array_equal(cut(picture), cut(Image.fromarray(picture)))
-    assert not np.array_equal(cut(picture), picture.transpose(2, 0, 1))
+    image = noise(8, 8)
+    assert np.array_equal(cut(image), cut(Image.fromarray(image)))
+    assert not np.array_equal(cut(image), image.transpose(2, 0, 1))

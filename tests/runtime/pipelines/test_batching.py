@@ -15,7 +15,7 @@ from _helpers.bundles import write_bundle
 from krl_runtime import BackendError, Bundle, Classifier, ImageError, ModelError, UsageError, load
 from krl_runtime.pipelines.batching import Batcher, OverloadedError
 
-PICTURES = np.random.default_rng(5).integers(0, 256, (50, 12, 10, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(5).integers(0, 256, (50, 12, 10, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -48,25 +48,25 @@ def gate(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 def first_is_running(batcher: Batcher, gate: Gate) -> None:
     """Occupy the batcher with one request, which is being run but held back."""
-    batcher.submit(PICTURES[0])
+    batcher.submit(IMAGES[0])
     assert gate.entered.wait(20)
 
 
 def test_answers_are_those_of_the_model(model: Classifier):
     with model.batched() as batcher:
-        futures = [batcher.submit(picture, top_k=index % 4 + 1) for index, picture in enumerate(PICTURES)]
-        for index, (picture, future) in enumerate(zip(PICTURES, futures, strict=True)):
-            answer, alone = future.result(), model(picture, top_k=index % 4 + 1)
+        futures = [batcher.submit(image, top_k=index % 4 + 1) for index, image in enumerate(IMAGES)]
+        for index, (image, future) in enumerate(zip(IMAGES, futures, strict=True)):
+            answer, alone = future.result(), model(image, top_k=index % 4 + 1)
             assert [label for label, _ in answer.top] == [label for label, _ in alone.top]
             assert np.abs(answer.logits - alone.logits).max() < 1e-5
-        assert batcher.answered == len(PICTURES)
-        assert batcher(PICTURES[3]).label == model(PICTURES[3]).label
+        assert batcher.answered == len(IMAGES)
+        assert batcher(IMAGES[3]).label == model(IMAGES[3]).label
 
 
 def test_requests_that_wait_are_run_together(model: Classifier, gate: Gate):
     with model.batched(max_batch=8, max_delay=0) as batcher:
         first_is_running(batcher, gate)
-        futures = [batcher.submit(picture) for picture in PICTURES[:20]]
+        futures = [batcher.submit(image) for image in IMAGES[:20]]
         gate.opened.set()
         for future in futures:
             future.result(20)
@@ -77,12 +77,12 @@ def test_requests_that_wait_are_run_together(model: Classifier, gate: Gate):
 def test_the_first_waits_for_others_but_not_for_ever(model: Classifier, gate: Gate):
     gate.opened.set()
     with model.batched(max_batch=3, max_delay=60) as batcher:
-        futures = [batcher.submit(picture) for picture in PICTURES[:3]]
+        futures = [batcher.submit(image) for image in IMAGES[:3]]
         for future in futures:
             future.result(20)  # a full batch does not wait for the minute
     with model.batched(max_batch=3, max_delay=0.05) as batcher:
         begin = time.monotonic()
-        batcher.submit(PICTURES[0]).result(20)
+        batcher.submit(IMAGES[0]).result(20)
         assert time.monotonic() - begin >= 0.05
     assert gate.sizes == [3, 1]
 
@@ -96,15 +96,15 @@ def test_workers_run_batches_at_once(model: Classifier, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(model, "logits", together)
     with model.batched(max_batch=2, max_delay=0.01, workers=3) as batcher:
-        for future in [batcher.submit(picture) for picture in PICTURES[:6]]:
+        for future in [batcher.submit(image) for image in IMAGES[:6]]:
             assert future.result(20).label in model.labels
         assert batcher.batches == 3
 
 
-def test_a_graph_for_one_picture_is_never_given_more(tmp_path: Path):
+def test_a_graph_for_one_image_is_never_given_more(tmp_path: Path):
     model = load(write_bundle(tmp_path / "a.krl", batch=1).path)
     with model.batched(max_delay=0.01) as batcher:
-        for future in [batcher.submit(picture) for picture in PICTURES[:5]]:
+        for future in [batcher.submit(image) for image in IMAGES[:5]]:
             future.result(20)
     assert (batcher.batches, batcher.answered) == (5, 5)
 
@@ -112,25 +112,23 @@ def test_a_graph_for_one_picture_is_never_given_more(tmp_path: Path):
 def test_back_pressure(model: Classifier, gate: Gate):
     with model.batched(max_batch=4, max_delay=0, max_waiting=3) as batcher:
         first_is_running(batcher, gate)
-        waiting = [batcher.submit(picture) for picture in PICTURES[:3]]
+        waiting = [batcher.submit(image) for image in IMAGES[:3]]
         for timeout in (0, 0.02):
             with pytest.raises(OverloadedError, match="3 requests wait already, and none was taken within"):
-                batcher.submit(PICTURES[3], timeout=timeout)
-        blocked = threading.Thread(target=lambda: waiting.append(batcher.submit(PICTURES[4])))
+                batcher.submit(IMAGES[3], timeout=timeout)
+        blocked = threading.Thread(target=lambda: waiting.append(batcher.submit(IMAGES[4])))
         blocked.start()
         blocked.join(0.05)
         assert blocked.is_alive()  # it waits for a place
         gate.opened.set()
         blocked.join(20)
-        assert [future.result(20).label for future in waiting] == [
-            model(PICTURES[index]).label for index in (0, 1, 2, 4)
-        ]
+        assert [future.result(20).label for future in waiting] == [model(IMAGES[index]).label for index in (0, 1, 2, 4)]
 
 
 def test_cancelled_requests_are_not_run(model: Classifier, gate: Gate):
     with model.batched(max_batch=16, max_delay=0) as batcher:
         first_is_running(batcher, gate)
-        futures = [batcher.submit(picture) for picture in PICTURES[:6]]
+        futures = [batcher.submit(image) for image in IMAGES[:6]]
         assert all(future.cancel() for future in futures[::2])
         gate.opened.set()
         for future in futures[1::2]:
@@ -140,25 +138,25 @@ def test_cancelled_requests_are_not_run(model: Classifier, gate: Gate):
 
 def test_closing_answers_what_waits(model: Classifier, gate: Gate):
     batcher = model.batched(max_delay=60)
-    futures = [batcher.submit(picture) for picture in PICTURES[:5]]
+    futures = [batcher.submit(image) for image in IMAGES[:5]]
     gate.opened.set()
     batcher.close()
     assert all(future.done() and not future.cancelled() for future in futures)
     batcher.close()
     with pytest.raises(BackendError, match="the batcher is closed"):
-        batcher.submit(PICTURES[0])
-    model(PICTURES[0])  # the model is still open
+        batcher.submit(IMAGES[0])
+    model(IMAGES[0])  # the model is still open
 
 
 def test_closing_without_draining(model: Classifier, gate: Gate):
     batcher = model.batched(max_delay=0, max_waiting=2)
     first_is_running(batcher, gate)
-    waiting = [batcher.submit(picture) for picture in PICTURES[:2]]
+    waiting = [batcher.submit(image) for image in IMAGES[:2]]
     refused: list[str] = []
 
     def blocked() -> None:
         with pytest.raises(BackendError) as caught:
-            batcher.submit(PICTURES[3])
+            batcher.submit(IMAGES[3])
         refused.append(str(caught.value))
 
     thread = threading.Thread(target=blocked)
@@ -177,7 +175,7 @@ def test_an_error_in_the_block_cancels_what_waits(model: Classifier):
 
     def fail() -> None:
         with model.batched(max_delay=60) as batcher:
-            futures.append(batcher.submit(PICTURES[0]))
+            futures.append(batcher.submit(IMAGES[0]))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -195,28 +193,28 @@ def test_a_failing_device_fails_the_batch_and_the_batcher_goes_on(model: Classif
 
     monkeypatch.setattr(model, "logits", sometimes)
     with model.batched(max_batch=2, max_delay=5) as batcher:
-        for future in [batcher.submit(picture) for picture in PICTURES[:2]]:
+        for future in [batcher.submit(image) for image in IMAGES[:2]]:
             with pytest.raises(BackendError, match="lost"):
                 future.result(20)
-        for future in [batcher.submit(picture) for picture in PICTURES[:2]]:
+        for future in [batcher.submit(image) for image in IMAGES[:2]]:
             assert future.result(20).label in model.labels
 
 
 def test_one_answer_that_is_not_finite_spares_the_others(model: Classifier, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model, "logits", lambda pixels: np.float32([[1, 2, 3, 4], [np.nan] * 4]))
     with model.batched(max_batch=2, max_delay=5) as batcher:
-        good, bad = batcher.submit(PICTURES[0]), batcher.submit(PICTURES[1])
+        good, bad = batcher.submit(IMAGES[0]), batcher.submit(IMAGES[1])
         assert good.result(20).label == "ship"
         with pytest.raises(ModelError, match="not finite"):
             bad.result(20)
 
 
-def test_bad_pictures_and_arguments_are_refused_at_once(model: Classifier):
+def test_bad_images_and_arguments_are_refused_at_once(model: Classifier):
     with model.batched() as batcher:
         with pytest.raises(ImageError):
-            batcher.submit(b"no picture")
+            batcher.submit(b"no image")
         with pytest.raises(UsageError, match="top_k is 0"):
-            batcher.submit(PICTURES[0], top_k=0)
+            batcher.submit(IMAGES[0], top_k=0)
     for arguments in (
         {"max_batch": 0},
         {"workers": 0},
@@ -230,16 +228,16 @@ def test_bad_pictures_and_arguments_are_refused_at_once(model: Classifier):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_ten_thousand_requests_with_random_cancellations(model: Classifier, workers: int):
-    """Nothing is lost or mixed up: every request that was not canceled gets the answer of its own picture."""
-    alone = [model(picture) for picture in PICTURES]
+    """Nothing is lost or mixed up: every request that was not canceled gets the answer of its own image."""
+    alone = [model(image) for image in IMAGES]
     rng = random.Random(2)
-    plan = [(rng.randrange(len(PICTURES)), rng.random() < 0.2) for _ in range(10_000)]
+    plan = [(rng.randrange(len(IMAGES)), rng.random() < 0.2) for _ in range(10_000)]
 
     with model.batched(max_batch=16, max_delay=0.001, max_waiting=32, workers=workers) as batcher:
 
         def ask(item: tuple[int, bool]) -> str:
             index, cancel = item
-            future = batcher.submit(PICTURES[index], top_k=4)
+            future = batcher.submit(IMAGES[index], top_k=4)
             if cancel and future.cancel():
                 return "canceled"
             answer = future.result(60)
@@ -260,15 +258,15 @@ def test_ten_thousand_requests_with_random_cancellations(model: Classifier, work
 def test_coroutines(model: Classifier):
     async def ask_all() -> list[str]:
         with model.batched(max_batch=8, max_delay=0.01) as batcher:
-            answers = await asyncio.gather(*(batcher.ask(picture, top_k=2) for picture in PICTURES))
+            answers = await asyncio.gather(*(batcher.ask(image, top_k=2) for image in IMAGES))
             return [answer.label for answer in answers]
 
-    assert asyncio.run(ask_all()) == [model(picture).label for picture in PICTURES]
+    assert asyncio.run(ask_all()) == [model(image).label for image in IMAGES]
 
 
 def test_a_cancelled_coroutine_takes_its_request_back(model: Classifier, gate: Gate):
     async def cancel_one(batcher: Batcher) -> None:
-        task = asyncio.create_task(batcher.ask(PICTURES[1]))
+        task = asyncio.create_task(batcher.ask(IMAGES[1]))
         while not batcher._waiting:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -282,7 +280,7 @@ def test_a_cancelled_coroutine_takes_its_request_back(model: Classifier, gate: G
     assert gate.sizes == [1]
 
 
-def test_one_picture_in_a_coroutine(model: Classifier):
+def test_one_image_in_a_coroutine(model: Classifier):
     async def ask() -> tuple[str, bool]:
         ticks = 0
 
@@ -293,8 +291,8 @@ def test_one_picture_in_a_coroutine(model: Classifier):
                 await asyncio.sleep(0)
 
         ticking = asyncio.create_task(tick())
-        answer = await model.classify_async(PICTURES[0], top_k=2)
+        answer = await model.classify_async(IMAGES[0], top_k=2)
         ticking.cancel()
         return str(answer), ticks > 0
 
-    assert asyncio.run(ask()) == (str(model(PICTURES[0], top_k=2)), True)
+    assert asyncio.run(ask()) == (str(model(IMAGES[0], top_k=2)), True)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import LABELS, TinyNet, write_bundle
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from krl_runtime import (
     BackendError,
     Bundle,
@@ -47,11 +47,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # Answers.
 
 
-def test_from_a_picture_file_to_the_answer_as_numpy_computes_it(model: Classifier, pictures: list[Path]):
+def test_from_an_image_file_to_the_answer_as_numpy_computes_it(model: Classifier, images: list[Path]):
     net = TinyNet.random(model.preprocessing, 4)
-    for picture in pictures:
-        logits = net.logits(model.preprocessing(picture)[None])[0]
-        answer = model(picture)
+    for image in images:
+        logits = net.logits(model.preprocessing(image)[None])[0]
+        answer = model(image)
         assert np.abs(answer.logits - logits).max() < 1e-5
         assert answer.index == logits.argmax()
         assert answer.label == LABELS[answer.index]
@@ -147,28 +147,28 @@ def test_a_network_that_overflows_gives_no_answer(tmp_path: Path):
 # Sources.
 
 
-def test_every_kind_of_source_gives_the_same_answer(model: Classifier, pictures: list[Path]):
-    data = pictures[0].read_bytes()
-    array = np.asarray(Image.open(pictures[0]))
+def test_every_kind_of_source_gives_the_same_answer(model: Classifier, images: list[Path]):
+    data = images[0].read_bytes()
+    array = np.asarray(Image.open(images[0]))
     expected = model(array)
-    with pictures[0].open("rb") as file:
-        for source in (pictures[0], str(pictures[0]), data, io.BytesIO(data), file, Image.open(pictures[0])):
+    with images[0].open("rb") as file:
+        for source in (images[0], str(images[0]), data, io.BytesIO(data), file, Image.open(images[0])):
             answer = model(source)
             assert answer == expected
             assert np.array_equal(answer.logits, expected.logits)
 
 
-def test_lists_tuples_and_arrays_of_pictures(model: Classifier, pictures: list[Path]):
-    alone = [model(picture) for picture in pictures]
-    assert model(pictures) == alone
-    assert model(tuple(pictures)) == alone
-    mixed = [pictures[0], pictures[1].read_bytes(), np.asarray(Image.open(pictures[2]))]
+def test_lists_tuples_and_arrays_of_images(model: Classifier, images: list[Path]):
+    alone = [model(image) for image in images]
+    assert model(images) == alone
+    assert model(tuple(images)) == alone
+    mixed = [images[0], images[1].read_bytes(), np.asarray(Image.open(images[2]))]
     assert model(mixed) == alone
     stack = noise(3, 20, 30)
-    assert model(stack) == [model(picture) for picture in stack]
+    assert model(stack) == [model(image) for image in stack]
     assert model([]) == []
     assert model(stack[:0]) == []
-    assert model(pictures[:1]) == alone[:1]
+    assert model(images[:1]) == alone[:1]
     gray = stack[0, :, :, 0]
     assert model(gray) == model([gray])[0]
 
@@ -177,27 +177,27 @@ def test_long_lists_run_in_batches_of_a_bounded_size(model: Classifier, monkeypa
     sizes = []
     run = model.backend.backend.run
     monkeypatch.setattr(model.backend.backend, "run", lambda inputs: sizes.append(len(inputs["pixels"])) or run(inputs))
-    pictures = noise(40)
-    answers = model(list(pictures), top_k=2)
+    images = noise(40)
+    answers = model(list(images), top_k=2)
     assert sizes == [16, 16, 8]
-    assert [answer.label for answer in answers] == [model(picture).label for picture in pictures]
+    assert [answer.label for answer in answers] == [model(image).label for image in images]
     assert all(len(answer.top) == 2 for answer in answers)
 
 
-def test_a_graph_for_one_picture_gets_one_at_a_time(tmp_path: Path):
+def test_a_graph_for_one_image_gets_one_at_a_time(tmp_path: Path):
     model = load(write_bundle(tmp_path / "a.krl", batch=1).path)
-    pictures = noise(3)
-    assert model(pictures) == [model(picture) for picture in pictures]
+    images = noise(3)
+    assert model(images) == [model(image) for image in images]
 
 
-def test_bad_items_of_a_list_are_named(model: Classifier, pictures: list[Path]):
-    pictures[1].write_bytes(pictures[1].read_bytes()[:100])
-    with pytest.raises(ImageError, match=r"^item 1 of 3: picture .*b\.png is damaged or truncated"):
-        model(pictures)
-    with pytest.raises(ImageError, match=r"^item 0 of 2: picture given as list; accepted: a path"):
+def test_bad_items_of_a_list_are_named(model: Classifier, images: list[Path]):
+    images[1].write_bytes(images[1].read_bytes()[:100])
+    with pytest.raises(ImageError, match=r"^item 1 of 3: image .*b\.png is damaged or truncated"):
+        model(images)
+    with pytest.raises(ImageError, match=r"^item 0 of 2: image given as list; accepted: a path"):
         model([[1], [2]])
-    with pytest.raises(ImageError, match="picture given as generator; accepted"):
-        model(picture for picture in pictures)
+    with pytest.raises(ImageError, match="image given as generator; accepted"):
+        model(image for image in images)
     with pytest.raises(ImageError, match=r"item 0 of 2: .*dtype float64"):
         model(np.zeros((2, 5, 5, 3)))
 
@@ -252,9 +252,9 @@ def test_repr(model: Classifier):
 def test_eight_threads_give_what_one_gives(bundle: Bundle, threads: int):
     model = load(bundle.path, threads=threads)
     files = []
-    for picture in noise(32, 40, 30):
+    for image in noise(32, 40, 30):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG")
+        Image.fromarray(image).save(file, "JPEG")
         files.append(file.getvalue())
     serial = [model(file) for file in files]
     with ThreadPoolExecutor(8) as pool:
@@ -266,14 +266,14 @@ def test_eight_threads_give_what_one_gives(bundle: Bundle, threads: int):
 
 def test_closing_while_threads_are_calling(bundle: Bundle):
     model = load(bundle.path, threads=1)
-    picture = noise(1)[0]
-    expected = model(picture)
+    image = noise(1)[0]
+    expected = model(image)
 
     def call(number: int) -> Classification | str:
         if number == 40:
             model.close()
         try:
-            return model(picture)
+            return model(image)
         except BackendError as error:
             return str(error)
 
@@ -319,7 +319,7 @@ def test_tensors_labels_and_preprocessing_have_to_fit(bundle: Bundle, changes: d
 
 
 def test_a_fixed_batch_of_several_is_refused(tmp_path: Path):
-    with pytest.raises(BundleError, match="its graph takes 4 pictures at once; accepted: 1 or any number"):
+    with pytest.raises(BundleError, match="its graph takes 4 images at once; accepted: 1 or any number"):
         load(write_bundle(tmp_path / "a.krl", batch=4).path)
 
 
@@ -329,7 +329,7 @@ def test_a_fixed_batch_of_several_is_refused(tmp_path: Path):
 def test_real_photographs_as_one_by_one_as_in_batches(tmp_path: Path):
     folder = SHARED_DATA / "natural224"
     if not folder.is_dir():
-        pytest.skip("needs the shared pictures")
+        pytest.skip("needs the shared images")
     files = sorted(folder.glob("*.jpg"))[:20]
     spec = Preprocessing(64, 64, crop_fraction=0.875)
     model = load(write_bundle(tmp_path / "a.krl", preprocessing=spec).path, threads=1)

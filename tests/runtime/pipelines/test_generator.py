@@ -1,4 +1,4 @@
-"""Generating pictures: from seeds and latents, with and without conditions, and what is refused."""
+"""Generating images: from seeds and latents, with and without conditions, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from _helpers.picture_nets import LABELS_CONDITION, LATENT, generator_onnx, run_onnx, write_generator
+from _helpers.image_nets import LABELS_CONDITION, LATENT, generator_onnx, run_onnx, write_generator
 from krl_runtime import BackendError, BundleError, Generator, ModelError, Raster, UsageError, grid, load
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.pipelines.generator import latents_of
@@ -27,8 +27,8 @@ def conditioned(tmp_path: Path) -> Generator:
     return load(write_generator(tmp_path / "cats.krl", condition=LABELS_CONDITION).path, Generator, threads=1)
 
 
-def pixels(pictures: list[Raster]) -> np.ndarray:
-    return np.stack([picture.pixels for picture in pictures])
+def pixels(images: list[Raster]) -> np.ndarray:
+    return np.stack([image.pixels for image in images])
 
 
 def test_latents_are_pinned():
@@ -38,7 +38,7 @@ def test_latents_are_pinned():
     assert latents_of(7, 1, 2).dtype == np.float32
 
 
-def test_pictures_are_the_networks(model: Generator):
+def test_images_are_the_networks(model: Generator):
     latents = latents_of(3, 5, LATENT)
     wanted = run_onnx(generator_onnx(3), latent=latents).clip(0, 255)
     made = pixels(model.generate(5, seed=3))
@@ -75,9 +75,9 @@ def test_conditions(conditioned: Generator):
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (None, "makes pictures for a condition of labels; give one, of: cat, dog, frog"),
+        (None, "makes images for a condition of labels; give one, of: cat, dog, frog"),
         ("bird", "'bird' is not known; accepted: cat, dog, frog"),
-        (["cat", "dog", "frog"], "3 conditions were given for 2 pictures; accepted: 1, or 2"),
+        (["cat", "dog", "frog"], "3 conditions were given for 2 images; accepted: 1, or 2"),
         ([], "0 conditions were given"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_forged_condition(tmp_path: Path):
         {"inputs": (TensorSpec("latent", "float64", ("batch", LATENT)),)},
         {"inputs": (TensorSpec("latent", "float32", (3, LATENT)),)},
         {"outputs": ()},
-        {"outputs": (TensorSpec("pictures", "float32", ("batch", 3, 8, 8)),)},
+        {"outputs": (TensorSpec("images", "float32", ("batch", 3, 8, 8)),)},
     ],
 )
 def test_forged_tensors(tmp_path: Path, changes: dict):
@@ -193,26 +193,26 @@ def test_grids():
     ]
     assert str(grid([black] * 5, gap=0)) == "9x4 L"
     assert str(grid([black], 9)) == "3x2 L"
-    for pictures, columns in (([], 1), ([black], 0), ([black, Raster(np.zeros((2, 2, 1), np.uint8))], 2)):
+    for images, columns in (([], 1), ([black], 0), ([black, Raster(np.zeros((2, 2, 1), np.uint8))], 2)):
         with pytest.raises(UsageError, match="make no grid"):
-            grid(pictures, columns)
+            grid(images, columns)
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.webp", "c.tif", "d.PNG"])
 def test_saving_loses_nothing(tmp_path: Path, name: str):
-    picture = Raster(np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8))
-    with Image.open(picture.save(tmp_path / name)) as image:
-        assert (np.asarray(image) == picture.pixels).all()
+    image = Raster(np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8))
+    with Image.open(image.save(tmp_path / name)) as saved:
+        assert (np.asarray(saved) == image.pixels).all()
 
 
 def test_saving_as_what_cannot_be(tmp_path: Path):
-    picture = Raster(np.zeros((2, 2, 4), np.uint8))
+    image = Raster(np.zeros((2, 2, 4), np.uint8))
     with pytest.raises(UsageError, match=r"mode RGBA cannot be written as a.txt; accepted: .png, .webp"):
-        picture.save(tmp_path / "a.txt")
+        image.save(tmp_path / "a.txt")
     with pytest.raises(UsageError, match=r"a.jpg; accepted: .png, .webp, .tif"):
-        picture.save(tmp_path / "a.jpg")
-    with Image.open(Raster(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "a.jpg")) as image:
-        assert image.format == "JPEG"
+        image.save(tmp_path / "a.jpg")
+    with Image.open(Raster(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "a.jpg")) as saved:
+        assert saved.format == "JPEG"
     assert [file.name for file in tmp_path.iterdir()] == ["a.jpg"]
 
 

@@ -1,4 +1,4 @@
-"""Restoring pictures: against the network on the whole picture, of any size and mode, in parts without seams."""
+"""Restoring images: against the network on the whole image, of any size and mode, in parts without seams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import write_bundle
-from _helpers.picture_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
+from _helpers.image_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
 from krl_runtime import BundleError, Classifier, Generator, ImageError, ModelError, Restorer, UsageError, load
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.images import luma
@@ -58,7 +58,7 @@ def test_graphs_of_a_fixed_size(tmp_path: Path, size: tuple[int, int]):
     pixels = smooth(*size)[None]
     made, wanted = model.restore_planes(pixels), whole(restorer_onnx(), pixels)
     assert made.shape == wanted.shape
-    # Where a small picture is filled up, its lower right edge sees repeated pixels instead of zeros.
+    # Where a small image is filled up, its lower right edge sees repeated pixels instead of zeros.
     inner = [
         slice(0, 2 * side if side >= least else 2 * (side - RADIUS)) for side, least in zip(size, (24, 20), strict=True)
     ]
@@ -76,11 +76,11 @@ def test_networks_that_are_not_local_see_the_whole(tmp_path: Path, monkeypatch: 
 
 
 def test_luma_is_restored_and_chroma_resized(model: Restorer):
-    picture = smooth(300, 280, 3)
-    answer = model(picture)
+    image = smooth(300, 280, 3)
+    answer = model(image)
     assert (answer.mode, answer.width, answer.height) == ("RGB", 560, 600)
-    restored = whole(restorer_onnx(), luma.to_uint8(luma.luma(picture))[None])[0]
-    planes = [luma.resize(plane, 600, 560) for plane in luma.chroma(picture).transpose(2, 0, 1)]
+    restored = whole(restorer_onnx(), luma.to_uint8(luma.luma(image))[None])[0]
+    planes = [luma.resize(plane, 600, 560) for plane in luma.chroma(image).transpose(2, 0, 1)]
     expected = luma.to_rgb(restored, np.stack(planes, -1))
     assert np.abs(answer.pixels.astype(int) - expected).max() <= 1
     assert (answer.pixels != expected).mean() < 0.001
@@ -90,8 +90,8 @@ def test_luma_is_restored_and_chroma_resized(model: Restorer):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
 def test_modes_are_kept(tmp_path: Path, color: str, mode: str):
     model = load(write_restorer(tmp_path / "a.krl", color=color).path, Restorer)
-    picture = Image.fromarray(smooth(20, 30, 3))
-    image = Image.fromarray(smooth(20, 30).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    rgb = Image.fromarray(smooth(20, 30, 3))
+    image = Image.fromarray(smooth(20, 30).astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(Image.fromarray(smooth(20, 30, seed=9)))
     answer = model(image)
@@ -105,13 +105,13 @@ def test_modes_are_kept(tmp_path: Path, color: str, mode: str):
 
 def test_gray_networks_restore_each_color(tmp_path: Path):
     model = load(write_restorer(tmp_path / "a.krl", color="gray").path, Restorer)
-    picture = smooth(20, 30, 3)
-    answer = model(picture).pixels
+    image = smooth(20, 30, 3)
+    answer = model(image).pixels
     for band in range(3):
-        assert (answer[..., band] == model(picture[..., band]).pixels[..., 0]).all()
+        assert (answer[..., band] == model(image[..., band]).pixels[..., 0]).all()
 
 
-def test_gray_pictures_keep_their_range(tmp_path: Path):
+def test_gray_images_keep_their_range(tmp_path: Path):
     """Through a luma network too, whose studio swing is undone: white stays white."""
     model = load(write_restorer(tmp_path / "y.krl").path, Restorer)
     level = np.full((8, 8), 200, np.uint8)
@@ -121,9 +121,9 @@ def test_gray_pictures_keep_their_range(tmp_path: Path):
 
 def test_alpha_in_strips_is_alpha_at_once(model: Restorer):
     alpha = smooth(700, 40, seed=3)
-    picture = np.dstack([smooth(700, 40, 3), alpha])
+    image = np.dstack([smooth(700, 40, 3), alpha])
     expected = luma.to_uint8(luma.resize(alpha.astype(np.float32), 1400, 80))
-    assert (model(picture).pixels[..., 3] == expected).all()
+    assert (model(image).pixels[..., 3] == expected).all()
 
 
 def test_one_pixel(model: Restorer):
@@ -132,8 +132,8 @@ def test_one_pixel(model: Restorer):
 
 
 def test_several(model: Restorer, tmp_path: Path):
-    pictures = [smooth(10, 12), smooth(11, 9, 3)]
-    assert [str(answer) for answer in model(pictures)] == ["24x20 L", "18x22 RGB"]
+    images = [smooth(10, 12), smooth(11, 9, 3)]
+    assert [str(answer) for answer in model(images)] == ["24x20 L", "18x22 RGB"]
     assert model([]) == []
 
 
@@ -148,7 +148,7 @@ def test_files_and_exif(model: Restorer, tmp_path: Path):
         assert (np.asarray(image) == model(file).pixels).all()
 
 
-def test_bad_pictures(model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bad_images(model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ImageError, match="no such file"):
         model(tmp_path / "none.png")
     with pytest.raises(ImageError, match="accepted: uint8"):
@@ -239,7 +239,7 @@ def test_closing_and_repr(model: Restorer):
 
 
 def test_a_variant_is_replaceable(tmp_path: Path):
-    """A variant's golden check is by PSNR where pictures are made; see also test_selftest."""
+    """A variant's golden check is by PSNR where images are made; see also test_selftest."""
     bundle = write_restorer(tmp_path / "a.krl")
     variant = replace(bundle.manifest.variants["fp32"], psnr=None)
     assert bundle.update({}, variants={"fp32": variant}).manifest.variants["fp32"].psnr is None

@@ -19,11 +19,11 @@ def model(bundle: Bundle) -> Iterator[Classifier]:
         yield loaded
 
 
-# All pictures.
+# All images.
 
 
 @pytest.mark.parametrize("workers", [None, 1, 3])
-def test_all_pictures_in_order(model: Classifier, workers: int | None):
+def test_all_images_in_order(model: Classifier, workers: int | None):
     frames = list(FRAMES)
     found = list(model.stream(iter(frames), workers=workers, top_k=2))
     assert [item.answer for item in found] == [model(frame, top_k=2) for frame in FRAMES]
@@ -31,13 +31,13 @@ def test_all_pictures_in_order(model: Classifier, workers: int | None):
     assert {item.error for item in found} == {None}
 
 
-def test_a_folder(model: Classifier, pictures: list[Path]):
-    (pictures[0].parent / "notes.txt").touch()
-    pictures[1].write_bytes(b"damaged")
-    for folder in (pictures[0].parent, str(pictures[0].parent)):
+def test_a_folder(model: Classifier, images: list[Path]):
+    (images[0].parent / "notes.txt").touch()
+    images[1].write_bytes(b"damaged")
+    for folder in (images[0].parent, str(images[0].parent)):
         found = list(model.stream(folder))
-        assert [item.source for item in found] == pictures
-        assert [item.answer for item in found[::2]] == [model(picture) for picture in pictures[::2]]
+        assert [item.source for item in found] == images
+        assert [item.answer for item in found[::2]] == [model(image) for image in images[::2]]
         assert found[1].answer is None
         assert isinstance(found[1].error, ImageError)
         assert "b.png" in str(found[1].error)

@@ -133,14 +133,14 @@ def test_a_device_that_fails_is_not_ready_until_it_runs_again(server, monkeypatc
     assert server.ask("GET", "/v2/health").json()["fault"] is None
 
 
-# pictures
+# images
 
 
-def test_a_picture(server, pictures: list[Path]):
-    answer = server.ask("POST", "/classify?top_k=2", pictures[0].read_bytes())
+def test_an_image(server, images: list[Path]):
+    answer = server.ask("POST", "/classify?top_k=2", images[0].read_bytes())
     assert answer.status == 200
     result = answer.json()
-    expected = server.model(pictures[0], top_k=2)
+    expected = server.model(images[0], top_k=2)
     assert list(result) == ["label", "index", "score", "top", "model", "backend", "variant", "time_ms"]
     assert (result["label"], result["index"]) == (expected.label, expected.index)
     assert [(item["label"], item["score"]) for item in result["top"]] == [
@@ -152,7 +152,7 @@ def test_a_picture(server, pictures: list[Path]):
     assert times["whole"] == pytest.approx(times["queue"] + times["preprocess"] + times["inference"])
 
 
-def test_many_pictures_at_once_are_not_mixed_up(start, tmp_path: Path):
+def test_many_images_at_once_are_not_mixed_up(start, tmp_path: Path):
     rng = np.random.default_rng(5)
     server = start(workers=3, queue=200)
     files = []
@@ -173,8 +173,8 @@ def test_many_pictures_at_once_are_not_mixed_up(start, tmp_path: Path):
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status", "message"),
     [
-        ("/classify", b"abc", {}, 400, "picture of 3 bytes is not a picture that Pillow can read"),
-        ("/classify", b"", {}, 400, "picture of 0 bytes is not a picture that Pillow can read"),
+        ("/classify", b"abc", {}, 400, "image of 3 bytes is not an image that Pillow can read"),
+        ("/classify", b"", {}, 400, "image of 0 bytes is not an image that Pillow can read"),
         ("/classify?top_k=0", b"abc", {}, 400, "top_k is '0'; accepted: 1 or more"),
         ("/classify?top_k=x", b"abc", {}, 400, "top_k is 'x'; accepted: 1 or more"),
         ("/classify", b"abc", {"Content-Encoding": "gzip"}, 415, "compressed bodies are not accepted"),
@@ -196,10 +196,10 @@ def test_bad_requests(server, path, body, headers, status, message):
     assert server.ask("GET", "/v2/health/ready").status == 200
 
 
-def test_logits_that_are_not_finite(server, pictures, monkeypatch):
+def test_logits_that_are_not_finite(server, images, monkeypatch):
     nan = np.full((1, 4), np.nan, np.float32)
     monkeypatch.setattr(server.model.backend.backend, "run", lambda inputs: {"logits": nan})
-    answer = server.ask("POST", "/classify", pictures[0].read_bytes())
+    answer = server.ask("POST", "/classify", images[0].read_bytes())
     assert answer.status == 500
     assert "not finite numbers" in answer.json()["error"]
     answer = server.ask("POST", "/v2/models/tiny/infer", json.dumps(question(PIXELS[:1])))
@@ -211,12 +211,12 @@ def test_logits_that_are_not_finite(server, pictures, monkeypatch):
     assert np.isnan(np.frombuffer(answer.body[-16:], np.float32)).all()
 
 
-def test_a_failure_of_ours_is_logged_and_not_shown(server, pictures, monkeypatch, caplog):
+def test_a_failure_of_ours_is_logged_and_not_shown(server, images, monkeypatch, caplog):
     def wrong(*_, **__):
         raise RuntimeError("secret")
 
     monkeypatch.setattr(server.model, "interpret", wrong)
-    answer = server.ask("POST", "/classify", pictures[0].read_bytes())
+    answer = server.ask("POST", "/classify", images[0].read_bytes())
     assert (answer.status, answer.json()) == (500, {"error": "an unexpected failure; the server's log has it"})
     assert "secret" in caplog.text
 
@@ -250,7 +250,7 @@ def test_large_batches_are_run_in_parts(start, tmp_path):
         inner.run = lambda inputs, run=run, sizes=sizes: sizes.append(len(inputs["pixels"])) or run(inputs)
         name = server.model.bundle.manifest.name
         answer = server.ask("POST", f"/v2/models/{name}/infer", json.dumps(question(pixels)))
-        if name == "one":  # the graph takes one picture, and says so
+        if name == "one":  # the graph takes one image, and says so
             assert answer.status == 400
             assert "accepted: uint8 of shape [1, 3, 12, 10]" in answer.json()["error"]
             continue
@@ -332,19 +332,19 @@ def test_a_client_that_goes_away_gives_its_place_back(start):
     assert server.ask("POST", "/classify", b"abc").status == 400
 
 
-def test_a_picture_with_too_many_pixels(start):
+def test_an_image_with_too_many_pixels(start):
     server = start(max_pixels=10_000)
     assert server.ask("POST", "/classify", png(100, 100)).status == 200
     answer = server.ask("POST", "/classify", png(101, 100))
     assert answer.status == 413
-    assert answer.json()["error"] == "the picture has 101x100 pixels; at most 10000 are accepted"
+    assert answer.json()["error"] == "the image has 101x100 pixels; at most 10000 are accepted"
     assert server.ask("POST", "/classify", png(60_000, 1)[:60] + bytes(20)).status == 413
 
 
-def test_a_full_queue(start, slow, pictures: list[Path]):
+def test_a_full_queue(start, slow, images: list[Path]):
     server = start(workers=1, queue=2)
     go, calls = slow(server)
-    data = pictures[0].read_bytes()
+    data = images[0].read_bytes()
     with ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(server.ask, "POST", "/classify", data) for _ in range(3)]
         until(lambda: server.ask("GET", "/v2/health").json()["requests"] == 3)
@@ -360,23 +360,23 @@ def test_a_full_queue(start, slow, pictures: list[Path]):
     assert server.metric("krl_requests_total", endpoint="classify", status="503") == 1
 
 
-def test_workers_work_at_once(start, slow, pictures: list[Path]):
+def test_workers_work_at_once(start, slow, images: list[Path]):
     server = start(workers=3)
     go, calls = slow(server)
     with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(server.ask, "POST", "/classify", pictures[0].read_bytes()) for _ in range(3)]
+        answers = [pool.submit(server.ask, "POST", "/classify", images[0].read_bytes()) for _ in range(3)]
         until(lambda: len(calls) == 3)
         go.set()
         assert [answer.result().status for answer in answers] == [200] * 3
 
 
-def test_pictures_of_several_requests_are_run_together(start, pictures: list[Path]):
+def test_images_of_several_requests_are_run_together(start, images: list[Path]):
     server = start(workers=2, max_batch=8, max_delay_seconds=10)
     sizes = []
     inner = server.model.backend.backend
     run = inner.run
     inner.run = lambda inputs: sizes.append(len(inputs["pixels"])) or run(inputs)
-    files = [picture.read_bytes() for picture in pictures]
+    files = [image.read_bytes() for image in images]
     expected = [server.model(data).top for data in files]
     sizes.clear()
     with ThreadPoolExecutor(8) as pool:  # more than workers: those do not wait for the batch
@@ -391,9 +391,9 @@ def test_pictures_of_several_requests_are_run_together(start, pictures: list[Pat
     assert server.metric("krl_stage_seconds_count", stage="inference") == 8
 
 
-def test_a_batch_that_fails(start, pictures: list[Path], monkeypatch):
+def test_a_batch_that_fails(start, images: list[Path], monkeypatch):
     server = start(max_batch=4, max_delay_seconds=0)
-    data = pictures[0].read_bytes()
+    data = images[0].read_bytes()
     assert server.ask("POST", "/classify", data).status == 200
     assert server.ask("POST", "/classify", b"abc").status == 400
 
@@ -409,9 +409,9 @@ def test_a_batch_that_fails(start, pictures: list[Path], monkeypatch):
 # metrics and page
 
 
-def test_metrics(server, pictures: list[Path]):
+def test_metrics(server, images: list[Path]):
     for _ in range(3):
-        server.ask("POST", "/classify", pictures[0].read_bytes())
+        server.ask("POST", "/classify", images[0].read_bytes())
     server.ask("POST", "/classify", b"abc")
     server.ask("POST", "/v2/models/tiny/infer", json.dumps(question()))
     assert server.metric("krl_requests_total", endpoint="classify", status="200") == 3
@@ -442,7 +442,7 @@ def test_keep_alive(server):
         connection.request("POST", "/classify", b"abc")
         answer = connection.getresponse()
         assert answer.status == 400
-        assert "picture of 3 bytes" in json.loads(answer.read())["error"]
+        assert "image of 3 bytes" in json.loads(answer.read())["error"]
     connection.close()
 
 

@@ -43,20 +43,20 @@ def url_of(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_and_ends_cleanly(process, pictures: list[Path], bundle: Bundle, number):
+def test_it_answers_and_ends_cleanly(process, images: list[Path], bundle: Bundle, number):
     url = url_of(process)
-    with urllib.request.urlopen(f"{url}/classify", data=pictures[0].read_bytes(), timeout=30) as answer:
-        assert json.load(answer)["label"] == load(bundle.path)(pictures[0]).label
+    with urllib.request.urlopen(f"{url}/classify", data=images[0].read_bytes(), timeout=30) as answer:
+        assert json.load(answer)["label"] == load(bundle.path)(images[0]).label
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
     assert errors.splitlines()[1:] == [f"tiny: listening on {url}", "tiny: stopped"]
 
 
-def test_requests_under_way_are_answered(process, pictures: list[Path]):
+def test_requests_under_way_are_answered(process, images: list[Path]):
     """The signal comes when the request has begun to arrive."""
     url = url_of(process)
-    body = pictures[0].read_bytes()
+    body = images[0].read_bytes()
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())

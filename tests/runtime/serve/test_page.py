@@ -7,14 +7,14 @@ from pathlib import Path
 from _helpers.chromium import chromium
 
 
-def test_a_picture_on_the_page(server, pictures: list[Path], tmp_path: Path):
-    expected = server.model(pictures[0])
+def test_an_image_on_the_page(server, images: list[Path], tmp_path: Path):
+    expected = server.model(images[0])
     with chromium(tmp_path / "profile") as page:
         page.call("Page.navigate", url=f"http://{server.netloc}/")
         page.until("document.querySelector('#model')?.textContent === 'tiny'")
         assert page.evaluate("document.querySelector('#facts').textContent") == "fp32 on onnxruntime-cpu"
 
-        page.choose_file("#file", pictures[0])
+        page.choose_file("#file", images[0])
         page.until("document.querySelector('.time')")
         assert page.evaluate("document.querySelector('.label').textContent") == expected.label
         rows = page.evaluate("[...document.querySelectorAll('.row')].map(row => row.textContent)")
@@ -26,7 +26,7 @@ def test_a_picture_on_the_page(server, pictures: list[Path], tmp_path: Path):
         bad.write_bytes(b"abc")
         page.choose_file("#file", bad)
         page.until("document.querySelector('.error')")
-        assert "is not a picture that Pillow can read" in page.evaluate("document.querySelector('.error').textContent")
+        assert "is not an image that Pillow can read" in page.evaluate("document.querySelector('.error').textContent")
 
         # a drop, as far as a script can make one
         page.evaluate(
@@ -35,7 +35,7 @@ def test_a_picture_on_the_page(server, pictures: list[Path], tmp_path: Path):
             "data.items.add(new File([blob], 'x.png'));"
             "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
         )
-        page.until("document.querySelector('.error')?.textContent.includes('picture of 85 bytes')")
+        page.until("document.querySelector('.error')?.textContent.includes('image of 85 bytes')")
 
         assert all(url.startswith((f"http://{server.netloc}/", "blob:", "data:")) for url in page.requests), (
             page.requests

@@ -1,4 +1,4 @@
-"""What a training set's pictures show, read from files."""
+"""What a training set's images show, read from files."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_nothing_is_read_where_no_condition_is_asked_for() -> None:
 
 
 def test_attributes_by_hand(read: Read) -> None:
-    conditions = read("attributes", table("picture,size,color", "big,red", "small,", "big,blue"), condition_dropout=0.0)
+    conditions = read("attributes", table("image,size,color", "big,red", "small,", "big,blue"), condition_dropout=0.0)
     vocabulary = ["size=", "size=big", "size=small", "color=", "color=blue", "color=red"]
     assert conditions.settings == {"kind": "attributes", "length": 2, "dim": 8, "vocabulary": vocabulary}
     assert conditions.draw(torch.tensor([0, 1, 2])).tolist() == [[1, 5], [2, 3], [1, 4]]
 
 
 def test_dropout_leaves_attributes_open(read: Read) -> None:
-    conditions = read("attributes", table("picture,size,color", "big,red", "big,red", "big,red"), condition_dropout=0.3)
+    conditions = read("attributes", table("image,size,color", "big,red", "big,red", "big,red"), condition_dropout=0.3)
     torch.manual_seed(0)
     drawn = conditions.draw(torch.zeros(4000, dtype=torch.int64))
     for column, (left_open, value) in enumerate(((0, 1), (2, 3))):
@@ -78,18 +78,18 @@ def test_dropout_leaves_attributes_open(read: Read) -> None:
     assert torch.equal(drawn, conditions.draw(torch.zeros(4000, dtype=torch.int64)))
 
 
-def test_a_value_that_no_training_picture_has_is_not_known(read: Read) -> None:
-    content = table("picture,color", "red", "blue", "red") + "\nval/one/d.png,pink\n"
+def test_a_value_that_no_training_image_has_is_not_known(read: Read) -> None:
+    content = table("image,color", "red", "blue", "red") + "\nval/one/d.png,pink\n"
     assert "color=pink" not in read("attributes", content).settings["vocabulary"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_one_of_several_texts_is_drawn(read: Read, suffix: str) -> None:
     rows = [(NAMES[0], "a red one"), (NAMES[1], "One, blue!"), (NAMES[0], "red"), (NAMES[2], "two")]
-    content = "picture,text\n" + "\n".join(f'{name},"{text}"' for name, text in rows)
+    content = "image,text\n" + "\n".join(f'{name},"{text}"' for name, text in rows)
     if suffix == "jsonl":
         rows_of = [(NAMES[0], ["a red one", "red"]), (NAMES[1], "One, blue!"), (NAMES[2], "two")]
-        content = "\n".join(json.dumps({"picture": name, "text": text}) for name, text in rows_of)
+        content = "\n".join(json.dumps({"image": name, "text": text}) for name, text in rows_of)
     conditions = read("text", content, suffix)
     assert conditions.settings["vocabulary"] == ["", "a", "blue", "one", "red", "two"]
     assert conditions.settings["length"] == 3
@@ -124,19 +124,19 @@ def test_facts_are_left_out_but_not_all(read: Read) -> None:
     ("kind", "content", "message"),
     [
         ("attributes", "", "conditions.csv is empty"),
-        ("attributes", "picture,color\n", "has no rows"),
-        ("attributes", "name,color\na,b", "columns are name, color; expected picture and different attributes"),
-        ("attributes", "picture\na", "expected picture and different attributes"),
-        ("attributes", "picture,a=b\nx,y", "an attribute's name has neither '=' nor ','"),
-        ("attributes", "picture,color\na.png", "line 2 has 1 columns; the first line has 2"),
-        ("attributes", 'picture,color\na.png,"x,y"', "line 2: a value has a comma"),
-        ("attributes", "picture,color\na.png,x\na.png,y", "line 3: picture 'a.png' comes for the second time"),
-        ("attributes", f"picture,color\n{NAMES[0]},x", r"no row for 2 \(train/one/b.png, train/two/c.png\) of the 3"),
-        ("attributes", table("picture,c", "x", "y", "z") + "\nzz.png,x", r"names 1 \(zz.png\), not found in"),
-        ("attributes", 'picture,color\n"a', "is not CSV"),
-        ("text", "picture,words\na,b", "columns are picture, words; expected picture,text"),
-        ("text", "picture,text\na,b,c", "line 2 has 3 columns, expected 2; quote a text with commas"),
-        ("text", table("picture,text", "red", "...", "blue"), "'...' has 0 words"),
+        ("attributes", "image,color\n", "has no rows"),
+        ("attributes", "name,color\na,b", "columns are name, color; expected image and different attributes"),
+        ("attributes", "image\na", "expected image and different attributes"),
+        ("attributes", "image,a=b\nx,y", "an attribute's name has neither '=' nor ','"),
+        ("attributes", "image,color\na.png", "line 2 has 1 columns; the first line has 2"),
+        ("attributes", 'image,color\na.png,"x,y"', "line 2: a value has a comma"),
+        ("attributes", "image,color\na.png,x\na.png,y", "line 3: image 'a.png' comes for the second time"),
+        ("attributes", f"image,color\n{NAMES[0]},x", r"no row for 2 \(train/one/b.png, train/two/c.png\) of the 3"),
+        ("attributes", table("image,c", "x", "y", "z") + "\nzz.png,x", r"names 1 \(zz.png\), not found in"),
+        ("attributes", 'image,color\n"a', "is not CSV"),
+        ("text", "image,words\na,b", "columns are image, words; expected image,text"),
+        ("text", "image,text\na,b,c", "line 2 has 3 columns, expected 2; quote a text with commas"),
+        ("text", table("image,text", "red", "...", "blue"), "'...' has 0 words"),
         ("graph", "one,color", "line 1 is 'one,color'; expected three entries"),
         ("graph", "one,,red", "expected three entries"),
         ("graph", "head,relation,tail\n", "has no facts"),
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_named(read: Read, kind: str, content: str, messa
 
 
 @pytest.mark.parametrize(
-    "line", ["[1]", "{", '{"picture": "a"}', '{"picture": "a", "text": []}', '{"picture": 1, "text": "a"}']
+    "line", ["[1]", "{", '{"image": "a"}', '{"image": "a", "text": []}', '{"image": 1, "text": "a"}']
 )
 def test_lines_that_are_not_descriptions(read: Read, line: str) -> None:
     with pytest.raises(DataError, match="line 1"):

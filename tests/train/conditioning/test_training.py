@@ -25,8 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [(path.relative_to(root / "digits"), path.parent.name) for path in sorted((root / "digits").rglob("*.png"))]
     size = {label: SIZES[int(label) >= 5] for label in LABELS}
     tables = {
-        "attributes": ["picture,digit,size", *(f"{name},{label},{size[label]}" for name, label in rows)],
-        "text": ["picture,text", *(f"{name},a {size[label]} {label}" for name, label in rows)],
+        "attributes": ["image,digit,size", *(f"{name},{label},{size[label]}" for name, label in rows)],
+        "text": ["image,text", *(f"{name},a {size[label]} {label}" for name, label in rows)],
         "graph": [f"{label},size,{size[label]}\n{label},digit,the {label}" for label in LABELS],
     }
     for kind, lines in tables.items():
@@ -57,7 +57,7 @@ def config(data: Path, out: Path, kind: str) -> FitConfig:
         ("graph", ("3", "digit=the 3,size=large")),
     ],
 )
-def test_a_run_makes_pictures_of_what_is_asked_for(
+def test_a_run_makes_images_of_what_is_asked_for(
     data: Path, tmp_path: Path, kind: str, conditions: tuple[str, str]
 ) -> None:
     run = fit(config(data, tmp_path / "run", kind))
@@ -68,9 +68,9 @@ def test_a_run_makes_pictures_of_what_is_asked_for(
     tokens = torch.from_numpy(encode(list(conditions), settings))
     latent = torch.zeros(2, 4)
     with torch.no_grad():
-        pictures = generator(latent, tokens)
-    assert pictures.shape == (2, 1, 8, 8)
-    assert not torch.equal(pictures[0], pictures[1])  # the latents are the same, the conditions are not
+        images = generator(latent, tokens)
+    assert images.shape == (2, 1, 8, 8)
+    assert not torch.equal(images[0], images[1])  # the latents are the same, the conditions are not
 
 
 def test_a_guide_is_learned_from(data: Path, tmp_path: Path) -> None:

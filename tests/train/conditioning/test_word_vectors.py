@@ -81,11 +81,9 @@ def test_vectors_come_from_the_model_and_unread_words_are_spoken_of(
 def test_a_generator_takes_words_that_no_description_has(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "model")
     write_digits(tmp_path / "digits", per_class=10, val_per_class=4)
-    pictures = sorted((tmp_path / "digits").rglob("*.png"))
-    rows = [
-        f"{path.relative_to(tmp_path / 'digits')},{('red', 'blue')[n % 2]} digit" for n, path in enumerate(pictures)
-    ]
-    (tmp_path / "text.csv").write_text("\n".join(["picture,text", *rows]))
+    images = sorted((tmp_path / "digits").rglob("*.png"))
+    rows = [f"{path.relative_to(tmp_path / 'digits')},{('red', 'blue')[n % 2]} digit" for n, path in enumerate(images)]
+    (tmp_path / "text.csv").write_text("\n".join(["image,text", *rows]))
     (tmp_path / "words.txt").write_text("Crimson\n\nnavy\nred\n")
     knowledge = KnowledgeConfig(
         condition="text",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from _helpers.pictures import SHARED_DATA, make_folder, make_split_folder
+from _helpers.images import SHARED_DATA, make_folder, make_split_folder
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.folders import balanced
 from krl_runtime.images.preprocessing import Preprocessing
@@ -58,7 +58,7 @@ def test_one_folder_is_split_by_content_not_by_name(tmp_path: Path) -> None:
     assert len(contents(root, "train") | contents(root, "val")) == 120
 
 
-def test_a_copy_of_a_picture_cannot_leak_to_the_other_side(tmp_path: Path) -> None:
+def test_a_copy_of_an_image_cannot_leak_to_the_other_side(tmp_path: Path) -> None:
     root = make_folder(tmp_path, count=30)
     for path in sorted((root / "cat").iterdir()):
         shutil.copy(path, path.with_name("copy-" + path.name))
@@ -70,7 +70,7 @@ def test_a_copy_of_a_picture_cannot_leak_to_the_other_side(tmp_path: Path) -> No
     assert sides[0].isdisjoint(sides[1])
 
 
-def test_gray_pictures_give_one_channel(tmp_path: Path) -> None:
+def test_gray_images_give_one_channel(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(10):
@@ -102,12 +102,12 @@ def test_preprocessing_follows_network_and_data(tmp_path: Path) -> None:
     ("break_it", "message"),
     [
         (lambda root: shutil.rmtree(root), "neither a folder nor a known data set"),
-        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "holds no pictures"),
+        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "holds no images"),
         (lambda root: shutil.rmtree(root / "val" / "dog"), "classes of train/ and val/ differ.*dog"),
         (lambda root: (root / "val" / "dog").rename(root / "val" / "dogs"), "only in val/: .'dogs'"),
         (lambda root: shutil.copy(root / "train/cat/000.png", root / "train"), "mixes class folders"),
-        (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "holds no pictures"),
-        (lambda root: (root / "train/cat/notes.txt").write_text("x"), "notes.txt is not a picture"),
+        (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "holds no images"),
+        (lambda root: (root / "train/cat/notes.txt").write_text("x"), "notes.txt is not an image"),
         (lambda root: [shutil.rmtree(root / s / "dog") for s in ("train", "val")], "one class"),
     ],
 )
@@ -119,13 +119,13 @@ def test_unusable_folders_say_why(tmp_path: Path, break_it, message: str) -> Non
 
 
 @pytest.mark.parametrize("memory_limit_mb", [4096, 0])
-def test_bad_pictures_are_named_and_refused_or_skipped(
+def test_bad_images_are_named_and_refused_or_skipped(
     tmp_path: Path, memory_limit_mb: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = make_split_folder(tmp_path)
     broken = root / "train" / "cat" / "003.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    (root / "train" / "dog" / "004.png").write_bytes(b"not a picture")
+    (root / "train" / "dog" / "004.png").write_bytes(b"not an image")
     config = DataConfig(data=str(root), memory_limit_mb=memory_limit_mb)
     with pytest.raises(DataError, match=r"2 files cannot be used: .*003\.png.*004\.png.*--on-bad-image skip"):
         open_source(config).read("train", RGB16)
@@ -136,7 +136,7 @@ def test_bad_pictures_are_named_and_refused_or_skipped(
     assert "003.png" in caplog.text
 
 
-def test_pictures_on_disk_and_in_memory_are_the_same(tmp_path: Path) -> None:
+def test_images_on_disk_and_in_memory_are_the_same(tmp_path: Path) -> None:
     root = str(make_split_folder(tmp_path))
     memory = open_source(DataConfig(data=root)).read("train", RGB16, margin=2)
     disk = open_source(DataConfig(data=root, memory_limit_mb=0)).read("train", RGB16, margin=2)
@@ -163,7 +163,7 @@ def test_unpack_writes_what_it_reads(tmp_path: Path) -> None:
     assert sorted(item.numpy().tobytes() for item in first.pixels(np.arange(len(first)))) == sorted(
         item.numpy().tobytes() for item in second.pixels(np.arange(len(second)))
     )
-    with pytest.raises(UsageError, match="is a folder of pictures already"):
+    with pytest.raises(UsageError, match="is a folder of images already"):
         unpack(again, tmp_path / "x")
 
 
@@ -185,7 +185,7 @@ def _augmentation(**changes) -> Augmentation:
     return Augmentation.resolve(AugmentConfig(**changes), preprocessing, flip=True, seed=3)
 
 
-def test_views_depend_on_picture_and_view_alone() -> None:
+def test_views_depend_on_image_and_view_alone() -> None:
     augmentation = _augmentation(rotate=10, zoom=1.3)
     pixels = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
     indices = np.array([4, 8, 15, 16, 23, 42])
@@ -204,13 +204,13 @@ def test_shifts_and_mirrors_are_those_of_a_plain_loop() -> None:
     assert views.dtype == torch.uint8
     padded = np.pad(pixels.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
     found = []
-    for picture, view in zip(padded, views.numpy(), strict=True):
+    for image, view in zip(padded, views.numpy(), strict=True):
         matches = [
             (row, column, mirrored)
             for row in range(5)
             for column in range(5)
             for mirrored in (False, True)
-            if np.array_equal(view, picture[:, row : row + 16, column : column + 16][:, :, :: -1 if mirrored else 1])
+            if np.array_equal(view, image[:, row : row + 16, column : column + 16][:, :, :: -1 if mirrored else 1])
         ]
         assert len(matches) == 1
         found.append(matches[0])
@@ -224,12 +224,12 @@ def test_without_augmentation_views_are_what_evaluation_sees() -> None:
     plain = Augmentation.resolve(AugmentConfig(augment=False), preprocessing, flip=True, seed=0)
     random = Augmentation.resolve(AugmentConfig(), preprocessing, flip=True, seed=0)
     assert (plain.margin, random.margin, random.padding) == (0, 8, 0)
-    picture = np.random.default_rng(0).integers(0, 256, (150, 190, 3)).astype(np.uint8)
-    pixels = torch.from_numpy(preprocessing(picture))[None]
+    image = np.random.default_rng(0).integers(0, 256, (150, 190, 3)).astype(np.uint8)
+    pixels = torch.from_numpy(preprocessing(image))[None]
     assert torch.equal(plain(pixels, np.array([0]), 0), pixels)
-    wide = torch.from_numpy(preprocessing(picture, margin=random.margin))[None]
+    wide = torch.from_numpy(preprocessing(image, margin=random.margin))[None]
     assert random(wide, np.array([0]), 0).shape == (1, 3, 112, 112)
-    # the center of the larger picture is the same part of the scene, up to resampling
+    # the center of the larger image is the same part of the scene, up to resampling
     assert (random.center(wide).float() - pixels.float()).abs().mean() < 2
 
 

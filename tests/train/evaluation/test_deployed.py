@@ -88,7 +88,7 @@ def test_an_int8_bundle_is_compared_with_its_run(folder: Path, capsys: pytest.Ca
     assert results["int8"]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
     assert results["int8"]["variant"] == "int8"
     assert main(["evaluate", str(folder / "labels.krl"), *against, "--variant", "int8"]) == 0
-    assert "labels.krl (int8): 64 generated pictures" in capsys.readouterr().out
+    assert "labels.krl (int8): 64 generated images" in capsys.readouterr().out
 
 
 def test_what_a_bundle_cannot_say_is_asked_for(folder: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def variables(width: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {f"Variable_{i}" if i else "Variable": value.astype(np.float32) for i, value in enumerate(made)}
 
 
-def reference(picture: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
+def reference(image: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
     """What TensorFlow computes, written with loops over the kernel: ``[H, W, 3]`` of 0 to 1, H and W multiples of 4."""
     ordered = iter(values.values())
 
@@ -64,7 +64,7 @@ def reference(picture: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
     def relu(x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
 
-    x = relu(norm(conv(picture)))
+    x = relu(norm(conv(image)))
     for _ in range(2):
         x = relu(norm(conv(x, 2)))
     for _ in range(5):
@@ -87,10 +87,10 @@ def test_it_computes_what_tensorflow_does(tmp_path: Path) -> None:
     }
     network = Run.open(run.path).module()
     assert isinstance(network, Restorer)
-    picture = np.random.default_rng(1).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (12, 20, 3)).astype(np.uint8)
     with torch.no_grad():
-        painted = network(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None])[0].numpy().transpose(1, 2, 0)
-    assert np.abs(painted / 255 - reference(picture / 255, values)).max() < 1e-4
+        painted = network(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0].numpy().transpose(1, 2, 0)
+    assert np.abs(painted / 255 - reference(image / 255, values)).max() < 1e-4
 
 
 def test_other_arrays_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from _helpers.pictures import SHARED_DATA, make_folder, make_split_folder
+from _helpers.images import SHARED_DATA, make_folder, make_split_folder
 from krl_runtime.errors import ModelError
 from krl_train.cli import main
 from krl_train.importers.weights import match_weights, read_weights
@@ -124,7 +124,7 @@ def test_evaluate_measures_by_hand_count(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     own = json.loads(capsys.readouterr().out)
-    assert own["split"] == "val"  # the pictures that were held out
+    assert own["split"] == "val"  # the images that were held out
     plain = make_folder(tmp_path / "plain", count=15, seed=9)
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(plain), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -134,12 +134,12 @@ def test_evaluate_measures_by_hand_count(tmp_path: Path, capsys: pytest.CaptureF
 
     run = Run.open(tmp_path / "run")
     network, hits, losses = run.network(), [], []
-    for picture in open_folder(plain).split("all"):
-        pixels = run.record.preprocessing(picture.path)
+    for image in open_folder(plain).split("all"):
+        pixels = run.record.preprocessing(image.path)
         with torch.no_grad():
             logits = network(torch.from_numpy(pixels)[None])[0].double().numpy()
-        hits.append(int(logits.argmax()) == picture.label)
-        losses.append(np.log(np.exp(logits).sum()) - logits[picture.label])
+        hits.append(int(logits.argmax()) == image.label)
+        losses.append(np.log(np.exp(logits).sum()) - logits[image.label])
     assert result["top1"] == pytest.approx(np.mean(hits), abs=1e-6)
     assert result["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     assert result["top5"] == 1
@@ -172,4 +172,4 @@ def test_import_of_published_weights_from_the_command_line(tmp_path: Path, capsy
     result = json.loads(capsys.readouterr().out)
     assert code == 0
     assert (result["count"], result["parameters"]) == (200, 853_018)
-    assert result["top1"] >= 0.99  # these pictures were among those that they were trained on
+    assert result["top1"] >= 0.99  # these images were among those that they were trained on

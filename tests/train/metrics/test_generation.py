@@ -103,7 +103,7 @@ def test_coverage_metrics_by_brute_force() -> None:
     assert coverage_metrics(real, fake, neighbors=k) == pytest.approx(expected)
 
 
-def test_the_same_pictures_are_precise_and_covered_and_far_ones_are_not() -> None:
+def test_the_same_images_are_precise_and_covered_and_far_ones_are_not() -> None:
     torch.manual_seed(0)
     real = torch.randn(50, 3)
     same = coverage_metrics(real, real.clone())
@@ -134,8 +134,8 @@ def test_same_latent_psnr_by_hand() -> None:
     latents = torch.randn(5, 2)
     result = same_latent(_constant(100), _constant(110), latents)
     assert result["psnr"] == pytest.approx(10 * np.log10(255**2 / 10**2), abs=1e-3)
-    assert result["psnr_mean"] == result["psnr"]  # each picture is off by the same
-    # Constant pictures: the luminance term of SSIM alone, with C1 = (0.01 · 255)².
+    assert result["psnr_mean"] == result["psnr"]  # each image is off by the same
+    # Constant images: the luminance term of SSIM alone, with C1 = (0.01 · 255)².
     c1 = (0.01 * 255) ** 2
     assert result["ssim"] == pytest.approx((2 * 100 * 110 + c1) / (100**2 + 110**2 + c1), abs=1e-4)
     assert same_latent(_constant(100), _constant(100), latents)["psnr"] is None
@@ -164,9 +164,9 @@ def test_features_of_a_classifier_are_what_its_last_layer_sees(tmp_path: Path) -
     torch.testing.assert_close(logits, net.network(pixels), rtol=1e-4, atol=1e-5)
     assert statistics.predictions.tolist() == logits.argmax(1).tolist()
     assert net.describe()["weights_sha256"] == run.record.weights_sha256
-    # Pictures of another size and with colors are brought to the classifier's own, as the device would.
+    # Images of another size and with colors are brought to the classifier's own, as the device would.
     other = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
-    fitted = np.stack([run.record.preprocessing(picture.permute(1, 2, 0).numpy()) for picture in other])
+    fitted = np.stack([run.record.preprocessing(image.permute(1, 2, 0).numpy()) for image in other])
     assert torch.equal(net.statistics(other).features, net.statistics(torch.from_numpy(fitted)).features)
     with pytest.raises(RunError, match="does not exist"):
         FeatureNet(tmp_path / "nothing", torch.device("cpu"))

@@ -36,23 +36,23 @@ def test_targets_are_the_classes_that_tokens_name() -> None:
 
 def test_loss_by_hand() -> None:
     guide = Guide(network(), ("red", "green", "blue"), TEXT)
-    pictures = torch.zeros(3, 3, 2, 2)
-    pictures[0, 0] = pictures[1, 1] = 255.0
-    loss = guide(pictures, torch.tensor([[4, 0, 0], [2, 0, 0], [1, 0, 0]]))
+    images = torch.zeros(3, 3, 2, 2)
+    images[0, 0] = images[1, 1] = 255.0
+    loss = guide(images, torch.tensor([[4, 0, 0], [2, 0, 0], [1, 0, 0]]))
     right = F.cross_entropy(torch.tensor([1.0, 0, 0]), torch.tensor(0))
     wrong = F.cross_entropy(torch.tensor([0.0, 1, 0]), torch.tensor(2))
     torch.testing.assert_close(loss, (right + wrong) / 2)
-    assert float(guide(pictures, torch.tensor([[1, 0, 0]] * 3))) == 0.0
+    assert float(guide(images, torch.tensor([[1, 0, 0]] * 3))) == 0.0
 
 
-def test_pictures_learn_and_the_classifier_does_not() -> None:
+def test_images_learn_and_the_classifier_does_not() -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), Preprocessing(2, 2))
     guide = Guide(net, ("red", "green", "blue"), TEXT).train()
     assert not guide.network.training
-    pictures = torch.full((2, 3, 2, 2), 100.0, requires_grad=True)
-    guide(pictures, torch.tensor([[4, 0, 0], [2, 0, 0]])).backward()
-    assert pictures.grad is not None
-    assert float(pictures.grad.abs().sum()) > 0
+    images = torch.full((2, 3, 2, 2), 100.0, requires_grad=True)
+    guide(images, torch.tensor([[4, 0, 0], [2, 0, 0]])).backward()
+    assert images.grad is not None
+    assert float(images.grad.abs().sum()) > 0
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -61,7 +61,7 @@ def test_a_guide_that_knows_none_of_the_words() -> None:
         Guide(network(), ("cat", "dog"), TEXT)
 
 
-def test_pictures_are_made_to_fit() -> None:
+def test_images_are_made_to_fit() -> None:
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 100.0
     gray = fit_images(red, network(1).preprocessing)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from krl_runtime.errors import ModelError
 from krl_train.config import DataConfig, ImportConfig, InputConfig
 from krl_train.importers.importing import import_weights
@@ -29,7 +29,7 @@ def test_size_by_hand(name: str, parameters: int) -> None:
 
 
 def test_another_size_is_refused() -> None:
-    with pytest.raises(ModelError, match="lenet5 takes pictures of 32×32 pixels, not 28×28; use --size 32"):
+    with pytest.raises(ModelError, match="lenet5 takes images of 32×32 pixels, not 28×28; use --size 32"):
         build_model("lenet5", 10, 1)(torch.zeros(1, 1, 28, 28))
 
 

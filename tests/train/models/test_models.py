@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from _helpers.pictures import SHARED_DATA
+from _helpers.images import SHARED_DATA
 from krl_runtime.errors import MissingExtraError, ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.importers.weights import match_weights, read_weights
@@ -41,9 +41,9 @@ SMALL = [name for name in cifar_names() if not name.endswith(("FACTOR", "WIDTH")
 
 @pytest.mark.parametrize("name", [*SMALL, "dscnn-0.5", "resnet18", "mobilenet_v3_small"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_network_maps_pictures_to_logits(name: str, channels: int) -> None:
+def test_every_network_maps_images_to_logits(name: str, channels: int) -> None:
     if channels == 1 and native_size(name) is not None:
-        with pytest.raises(ModelError, match="takes RGB pictures"):
+        with pytest.raises(ModelError, match="takes RGB images"):
             build_model(name, 7, 1)
         return
     model = build_model(name, 7, channels).eval()
@@ -62,7 +62,7 @@ def test_batch_statistics_are_learnt_within_the_steps_of_a_small_data_set() -> N
             trained = model(pixels)
         model.eval()
         evaluated = model(pixels)
-    # With torchvision's own momentum of 0.01 the answers to different pictures differ by less than 1e-9 here.
+    # With torchvision's own momentum of 0.01 the answers to different images differ by less than 1e-9 here.
     assert evaluated.std(0).mean() > 0.5 * trained.std(0).mean()
 
 
@@ -139,5 +139,5 @@ def test_published_weights_load_and_answer(name: str) -> None:
     match_weights(read_weights(file), network.backbone, name)
     source = open_source(DataConfig(data=str(SHARED_DATA / "cifar10")))
     part = source.read("val", preprocessing, limit=200)
-    # These weights were trained on these very pictures.
+    # These weights were trained on these very images.
     assert evaluate_run(network, source.labels, part, "cpu")["top1"] >= 0.99

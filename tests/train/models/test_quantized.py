@@ -20,7 +20,7 @@ SIZE = Preprocessing(16, 16)
 
 
 def observed(name: str = "resnet8", size: int = 16) -> tuple[nn.Module, FakeQuantized, Tensor]:
-    """A float network with statistics that are not those it was made with, its rounding form, and pictures."""
+    """A float network with statistics that are not those it was made with, its rounding form, and images."""
     torch.manual_seed(0)
     backbone = build_model(name, 4, 3)
     x = torch.rand(8, 3, size, size)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from _helpers.pictures import make_split_folder
+from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
@@ -148,12 +148,12 @@ def test_two_processes_train_with_gloo(tmp_path: Path) -> None:
     done = subprocess.run([*command, *options, "--out", str(out), "--json"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = Run.open(out).record
-    assert record.metrics["count"] == 128  # each picture once, though each process saw half of them
+    assert record.metrics["count"] == 128  # each image once, though each process saw half of them
     assert record.metrics["top1"] > 0.9
     assert json.loads(done.stdout)["top1"] == record.metrics["top1"]  # printed by one process alone
 
 
-def test_processes_share_the_pictures_that_one_would_see() -> None:
+def test_processes_share_the_images_that_one_would_see() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8)).astype(np.uint8)
     data = PixelSet(pixels, [0] * 40)
     augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(8, 8), flip=True, seed=0)

@@ -179,19 +179,19 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(
 def test_a_discriminator_that_always_wins_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = [5.0, -5.0, -5.0] * 100  # real, generated, and generated again for the generator's step
 
-    def judge(task: GanTask, pictures: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        logits = task.discriminator(pictures, condition)
+    def judge(task: GanTask, images: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        logits = task.discriminator(images, condition)
         return 0 * logits + verdicts.pop(0)
 
     monkeypatch.setattr(GanTask, "_judge", judge)
     wins = GenerationConfig(latent=6, patience=6, r1=0.0)
-    with pytest.raises(TrainingError, match=r"told every picture of 7 steps right .* Lower --discriminator-lr"):
+    with pytest.raises(TrainingError, match=r"told every image of 7 steps right .* Lower --discriminator-lr"):
         fit(gan_config(tmp_path / "run", generation=wins))
     assert (tmp_path / "run" / CHECKPOINT).is_file()
     assert not (tmp_path / "run" / WEIGHTS).exists()
 
 
-def test_pictures_that_are_all_the_same_stop_the_training() -> None:
+def test_images_that_are_all_the_same_stop_the_training() -> None:
     watch = CollapseWatch(2)
     logits, real = torch.zeros(4), 255 * torch.rand(4, 1, 4, 4)
     same = torch.full((4, 1, 4, 4), 9.0)
@@ -212,10 +212,10 @@ def test_vae_losses_by_hand() -> None:
     expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum()
     assert float(divergence(mean, log_variance)) == pytest.approx(float(expected))
     torch.manual_seed(0)
-    decoded, pictures = torch.rand(5, 1, 3, 3), torch.rand(5, 1, 3, 3)
-    sigma = (decoded - pictures).square().mean().sqrt()
-    likelihood = torch.distributions.Normal(decoded, sigma).log_prob(pictures).sum((1, 2, 3)).mean()
-    assert float(gaussian_likelihood(decoded, pictures)) == pytest.approx(-float(likelihood), rel=1e-5)
+    decoded, images = torch.rand(5, 1, 3, 3), torch.rand(5, 1, 3, 3)
+    sigma = (decoded - images).square().mean().sqrt()
+    likelihood = torch.distributions.Normal(decoded, sigma).log_prob(images).sum((1, 2, 3)).mean()
+    assert float(gaussian_likelihood(decoded, images)) == pytest.approx(-float(likelihood), rel=1e-5)
 
 
 def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
     )
     history = run.record.history
     assert history[-1]["loss"] < history[0]["loss"] - 10
-    assert history[-1]["val_psnr"] > 12  # the mean picture of the digits has 11.4 dB
+    assert history[-1]["val_psnr"] > 12  # the mean image of the digits has 11.4 dB
     assert set(load_file(run.path / WEIGHTS)) == set(run.module().backbone.state_dict())
     assert (run.path / "samples" / "reconstructions-0008.png").is_file()
 
@@ -243,9 +243,9 @@ def test_a_vae_with_a_condition(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_classes_will_do_and_an_empty_one_will_not(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         fit(gan_config(tmp_path / "none", data=DataConfig(data=str(folder))))
     for index in range(40):
         noise = np.random.default_rng(index).integers(0, 256, (9, 9, 3), dtype=np.uint8)
@@ -284,7 +284,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     classifier = train_run(tmp_path / "c", write_digits(tmp_path / "d", per_class=4, val_per_class=2), steps=1)
     options = GeneratorScoreConfig(features=classifier.path, score_samples=64)
     data = DataConfig(data="digits", val_limit=20)
-    with pytest.raises(UsageError, match="64 generated and 20 real pictures are too few"):
+    with pytest.raises(UsageError, match="64 generated and 20 real images are too few"):
         evaluate(EvaluateConfig(run=run.path, generator=options, data=data))
 
 
@@ -301,10 +301,10 @@ def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.Cap
     assert "mlp-8" in capsys.readouterr().out
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["psnr"] is None  # the same pictures
+    assert result["psnr"] is None  # the same images
     assert result["samples"] == 64
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--device", "cpu"]) == 0
-    assert "64 generated pictures" in capsys.readouterr().out
+    assert "64 generated images" in capsys.readouterr().out
     assert main(["fit", "--task", "gan", "--model", "resnet8", "--data", "digits", "--out", out + "2"]) == 2
     assert "unknown generator 'resnet8'; accepted: dcgan-W" in capsys.readouterr().err
 

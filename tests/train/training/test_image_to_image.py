@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from _helpers.pictures import blurred_noise
+from _helpers.images import blurred_noise
 from krl_runtime.errors import DataError, ModelError, UsageError
 from krl_train.config import (
     DataConfig,
@@ -35,7 +35,7 @@ from krl_train.training.fit import fit
 from krl_train.training.restoration import restorer_preprocessing
 
 
-def picture(seed: int, side: int = 40) -> Image.Image:
+def image(seed: int, side: int = 40) -> Image.Image:
     return blurred_noise(side, seed, 2)
 
 
@@ -53,13 +53,13 @@ def fit_config(task: Any, model: str, folder: Path, out: Path, epochs: int, **ch
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Pictures, and their negatives."""
+    """Images, and their negatives."""
     folder = tmp_path / "pairs"
     for split, count in (("train", 5), ("val", 2)):
         for name in ("A", "B"):
             (folder / split / name).mkdir(parents=True)
         for index in range(count):
-            given = picture(10 * count + index)
+            given = image(10 * count + index)
             given.save(folder / split / "A" / f"{index}.png")
             Image.fromarray(255 - np.asarray(given)).save(folder / split / "B" / f"{index}.bmp")
     return folder
@@ -67,7 +67,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Run:
-    """A classifier as it is initialized: its features tell pictures apart, too."""
+    """A classifier as it is initialized: its features tell images apart, too."""
     torch.manual_seed(0)
     spec = ModelSpec("resnet8", 2, 3)
     record = RunRecord(
@@ -101,7 +101,7 @@ def test_parts_of_the_discriminator_are_34_pixels() -> None:
     judge = PatchDiscriminator(2, width=4)
     for module in judge.modules():
         if isinstance(module, torch.nn.InstanceNorm2d):
-            module.forward = lambda x: x  # type: ignore[method-assign]  # its mean sees all of the picture
+            module.forward = lambda x: x  # type: ignore[method-assign]  # its mean sees all of the image
     given = torch.rand(1, 1, 96, 96).requires_grad_()
     logits = judge(given, torch.rand(1, 1, 96, 96))
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
@@ -129,11 +129,11 @@ def test_translation_learns_negatives(pairs: Path, tmp_path: Path, adversarial: 
 
 def test_pairs_must_be_pairs(pairs: Path, tmp_path: Path) -> None:
     config = fit_config("translation", "unet-4-1", pairs, tmp_path / "run", 1)
-    picture(9).save(pairs / "train" / "A" / "lonely.png")
-    with pytest.raises(DataError, match="1 pictures have no partner of their name in the other of A and B: lonely"):
+    image(9).save(pairs / "train" / "A" / "lonely.png")
+    with pytest.raises(DataError, match="1 images have no partner of their name in the other of A and B: lonely"):
         fit(config)
     (pairs / "train" / "A" / "lonely.png").unlink()
-    picture(9, side=20).save(pairs / "train" / "A" / "0.png")
+    image(9, side=20).save(pairs / "train" / "A" / "0.png")
     with pytest.raises(DataError, match="A has 20x20 pixels, B 40x40; both need the same size"):
         fit(config)
     with pytest.raises(DataError, match="A does not exist"):
@@ -171,12 +171,12 @@ def test_the_last_map_of_each_resolution_is_taken(classifier: Run) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_style_comes_nearer_to_the_style_picture(pairs: Path, classifier: Run, tmp_path: Path) -> None:
+def test_style_comes_nearer_to_the_style_image(pairs: Path, classifier: Run, tmp_path: Path) -> None:
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::4] = 255
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
     weights = {"content_weight": 0.001, "variation_weight": 0.0}
-    options = StyleConfig(style_picture=tmp_path / "stripes.png", style_features=str(classifier.path), **weights)
+    options = StyleConfig(style_image=tmp_path / "stripes.png", style_features=str(classifier.path), **weights)
     folder = pairs / "val" / "A"
     whole = fit_config("style", "style-4", folder, tmp_path / "run", 15, style=options)
     run = fit(replace(whole, data=DataConfig(data=str(pairs / "train" / "A"), val_data=folder)))
@@ -195,8 +195,8 @@ def test_style_comes_nearer_to_the_style_picture(pairs: Path, classifier: Run, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (StyleConfig(), "needs --style-picture FILE and --style-features RUN"),
-        (StyleConfig(style_picture=Path("x.png"), style_features="vgg16"), "the run of a classifier, or vgg16 with"),
+        (StyleConfig(), "needs --style-image FILE and --style-features RUN"),
+        (StyleConfig(style_image=Path("x.png"), style_features="vgg16"), "the run of a classifier, or vgg16 with"),
     ],
 )
 def test_style_says_what_it_needs(pairs: Path, tmp_path: Path, options: StyleConfig, message: str) -> None:

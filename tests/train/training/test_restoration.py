@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from _helpers.pictures import blurred_noise
+from _helpers.images import blurred_noise
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
@@ -31,7 +31,7 @@ from krl_train.config import (
     RestorationConfig,
 )
 from krl_train.data import open_source
-from krl_train.data.patches import PatchStream, Truths, read_picture
+from krl_train.data.patches import PatchStream, Truths, read_image
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.metrics.restoration import enlarge, score, ssim
 from krl_train.models.restorers import Restorer
@@ -50,8 +50,8 @@ def scene(side: int, seed: int) -> Image.Image:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     for split, count in (("train", 4), ("val", 2)):
         (folder / split).mkdir(parents=True)
         for index in range(count):
@@ -127,8 +127,8 @@ def test_noise_has_the_asked_deviation_and_jpeg_is_pillows() -> None:
     noisy = corrupt(gray, {"kind": "noise", "sigma": 15.0}, (1, 2)).astype(float)
     assert abs(noisy.std() - 15) < 0.3
     assert abs(noisy.mean() - 128) < 0.3
-    blocky = corrupt(truths().pictures[0], {"kind": "jpeg", "quality": 10}, (0,))
-    assert 0 < np.abs(blocky.astype(int) - truths().pictures[0]).mean() < 30
+    blocky = corrupt(truths().images[0], {"kind": "jpeg", "quality": 10}, (0,))
+    assert 0 < np.abs(blocky.astype(int) - truths().images[0]).mean() < 30
     with pytest.raises(UsageError, match="degradation kind is 'fog'; accepted: bicubic, none, noise, jpeg"):
         corrupt(gray, {"kind": "fog"}, (0,))
 
@@ -136,10 +136,10 @@ def test_noise_has_the_asked_deviation_and_jpeg_is_pillows() -> None:
 def test_luma_of_colors_and_gray_files_as_they_are(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (255, 255, 255)).save(tmp_path / "white.png")
     Image.new("L", (4, 4), 255).save(tmp_path / "gray.png")
-    assert read_picture(tmp_path / "white.png", "y")[0, 0] == 235
-    assert read_picture(tmp_path / "gray.png", "y")[0, 0] == 255
-    assert read_picture(tmp_path / "white.png", "gray")[0, 0] == 255
-    assert read_picture(tmp_path / "white.png", "rgb").shape == (4, 4, 3)
+    assert read_image(tmp_path / "white.png", "y")[0, 0] == 235
+    assert read_image(tmp_path / "gray.png", "y")[0, 0] == 255
+    assert read_image(tmp_path / "white.png", "gray")[0, 0] == 255
+    assert read_image(tmp_path / "white.png", "rgb").shape == (4, 4, 3)
 
 
 # --- metrics
@@ -189,7 +189,7 @@ def test_score_cuts_the_border_and_takes_luma() -> None:
 def test_bicubic_scores_what_papers_report(folder: str, scale: int, published: float) -> None:
     found = []
     for path in sorted((SR / folder).iterdir()):
-        small, truth = degrade(read_picture(path, "y"), scale)
+        small, truth = degrade(read_image(path, "y"), scale)
         found.append(score(enlarge(small, scale), truth, scale)["psnr"])
     assert np.mean(found) == pytest.approx(published, abs=0.03)
 
@@ -197,13 +197,13 @@ def test_bicubic_scores_what_papers_report(folder: str, scale: int, published: f
 # --- training
 
 
-def test_training_beats_bicubic_and_the_run_makes_its_network_again(pictures: Path, tmp_path: Path) -> None:
+def test_training_beats_bicubic_and_the_run_makes_its_network_again(images: Path, tmp_path: Path) -> None:
     loop = LoopConfig(epochs=40, batch_size=4, device="cpu", precision="fp32", evaluate_every=20)
-    run = fit(config(pictures, tmp_path / "run", loop=loop, optim=OptimConfig(lr=5e-3)))
+    run = fit(config(images, tmp_path / "run", loop=loop, optim=OptimConfig(lr=5e-3)))
     metrics, arguments = run.record.metrics, run.record.model.arguments
     assert metrics["gain"] > 0.2
     assert metrics["psnr"] - metrics["input_psnr"] == pytest.approx(metrics["gain"], abs=1e-3)
-    assert metrics["count"] == len(metrics["pictures"]) == 2
+    assert metrics["count"] == len(metrics["images"]) == 2
     assert run.record.task == "restoration"
     assert run.record.labels == ()
     assert arguments == {"scale": 2, "color": "y", "overlap": 4, "degradation": BICUBIC}
@@ -225,19 +225,19 @@ def test_training_beats_bicubic_and_the_run_makes_its_network_again(pictures: Pa
     ],
 )
 def test_denoising_and_jpeg_improve_on_their_input(
-    pictures: Path, tmp_path: Path, restoration: RestorationConfig, channels: int
+    images: Path, tmp_path: Path, restoration: RestorationConfig, channels: int
 ) -> None:
     loop = LoopConfig(epochs=30, batch_size=4, device="cpu", precision="fp32", evaluate_every=30)
-    run = fit(config(pictures, tmp_path / "run", restoration=restoration, loop=loop))
+    run = fit(config(images, tmp_path / "run", restoration=restoration, loop=loop))
     assert run.record.model.in_channels == channels
     assert run.record.model.arguments["scale"] == 1
     assert run.record.metrics["gain"] > 0.3
 
 
-def test_resumed_in_mid_epoch_is_as_if_never_stopped(pictures: Path, tmp_path: Path) -> None:
-    whole = fit(config(pictures, tmp_path / "whole")).record
+def test_resumed_in_mid_epoch_is_as_if_never_stopped(images: Path, tmp_path: Path) -> None:
+    whole = fit(config(images, tmp_path / "whole")).record
     loop = LoopConfig(epochs=2, batch_size=4, device="cpu", precision="fp32", checkpoint_minutes=0.0)
-    stopped = config(pictures, tmp_path / "stopped", loop=loop)
+    stopped = config(images, tmp_path / "stopped", loop=loop)
     with stopped_at_checkpoint() as saves, pytest.raises(KeyboardInterrupt):
         fit(stopped)
     assert saves[-1] == 3
@@ -246,10 +246,10 @@ def test_resumed_in_mid_epoch_is_as_if_never_stopped(pictures: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_agree_on_the_metrics(pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_agree_on_the_metrics(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "krl_train", "fit"]
-    options = ["--task", "restoration", "--model", "espcn-8", "--data", str(pictures), "--scale", "2", "--size", "10"]
+    options = ["--task", "restoration", "--model", "espcn-8", "--data", str(images), "--scale", "2", "--size", "10"]
     options += ["--epochs", "2", "--batch-size", "4", "--device", "cpu", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
@@ -258,33 +258,33 @@ def test_two_processes_train_and_agree_on_the_metrics(pictures: Path, tmp_path: 
     again = evaluate(EvaluateConfig(run=out, device="cpu"))
     assert metrics["count"] == again["count"] == 2
     assert metrics["psnr"] == pytest.approx(again["psnr"], abs=1e-3)
-    alone = fit(config(pictures, tmp_path / "alone", loop=LoopConfig(2, 4, device="cpu"))).record.metrics
+    alone = fit(config(images, tmp_path / "alone", loop=LoopConfig(2, 4, device="cpu"))).record.metrics
     assert metrics["psnr"] == pytest.approx(alone["psnr"], abs=0.02)  # the same patches, summed up in another order
 
 
-def test_fine_tuning_begins_at_the_other_run(pictures: Path, tmp_path: Path) -> None:
-    first = fit(config(pictures, tmp_path / "first"))
-    second = fit(config(pictures, tmp_path / "second", init=first.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
+def test_fine_tuning_begins_at_the_other_run(images: Path, tmp_path: Path) -> None:
+    first = fit(config(images, tmp_path / "first"))
+    second = fit(config(images, tmp_path / "second", init=first.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
     assert second.record.parent is not None
     assert second.record.parent["weights_sha256"] == first.record.weights_sha256
     with pytest.raises(RunError, match="is a espcn-8; its weights do not fit"):
-        fit(config(pictures, tmp_path / "third", init=first.path, model="edsr-1-8"))
+        fit(config(images, tmp_path / "third", init=first.path, model="edsr-1-8"))
 
 
-def test_the_commands_print_and_evaluate(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_print_and_evaluate(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    command = ["fit", "--task", "restoration", "--model", "fsrcnn-8-4-1", "--data", str(pictures / "train"), "--scale"]
+    command = ["fit", "--task", "restoration", "--model", "fsrcnn-8-4-1", "--data", str(images / "train"), "--scale"]
     options = ["2", "--size", "10", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--out", str(out)]
-    assert main([*command, *options, "--val-data", str(pictures / "val"), "--json"]) == 0
+    assert main([*command, *options, "--val-data", str(images / "val"), "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["count"] == 2
     assert main(["evaluate", str(out), "--json", "--device", "cpu"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["data"] == str((pictures / "val").resolve())
+    assert again["data"] == str((images / "val").resolve())
     assert again["psnr"] == pytest.approx(trained["psnr"], abs=1e-3)
-    assert main(["evaluate", str(out), "--data", str(pictures / "train"), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(out), "--data", str(images / "train"), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "on 4 pictures" in shown
+    assert "on 4 images" in shown
     assert "0.png" in shown
 
 
@@ -304,35 +304,35 @@ def test_the_commands_print_and_evaluate(pictures: Path, tmp_path: Path, capsys:
     ],
 )
 def test_what_cannot_be_trained_is_refused(
-    pictures: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+    images: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     if "data" in changes and changes["data"].data == "FOLDER":
-        changes = {"data": replace(changes["data"], data=str(pictures))}
+        changes = {"data": replace(changes["data"], data=str(images))}
     with pytest.raises(error, match=message):
-        fit(config(pictures, tmp_path / "run", **changes))
+        fit(config(images, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_of_one_pixel_are_named(pictures: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (1, 1)).save(pictures / "train" / "dot.png")
+def test_images_of_one_pixel_are_named(images: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(images / "train" / "dot.png")
     with pytest.raises(DataError, match=r"dot.png has 1x1 pixels, less than a patch of 20x20"):
-        fit(config(pictures, tmp_path / "run"))
-    data = DataConfig(data=str(pictures), on_bad_image="skip")
-    fit(config(pictures, tmp_path / "run", data=data, loop=LoopConfig(1, 4, device="cpu")))
-    Image.new("RGB", (1, 1)).save(pictures / "val" / "dot.png")
-    with pytest.raises(DataError, match=r"validation picture dot.png: a picture of 1x1 pixels cannot be made 2 times"):
-        fit(config(pictures, tmp_path / "other", data=data, loop=LoopConfig(1, 4, device="cpu")))
+        fit(config(images, tmp_path / "run"))
+    data = DataConfig(data=str(images), on_bad_image="skip")
+    fit(config(images, tmp_path / "run", data=data, loop=LoopConfig(1, 4, device="cpu")))
+    Image.new("RGB", (1, 1)).save(images / "val" / "dot.png")
+    with pytest.raises(DataError, match=r"validation image dot.png: an image of 1x1 pixels cannot be made 2 times"):
+        fit(config(images, tmp_path / "other", data=data, loop=LoopConfig(1, 4, device="cpu")))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         fit(config(tmp_path / "empty", tmp_path / "run"))
 
 
-def test_validation_pictures_beside_the_data_are_for_restoration_alone(pictures: Path) -> None:
+def test_validation_images_beside_the_data_are_for_restoration_alone(images: Path) -> None:
     with pytest.raises(UsageError, match="--val-data is for restoration"):
-        open_source(DataConfig(data="digits", val_data=pictures))
+        open_source(DataConfig(data="digits", val_data=images))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The conditions of a training set: which tokens belong to which picture."""
+"""The conditions of a training set: which tokens belong to which image."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _LONGEST_TEXT = 64  # words of a description, as tokens; longer texts are no cap
 
 @dataclass(frozen=True)
 class Conditions:
-    """What each training picture shows.
+    """What each training image shows.
 
     Attributes:
         settings: The condition's settings, as ``krl_runtime.conditions`` describes them.
-        tokens: int64 ``[T, L]``, those of the first picture, then those of the second …; a picture has one or more.
-        counts: Number of conditions of each picture, int64 ``[M]``.
+        tokens: int64 ``[T, L]``, those of the first image, then those of the second …; an image has one or more.
+        counts: Number of conditions of each image, int64 ``[M]``.
         dropout: Share of the attributes or facts that ``draw`` leaves open.
         start: First values of the conditioner's weights, by name, where knowledge gives some.
         identity: SHA-256 of the file of conditions; empty where there is none.
@@ -49,16 +49,16 @@ class Conditions:
     identity: str = ""
 
     def __len__(self) -> int:
-        """Return the number of pictures, M."""
+        """Return the number of images, M."""
         return len(self.counts)
 
     def draw(self, indices: Tensor) -> Tensor:
-        """Return a condition of each picture: one of its own at random, with some attributes or facts left open.
+        """Return a condition of each image: one of its own at random, with some attributes or facts left open.
 
         What is random comes from torch's global generator, which the loop seeds in each step.
 
         Args:
-            indices: Which pictures, int64 ``[N]``, on the CPU.
+            indices: Which images, int64 ``[N]``, on the CPU.
 
         Returns:
             Tokens int64 ``[N, L]``, on the CPU.
@@ -82,7 +82,7 @@ class Conditions:
         return torch.tensor([vocabulary.index(f"{name}=") for name in attribute_values(self.settings)])
 
     def _forget(self, tokens: Tensor) -> Tensor:
-        """Leave facts out, but not all facts of a picture."""
+        """Leave facts out, but not all facts of an image."""
         facts = tokens.reshape(len(tokens), -1, 2)
         real = facts[..., 1] != 0
         kept = real & (torch.rand(real.shape) >= self.dropout)
@@ -91,20 +91,20 @@ class Conditions:
 
 
 def read_conditions(config: KnowledgeConfig, source: Source, data: PixelSet, *, seed: int) -> Conditions | None:
-    """Read what the training pictures show.
+    """Read what the training images show.
 
     Args:
         config: The kind of conditions and their file.
-        source: Where the pictures come from.
-        data: The training pictures.
+        source: Where the images come from.
+        data: The training images.
         seed: Of the vectors of a graph.
 
     Returns:
         The conditions; ``None`` where none are asked for.
 
     Raises:
-        DataError: The file cannot be used, a training picture has no row, or a row's picture does not exist.
-        UsageError: The data set has no picture files that a table could name.
+        DataError: The file cannot be used, a training image has no row, or a row's image does not exist.
+        UsageError: The data set has no image files that a table could name.
     """
     if config.condition == "none":
         return None
@@ -117,7 +117,7 @@ def read_conditions(config: KnowledgeConfig, source: Source, data: PixelSet, *, 
     if source.folder is None:
         raise UsageError(
             f"--condition {config.condition}: data set {source.name} has no files that a table could name; write it as "
-            "a folder with krl-train unpack, and name the pictures as train/CLASS/NAME.png"
+            "a folder with krl-train unpack, and name the images as train/CLASS/NAME.png"
         )
     names = [file.resolve().relative_to(source.folder.root.resolve()).as_posix() for file in data.files]
     if config.condition == "attributes":
@@ -181,10 +181,10 @@ def _texts(config: KnowledgeConfig, file: Path, root: Path, names: Sequence[str]
 def _graph(config: KnowledgeConfig, file: Path, labels: Sequence[str], classes: Tensor, seed: int) -> Conditions:
     facts = read_triples(file)
     if not labels:
-        raise UsageError("--condition graph needs pictures in class folders, whose names are entities of the graph")
+        raise UsageError("--condition graph needs images in class folders, whose names are entities of the graph")
     missing = [label for label in labels if label not in {head for head, _, _ in facts}]
     if missing:
-        raise DataError(f"{file} has no fact about {_some(missing)}; each class of the pictures needs one or more")
+        raise DataError(f"{file} has no fact about {_some(missing)}; each class of the images needs one or more")
     relations = sorted({relation for _, relation, _ in facts})
     entities = sorted({entity for head, _, tail in facts for entity in (head, tail)})
     most = max(sum(head == entity for head, _, _ in facts) for entity in entities)
@@ -208,7 +208,7 @@ def _vectors(facts: Sequence[Triple], entities: list[str], relations: list[str],
 def _check_rows(table: Mapping[str, Any], file: Path, root: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in table]
     if missing:
-        raise DataError(f"{file} has no row for {_some(missing)} of the {len(names)} training pictures")
+        raise DataError(f"{file} has no row for {_some(missing)} of the {len(names)} training images")
     known = set(names)
     unknown = [name for name in table if name not in known and not (root / name).is_file()]
     if unknown:

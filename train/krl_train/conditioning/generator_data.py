@@ -23,10 +23,10 @@ class GeneratorData:
 
     Attributes:
         source: The data set.
-        train: Training pictures.
-        val: Validation pictures.
-        conditions: Of the training pictures; ``None`` for a generator without conditions.
-        preprocessing: How the pictures were read.
+        train: Training images.
+        val: Validation images.
+        conditions: Of the training images; ``None`` for a generator without conditions.
+        preprocessing: How the images were read.
     """
 
     source: Source
@@ -57,7 +57,7 @@ def _generator_of(run: Run) -> Generator:
 
 
 def read_data(record: RunRecord, config: DataConfig) -> GeneratorData:
-    """Read the pictures that go with a generator: those that ``config`` names, else those that it was trained on.
+    """Read the images that go with a generator: those that ``config`` names, else those that it was trained on.
 
     Raises:
         UsageError: Neither names any.

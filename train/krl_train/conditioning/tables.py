@@ -17,7 +17,7 @@ __all__ = ["Triple", "read_attributes", "read_texts", "read_triples", "read_word
 Triple: TypeAlias = tuple[str, str, str]
 """Head, relation, tail."""
 
-_PICTURE = "picture"
+_IMAGE = "image"
 _Row = TypeVar("_Row")
 
 
@@ -25,21 +25,21 @@ def read_attributes(file: Path) -> dict[str, dict[str, str]]:
     """Read a table of attributes.
 
     Args:
-        file: CSV; its first line names the columns: ``picture`` and one for each attribute. An empty cell leaves the
+        file: CSV; its first line names the columns: ``image`` and one for each attribute. An empty cell leaves the
             attribute open.
 
     Returns:
-        For each picture its attributes' values, by name; all have the same names in the same order.
+        For each image its attributes' values, by name; all have the same names in the same order.
 
     Raises:
-        DataError: There is no such table, a picture comes twice, or a value has a comma, which a condition could not
+        DataError: There is no such table, an image comes twice, or a value has a comma, which a condition could not
             be written with.
     """
     rows = _rows(file)
     _, header = next(rows)
-    names = [name for name in header if name != _PICTURE]
-    if _PICTURE not in header or not names or len(set(header)) != len(header):
-        raise DataError(f"{file}: its columns are {', '.join(header)}; expected picture and different attributes")
+    names = [name for name in header if name != _IMAGE]
+    if _IMAGE not in header or not names or len(set(header)) != len(header):
+        raise DataError(f"{file}: its columns are {', '.join(header)}; expected image and different attributes")
     if any(not name or "=" in name or "," in name for name in names):
         raise DataError(f"{file}: its columns are {header}; an attribute's name has neither '=' nor ',' nor is empty")
     table: dict[str, dict[str, str]] = {}
@@ -47,12 +47,12 @@ def read_attributes(file: Path) -> dict[str, dict[str, str]]:
         if len(cells) != len(header):
             raise DataError(f"{file}, line {line} has {len(cells)} columns; the first line has {len(header)}")
         row = dict(zip(header, cells, strict=True))
-        picture = row.pop(_PICTURE)
-        if picture in table:
-            raise DataError(f"{file}, line {line}: picture {picture!r} comes for the second time; keep one row of it")
+        image = row.pop(_IMAGE)
+        if image in table:
+            raise DataError(f"{file}, line {line}: image {image!r} comes for the second time; keep one row of it")
         if any("," in value for value in row.values()):
             raise DataError(f"{file}, line {line}: a value has a comma; write it without")
-        table[picture] = row
+        table[image] = row
     return _not_empty(table, file)
 
 
@@ -60,19 +60,19 @@ def read_texts(file: Path) -> dict[str, list[str]]:
     """Read descriptions.
 
     Args:
-        file: CSV with the columns ``picture`` and ``text``, or, where its name ends in ``.jsonl``, one JSON object in
-            each line with these keys, ``text`` being one text or a list. A picture may come several times.
+        file: CSV with the columns ``image`` and ``text``, or, where its name ends in ``.jsonl``, one JSON object in
+            each line with these keys, ``text`` being one text or a list. An image may come several times.
 
     Returns:
-        The descriptions of each picture.
+        The descriptions of each image.
 
     Raises:
         DataError: There is no such table.
     """
     table: dict[str, list[str]] = {}
     pairs = _json_pairs(file) if file.suffix == ".jsonl" else _csv_pairs(file)
-    for picture, texts in pairs:
-        table.setdefault(picture, []).extend(texts)
+    for image, texts in pairs:
+        table.setdefault(image, []).extend(texts)
     return _not_empty(table, file)
 
 
@@ -128,19 +128,19 @@ def read_triples(file: Path) -> list[Triple]:
 
 def _not_empty(table: dict[str, _Row], file: Path) -> dict[str, _Row]:
     if not table:
-        raise DataError(f"{file} has no rows; expected one or more for each training picture")
+        raise DataError(f"{file} has no rows; expected one or more for each training image")
     return table
 
 
 def _csv_pairs(file: Path) -> Iterator[tuple[str, list[str]]]:
     rows = _rows(file)
     _, header = next(rows)
-    if sorted(header) != [_PICTURE, "text"]:
-        raise DataError(f"{file}: its columns are {', '.join(header)}; expected picture,text")
+    if sorted(header) != [_IMAGE, "text"]:
+        raise DataError(f"{file}: its columns are {', '.join(header)}; expected image,text")
     for line, cells in rows:
         if len(cells) != 2:
             raise DataError(f"{file}, line {line} has {len(cells)} columns, expected 2; quote a text with commas")
-        yield cells[header.index(_PICTURE)], [cells[header.index("text")]]
+        yield cells[header.index(_IMAGE)], [cells[header.index("text")]]
 
 
 def _json_pairs(file: Path) -> Iterator[tuple[str, list[str]]]:
@@ -151,11 +151,11 @@ def _json_pairs(file: Path) -> Iterator[tuple[str, list[str]]]:
             row: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {line} is not JSON: {error}") from error
-        picture, texts = (row.get(_PICTURE), row.get("text")) if isinstance(row, dict) else (None, None)
+        image, texts = (row.get(_IMAGE), row.get("text")) if isinstance(row, dict) else (None, None)
         several = texts if isinstance(texts, list) else [texts]
-        if not isinstance(picture, str) or not several or not all(isinstance(item, str) for item in several):
-            raise DataError(f'{file}, line {line}: expected {{"picture": "…", "text": "…"}}, text being one or a list')
-        yield picture, [str(item) for item in several]
+        if not isinstance(image, str) or not several or not all(isinstance(item, str) for item in several):
+            raise DataError(f'{file}, line {line}: expected {{"image": "…", "text": "…"}}, text being one or a list')
+        yield image, [str(item) for item in several]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Sequence[str]]]:

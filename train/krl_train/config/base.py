@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures."""
+    """Which images."""
 
     data: str | None = None
     """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder: train/CLASS/* and val/CLASS/*, or
@@ -42,17 +42,17 @@ class DataConfig:
     download: bool = False
     """Download a named data set that is not there."""
     val_fraction: float = 0.2
-    """Share of the pictures held out where the data is not split already; chosen by each picture's hash."""
+    """Share of the images held out where the data is not split already; chosen by each image's hash."""
     on_bad_image: OnBadImage = "refuse"
-    """Files that are not readable pictures: refuse the data set, or name and skip them."""
+    """Files that are not readable images: refuse the data set, or name and skip them."""
     limit: int | None = None
-    """Train on this many pictures at most, the same number of each class."""
+    """Train on this many images at most, the same number of each class."""
     val_limit: int | None = None
-    """Evaluate on this many pictures at most, the same number of each class."""
+    """Evaluate on this many images at most, the same number of each class."""
     val_data: Path | None = None
-    """Restoration: a folder of pictures to validate on, all of --data then being for training."""
+    """Restoration: a folder of images to validate on, all of --data then being for training."""
     memory_limit_mb: int = 4096
-    """Decoded pictures beyond this are read from disk again in each epoch."""
+    """Decoded images beyond this are read from disk again in each epoch."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -66,7 +66,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How a picture becomes the network's input; what is left out follows from the network and the data."""
+    """How an image becomes the network's input; what is left out follows from the network and the data."""
 
     size: tuple[int, ...] | None = None
     """Side of the input in pixels, or height and width."""
@@ -75,16 +75,16 @@ class InputConfig:
     resize: str | None = None
     """crop keeps proportions and cuts the center out (the default), stretch ignores them."""
     crop_fraction: float | None = None
-    """Share of the scaled picture that the center crop keeps: 1 up to 64 pixels, 0.875 above."""
+    """Share of the scaled image that the center crop keeps: 1 up to 64 pixels, 0.875 above."""
     interpolation: str | None = None
     """Filter of the resizing: nearest, bilinear (the default), bicubic or lanczos."""
     decode_tolerance: float | None = None
     """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
     to 255. The device decodes alike."""
     mean: tuple[float, ...] | None = None
-    """Per channel, 0 to 1: measured on the training pictures, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
     std: tuple[float, ...] | None = None
-    """Per channel, 0 to 1: measured on the training pictures, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
 
     def __post_init__(self) -> None:
         """Check what ``Preprocessing`` cannot."""
@@ -94,12 +94,12 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random views for training; each depends on the seed, the picture and the epoch alone."""
+    """Random views for training; each depends on the seed, the image and the epoch alone."""
 
     augment: bool = True
     """Whether to augment at all."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
-    """Mirror half of the pictures, or none; auto mirrors all but digits and other signs."""
+    """Mirror half of the images, or none; auto mirrors all but digits and other signs."""
     crop_padding: int | None = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
     rotate: float = 0.0
@@ -161,9 +161,9 @@ class LoopConfig:
     """How long, how large, on what."""
 
     epochs: int = 30
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: int = 128
-    """Pictures in one step, over all processes together."""
+    """Images in one step, over all processes together."""
     seed: int = 0
     """Seed of everything that is random."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -171,7 +171,7 @@ class LoopConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     channels_last: bool = True
-    """Memory layout of the pictures; faster on most hardware."""
+    """Memory layout of the images; faster on most hardware."""
     checkpoint_minutes: float = 10.0
     """Longest time between checkpoints; there is one after each epoch in any case."""
     evaluate_every: int = 1
@@ -234,15 +234,15 @@ class GeneratorScoreConfig:
     features: Path | None = None
     """Run of a classifier, on whose features FID, KID, precision, recall, density and coverage are measured."""
     score_samples: int = 5000
-    """Generated pictures, and real ones at most."""
+    """Generated images, and real ones at most."""
     against: Path | None = None
     """Run of another generator (the teacher, or what a bundle was exported from): PSNR and SSIM of what both make of
     the same latents and conditions."""
     train_on_synthetic: str | None = None
-    """Classifier by name that is trained on generated pictures alone and measured on the real ones; for generators with
+    """Classifier by name that is trained on generated images alone and measured on the real ones; for generators with
     --condition labels."""
     synthetic_epochs: int = 5
-    """Passes of that training over --score-samples generated pictures."""
+    """Passes of that training over --score-samples generated images."""
     variant: Literal["fp32", "fp16", "int8"] | None = None
     """Of a bundle: which variant; what the bundle names for the device by default."""
     backend: Literal["tensorrt", "cuda", "openvino-bf16", "openvino", "cpu"] | None = None
@@ -263,9 +263,9 @@ class EvaluateConfig:
     run: tyro.conf.Positional[Path]
     """The run's folder, or the bundle of a generator, which is measured as a device runs it."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """auto: val where the data is split or was trained on, all pictures of any other folder."""
+    """auto: val where the data is split or was trained on, all images of any other folder."""
     batch_size: int = 256
-    """Pictures in one step."""
+    """Images in one step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     json: bool = False

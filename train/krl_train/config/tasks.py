@@ -20,13 +20,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Generated pictures that a classifier is trained on, beside the real ones."""
+    """Generated images that a classifier is trained on, beside the real ones."""
 
     augment_from: Path | None = None
-    """A generator, run or bundle, whose conditions name the classes; its pictures are added to the training pictures,
+    """A generator, run or bundle, whose conditions name the classes; its images are added to the training images,
     the same number of each class. Evaluation stays on real ones."""
     augment_count: int = 1000
-    """Number of generated pictures."""
+    """Number of generated images."""
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -41,19 +41,19 @@ class KnowledgeConfig:
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
     """What a generator is told: nothing, the class, attributes, a description, or an entity of a graph of facts."""
     condition_file: Path | None = None
-    """attributes: CSV, columns picture and one for each attribute. text: CSV or JSON lines, picture and text, several
-    for a picture if wanted. graph: CSV, head,relation,tail; the classes of the pictures are among the heads."""
+    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text, several
+    for an image if wanted. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
     sentence_model: Path | None = None
     """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
     more_words: Path | None = None
-    """text: file of words, one in a line, that descriptions may have though no training picture's has; needs
+    """text: file of words, one in a line, that descriptions may have though no training image's has; needs
     --sentence-model."""
     condition_dim: int = 64
     """Length of the vector that is made of a condition."""
     condition_dropout: float = 0.1
     """Share of the attributes or facts that training leaves open, so that a user may leave them open."""
     guide: Path | None = None
-    """Run of a classifier that, frozen, checks each generated picture; its labels are words, values or entities of the
+    """Run of a classifier that, frozen, checks each generated image; its labels are words, values or entities of the
     conditions, or classes."""
     guide_weight: float = 0.03
     """Weight of the guide's cross-entropy beside the generator's own loss; with a large one the guide is deceived."""
@@ -69,7 +69,7 @@ class KnowledgeConfig:
         if self.more_words is not None and self.sentence_model is None:
             raise UsageError("--more-words needs --sentence-model, which says what the words mean")
         if self.guide is not None and self.condition == "none":
-            raise UsageError("--guide needs --condition: without it there is nothing that a picture should show")
+            raise UsageError("--guide needs --condition: without it there is nothing that an image should show")
         if self.condition_dim < 1:
             raise UsageError(f"--condition-dim is {self.condition_dim}; accepted: 1 or more")
         if not 0 <= self.condition_dropout < 1:
@@ -91,7 +91,7 @@ class GenerationConfig:
     adversarial: Literal["non-saturating", "hinge"] = "non-saturating"
     """gan: the loss of generator and discriminator."""
     r1: float = 1.0
-    """gan: gamma, the weight of the penalty on the discriminator's gradient at real pictures; 0 is off."""
+    """gan: gamma, the weight of the penalty on the discriminator's gradient at real images; 0 is off."""
     diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """gan: augment what the discriminator sees, for small sets."""
     discriminator_width: int | None = None
@@ -99,14 +99,14 @@ class GenerationConfig:
     discriminator_lr: float | None = None
     """gan: learning rate of the discriminator; the generator's by default."""
     patience: int = 500
-    """gan: stop when the discriminator makes no error, or all pictures are the same, for this many steps."""
+    """gan: stop when the discriminator makes no error, or all images are the same, for this many steps."""
     beta: float = 1.0
     """vae: weight of the divergence from the prior."""
     features: Path | None = None
     """Run of a classifier, on whose features FID and its like are measured at evaluations; frozen, and not used
     otherwise."""
     score_samples: int = 2000
-    """Generated pictures that are measured at evaluations."""
+    """Generated images that are measured at evaluations."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -126,7 +126,7 @@ class RestorationConfig:
     """Restoration: what is undone, on random patches of --size input pixels."""
 
     restore: Literal["super-resolution", "denoise", "jpeg"] = "super-resolution"
-    """Enlarge pictures, take noise away, or take JPEG's artifacts away."""
+    """Enlarge images, take noise away, or take JPEG's artifacts away."""
     scale: int = 3
     """By how much super-resolution enlarges: 2, 3 or 4."""
     color: Literal["y", "rgb", "gray"] = "y"
@@ -134,7 +134,7 @@ class RestorationConfig:
     noise_level: float = 25.0
     """denoise: standard deviation of the noise, in levels of 255."""
     jpeg_quality: int = 20
-    """jpeg: quality that the pictures are written with, 1 to 95."""
+    """jpeg: quality that the images are written with, 1 to 95."""
     pixel_loss: Literal["l1", "charbonnier"] = "l1"
     """Mean absolute difference, or its smooth form."""
 
@@ -150,7 +150,7 @@ class RestorationConfig:
 
 @dataclass(frozen=True)
 class TranslationConfig:
-    """Translation: pairs of pictures of one name and size in the folders A (given) and B (wanted)."""
+    """Translation: pairs of images of one name and size in the folders A (given) and B (wanted)."""
 
     translation_color: Literal["rgb", "gray"] = "rgb"
     """Channels of both."""
@@ -168,16 +168,16 @@ class TranslationConfig:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """Style: pictures are painted in the manner of one, as the features of a classifier see it."""
+    """Style: images are painted in the manner of one, as the features of a classifier see it."""
 
-    style_picture: Path | None = None
-    """The picture whose manner is taken."""
+    style_image: Path | None = None
+    """The image whose manner is taken."""
     style_features: str | None = None
     """Whose features tell style and content: a classifier's run, or vgg16 (torchvision's, with --pretrained)."""
     content_weight: float = 1.0
     """Weight of the content, relative to the size of its features."""
     style_weight: float = 1.0
-    """Weight of the style, relative to the size of the style picture's Gram matrices."""
+    """Weight of the style, relative to the size of the style image's Gram matrices."""
     variation_weight: float = 0.1
     """Weight of the differences between neighboring pixels, in units of 0 to 1."""
 

@@ -1,4 +1,4 @@
-"""Pictures for training: named data sets and folders, decoded with the device's own preprocessing."""
+"""Images for training: named data sets and folders, decoded with the device's own preprocessing."""
 
 from __future__ import annotations
 

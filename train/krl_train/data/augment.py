@@ -1,6 +1,6 @@
-"""Random views of pictures, whole batches at a time.
+"""Random views of images, whole batches at a time.
 
-A view depends on the seed, the picture's index and the view's number alone: not on the batch it is in, nor on
+A view depends on the seed, the image's index and the view's number alone: not on the batch it is in, nor on
 the process that computes it. So a run that is resumed or spread over several processes sees the same views, and
 a teacher's answers to them can be stored.
 """
@@ -41,8 +41,8 @@ class Augmentation:
 
     Attributes:
         preprocessing: Size of the views.
-        margin: Extra pixels on every side of the pictures that are given; shifts use them.
-        padding: Black pixels put around the picture before it is shifted.
+        margin: Extra pixels on every side of the images that are given; shifts use them.
+        padding: Black pixels put around the image before it is shifted.
         flip: Whether half of the views are mirrored.
         rotate: Largest angle in degrees.
         zoom: Largest magnification.
@@ -68,11 +68,11 @@ class Augmentation:
         Args:
             config: What the user asked for.
             preprocessing: Size of the views.
-            flip: Whether mirrored pictures of this data keep their class.
+            flip: Whether mirrored images of this data keep their class.
             seed: Seed of the run.
 
         Raises:
-            UsageError: The padding is as large as the picture.
+            UsageError: The padding is as large as the image.
         """
         height, width = preprocessing.height, preprocessing.width
         side = min(height, width)
@@ -98,7 +98,7 @@ class Augmentation:
 
         Args:
             pixels: ``[N, C, height + 2 * margin, width + 2 * margin]`` of uint8.
-            indices: The pictures' indices in the data set, ``[N]``.
+            indices: The images' indices in the data set, ``[N]``.
             view: Number of the view, for instance the epoch.
 
         Returns:
@@ -142,7 +142,7 @@ class Augmentation:
         return share * mixed + (1 - share) * mixed.roll(1, 0), share
 
     def center(self, pixels: Tensor) -> Tensor:
-        """Return the views that evaluation uses: the center crop, or the pictures themselves without a margin."""
+        """Return the views that evaluation uses: the center crop, or the images themselves without a margin."""
         if self.margin == 0:
             return pixels
         return pixels[:, :, self.margin : -self.margin, self.margin : -self.margin]
@@ -157,7 +157,7 @@ class Augmentation:
         scale = 1 / (1 + zoom_draw * (self.zoom - 1))
         ratio = views.shape[2] / views.shape[3]
         cosine, sine, zero = np.cos(angle) * scale, np.sin(angle) * scale, np.zeros_like(angle)
-        # Sampling positions are in units of half the side, so that a turn on an oblong picture needs its ratio.
+        # Sampling positions are in units of half the side, so that a turn on an oblong image needs its ratio.
         matrices = np.stack([np.stack([cosine, -sine * ratio, zero], 1), np.stack([sine / ratio, cosine, zero], 1)], 1)
         theta = torch.from_numpy(matrices).to(views.device, torch.float32)
         grid = F.affine_grid(theta, list(views.shape), align_corners=False)

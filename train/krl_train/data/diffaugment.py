@@ -1,4 +1,4 @@
-"""Differentiable augmentation of real and generated pictures alike, for GANs on small sets.
+"""Differentiable augmentation of real and generated images alike, for GANs on small sets.
 
 https://arxiv.org/abs/2006.10738. Random numbers come from torch's generator, which the training loop seeds anew for
 each step.
@@ -20,7 +20,7 @@ DIFFAUGMENT = ("color", "translation", "cutout")
 
 
 def diffaugment(pixels: Tensor, policy: Sequence[str]) -> Tensor:
-    """Augment pictures so that gradients flow through.
+    """Augment images so that gradients flow through.
 
     Args:
         pixels: ``[N, C, H, W]``, floating point, 0 to 255.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from krl_runtime.errors import DataError
-from krl_runtime.images.folders import Picture, PictureFolder, find_pictures
+from krl_runtime.images.folders import ImageFile, ImageFolder, find_images
 from krl_train.config import DataConfig
 
 from . import Truths
@@ -14,7 +14,7 @@ from .patches import read_truths
 __all__ = ["list_pairs", "read_pairs"]
 
 
-def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture], list[Picture]]:
+def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[ImageFile], list[ImageFile]]:
     """List the pairs of one split: files of one name in ``A`` and ``B``, whatever their endings.
 
     Args:
@@ -27,46 +27,46 @@ def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[Picture],
         What is given, and what is wanted.
 
     Raises:
-        DataError: A folder is missing, holds no pictures, or a picture has no partner.
+        DataError: A folder is missing, holds no images, or an image has no partner.
     """
     if split not in ("train", "val"):
         raise DataError(f"{root}: split is {split!r}; accepted for pairs: train, val")
     whole = not (root / "train").is_dir()
     base = root if whole else root / split
     given, wanted = (
-        {path.stem: path for path in find_pictures(base / name, on_bad=data.on_bad_image)} for name in ("A", "B")
+        {path.stem: path for path in find_images(base / name, on_bad=data.on_bad_image)} for name in ("A", "B")
     )
     lonely = sorted(set(given) ^ set(wanted))
     if lonely:
         raise DataError(
-            f"{base}: {len(lonely)} pictures have no partner of their name in the other of A and B: "
+            f"{base}: {len(lonely)} images have no partner of their name in the other of A and B: "
             f"{', '.join(lonely[:10])}"
         )
-    folder = PictureFolder(base, (), {"all": tuple(Picture(wanted[name]) for name in sorted(wanted))})
+    folder = ImageFolder(base, (), {"all": tuple(ImageFile(wanted[name]) for name in sorted(wanted))})
     chosen = folder.split(split if whole else "all", val_fraction=data.val_fraction)
-    return [Picture(given[item.path.stem]) for item in chosen], list(chosen)
+    return [ImageFile(given[item.path.stem]) for item in chosen], list(chosen)
 
 
 def read_pairs(root: Path, split: str, data: DataConfig, color: str) -> Truths:
     """Read the pairs of one split into memory; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
 
     Raises:
-        DataError: Pictures cannot be read, have no partner, or one of another size.
+        DataError: Images cannot be read, have no partner, or one of another size.
     """
     given, wanted = (
         read_truths(
-            pictures,
+            images,
             color,
-            on_bad="refuse",  # a picture that is left out would part the pairs
+            on_bad="refuse",  # an image that is left out would part the pairs
             memory_limit=data.memory_limit_mb * 2**20,
             limit=data.limit if split == "train" else data.val_limit,
         )
-        for pictures in list_pairs(root, split, data)
+        for images in list_pairs(root, split, data)
     )
-    for name, first, second in zip(wanted.names, given.pictures, wanted.pictures, strict=True):
+    for name, first, second in zip(wanted.names, given.images, wanted.images, strict=True):
         if first.shape != second.shape:
             raise DataError(
                 f"pair {name}: A has {first.shape[1]}x{first.shape[0]} pixels, B {second.shape[1]}x{second.shape[0]}; "
                 "both need the same size"
             )
-    return Truths(wanted.names, wanted.pictures, given.pictures)
+    return Truths(wanted.names, wanted.images, given.images)

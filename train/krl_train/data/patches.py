@@ -1,4 +1,4 @@
-"""Pictures for restoration: whole ones as ground truth, and random patches of them with their degraded inputs.
+"""Images for restoration: whole ones as ground truth, and random patches of them with their degraded inputs.
 
 A patch depends on the seed, the epoch and its number alone: not on the batch it is in, nor on the process that cuts it.
 """
@@ -18,59 +18,59 @@ from torch import Tensor
 
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes
-from krl_runtime.images.folders import OnBadImage, Picture, PictureFolder, find_pictures, report_bad
+from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, find_images, report_bad
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 from krl_train.config import DataConfig
 from krl_train.placement import Placement
 
-__all__ = ["PatchBatch", "PatchStream", "Truths", "list_pictures", "read_picture", "read_truths"]
+__all__ = ["PatchBatch", "PatchStream", "Truths", "list_images", "read_image", "read_truths"]
 
 _GRAY_MODES = ("1", "L", "LA", "I;16")
 
 
 @dataclass(frozen=True)
 class Truths:
-    """Undamaged pictures.
+    """Undamaged images.
 
     Attributes:
         names: File names.
-        pictures: uint8 ``[H, W]`` or ``[H, W, 3]`` each, of any sizes.
+        images: uint8 ``[H, W]`` or ``[H, W, 3]`` each, of any sizes.
         inputs: What each is to be made from, of the same sizes, where that is given and not made of it.
     """
 
     names: tuple[str, ...]
-    pictures: tuple[npt.NDArray[np.uint8], ...]
+    images: tuple[npt.NDArray[np.uint8], ...]
     inputs: tuple[npt.NDArray[np.uint8], ...] | None = None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.names)
 
     @property
     def identity(self) -> str:
-        """Hash of the pixels of all pictures, in their order."""
-        hashes = [f"{item.shape}:{sha256_bytes(item.tobytes())}" for item in (*self.pictures, *(self.inputs or ()))]
+        """Hash of the pixels of all images, in their order."""
+        hashes = [f"{item.shape}:{sha256_bytes(item.tobytes())}" for item in (*self.images, *(self.inputs or ()))]
         return sha256_bytes(",".join(hashes).encode())
 
     def pair(
         self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return what one picture is to be made from, and the picture.
+        """Return what one image is to be made from, and the image.
 
         Args:
-            index: Number of the picture; noise follows from it.
+            index: Number of the image; noise follows from it.
             scale: By how much the truth is larger than the input.
             degradation: See ``krl_runtime.images.luma.corrupt``.
             side: Take the center of this many pixels a side at most.
 
         Raises:
-            UsageError: The picture is too small for the scale.
+            UsageError: The image is too small for the scale.
         """
         if self.inputs is not None:
-            return _center(self.inputs[index], side), _center(self.pictures[index], side)
-        small, truth = degrade(_center(self.pictures[index], side), scale)
+            return _center(self.inputs[index], side), _center(self.images[index], side)
+        small, truth = degrade(_center(self.images[index], side), scale)
         return corrupt(small, degradation, (index,)), truth
 
     def describe(self) -> dict[str, Any]:
@@ -78,22 +78,22 @@ class Truths:
         return {"count": len(self), "identity": self.identity}
 
 
-def _center(picture: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
+def _center(image: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
     if side is None:
-        return picture
-    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
-    return picture[top : top + side, left : left + side]
+        return image
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
-def list_pictures(root: str | Path, config: DataConfig) -> PictureFolder:
-    """List a folder of pictures without regard to classes.
+def list_images(root: str | Path, config: DataConfig) -> ImageFolder:
+    """List a folder of images without regard to classes.
 
     Args:
-        root: With ``train/`` and ``val/`` in it, or with pictures at any depth.
+        root: With ``train/`` and ``val/`` in it, or with images at any depth.
         config: Says what to do with other files.
 
     Raises:
-        DataError: The folder is missing or holds no pictures.
+        DataError: The folder is missing or holds no images.
     """
     folder = Path(root)
     splits = {}
@@ -103,23 +103,23 @@ def list_pictures(root: str | Path, config: DataConfig) -> PictureFolder:
             splits[split] = found
     if len(splits) < 2:
         splits = {"all": folder}
-    listed = {name: find_pictures(place, on_bad=config.on_bad_image) for name, place in splits.items()}
-    return PictureFolder(folder, (), {name: tuple(map(Picture, paths)) for name, paths in listed.items()})
+    listed = {name: find_images(place, on_bad=config.on_bad_image) for name, place in splits.items()}
+    return ImageFolder(folder, (), {name: tuple(map(ImageFile, paths)) for name, paths in listed.items()})
 
 
-def read_picture(path: Path, color: str) -> npt.NDArray[np.uint8]:
-    """Read one picture as a restorer takes it.
+def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
+    """Read one image as a restorer takes it.
 
     Args:
         path: The file.
         color: ``"rgb"``; ``"gray"`` (Pillow's gray); or ``"y"``, the luma of BT.601 with studio swing, for which a
-            picture that is stored as gray is taken as it is, as the field's scripts do.
+            image that is stored as gray is taken as it is, as the field's scripts do.
 
     Returns:
         uint8 ``[H, W, 3]`` for rgb, else ``[H, W]``.
 
     Raises:
-        ImageError: It is not a picture that can be read.
+        ImageError: It is not an image that can be read.
     """
     if color == "rgb":
         return np.asarray(open_image(path, mode="RGB"))
@@ -132,41 +132,41 @@ def read_picture(path: Path, color: str) -> npt.NDArray[np.uint8]:
 
 
 def read_truths(
-    pictures: Sequence[Picture], color: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
+    images: Sequence[ImageFile], color: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
 ) -> Truths:
-    """Read pictures into memory.
+    """Read images into memory.
 
     Args:
-        pictures: The files.
-        color: See ``read_picture``.
+        images: The files.
+        color: See ``read_image``.
         on_bad: What to do with files that cannot be read.
         memory_limit: Bytes that all of them may take.
-        limit: Number of pictures at most, the first ones.
+        limit: Number of images at most, the first ones.
 
     Raises:
-        DataError: No picture can be read, one cannot and ``on_bad`` is ``"refuse"``, or they do not fit into memory.
+        DataError: No image can be read, one cannot and ``on_bad`` is ``"refuse"``, or they do not fit into memory.
     """
     names: list[str] = []
     read: list[npt.NDArray[np.uint8]] = []
     bad: list[ImageError] = []
     size = 0
-    for picture in progress(pictures[:limit], "reading pictures"):
+    for image in progress(images[:limit], "reading images"):
         try:
-            pixels = read_picture(picture.path, color)
+            pixels = read_image(image.path, color)
         except ImageError as error:
             bad.append(error)
             continue
         size += pixels.nbytes
         if size > memory_limit:
             raise DataError(
-                f"after {len(read)} of {len(pictures)} pictures the memory limit of {memory_limit // 2**20} MiB is "
+                f"after {len(read)} of {len(images)} images the memory limit of {memory_limit // 2**20} MiB is "
                 "reached; raise --memory-limit-mb, or take fewer with --limit"
             )
-        names.append(picture.path.name)
+        names.append(image.path.name)
         read.append(pixels)
     report_bad(bad, on_bad)
     if not read:
-        raise DataError("no picture is left: none of the files can be read")
+        raise DataError("no image is left: none of the files can be read")
     return Truths(tuple(names), tuple(read))
 
 
@@ -186,20 +186,20 @@ class PatchBatch:
 
 
 class PatchStream:
-    """Random patches of pictures: as many in an epoch as lie side by side in them.
+    """Random patches of images: as many in an epoch as lie side by side in them.
 
     Args:
-        truths: The pictures.
+        truths: The images.
         scale: By how much the truth is larger than the input.
         degradation: What else is done to the input; see ``krl_runtime.images.luma.corrupt``.
         size: Height and width of an input patch.
         batch_size: Patches in one step over all processes.
         seed: Seed of all that is random.
         augment: Whether patches are mirrored and turned by right angles at random.
-        on_bad: What to do with pictures that are smaller than a patch.
+        on_bad: What to do with images that are smaller than a patch.
 
     Raises:
-        DataError: A picture is smaller than a patch and not to be skipped, or none is left.
+        DataError: An image is smaller than a patch and not to be skipped, or none is left.
     """
 
     def __init__(
@@ -217,18 +217,18 @@ class PatchStream:
         self.scale, self.degradation, self.size = scale, dict(degradation), size
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         height, width = size[0] * scale, size[1] * scale
-        fits = [min(item.shape[0] - height, item.shape[1] - width) >= 0 for item in truths.pictures]
+        fits = [min(item.shape[0] - height, item.shape[1] - width) >= 0 for item in truths.images]
         report_bad(
             [
                 f"{name} has {item.shape[1]}x{item.shape[0]} pixels, less than a patch of {width}x{height} (--size "
                 f"{size[0]}, times the scale {scale})"
-                for name, item, large in zip(truths.names, truths.pictures, fits, strict=True)
+                for name, item, large in zip(truths.names, truths.images, fits, strict=True)
                 if not large
             ],
             on_bad,
         )
         if not any(fits):
-            raise DataError(f"no picture is as large as a patch of {width}x{height} pixels; give a smaller --size")
+            raise DataError(f"no image is as large as a patch of {width}x{height} pixels; give a smaller --size")
         large_ones = [index for index, large in enumerate(fits) if large]
         self._pairs = [truths.pair(index, scale, {"kind": "none"}) for index in large_ones]
         counts = [(small.shape[0] // size[0]) * (small.shape[1] // size[1]) for small, _ in self._pairs]
@@ -261,9 +261,9 @@ class PatchStream:
         if height != width:
             turns -= turns % 2  # an oblong patch stays as it lies
 
-        def cut(picture: npt.NDArray[np.uint8], times: int) -> npt.NDArray[np.uint8]:
+        def cut(image: npt.NDArray[np.uint8], times: int) -> npt.NDArray[np.uint8]:
             y, x = int(top) * times, int(left) * times
-            part = np.rot90(picture[y : y + height * times, x : x + width * times], int(turns))
+            part = np.rot90(image[y : y + height * times, x : x + width * times], int(turns))
             return part[:, ::-1] if mirrored else part
 
         return corrupt(cut(small, 1), self.degradation, (self.seed, epoch, index, 1)), cut(truth, self.scale)

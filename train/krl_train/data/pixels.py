@@ -1,4 +1,4 @@
-"""Decoded pictures: kept in memory where they fit, read again in each epoch where they do not."""
+"""Decoded images: kept in memory where they fit, read again in each epoch where they do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from krl_runtime.errors import ImageError
 from krl_runtime.files import sha256_bytes, sha256_file
-from krl_runtime.images.folders import OnBadImage, Picture, decode, identity, report_bad
+from krl_runtime.images.folders import ImageFile, OnBadImage, decode, identity, report_bad
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
@@ -22,19 +22,19 @@ __all__ = ["PixelSet"]
 
 
 class PixelSet:
-    """Pictures of one split, as a network takes them, with room for random crops.
+    """Images of one split, as a network takes them, with room for random crops.
 
     Attributes:
         labels: Class indices, ``[N]`` of int64.
-        identity: Hash of the pictures and labels, in their order.
-        margin: Extra pixels on every side of each picture.
-        files: Where each picture was read; empty for pictures that do not come from files.
+        identity: Hash of the images and labels, in their order.
+        margin: Extra pixels on every side of each image.
+        files: Where each image was read; empty for images that do not come from files.
     """
 
     def __init__(
         self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], margin: int = 0, files: Sequence[Path] = ()
     ) -> None:
-        """Keep decoded pictures ``[N, C, H + 2 * margin, W + 2 * margin]`` in memory."""
+        """Keep decoded images ``[N, C, H + 2 * margin, W + 2 * margin]`` in memory."""
         self.files = tuple(files)
         self.labels = torch.tensor(list(labels), dtype=torch.int64)
         self.identity = identity(pixels, labels)
@@ -42,49 +42,49 @@ class PixelSet:
         self._pixels: Tensor | None = torch.from_numpy(pixels)
 
     @classmethod
-    def from_pictures(
+    def from_images(
         cls,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageFile],
         preprocessing: Preprocessing,
         *,
         margin: int,
         on_bad: OnBadImage,
         memory_limit: int,
     ) -> PixelSet:
-        """Read picture files.
+        """Read image files.
 
         Args:
-            pictures: What to read.
-            preprocessing: From a picture to ``uint8``.
+            images: What to read.
+            preprocessing: From an image to ``uint8``.
             margin: Extra pixels on every side.
             on_bad: What to do with files that cannot be decoded.
-            memory_limit: Bytes of decoded pictures that may be kept in memory.
+            memory_limit: Bytes of decoded images that may be kept in memory.
 
         Raises:
-            DataError: No picture can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
+            DataError: No image can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
         """
         channels, height, width = preprocessing.shape
-        size = len(pictures) * channels * (height + 2 * margin) * (width + 2 * margin)
+        size = len(images) * channels * (height + 2 * margin) * (width + 2 * margin)
         if size <= memory_limit:
-            pixels, kept = decode(pictures, preprocessing, margin=margin, on_bad=on_bad)
-            return cls(pixels, [picture.label for picture in kept], margin, [picture.path for picture in kept])
-        return _PixelsOnDisk(pictures, preprocessing, margin, on_bad)
+            pixels, kept = decode(images, preprocessing, margin=margin, on_bad=on_bad)
+            return cls(pixels, [image.label for image in kept], margin, [image.path for image in kept])
+        return _PixelsOnDisk(images, preprocessing, margin, on_bad)
 
     def joined(self, other: PixelSet) -> PixelSet:
-        """Return these pictures and then those of another set with the same size and margin."""
+        """Return these images and then those of another set with the same size and margin."""
         return _JoinedPixels(self, other)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.labels)
 
     def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Return pictures ``[len(indices), C, H + 2 * margin, W + 2 * margin]`` of uint8, on the CPU."""
+        """Return images ``[len(indices), C, H + 2 * margin, W + 2 * margin]`` of uint8, on the CPU."""
         assert self._pixels is not None  # noqa: S101  for the type checker; the subclass overrides this
         return self._pixels[torch.from_numpy(indices)]
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel over (up to 5,000 of) the pictures, in units of 0 to 1."""
+        """Return mean and standard deviation of each channel over (up to 5,000 of) the images, in units of 0 to 1."""
         step = max(1, len(self) // 5000)
         pixels = self.pixels(np.arange(0, len(self), step)).numpy()
         axes = (0, 2, 3)
@@ -94,44 +94,44 @@ class PixelSet:
 
 
 class _PixelsOnDisk(PixelSet):
-    """Pictures that are decoded each time they are asked for, after all of them were tried once."""
+    """Images that are decoded each time they are asked for, after all of them were tried once."""
 
     def __init__(
-        self, pictures: Sequence[Picture], preprocessing: Preprocessing, margin: int, on_bad: OnBadImage
+        self, images: Sequence[ImageFile], preprocessing: Preprocessing, margin: int, on_bad: OnBadImage
     ) -> None:
         self.margin = margin
         self._preprocessing = preprocessing
         self._pool = ThreadPoolExecutor(cpu_count())
         hashes, bad, good = [], [], []
-        tried = self._pool.map(self._try, pictures)
-        for picture, result in zip(progress(pictures, "checking pictures"), tried, strict=True):
+        tried = self._pool.map(self._try, images)
+        for image, result in zip(progress(images, "checking images"), tried, strict=True):
             if isinstance(result, ImageError):
                 bad.append(result)
             else:
-                good.append(picture)
-                hashes.append(f"{picture.label}:{result}")
+                good.append(image)
+                hashes.append(f"{image.label}:{result}")
         report_bad(bad, on_bad)
-        self._pictures = good
-        self.files = tuple(picture.path for picture in good)
-        self.labels = torch.tensor([picture.label for picture in good], dtype=torch.int64)
+        self._images = good
+        self.files = tuple(image.path for image in good)
+        self.labels = torch.tensor([image.label for image in good], dtype=torch.int64)
         self.identity = sha256_bytes(f"{preprocessing}:{margin}:{','.join(hashes)}".encode())
 
-    def _try(self, picture: Picture) -> str | ImageError:
+    def _try(self, image: ImageFile) -> str | ImageError:
         try:
-            self._preprocessing(picture.path)
+            self._preprocessing(image.path)
         except ImageError as error:
             return error
-        return sha256_file(picture.path)
+        return sha256_file(image.path)
 
     def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        chosen = [self._pictures[index].path for index in indices]
+        chosen = [self._images[index].path for index in indices]
         return torch.from_numpy(
             np.stack(list(self._pool.map(lambda path: self._preprocessing(path, margin=self.margin), chosen)))
         )
 
 
 class _JoinedPixels(PixelSet):
-    """The pictures of one set, and then those of another."""
+    """The images of one set, and then those of another."""
 
     def __init__(self, first: PixelSet, second: PixelSet) -> None:
         self._parts = first, second

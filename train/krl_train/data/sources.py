@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError, require
-from krl_runtime.images.folders import Picture, PictureFolder, balanced, open_folder
+from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig
 from krl_train.models import native_size
@@ -43,12 +43,12 @@ class Source:
     Attributes:
         name: Its name, or the folder's absolute path.
         labels: Class names in the order of the class indices.
-        channels: 1 where all pictures are known to be gray, else 3.
-        size: Height and width where all pictures are known to share them and they are small.
-        flip: Whether mirrored pictures keep their class.
+        channels: 1 where all images are known to be gray, else 3.
+        size: Height and width where all images are known to share them and they are small.
+        flip: Whether mirrored images keep their class.
         config: What the user asked for.
-        folder: The listed folder, for pictures on disk.
-        arrays: ``"train"`` and ``"val"`` for named sets: pictures ``[N, H, W, C]`` of uint8, and class indices.
+        folder: The listed folder, for images on disk.
+        arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Source:
     size: tuple[int, int] | None
     flip: bool
     config: DataConfig
-    folder: PictureFolder | None = None
+    folder: ImageFolder | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
 
     @property
@@ -70,28 +70,28 @@ class Source:
 
         Args:
             split: ``"train"``, ``"val"`` or ``"all"``.
-            preprocessing: From a picture to ``uint8``.
+            preprocessing: From an image to ``uint8``.
             margin: Extra pixels on every side, for random crops.
-            limit: Number of pictures at most, the same number of each class.
+            limit: Number of images at most, the same number of each class.
 
         Raises:
-            DataError: The split is empty, or a picture cannot be decoded and is not to be skipped.
+            DataError: The split is empty, or an image cannot be decoded and is not to be skipped.
         """
         if self.folder is not None:
-            pictures = self.folder.split(split, val_fraction=self.config.val_fraction)
-            chosen = balanced([picture.label for picture in pictures], limit)
-            return PixelSet.from_pictures(
-                [pictures[index] for index in chosen],
+            images = self.folder.split(split, val_fraction=self.config.val_fraction)
+            chosen = balanced([image.label for image in images], limit)
+            return PixelSet.from_images(
+                [images[index] for index in chosen],
                 preprocessing,
                 margin=margin,
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
         parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
-        pictures_array = np.concatenate([part[0] for part in parts])
+        images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         chosen = balanced(labels.tolist(), limit)
-        return PixelSet(_prepare(pictures_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+        return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return what ``run.json`` says of the data: its name, how it was read, counts and identities."""
@@ -110,7 +110,7 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
 
     Args:
         config: What the user asked for.
-        classes: Whether two classes or more are needed; without, a folder may hold nothing but pictures.
+        classes: Whether two classes or more are needed; without, a folder may hold nothing but images.
 
     Raises:
         UsageError: No data set is named.
@@ -118,7 +118,7 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
         MissingExtraError: The library that reads it is not installed.
     """
     if config.data is None:
-        raise UsageError("no data is named; give --data digits, mnist, cifar10 … or a folder of pictures")
+        raise UsageError("no data is named; give --data digits, mnist, cifar10 … or a folder of images")
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
     if config.data == "digits":
@@ -131,7 +131,7 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
         raise DataError(f"data {config.data!r} is neither a folder nor a known data set; known: {known}")
     folder = open_folder(root, on_bad=config.on_bad_image)
     if classes and not folder.labels:
-        raise DataError(f"{root} has pictures but no classes; put the pictures of each class into a folder of its name")
+        raise DataError(f"{root} has images but no classes; put the images of each class into a folder of its name")
     if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
@@ -180,10 +180,10 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     Args:
         record: The run's record.
         split: ``"train"`` or ``"val"``.
-        limit: Number of pictures at most, the same number of each class.
+        limit: Number of images at most, the same number of each class.
 
     Returns:
-        The pictures as the network takes them, ``[N, C, H, W]`` of uint8, and their class indices.
+        The images as the network takes them, ``[N, C, H, W]`` of uint8, and their class indices.
 
     Raises:
         DataError: The data is not where it was.
@@ -198,22 +198,22 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     return part.pixels(np.arange(len(part))).numpy(), part.labels.tolist()
 
 
-def _prepare(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:
-    same = pictures.shape[1:] == (preprocessing.height, preprocessing.width, preprocessing.channels)
+def _prepare(images: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:
+    same = images.shape[1:] == (preprocessing.height, preprocessing.width, preprocessing.channels)
     if same and margin == 0:
-        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))  # what the preprocessing would return
-    return np.stack([preprocessing(picture, margin=margin) for picture in pictures])
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # what the preprocessing would return
+    return np.stack([preprocessing(image, margin=margin) for image in images])
 
 
-def _peek(folder: PictureFolder) -> tuple[tuple[int, int] | None, int]:
+def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
     """Look at a few files: their common size if it is small, and whether they are all gray."""
-    pictures: list[Picture] = [picture for split in folder.splits.values() for picture in split]
+    images: list[ImageFile] = [image for split in folder.splits.values() for image in split]
     sizes, modes = set(), set()
-    for picture in pictures[:: max(1, len(pictures) // 16)]:
+    for image in images[:: max(1, len(images) // 16)]:
         try:
-            with Image.open(picture.path) as image:
-                sizes.add((image.height, image.width))
-                modes.add(image.mode)
+            with Image.open(image.path) as opened:
+                sizes.add((opened.height, opened.width))
+                modes.add(opened.mode)
         except OSError:  # reading the split names it
             continue
     size = sizes.pop() if len(sizes) == 1 else None
@@ -225,11 +225,11 @@ def _digits(config: DataConfig) -> Source:
     datasets = require("sklearn.datasets", extra="train", purpose="the embedded digits data set")
     digits = datasets.load_digits()
     # 17 levels, 0 to 16
-    pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int64)
     threshold = int(config.val_fraction * 2**64)
-    held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in pictures])
-    arrays = {"train": (pictures[~held_out], labels[~held_out]), "val": (pictures[held_out], labels[held_out])}
+    held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in images])
+    arrays = {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
     names = tuple(str(name) for name in digits.target_names)
     return Source("digits", names, 1, (8, 8), flip=False, config=config, arrays=arrays)
 
@@ -248,8 +248,8 @@ def _torchvision(config: DataConfig) -> Source:
                 f"data set {name} is not usable in {config.data_root} ({error}); give its place with --data-root, "
                 "or --download"
             ) from error
-        pictures = np.asarray(part.data, dtype=np.uint8)
-        arrays[split] = (pictures if pictures.ndim == 4 else pictures[..., None], np.asarray(part.targets, np.int64))
+        images = np.asarray(part.data, dtype=np.uint8)
+        arrays[split] = (images if images.ndim == 4 else images[..., None], np.asarray(part.targets, np.int64))
         labels = tuple(str(item) for item in part.classes)
     first = arrays["train"][0]
     return Source(
@@ -271,20 +271,20 @@ def unpack(source: Source, out: Path) -> int:
         out: An existing, empty folder.
 
     Returns:
-        The number of pictures written.
+        The number of images written.
 
     Raises:
         UsageError: The data set is a folder already.
     """
     if not source.arrays:
-        raise UsageError(f"{source.name} is a folder of pictures already; use it as it is")
+        raise UsageError(f"{source.name} is a folder of images already; use it as it is")
     count = 0
-    for split, (pictures, labels) in source.arrays.items():
+    for split, (images, labels) in source.arrays.items():
         for label in source.labels:
             (out / split / _file_name(label)).mkdir(parents=True)
-        for index, (picture, label_index) in enumerate(zip(pictures, labels.tolist(), strict=True)):
-            image = open_image(picture, mode="L" if source.channels == 1 else "RGB")
-            image.save(out / split / _file_name(source.labels[label_index]) / f"{index:05d}.png")
+        for index, (image, label_index) in enumerate(zip(images, labels.tolist(), strict=True)):
+            opened = open_image(image, mode="L" if source.channels == 1 else "RGB")
+            opened.save(out / split / _file_name(source.labels[label_index]) / f"{index:05d}.png")
             count += 1
     return count
 

@@ -19,8 +19,8 @@ class Training:
 
     Attributes:
         source: Where it comes from.
-        train: Training pictures.
-        val: Validation pictures.
+        train: Training images.
+        val: Validation images.
         augmentation: Makes the training views.
     """
 
@@ -39,12 +39,12 @@ def read_training(source: Source, preprocessing: Preprocessing, augment: Augment
 
     Args:
         source: The data set.
-        preprocessing: From a picture to ``uint8``.
+        preprocessing: From an image to ``uint8``.
         augment: How training views are made.
         seed: Seed of the views.
 
     Raises:
-        DataError: A split is empty, or pictures cannot be used.
+        DataError: A split is empty, or images cannot be used.
     """
     augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=seed)
     train = source.read("train", preprocessing, margin=augmentation.margin, limit=source.config.limit)

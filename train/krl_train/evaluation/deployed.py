@@ -34,18 +34,18 @@ class DeployedGenerator(nn.Module):
         self.latent_size = self.pipeline.latent_size
         self.condition = self.pipeline.condition
         self.preprocessing = self.pipeline.preprocessing
-        self.device = torch.device("cpu")  # where pictures come from and go to, whatever computes them
+        self.device = torch.device("cpu")  # where images come from and go to, whatever computes them
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to pictures float32 ``[N, C, H, W]``, as ``Generator`` does.
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images float32 ``[N, C, H, W]``, as ``Generator`` does.
 
         Raises:
             BackendError: The device failed, or an input has another shape.
         """
         inputs = {"latent": latent.numpy()} | ({} if condition is None else {"condition": condition.numpy()})
-        pictures = run_in_parts(
-            lambda part: {"pictures": self.pipeline.values(part["latent"], part.get("condition"))},
+        images = run_in_parts(
+            lambda part: {"images": self.pipeline.values(part["latent"], part.get("condition"))},
             inputs,
             self.pipeline.bundle.batch_limit,
         )
-        return torch.from_numpy(pictures["pictures"])
+        return torch.from_numpy(images["images"])

@@ -15,7 +15,7 @@ from krl_train.loop import BatchStream, Trainer, resolve_device
 from krl_train.metrics.generation import frechet_distance, same_latent
 from krl_train.metrics.scoring import real_pixels, score_against
 from krl_train.models.generators import Generator
-from krl_train.models.sampling import PictureSource, generate_pixels, sample_latents
+from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
 from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import ClassificationTask, Supervised
@@ -38,7 +38,7 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
     Returns:
         ``run``, ``samples``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and as asked for:
         with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between real training and
-        real validation pictures) and ``features`` (which classifier); with ``against`` what ``same_latent`` returns;
+        real validation images) and ``features`` (which classifier); with ``against`` what ``same_latent`` returns;
         with ``train_on_synthetic`` ``synthetic_top1``.
 
     Raises:
@@ -71,7 +71,7 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
     return result
 
 
-def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[PictureSource, RunRecord, Mapping[str, Any]]:
+def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[ImageGenerator, RunRecord, Mapping[str, Any]]:
     """Return a bundle's generator, the record of its training or what stands for it, and what the report says of it.
 
     Args:
@@ -95,7 +95,7 @@ def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[Pictur
 
 
 def _record_of(deployed: DeployedGenerator) -> RunRecord:
-    """Return what a bundle knows of its generator's training: how its pictures look."""
+    """Return what a bundle knows of its generator's training: how its images look."""
     manifest = deployed.pipeline.bundle.manifest
     preprocessing = manifest.preprocessing
     spec = ModelSpec(manifest.name, 0, preprocessing.channels, {"latent": deployed.latent_size})
@@ -103,7 +103,7 @@ def _record_of(deployed: DeployedGenerator) -> RunRecord:
 
 
 def _score(
-    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
+    generator: ImageGenerator, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
 ) -> dict[str, Any]:
     assert options.features is not None  # noqa: S101  for the type checker
     tokens = None if data.conditions is None else data.conditions.tokens
@@ -118,7 +118,7 @@ def _score(
 
 
 def _compare(
-    generator: PictureSource, teacher: Generator, data: GeneratorData | None, options: GeneratorScoreConfig
+    generator: ImageGenerator, teacher: Generator, data: GeneratorData | None, options: GeneratorScoreConfig
 ) -> Mapping[str, Any]:
     latents = sample_latents(options.score_samples, generator.latent_size, _SEED)
     tokens = None
@@ -129,9 +129,9 @@ def _compare(
 
 
 def _train_on_synthetic(
-    generator: PictureSource, data: GeneratorData, options: GeneratorScoreConfig, device: str
+    generator: ImageGenerator, data: GeneratorData, options: GeneratorScoreConfig, device: str
 ) -> float:
-    """Train a classifier on generated pictures, as many of each class, and return its top-1 on the real ones."""
+    """Train a classifier on generated images, as many of each class, and return its top-1 on the real ones."""
     condition = generator.condition
     if condition is None or condition["kind"] != "labels":
         raise UsageError("--train-on-synthetic needs a generator that was trained with --condition labels")

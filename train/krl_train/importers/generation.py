@@ -30,7 +30,7 @@ def generator_target(config: ImportConfig) -> Target:
     size, channels = config.input.size, config.input.channels
     if size is None or channels is None or config.latent is None:
         raise UsageError(
-            f"--model {config.model}: weights do not say what pictures a generator makes; give --size, --channels and "
+            f"--model {config.model}: weights do not say what images a generator makes; give --size, --channels and "
             "--latent"
         )
     half = (0.5,) * channels

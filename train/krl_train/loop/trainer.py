@@ -1,7 +1,7 @@
 """The one training loop: devices, mixed precision, several processes, logging, checkpoints, resuming.
 
 Everything random follows from the seed, the epoch and the step, so a run that is killed and resumed computes what it
-would have computed, and two processes see the pictures that one would have seen.
+would have computed, and two processes see the images that one would have seen.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def process_first(device: str) -> Iterator[None]:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of whole batches in ``count`` pictures, at least one."""
+    """Return the number of whole batches in ``count`` images, at least one."""
     return max(1, count // batch_size)
 
 
@@ -92,11 +92,11 @@ class BatchStream:
     """The batches of an epoch: shuffled, augmented, each process its share.
 
     Attributes:
-        data: The training pictures.
+        data: The training images.
         augmentation: Makes the views.
-        batch_size: Pictures in one step over all processes.
+        batch_size: Images in one step over all processes.
         seed: Seed of the order.
-        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+        views: Number of different views of each image; ``None`` for a new one in each epoch.
     """
 
     data: PixelSet
@@ -107,7 +107,7 @@ class BatchStream:
 
     @property
     def steps(self) -> int:
-        """Number of steps in one epoch; pictures that do not fill the last batch are left for other epochs."""
+        """Number of steps in one epoch; images that do not fill the last batch are left for other epochs."""
         return steps_per_epoch(len(self.data), self.batch_size)
 
     def view(self, epoch: int) -> int:
@@ -204,17 +204,17 @@ class Trainer:
         return self.state.metrics
 
     def _samples(self, entry: dict[str, Any]) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Write the task's pictures after an evaluation, and return them."""
+        """Write the task's images after an evaluation, and return them."""
         evaluated = entry["epoch"] % self.config.evaluate_every == 0 or entry["epoch"] == self.config.epochs
         out = self._main(self.out)
         if out is None or not evaluated:
             return {}
-        pictures = self.task.samples()
-        for name, picture in pictures.items():
+        images = self.task.samples()
+        for name, image in images.items():
             encoded = io.BytesIO()
-            Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(encoded, "PNG")
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(encoded, "PNG")
             write_atomic(out / "samples" / f"{name}-{entry['epoch']:04d}.png", encoded.getvalue())
-        return pictures
+        return images
 
     def _main(self, out: Path | None) -> Path | None:
         return out if self.accelerator.is_main_process else None
@@ -347,7 +347,7 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 class _Events:
-    """TensorBoard's event file of a run, as a context manager; yields a function of a history entry and pictures."""
+    """TensorBoard's event file of a run, as a context manager; yields a function of a history entry and images."""
 
     def __init__(self, out: Path | None) -> None:
         self._out = out
@@ -360,11 +360,11 @@ class _Events:
             self._writer = SummaryWriter(str(self._out / "events"))
         return self._write
 
-    def _write(self, entry: dict[str, Any], pictures: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+    def _write(self, entry: dict[str, Any], images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         if self._writer is None:
             return
-        for name, picture in pictures.items():
-            self._writer.add_image(name, picture, entry["epoch"], dataformats="HWC")
+        for name, image in images.items():
+            self._writer.add_image(name, image, entry["epoch"], dataformats="HWC")
         for name, value in entry.items():
             if isinstance(value, int | float) and name != "epoch":
                 self._writer.add_scalar(name.replace("val_", "val/"), value, entry["epoch"])

@@ -32,14 +32,14 @@ def evaluate_classifier(
 
     Args:
         network: Takes pixels ``[N, C, H, W]`` of uint8; it is in eval mode afterwards.
-        data: The pictures.
+        data: The images.
         labels: Class names in the order of the logits.
-        placement: Where the network is; each process takes every ``world``-th picture, and all get the same answer.
-        batch_size: Pictures in one step.
+        placement: Where the network is; each process takes every ``world``-th image, and all get the same answer.
+        batch_size: Images in one step.
 
     Returns:
         ``count``, ``top1`` and ``top5`` (shares, 0 to 1; top-5 of fewer than five classes is 1), ``loss`` (mean
-        cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without pictures), ``confusion``
+        cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without images), ``confusion``
         (``[true][predicted]`` counts).
     """
     classes = len(labels)
@@ -61,7 +61,7 @@ def evaluate_classifier(
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         logits = network(pixels).float()
         if not logits.isfinite().all():
-            raise ModelError("the network answers pictures with logits that are not finite numbers; train it again")
+            raise ModelError("the network answers images with logits that are not finite numbers; train it again")
         targets = data.labels[torch.from_numpy(indices)].to(placement.device)
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
         for name in ("top1", "top5", "recall", "confusion"):

@@ -1,4 +1,4 @@
-"""How good generated pictures are, on the features of a classifier that the user names; nothing is downloaded.
+"""How good generated images are, on the features of a classifier that the user names; nothing is downloaded.
 
 Figures on different classifiers' features do not compare, so each report names the classifier and its hash. They are
 not the FID of the literature, which takes Inception's features.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from krl_runtime.errors import RunError, UsageError
 from krl_train.models.features import last_linear, reading
-from krl_train.models.sampling import PictureSource
+from krl_train.models.sampling import ImageGenerator
 from krl_train.run import Run
 
 __all__ = [
@@ -42,7 +42,7 @@ _CHANCES = 2
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What a classifier makes of some pictures.
+    """What a classifier makes of some images.
 
     Attributes:
         features: The input of its last linear layer, ``[N, D]`` of float64.
@@ -54,7 +54,7 @@ class FeatureStatistics:
 
 
 class FeatureNet:
-    """A frozen classifier whose features pictures are compared by.
+    """A frozen classifier whose features images are compared by.
 
     Args:
         path: The classifier's run.
@@ -76,7 +76,7 @@ class FeatureNet:
         top1, classes = run.record.metrics.get("top1"), len(run.record.labels)
         if isinstance(top1, int | float) and top1 < _CHANCES / max(1, classes):
             _log.warning(
-                "%s tells %.1f %% of its pictures right, hardly more than chance: figures on its features mean little; "
+                "%s tells %.1f %% of its images right, hardly more than chance: figures on its features mean little; "
                 "train it longer",
                 path,
                 100 * top1,
@@ -92,7 +92,7 @@ class FeatureNet:
         }
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Map pictures ``[N, C, H, W]`` in 0 to 255, of the classifier's own size, to features ``[N, D]``.
+        """Map images ``[N, C, H, W]`` in 0 to 255, of the classifier's own size, to features ``[N, D]``.
 
         Gradients flow through, for losses.
         """
@@ -105,7 +105,7 @@ class FeatureNet:
 
     @torch.no_grad()
     def statistics(self, pixels: Tensor) -> FeatureStatistics:
-        """Look at pictures.
+        """Look at images.
 
         Args:
             pixels: ``[N, C, H, W]`` of uint8, of any size; brought to the classifier's by its own preprocessing.
@@ -122,8 +122,8 @@ class FeatureNet:
         preprocessing = self.record.preprocessing
         if tuple(pixels.shape[1:]) == preprocessing.shape:
             return pixels
-        pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return torch.from_numpy(np.stack([preprocessing(picture) for picture in pictures]))
+        images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return torch.from_numpy(np.stack([preprocessing(image) for image in images]))
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -208,7 +208,7 @@ def _check_features(real: Tensor, fake: Tensor, least: int) -> None:
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < least:
         raise UsageError(
             f"features {list(real.shape)} and {list(fake.shape)}: accepted are two tensors [N, D] of the same D and "
-            f"{least} rows or more; generate more pictures, or give more real ones"
+            f"{least} rows or more; generate more images, or give more real ones"
         )
 
 
@@ -220,7 +220,7 @@ def score_features(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def same_latent(
-    student: PictureSource, teacher: PictureSource, latents: Tensor, tokens: Tensor | None = None
+    student: ImageGenerator, teacher: ImageGenerator, latents: Tensor, tokens: Tensor | None = None
 ) -> dict[str, float | None]:
     """Compare what two generators make of the same latents and conditions.
 
@@ -231,18 +231,18 @@ def same_latent(
         tokens: ``[N, L]``, for generators with a condition.
 
     Returns:
-        ``psnr`` (dB, of the mean squared error over all pictures, pixels clipped to 0 to 255), ``psnr_mean`` (mean of
-        each picture's own; it is never lower), both ``None`` where two pictures are the same, and ``ssim`` (mean of
-        the usual windows of 11 pixels; ``None`` for pictures smaller than these).
+        ``psnr`` (dB, of the mean squared error over all images, pixels clipped to 0 to 255), ``psnr_mean`` (mean of
+        each image's own; it is never lower), both ``None`` where two images are the same, and ``ssim`` (mean of
+        the usual windows of 11 pixels; ``None`` for images smaller than these).
 
     Raises:
-        UsageError: The two do not take the same latents or do not make pictures of the same shape.
+        UsageError: The two do not take the same latents or do not make images of the same shape.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if student.latent_size != teacher.latent_size or student.preprocessing.shape != teacher.preprocessing.shape:
         raise UsageError(
-            f"the generators do not compare: latents of {student.latent_size} and {teacher.latent_size}, pictures of "
+            f"the generators do not compare: latents of {student.latent_size} and {teacher.latent_size}, images of "
             f"{student.preprocessing.shape} and {teacher.preprocessing.shape}"
         )
     squares = []

@@ -1,4 +1,4 @@
-"""A frozen classifier that guides a generator: what it sees in a generated picture shall be what the condition says."""
+"""A frozen classifier that guides a generator: what it sees in a generated image shall be what the condition says."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def token_classes(settings: Mapping[str, Any], labels: tuple[str, ...]) -> Tenso
 
 
 class Guide(nn.Module):
-    """Cross-entropy of a frozen classifier on generated pictures, with the class that their condition names.
+    """Cross-entropy of a frozen classifier on generated images, with the class that their condition names.
 
     Args:
         network: The classifier; it is frozen and stays in evaluation mode.
@@ -83,15 +83,15 @@ class Guide(nn.Module):
         lowest = torch.where(named, classes, len(self.classes)).amin(1)
         return torch.where(named.any(1) & (highest == lowest), highest, _IGNORED)
 
-    def forward(self, pictures: Tensor, tokens: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the pictures whose condition names a class; 0 where none does.
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats over the images whose condition names a class; 0 where none does.
 
         Args:
-            pictures: float32 ``[N, C, H, W]``, 0 to 255; they are resized, and turned to gray or RGB, as the classifier
+            images: float32 ``[N, C, H, W]``, 0 to 255; they are resized, and turned to gray or RGB, as the classifier
                 needs them.
             tokens: Their conditions, int64 ``[N, L]``.
         """
         targets = self.targets(tokens)
-        logits = self.network(fit_images(pictures, self.network.preprocessing))
+        logits = self.network(fit_images(images, self.network.preprocessing))
         total = F.cross_entropy(logits.float(), targets, ignore_index=_IGNORED, reduction="sum")
         return total / (targets != _IGNORED).sum().clamp(min=1)

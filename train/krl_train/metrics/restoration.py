@@ -16,7 +16,7 @@ from krl_runtime.images.luma import crop_border, luma, psnr, resize, to_uint8
 from krl_train.data.patches import Truths
 from krl_train.placement import Placement
 
-__all__ = ["enlarge", "evaluate_restorer", "restore_picture", "score", "ssim"]
+__all__ = ["enlarge", "evaluate_restorer", "restore_image", "score", "ssim"]
 
 _SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
 _MAX_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
@@ -44,12 +44,12 @@ def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     _, everywhere = structural_similarity_index_measure(
         first, second, gaussian_kernel=True, sigma=1.5, data_range=255.0, return_full_image=True
     )
-    edge = _SSIM_WINDOW // 2  # where torchmetrics mirrors the pictures, and the authors do not look
+    edge = _SSIM_WINDOW // 2  # where torchmetrics mirrors the images, and the authors do not look
     return float(everywhere[..., edge:-edge, edge:-edge].mean())
 
 
 def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border: int) -> dict[str, float]:
-    """Score one picture: both as luma rounded to uint8, the border cut off.
+    """Score one image: both as luma rounded to uint8, the border cut off.
 
     Args:
         restored: uint8 ``[H, W]`` (luma or gray as it is) or ``[H, W, 3]`` (RGB, whose luma is taken).
@@ -57,7 +57,7 @@ def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border:
         border: Pixels that are cut off each side; the scale in super-resolution.
 
     Returns:
-        ``"psnr"`` in dB, at most 100 (equal pictures), and ``"ssim"``.
+        ``"psnr"`` in dB, at most 100 (equal images), and ``"ssim"``.
 
     Raises:
         UsageError: Too little is left to score.
@@ -68,53 +68,53 @@ def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border:
     return {"psnr": min(psnr(first, second), _MAX_PSNR), "ssim": ssim(first, second)}
 
 
-def enlarge(picture: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
-    """Return a picture enlarged bicubically, uint8 ``[scale * H, scale * W]`` or with 3 channels."""
+def enlarge(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """Return an image enlarged bicubically, uint8 ``[scale * H, scale * W]`` or with 3 channels."""
     if scale == 1:
-        return picture
-    height, width = picture.shape[0] * scale, picture.shape[1] * scale
-    planes = picture[..., None] if picture.ndim == 2 else picture
+        return image
+    height, width = image.shape[0] * scale, image.shape[1] * scale
+    planes = image[..., None] if image.ndim == 2 else image
     large = np.stack([to_uint8(resize(plane.astype(np.float32), height, width)) for plane in np.moveaxis(planes, 2, 0)])
-    return large[0] if picture.ndim == 2 else np.moveaxis(large, 0, 2)
+    return large[0] if image.ndim == 2 else np.moveaxis(large, 0, 2)
 
 
 @torch.no_grad()
-def restore_picture(network: nn.Module, picture: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.uint8]:
-    """Restore one whole picture.
+def restore_image(network: nn.Module, image: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.uint8]:
+    """Restore one whole image.
 
     Args:
         network: Maps pixels ``[1, C, H, W]`` to ``[1, C, scale * H, scale * W]``; in eval mode.
-        picture: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        image: uint8 ``[H, W]`` or ``[H, W, 3]``.
         device: Where the network is.
 
     Returns:
         uint8 ``[scale * H, scale * W]`` or with 3 channels, rounded and clipped.
     """
-    planes = picture[None] if picture.ndim == 2 else np.moveaxis(picture, 2, 0)
+    planes = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
     pixels: Tensor = torch.from_numpy(np.array(planes, order="C"))[None].to(device)
     restored = network(pixels)[0].float().cpu().numpy()
-    return to_uint8(restored[0] if picture.ndim == 2 else np.moveaxis(restored, 0, 2))
+    return to_uint8(restored[0] if image.ndim == 2 else np.moveaxis(restored, 0, 2))
 
 
 def evaluate_restorer(
     network: nn.Module, truths: Truths, scale: int, degradation: Mapping[str, Any], placement: Placement
 ) -> dict[str, Any]:
-    """Measure a restorer on whole pictures in float32.
+    """Measure a restorer on whole images in float32.
 
     Args:
         network: A ``Restorer`` on ``placement.device``; it is in eval mode afterwards.
-        truths: The pictures; each is made worse, restored and compared.
+        truths: The images; each is made worse, restored and compared.
         scale: By how much the truth is larger than the input.
-        degradation: See ``krl_runtime.images.luma.corrupt``; noise follows from each picture's number.
-        placement: Where; each process takes every ``world``-th picture, and all get the same answer.
+        degradation: See ``krl_runtime.images.luma.corrupt``; noise follows from each image's number.
+        placement: Where; each process takes every ``world``-th image, and all get the same answer.
 
     Returns:
-        ``count``, means over the pictures of ``psnr`` (dB) and ``ssim`` of the luma and of ``input_psnr`` and
+        ``count``, means over the images of ``psnr`` (dB) and ``ssim`` of the luma and of ``input_psnr`` and
         ``input_ssim`` (the input itself, enlarged bicubically), ``gain`` (dB of psnr over input_psnr) and
-        ``pictures`` (name and values of each).
+        ``images`` (name and values of each).
 
     Raises:
-        DataError: A picture is too small to be scored.
+        DataError: An image is too small to be scored.
     """
     network.eval()
     rows = np.zeros((len(truths), 4))
@@ -122,10 +122,10 @@ def evaluate_restorer(
         try:
             given, truth = truths.pair(index, scale, degradation)
             border = scale if scale > 1 else 0
-            restored = score(restore_picture(network, given, placement.device), truth, border)
+            restored = score(restore_image(network, given, placement.device), truth, border)
             plain = score(enlarge(given, scale), truth, border)
         except UsageError as error:
-            raise DataError(f"validation picture {truths.names[index]}: {error}; leave it out") from error
+            raise DataError(f"validation image {truths.names[index]}: {error}; leave it out") from error
         rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"]]
     return _result(_shared(rows, placement), truths.names)
 
@@ -142,8 +142,8 @@ def _shared(rows: npt.NDArray[np.float64], placement: Placement) -> npt.NDArray[
 def _result(rows: npt.NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
     columns = ("psnr", "ssim", "input_psnr", "input_ssim")
     means = {name: round(float(value), 4) for name, value in zip(columns, rows.mean(0), strict=True)}
-    pictures = [
+    images = [
         {"name": name, **{column: round(float(value), 4) for column, value in zip(columns, row, strict=True)}}
         for name, row in zip(names, rows, strict=True)
     ]
-    return {"count": len(names), **means, "gain": round(means["psnr"] - means["input_psnr"], 4), "pictures": pictures}
+    return {"count": len(names), **means, "gain": round(means["psnr"] - means["input_psnr"], 4), "images": images}

@@ -1,4 +1,4 @@
-"""Scoring a generator: its pictures against real ones, its classes against a classifier, its use for training."""
+"""Scoring a generator: its images against real ones, its classes against a classifier, its use for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from krl_runtime.errors import UsageError
 from krl_train.data import PixelSet
-from krl_train.models.sampling import PictureSource, generate_pixels, sample_latents
+from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
 from krl_train.placement import Placement
 
 from .generation import FeatureNet, FeatureStatistics, score_features
@@ -26,7 +26,7 @@ _SEED = 1  # of the latents that are measured; training draws from the run's see
 
 
 def real_pixels(data: PixelSet, count: int) -> tuple[Tensor, Tensor]:
-    """Return up to ``count`` pictures, evenly spaced: ``[N, C, H, W]`` of uint8 without margin, and their labels."""
+    """Return up to ``count`` images, evenly spaced: ``[N, C, H, W]`` of uint8 without margin, and their labels."""
     indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
     pixels, margin = data.pixels(indices), data.margin
     pixels = pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
@@ -35,14 +35,14 @@ def real_pixels(data: PixelSet, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class GeneratorScore:
-    """Measures generators against real pictures.
+    """Measures generators against real images.
 
     Attributes:
         classifier: Whose features are compared.
-        real: The real pictures' features.
-        count: Number of generated pictures.
+        real: The real images' features.
+        count: Number of generated images.
         tokens: Conditions to choose from, ``[M, L]``; ``None`` for generators without one.
-        expected: For each of ``tokens`` the classifier's label that its pictures should get, ``[M]`` of int64, below 0
+        expected: For each of ``tokens`` the classifier's label that its images should get, ``[M]`` of int64, below 0
             where it names none; ``None`` where that is not known.
     """
 
@@ -52,10 +52,10 @@ class GeneratorScore:
     tokens: Tensor | None = None
     expected: Tensor | None = None
 
-    def __call__(self, generator: PictureSource, placement: Placement) -> dict[str, Any]:
+    def __call__(self, generator: ImageGenerator, placement: Placement) -> dict[str, Any]:
         """Return ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``agreement`` with classes.
 
-        ``agreement`` is the share of pictures that the classifier takes for what the condition asked for; ``None``
+        ``agreement`` is the share of images that the classifier takes for what the condition asked for; ``None``
         without such conditions. The latents are the same each time.
         """
         del placement
@@ -81,25 +81,25 @@ def score_against(
     condition: Mapping[str, Any] | None = None,
     tokens: Tensor | None = None,
 ) -> GeneratorScore:
-    """Return what measures generators against real pictures.
+    """Return what measures generators against real images.
 
     Args:
         features: Run of the classifier.
-        data: The real pictures; as many of them are taken as are generated, at most.
-        count: Number of generated pictures.
+        data: The real images; as many of them are taken as are generated, at most.
+        count: Number of generated images.
         device: Where to compute.
         condition: Settings of the generators' condition, or ``None``.
         tokens: Conditions to choose from, ``[M, L]``.
 
     Raises:
         RunError: The classifier cannot be used.
-        UsageError: There are fewer than 64 generated or real pictures.
+        UsageError: There are fewer than 64 generated or real images.
     """
     classifier = FeatureNet(features, device)
     pixels, _ = real_pixels(data, count)
     if min(count, len(pixels)) < _LEAST:
         raise UsageError(
-            f"{count} generated and {len(pixels)} real pictures are too few to be measured; give {_LEAST} of both"
+            f"{count} generated and {len(pixels)} real images are too few to be measured; give {_LEAST} of both"
         )
     statistics = classifier.statistics(pixels)
     if condition is None or tokens is None:

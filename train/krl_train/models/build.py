@@ -16,12 +16,12 @@ __all__ = ["build_model", "native_size"]
 
 
 def native_size(name: str) -> int | None:
-    """Return the side in pixels that a network was designed for, ``None`` where it takes small pictures as they are."""
+    """Return the side in pixels that a network was designed for, ``None`` where it takes small images as they are."""
     return None if _small_model(name, 2, 3) is not None else 224
 
 
 def _small_model(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
-    """Return a network for small pictures, ``None`` for a name of none."""
+    """Return a network for small images, ``None`` for a name of none."""
     if name in ("lenet5", "lenet5-half"):
         return LeNet5(num_classes, in_channels, half=name == "lenet5-half")
     return cifar_model(name, num_classes, in_channels)
@@ -61,7 +61,7 @@ def _with_short_memory(model: nn.Module) -> nn.Module:
 
     Some networks (MobileNetV3, MNASNet, EfficientNet) come with a momentum of 0.01 or less, for the hundred thousand
     steps of ImageNet. In the few hundred steps of a small data set their running variance still remembers the 1 that it
-    started from, and a network that trains well answers the same to every picture when it is evaluated.
+    started from, and a network that trains well answers the same to every image when it is evaluated.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
@@ -91,7 +91,7 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int, pretrained
             "classifier, timm/NAME"
         )
     if in_channels != 3:
-        raise ModelError(f"model {name} takes RGB pictures, 3 channels, not {in_channels}; use --channels 3")
+        raise ModelError(f"model {name} takes RGB images, 3 channels, not {in_channels}; use --channels 3")
     if not pretrained:
         return _made(models.get_model(name, weights=None, num_classes=num_classes))
     try:

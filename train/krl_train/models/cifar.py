@@ -1,4 +1,4 @@
-"""The small networks of the distillation literature, for pictures of about 32×32 pixels.
+"""The small networks of the distillation literature, for images of about 32×32 pixels.
 
 Names are those of the papers: ``resnet8`` … ``resnet110``, ``resnet8x4`` and ``resnet32x4`` (He et al. 2016,
 https://arxiv.org/abs/1512.03385; widths as in Tian et al. 2020, https://arxiv.org/abs/1910.10699), ``wrn-16-2`` and
@@ -63,7 +63,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of three stages for small pictures; parameter names are those of published CIFAR-10 weights.
+    """ResNet of three stages for small images; parameter names are those of published CIFAR-10 weights.
 
     Args:
         depth: ``6 n + 2``.

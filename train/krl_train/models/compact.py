@@ -1,4 +1,4 @@
-"""The other networks of the CIFAR-100 distillation tables, for pictures of 32×32 pixels.
+"""The other networks of the CIFAR-100 distillation tables, for images of 32×32 pixels.
 
 Names start with ``cifar-``, because torchvision has networks of the same families for 224×224: ``cifar-vgg8`` and
 ``cifar-vgg13`` (https://arxiv.org/abs/1409.1556 with batch normalization), ``cifar-mobilenetv2`` (half width,

@@ -136,7 +136,7 @@ class GraphConditioner(Conditioner):
     """What the facts about an entity say of its vector, by TransE (https://arxiv.org/abs/1301.3781).
 
     There head + relation ≈ tail, so each fact (relation, tail) names a place for its head, tail − relation. The mean
-    over the facts is a vector for any entity and any wanted combination of facts, also for those without a picture.
+    over the facts is a vector for any entity and any wanted combination of facts, also for those without an image.
 
     Args:
         count: Number of tokens: "no fact", relations, entities.

@@ -14,20 +14,20 @@ from torch.nn.utils.parametrizations import spectral_norm
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .conditioners import build_conditioner
-from .generator_backbones import picture_sizes
+from .generator_backbones import image_sizes
 from .generators import generator_width
 
 __all__ = ["Discriminator", "build_discriminator"]
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from generated ones.
+    """Tells real images from generated ones.
 
     Spectral norm (https://arxiv.org/abs/1802.05957) on every layer. A condition enters by projection
     (https://arxiv.org/abs/1802.05637): the inner product of its vector with the features is added to the logit.
 
     Args:
-        stages: Map normalized pictures to features ``[N, C, h, w]``.
+        stages: Map normalized images to features ``[N, C, h, w]``.
         features: Length of the features' vector.
         preprocessing: Its ``mean`` and ``std`` are applied here.
         pool: Sum the features over the map; otherwise all of them count.
@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
         self.register_buffer("offset", (-mean / std).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map pictures ``[N, C, H, W]`` in 0 to 255 and tokens ``[N, L]`` to logits ``[N]``, high for real ones."""
+        """Map images ``[N, C, H, W]`` in 0 to 255 and tokens ``[N, L]`` to logits ``[N]``, high for real ones."""
         x = F.leaky_relu(self.stages(pixels.to(self.scale.dtype) * self.scale + self.offset), 0.2)
         x = x.sum((2, 3)) if self.pool else x.flatten(1)
         logits: Tensor = self.head(x).squeeze(1)
@@ -103,12 +103,12 @@ def build_discriminator(
 
     Args:
         generator: The generator's name; ``resgan-W`` gets a residual one, all others get strided 4×4 convolutions.
-        preprocessing: Of the pictures.
+        preprocessing: Of the images.
         condition: Settings of the condition, or ``None``.
         width: Channels at full resolution; the generator's own W by default (32 for ``mlp-…``).
     """
     width = width or generator_width(generator) or 32
-    sizes = picture_sizes(preprocessing.height, preprocessing.width)
+    sizes = image_sizes(preprocessing.height, preprocessing.width)
     ups = len(sizes) - 1
     channels = [preprocessing.channels, *(width * min(8, 2**level) for level in range(1, ups + 1))]
     residual = generator.startswith("resgan")

@@ -1,4 +1,4 @@
-"""Architectures of generators: from a latent (and the vector of a condition) to pictures in -1 to 1."""
+"""Architectures of generators: from a latent (and the vector of a condition) to images in -1 to 1."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = [
     "MapGenerator",
     "Norm",
     "SubPixelGenerator",
-    "picture_sizes",
+    "image_sizes",
 ]
 
 _SEEDS, _LOWEST = 4, 8
 """Of ``subgan-W``: channels of the first map, and its side at most."""
 
 
-def picture_sizes(height: int, width: int, least: int = 4) -> list[tuple[int, int]]:
+def image_sizes(height: int, width: int, least: int = 4) -> list[tuple[int, int]]:
     """Return the resolutions that a generator goes through, from ``least`` pixels or less up to ``(height, width)``."""
     sizes = [(height, width)]
     while min(sizes[0]) > least:
@@ -134,10 +134,10 @@ class MapGenerator(nn.Module):
 
     @abstractmethod
     def features(self, latent: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the map at each level ``[N, C_i, H_i, W_i]``, and the pictures ``[N, C, H, W]`` in -1 to 1."""
+        """Return the map at each level ``[N, C_i, H_i, W_i]``, and the images ``[N, C, H, W]`` in -1 to 1."""
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to pictures ``[N, C, H, W]`` in -1 to 1."""
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images ``[N, C, H, W]`` in -1 to 1."""
         return self.features(latent, condition)[1]
 
 
@@ -149,7 +149,7 @@ class ConvolutionalGenerator(MapGenerator):
         width: Channels at full resolution.
         blocks: Blocks at each resolution above the lowest.
         latent_size: Length of the latent.
-        preprocessing: Size and channels of the pictures.
+        preprocessing: Size and channels of the images.
         conditioner: Maps tokens ``[N, L]`` to vectors ``[N, dim]``; ``None`` without a condition.
     """
 
@@ -163,7 +163,7 @@ class ConvolutionalGenerator(MapGenerator):
         conditioner: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.lowest, *self.levels = picture_sizes(preprocessing.height, preprocessing.width)
+        self.lowest, *self.levels = image_sizes(preprocessing.height, preprocessing.width)
         self.conditioner = conditioner
         dim = int(getattr(conditioner, "dim", 0))
         ups = len(self.levels)
@@ -190,7 +190,7 @@ class ConvolutionalGenerator(MapGenerator):
         self.head = nn.Conv2d(channels[-1], preprocessing.channels, 3, 1, 1)
 
     def features(self, latent: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the maps at each resolution above the lowest, and the pictures."""
+        """Return the maps at each resolution above the lowest, and the images."""
         vector = None if self.conditioner is None else self.conditioner(condition)
         # No size of the batch here: an exported graph would keep it.
         x: Tensor = self.stem(latent).reshape(-1, self.seeds, *self.lowest)
@@ -217,11 +217,11 @@ class SubPixelGenerator(MapGenerator):
         width: Channels at half the resolution; √2 times as many at each lower one.
         blocks: Residual blocks at each resolution.
         latent_size: Length of the latent.
-        preprocessing: Size and channels of the pictures.
+        preprocessing: Size and channels of the images.
         conditioner: Maps tokens ``[N, L]`` to vectors ``[N, dim]``; ``None`` without a condition.
 
     Raises:
-        ModelError: The pictures have a side of one pixel, which cannot be halved.
+        ModelError: The images have a side of one pixel, which cannot be halved.
     """
 
     def __init__(
@@ -230,8 +230,8 @@ class SubPixelGenerator(MapGenerator):
         super().__init__()
         least = min(preprocessing.height, preprocessing.width)
         if least < 2:
-            raise ModelError(f"subgan-{width} makes pictures of 2 pixels a side or more; these have {least}")
-        sizes = picture_sizes(preprocessing.height, preprocessing.width, min(_LOWEST, (least + 1) // 2))
+            raise ModelError(f"subgan-{width} makes images of 2 pixels a side or more; these have {least}")
+        sizes = image_sizes(preprocessing.height, preprocessing.width, min(_LOWEST, (least + 1) // 2))
         self.levels, self.size = sizes[:-1], sizes[-1]
         self.conditioner = conditioner
         dim = int(getattr(conditioner, "dim", 0))
@@ -253,7 +253,7 @@ class SubPixelGenerator(MapGenerator):
         self.head = nn.Conv2d(channels[-1], 4 * preprocessing.channels, 3, 1, 1)
 
     def features(self, latent: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the maps at each resolution below the last, and the pictures."""
+        """Return the maps at each resolution below the last, and the images."""
         vector = None if self.conditioner is None else self.conditioner(condition)
         x: Tensor = self.stem(latent).reshape(-1, _SEEDS, *self.levels[0])
         x = F.relu(self.norm(self.widen(x), vector))
@@ -273,7 +273,7 @@ class FullyConnectedGenerator(nn.Sequential):
     Args:
         latent_size: Length of the latent.
         hidden: Units of the hidden layers.
-        preprocessing: Size and channels of the pictures.
+        preprocessing: Size and channels of the images.
     """
 
     def __init__(self, latent_size: int, hidden: list[int], preprocessing: Preprocessing) -> None:
@@ -286,7 +286,7 @@ class FullyConnectedGenerator(nn.Sequential):
         super().__init__(*layers, nn.Linear(units[-1], channels * height * width))
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Map latents ``[N, Z]`` to pictures ``[N, C, H, W]`` in -1 to 1."""
+        """Map latents ``[N, Z]`` to images ``[N, C, H, W]`` in -1 to 1."""
         x = latent
         for layer in self:
             x = layer(x)

@@ -1,4 +1,4 @@
-"""Generators: from a latent (and a condition) to pictures.
+"""Generators: from a latent (and a condition) to images.
 
 By name: ``dcgan-W`` (transposed convolutions, https://arxiv.org/abs/1511.06434), ``resgan-W`` (residual blocks,
 https://arxiv.org/abs/1802.05957), ``dsgan-W`` (depthwise-separable convolutions behind a low-rank first layer: for
@@ -32,13 +32,13 @@ _ACCEPTED = "dcgan-W, resgan-W, dsgan-W, subgan-W (W channels; -WxB for B blocks
 
 
 class Generator(nn.Module):
-    """A backbone behind the scale of pictures: what is trained, distilled and exported.
+    """A backbone behind the scale of images: what is trained, distilled and exported.
 
     Args:
-        backbone: Maps latents ``[N, Z]`` (and condition tokens ``[N, L]``, where it has a condition) to pictures
+        backbone: Maps latents ``[N, Z]`` (and condition tokens ``[N, L]``, where it has a condition) to images
             ``[N, C, H, W]`` in the units that ``preprocessing`` normalizes to.
         latent_size: Z.
-        preprocessing: Size, channels, mean and std of the pictures.
+        preprocessing: Size, channels, mean and std of the images.
         condition: Settings of the condition, or ``None``.
     """
 
@@ -62,7 +62,7 @@ class Generator(nn.Module):
         self.register_buffer("offset", 255 * torch.tensor(preprocessing.mean).reshape(shape), persistent=False)
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Generate pictures.
+        """Generate images.
 
         Args:
             latent: ``[N, Z]`` of float32, drawn from the standard normal distribution.
@@ -79,19 +79,19 @@ class Generator(nn.Module):
         if self.condition is None:
             if condition is not None:
                 raise UsageError("a condition is given, but this generator was trained without one")
-            return self.pictures(self.backbone(latent))
+            return self.images(self.backbone(latent))
         length = int(self.condition["length"])
         if condition is None or condition.ndim != 2 or condition.shape[1] != length:
             given = "missing" if condition is None else f"{list(condition.shape)}"
             raise UsageError(f"the condition is {given}; this generator takes tokens [N, {length}] of int64")
-        return self.pictures(self.backbone(latent, condition))
+        return self.images(self.backbone(latent, condition))
 
     @property
     def device(self) -> torch.device:
         """Where latents and conditions are expected."""
         return self.scale.device
 
-    def pictures(self, normalized: Tensor) -> Tensor:
+    def images(self, normalized: Tensor) -> Tensor:
         """Bring what the backbone gives, ``[N, C, H, W]``, to the range 0 to 255."""
         return normalized.float() * self.scale + self.offset
 
@@ -113,7 +113,7 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
     Args:
         spec: ``name`` as the module says; ``arguments["latent"]`` is the latent's size and ``arguments["condition"]``,
             where it is there, the condition's settings.
-        preprocessing: Size, channels, mean and std of the pictures.
+        preprocessing: Size, channels, mean and std of the images.
 
     Raises:
         ModelError: The name is not known, the latent's size is missing, or the architecture takes no condition.
@@ -146,7 +146,7 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
 
 @torch.no_grad()
 def count_generator_macs(generator: Generator) -> int:
-    """Return the multiply-accumulate operations of one picture, in convolutions and matrix products."""
+    """Return the multiply-accumulate operations of one image, in convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training = generator.training

@@ -1,11 +1,11 @@
-"""Networks that turn a picture into another one of its size, and the discriminator that judges them.
+"""Networks that turn an image into another one of its size, and the discriminator that judges them.
 
 Names: ``unet-WIDTH-DEPTH`` for translation (after Isola et al. 2017, https://arxiv.org/abs/1611.07004) and
 ``style-WIDTH`` for style transfer (Johnson et al. 2016, https://arxiv.org/abs/1603.08155, with the instance
-normalization of https://arxiv.org/abs/1607.08022). Both normalize over the whole picture, so an output pixel depends on
-all of the input: such a network is not local, and pictures are not cut into tiles for it.
+normalization of https://arxiv.org/abs/1607.08022). Both normalize over the whole image, so an output pixel depends on
+all of the input: such a network is not local, and images are not cut into tiles for it.
 
-Pictures have any size: what strides round up is cut off at the end, by shapes and not by values, so that exported
+Images have any size: what strides round up is cut off at the end, by shapes and not by values, so that exported
 graphs do the same.
 """
 
@@ -51,7 +51,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized pictures ``[N, C, H, W]`` to the same shape."""
+        """Map normalized images ``[N, C, H, W]`` to the same shape."""
         maps = [self.first(x)]
         for layer in self.down:
             maps.append(layer(maps[-1]))
@@ -112,7 +112,7 @@ class StyleNetwork(nn.Module):
 
     Args:
         width: Channels of the first layer.
-        channels: Of the pictures.
+        channels: Of the images.
     """
 
     def __init__(self, width: int, channels: int) -> None:
@@ -128,17 +128,17 @@ class StyleNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures ``[N, C, H, W]`` of 0 to 1 to the same shape, a little beyond 0 to 1."""
+        """Map images ``[N, C, H, W]`` of 0 to 1 to the same shape, a little beyond 0 to 1."""
         y = self.layers(x)[:, :, : x.shape[2], : x.shape[3]]
         answer: Tensor = torch.tanh(y) * (150 / 255) + 0.5
         return answer
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges whether parts of a picture are real, given the input (https://arxiv.org/abs/1611.07004).
+    """Judges whether parts of an image are real, given the input (https://arxiv.org/abs/1611.07004).
 
     Args:
-        channels: Of the input and the picture together.
+        channels: Of the input and the image together.
         width: Channels of its first layer.
         halvings: How often the resolution is halved; 2 make parts of 34 pixels.
     """
@@ -153,7 +153,7 @@ class PatchDiscriminator(nn.Module):
         layers += [nn.Conv2d(last, 2 * last, 4, 1, 1), _norm(2 * last), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(2 * last, 1, 4, 1, 1))
 
-    def forward(self, given: Tensor, picture: Tensor) -> Tensor:
-        """Map input and picture, each ``[N, C, H, W]`` of 0 to 255, to a logit for each part, ``[N, 1, h, w]``."""
-        logits: Tensor = self.layers(torch.cat([given.float(), picture.float()], 1) / 127.5 - 1)
+    def forward(self, given: Tensor, image: Tensor) -> Tensor:
+        """Map input and image, each ``[N, C, H, W]`` of 0 to 255, to a logit for each part, ``[N, 1, h, w]``."""
+        logits: Tensor = self.layers(torch.cat([given.float(), image.float()], 1) / 127.5 - 1)
         return logits

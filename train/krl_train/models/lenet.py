@@ -43,9 +43,9 @@ class LeNet5(nn.Module):
         """Map ``[N, in_channels, 32, 32]`` to logits ``[N, num_classes]``.
 
         Raises:
-            ModelError: The pictures have another size.
+            ModelError: The images have another size.
         """
         if tuple(x.shape[-2:]) != (_SIDE, _SIDE):
-            raise ModelError(f"lenet5 takes pictures of 32×32 pixels, not {x.shape[-2]}×{x.shape[-1]}; use --size 32")
+            raise ModelError(f"lenet5 takes images of 32×32 pixels, not {x.shape[-2]}×{x.shape[-1]}; use --size 32")
         logits: Tensor = self.fc(self.convnet(x).flatten(1))
         return logits

@@ -1,4 +1,4 @@
-"""What a frozen classifier's features say of pictures: their content and their style."""
+"""What a frozen classifier's features say of images: their content and their style."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FeatureMaps:
     It is not a module, on purpose: whoever holds it does not train it.
 
     Args:
-        network: The classifier; it is frozen here. It normalizes in its own way, and sees pictures at their own size.
+        network: The classifier; it is frozen here. It normalizes in its own way, and sees images at their own size.
 
     Raises:
         UsageError: The classifier has no feature maps.
@@ -48,7 +48,7 @@ class FeatureMaps:
             raise UsageError("the classifier has no feature maps to tell style and content by; give another one")
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """Return the maps, from fine to coarse, of pictures ``[N, C, H, W]`` of 0 to 255; gradients flow to them."""
+        """Return the maps, from fine to coarse, of images ``[N, C, H, W]`` of 0 to 255; gradients flow to them."""
         self.network.to(pixels.device).eval()
         modules = dict(self.network.backbone.named_modules())
         with reading({name: modules[name] for name in self.names}) as found:

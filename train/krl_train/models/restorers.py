@@ -1,4 +1,4 @@
-"""Networks that make a better picture of a picture: super-resolution, denoising, removal of JPEG's artifacts.
+"""Networks that make a better image of an image: super-resolution, denoising, removal of JPEG's artifacts.
 
 All of them add what they computed to a plain enlargement of their input (bicubic; at scale 1 the input itself), so
 that training begins at what a resize gives.
@@ -6,7 +6,7 @@ that training begins at what a resize gives.
 Names: ``espcn`` or ``espcn-WIDTH`` (Shi et al. 2016, https://arxiv.org/abs/1609.05158, with ReLU), ``fsrcnn`` or
 ``fsrcnn-D-S-M`` (Dong et al. 2016, https://arxiv.org/abs/1608.00367), ``edsr-BLOCKS-WIDTH`` (after Lim et al. 2017,
 https://arxiv.org/abs/1707.02921, with one convolution before the pixel shuffle). ``unet-WIDTH-DEPTH`` and
-``style-WIDTH`` keep the size and see the whole picture: see ``image_to_image``.
+``style-WIDTH`` keep the size and see the whole image: see ``image_to_image``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Enlargement(nn.Module):
     edges. Written so, every backend runs it alike.
 
     Args:
-        scale: The factor; 1 leaves pictures as they are.
-        channels: Of the pictures.
+        scale: The factor; 1 leaves images as they are.
+        channels: Of the images.
     """
 
     kernel: Tensor
@@ -73,7 +73,7 @@ class SkipNetwork(nn.Module):
         trunk: Maps ``[N, C, H, W]`` to features ``[N, width, H, W]``; distillation compares these.
         tail: Maps features to ``[N, C, scale * H, scale * W]``.
         scale: The factor of the enlargement.
-        channels: Of the pictures.
+        channels: Of the images.
     """
 
     def __init__(self, trunk: nn.Module, tail: nn.Module, scale: int, channels: int) -> None:
@@ -81,7 +81,7 @@ class SkipNetwork(nn.Module):
         self.trunk, self.tail, self.skip = trunk, tail, Enlargement(scale, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized pictures ``[N, C, H, W]`` to ``[N, C, scale * H, scale * W]``."""
+        """Map normalized images ``[N, C, H, W]`` to ``[N, C, scale * H, scale * W]``."""
         return self.finish(self.trunk(x), x)
 
     def finish(self, features: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Restorer(nn.Module):
         self.register_buffer("offset", (255 * mean).float().reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Restore pictures.
+        """Restore images.
 
         Args:
             pixels: ``[N, C, H, W]``, uint8 or floating point, 0 to 255.
@@ -142,7 +142,7 @@ class Restorer(nn.Module):
         """
         backbone = self.backbone
         if not isinstance(backbone, SkipNetwork):
-            raise ModelError(f"a {type(backbone).__name__} has no features to compare; use losses on pictures")
+            raise ModelError(f"a {type(backbone).__name__} has no features to compare; use losses on images")
         x = self._normalized(pixels)
         features: Tensor = backbone.trunk(x)
         return self._to_pixels(backbone.finish(features, x)), features
@@ -277,7 +277,7 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> Restorer:
     if scale not in (1, 2, 3, 4):
         raise ModelError(f"model {spec.name}: scale is {scale!r}; accepted: 1, 2, 3 or 4")
     if family.radius is None and scale != 1:
-        raise ModelError(f"model {spec.name} keeps the size of pictures; it cannot enlarge them {scale} times")
+        raise ModelError(f"model {spec.name} keeps the size of images; it cannot enlarge them {scale} times")
     backbone = family.build(numbers, int(scale), spec.in_channels)
     if isinstance(backbone, SkipNetwork):
         _initialize(backbone)

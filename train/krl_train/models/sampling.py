@@ -1,4 +1,4 @@
-"""Pictures from a generator: the same latents for the same seed, as a device would give them, and in grids."""
+"""Images from a generator: the same latents for the same seed, as a device would give them, and in grids."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["PictureSource", "generate_pixels", "picture_grid", "sample_grid", "sample_latents", "spread_tokens"]
+__all__ = ["ImageGenerator", "generate_pixels", "image_grid", "sample_grid", "sample_latents", "spread_tokens"]
 
 _BATCH = 250  # images in a run of the generator: bounded memory
 _COLUMNS = 8  # of a grid of samples
 
 
-class PictureSource(Protocol):
-    """What makes pictures: a run's generator, or a bundle's."""
+class ImageGenerator(Protocol):
+    """What makes images: a run's generator, or a bundle's."""
 
     latent_size: int
     condition: Mapping[str, Any] | None
@@ -30,7 +30,7 @@ class PictureSource(Protocol):
         """Where latents and conditions are expected."""
 
     def __call__(self, latent: Tensor, condition: Tensor | None = None, /) -> Tensor:
-        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to pictures ``[N, C, H, W]`` in 0 to 255, not clipped."""
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images ``[N, C, H, W]`` in 0 to 255, not clipped."""
         ...
 
 
@@ -40,8 +40,8 @@ def sample_latents(count: int, size: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate_pixels(generator: PictureSource, latents: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Generate pictures as a device would give them.
+def generate_pixels(generator: ImageGenerator, latents: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Generate images as a device would give them.
 
     Args:
         generator: In eval mode.
@@ -55,25 +55,25 @@ def generate_pixels(generator: PictureSource, latents: Tensor, tokens: Tensor | 
     parts = []
     for start in range(0, len(latents), _BATCH):
         condition = None if tokens is None else tokens[start : start + _BATCH].to(device)
-        pictures = generator(latents[start : start + _BATCH].to(device), condition)
-        parts.append(pictures.clamp(0, 255).round().to(torch.uint8).cpu())
+        images = generator(latents[start : start + _BATCH].to(device), condition)
+        parts.append(images.clamp(0, 255).round().to(torch.uint8).cpu())
     return torch.cat(parts)
 
 
-def sample_grid(generator: PictureSource, tokens: Tensor | None, rows: int = _COLUMNS) -> npt.NDArray[np.uint8]:
-    """Return a grid of eight pictures a row, ``[rows H, 8 W, C]``, of the same latents each time.
+def sample_grid(generator: ImageGenerator, tokens: Tensor | None, rows: int = _COLUMNS) -> npt.NDArray[np.uint8]:
+    """Return a grid of eight images a row, ``[rows H, 8 W, C]``, of the same latents each time.
 
     Args:
         generator: In eval mode.
-        tokens: Conditions of the training pictures ``[M, L]``; each row has another one. ``None`` without.
+        tokens: Conditions of the training images ``[M, L]``; each row has another one. ``None`` without.
         rows: Number of rows.
     """
     latents = sample_latents(rows * _COLUMNS, generator.latent_size, seed=0)
-    return picture_grid(generate_pixels(generator, latents, None if tokens is None else spread_tokens(tokens, rows)))
+    return image_grid(generate_pixels(generator, latents, None if tokens is None else spread_tokens(tokens, rows)))
 
 
-def picture_grid(pixels: Tensor, columns: int = _COLUMNS) -> npt.NDArray[np.uint8]:
-    """Lay pictures ``[N, C, H, W]`` of uint8 out in rows ``[rows H, columns W, C]``; a row that is not full is left."""
+def image_grid(pixels: Tensor, columns: int = _COLUMNS) -> npt.NDArray[np.uint8]:
+    """Lay images ``[N, C, H, W]`` of uint8 out in rows ``[rows H, columns W, C]``; a row that is not full is left."""
     rows = len(pixels) // columns
     channels, height, width = pixels.shape[1:]
     cells = pixels[: rows * columns].reshape(rows, columns, channels, height, width)

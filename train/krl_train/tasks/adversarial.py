@@ -1,4 +1,4 @@
-"""What generator and discriminator minimize: pure functions of logits and pictures."""
+"""What generator and discriminator minimize: pure functions of logits and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def generator_loss(kind: str, fake: Tensor) -> Tensor:
 
     Args:
         kind: The loss.
-        fake: Logits of generated pictures, ``[N]``.
+        fake: Logits of generated images, ``[N]``.
 
     Raises:
         UsageError: The kind is not known.
@@ -41,8 +41,8 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
     Args:
         kind: The loss.
-        real: Logits of real pictures, ``[N]``.
-        fake: Logits of generated pictures, ``[N]``.
+        real: Logits of real images, ``[N]``.
+        fake: Logits of generated images, ``[N]``.
 
     Raises:
         UsageError: The kind is not known.
@@ -55,12 +55,12 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], pixels: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-    """Return the mean squared norm of the discriminator's gradient at real pictures (https://arxiv.org/abs/1801.04406).
+    """Return the mean squared norm of the discriminator's gradient at real images (https://arxiv.org/abs/1801.04406).
 
     Args:
-        discriminator: Maps pictures to logits ``[N]``.
-        pixels: Real pictures ``[N, C, H, W]``.
-        unit: How many of the pictures' units make one of those that the gradient is taken in, broadcast over pictures.
+        discriminator: Maps images to logits ``[N]``.
+        pixels: Real images ``[N, C, H, W]``.
+        unit: How many of the images' units make one of those that the gradient is taken in, broadcast over images.
 
     Returns:
         A scalar that can be differentiated again; to be multiplied by gamma / 2.

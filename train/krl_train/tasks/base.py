@@ -24,16 +24,16 @@ _Yielded = TypeVar("_Yielded", covariant=True)
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pictures, on the device.
+    """One step's images, on the device.
 
     Attributes:
         pixels: Views ``[N, C, H, W]``, uint8 or float32, 0 to 255.
         labels: Class indices ``[N]`` of int64.
-        indices: The pictures' indices in the training set, ``[N]`` of int64, on the CPU.
+        indices: The images' indices in the training set, ``[N]`` of int64, on the CPU.
         view: Number of the view that all of them are shown in.
         epoch: From 0.
-        partners: With mixup, the class indices of the pictures that were mixed in, ``[N]``.
-        share: With mixup, how much of each view is the picture that ``labels`` names, 0.5 to 1.
+        partners: With mixup, the class indices of the images that were mixed in, ``[N]``.
+        share: With mixup, how much of each view is the image that ``labels`` names, 0.5 to 1.
     """
 
     pixels: Tensor
@@ -102,7 +102,7 @@ class Task(ABC, Generic[_Batch]):
         """Return metrics on the validation data; all processes call it and get the same answer."""
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return pictures ``[H, W, C]`` that show how far the training is, by name; none by default.
+        """Return images ``[H, W, C]`` that show how far the training is, by name; none by default.
 
         The loop asks for them after each evaluation and puts them into the run's folder and TensorBoard.
         """

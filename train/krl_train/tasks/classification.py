@@ -55,14 +55,14 @@ class Supervised(Objective):
 
 
 class ClassificationTask(ObjectiveTask[Batch, Network]):
-    """Trains the network of an objective and measures it on validation pictures.
+    """Trains the network of an objective and measures it on validation images.
 
     Args:
         objective: What is minimized.
         optim: How.
         steps: Number of optimization steps in the whole training.
-        batch_size: Pictures in one step over all processes; the default learning rate grows with it.
-        val: Validation pictures.
+        batch_size: Images in one step over all processes; the default learning rate grows with it.
+        val: Validation images.
         labels: Class names.
     """
 
@@ -81,5 +81,5 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         self.labels = labels
 
     def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Measure the network (its moving average, where there is one) on the validation pictures."""
+        """Measure the network (its moving average, where there is one) on the validation images."""
         return evaluate_classifier(self.final(), self.val, self.labels, placement)

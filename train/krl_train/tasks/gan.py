@@ -59,7 +59,7 @@ class CollapseWatch:
     """Notices that a GAN has failed, though all numbers are finite.
 
     Two things are watched: the discriminator makes no error any more, so that the generator learns nothing; and the
-    generated pictures of a batch are all the same.
+    generated images of a batch are all the same.
 
     Args:
         patience: Consecutive steps that either may last.
@@ -73,8 +73,8 @@ class CollapseWatch:
         """Look at one step.
 
         Args:
-            real: Logits of real pictures, ``[N]``.
-            fake: Logits of generated pictures, ``[N]``.
+            real: Logits of real images, ``[N]``.
+            fake: Logits of generated images, ``[N]``.
             real_pixels: ``[N, C, H, W]``.
             fake_pixels: ``[N, C, H, W]``.
 
@@ -88,13 +88,13 @@ class CollapseWatch:
         kept = "the last good checkpoint stays"
         if self._won > self.patience:
             raise TrainingError(
-                f"the discriminator told every picture of {self._won} steps right with a margin; the generator learns "
+                f"the discriminator told every image of {self._won} steps right with a margin; the generator learns "
                 f"nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
                 "raise --r1, or give --diffaugment color translation cutout"
             )
         if self._same > self.patience:
             raise TrainingError(
-                f"the generated pictures of {self._same} steps are all the same (they differ by less than 2 % of what "
+                f"the generated images of {self._same} steps are all the same (they differ by less than 2 % of what "
                 f"real ones do): the generator has collapsed. {kept[0].upper()}{kept[1:]}. Lower --lr, raise --r1, or "
                 "use another --seed or a larger --batch-size"
             )
@@ -109,8 +109,8 @@ class GanTask(Task[Batch]):
         options: The adversarial loss and what stabilizes it.
         optim: Learning rate, schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
-        conditions: Of the training pictures; ``None`` for a generator without.
-        guide: What else the generator minimizes, a function of its pictures ``[N, C, H, W]`` and their tokens.
+        conditions: Of the training images; ``None`` for a generator without.
+        guide: What else the generator minimizes, a function of its images ``[N, C, H, W]`` and their tokens.
         guide_weight: Factor of that.
         score: Measures the generator at evaluations; ``None`` measures nothing.
     """
@@ -143,29 +143,29 @@ class GanTask(Task[Batch]):
         device = batch.pixels.device
         condition = None if self.conditions is None else self.conditions.draw(batch.indices).to(device)
         latent = torch.randn(len(batch.pixels), self.generator.latent_size, device=device)
-        pictures, others = self.generate(latent, condition)
-        parts = self._step_discriminator(batch, pictures.detach(), condition, update)
-        parts |= self._step_generator(pictures, others, condition, update)
+        images, others = self.generate(latent, condition)
+        parts = self._step_discriminator(batch, images.detach(), condition, update)
+        parts |= self._step_generator(images, others, condition, update)
         parts["loss"] = parts["generator"] + parts["discriminator"]
         return parts
 
     def generate(self, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return pictures ``[N, C, H, W]``, and what else the generator minimizes: scalars by name, weighted."""
-        pictures = self.learners["generator"].module(latent, condition)
+        """Return images ``[N, C, H, W]``, and what else the generator minimizes: scalars by name, weighted."""
+        images = self.learners["generator"].module(latent, condition)
         if self.guide is None or condition is None:
-            return pictures, {}
-        return pictures, {"guide": self.guide_weight * self.guide.to(pictures.device)(pictures, condition)}
+            return images, {}
+        return images, {"guide": self.guide_weight * self.guide.to(images.device)(images, condition)}
 
-    def _judge(self, pictures: Tensor, condition: Tensor | None) -> Tensor:
+    def _judge(self, images: Tensor, condition: Tensor | None) -> Tensor:
         module = self.learners["discriminator"].module
-        logits: Tensor = module(diffaugment(pictures.float(), self.options.diffaugment), condition)
+        logits: Tensor = module(diffaugment(images.float(), self.options.diffaugment), condition)
         return logits.float()
 
     def _step_discriminator(
-        self, batch: Batch, pictures: Tensor, condition: Tensor | None, update: Update
+        self, batch: Batch, images: Tensor, condition: Tensor | None, update: Update
     ) -> dict[str, Tensor]:
-        real, fake = self._judge(batch.pixels, condition), self._judge(pictures, condition)
-        self.watch(real.detach(), fake.detach(), batch.pixels, pictures)
+        real, fake = self._judge(batch.pixels, condition), self._judge(images, condition)
+        self.watch(real.detach(), fake.detach(), batch.pixels, images)
         loss = discriminator_loss(self.options.adversarial, real, fake)
         parts = {"discriminator": loss.detach()}
         if self.options.r1 and int(torch.randint(_R1_EVERY, (1,))) == 0:
@@ -178,10 +178,10 @@ class GanTask(Task[Batch]):
         return parts
 
     def _step_generator(
-        self, pictures: Tensor, others: Mapping[str, Tensor], condition: Tensor | None, update: Update
+        self, images: Tensor, others: Mapping[str, Tensor], condition: Tensor | None, update: Update
     ) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)  # its own gradients would be thrown away
-        loss = generator_loss(self.options.adversarial, self._judge(pictures, condition))
+        loss = generator_loss(self.options.adversarial, self._judge(images, condition))
         loss = self.adversarial_weight * loss
         parts = {"generator": loss.detach(), **{name: value.detach() for name, value in others.items()}}
         for value in others.values():
@@ -199,7 +199,7 @@ class GanTask(Task[Batch]):
         return {} if self.score is None else self.score(self.final().eval(), placement)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return a grid of 64 pictures of the same latents each time; with conditions each row has another one."""
+        """Return a grid of 64 images of the same latents each time; with conditions each row has another one."""
         tokens = None if self.conditions is None else self.conditions.tokens
         return {"samples": sample_grid(self.final().eval(), tokens)}
 

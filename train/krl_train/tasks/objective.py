@@ -27,7 +27,7 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
         network: The part of it that the run keeps; its weights are those of its ``backbone``.
         optim: How.
         steps: Number of optimization steps in the whole training.
-        batch_size: Pictures in one step over all processes; the default learning rate grows with it.
+        batch_size: Images in one step over all processes; the default learning rate grows with it.
     """
 
     def __init__(self, objective: nn.Module, network: _Net, optim: OptimConfig, *, steps: int, batch_size: int) -> None:

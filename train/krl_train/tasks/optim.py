@@ -25,7 +25,7 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], bat
         config: What the user asked for; without a learning rate the default grows with the batch size
             (https://arxiv.org/abs/1706.02677).
         parameters: What to train; those that need no gradient are left out.
-        batch_size: Pictures in one step over all processes.
+        batch_size: Images in one step over all processes.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     lr = config.lr if config.lr is not None else default_learning_rate(config, batch_size)

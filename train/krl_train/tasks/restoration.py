@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from krl_train.config import OptimConfig
 from krl_train.data import PatchBatch, Truths
 from krl_train.metrics import evaluate_restorer
-from krl_train.metrics.restoration import enlarge, restore_picture
+from krl_train.metrics.restoration import enlarge, restore_image
 from krl_train.models.restorers import Restorer
 from krl_train.placement import Placement
 
@@ -26,7 +26,7 @@ SHOWN_SIDE = 96  # pixels of them at most, so that the log stays small
 
 
 def pixel_loss(restored: Tensor, truth: Tensor, *, epsilon: float = 0.0) -> Tensor:
-    """Return the mean absolute difference of pictures, or its smooth form, the mean of sqrt((a - b)² + ε²).
+    """Return the mean absolute difference of images, or its smooth form, the mean of sqrt((a - b)² + ε²).
 
     The smooth form is Charbonnier's (https://arxiv.org/abs/1704.03915).
 
@@ -71,14 +71,14 @@ class PixelLoss(RestorationObjective):
 
 
 class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
-    """Trains the network of an objective and measures it on whole pictures.
+    """Trains the network of an objective and measures it on whole images.
 
     Args:
         objective: What is minimized.
         optim: How.
         steps: Number of optimization steps in the whole training.
         batch_size: Patches in one step over all processes.
-        val: Validation pictures.
+        val: Validation images.
         degradation: What is done to them, beside the scaling; see ``krl_runtime.images.luma.corrupt``.
     """
 
@@ -98,24 +98,24 @@ class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
         self.degradation = dict(degradation)
 
     def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Measure the network (its moving average, where there is one) on the validation pictures."""
+        """Measure the network (its moving average, where there is one) on the validation images."""
         return evaluate_restorer(self.final(), self.val, self.network.scale, self.degradation, placement)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return ``"restored"``: for the first validation pictures input (enlarged), restoration and truth in a row."""
+        """Return ``"restored"``: for the first validation images input (enlarged), restoration and truth in a row."""
         network, scale = self.final().eval(), self.network.scale
         device = next(network.parameters()).device
         rows = []
         for index in range(min(SHOWN, len(self.val))):
             given, truth = self.val.pair(index, scale, self.degradation, side=SHOWN_SIDE)
-            row = (enlarge(given, scale), restore_picture(network, given, device), truth)
+            row = (enlarge(given, scale), restore_image(network, given, device), truth)
             rows.append(np.concatenate([framed(item) for item in row], axis=1))
         return {"restored": np.concatenate(rows)}
 
 
-def framed(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Put a picture into the upper left of a white square with a margin, as ``[H, W, C]``."""
-    planes = picture[..., None] if picture.ndim == 2 else picture
+def framed(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Put an image into the upper left of a white square with a margin, as ``[H, W, C]``."""
+    planes = image[..., None] if image.ndim == 2 else image
     square = np.full((SHOWN_SIDE + 2, SHOWN_SIDE + 2, planes.shape[2]), 255, np.uint8)
     square[: planes.shape[0], : planes.shape[1]] = planes
     return square

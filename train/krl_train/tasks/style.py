@@ -1,4 +1,4 @@
-"""Training a network that paints pictures in the manner of one (Johnson et al. 2016)."""
+"""Training a network that paints images in the manner of one (Johnson et al. 2016)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["StyleObjective", "StyleTask", "total_variation"]
 _CONTENT = 1  # the second of the maps, as relu2_2 (Johnson et al. 2016)
 
 
-def total_variation(pictures: Tensor) -> Tensor:
+def total_variation(images: Tensor) -> Tensor:
     """Return the mean absolute difference between neighboring pixels, down and across.
 
     Args:
-        pictures: ``[N, C, H, W]``, at least 2 pixels a side, in units of 0 to 1.
+        images: ``[N, C, H, W]``, at least 2 pixels a side, in units of 0 to 1.
     """
-    return pictures.diff(dim=2).abs().mean() + pictures.diff(dim=3).abs().mean()
+    return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
 
 
 class StyleObjective(RestorationObjective):
-    """Content of each picture, style of one, as a frozen classifier sees them (https://arxiv.org/abs/1603.08155).
+    """Content of each image, style of one, as a frozen classifier sees them (https://arxiv.org/abs/1603.08155).
 
     Both are relative: content is the mean squared difference of the second map over the mean square of the content's;
     style the same of the Gram matrices, averaged over the maps. So the weights mean the same for every classifier.
@@ -41,7 +41,7 @@ class StyleObjective(RestorationObjective):
     Args:
         network: What paints.
         features: The classifier.
-        style: The picture, uint8 ``[H, W, C]``.
+        style: The image, uint8 ``[H, W, C]``.
         config: The weights.
     """
 
@@ -62,7 +62,7 @@ class StyleObjective(RestorationObjective):
         return self.compare(batch.pixels, self.network(batch.pixels))
 
     def compare(self, pixels: Tensor, painted: Tensor) -> dict[str, Tensor]:
-        """Return what ``forward`` does for pictures that are painted already, both ``[N, C, H, W]`` of 0 to 255."""
+        """Return what ``forward`` does for images that are painted already, both ``[N, C, H, W]`` of 0 to 255."""
         with torch.no_grad():
             wanted = self._features(pixels)
         seen = self._features(painted)
@@ -82,24 +82,24 @@ def _relative(seen: Tensor, wanted: Tensor) -> Tensor:
 
 
 class StyleTask(RestorationTask):
-    """Trains the network of a ``StyleObjective``; what it measures are the parts of the loss on validation pictures."""
+    """Trains the network of a ``StyleObjective``; what it measures are the parts of the loss on validation images."""
 
     @torch.no_grad()
     def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Return ``count``, and means over the pictures of ``content`` and ``style``; every process computes all."""
+        """Return ``count``, and means over the images of ``content`` and ``style``; every process computes all."""
         network, objective = self.final().eval(), self.objective
         assert isinstance(objective, StyleObjective)  # noqa: S101  for the type checker
         sums = {"content": 0.0, "style": 0.0}
-        for picture in self.val.pictures:
-            pixels = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].to(placement.device)
+        for image in self.val.images:
+            pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(placement.device)
             parts = objective.compare(pixels, network(pixels))
             sums = {name: value + float(parts[name]) for name, value in sums.items()}
         return {"count": len(self.val), **{name: round(value / len(self.val), 6) for name, value in sums.items()}}
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return rows of picture and painted picture, and the style picture beside them."""
+        """Return rows of image and painted image, and the style image beside them."""
         rows = super().samples()["restored"]
-        width = 2 * framed(self.val.pictures[0][:1, :1]).shape[1]  # the third column shows the picture again
+        width = 2 * framed(self.val.images[0][:1, :1]).shape[1]  # the third column shows the image again
         objective = self.objective
         assert isinstance(objective, StyleObjective)  # noqa: S101  for the type checker
         style = np.full((rows.shape[0], SHOWN_SIDE, rows.shape[2]), 255, np.uint8)

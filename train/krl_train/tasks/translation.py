@@ -1,4 +1,4 @@
-"""Training a network that turns pictures of one kind into another, from pairs (Isola et al. 2017).
+"""Training a network that turns images of one kind into another, from pairs (Isola et al. 2017).
 
 The network is a restorer of scale 1: paper https://arxiv.org/abs/1611.07004.
 """
@@ -30,8 +30,8 @@ class TranslationObjective(RestorationObjective):
     """A network with the weights of what its training minimizes.
 
     Args:
-        network: Turns a picture into another one.
-        pixel_weight: Of the mean absolute difference from the wanted picture, in units of 0 to 1.
+        network: Turns an image into another one.
+        pixel_weight: Of the mean absolute difference from the wanted image, in units of 0 to 1.
         adversarial_weight: Of what the discriminator says.
     """
 
@@ -41,10 +41,10 @@ class TranslationObjective(RestorationObjective):
         self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
-        """Return ``"loss"`` without the discriminator's part, ``"pixels"`` before weighting, and ``"picture"``."""
-        picture = self.network(batch.pixels)
-        pixels = pixel_loss(picture, batch.truth)
-        return {"loss": self.pixel_weight * pixels, "pixels": pixels, "picture": picture}
+        """Return ``"loss"`` without the discriminator's part, ``"pixels"`` before weighting, and ``"image"``."""
+        image = self.network(batch.pixels)
+        pixels = pixel_loss(image, batch.truth)
+        return {"loss": self.pixel_weight * pixels, "pixels": pixels, "image": image}
 
 
 class TranslationTask(RestorationTask):
@@ -81,13 +81,13 @@ class TranslationTask(RestorationTask):
     def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:
         """Move the discriminator, then the network, on one batch."""
         parts: dict[str, Tensor] = self.learners["model"].module(batch)
-        picture, loss = parts.pop("picture"), parts["loss"]
+        image, loss = parts.pop("image"), parts["loss"]
         if self.weight:
             discriminator = self.learners["discriminator"].module
-            real, fake = (discriminator(batch.pixels, item) for item in (batch.truth, picture.detach()))
+            real, fake = (discriminator(batch.pixels, item) for item in (batch.truth, image.detach()))
             judged = discriminator_loss(_ADVERSARIAL, real.float(), fake.float())
             update("discriminator", judged)
-            fooled = generator_loss(_ADVERSARIAL, discriminator(batch.pixels, picture).float())
+            fooled = generator_loss(_ADVERSARIAL, discriminator(batch.pixels, image).float())
             loss = loss + self.weight * fooled
             parts |= {"discriminator": judged, "adversarial": fooled}
         update("model", loss)

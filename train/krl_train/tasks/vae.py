@@ -17,9 +17,9 @@ from krl_train.conditioning import Conditions
 from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics.scoring import real_pixels
-from krl_train.models.generator_backbones import picture_sizes
+from krl_train.models.generator_backbones import image_sizes
 from krl_train.models.generators import Generator
-from krl_train.models.sampling import picture_grid, sample_grid
+from krl_train.models.sampling import image_grid, sample_grid
 from krl_train.placement import Placement
 
 from .base import Batch, Task, Update
@@ -43,19 +43,19 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
-def gaussian_likelihood(decoded: Tensor, pictures: Tensor) -> Tensor:
-    """Return the pictures' negative log-likelihood in nats a picture, a scalar.
+def gaussian_likelihood(decoded: Tensor, images: Tensor) -> Tensor:
+    """Return the images' negative log-likelihood in nats an image, a scalar.
 
     Under a Gaussian around what was decoded whose variance is the batch's mean squared error, the most likely one:
-    D / 2 (log(2 pi mse) + 1), D values in a picture (sigma-VAE, https://arxiv.org/abs/2006.13202). So reconstruction
+    D / 2 (log(2 pi mse) + 1), D values in an image (sigma-VAE, https://arxiv.org/abs/2006.13202). So reconstruction
     and divergence are balanced without a factor to tune.
 
     Args:
         decoded: ``[N, C, H, W]``.
-        pictures: Of the same shape and units.
+        images: Of the same shape and units.
     """
-    values = pictures[0].numel()
-    error = F.mse_loss(decoded, pictures).clamp(min=1e-8)
+    values = images[0].numel()
+    error = F.mse_loss(decoded, images).clamp(min=1e-8)
     return 0.5 * values * (torch.log(2 * math.pi * error) + 1)
 
 
@@ -63,7 +63,7 @@ class _Encoder(nn.Module):
     def __init__(self, generator: Generator, conditioner: nn.Module | None) -> None:
         super().__init__()
         preprocessing = generator.preprocessing
-        ups = len(picture_sizes(preprocessing.height, preprocessing.width)) - 1
+        ups = len(image_sizes(preprocessing.height, preprocessing.width)) - 1
         channels = [preprocessing.channels, *(_WIDTH * min(8, 2**level) for level in range(ups))]
         self.stages = nn.Sequential()
         for inputs, outputs in pairwise(channels):
@@ -75,8 +75,8 @@ class _Encoder(nn.Module):
         self.conditioner = conditioner
         self.head = nn.Linear(features + int(getattr(conditioner, "dim", 0)), 2 * generator.latent_size)
 
-    def forward(self, pictures: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.stages(pictures)
+    def forward(self, images: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.stages(images)
         if self.conditioner is not None:
             x = torch.cat([x, self.conditioner(condition)], 1)
         mean, log_variance = self.head(x).float().chunk(2, dim=1)
@@ -97,16 +97,16 @@ class VariationalAutoencoder(nn.Module):
         self.encoder = _Encoder(generator, conditioner)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Bring pictures in 0 to 255 to the units that both work in."""
+        """Bring images in 0 to 255 to the units that both work in."""
         return (pixels.float() - self.generator.offset) / self.generator.scale
 
     def encode(self, pixels: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map pictures ``[N, C, H, W]`` in 0 to 255 to mean and log-variance of their latents, ``[N, Z]`` each."""
+        """Map images ``[N, C, H, W]`` in 0 to 255 to mean and log-variance of their latents, ``[N, Z]`` each."""
         mean, log_variance = self.encoder(self.normalize(pixels), condition)
         return mean, log_variance
 
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pictures decoded again, in 0 to 255, and mean and log-variance of the latents."""
+        """Return the images decoded again, in 0 to 255, and mean and log-variance of the latents."""
         mean, log_variance = self.encode(pixels, condition)
         latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         return self.generator(latent, condition), mean, log_variance
@@ -120,8 +120,8 @@ class VaeTask(Task[Batch]):
         beta: Weight of the divergence (https://openreview.net/forum?id=Sy2fzU9gl).
         optim: Learning rate (0.001), schedule, largest gradient and moving average; the optimizer is Adam.
         steps: Number of steps in the whole training.
-        val: Validation pictures; the first 2,000 are reconstructed.
-        conditions: Of the training pictures; ``None`` for a generator without.
+        val: Validation images; the first 2,000 are reconstructed.
+        conditions: Of the training images; ``None`` for a generator without.
         score: Measures the decoder at evaluations; ``None`` measures reconstructions alone.
     """
 
@@ -140,7 +140,7 @@ class VaeTask(Task[Batch]):
         self.learners = {"vae": generator_learner(model, model.generator, optim, steps, lr=optim.lr or _LR)}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
-        """Minimize likelihood and divergence, in nats a picture, on one batch."""
+        """Minimize likelihood and divergence, in nats an image, on one batch."""
         condition = None
         if self.conditions is not None:
             condition = self.conditions.draw(batch.indices).to(batch.pixels.device)
@@ -159,10 +159,10 @@ class VaeTask(Task[Batch]):
 
     @torch.no_grad()
     def evaluate(self, placement: Placement) -> dict[str, Any]:
-        """Measure how well pictures are reconstructed (``psnr``, dB), and score what the decoder generates."""
+        """Measure how well images are reconstructed (``psnr``, dB), and score what the decoder generates."""
         generator = self.final().eval()
         result = {} if self.score is None else self.score(generator, placement)
-        if self.conditions is not None:  # the validation pictures' conditions are not known
+        if self.conditions is not None:  # the validation images' conditions are not known
             return result
         self.model.eval()
         pixels, _ = real_pixels(self.val, _MEASURED)
@@ -176,7 +176,7 @@ class VaeTask(Task[Batch]):
 
     @torch.no_grad()
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Return a grid of generated pictures, and one of real pictures each beside its reconstruction."""
+        """Return a grid of generated images, and one of real images each beside its reconstruction."""
         generator = self.final().eval()
         tokens = None if self.conditions is None else self.conditions.tokens
         grids = {"samples": sample_grid(generator, tokens)}
@@ -185,7 +185,7 @@ class VaeTask(Task[Batch]):
             pixels, _ = real_pixels(self.val, 32)
             device = next(generator.parameters()).device
             decoded = generator(self.model.encode(pixels.to(device))[0]).clamp(0, 255).round().to(torch.uint8).cpu()
-            grids["reconstructions"] = picture_grid(torch.stack([pixels, decoded], 1).flatten(0, 1))
+            grids["reconstructions"] = image_grid(torch.stack([pixels, decoded], 1).flatten(0, 1))
         return grids
 
     def state(self) -> dict[str, Tensor]:

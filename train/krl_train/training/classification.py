@@ -1,4 +1,4 @@
-"""``krl-train fit``: a classifier from labeled pictures."""
+"""``krl-train fit``: a classifier from labeled images."""
 
 from __future__ import annotations
 

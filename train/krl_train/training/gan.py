@@ -37,10 +37,10 @@ class GeneratorTraining:
     """What the training of a generator starts from.
 
     Attributes:
-        training: The pictures.
+        training: The images.
         record: What ``run.json`` will say, but for the results.
         generator: Freshly initialized.
-        conditions: Of the training pictures; ``None`` where none are asked for.
+        conditions: Of the training images; ``None`` where none are asked for.
     """
 
     training: Training
@@ -50,7 +50,7 @@ class GeneratorTraining:
 
 
 def generator_preprocessing(config: InputConfig, source: Source, model: str) -> Preprocessing:
-    """Return size and channels of the pictures; mean and standard deviation are 0.5, so that tanh spans them."""
+    """Return size and channels of the images; mean and standard deviation are 0.5, so that tanh spans them."""
     channels = config.channels or source.channels
     size = config.size or source.size or (_DEFAULT_SIDE,)
     half = (0.5,) * channels
@@ -77,7 +77,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         raise UsageError(f"--pretrained, --init and --mixup are for classifiers; --task {config.task} has none of them")
     source = open_source(config.data, classes=config.knowledge.condition == "labels")
     preprocessing = generator_preprocessing(config.input, source, config.model)
-    # A generator would learn to make what augmentation makes: mirrored pictures alone are taken for real ones.
+    # A generator would learn to make what augmentation makes: mirrored images alone are taken for real ones.
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     training = read_training(source, preprocessing, augment, config.loop.seed)
     arguments: dict[str, Any] = {"latent": config.generation.latent}
@@ -145,7 +145,7 @@ def fit(config: FitConfig) -> Run:
 
 
 def generator_size(generator: Generator) -> dict[str, int]:
-    """Return a generator's ``"parameters"`` and ``"macs"`` of one picture."""
+    """Return a generator's ``"parameters"`` and ``"macs"`` of one image."""
     return {"parameters": count_parameters(generator), "macs": count_generator_macs(generator)}
 
 

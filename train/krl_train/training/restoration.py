@@ -1,4 +1,4 @@
-"""``krl-train fit --task restoration``: super-resolution, denoising and removal of JPEG's artifacts, from pictures."""
+"""``krl-train fit --task restoration``: super-resolution, denoising and removal of JPEG's artifacts, from images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from krl_runtime.errors import UsageError
-from krl_runtime.images.folders import PictureFolder
+from krl_runtime.images.folders import ImageFolder
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
@@ -22,7 +22,7 @@ from krl_train.config import (
     to_plain,
 )
 from krl_train.data import PatchStream, Truths
-from krl_train.data.patches import list_pictures, read_truths
+from krl_train.data.patches import list_images, read_truths
 from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
@@ -34,7 +34,7 @@ __all__ = [
     "RestorationTraining",
     "fit",
     "fit_restorer",
-    "read_pictures",
+    "read_images",
     "read_restoration",
     "restoration_optim",
     "restoration_training",
@@ -55,7 +55,7 @@ class RestorationTraining:
 
     Attributes:
         stream: Training patches.
-        val: Validation pictures.
+        val: Validation images.
         described: What ``run.json`` says of the data.
     """
 
@@ -65,7 +65,7 @@ class RestorationTraining:
 
 
 def fit(config: FitConfig) -> Run:
-    """Train a restorer from pictures.
+    """Train a restorer from images.
 
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
@@ -118,24 +118,24 @@ def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessin
 
 
 def read_restoration(config: TrainingConfig, spec: ModelSpec, size: tuple[int, int]) -> RestorationTraining:
-    """Read pictures to train a restorer on.
+    """Read images to train a restorer on.
 
     Args:
-        config: Which pictures, and how patches are made of them.
+        config: Which images, and how patches are made of them.
         spec: The network, with scale, color and degradation.
         size: Height and width of an input patch.
 
     Raises:
         UsageError: No folder is named, the patch is too small, or an option is not for restoration.
-        DataError: The pictures cannot be used.
+        DataError: The images cannot be used.
     """
     data = config.data
     if data.data is None:
-        raise UsageError("no data is named; give --data FOLDER, a folder of pictures")
-    folder = list_pictures(data.data, data)
-    train = read_pictures(folder, "all" if data.val_data else "train", data, spec, data.limit)
-    val_folder = list_pictures(data.val_data, data) if data.val_data else folder
-    val = read_pictures(val_folder, "all" if data.val_data else "val", data, spec, data.val_limit)
+        raise UsageError("no data is named; give --data FOLDER, a folder of images")
+    folder = list_images(data.data, data)
+    train = read_images(folder, "all" if data.val_data else "train", data, spec, data.limit)
+    val_folder = list_images(data.val_data, data) if data.val_data else folder
+    val = read_images(val_folder, "all" if data.val_data else "val", data, spec, data.val_limit)
     return restoration_training(config, spec, size, train, val, folder.root, val_folder.root if data.val_data else None)
 
 
@@ -148,7 +148,7 @@ def restoration_training(
     root: Path,
     val_root: Path | None,
 ) -> RestorationTraining:
-    """Make the data of a training from pictures that are read.
+    """Make the data of a training from images that are read.
 
     Args:
         config: How patches are made of them.
@@ -161,7 +161,7 @@ def restoration_training(
 
     Raises:
         UsageError: The patch is too small, or an option is not for restoration.
-        DataError: A picture is smaller than a patch.
+        DataError: An image is smaller than a patch.
     """
     _refuse_unused(config)
     if min(size) < 4:
@@ -197,7 +197,7 @@ def _refuse_unused(config: TrainingConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is not for restoration: patches are cut, mirrored and turned")
 
 
-def read_pictures(folder: PictureFolder, split: str, data: DataConfig, spec: ModelSpec, limit: int | None) -> Truths:
+def read_images(folder: ImageFolder, split: str, data: DataConfig, spec: ModelSpec, limit: int | None) -> Truths:
     """Read one split of a folder in the colors of a network; see ``read_truths``."""
     return read_truths(
         folder.split(split, val_fraction=data.val_fraction),

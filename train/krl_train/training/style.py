@@ -1,4 +1,4 @@
-"""``krl-train fit --task style``: a network that paints pictures in the manner of one."""
+"""``krl-train fit --task style``: a network that paints images in the manner of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_file
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig
-from krl_train.data.patches import read_picture
+from krl_train.data.patches import read_image
 from krl_train.models import Network, build_model
 from krl_train.models.perceptual import FeatureMaps
 from krl_train.models.restorers import receptive_radius
@@ -25,7 +25,7 @@ _SMALLEST_PATCH = 16  # pixels a side: the networks halve twice, and pad by refl
 
 
 def style_spec(name: str) -> ModelSpec:
-    """Return what makes a network of style: RGB, the size kept, the whole picture seen.
+    """Return what makes a network of style: RGB, the size kept, the whole image seen.
 
     Raises:
         ModelError: The name is not known.
@@ -48,21 +48,21 @@ def fit(config: FitConfig) -> Run:
     """Train a network of style.
 
     Raises:
-        KrlError: The pictures, the classifier or the configuration cannot be used, or training failed.
+        KrlError: The images, the classifier or the configuration cannot be used, or training failed.
     """
     options = config.style
-    if options.style_picture is None or options.style_features is None:
-        raise UsageError("--task style needs --style-picture FILE and --style-features RUN (or vgg16, --pretrained)")
+    if options.style_image is None or options.style_features is None:
+        raise UsageError("--task style needs --style-image FILE and --style-features RUN (or vgg16, --pretrained)")
     config = replace(config, optim=restoration_optim(config.optim))
     spec = style_spec(config.model)
     size = config.input.size or (_DEFAULT_PATCH,)
     if min(size) < _SMALLEST_PATCH:
         raise UsageError(f"--size is {size[0]}; style takes patches of {_SMALLEST_PATCH} pixels a side or more")
     features, identity = _features(options.style_features, pretrained=config.pretrained)
-    style = read_picture(options.style_picture, "rgb")
+    style = read_image(options.style_image, "rgb")
     training = read_restoration(config, spec, (size[0], size[-1]))
     init = Run.open(config.init) if config.init is not None else None
-    seen = {"style_sha256": sha256_file(options.style_picture), "features": identity}
+    seen = {"style_sha256": sha256_file(options.style_image), "features": identity}
     return fit_restorer(
         lambda network: StyleObjective(network, features, style, options),
         replace(training, described={**training.described, **seen}),
@@ -80,7 +80,7 @@ def _features(name: str, *, pretrained: bool) -> tuple[FeatureMaps, str]:
         run = Run.open(name)
         network = run.network()
         if network.preprocessing.channels != 3:
-            raise UsageError(f"--style-features {name} sees gray pictures; a classifier of RGB is needed")
+            raise UsageError(f"--style-features {name} sees gray images; a classifier of RGB is needed")
         return FeatureMaps(network), run.record.weights_sha256
     if name != "vgg16" or not pretrained:
         raise UsageError(

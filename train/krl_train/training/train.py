@@ -49,7 +49,7 @@ def train_classifier(
         optim: How weights are moved.
         loop: How long and on what.
         out: The run's folder, which ``prepare_out`` has made.
-        views: Number of different views of each picture; ``None`` for a new one in each epoch.
+        views: Number of different views of each image; ``None`` for a new one in each epoch.
         resume: Whether to continue from the checkpoint.
 
     Raises:

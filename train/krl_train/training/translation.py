@@ -1,4 +1,4 @@
-"""``krl-train fit --task translation``: from pairs of pictures, one network that turns the one into the other."""
+"""``krl-train fit --task translation``: from pairs of images, one network that turns the one into the other."""
 
 from __future__ import annotations
 

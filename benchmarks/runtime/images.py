@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        write_pictures(root / "data")
+        write_images(root / "data")
         restorer = restorer_run(root, arguments.model)
         generator = generator_run(root, arguments.generator)
         for run in (restorer, generator):
@@ -63,13 +63,13 @@ def main() -> None:
     print(json.dumps(result, indent=2) if arguments.json else "\n".join(lines(result)))
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Write the two real photographs that scikit-learn has."""
     from sklearn.datasets import load_sample_images
 
     folder.mkdir()
-    for number, picture in enumerate(load_sample_images().images):
-        Image.fromarray(picture).save(folder / f"{number}.png")
+    for number, image in enumerate(load_sample_images().images):
+        Image.fromarray(image).save(folder / f"{number}.png")
 
 
 def restorer_run(root: Path, name: str) -> Run:
@@ -107,7 +107,7 @@ def restore(run: Run, size: tuple[int, int], arguments: argparse.Namespace) -> d
 
 
 def generate(run: Run, count: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Return milliseconds for a batch: from latents to uint8 pictures, on both sides."""
+    """Return milliseconds for a batch: from latents to uint8 images, on both sides."""
     latents = latents_of(0, count, LATENT)
     network, given = run.module(), torch.from_numpy(latents)
     with load(run.path.with_suffix(".krl"), Generator, require="cpu", threads=arguments.threads) as model:

@@ -1,4 +1,4 @@
-"""Small folders of real picture files for tests."""
+"""Small folders of real image files for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def blurred_noise(side: int, seed: int | tuple[int, ...], radius: int) -> Image.Image:
-    """Return an RGB picture whose neighboring pixels are alike, as a photograph's are."""
+    """Return an RGB image whose neighboring pixels are alike, as a photograph's are."""
     noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
     return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(radius))
 

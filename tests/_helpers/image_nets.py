@@ -74,7 +74,7 @@ def restorer_onnx(
 
 
 def generator_onnx(channels: int = 1, *, classes: int = 0, width: int = 32) -> bytes:
-    """Return ``latent`` (and ``condition``) → ``pictures`` of 8×8: a linear layer and a transposed convolution."""
+    """Return ``latent`` (and ``condition``) → ``images`` of 8×8: a linear layer and a transposed convolution."""
     rng = np.random.default_rng(channels)
     weights = {
         "linear": rng.normal(0, 0.5, (LATENT, width * 16)).astype(np.float32),
@@ -100,9 +100,9 @@ def generator_onnx(channels: int = 1, *, classes: int = 0, width: int = 32) -> b
         helper.make_node("ConvTranspose", ["positive", "transposed"], ["made"], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Tanh", ["made"], ["bounded"]),
         helper.make_node("Mul", ["bounded", "half"], ["centered"]),
-        helper.make_node("Add", ["centered", "half"], ["pictures"]),
+        helper.make_node("Add", ["centered", "half"], ["images"]),
     ]
-    output = helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", channels, 8, 8])
+    output = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", channels, 8, 8])
     return _model(nodes, inputs, output, weights)
 
 
@@ -115,7 +115,7 @@ def run_onnx(model: bytes, **feeds: np.ndarray) -> np.ndarray:
 
 
 def smooth(height: int, width: int, channels: int = 0, seed: int = 0) -> np.ndarray:
-    """Return a picture with the neighborhoods of a photograph: waves, uint8 ``[H, W]`` or ``[H, W, channels]``."""
+    """Return an image with the neighborhoods of a photograph: waves, uint8 ``[H, W]`` or ``[H, W, channels]``."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     planes = [
@@ -179,14 +179,14 @@ def write_generator(
         "task": "generation",
         "name": path.stem,
         "inputs": tuple(inputs),
-        "outputs": (TensorSpec("pictures", "float32", ("batch", channels, 8, 8)),),
+        "outputs": (TensorSpec("images", "float32", ("batch", channels, 8, 8)),),
         "preprocessing": _plain(8, 8, channels),
         "labels": (),
         "variants": {"fp32": Variant("fp32", "model.fp32.onnx", tolerance=0.05, psnr=60.0)},
         "golden": "golden.npz",
         "settings": settings,
     }
-    files = {"model.fp32.onnx": model, "golden.npz": npz(**feeds, pictures=run_onnx(model, **feeds))}
+    files = {"model.fp32.onnx": model, "golden.npz": npz(**feeds, images=run_onnx(model, **feeds))}
     return Bundle.create(path, Manifest(**{**fields, **changes}), {**files, **(contents or {})})
 
 
