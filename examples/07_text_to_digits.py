@@ -174,7 +174,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
 
 
 def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
-    """Return images of a combination [count, 3, 28, 28], as far as the generator can be told."""
+    """Return images of a combination [count, 3, 28, 28], as far as the generator can be conditioned on it."""
     generator = open_generator(path)[1]
     latents = sample_latents(count, generator.latent_size, seed=100 * digit + color)
     settings = generator.condition

@@ -53,7 +53,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimized."""
+    """Options of the losses."""
 
     alpha: float = 0.1
     """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""

@@ -41,7 +41,7 @@ class _Trial:
 def study(config: StudyConfig) -> dict[str, Any]:
     """Train every student with every method and seed, or go on where an earlier call stopped, and compare.
 
-    Every training is a process of its own, so that its memory can be told and nothing carries over.
+    Every training is a process of its own, so that its memory can be measured and nothing carries over.
 
     Returns:
         What ``study.json`` says: ``rows`` with ``student``, ``method``, ``top1`` (mean over seeds, 0 to 1),

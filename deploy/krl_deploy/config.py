@@ -76,7 +76,7 @@ class AdoptConfig:
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs, or one file with a name on each line; for classification."""
     task: Literal["classification", "restoration"] = "classification"
-    """What the model does: says which class an image shows, or makes a better or larger image of it."""
+    """Task of the model: a class for each image, or a better or larger image."""
     scale: int | None = None
     """For restoration: how many times as large its output is; left out: what the file's shapes say."""
     color: Literal["y", "rgb", "gray"] | None = None
@@ -88,7 +88,7 @@ class AdoptConfig:
     std: tuple[float, ...] | None = None
     """Divides each channel, in units of --input-range; left out: 1."""
     input_range: Literal["0-1", "0-255"] = "0-1"
-    """What the model takes before mean and std: pixels divided by 255, or as they are."""
+    """Pixels before mean and std: divided by 255, or as they are."""
     height: int | None = None
     """Height of the input; needed where the model leaves it open."""
     width: int | None = None

@@ -66,7 +66,7 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
         raise UsageError(f"condition {conditions!r} is a {type(conditions).__name__}; accepted: text, or a mapping")
     known = {token: number for number, token in enumerate(settings["vocabulary"])}
     encode_one = {"labels": _label, "attributes": _attributes, "text": _text, "graph": _graph}[settings["kind"]]
-    # A text that comes a thousand times is read, and spoken of, once.
+    # A text that comes a thousand times is read and logged once.
     texts = {text: encode_one(text, settings, known) for text in several if isinstance(text, str)}
     tokens = [texts[each] if isinstance(each, str) else encode_one(each, settings, known) for each in several]
     return np.array(tokens, np.int64).reshape(len(several), settings["length"])

@@ -131,7 +131,7 @@ def test_a_condition_is_text() -> None:
         encode(3, LABELS)  # type: ignore[arg-type]
 
 
-def test_a_word_that_training_never_read_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_word_that_training_never_read_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     settings = {**TEXT, "untrained": ["white", "red"]}
     check_settings(settings)
     with caplog.at_level("WARNING", logger="krl"):

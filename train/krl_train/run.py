@@ -124,7 +124,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the record of a run that comes from this one says of it: its folder, and the hash of its weights."""
+        """Return the folder and the hash of the weights, as the record of a derived run names its parent."""
         return {"path": str(self.path.resolve()), "weights_sha256": self.record.weights_sha256}
 
     @classmethod

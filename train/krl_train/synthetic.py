@@ -55,7 +55,7 @@ class ImageMaker:
     make: _Make
 
     def describe(self, count: int) -> dict[str, Any]:
-        """Return what ``run.json`` says of images from here."""
+        """Return the record of images from this generator for ``run.json``."""
         return {"generator": str(self.path.resolve()), "sha256": self.sha256, "count": count}
 
 

@@ -59,7 +59,7 @@ class _ClassifierJob(Job):
         return measured
 
     def measure_start(self) -> dict[str, Any]:
-        """Return what a student that is to be quantized does before, once it has been trained in floating point."""
+        """Return how accurate a student is that is to be quantized, once it has been trained in floating point."""
         if not self.config.quantization.quantize:
             return {}
         self.start = self.start or _float_student(self.config)
@@ -132,7 +132,7 @@ def prepare(config: DistillConfig) -> Job:
 def classifier_record(
     config: TrainingConfig, name: str, preprocessing: Preprocessing, training: Training, command: str
 ) -> RunRecord:
-    """Return what ``run.json`` will say of a classifier, but for the results and what it comes from.
+    """Return the record of a classifier, without the results and its parent.
 
     Args:
         config: The full configuration.

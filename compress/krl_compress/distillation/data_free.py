@@ -64,7 +64,7 @@ class GeneratedSource(Source):
         return super().read(split, preprocessing, margin=margin, limit=limit)
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
-        """Return what ``run.json`` says of the data."""
+        """Return the record of the data for ``run.json``."""
         return {**super().describe(sets), "generated": dict(self.made)}
 
 

@@ -19,7 +19,7 @@ _PREPARE: Mapping[str, Callable[[DistillConfig], Job]] = {
     "generation": generation.prepare,
     "restoration": restoration.prepare,
 }
-"""What prepares the distillation of a teacher, by the teacher's task."""
+"""By the teacher's task, the function that prepares its distillation."""
 
 
 def distill(config: DistillConfig) -> Run:

@@ -279,7 +279,7 @@ def _latents(config: DistillConfig) -> LatentStream:
 
 
 def _describe(data: GeneratorData | None, there: Run) -> dict[str, Any]:
-    """Return what ``run.json`` says of the data: what was read, else what the teacher was trained on."""
+    """Return the record of the data: the data that was read, else the teacher's training data."""
     if data is None:
         return dict(there.record.data)
     described = data.source.describe({"train": data.train, "val": data.val})

@@ -1,4 +1,4 @@
-"""What every distillation does, whatever its task; ``Job`` is what the tasks differ in."""
+"""The shared part of every distillation, whatever its task; a ``Job`` is the part of one task."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Job(ABC):
         """Return the metrics of each teacher."""
 
     def measure_start(self) -> dict[str, Any]:
-        """Return what is to be said of the student before training; nothing by default."""
+        """Return a report on the student before training; nothing by default."""
         return {}
 
     @abstractmethod

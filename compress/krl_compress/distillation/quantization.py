@@ -95,7 +95,7 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
 
 
 def measure_start(network: Network, training: Training, device: str) -> dict[str, Any]:
-    """Return what the student does before training: ``"top1"``, of ``"float"`` and of ``"rounded"``."""
+    """Return the accuracy of the student before training: ``"top1"``, of ``"float"`` and of ``"rounded"``."""
     backbone = network.backbone
     assert isinstance(backbone, FakeQuantized)  # noqa: S101  quantized_student made it
     found = {}

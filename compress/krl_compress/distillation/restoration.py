@@ -120,7 +120,7 @@ class RestorationDistiller(RestorationObjective):
 
 
 def _frozen(teacher: Restorer) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
-    """Return what asks the teacher for restorations and features; a closure, so that no module holds the teacher."""
+    """Return a function from images to the teacher's restorations and features; no module holds the teacher."""
     teacher.requires_grad_(False)
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ class _RestorerJob(Job):
         return self._train(record, self.objective, self.config.out)
 
     def objective(self, network: Restorer) -> RestorationObjective:
-        """Return what the student minimizes; a student that does not fit the teacher is refused."""
+        """Return the objective of the student; a student that does not fit the teacher is refused."""
         return RestorationDistiller(network, self.teacher, self.terms)
 
     def _train(self, record: RunRecord, objective: Callable[[Restorer], RestorationObjective], out: Path) -> Run:

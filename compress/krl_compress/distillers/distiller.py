@@ -26,7 +26,7 @@ __all__ = ["Distiller"]
 
 @dataclass(frozen=True)
 class _Seen:
-    """What both networks answered to one batch; the teacher's side carries no gradient."""
+    """Outputs and features of both networks for one batch; the teacher's side carries no gradient."""
 
     student: Tensor
     teacher: Tensor | None

@@ -20,7 +20,7 @@ _EMBEDDING = "(input of the classifier)"  # no module can be called so
 
 @dataclass(frozen=True)
 class Features:
-    """What the last forward pass left.
+    """Features that the last forward pass left.
 
     Attributes:
         places: Names of the modules whose maps are wanted, in the order wanted.

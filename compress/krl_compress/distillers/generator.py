@@ -55,7 +55,7 @@ GENERATION_KINDS: Mapping[str, Kind] = {
 
 
 class StudentObjective(nn.Module):
-    """What a student minimizes beside an adversarial loss.
+    """The losses of a student beside an adversarial one.
 
     - ``pixels``: mean absolute difference, in the units that images are normalized to (-1 to 1);
     - ``squares``: mean squared difference, in the same units (https://arxiv.org/abs/1902.00159);

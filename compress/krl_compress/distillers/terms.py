@@ -17,7 +17,7 @@ from krl_runtime.errors import UsageError
 __all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
 
 Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
-"""What a loss is given: labels with the student's logits; both nets' logits; those and labels; the last shared map;
+"""Inputs of a loss: labels with the student's logits; both nets' logits; those and labels; the last shared map;
 every shared map; all maps reviewed; the classifier's input; that and the samples' indices; the student's image with
 the truth, or with the teacher's."""
 

@@ -1,4 +1,4 @@
-"""What every loss shares: the precision that it computes in, and the checks of what it is given."""
+"""Precision and checks of inputs, the same for every loss."""
 
 from __future__ import annotations
 

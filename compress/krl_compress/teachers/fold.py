@@ -31,7 +31,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
         The number of normalizations that were folded.
     """
     expected = network(example)
-    if not expected.isfinite().all():  # whoever asks for an answer is told so
+    if not expected.isfinite().all():  # the forward pass reports it
         return 0
     return _fold(network, example, expected, _pairs(network, example))
 

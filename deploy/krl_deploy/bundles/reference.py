@@ -1,4 +1,4 @@
-"""What export and adopt have in common: the bundle with its FP32 reference and its golden inputs."""
+"""The shared part of export and import: the bundle with its FP32 reference and its golden inputs."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Prepr
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Return what a manifest says of a graph's input or output."""
+    """Return the manifest's entry for a graph's input or output."""
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
     return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)

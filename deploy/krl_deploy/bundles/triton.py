@@ -39,7 +39,7 @@ class PackageConfig:
     bundle: tyro.conf.Positional[Path]
     """The bundle NAME.krl."""
     to: Literal["triton"]
-    """What to write: triton, a model repository of the Triton Inference Server."""
+    """Target to write for: triton, a model repository of the Triton Inference Server."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The repository, a folder; the model becomes a folder in it."""
     backend: Literal["auto", "tensorrt", "cuda", "cpu"] = "auto"
@@ -74,7 +74,7 @@ class PackageConfig:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is packaged: a file of the bundle, its name in the repository, the largest batch (0: it takes none)."""
+    """The packaged model: a file of the bundle, its name in the repository, the largest batch (0: it takes none)."""
 
     kind: Kind
     variant: str

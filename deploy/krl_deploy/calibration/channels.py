@@ -1,4 +1,4 @@
-"""What single channels of activations do on real inputs: their means and largest magnitudes."""
+"""Statistics of single channels of activations on real inputs: their means and largest magnitudes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an interrupted calibration goes on from: a file beside the bundle, until the calibration is done."""
+"""The checkpoint of an interrupted calibration: a file beside the bundle, until the calibration is done."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
         self.resume = resume
 
     def load(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return what was saved, or ``None`` where there is nothing to go on from, which is logged."""
+        """Return the saved state, or ``None`` where there is none that fits, which is logged."""
         if not self.resume:
             return None
         try:

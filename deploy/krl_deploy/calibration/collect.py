@@ -32,7 +32,7 @@ _REDUCTIONS = ("ReduceMin", "ReduceMax")
 
 
 class _Reader(Protocol):
-    """What is kept of the tensors; ``state`` and ``restore`` are for an interruption."""
+    """Statistics of the tensors; ``state`` and ``restore`` are for an interruption."""
 
     batch: int | str | None
     size: int

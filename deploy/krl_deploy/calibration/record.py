@@ -20,7 +20,7 @@ _SCHEMA_VERSION = 3  # of calibration.json; another one is refused and made agai
 
 @dataclass(frozen=True)
 class Identity:
-    """What ranges depend on; they are used again only where all of it is the same.
+    """The identity of ranges: they are used again only where all of it is the same.
 
     Attributes:
         graph_sha256: Hash of the float32 ONNX file: operators, weights and normalization.
@@ -43,7 +43,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of a model's tensors on real images, and what it is true of.
+    """Ranges of a model's tensors, measured on real images, and the identity that they belong to.
 
     The tensors are those of the equalized model, which is the FP32 model with ``factors`` applied.
 

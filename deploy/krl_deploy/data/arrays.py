@@ -1,4 +1,4 @@
-"""What graphs take: one array where they have one input, or arrays by name."""
+"""Inputs of graphs: one array where they have one input, or arrays by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def total(inputs: Inputs) -> int:
 
 
 def feed(session: Any, inputs: Inputs) -> dict[str, npt.NDArray[Any]]:
-    """Return what a session of ONNX Runtime is run on."""
+    """Return the feed of a session of ONNX Runtime."""
     return {session.get_inputs()[0].name: inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
 
 

@@ -1,4 +1,4 @@
-"""What differs between tasks when a model is typed: its inputs, how two forms are compared, and what is lost."""
+"""The task-specific part of converting a model: its inputs, how two variants are compared, and the accuracy drop."""
 
 from __future__ import annotations
 

@@ -103,5 +103,5 @@ class Classification(Task):
         return Loss(value, "points of top-1", self.accepted)
 
     def evidence(self, loss: Loss) -> dict[str, Any]:
-        """Return what a bundle's evidence says of a loss."""
+        """Return the evidence of an accuracy drop for a bundle."""
         return {"drop_points": loss.value if loss.checked else None}

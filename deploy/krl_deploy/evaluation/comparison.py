@@ -150,7 +150,7 @@ def interleaved_latency(
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measured time depends on."""
+    """Return the facts about this machine that a measured time depends on."""
     ort = require("onnxruntime", extra="cpu", purpose="measuring")
     return {
         "processor": processor_name(),

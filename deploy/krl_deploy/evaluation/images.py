@@ -1,4 +1,4 @@
-"""What restorers and generators have in common: images are compared by their PSNR."""
+"""The shared part of restorers and generators: images are compared by their PSNR."""
 
 from __future__ import annotations
 
@@ -123,5 +123,5 @@ class ImageTask(Task):
         return Loss(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
 
     def evidence(self, loss: Loss) -> dict[str, Any]:
-        """Return what a bundle's evidence says of a loss."""
+        """Return the evidence of an accuracy drop for a bundle."""
         return {"drop_db": loss.value} if self.true else {"min_psnr": self.least}

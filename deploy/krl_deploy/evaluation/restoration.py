@@ -136,7 +136,7 @@ def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:
 def inputs_of(
     planes: npt.NDArray[np.uint8], scale: int, degradation: Any, number: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return what a restorer gets ``[C, h, w]``, and its truth ``[C, scale * h, scale * w]``.
+    """Return the input of a restorer ``[C, h, w]``, and its truth ``[C, scale * h, scale * w]``.
 
     Args:
         planes: An image, uint8 ``[C, H, W]``.

@@ -1,4 +1,4 @@
-"""What a task says to those who type a model."""
+"""The protocol between a task and the conversion of its model to another precision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scored(Protocol):
     """How one form of a model answers: a dataclass of plain numbers."""
 
     HEADER: ClassVar[tuple[str, ...]]
-    """What the cells are, for a table."""
+    """Column names of the cells, for a table."""
 
     def cells(self, reference: Any) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
@@ -56,13 +56,13 @@ class Tally(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """What forms lose against the reference.
+    """Accuracy drop of variants against the reference.
 
     Attributes:
         value: The largest loss of any form; 0 or less is none.
         unit: Of what, for people.
         accepted: The largest loss that passes.
-        checked: Whether the loss may fail a command: answers that differ for want of labels are told, and no more.
+        checked: Whether the loss may fail a command: without labels differing predictions are reported, and no more.
     """
 
     value: float
@@ -78,7 +78,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Source:
-    """What a bundle is calibrated and measured on, as the user said it; see ``krl_deploy.config``."""
+    """Options for calibration and evaluation data, as the user gave them; see ``krl_deploy.config``."""
 
     data: Path | None
     val_limit: int
@@ -92,7 +92,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model is calibrated on.
+    """Calibration data.
 
     Attributes:
         inputs: What it takes.
@@ -120,7 +120,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def seen(self) -> Seen:
-        """What to calibrate on, checked: made once, and kept.
+        """Calibration data, checked: made once, and kept.
 
         Raises:
             DataError: The data cannot be used, or is not real.
@@ -144,7 +144,7 @@ class Task(ABC):
 
     @abstractmethod
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return what the self-test may ask of a variant, as fields of ``Variant``.
+        """Return the limits that the self-test holds a variant to, as fields of ``Variant``.
 
         Args:
             alike: How alike its outputs are to the golden ones where it was made.
@@ -154,11 +154,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, scores: Mapping[str, Any]) -> Loss:
-        """Return what forms lose; the first score is the reference's."""
+        """Return the accuracy drop of variants; the first score is the reference's."""
 
     @abstractmethod
     def evidence(self, loss: Loss) -> dict[str, Any]:
-        """Return what a bundle's evidence says of a loss."""
+        """Return the evidence of an accuracy drop for a bundle."""
 
 
 def worst(values: Sequence[float]) -> float:

@@ -79,7 +79,7 @@ def check_parity(
 def torch_outputs(
     network: nn.Module, inputs: Mapping[str, npt.NDArray[Any]], *, exact: bool = False
 ) -> npt.NDArray[Any]:
-    """Return what torch computes in batches, float32 ``[N, ...]``, or float64 if it is to be exact.
+    """Return the outputs of torch, computed in batches, float32 ``[N, ...]``, or float64 if it is to be exact.
 
     Raises:
         ModelError: That is not finite.

@@ -1,4 +1,4 @@
-"""What each task says of its export; ``krl_deploy.exporters.export`` does the rest."""
+"""The task-specific part of an export; ``krl_deploy.exporters.export`` does the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Plan", "no_real_images"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be exported.
+    """A network that is to be exported, with its graph and inputs.
 
     Attributes:
         network: In eval mode; its ``backbone`` has the weights of the run.

@@ -19,7 +19,7 @@ __all__ = ["Signature", "feed_pixels", "raise_opset", "signature", "to_classifie
 
 @dataclass(frozen=True)
 class Signature:
-    """What a foreign classifier takes and gives.
+    """Input and output of a third-party model.
 
     Attributes:
         input: Name of its input.

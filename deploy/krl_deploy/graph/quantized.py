@@ -30,7 +30,7 @@ _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.
 
 @dataclass(frozen=True)
 class Unquantized:
-    """What a quantized graph says.
+    """The float model and the ranges that are read from a quantized graph.
 
     Attributes:
         model: The float32 model, clean.

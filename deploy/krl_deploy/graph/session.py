@@ -18,7 +18,7 @@ __all__ = ["count_convolutions", "open_cpu", "optimized_graph"]
 
 
 def optimized_graph(model: bytes) -> onnx.ModelProto:
-    """Return what ONNX Runtime's CPU provider makes of a model on this machine before it runs it."""
+    """Return the graph that ONNX Runtime's CPU provider makes of a model on this machine before it runs it."""
     ort = require("onnxruntime", extra="cpu", purpose="looking at the optimized graph")
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -82,7 +82,7 @@ def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
 
 
 def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
-    """Return what a file in pairs says; ``None`` for a float one, and for one that computes on integers."""
+    """Return the ranges of a Q/DQ model; ``None`` for a float one, and for one that computes on integers."""
     if is_in_pairs(model):
         return read_quantized(model)
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
@@ -134,7 +134,7 @@ def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
 
 
 def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
-    """Return what happens from an image to the model's own input."""
+    """Return the preprocessing from an image to the model's own input."""
     sides = {}
     for name, given, size in (("height", config.height, taken.shape[2]), ("width", config.width, taken.shape[3])):
         fixed = size if isinstance(size, int) else None
@@ -211,7 +211,7 @@ def _rewrite(
 def _answers(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Return what a file answers ``[N, classes]``."""
+    """Return the outputs of a file ``[N, classes]``."""
     return original_outputs(model, taken, preprocessing, pixels, together=True).reshape(len(pixels), -1)
 
 

@@ -29,7 +29,7 @@ sums, and nothing else."""
 
 
 def input_unit(config: AdoptConfig) -> float:
-    """Return what white is in the file's own range of pixels, which mean and std are given in."""
+    """Return the value of white in the file's own range of pixels, which mean and std are given in."""
     return 255.0 if config.input_range == "0-255" else 1.0
 
 
@@ -52,7 +52,7 @@ def original_outputs(
     *,
     together: bool,
 ) -> npt.NDArray[np.float32]:
-    """Return what the file answers on inputs that are normalized outside of it.
+    """Return the outputs of the file on inputs that are normalized outside of it.
 
     Args:
         model: The file as it was given.

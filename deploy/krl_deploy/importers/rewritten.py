@@ -1,4 +1,4 @@
-"""What each task makes of a foreign ONNX file; ``krl_deploy.importers.adopt`` does the rest."""
+"""The task-specific part of importing an ONNX file; ``krl_deploy.importers.adopt`` does the rest."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
 
 
 def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
-    """Return what to divide each channel by.
+    """Return the factors that channels are divided by.
 
     For a dense convolution it is the root of the channel's magnitude over that of the weights that read it, so that
     both become alike; a depthwise one has a scale for each channel of its weight, so that the activation alone counts.

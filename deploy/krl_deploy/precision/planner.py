@@ -38,7 +38,7 @@ _log = logging.getLogger("krl")
 
 _PLAN, _PLOT = "plan.json", "sensitivity.png"
 PLAN_FILES = (_PLAN, _PLOT)
-"""What the planner adds to a bundle."""
+"""Contribution of the planner to a bundle."""
 
 _SCHEMA_VERSION = 1  # of plan.json
 _SAMPLE = 32  # images on which each layer is measured alone: layers x images runs, so the cost is bounded
@@ -97,7 +97,7 @@ class Plan:
     evidence: Mapping[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Return what the bundle's evidence says of the plan."""
+        """Return the evidence of the plan for a bundle."""
         return {
             "file": _PLAN,
             "plot": _PLOT,
@@ -235,7 +235,7 @@ def _relative_error(outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.
 
 
 class _Judge:
-    """What plans lose on the same inputs; FP32 runs over them once."""
+    """Accuracy drops of plans on the same inputs; FP32 runs over them once."""
 
     def __init__(self, emitter: Emitter, task: Task) -> None:
         self.emitter, self.task = emitter, task

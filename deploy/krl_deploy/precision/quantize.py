@@ -40,7 +40,7 @@ _MEASURED = (
 
 @dataclass(frozen=True)
 class _Measured:
-    """What inputs and clock say."""
+    """Results of measuring accuracy and latency."""
 
     count: int
     scores: Mapping[str, Any]

@@ -100,7 +100,7 @@ def bias_shift(
     scale: npt.NDArray[np.float32],
     means: Mapping[str, npt.NDArray[np.float32]],
 ) -> npt.NDArray[np.float32] | None:
-    """Return what to add to a bias so that rounded weights leave the output's mean where it was.
+    """Return the correction of a bias with which rounded weights leave the output's mean where it was.
 
     ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel (Nagel et al., 2019, "Data-Free Quantization
     Through Weight Equalization and Bias Correction", with the mean measured), where a weight that meets padding at

@@ -153,7 +153,7 @@ def check_known_bugs(view: View, target: Target) -> Iterator[Finding]:
 
 
 def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
-    """Return what cannot be known before the target itself has been asked."""
+    """Return the questions that only the target itself can settle."""
     if not target.tensorrt:
         known = ["the latency on the device's processor: krl-runtime bench measures it there"]
         if quantized:

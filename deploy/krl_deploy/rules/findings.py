@@ -1,4 +1,4 @@
-"""What a check says: findings, and where the facts behind them come from."""
+"""Results of a check: findings, and where the facts behind them come from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Finding:
     Attributes:
         severity: ``"error"``: the target refuses the file, or computes something else than it says; ``"warning"``: it
             is slow, or wrong on some devices; ``"note"``: worth knowing.
-        rule: Which rule speaks, as ``"qdq/symmetric"``; the part before the slash is its family.
+        rule: The rule, as ``"qdq/symmetric"``; the part before the slash is its family.
         node: The node's name, or the tensor's for an input, or empty for the whole file.
         op: The node's operator; empty where it is no node.
         why: What is wrong; the same words for all nodes where it is the same.
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """What the findings of one rule have in common.
+    """The shared part of the findings of one rule.
 
     Attributes:
         severity: See ``Finding``.

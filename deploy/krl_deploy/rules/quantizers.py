@@ -88,7 +88,7 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
 
 
 def _is_bias(view: View, node: NodeProto) -> bool:
-    """Return whether a dequantizer makes a bias; a rule of placement speaks of that."""
+    """Return whether a dequantizer makes a bias; a rule of placement covers that."""
     readers = view.consumers[node.output[0]]
     return bool(readers) and all(node.output[0] in list(reader.input)[2:3] for reader in readers)
 

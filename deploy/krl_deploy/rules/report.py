@@ -55,7 +55,7 @@ def grouped(findings: Iterable[Finding]) -> Iterator[tuple[Finding, list[str]]]:
 
 
 def as_text(checked: list[CheckedFile], target: Target, unknown: list[str]) -> str:
-    """Return what a person reads: a table for each file, what to do, and what is not known."""
+    """Return the report for people: a table for each file, what to do, and open questions."""
     parts = [_file(item, target) for item in checked]
     parts.append("\n".join([f"Not known before it runs on {target.name}:", *(f"  - {line}" for line in unknown)]))
     return "\n\n".join(parts)

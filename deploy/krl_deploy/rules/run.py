@@ -36,7 +36,7 @@ _NESTED = Rule(
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What a check says of one file.
+    """Results of a check for one file.
 
     Attributes:
         file: Its path.
@@ -52,7 +52,7 @@ class CheckedFile:
 
 
 def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
-    """Return what is wrong with a model for a target, worst first.
+    """Return the findings on a model for a target, worst first.
 
     Args:
         model: As ``read_model`` returns it.
@@ -126,5 +126,5 @@ def check_path(path: Path, target: Target, precision: str | None = None) -> list
 
 
 def unknown(checked: list[CheckedFile], target: Target) -> list[str]:
-    """Return what cannot be known of these files without the device."""
+    """Return the questions about these files that only the device can settle."""
     return unknown_without_gpu(target, quantized=any(item.quantized for item in checked))

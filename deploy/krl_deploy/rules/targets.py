@@ -1,4 +1,4 @@
-"""What a model can be checked for: a JetPack, a version of TensorRT, or ONNX Runtime's CPU provider."""
+"""Targets that a model can be checked for: a JetPack, a version of TensorRT, or ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def type_name(dtype: int) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """What makes a tensor quantized.
+    """The quantizer of a tensor.
 
     Attributes:
         dequantize: The ``DequantizeLinear`` that makes it.
@@ -100,7 +100,7 @@ class View:
         return self._rooted[tensor]
 
     def pair(self, tensor: str, *, through: bool = True) -> Pair | None:
-        """Return what makes a tensor quantized; ``None`` for one that is not.
+        """Return the quantizer of a tensor; ``None`` for one that has none.
 
         Args:
             tensor: The tensor.

@@ -73,7 +73,7 @@ class BuildOptions:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """What distinguishes the engine from one that was built without options."""
+        """Suffixes of the key that distinguish the engine from one that was built without options."""
         return tuple(
             name
             for name, given in (

@@ -17,7 +17,7 @@ __all__ = ["BuildEngineConfig", "InspectEngineConfig"]
 
 @dataclass(frozen=True)
 class BuildEngineConfig:
-    """What to build, and how."""
+    """Options of ``krl-deploy build-engine``."""
 
     model: tyro.conf.Positional[Path]
     """The bundle NAME.krl; or an ONNX file, whose types stand in it."""
@@ -73,7 +73,7 @@ class BuildEngineConfig:
 
 @dataclass(frozen=True)
 class InspectEngineConfig:
-    """What to look at."""
+    """Options of ``krl-deploy inspect-engine``."""
 
     model: tyro.conf.Positional[Path]
     """An engine file, or a bundle NAME.krl, of which all engines are shown."""

@@ -93,7 +93,7 @@ def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
 
 
 def _target() -> Target:
-    """Return what to check for: the TensorRT that is installed, else the newest that krl knows."""
+    """Return the target to check for: the TensorRT that is installed, else the newest that krl knows."""
     from krl_deploy.rules.targets import target_here
 
     try:
@@ -103,7 +103,7 @@ def _target() -> Target:
 
 
 def _what_remains(config: BuildEngineConfig, absent: NoTensorRTError, lines: Mapping[str, str]) -> str:
-    """Return what a person on a machine without TensorRT has to know."""
+    """Return the remaining steps for a person on a machine without TensorRT."""
     jetpack = jetpack_here()
     here = f"This is {jetpack.name}, which has TensorRT {jetpack.tensorrt}.\n" if jetpack and jetpack.tensorrt else ""
     by_hand = "\n".join(f"  TensorRT {major}:  {line}" for major, line in lines.items())

@@ -21,7 +21,7 @@ _log = logging.getLogger("krl")
 
 
 def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
-    """Return what built an engine, and for what, without TensorRT, and a table of it for people.
+    """Return how and for what an engine was built, without TensorRT, and a table of it for people.
 
     Raises:
         BundleError: The bundle cannot be opened.

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class BuildProgress:
-    """What TensorRT's builder tells of its phases; it may call from any of its threads.
+    """Progress of TensorRT's builder; it may call from any of its threads.
 
     Attributes:
         canceled: Why the build is to stop, once it is; empty until then.

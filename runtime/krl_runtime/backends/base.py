@@ -1,4 +1,4 @@
-"""What every backend is: adding one means adding one file that follows this protocol, and a line in ``select``."""
+"""The protocol of a backend: adding one means adding one file that follows it, and a line in ``select``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunningBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """What really runs: see ``Backend.name``."""
+        """The backend that runs; see ``Backend.name``."""
         ...
 
     @property
@@ -65,7 +65,7 @@ class RunningBackend(Protocol):
         ...
 
     @property
-    def passed_over(self) -> Mapping[str, str]:
+    def skipped(self) -> Mapping[str, str]:
         """Why each earlier kind of backend was skipped."""
         ...
 

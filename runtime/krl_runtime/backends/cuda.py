@@ -1,4 +1,4 @@
-"""What TensorRT stands on: the installed library, the GPU, and memory, streams and graphs on it.
+"""The base of TensorRT: the installed library, the GPU, and memory, streams and graphs on it.
 
 CUDA is called through ``cuda.bindings`` (cuda-python 12.8 to 13.x), whose calls return ``(error, *results)``; each
 one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` chooses among several.

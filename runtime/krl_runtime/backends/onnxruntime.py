@@ -185,7 +185,7 @@ def _prepare_cuda(ort: Any) -> None:
             "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; that is told below
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; that is logged below
             ort.preload_dlls()
     cause = _missing_library(Path(ort.__file__).parent / "capi")
     if cause:

@@ -152,5 +152,5 @@ def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
 def _plain(error: Exception) -> str:
     """Return OpenVINO's message without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(told or lines)[:500]
+    reasons = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(reasons or lines)[:500]

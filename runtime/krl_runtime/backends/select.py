@@ -33,14 +33,14 @@ class SelectedBackend:
     Attributes:
         backend: What runs the graph.
         variant: The variant that it runs.
-        reason: One sentence: what runs, which variant and why, and the cause for each backend that was passed over.
-        passed_over: The causes by kind of backend.
+        reason: One sentence: what runs, which variant and why, and the cause for each backend that was skipped.
+        skipped: The causes by kind of backend.
     """
 
     backend: Backend
     variant: str
     reason: str
-    passed_over: Mapping[str, str]
+    skipped: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ def select_backend(
             continue
         reason = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
         if causes:
-            reason += f"; passed over: {_listed(causes)}"
+            reason += f"; skipped: {_listed(causes)}"
         return SelectedBackend(opened, name, reason, causes)
     if require is not None:
         raise BackendError(f"bundle {bundle.path} cannot run on {require}, which is required: {causes[require]}")
@@ -115,7 +115,7 @@ def select_backend(
 
 
 def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
-    """Return the variant that a kind of backend runs unless told otherwise, and why, as a phrase."""
+    """Return the variant that a kind of backend runs by default, and why, as a phrase."""
     manifest = bundle.manifest
     device = "cuda" if kind in ("tensorrt", "cuda") else "cpu"
     if device in manifest.default_variants:
@@ -161,7 +161,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
 
 
 def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) -> tuple[str, tuple[Kind, ...]]:
-    """Return what was asked for, in words, and the kinds to try."""
+    """Return the request in words, and the kinds to try."""
     for what, value, accepted in (("backend", backend, ("auto", *ALL_KINDS)), ("require", require, ALL_KINDS)):
         if value is not None and value not in accepted:
             raise UsageError(f"{what} is {value!r}; accepted: {', '.join(accepted)}")
@@ -194,11 +194,13 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
         opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads)
     except (BackendError, MissingExtraError) as error:
         return None, f"without the tuning, whose choice {kind} cannot be opened: {error}"
-    causes: dict[str, str] = {other: told for other in ALL_KINDS if other != kind and (told := tuning.told(other))}
+    causes: dict[str, str] = {
+        other: reason for other in ALL_KINDS if other != kind and (reason := tuning.reason_against(other))
+    }
     count = f" with {best.threads} {'thread' if best.threads == 1 else 'threads'}" if best.threads else ""
     why = f"measured best on this device by krl-runtime tune: {best.milliseconds:.3g} ms{count}"
     reason = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
-    return SelectedBackend(opened, best.variant, f"{reason}; passed over: {_listed(causes)}", causes), ""
+    return SelectedBackend(opened, best.variant, f"{reason}; skipped: {_listed(causes)}", causes), ""
 
 
 def _listed(causes: Mapping[str, str]) -> str:

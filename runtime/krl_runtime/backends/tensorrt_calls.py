@@ -33,7 +33,7 @@ _REASONS = (
 
 
 class _Attempt(threading.local):
-    """What this thread is doing with TensorRT, and the errors that were logged meanwhile."""
+    """The call of TensorRT that this thread is in, and the errors that were logged meanwhile."""
 
     doing = "TensorRT"
     said: Sequence[str] = ()
@@ -62,7 +62,7 @@ def tensorrt_logger() -> trt.ILogger:
                 if level == logging.ERROR:
                     for said in list(_listeners.values()):
                         said.append(msg)
-                    level = logging.DEBUG  # becomes part of the error that is raised; not told twice
+                    level = logging.DEBUG  # becomes part of the error that is raised; not logged twice
                 _log.log(level, "TensorRT: %s", msg)
 
         _loggers[trt] = Log()
@@ -90,7 +90,7 @@ def attempt(doing: str) -> Iterator[None]:
 
 
 def check(result: _T | None, failure: str) -> _T:
-    """Return what a call of TensorRT returned, unless it is ``None`` or ``False``.
+    """Return the result of a call of TensorRT, unless it is ``None`` or ``False``.
 
     Raises:
         BackendError: It is; the message has the attempt, the failure, and the reason from TensorRT's log.

@@ -1,7 +1,7 @@
-"""What ``krl-runtime tune`` measured, kept beside the bundle: ``NAME.krl.tune/DEVICE.json``.
+"""Measurements of ``krl-runtime tune``, kept beside the bundle: ``NAME.krl.tune/DEVICE.json``.
 
 It is outside the bundle, whose hashes stay valid, and counts only on the device and for the manifest that it was
-measured with. It never stops a bundle from being loaded: whatever is wrong with it, it is passed over with a reason.
+measured with. It never stops a bundle from being loaded: whatever is wrong with it, it is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Tuning:
         fit = (item for item in self.measurements if not item.cause and threads in (None, item.threads))
         return next(fit, None)
 
-    def told(self, kind: str) -> str:
-        """Return what is to be said of a kind of backend that was not chosen; empty if it was not looked at."""
+    def reason_against(self, kind: str) -> str:
+        """Return the reason why a kind of backend was not chosen; empty if it was not looked at."""
         own = [item for item in self.measurements if item.kind == kind]
         timed = [item for item in own if item.milliseconds is not None]
         if timed:
@@ -97,7 +97,7 @@ def _folder(bundle: Bundle) -> Path:
 
 
 def read_tuning(bundle: Bundle) -> Tuning | None:
-    """Return what was measured for a bundle on this device, ``None`` if nothing was.
+    """Return the measurements of a bundle on this device, ``None`` if there are none.
 
     Raises:
         TuningError: The file is damaged, of another version, or was measured with another manifest.
@@ -139,7 +139,7 @@ def _parse(data: bytes) -> Tuning:
 
 
 def device() -> dict[str, Any]:
-    """Return what identifies this device: its processor, CPUs, board and GPUs, found out without any library."""
+    """Return the identity of this device: its processor, CPUs, board and GPUs, found out without any library."""
     gpus = Path("/proc/driver/nvidia/gpus").glob("*/information")
     models = [match[1] for path in sorted(gpus) if (match := re.search(r"Model:\s*(.+)", read_start(path)))]
     return {

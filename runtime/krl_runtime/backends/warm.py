@@ -76,7 +76,7 @@ def warm_start(
 
 
 class WarmStart:
-    """What ``SelectedBackend`` is, but it changes once: to the engine, when that is built and has passed.
+    """A ``SelectedBackend`` that changes once: to the engine, when that is built and has passed.
 
     A call runs from beginning to end on one backend. The old one is closed when the last call on it is done. If the
     build or the golden inputs fail, the old one stays, and ``reason`` says why.
@@ -105,7 +105,7 @@ class WarmStart:
 
     @property
     def backend(self) -> Backend:
-        """What runs the graph now."""
+        """Return the backend that runs the graph now."""
         return self._lease.selected.backend
 
     @property
@@ -119,13 +119,13 @@ class WarmStart:
         return self._lease.selected.variant
 
     @property
-    def passed_over(self) -> Mapping[str, str]:
+    def skipped(self) -> Mapping[str, str]:
         """The causes by kind of backend."""
-        return self._lease.selected.passed_over
+        return self._lease.selected.skipped
 
     @property
     def reason(self) -> str:
-        """What runs now and why, and how the build stands."""
+        """Return the backend that runs now and the reason, and the state of the build."""
         reason = self._lease.selected.reason
         if self.state == "building":
             return f"{reason}; an engine for variant {self._variant} is being built in the background"

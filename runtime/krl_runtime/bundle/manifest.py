@@ -1,4 +1,4 @@
-"""What a bundle says of itself: the content of ``manifest.json``, its only valid bytes, and the checks on them."""
+"""The manifest of a bundle: the content of ``manifest.json``, its only valid bytes, and the checks on them."""
 
 from __future__ import annotations
 

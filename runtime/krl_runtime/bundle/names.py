@@ -7,7 +7,7 @@ from typing import Final
 __all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "MANIFEST"]
 
 MANIFEST: Final = "manifest.json"
-"""What the bundle is, with the hashes of all other files."""
+"""The manifest, with the hashes of all other files."""
 
 FP32: Final = "model.fp32.onnx"
 """The reference."""

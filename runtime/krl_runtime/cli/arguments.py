@@ -1,4 +1,4 @@
-"""What the commands of ``krl-runtime`` share: options, and loading the bundle that they name."""
+"""Options that the commands of ``krl-runtime`` share, and loading the bundle that they name."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def load_model(arguments: argparse.Namespace, pipeline: type[Any] | None) -> Any
 
 
 def where(model: Pipeline) -> dict[str, Any]:
-    """Return what was loaded, for JSON."""
+    """Return the loaded backend and variant, for JSON."""
     return {
         "bundle": str(model.bundle.path),
         "backend": model.backend.name,

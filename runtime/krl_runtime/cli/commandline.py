@@ -1,4 +1,4 @@
-"""What the four commands share: exit codes, error messages, configuration files, JSON, tables, progress.
+"""The shared part of the four commands: exit codes, error messages, configuration files, JSON, tables, progress.
 
 Exit codes: 0 done, 1 an unexpected failure or a check whose answer is no, 2 bad input, 130 interrupted.
 """
@@ -58,7 +58,7 @@ def guard(prog: str, command: Callable[[], int | None]) -> int:
         logger.setLevel(_log_level())
         if os.environ.get("RANK", "0") == "0":
             return command() or 0
-        # Of several training processes one speaks.
+        # Of several training processes one logs.
         logger.setLevel("ERROR")
         with redirect_stdout(io.StringIO()):
             return command() or 0

@@ -111,20 +111,20 @@ def _restore(arguments: argparse.Namespace) -> None:
                 continue
             restored.save(target)
             made.append((str(source), str(target), str(restored)))
-        told = where(model)
+        location = where(model)
     if not made:
         raise DataError("no image is left: none of the files can be decoded")
     if arguments.json:
         results = [{"file": source, "restored": target, "size": size} for source, target, size in made]
         skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
-        print_json({**told, "results": results, "skipped": skipped})
+        print_json({**location, "results": results, "skipped": skipped})
         return
     print(table(("file", "restored", "size"), made))
-    print(told["reason"])
+    print(location["reason"])
 
 
 def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Return what the restored images are called: as the given files, those of a folder as they lie in it."""
+    """Return the names of the restored images: as the given files, those of a folder as they lie in it."""
     folders = [path for path in paths if path.is_dir()]
     names = []
     for source in sources:

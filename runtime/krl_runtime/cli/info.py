@@ -1,4 +1,4 @@
-"""What a bundle says of itself, for people: ``krl-runtime info``. All of it stands in ``krl-runtime info --json``."""
+"""``krl-runtime info``: a bundle's content for people. All of it stands in ``krl-runtime info --json``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIGURES = (
 )
 
 
-# What a form's score is told by: the first of these that it has.
+# The score of a variant: the first of these that it has.
 _SCORES = (
     ("top1", "{} {:.2%}"),
     ("agreement", "{} agrees {:.1%}"),

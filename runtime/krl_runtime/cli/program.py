@@ -267,17 +267,17 @@ def _bench(arguments: argparse.Namespace) -> None:
         if generates and arguments.image:
             raise UsageError(f"bundle {arguments.bundle} makes images and takes none; leave --image out")
         if generates:
-            image, told = b"", "golden latents"
+            image, name = b"", "golden latents"
         elif arguments.image:
-            image, told = arguments.image.read_bytes(), str(arguments.image)
+            image, name = arguments.image.read_bytes(), str(arguments.image)
         else:
-            image, told = golden_image(model.bundle), "the first golden input as a JPEG of 640x480"
+            image, name = golden_image(model.bundle), "the first golden input as a JPEG of 640x480"
         counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
         result = {
             **where(model),
             "threads": arguments.threads,
             "cpus": cpu_count(),
-            "image": told,
+            "image": name,
             "load_ms": load_ms,
             **bench(model, image, **counts),
         }

@@ -59,7 +59,7 @@ def bench(
     Returns:
         Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
         ``stages_ms``, ``throughput_per_s`` in images, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
-        of the process (``None`` where the system does not tell), and ``board``: what ``board_state`` told ``before``
+        of the process (``None`` where the system does not report it), and ``board``: the ``board_state`` ``before``
         the measured iterations and ``after`` them, ``None`` where it tells nothing.
 
     Raises:
@@ -95,7 +95,7 @@ def bench(
 
 
 def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object, object]]:
-    """Return what ``bench`` says of the board as lines of a table: what it is, before, after."""
+    """Return the report of ``bench`` on the board as lines of a table: its identity, before, after."""
     flat: list[dict[str, object]] = []
     for state in (board["before"], board["after"]):
         clocks = state.get("clocks_mhz", {}).items()
@@ -110,7 +110,7 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
 
 
 def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
-    """Return what a model does, step by step; each step gets what the one before returned."""
+    """Return the stages of a model; each gets the output of the one before."""
     if isinstance(model, Classifier):
         classifier = model
         return {
@@ -145,7 +145,7 @@ def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
 
 
 def peak_memory_mib() -> float | None:
-    """Return the largest resident memory of this process so far, in MiB; ``None`` where the system does not tell.
+    """Return the largest resident memory of this process so far, in MiB; ``None`` where the system does not report it.
 
     From ``/proc`` where there is one: what ``getrusage`` tells includes the process that started this one.
     """

@@ -1,4 +1,4 @@
-"""What this machine can run, found out by opening real sessions, and what to do about what it cannot."""
+"""The backends that this machine can run, found out by opening real sessions, and how to fix those that it cannot."""
 
 from __future__ import annotations
 

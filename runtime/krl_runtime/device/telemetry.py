@@ -1,4 +1,4 @@
-"""What a board tells of power mode, clocks and temperature: without them a latency says little.
+"""Power mode, clocks and temperature of a board: without them a latency says little.
 
 Read from the kernel's files (``/sys/class/thermal``, ``cpufreq``, ``devfreq``) and, on a Jetson, from ``nvpmodel``.
 Containers and many desktop machines tell nothing, or a part.
@@ -19,7 +19,7 @@ _SECONDS = 5  # NVIDIA's tools answer within one; a hanging one must not hang a 
 
 
 def board_state(root: Path = Path("/")) -> dict[str, Any]:
-    """Return what this board tells now.
+    """Return the state of this board.
 
     Args:
         root: Where the file system begins.
@@ -47,12 +47,12 @@ def _power_mode() -> str | None:
     if program is None:
         return None
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             [program, "-q"], capture_output=True, text=True, timeout=_SECONDS, errors="replace"
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    mode = re.search(r"NV Power Mode:\s*(\S+)", told)
+    mode = re.search(r"NV Power Mode:\s*(\S+)", output)
     return mode.group(1) if mode else None
 
 

@@ -92,7 +92,7 @@ def tune(
     measurements = _ranked([candidate.measurement for candidate in candidates])
     tuning = Tuning(bundle.manifest.digest, device(), max_drop, measurements)
     if measurements[0].cause:
-        causes = ", ".join(f"{kind} ({tuning.told(kind)})" for kind in ALL_KINDS)
+        causes = ", ".join(f"{kind} ({tuning.reason_against(kind)})" for kind in ALL_KINDS)
         raise BackendError(f"nothing can run bundle {bundle.path} here: {causes}")
     if write:
         tuning.write(tuning_file(bundle))
@@ -100,7 +100,7 @@ def tune(
 
 
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
-    """Return what a variant loses by the bundle's evidence, ``None`` where there is no evidence.
+    """Return the accuracy drop of a variant by the bundle's evidence, ``None`` where there is no evidence.
 
     That is points of top-1, or dB of PSNR where the bundle makes images. Without labels, answers other than the
     reference's count as lost; without true images, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
@@ -154,7 +154,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
 
 
 def _loosest(manifest: Manifest, points: Mapping[str, float | None], max_drop: float) -> Variant:
-    """Return what BF16 is held to: the least exact of the variants that may be chosen."""
+    """Return the limit for BF16: the least exact of the variants that may be chosen."""
     chosen = [manifest.variants[name] for name, value in points.items() if value is not None and value <= max_drop]
     return max(chosen, key=lambda variant: variant.tolerance)
 

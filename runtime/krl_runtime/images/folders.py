@@ -35,7 +35,7 @@ __all__ = [
 _log = logging.getLogger("krl")
 
 OnBadImage: TypeAlias = Literal["refuse", "skip"]
-"""What to do with files that are not readable images: refuse the whole set, or name and skip them."""
+"""How to treat files that are not readable images: refuse the whole set, or name and skip them."""
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 _VAL_NAMES = ("val", "valid", "validation", "test")

@@ -182,7 +182,7 @@ def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float
         UsageError: The shapes differ.
     """
     if a.shape != b.shape:
-        raise UsageError(f"the PSNR of {list(a.shape)} and {list(b.shape)} values cannot be told; both need one shape")
+        raise UsageError(f"the PSNR of {list(a.shape)} and {list(b.shape)} values is undefined; both need one shape")
     error = float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
     return float("inf") if error == 0 else float(10 * np.log10(peak * peak / error))
 

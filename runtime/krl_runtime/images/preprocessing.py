@@ -300,7 +300,7 @@ def _decode(source: ImageSource, mode: str | None, name: str, shrink: _Shrink | 
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source, name), mode, name, None)
     if isinstance(source, Image.Image):
-        return _finish(source, mode, name, None)  # nobody's image but ours is told to decode otherwise
+        return _finish(source, mode, name, None)  # only an image that was opened here may be decoded otherwise
     if isinstance(source, bytes | bytearray | memoryview):
         return _finish(Image.open(io.BytesIO(source)), mode, name, shrink)
     if isinstance(source, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""What all pipelines share: a bundle, what runs it, and closing it."""
+"""The shared part of all pipelines: a bundle, its backend, and closing it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _Result = TypeVar("_Result", covariant=True)
 
 
 class BatchModel(Protocol[_Result]):
-    """What ``Batcher`` and the streams ask of a model: decode one image, and run a batch of decoded ones."""
+    """A model that ``Batcher`` and the streams can use: it decodes one image, and runs a batch of decoded ones."""
 
     @property
     def bundle(self) -> Bundle:
-        """What was loaded."""
+        """Return the bundle."""
         ...
 
     def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:

@@ -28,7 +28,7 @@ __all__ = ["Classification", "Classifier"]
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of one image.
+    """The prediction of a classifier for one image.
 
     Attributes:
         label: The most probable class.

@@ -220,7 +220,7 @@ class Generator(Pipeline):
         return self.generate_from(latents.astype(np.float32), condition=condition)
 
     def tokens(self, condition: Condition | Sequence[Condition] | None, count: int) -> npt.NDArray[np.int64] | None:
-        """Return what the graph takes for a condition, int64 ``[count, length]``; ``None`` where it takes none.
+        """Return the graph's input for a condition, int64 ``[count, length]``; ``None`` where it takes none.
 
         Raises:
             UsageError: A word or attribute is not known, or a condition is missing or not taken.

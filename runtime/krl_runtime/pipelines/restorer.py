@@ -178,7 +178,7 @@ class Restorer(Pipeline):
     def _colored(
         self, part: npt.NDArray[np.float32], image: npt.NDArray[np.uint8], rows: slice, columns: slice
     ) -> npt.NDArray[np.uint8]:
-        """Return what the network made as pixels ``[H, W, 1 or 3]``, with the chroma of the image if it needs it."""
+        """Return the network's output as pixels ``[H, W, 1 or 3]``, with the chroma of the image if it needs it."""
         gray = image.shape[2] == 1
         if self.color == "rgb":
             made = part.transpose(1, 2, 0)

@@ -191,7 +191,7 @@ class _Application:
             raise HTTPException(415, "compressed bodies are not accepted; send it as it is")
         limit = self._config.max_body_bytes
         body = None
-        # A client that asks first (Expect: 100-continue) is told before it sends anything.
+        # A client that asks first (Expect: 100-continue) gets its answer before it sends anything.
         if not (int(request.headers.get("content-length", "0")) > limit and "expect" in request.headers):
             body = await self._read(request, limit)
         if body is None:

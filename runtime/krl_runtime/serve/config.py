@@ -25,7 +25,7 @@ class ServeConfig:
         max_body_bytes: Largest body of a request; a larger one is answered with 413.
         max_pixels: Images with more pixels are answered with 413 before they are decoded.
         read_seconds: Time for a request's body to arrive; after it the answer is 408.
-        grace_seconds: Time that requests under way get when the server is told to stop.
+        grace_seconds: Time that requests under way get when the server is asked to stop.
     """
 
     name: str | None = None

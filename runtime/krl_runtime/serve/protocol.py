@@ -28,7 +28,7 @@ HEADER = "Inference-Header-Content-Length"
 """HTTP header: length in bytes of the JSON part, where bytes of tensors follow it."""
 
 EXTENSIONS = ("binary_tensor_data", "classification")
-"""The extensions that are spoken here, under Triton's names."""
+"""The supported extensions, under Triton's names."""
 
 DATATYPES = {
     "bool": "BOOL",
@@ -64,7 +64,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a client asks: its own id (``None`` if it gave none), the input arrays by name, the outputs it wants."""
+    """A request: its own id (``None`` if it gave none), the input arrays by name, the outputs it wants."""
 
     id: str | None
     inputs: Mapping[str, npt.NDArray[Any]]

@@ -43,7 +43,7 @@ class TooLargeError(KrlError):
 
 
 class Observer(Protocol):
-    """Is told how long each stage took; called from several threads."""
+    """Receives the time of each stage; called from several threads."""
 
     def stage(self, name: str, seconds: float) -> None:
         """Take note of one stage of one request: ``"queue"``, ``"preprocess"`` or ``"inference"``."""
@@ -90,7 +90,7 @@ class Service:
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """Return the model's name for clients."""
         return self._config.name or self.model.bundle.stem
 
     @property
@@ -115,7 +115,7 @@ class Service:
             self._taken -= 1
 
     def status(self) -> dict[str, Any]:
-        """Return what runs where and why, for JSON: ``backend`` is what really runs, not what was asked for."""
+        """Return the backend and the reason, for JSON: ``backend`` is the one that runs, not the one asked for."""
         backend = self.model.backend
         return {
             "model": self.name,

@@ -116,7 +116,7 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     assert not any("teacher" in name for name, _ in objective.named_parameters())
 
 
-def test_a_baseline_that_nothing_measures_is_spoken_of(
+def test_a_baseline_that_nothing_measures_is_logged(
     teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING", logger="krl"):

@@ -82,7 +82,7 @@ def test_another_calibration_is_not_gone_on_from(tmp_path, caplog):
     assert "was of another model, other images or options; starting anew" in caplog.text
 
 
-def test_a_damaged_file_is_told(tmp_path, caplog):
+def test_a_damaged_file_is_reported(tmp_path, caplog):
     (tmp_path / "x.npz").write_bytes(b"no archive")
     assert Checkpoint(tmp_path / "x.npz", IDENTITY, resume=True).load() is None
     assert "cannot be read" in caplog.text

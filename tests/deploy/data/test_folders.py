@@ -61,7 +61,7 @@ def test_labels_are_matched_by_name(tmp_path):
     assert [(image.path.parent.name, image.label) for image in images] == [("ant", 2), ("bee", 1)]
 
 
-def test_unknown_classes_are_told_and_not_guessed(tmp_path, caplog):
+def test_unknown_classes_are_reported_and_not_guessed(tmp_path, caplog):
     for index, name in enumerate(("ant", "wasp")):
         write(tmp_path / "data" / name, 1, seed=index)
     folder = open_data(tmp_path / "data", on_bad="refuse")

@@ -32,7 +32,7 @@ def test_logits_in_any_batch(batch, asked):
     assert outputs_of(session(0, batch), PIXELS, batch=asked).tolist() == PIXELS.reshape(6, 4).tolist()
 
 
-def test_logits_that_are_not_finite_and_failures_are_told():
+def test_logits_that_are_not_finite_and_failures_are_reported():
     with pytest.raises(ModelError, match="not finite"):
         outputs_of(session(np.inf), PIXELS)
     with pytest.raises(BackendError, match="ONNX Runtime failed"):

@@ -189,7 +189,7 @@ def test_rounding_of_float32_itself_is_no_failure():
     assert parity(exported, Rounded(factor), pixels, 1e-4)["float32_rounding"] > 4
 
 
-def test_a_network_that_torch_cannot_export_is_told():
+def test_a_network_that_torch_cannot_export_is_reported():
     class Branching(torch.nn.Module):
         def forward(self, pixels):
             return pixels.float().flatten(1) if pixels.sum() > 3 else pixels.float().flatten(1) * 2

@@ -121,7 +121,7 @@ def test_an_output_that_is_an_image_is_refused():
         to_classifier(model, SPEC, open_batch=True)
 
 
-def test_opset_is_raised_and_failure_is_told(monkeypatch):
+def test_opset_is_raised_and_failure_is_reported(monkeypatch):
     model = graph([node("ReduceMean", ["x"], "y", axes=[1])], {"x": [2, 3]}, {"y": None}, opset=13, ir=8)
     raised = raise_opset(model, 18)
     assert raised.opset_import[0].version == 18

@@ -231,7 +231,7 @@ def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp
     assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the foreign form never runs on a CPU
 
 
-def test_ranges_of_another_kind_of_image_are_told(foreign, digits, tmp_path, monkeypatch):
+def test_ranges_of_another_kind_of_image_are_reported(foreign, digits, tmp_path, monkeypatch):
     read = importing.read_quantized
     negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
     monkeypatch.setattr(importing, "read_quantized", negated)

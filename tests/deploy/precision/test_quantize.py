@@ -127,7 +127,7 @@ def test_images_without_labels_measure_agreement(tmp_path, bundle, digits, fast,
     assert "--max-drop was not checked" in captured.err
 
 
-def test_folders_of_other_classes_are_told(tmp_path, bundle, digits, fast, capsys):
+def test_folders_of_other_classes_are_reported(tmp_path, bundle, digits, fast, capsys):
     shutil.copytree(digits, tmp_path / "other")
     for split in ("train", "val"):
         (tmp_path / "other" / split / "3").rename(tmp_path / "other" / split / "three")
@@ -251,7 +251,7 @@ def test_a_flipped_byte_is_noticed(bundle, digits, capsys):
     assert "model.fp32.onnx is damaged or was changed" in capsys.readouterr().err
 
 
-def test_a_net_too_narrow_for_tensorrt_is_told(tmp_path, digits, capsys):
+def test_a_net_too_narrow_for_tensorrt_is_reported(tmp_path, digits, capsys):
     """Five filters of three channels: the first layer, but no multiple of 8; the CPU's form takes it."""
     from _helpers.bundles import write_bundle
 
@@ -262,7 +262,7 @@ def test_a_net_too_narrow_for_tensorrt_is_told(tmp_path, digits, capsys):
     assert "thin convolution of 3 to 5 channels" in error
 
 
-def test_convolutions_that_stay_in_float_are_told(bundle, digits, fast, monkeypatch, caplog):
+def test_convolutions_that_stay_in_float_are_reported(bundle, digits, fast, monkeypatch, caplog):
     counts = {"int8_convolutions": 10, "float_convolutions": 3}
     monkeypatch.setattr(module, "count_convolutions", lambda _: counts)
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64))
@@ -405,6 +405,6 @@ def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkey
     assert (bundle.path / "calibration.json").read_bytes() == resumed
 
 
-def test_missing_classes_are_told(bundle, digits, fast, capsys):
+def test_missing_classes_are_reported(bundle, digits, fast, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "8", "--max-drop", "99"]) == 0
     assert "no image to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err

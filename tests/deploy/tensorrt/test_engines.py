@@ -457,7 +457,7 @@ def test_a_bundle_without_engines_says_so(bundle, capsys):
     assert "has no engines" in capsys.readouterr().out
 
 
-def test_the_log_of_tensorrt_is_not_told_twice(newest, bundle, caplog):
+def test_the_log_of_tensorrt_is_not_logged_twice(newest, bundle, caplog):
     newest.say["Builder.build_serialized_network"] = ["Error Code 1: Cuda Runtime (out of memory)"]
     newest.fail["Builder.build_serialized_network"] = None
     with caplog.at_level(logging.INFO, "krl"), pytest.raises(BackendError, match="out of memory"):

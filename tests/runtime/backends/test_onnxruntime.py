@@ -252,7 +252,7 @@ def test_cuda_that_falls_back_in_silence_is_refused(bundle: Bundle, tmp_path: Pa
             load(bundle.path, require="cuda")
 
 
-def test_nodes_left_on_the_cpu_are_told(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nodes_left_on_the_cpu_are_reported(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake_gpu_runtime(monkeypatch, tmp_path, left_on_cpu=("Shape", "Gather", "Shape"))
     assert load(bundle.path, require="cuda").backend.reason.startswith(
         "onnxruntime-cuda runs variant fp32 (the bundle names no default for cuda; 3 of 4 nodes stay on the CPU: "

@@ -30,7 +30,7 @@ def test_it_is_chosen_only_when_asked_for(installed, bundle: Bundle):
         model = load(bundle.path, **arguments)
         assert model.backend.name == "openvino"
         assert model.backend.reason.startswith("openvino runs variant fp32 (the bundle names no default for cpu)")
-    asked = load(bundle.path, backend="openvino").backend.passed_over
+    asked = load(bundle.path, backend="openvino").backend.skipped
     assert asked == dict.fromkeys(("tensorrt", "cuda"), "backend openvino was asked for")
 
 

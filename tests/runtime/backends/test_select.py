@@ -48,9 +48,9 @@ def test_the_cpu_is_chosen_here_and_the_reason_names_the_others(bundle: Bundle, 
         model = load(bundle.path)
     assert model.backend.name == "onnxruntime-cpu"
     assert model.backend.variant == "fp32"
-    assert model.backend.passed_over.keys() == {"tensorrt", "cuda"}
+    assert model.backend.skipped.keys() == {"tensorrt", "cuda"}
     assert model.backend.reason.startswith(
-        "onnxruntime-cpu runs variant fp32 (the bundle names no default for cpu); passed over: "
+        "onnxruntime-cpu runs variant fp32 (the bundle names no default for cpu); skipped: "
         f"tensorrt ({NO_ENGINE}), cuda (the onnxruntime "
     )
     assert "has no CUDA provider; on a machine with an NVIDIA GPU replace it" in model.backend.reason
@@ -68,12 +68,12 @@ def test_what_is_required_and_not_here_raises_with_the_cause(bundle: Bundle, req
     assert message in str(caught.value)
 
 
-def test_an_engine_for_another_machine_is_passed_over_with_the_cause(bundle: Bundle):
+def test_an_engine_for_another_machine_is_skipped_with_the_cause(bundle: Bundle):
     bundle = bundle.update({"k.engine": b"plan"}, engines={"k": ENGINE})
     model = load(bundle.path)
     assert model.backend.name == "onnxruntime-cpu"
-    assert "no TensorRT engine" not in model.backend.passed_over["tensorrt"]
-    assert model.backend.passed_over["tensorrt"]
+    assert "no TensorRT engine" not in model.backend.skipped["tensorrt"]
+    assert model.backend.skipped["tensorrt"]
     with pytest.raises(BackendError, match="cannot run on tensorrt, which is required"):
         load(bundle.path, require="tensorrt")
 
@@ -82,7 +82,7 @@ def test_tensorrt_comes_first(with_engine: Bundle):
     model = load(with_engine.path)
     assert model.backend.name == "tensorrt"
     assert model.backend.reason == "tensorrt runs variant int8 (the variant that has an engine)"
-    assert model.backend.passed_over == {}
+    assert model.backend.skipped == {}
     assert model(IMAGE).label in model.labels
 
 
@@ -95,15 +95,15 @@ def test_require_and_backend(with_engine: Bundle, tmp_path: Path, monkeypatch: p
         assert load(with_engine.path, backend=kind, require=kind).backend.name == names[kind]
     assert load(with_engine.path, backend="auto").backend.name == "tensorrt"
     reason = load(with_engine.path, variant="fp16", require="cuda").backend.reason
-    assert reason.endswith("(as asked); passed over: tensorrt (cuda alone was asked for)")
+    assert reason.endswith("(as asked); skipped: tensorrt (cuda alone was asked for)")
     assert "cuda (backend cpu was asked for)" in load(with_engine.path, backend="cpu").backend.reason
 
 
 def test_backend_says_where_to_begin_and_goes_on_from_there(bundle: Bundle):
     model = load(bundle.path, backend="cuda")
     assert model.backend.name == "onnxruntime-cpu"
-    assert model.backend.passed_over["tensorrt"] == "backend cuda was asked for"
-    assert "has no CUDA provider" in model.backend.passed_over["cuda"]
+    assert model.backend.skipped["tensorrt"] == "backend cuda was asked for"
+    assert "has no CUDA provider" in model.backend.skipped["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_every_failing_call_of_cuda_is_an_error_and_leaks_nothing(newest, pytest
                 assert set(leaks) <= {FREEING.get(name, "graphs" if name == "cudaGraphDestroy" else "")}, (name, leaks)
 
 
-def test_a_lost_device_is_told_and_a_new_context_is_made_when_it_is_back(newest):
+def test_a_lost_device_is_reported_and_a_new_context_is_made_when_it_is_back(newest):
     backend = load(newest)
     check(backend, 3)
     newest.cuda.fail["cudaStreamSynchronize"] = "cudaErrorLaunchFailure"
@@ -492,7 +492,7 @@ def test_without_tensorrt_the_message_says_how_to_install_it(monkeypatch, tmp_pa
         tensorrt_version()
 
 
-def test_a_tensorrt_that_cannot_be_used_is_told(monkeypatch, newest):
+def test_a_tensorrt_that_cannot_be_used_is_reported(monkeypatch, newest):
     newest.module.__version__ = "8.6.2"
     with pytest.raises(BackendError, match=r"TensorRT 8\.6\.2 is installed; krl needs 10\.3 or newer"):
         tensorrt_version()
@@ -522,7 +522,7 @@ def test_the_gpu_is_described(monkeypatch):
         (RuntimeError("Failed to dlopen libcuda.so.1"), "no NVIDIA driver can be used here.*libcuda"),
     ],
 )
-def test_without_a_gpu_that_is_told(monkeypatch, fault, message):
+def test_without_a_gpu_that_is_reported(monkeypatch, fault, message):
     fake = FakeCuda().install(monkeypatch)
     fake.fail["cudaGetDeviceCount"] = fault
     with pytest.raises(NoTensorRTError, match=message):
@@ -543,7 +543,7 @@ def test_the_real_bindings_describe_a_gpu_or_say_that_there_is_none():
             current_gpu()
 
 
-def test_without_cuda_python_that_is_told(monkeypatch):
+def test_without_cuda_python_that_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(NoTensorRTError, match="cuda-python is not installed here"):
         current_gpu()

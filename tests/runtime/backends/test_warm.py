@@ -82,7 +82,7 @@ def test_it_answers_at_once_and_changes_over_when_the_engine_is_there(model: Cla
     assert model.backend.wait(60)
     assert (model.backend.name, model.backend.state) == ("tensorrt", "done")
     assert model.backend.reason.startswith("tensorrt runs variant fp16 (built in the background in ")
-    assert model.backend.passed_over == {}
+    assert model.backend.skipped == {}
     assert model.backend.backend is jetson.opened[0]
     assert np.allclose(model.logits(golden["pixels"]), before)
     with pytest.raises(BackendError, match="is closed"):

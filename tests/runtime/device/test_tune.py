@@ -60,7 +60,7 @@ def test_the_fastest_is_kept_and_load_uses_it(measured: Bundle, times: dict):
     assert (model.backend.name, model.backend.variant) == ("onnxruntime-cpu", "int8")
     assert model.backend.reason.startswith(
         "onnxruntime-cpu runs variant int8 (measured best on this device by krl-runtime tune: 3 ms with 2 threads); "
-        "passed over: tensorrt (the bundle has no TensorRT engine"
+        "skipped: tensorrt (the bundle has no TensorRT engine"
     )
     assert load(measured.path, backend="auto").backend.variant == "int8"
     model(IMAGE)
@@ -217,7 +217,7 @@ def test_a_flipped_byte_and_another_version(tuned: Bundle):
         ({"kind": "cuda"}, "whose choice cuda cannot be opened: the onnxruntime"),
     ],
 )
-def test_a_forged_file_is_passed_over(tuned: Bundle, changes: dict, cause: str):
+def test_a_forged_file_is_skipped(tuned: Bundle, changes: dict, cause: str):
     found = read_tuning(tuned)
     assert found is not None
     forged = replace(found.measurements[0], **changes)
@@ -242,7 +242,7 @@ def test_without_a_tuning_the_device_is_not_looked_at(bundle: Bundle, monkeypatc
     assert read_tuning(bundle) is None
 
 
-def test_the_device_is_told_by_board_gpus_and_processor(monkeypatch: pytest.MonkeyPatch):
+def test_the_device_is_identified_by_board_gpus_and_processor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "read_start", lambda path: {"model": "NVIDIA Jetson Orin\0"}.get(path.name, ""))
     assert tuning.device()["board"] == "NVIDIA Jetson Orin"
     assert "nvidia-jetson-orin" in tuning.device_key()

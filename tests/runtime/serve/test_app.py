@@ -78,7 +78,7 @@ def test_health_tells_what_really_runs(server):
         "queue": 64,
         "requests": 0,
     }
-    assert "passed over: tensorrt (the bundle has no TensorRT engine" in health["reason"]
+    assert "skipped: tensorrt (the bundle has no TensorRT engine" in health["reason"]
 
 
 def test_metadata(server):
@@ -302,7 +302,7 @@ def test_a_body_that_is_too_large(start):
     assert server.metric("krl_requests_total", endpoint="classify", status="413") == 3
 
 
-def test_a_client_that_asks_first_is_told_before_it_sends(start):
+def test_a_client_that_asks_first_is_answered_before_it_sends(start):
     server = start(max_body_bytes=1000)
     with socket.create_connection((server.host, server.port), timeout=20) as connection:
         connection.sendall(

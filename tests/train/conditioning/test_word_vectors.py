@@ -61,9 +61,7 @@ def test_words_are_placed_where_the_trained_ones_differ() -> None:
     assert torch.stack([crimson @ blue, crimson @ digit, navy @ red, navy @ digit]).max() < 0
 
 
-def test_vectors_come_from_the_model_and_unread_words_are_spoken_of(
-    model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_vectors_come_from_the_model_and_unread_words_are_logged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="krl"):
         vectors = word_vectors(model, ["red", "blue", "digit"], ["crimson", "unknown"])
     expected = place_words(torch.tensor([MEANINGS[word] for word in ("red", "blue", "digit", "crimson")]), 3)

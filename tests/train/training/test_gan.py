@@ -185,7 +185,7 @@ def test_a_discriminator_that_always_wins_stops_the_training(tmp_path: Path, mon
 
     monkeypatch.setattr(GanTask, "_judge", judge)
     wins = GenerationConfig(latent=6, patience=6, r1=0.0)
-    with pytest.raises(TrainingError, match=r"told every image of 7 steps right .* Lower --discriminator-lr"):
+    with pytest.raises(TrainingError, match=r"classified every image of 7 steps correctly .* Lower --discriminator-lr"):
         fit(gan_config(tmp_path / "run", generation=wins))
     assert (tmp_path / "run" / CHECKPOINT).is_file()
     assert not (tmp_path / "run" / WEIGHTS).exists()

@@ -30,7 +30,7 @@ _LONGEST_TEXT = 64  # words of a description, as tokens; longer texts are no cap
 
 @dataclass(frozen=True)
 class Conditions:
-    """What each training image shows.
+    """The conditions of each training image.
 
     Attributes:
         settings: The condition's settings, as ``krl_runtime.conditions`` describes them.

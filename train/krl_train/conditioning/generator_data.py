@@ -19,7 +19,7 @@ __all__ = ["GeneratorData", "open_generator", "read_data"]
 
 @dataclass(frozen=True)
 class GeneratorData:
-    """What a generator was trained on, or is measured on.
+    """The data that a generator is trained on, or measured on.
 
     Attributes:
         source: The data set.

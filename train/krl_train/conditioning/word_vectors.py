@@ -1,4 +1,4 @@
-"""What words mean, from a sentence-embedding model of the user's (extra ``text``)."""
+"""Vectors of words, from a sentence-embedding model that the user names (extra ``text``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger("krl")
 
 _MOST_WORDS = 4096  # words with a vector each, which the graph on the device carries
 _LEAST_SHARE = 1e-3  # of the variance: axes with less are noise of the sentence model
-_LEAST_LENGTH = 0.1  # of a vector before it is scaled to length 1: a shorter one has no direction to speak of
+_LEAST_LENGTH = 0.1  # of a vector before it is scaled to length 1: a shorter one has no meaningful direction
 _DIGITS = 4  # decimals of a vector in run.json: finer than float16, and a quarter of the text
 _NEAR = 0.2
 """Cosine to the nearest trained word below which a word is a guess: in 256 dimensions chance gives up to 0.19 or so."""
@@ -85,7 +85,7 @@ def _away(meanings: Tensor, trained: int) -> Tensor:
 
 
 def _embed(folder: Path, words: list[str]) -> Tensor:
-    """Return what a model says of each word, ``[V, E]``."""
+    """Return the model's embedding of each word, ``[V, E]``."""
     if not folder.is_dir():
         raise UsageError(f"--sentence-model {folder} is not a folder; save a sentence-transformers model there first")
     library = require("sentence_transformers", extra="text", purpose="--sentence-model")

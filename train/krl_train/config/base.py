@@ -189,7 +189,7 @@ OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What all commands that train a classifier share."""
+    """Options that all commands share which train a classifier."""
 
     out: OutOption
     """The run's folder."""
@@ -211,7 +211,7 @@ class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
     task: Literal["classification", "gan", "vae", "restoration", "translation", "style"] = "classification"
-    """What is trained."""
+    """Options of ``krl-train fit``."""
     model: str
     """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME. gan,
     vae: dcgan-W, resgan-W, dsgan-W with W channels, or mlp-H1-H2."""
@@ -229,7 +229,7 @@ class FitConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class GeneratorScoreConfig:
-    """What is measured of a generator; nothing is downloaded."""
+    """Metrics of a generator; nothing is downloaded."""
 
     features: Path | None = None
     """Run of a classifier, on whose features FID, KID, precision, recall, density and coverage are measured."""
@@ -286,7 +286,7 @@ class ImportConfig:
     out: OutOption
     """The run's folder."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """What to measure the weights on."""
+    """The data to measure the weights on."""
     latent: int | None = None
     """Length of a generator's latent."""
     overwrite: bool = False

@@ -1,4 +1,4 @@
-"""What the single tasks and additions of ``krl-train fit`` take; ``krl_train.config`` puts them together."""
+"""Options of the single tasks and additions of ``krl-train fit``; ``krl_train.config`` puts them together."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class KnowledgeConfig:
-    """What guides a generator."""
+    """Conditions of a generator."""
 
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
-    """What a generator is told: nothing, the class, attributes, a description, or an entity of a graph of facts."""
+    """Condition of a generator: none, the class, attributes, a description, or an entity of a graph of facts."""
     condition_file: Path | None = None
     """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text, several
     for an image if wanted. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
@@ -130,7 +130,7 @@ class RestorationConfig:
     scale: int = 3
     """By how much super-resolution enlarges: 2, 3 or 4."""
     color: Literal["y", "rgb", "gray"] = "y"
-    """What the network sees: luma alone (the device enlarges chroma bicubically), all three channels, or gray."""
+    """Channels that the network sees: luma alone (the device enlarges chroma bicubically), RGB, or gray."""
     noise_level: float = 25.0
     """denoise: standard deviation of the noise, in levels of 255."""
     jpeg_quality: int = 20

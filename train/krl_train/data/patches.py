@@ -57,7 +57,7 @@ class Truths:
     def pair(
         self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return what one image is to be made from, and the image.
+        """Return the input that one image is to be made from, and the image.
 
         Args:
             index: Number of the image; noise follows from it.

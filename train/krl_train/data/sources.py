@@ -94,7 +94,7 @@ class Source:
         return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
-        """Return what ``run.json`` says of the data: its name, how it was read, counts and identities."""
+        """Return the record of the data for ``run.json``: its name, how it was read, counts and identities."""
         splits = {name: {"count": len(part), "identity": part.identity} for name, part in sets.items()}
         return {
             "source": self.name,

@@ -30,7 +30,7 @@ class Training:
     augmentation: Augmentation
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``run.json`` says of the data."""
+        """Return the record of the data for ``run.json``."""
         return self.source.describe({"train": self.train, "val": self.val})
 
 

@@ -95,7 +95,7 @@ def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[ImageG
 
 
 def _record_of(deployed: DeployedGenerator) -> RunRecord:
-    """Return what a bundle knows of its generator's training: how its images look."""
+    """Return the part of a bundle's record that says how its generator was trained."""
     manifest = deployed.pipeline.bundle.manifest
     preprocessing = manifest.preprocessing
     spec = ModelSpec(manifest.name, 0, preprocessing.channels, {"latent": deployed.latent_size})

@@ -1,4 +1,4 @@
-"""What each task says of third-party weights: the network that they are for, how they are read, how it is measured."""
+"""The task-specific part of importing third-party weights: the network, how weights are read, how it is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Measured", "Target"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What ``run.json`` says of a network that has its weights.
+    """The record and network that third-party weights are for.
 
     Attributes:
         metrics: What was measured.

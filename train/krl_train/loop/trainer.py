@@ -144,7 +144,7 @@ class BatchStream:
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside the learners."""
+    """The part of a checkpoint beside the learners."""
 
     epoch: int = 0
     step: int = 0

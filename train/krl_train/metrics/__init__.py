@@ -1,4 +1,4 @@
-"""What is measured of a model; the computing is torchmetrics'."""
+"""Metrics of models; torchmetrics computes them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _CHANCES = 2
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What a classifier makes of some images.
+    """Features and predictions of a classifier for a set of images.
 
     Attributes:
         features: The input of its last linear layer, ``[N, D]`` of float64.
@@ -83,7 +83,7 @@ class FeatureNet:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return what a report says of the classifier."""
+        """Return the description of the classifier for a report."""
         return {
             "run": str(self.path),
             "model": self.record.model.name,

@@ -37,7 +37,7 @@ def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     """
     if a.shape != b.shape or min(a.shape) < _SSIM_WINDOW:
         raise UsageError(
-            f"the SSIM of {list(a.shape)} and {list(b.shape)} pixels cannot be told; both need one shape of at least "
+            f"the SSIM of {list(a.shape)} and {list(b.shape)} pixels is undefined; both need one shape of at least "
             f"{_SSIM_WINDOW} pixels a side"
         )
     first, second = (torch.from_numpy(item.astype(np.float64))[None, None] for item in (a, b))

@@ -81,7 +81,7 @@ def score_against(
     condition: Mapping[str, Any] | None = None,
     tokens: Tensor | None = None,
 ) -> GeneratorScore:
-    """Return what measures generators against real images.
+    """Return a scorer that compares generated with real images.
 
     Args:
         features: Run of the classifier.

@@ -133,7 +133,7 @@ class TextConditioner(Conditioner):
 
 
 class GraphConditioner(Conditioner):
-    """What the facts about an entity say of its vector, by TransE (https://arxiv.org/abs/1301.3781).
+    """Vectors of entities from the facts about them, by TransE (https://arxiv.org/abs/1301.3781).
 
     There head + relation ≈ tail, so each fact (relation, tail) names a place for its head, tail − relation. The mean
     over the facts is a vector for any entity and any wanted combination of facts, also for those without an image.

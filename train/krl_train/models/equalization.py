@@ -73,7 +73,7 @@ def _convolutions(graph: fx.GraphModule, quantizer: fx.Node) -> tuple[nn.Conv2d,
 
 
 def _factor(largest: Tensor, after: nn.Conv2d) -> Tensor:
-    """Return what to divide each channel by; a channel without signal keeps its factor of 1."""
+    """Return the factors that channels are divided by; a channel without signal keeps its factor of 1."""
     reading = torch.ones_like(largest) if after.groups > 1 else after.weight.abs().amax((0, 2, 3))
     alive = (largest > 0) & (reading > 0)
     ratio = largest[alive] / reading[alive]

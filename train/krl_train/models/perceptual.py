@@ -1,4 +1,4 @@
-"""What a frozen classifier's features say of images: their content and their style."""
+"""Content and style of images in the features of a frozen classifier."""
 
 from __future__ import annotations
 

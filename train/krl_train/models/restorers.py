@@ -67,7 +67,7 @@ def _keys(distance: Tensor) -> Tensor:
 
 
 class SkipNetwork(nn.Module):
-    """What the trunk and the tail compute, added to the plain enlargement.
+    """Trunk and tail, whose output is added to the plain enlargement.
 
     Args:
         trunk: Maps ``[N, C, H, W]`` to features ``[N, width, H, W]``; distillation compares these.
@@ -85,7 +85,7 @@ class SkipNetwork(nn.Module):
         return self.finish(self.trunk(x), x)
 
     def finish(self, features: Tensor, x: Tensor) -> Tensor:
-        """Return what ``forward`` returns, from the trunk's features and its input."""
+        """Return the output of ``forward``, from the trunk's features and its input."""
         restored: Tensor = self.tail(features) + self.skip(x)
         return restored
 
@@ -135,7 +135,7 @@ class Restorer(nn.Module):
         return self._to_pixels(self.backbone(self._normalized(pixels)))
 
     def with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what ``forward`` returns, and the trunk's features ``[N, width, H, W]``.
+        """Return the output of ``forward``, and the trunk's features ``[N, width, H, W]``.
 
         Raises:
             ModelError: The backbone has no trunk to take features from.

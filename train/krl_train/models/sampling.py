@@ -19,7 +19,7 @@ _COLUMNS = 8  # of a grid of samples
 
 
 class ImageGenerator(Protocol):
-    """What makes images: a run's generator, or a bundle's."""
+    """A generator of images: of a run, or of a bundle."""
 
     latent_size: int
     condition: Mapping[str, Any] | None

@@ -1,4 +1,4 @@
-"""What a run's record says of its network, and how the network is made again from it."""
+"""The record of a network in a run, and how the network is made again from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ModelSpec", "build_classifier"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What makes the network again.
+    """Name and arguments that make a network again.
 
     Attributes:
         name: Name of the architecture.

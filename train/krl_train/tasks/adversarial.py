@@ -1,4 +1,4 @@
-"""What generator and discriminator minimize: pure functions of logits and images."""
+"""Losses of generator and discriminator: pure functions of logits and images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["discriminator_loss", "generator_loss", "r1_penalty"]
 
 
 def generator_loss(kind: str, fake: Tensor) -> Tensor:
-    """Return what the generator minimizes.
+    """Return the loss of the generator.
 
     ``"non-saturating"``: mean softplus(-D(fake)) (https://arxiv.org/abs/1406.2661); ``"hinge"``: -mean D(fake)
     (https://arxiv.org/abs/1705.02894).
@@ -34,7 +34,7 @@ def generator_loss(kind: str, fake: Tensor) -> Tensor:
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Return what the discriminator minimizes.
+    """Return the loss of the discriminator.
 
     ``"non-saturating"``: mean softplus(-D(real)) + mean softplus(D(fake)); ``"hinge"``: mean max(0, 1 - D(real)) +
     mean max(0, 1 + D(fake)).

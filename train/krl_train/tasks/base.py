@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""The protocol between the training loop and a task."""
 
 from __future__ import annotations
 

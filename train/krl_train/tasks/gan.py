@@ -88,8 +88,8 @@ class CollapseWatch:
         kept = "the last good checkpoint stays"
         if self._won > self.patience:
             raise TrainingError(
-                f"the discriminator told every image of {self._won} steps right with a margin; the generator learns "
-                f"nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
+                f"the discriminator classified every image of {self._won} steps correctly with a margin; the generator "
+                f"learns nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
                 "raise --r1, or give --diffaugment color translation cutout"
             )
         if self._same > self.patience:

@@ -1,4 +1,4 @@
-"""What tasks share that train one network by one objective."""
+"""The shared part of tasks that train one network by one objective."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class StyleObjective(RestorationObjective):
         return self.compare(batch.pixels, self.network(batch.pixels))
 
     def compare(self, pixels: Tensor, painted: Tensor) -> dict[str, Tensor]:
-        """Return what ``forward`` does for images that are painted already, both ``[N, C, H, W]`` of 0 to 255."""
+        """Return the output of ``forward`` for images that are painted already, both ``[N, C, H, W]`` of 0 to 255."""
         with torch.no_grad():
             wanted = self._features(pixels)
         seen = self._features(painted)

@@ -1,1 +1,1 @@
-"""What ``krl-train fit --task NAME`` does: a module NAME for each task, with a function ``fit``."""
+"""One module for each task of ``krl-train fit --task NAME``, each with a function ``fit``."""

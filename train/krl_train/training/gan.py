@@ -34,7 +34,7 @@ _DEFAULT_SIDE = 64  # pixels, where neither data nor options say: DCGAN's
 
 @dataclass(frozen=True)
 class GeneratorTraining:
-    """What the training of a generator starts from.
+    """Everything that the training of a generator starts from.
 
     Attributes:
         training: The images.
@@ -105,7 +105,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
 
 
 def _describe(config: KnowledgeConfig, conditions: Conditions | None) -> dict[str, Any]:
-    """Return what ``run.json`` says of the conditions, so that they can be read again."""
+    """Return the conditions as ``run.json`` records them, so that they can be read again."""
     if conditions is None:
         return {}
     file = None if config.condition_file is None else str(config.condition_file.resolve())
@@ -150,7 +150,7 @@ def generator_size(generator: Generator) -> dict[str, int]:
 
 
 def scoring(config: FitConfig, start: GeneratorTraining) -> Score | None:
-    """Return what measures the generator at evaluations; ``None`` where no classifier is named for it."""
+    """Return the metrics of the generator at evaluations; ``None`` where no classifier is named for it."""
     options = config.generation
     if options.features is None:
         return None

@@ -87,7 +87,7 @@ def restoration_optim(optim: OptimConfig) -> OptimConfig:
 
 
 def restorer_spec(name: str, config: RestorationConfig) -> ModelSpec:
-    """Return what makes a restorer for a task.
+    """Return the specification of a restorer for a task.
 
     Args:
         name: Name of the network.
@@ -252,7 +252,7 @@ def restorer_record(
     parent: Mapping[str, Any] | None,
     preprocessing: Preprocessing | None = None,
 ) -> RunRecord:
-    """Return what ``run.json`` will say of a restorer, but for the results.
+    """Return the record of a restorer, without the results.
 
     Args:
         config: The full configuration.

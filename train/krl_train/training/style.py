@@ -25,7 +25,7 @@ _SMALLEST_PATCH = 16  # pixels a side: the networks halve twice, and pad by refl
 
 
 def style_spec(name: str) -> ModelSpec:
-    """Return what makes a network of style: RGB, the size kept, the whole image seen.
+    """Return the specification of a style network: RGB, the size kept, the whole image seen.
 
     Raises:
         ModelError: The name is not known.
