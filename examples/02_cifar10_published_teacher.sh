@@ -14,6 +14,6 @@ krl-train import --weights "$weights" --model resnet56 --mean .485 .456 .406 --s
 krl-compress distill --teacher "$out/teacher" --student resnet8 --data "$data" --epochs "$epochs" --baseline \
     --out "$out/resnet8"
 krl-deploy export "$out/resnet8" -o "$out/resnet8.krl"
-krl-deploy half "$out/resnet8.krl" --data "$data"
+krl-deploy fp16 "$out/resnet8.krl" --data "$data"
 krl-deploy quantize "$out/resnet8.krl" --data "$data"
 krl-runtime selftest "$out/resnet8.krl"

@@ -14,6 +14,6 @@ krl-train fit --model resnet18 --data "$data" --size "$size" --epochs "$teacher_
 krl-compress distill --teacher "$out/teacher" --student mobilenet_v3_small --epochs "$student_epochs" --baseline \
     $how --out "$out/student"
 krl-deploy export "$out/student" -o "$out/student.krl"
-krl-deploy half "$out/student.krl" --data "$data"
+krl-deploy fp16 "$out/student.krl" --data "$data"
 krl-deploy quantize "$out/student.krl" --data "$data"
 krl-runtime selftest "$out/student.krl"

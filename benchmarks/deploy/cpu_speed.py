@@ -40,11 +40,11 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, dict[str, float]
     pixels = photographs(32, 224)
     identity = Identity("", {}, "", len(pixels), "minmax", "auto")
     calibration = measure_tensors(onnx.load_model_from_string(fp32), pixels, identity)
-    forms = Emitter(fp32, calibration, half=False, optimal_scales=False, bias_correction=True).emit()
+    graphs = Emitter(fp32, calibration, half=False, optimal_scales=False, bias_correction=True).emit()
     files = {
         "fp32": fp32,
-        "krl int8.cpu (U8S8)": forms.files["int8.cpu"],
-        "TensorRT's form, FP32 around": forms.files["int8"],
+        "krl int8.cpu (U8S8)": graphs.files["int8.cpu"],
+        "TensorRT's graph, FP32 around": graphs.files["int8"],
         "quantize_static (U8S8)": quantize_static(fp32, pixels, "MinMax"),
     }
     sessions = {name: open_session(data, cuda=False, threads=threads) for name, data in files.items()}

@@ -26,7 +26,7 @@ from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.placement import weighted_nodes
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.calibrate import measure_tensors
-from krl_deploy.precision.variants import Emitter, Forms
+from krl_deploy.precision.variants import Emitter, Int8Graphs
 from krl_runtime.bundle import Bundle
 from krl_runtime.images.folders import decode
 
@@ -78,9 +78,9 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
         for name, options in SWITCHES.items():
             if name and method != DEFAULT:
                 continue
-            forms = emit(fp32, seen, method, **options)
+            graphs = emit(fp32, seen, method, **options)
             for form in ("int8", "int8.cpu"):
-                yield f"krl {form}, {method}{name}", forms.sessions[form]
+                yield f"krl {form}, {method}{name}", graphs.sessions[form]
     for method in PEERS:
         yield f"quantize_static, {method}", open_cpu(quantize_static(fp32, seen, method))
 
@@ -97,7 +97,7 @@ def layers(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
                 yield f"krl {form}, {name} alone", open_cpu(to_bytes(written.model))
 
 
-def emit(fp32: bytes, seen: np.ndarray, method: Method, **options: Any) -> Forms:
+def emit(fp32: bytes, seen: np.ndarray, method: Method, **options: Any) -> Int8Graphs:
     return emitter_of(fp32, seen, method, **options).emit()
 
 

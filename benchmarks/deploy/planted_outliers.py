@@ -1,7 +1,7 @@
 """A net whose INT8 collapses passes the accuracy gate: with the planner, or with equalization.
 
 The outliers are planted in a trained CIFAR-style residual net: inside one block, a few channels of the first
-convolution are made many times as loud, and as quiet again in the weights of the second that read them. FP32's answers
+convolution are made many times as large, and as small again in the weights of the second that read them. FP32's answers
 stay what they were; INT8 has one scale for the tensor, so that all other channels lose their bits.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="of a resnet8, resnet20, … trained here")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-drop", type=float, default=0.3)
-    parser.add_argument("--loud", type=float, default=1000.0, help="how much louder the planted channels are")
+    parser.add_argument("--factor", type=float, default=1000.0, help="how much larger the planted channels are")
     parser.add_argument("--channels", type=int, nargs="+", default=[3, 9], help="which ones")
     parser.add_argument("--block", type=int, default=1, help="in which block, counted from 0")
     parser.add_argument("--keep", type=Path, help="leave the bundle with its plan here")
@@ -42,12 +42,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("krl").setLevel("ERROR")
     with TemporaryDirectory() as folder:
-        bundle = plant(Bundle.open(arguments.bundle), arguments.keep or Path(folder, "loud.krl"), arguments)
+        bundle = plant(Bundle.open(arguments.bundle), arguments.keep or Path(folder, "outlier.krl"), arguments)
         plain = QuantizeConfig(bundle.path, arguments.data, max_drop=arguments.max_drop, equalize="none")
         ways = {
             "neither": plain,
             "equalization": replace(plain, equalize="auto"),
-            "the planner": replace(plain, plan=True),
+            "the planner": replace(plain, mixed_precision=True),
         }
         results = {name: attempt(config) for name, config in ways.items()}
     if arguments.json:
@@ -56,7 +56,7 @@ def main() -> None:
     for name, result in results.items():
         print(f"\nwith {name}: {'passes' if result['passed'] else 'fails'}\n{result['shown']}")
         for tried in result.get("plan", {}).get("attempts", ()):
-            print(f"  {tried['kept']:3} layers in floating point: loses {tried['loss']:.2f} points")
+            print(f"  {tried['kept']:3} layers in floating point: drop of {tried['drop']:.2f} points")
 
 
 def attempt(config: QuantizeConfig) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def attempt(config: QuantizeConfig) -> dict[str, Any]:
 
 
 def plant(bundle: Bundle, out: Path, arguments: argparse.Namespace) -> Bundle:
-    """Write the bundle with loud channels; its FP32 logits are checked to be what they were."""
+    """Write the bundle with outlier channels; its FP32 logits are checked to be what they were."""
     model = onnx.load(bundle.file("model.fp32.onnx"))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
@@ -80,8 +80,8 @@ def plant(bundle: Bundle, out: Path, arguments: argparse.Namespace) -> Bundle:
         tensors[name].CopyFrom(numpy_helper.from_array(values, name))
 
     for name in first.input[1:]:
-        scale(name, 0, arguments.loud)
-    scale(second.input[1], 1, 1 / arguments.loud)
+        scale(name, 0, arguments.factor)
+    scale(second.input[1], 1, 1 / arguments.factor)
     golden = bundle.golden()
     data = model.SerializeToString()
     error = np.abs(outputs_of(open_cpu(data), golden["pixels"]) - golden["logits"]).max()
@@ -93,7 +93,7 @@ def plant(bundle: Bundle, out: Path, arguments: argparse.Namespace) -> Bundle:
         {"logits": golden["logits"]},
         name="planted",
         preprocessing=bundle.manifest.preprocessing,
-        source={"planted": f"channels {arguments.channels} {arguments.loud:g} times as loud"},
+        source={"planted": f"channels {arguments.channels} {arguments.factor:g} times as large"},
         labels=bundle.manifest.labels,
     )
     return reference.write(out, {}, overwrite=True)

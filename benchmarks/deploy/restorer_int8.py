@@ -1,6 +1,6 @@
 """What INT8 costs a restorer in dB: krl's two forms beside quantize_static of ONNX Runtime, in one run.
 
-Give a bundle made by ``krl-deploy adopt --task restoration`` or ``export``, and a folder with ``train/`` (T91, say) and
+Give a bundle made by ``krl-deploy import --task restoration`` or ``export``, and a folder of ``train/`` (T91, say) and
 ``val/`` (Set5). Every row is calibrated on the same patches and measured on the same whole images: PSNR of luma, the
 border cut off.
 """
@@ -19,7 +19,7 @@ from _peers import PEERS, machine, quantize_static
 
 from krl_deploy.calibration.record import Identity
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.evaluation import Source, Task, task_of
+from krl_deploy.evaluation import EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.placement import weighted_nodes
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
-    task = task_of(bundle, Source(arguments.data, 1000, 0.2, "refuse", arguments.limit))
+    task = task_of(bundle, EvaluationOptions(arguments.data, 1000, 0.2, "refuse", arguments.limit))
     fp32 = bundle.file("model.fp32.onnx").read_bytes()
-    seen = np.asarray(task.seen.inputs)
+    seen = np.asarray(task.calibration_data.inputs)
     batches = list(task.batches())
     reference = open_cpu(fp32)
     rows: list[dict[str, Any]] = []
@@ -74,9 +74,9 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
             if name and method != METHODS[0]:
                 continue
             emitter = emit(fp32, seen, method, **options)
-            forms = emitter.emit()
+            graphs = emitter.emit()
             for form in ("int8", "int8.cpu"):
-                yield f"krl {form}, {method}{name}", forms.sessions[form]
+                yield f"krl {form}, {method}{name}", graphs.sessions[form]
     for method in PEERS:
         yield f"quantize_static, {method}", open_cpu(quantize_static(fp32, seen, method))
         convolutions = quantize_static(fp32, seen, method, ["Conv", "ConvTranspose"])
@@ -92,13 +92,13 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
 
 
 def planned(bundle: Bundle, task: Task, fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
-    """Yield what ``krl-deploy quantize --equalize all --plan`` makes: the first plan that loses 0.1 dB or less."""
+    """Yield what ``krl-deploy quantize --equalize all --mixed-precision`` makes: a drop of 0.1 dB at most."""
     emitter = emit(fp32, seen, METHODS[0], equalizing="all")
-    plan = make_plan(QuantizeConfig(bundle.path, plan=True), task, emitter)
-    forms = emitter.emit(plan.keep)
+    plan = make_plan(QuantizeConfig(bundle.path, mixed_precision=True), task, emitter)
+    graphs = emitter.emit(plan.keep)
     for form in ("int8", "int8.cpu"):
         kept = f"{len(plan.keep)} of {len(plan.layers)} layers in float"
-        yield f"krl {form}, equalized everywhere, plan: {kept}", forms.sessions[form]
+        yield f"krl {form}, equalized everywhere, plan: {kept}", graphs.sessions[form]
 
 
 def emit(

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of luma of restorers, bicubic enlargement and a foreign ESPCN, by the protocol of the literature.
+"""PSNR and SSIM of luma of restorers, bicubic enlargement and a third-party ESPCN, by the protocol of the literature.
 
 Usage: python benchmarks/train/super_resolution.py FOLDER [FOLDER …] --run NAME=RUN [--run …] [--espcn FILE.onnx]
     [--image OUT.png --crop FILE TOP LEFT SIDE]
@@ -47,7 +47,7 @@ def main() -> None:
     scale = scales.pop()
     methods: dict[str, tuple[Method, int]] = {"bicubic": (lambda plane: enlarge(plane, scale), 0)}
     if options.espcn:
-        methods["foreign ESPCN"] = _foreign(options.espcn)
+        methods["third-party ESPCN"] = _espcn(options.espcn)
     for name, run in runs.items():
         network = run.module()
         methods[name] = (
@@ -84,7 +84,7 @@ def _score(path: Path, scale: int, method: Method) -> dict[str, float]:
     return score(method(small), truth, scale)
 
 
-def _foreign(path: Path) -> tuple[Method, int]:
+def _espcn(path: Path) -> tuple[Method, int]:
     """Return the tutorial's network, in overlapping tiles of its one size, and its parameters."""
     import onnx
     import onnxruntime

@@ -62,7 +62,7 @@ class LossConfig:
     loss: Repeated = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardize,...]; may be given several times, and then nothing
     else counts: --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4. Without ce the labels do not count."""
-    at: Repeated = ()
+    feature_taps: Repeated = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
     map of each resolution that both networks have."""
 
@@ -79,7 +79,7 @@ class QuantisationConfig:
     """A student that is made for INT8."""
 
     quantize: Literal["int8"] | None = None
-    """Train the student as its INT8 form computes, so that krl-deploy quantize loses next to nothing; the teacher stays
+    """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing; the teacher is
     in full precision. Without --lr the optimizer is then AdamW, at a tenth of its usual learning rate."""
     float_epochs: int = 0
     """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""

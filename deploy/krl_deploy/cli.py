@@ -11,7 +11,7 @@ from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError
 
 from .bundles.triton import PackageConfig
-from .config import AdoptConfig, CheckConfig, ExportConfig, HalfConfig, QuantizeConfig
+from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
 
 __all__ = ["main"]
@@ -37,11 +37,11 @@ def export(config: ExportConfig) -> None:
     print(table(("bundle", result["bundle"]), facts.items()))
 
 
-def adopt(config: AdoptConfig) -> None:
-    """Turn a foreign ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
-    from .importers.adopt import adopt as run_adopt
+def import_onnx(config: ImportConfig) -> None:
+    """Turn a third-party ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
+    from .importers.import_onnx import import_onnx as run_import
 
-    result = run_adopt(config)
+    result = run_import(config)
     if config.json:
         print_json(result)
         return
@@ -57,11 +57,11 @@ def adopt(config: AdoptConfig) -> None:
     print(table(("bundle", result["bundle"]), facts.items()))
 
 
-def half(config: HalfConfig) -> None:
+def fp16(config: Fp16Config) -> None:
     """Add an FP16 variant to a bundle, with the precision written into the graph."""
-    from .precision.fp16 import half as run_half
+    from .precision.fp16 import fp16 as run_fp16
 
-    result, shown = run_half(config)
+    result, shown = run_fp16(config)
     _print(result, f"{_measured_on(result)}\n{shown}", config.json)
 
 
@@ -131,8 +131,8 @@ def _measured_on(result: Mapping[str, Any]) -> str:
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "export": export,
-    "adopt": adopt,
-    "half": half,
+    "import": import_onnx,
+    "fp16": fp16,
     "quantize": quantize,
     "check": check,
     "build-engine": build_engine,

@@ -11,7 +11,7 @@ import tyro
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
-__all__ = ["AdoptConfig", "CheckConfig", "Equalize", "ExportConfig", "HalfConfig", "Method", "QuantizeConfig"]
+__all__ = ["CheckConfig", "Equalize", "ExportConfig", "Fp16Config", "ImportConfig", "Method", "QuantizeConfig"]
 
 _OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -62,8 +62,8 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class AdoptConfig:
-    """Options of ``krl-deploy adopt``."""
+class ImportConfig:
+    """Options of ``krl-deploy import``."""
 
     model: tyro.conf.Positional[Path]
     """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes], or of
@@ -127,8 +127,8 @@ class AdoptConfig:
 
 
 @dataclass(frozen=True)
-class HalfConfig:
-    """Options of ``krl-deploy half``."""
+class Fp16Config:
+    """Options of ``krl-deploy fp16``."""
 
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an FP16 variant."""
@@ -172,24 +172,24 @@ class QuantizeConfig:
     min_psnr: float | None = None
     """Of models whose true images are not known, generators say: least PSNR in dB to the images of fp32 (30)."""
     method: Method = "percentile"
-    """How ranges follow from what calibration saw: all values, all but a few at both ends (percentile), or what loses
-    least information (entropy) or has the least squared error (mse)."""
+    """How ranges follow from calibration data: all values, all but a few at both ends (percentile), or those that lose
+    the least information (entropy) or have the least squared error (mse)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
     equalize: Equalize = "auto"
     """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding: where one
-    is much louder than the others, wherever it can be done, or nowhere."""
+    is much larger than the others, wherever it can be done, or nowhere."""
     bias_correction: bool = True
     """Let biases make up for what rounding the weights moves a layer's mean by."""
     optimal_scales: bool = False
     """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
-    around: Literal["fp16", "fp32"] = "fp32"
-    """Precision of what is not INT8 in TensorRT's form; the CPU's has FP32. An optimizer of ONNX Runtime that krl turns
+    float_precision: Literal["fp16", "fp32"] = "fp32"
+    """Precision of the rest of TensorRT's graph; the CPU's has FP32. An optimizer of ONNX Runtime that krl turns
     off computes the fp16 form wrongly, so fp16 is for files that TensorRT and krl alone run."""
-    plan: bool = False
+    mixed_precision: bool = False
     """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None
-    """Stop --plan after this time; without a plan that passes, the bundle stays as it is."""
+    """Stop --mixed-precision after this time; without a plan that passes, the bundle stays as it is."""
     resume: bool = False
     """Go on with a calibration that was interrupted."""
     reuse_calibration: bool = False
@@ -211,8 +211,8 @@ class QuantizeConfig:
             raise UsageError(f"--min-psnr is {self.min_psnr}; accepted: above 0 dB")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
-        if self.budget_seconds is not None and not self.plan:
-            raise UsageError("--budget-seconds bounds the planner; give --plan as well")
+        if self.budget_seconds is not None and not self.mixed_precision:
+            raise UsageError("--budget-seconds bounds the planner; give --mixed-precision as well")
 
 
 @dataclass(frozen=True)
@@ -235,4 +235,4 @@ Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 Equalize: TypeAlias = Literal["auto", "all", "none"]
-"""Which activations are equalized: those with a channel much louder than the others, all that can be, or none."""
+"""Which activations are equalized: those with an outlier channel, all that can be, or none."""

@@ -73,7 +73,7 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
 
 
 def check_settings(settings: Any) -> None:
-    """Check that a condition's settings, which may come from a foreign file, are whole.
+    """Check that a condition's settings, which may come from a third-party file, are whole.
 
     Raises:
         UsageError: A key is missing or has a value that cannot be.

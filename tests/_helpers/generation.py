@@ -11,7 +11,7 @@ from torch import nn
 
 from krl_train.config import DataConfig, FitConfig, GenerationConfig, ImportConfig, InputConfig, LoopConfig
 
-__all__ = ["LOOP", "foreign_generator", "gan_config"]
+__all__ = ["LOOP", "gan_config", "third_party_generator"]
 
 LOOP = LoopConfig(epochs=2, batch_size=32, device="cpu", precision="fp32")
 
@@ -29,7 +29,7 @@ def gan_config(out: Path, **changes: Any) -> FitConfig:
     return replace(base, **changes)
 
 
-def foreign_generator(
+def third_party_generator(
     folder: Path, *, latent: int, hidden: int, size: tuple[int, ...], channels: int
 ) -> tuple[nn.Sequential, ImportConfig]:
     """Return a generator with one hidden layer, and what imports its weights as the run ``folder/run``."""

@@ -46,7 +46,7 @@ def test_wrong_losses_are_one_sentence(teacher: Path, tmp_path: Path, capsys: py
     options = ["--teacher", str(teacher), "--student", "resnet8", "--out", str(tmp_path / "a"), *FAST]
     assert main(["distill", *options, "--loss", "kdd"]) == 2
     assert "did you mean 'kd'" in capsys.readouterr().err
-    assert main(["distill", *options, "--loss", "at", "--at", "nowhere"]) == 2
+    assert main(["distill", *options, "--loss", "at", "--feature-taps", "nowhere"]) == 2
     assert "it has: conv1" in capsys.readouterr().err
     assert main(["distill", *options, "--loss", "at", "--cache-teacher", "--cache-dir", str(tmp_path / "cache")]) == 2
     assert "leave out --cache-teacher" in capsys.readouterr().err

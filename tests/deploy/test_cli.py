@@ -21,7 +21,7 @@ def test_help_of_each_command(command, capsys):
 def test_help_names_all_commands(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    for command in ("export", "adopt", "half", "quantize", "build-engine", "inspect-engine"):
+    for command in ("export", "import", "fp16", "quantize", "build-engine", "inspect-engine"):
         assert command in COMMANDS
         assert f"  {command} " in output
 
@@ -45,7 +45,7 @@ def test_without_torch_everything_but_export_works(bundle, digits):
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from krl_deploy.cli import main\n"
-        f"assert main(['half', {str(bundle.path)!r}]) == 0\n"
+        f"assert main(['fp16', {str(bundle.path)!r}]) == 0\n"
         f"assert main(['quantize', {str(bundle.path)!r}, '--data', {str(digits)!r}, '--limit', '64']) == 0\n"
         f"assert main(['export', 'run', '-o', 'x.krl']) == 2\n"
     )
@@ -63,5 +63,5 @@ def test_unknown_options_are_refused():
 def test_a_configuration_file(bundle, digits, tmp_path, capsys):
     file = tmp_path / "half.yaml"
     file.write_text(f"data: {digits}\nval_limit: 30\n", encoding="utf-8")
-    assert main(["half", str(bundle.path), "--config", str(file)]) == 0
+    assert main(["fp16", str(bundle.path), "--config", str(file)]) == 0
     assert "measured on 30 images of digits" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_int8_agrees_with_fp32(bundle: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_fp16_is_within_a_hundredth_of_the_largest_logit(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["half", str(bundle), "--data", str(CIFAR), "--val-limit", "300", "--json"]) == 0
+    assert main(["fp16", str(bundle), "--data", str(CIFAR), "--val-limit", "300", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     largest = np.abs(load(bundle).bundle.golden()["logits"]).max()
     for name in ("fp16", "fp16.rounded"):
@@ -101,8 +101,8 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_foreign_file_of_opset_8(tmp_path: Path, mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["adopt", str(SHARED_DATA / "models" / "mnist-cntk.onnx"), "-o", str(tmp_path / "mnist.krl")]
+def test_a_third_party_file_of_opset_8(tmp_path: Path, mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["import", str(SHARED_DATA / "models" / "mnist-cntk.onnx"), "-o", str(tmp_path / "mnist.krl")]
     arguments += ["--labels", *"0123456789", "--input-range", "0-255", "--data", str(mnist), "--json"]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
@@ -122,7 +122,7 @@ def test_a_foreign_int8_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (images / file.name).write_bytes(file.read_bytes())
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"class {index}" for index in range(1000)), encoding="utf-8")
-    arguments = ["adopt", str(SHARED_DATA / "models" / "shufflenet-v2-12-int8.onnx"), "-o", str(tmp_path / "s.krl")]
+    arguments = ["import", str(SHARED_DATA / "models" / "shufflenet-v2-12-int8.onnx"), "-o", str(tmp_path / "s.krl")]
     arguments += ["--labels", str(labels), "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225"]
     assert main([*arguments, "--data", str(images), "--golden", "8", "--json"]) == 0
     captured = capsys.readouterr()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "krl-train": ("fit", "evaluate", "import", "unpack"),
     "krl-compress": ("distill",),
-    "krl-deploy": ("export", "adopt", "quantize", "half", "check", "build-engine", "inspect-engine", "package"),
+    "krl-deploy": ("export", "import", "quantize", "fp16", "check", "build-engine", "inspect-engine", "package"),
     "krl-runtime": ("classify", "info", "selftest", "tune", "bench", "serve", "doctor"),
 }
 

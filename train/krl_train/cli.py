@@ -53,7 +53,7 @@ def _show_images(images: list[dict[str, Any]]) -> None:
 
 
 def import_(config: ImportConfig) -> None:
-    """Turn foreign weights into a run, and measure them."""
+    """Turn third-party weights into a run, and measure them."""
     from .importers.importing import import_weights
 
     _show_run(import_weights(config), config.json)
@@ -103,7 +103,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return leave_group(dispatch("krl-train", "Train large image models, or take in foreign ones.", COMMANDS, argv))
+    return leave_group(dispatch("krl-train", "Train large image models, or import third-party ones.", COMMANDS, argv))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class _ClassifierJob(Job):
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teachers."""
         answers = self._fuse(record.metrics["teachers"])
-        at, labels = self.config.losses.at, self.training.train.labels
+        at, labels = self.config.losses.feature_taps, self.training.train.labels
         return self._train(
             record, lambda network: Distiller(network, answers, self.terms, at=at, labels=labels), self.config.out
         )

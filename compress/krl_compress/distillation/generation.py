@@ -225,8 +225,8 @@ def prepare(config: DistillConfig) -> Job:
 def _refuse_unused(config: DistillConfig) -> None:
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; a generator has one")
-    if config.cache != CacheConfig() or config.losses.at or config.map_labels:
-        raise UsageError("--cache-teacher, --at and --map-labels are for classifiers; leave them out")
+    if config.cache != CacheConfig() or config.losses.feature_taps or config.map_labels:
+        raise UsageError("--cache-teacher, --feature-taps and --map-labels are for classifiers; leave them out")
     if config.pretrained or config.augment.mixup:
         raise UsageError("--pretrained and --mixup are for classifiers; leave them out")
     if config.quantization != QuantisationConfig():

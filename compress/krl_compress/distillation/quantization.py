@@ -1,4 +1,4 @@
-"""Quantization-aware distillation: the student is trained as its INT8 form will compute, the teacher is not.
+"""Quantization-aware distillation: the student is trained as its INT8 graph will compute, the teacher is not.
 
 The student starts from trained float weights, its batch normalization folded, and its scales from real images. What
 is rounded where is ``krl_train.models.quantized``'s to say; the graph that ``krl-deploy`` makes of the run has the

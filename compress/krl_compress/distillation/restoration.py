@@ -200,8 +200,10 @@ def _refuse_unused(config: DistillConfig) -> None:
         raise UsageError(f"{len(config.teacher)} teachers are given; restoration takes one")
     if config.cache != CacheConfig():
         raise UsageError("--cache-teacher is for classifiers: patches are cut anew in each epoch; leave it out")
-    if config.losses.at:
-        raise UsageError("--at is for classifiers: restorers are compared before their last layer; leave it out")
+    if config.losses.feature_taps:
+        raise UsageError(
+            "--feature-taps is for classifiers: restorers are compared before the last layer; leave it out"
+        )
 
 
 def _student_spec(name: str, teacher: Run) -> ModelSpec:

@@ -62,7 +62,7 @@ def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[
     shared = [(place, last[1][resolution]) for resolution, place in last[0].items() if resolution in last[1]]
     if not shared:
         raise UsageError(
-            "student and teacher share no resolution; name places with --at STUDENT=TEACHER. Student: "
+            "student and teacher share no resolution; name places with --feature-taps STUDENT=TEACHER. Student: "
             f"{_show(last[0].values())}. Teacher: {_show(last[1].values())}"
         )
     return shared
@@ -80,7 +80,7 @@ def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) 
     for role, name, places in (("student", names[0], mine), ("teacher", names[2] or names[0], theirs)):
         place = next((place for place in places if place.name == name), None)
         if place is None:
-            raise UsageError(f"--at {pair}: the {role} has no feature map {name!r}; it has: {_show(places)}")
+            raise UsageError(f"--feature-taps {pair}: the {role} has no feature map {name!r}; it has: {_show(places)}")
         result.append(place)
     return result[0], result[1]
 

@@ -73,7 +73,7 @@ class PackageConfig:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Packaged:
     """The packaged model: a file of the bundle, its name in the repository, the largest batch (0: it takes none)."""
 
     kind: Kind
@@ -129,7 +129,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
     }
 
 
-def _choose(bundle: Bundle, config: PackageConfig) -> _Source:
+def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
     manifest = bundle.manifest
     kind: Kind = "cuda" if config.backend == "auto" else config.backend
     if config.engine is not None or (config.backend == "auto" and manifest.engines):
@@ -144,10 +144,10 @@ def _choose(bundle: Bundle, config: PackageConfig) -> _Source:
     chosen = manifest.variants[variant]
     file = chosen.cpu_file or chosen.file if kind == "cpu" else chosen.file
     batched = not isinstance(manifest.inputs[0].shape[0], int)
-    return _Source(kind, variant, file, "model.onnx", config.max_batch if batched else 0)
+    return _Packaged(kind, variant, file, "model.onnx", config.max_batch if batched else 0)
 
 
-def _engine(bundle: Bundle, config: PackageConfig) -> _Source:
+def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     """Return the one engine that fits."""
     engines = bundle.manifest.engines
     if not engines:
@@ -166,7 +166,7 @@ def _engine(bundle: Bundle, config: PackageConfig) -> _Source:
     _check_engine(key, engine)
     batched = not isinstance(bundle.manifest.inputs[0].shape[0], int)
     largest = min(config.max_batch, engine.profile[2]) if batched else 0
-    return _Source("tensorrt", engine.variant, engine.file, "model.plan", largest)
+    return _Packaged("tensorrt", engine.variant, engine.file, "model.plan", largest)
 
 
 def _check_engine(key: str, engine: Engine) -> None:
@@ -188,7 +188,7 @@ def _check_engine(key: str, engine: Engine) -> None:
     )
 
 
-def _configuration(bundle: Bundle, source: _Source, name: str, config: PackageConfig) -> str:
+def _configuration(bundle: Bundle, source: _Packaged, name: str, config: PackageConfig) -> str:
     """Return ``config.pbtxt``: Triton's ``ModelConfig``, in protobuf's text format."""
     manifest = bundle.manifest
     labels = f"label_filename: {_quoted(_LABELS)}" if manifest.labels else ""
@@ -220,7 +220,7 @@ def _configuration(bundle: Bundle, source: _Source, name: str, config: PackageCo
     return "\n".join(lines) + "\n"
 
 
-def _tensor(kind: str, spec: TensorSpec, source: _Source, more: str = "") -> str:
+def _tensor(kind: str, spec: TensorSpec, source: _Packaged, more: str = "") -> str:
     parts = [f"name: {_quoted(spec.name)}", _type(spec), _dims(spec, source), more]
     return f"{kind} [ {{ {' '.join(part for part in parts if part)} }} ]"
 
@@ -229,7 +229,7 @@ def _type(spec: TensorSpec) -> str:
     return f"data_type: TYPE_{DATATYPES[spec.dtype]}"
 
 
-def _dims(spec: TensorSpec, source: _Source) -> str:
+def _dims(spec: TensorSpec, source: _Packaged) -> str:
     """Return the shape; where Triton batches, it adds the first dimension itself."""
     sizes = spec.shape[1:] if source.max_batch else spec.shape
     return f"dims: [ {', '.join(str(size if isinstance(size, int) else -1) for size in sizes)} ]"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
 
-from .task import Batch, Loss, Scored, Seen, Source, Tally, Task
+from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Scored, Tally, Task
 
-__all__ = ["Batch", "Loss", "Scored", "Seen", "Source", "Tally", "Task", "task_of"]
+__all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "task_of"]
 
 
-def task_of(bundle: Bundle, source: Source) -> Task:
+def task_of(bundle: Bundle, source: EvaluationOptions) -> Task:
     """Return a bundle's task.
 
     Args:

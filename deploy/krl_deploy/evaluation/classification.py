@@ -17,8 +17,8 @@ from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_POINTS
 from krl_runtime.images.folders import ImageFile, decode, identity
 
-from .comparison import Answers, Score
-from .task import Batch, Loss, Seen, Source, Task, worst
+from .comparison import PredictionTally, Score
+from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task, worst
 
 __all__ = ["Classification"]
 
@@ -26,7 +26,7 @@ __all__ = ["Classification"]
 class Classification(Task):
     """Images of a folder, or of a generator, and top-1."""
 
-    def __init__(self, bundle: Bundle, source: Source) -> None:
+    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
         if source.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
         self.bundle, self.source = bundle, source
@@ -50,22 +50,22 @@ class Classification(Task):
         self.name = folder.root.name
 
     @cached_property
-    def seen(self) -> Seen:
-        """The images to calibrate on; see ``Task.seen``."""
+    def calibration_data(self) -> CalibrationData:
+        """The images to calibrate on; see ``Task.calibration_data``."""
         manifest, source = self.bundle.manifest, self.source
         if source.from_generator is not None:
             from .generation import images_of
 
             made, origin = images_of(source.from_generator, source.limit, 0, manifest.preprocessing)
             check_images(made)
-            return Seen(made, identity(made, []), origin)
+            return CalibrationData(made, identity(made, []), origin)
         if source.data is None:
             raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
         pixels, used = decode(self.train, manifest.preprocessing, on_bad=source.on_bad_image)
         labels = [image.label for image in used]
         check_images(pixels)
         check_classes(labels, manifest.labels)
-        return Seen(pixels, identity(pixels, labels), "images")
+        return CalibrationData(pixels, identity(pixels, labels), "images")
 
     def batches(self) -> Iterator[Batch]:
         """Yield images and labels; see ``Task.batches``."""
@@ -81,9 +81,9 @@ class Classification(Task):
             pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
 
-    def tally(self) -> Answers:
+    def tally(self) -> PredictionTally:
         """Return a count that begins."""
-        return Answers()
+        return PredictionTally()
 
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
         """Return the share, 0 to 1, with one top-1."""
@@ -93,15 +93,16 @@ class Classification(Task):
         """Return the agreement that the self-test may ask for."""
         return {"agreement": max(0.0, alike - slack / count)}
 
-    def loss(self, scores: Mapping[str, Score]) -> Loss:
+    def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
         """Return points of top-1; without labels, points of agreement, which are not checked."""
-        reference, *forms = scores.values()
+        reference, *variants = scores.values()
         if reference.top1 is None:
-            value = worst([(1 - score.agreement) * 100 for score in forms])
-            return Loss(value, "points of agreement with fp32, for want of labels", self.accepted, checked=False)
-        value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in forms])
-        return Loss(value, "points of top-1", self.accepted)
+            value = worst([(1 - score.agreement) * 100 for score in variants])
+            unit = "points of agreement with fp32, for want of labels"
+            return AccuracyDrop(value, unit, self.accepted, checked=False)
+        value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
+        return AccuracyDrop(value, "points of top-1", self.accepted)
 
-    def evidence(self, loss: Loss) -> dict[str, Any]:
+    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
         """Return the evidence of an accuracy drop for a bundle."""
-        return {"drop_points": loss.value if loss.checked else None}
+        return {"drop_points": drop.value if drop.checked else None}

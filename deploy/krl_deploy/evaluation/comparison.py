@@ -1,4 +1,4 @@
-"""Measuring one form of a model against another: logits, answers, accuracy, speed, and what ran in which precision."""
+"""Measuring one variant of a model against another: outputs, accuracy, speed, and the precision of what ran."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from krl_runtime.device.timing import interleaved
 from krl_runtime.errors import BackendError, DataError, ModelError, require
 from krl_runtime.processor import cpu_count, processor_name
 
-__all__ = ["Answers", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
+__all__ = ["PredictionTally", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
 
 _BATCH = 8  # images in a run: larger batches are no faster on a CPU, and their activations take memory
 
@@ -49,7 +49,7 @@ class Score:
         )
 
 
-class Answers:
+class PredictionTally:
     """Counts right and equal answers."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
 def compare(
     sessions: Mapping[str, Any],
     batches: Iterable[tuple[Inputs, npt.NDArray[Any] | None]],
-    tally: Callable[[], Any] = Answers,
+    tally: Callable[[], Any] = PredictionTally,
 ) -> tuple[int, dict[str, Any]]:
     """Run several forms of a model over the same inputs.
 

@@ -19,34 +19,34 @@ from krl_runtime.pipelines import Generator, load
 from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
 
 from .images import ImageTask
-from .task import Batch, Seen, Source
+from .task import Batch, CalibrationData, EvaluationOptions
 
 __all__ = ["Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 _MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
-_SEEN, _MEASURED = 0, 1  # seeds: what a variant is judged on, calibration has not seen
+_CALIBRATION_SEED, _EVALUATION_SEED = 0, 1  # seeds: what a variant is judged on, calibration has not seen
 
 
 class Generation(ImageTask):
     """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
 
-    def __init__(self, bundle: Bundle, source: Source) -> None:
+    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
         if source.data is not None:
             raise UsageError("--data: a generator is calibrated and measured on latents; leave it out")
         super().__init__(source, true=False)
         self.bundle, self.source = bundle, source
-        self.name = f"latents of seed {_MEASURED}"
+        self.name = f"latents of seed {_EVALUATION_SEED}"
 
     @cached_property
-    def seen(self) -> Seen:
-        """Latents, and conditions where the model takes them; see ``Task.seen``."""
-        inputs = random_inputs(self.bundle.manifest.settings, self.source.limit, _SEEN)
-        return Seen(inputs, _identity(inputs), f"latents of seed {_SEEN}")
+    def calibration_data(self) -> CalibrationData:
+        """Latents, and conditions where the model takes them; see ``Task.calibration_data``."""
+        inputs = random_inputs(self.bundle.manifest.settings, self.source.limit, _CALIBRATION_SEED)
+        return CalibrationData(inputs, _identity(inputs), f"latents of seed {_CALIBRATION_SEED}")
 
     def batches(self) -> Iterator[Batch]:
         """Yield latents; see ``Task.batches``."""
-        inputs = random_inputs(self.bundle.manifest.settings, min(self.source.val_limit, _MOST), _MEASURED)
+        inputs = random_inputs(self.bundle.manifest.settings, min(self.source.val_limit, _MOST), _EVALUATION_SEED)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
 

@@ -13,7 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
 from krl_runtime.images.luma import mean_psnr
 
-from .task import Loss, Source, Task, worst
+from .task import AccuracyDrop, EvaluationOptions, Task, worst
 
 __all__ = ["ImageScore", "ImageTally", "ImageTask"]
 
@@ -22,7 +22,7 @@ _SLACK = 6.0  # dB: twice the error, as for logits
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Images that one form of a model makes.
+    """Images that one variant of a model makes.
 
     Attributes:
         psnr: In dB to the true images, the mean over images; ``None`` where they are not known.
@@ -84,7 +84,7 @@ class ImageTask(Task):
         true: Whether there are true images to measure against.
     """
 
-    def __init__(self, source: Source, *, true: bool) -> None:
+    def __init__(self, source: EvaluationOptions, *, true: bool) -> None:
         self.true = true
         if source.from_generator is not None:
             raise UsageError("--from-generator makes images for classifiers to be calibrated on; leave it out")
@@ -114,14 +114,15 @@ class ImageTask(Task):
         """Return the PSNR that the self-test may ask for."""
         return {"psnr": alike - _SLACK}
 
-    def loss(self, scores: Mapping[str, ImageScore]) -> Loss:
+    def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
         """Return dB of PSNR to the true images; without those, dB that are missing from ``--min-psnr`` to fp32's."""
-        reference, *forms = scores.values()
+        reference, *variants = scores.values()
         if self.true and reference.psnr is not None:
-            return Loss(worst([reference.psnr - (score.psnr or 0.0) for score in forms]), "dB of PSNR", self.accepted)
-        missing = worst([self.least - score.psnr_to_fp32 for score in forms])
-        return Loss(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
+            drop = worst([reference.psnr - (score.psnr or 0.0) for score in variants])
+            return AccuracyDrop(drop, "dB of PSNR", self.accepted)
+        missing = worst([self.least - score.psnr_to_fp32 for score in variants])
+        return AccuracyDrop(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
 
-    def evidence(self, loss: Loss) -> dict[str, Any]:
+    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
         """Return the evidence of an accuracy drop for a bundle."""
-        return {"drop_db": loss.value} if self.true else {"min_psnr": self.least}
+        return {"drop_db": drop.value} if self.true else {"min_psnr": self.least}

@@ -20,7 +20,7 @@ from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 
 from .images import ImageTask
-from .task import Batch, Seen, Source
+from .task import Batch, CalibrationData, EvaluationOptions
 
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
 
@@ -36,7 +36,7 @@ class Restoration(ImageTask):
     The protocol is that of the papers: luma, rounded, with as many pixels cut off each side as the scale is large.
     """
 
-    def __init__(self, bundle: Bundle, source: Source) -> None:
+    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
         self.bundle, self.source = bundle, source
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
@@ -54,8 +54,8 @@ class Restoration(ImageTask):
             self.name = folder.root.name
 
     @cached_property
-    def seen(self) -> Seen:
-        """Patches of the size of the golden inputs, of many places of the images; see ``Task.seen``."""
+    def calibration_data(self) -> CalibrationData:
+        """Patches of the size of the golden inputs, of many places of the images; see ``Task.calibration_data``."""
         if self.source.data is None:
             raise UsageError("a restorer is calibrated on images; give --data FOLDER")
         spec, limit = self.bundle.manifest.preprocessing, self.source.limit
@@ -68,7 +68,7 @@ class Restoration(ImageTask):
         ]
         pixels = np.stack(patches[:limit])
         check_images(pixels)
-        return Seen(pixels, identity(pixels, []), "patches of images")
+        return CalibrationData(pixels, identity(pixels, []), "patches of images")
 
     def batches(self) -> Iterator[Batch]:
         """Yield one image at a time, and its truth ``[C, H, W]`` where it is known; see ``Task.batches``."""

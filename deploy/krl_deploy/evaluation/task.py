@@ -17,14 +17,14 @@ from krl_runtime.images.folders import OnBadImage
 if TYPE_CHECKING:
     from krl_runtime.bundle import Bundle
 
-__all__ = ["Batch", "Loss", "Scored", "Seen", "Source", "Tally", "Task", "worst"]
+__all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "worst"]
 
 Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
 """Inputs ``[N, ...]`` and what is true of them: labels ``[N]``, -1 where unknown; or one image, or ``None``."""
 
 
 class Scored(Protocol):
-    """How one form of a model answers: a dataclass of plain numbers."""
+    """How one variant of a model answers: a dataclass of plain numbers."""
 
     HEADER: ClassVar[tuple[str, ...]]
     """Column names of the cells, for a table."""
@@ -55,11 +55,11 @@ class Tally(Protocol):
 
 
 @dataclass(frozen=True)
-class Loss:
+class AccuracyDrop:
     """Accuracy drop of variants against the reference.
 
     Attributes:
-        value: The largest loss of any form; 0 or less is none.
+        value: The largest loss of any variant; 0 or less is none.
         unit: Of what, for people.
         accepted: The largest loss that passes.
         checked: Whether the loss may fail a command: without labels differing predictions are reported, and no more.
@@ -77,7 +77,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Source:
+class EvaluationOptions:
     """Options for calibration and evaluation data, as the user gave them; see ``krl_deploy.config``."""
 
     data: Path | None
@@ -91,7 +91,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Seen:
+class CalibrationData:
     """Calibration data.
 
     Attributes:
@@ -115,11 +115,11 @@ class Task(ABC):
     name: str
 
     @abstractmethod
-    def __init__(self, bundle: Bundle, source: Source) -> None: ...
+    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None: ...
 
     @property
     @abstractmethod
-    def seen(self) -> Seen:
+    def calibration_data(self) -> CalibrationData:
         """Calibration data, checked: made once, and kept.
 
         Raises:
@@ -153,11 +153,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, scores: Mapping[str, Any]) -> Loss:
+    def accuracy_drop(self, scores: Mapping[str, Any]) -> AccuracyDrop:
         """Return the accuracy drop of variants; the first score is the reference's."""
 
     @abstractmethod
-    def evidence(self, loss: Loss) -> dict[str, Any]:
+    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
         """Return the evidence of an accuracy drop for a bundle."""
 
 

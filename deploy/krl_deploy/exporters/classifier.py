@@ -1,4 +1,4 @@
-"""Exporting a classifier, also one that was trained as its INT8 form."""
+"""Exporting a classifier, also one that was trained as its INT8 graph."""
 
 from __future__ import annotations
 

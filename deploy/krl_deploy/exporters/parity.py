@@ -103,7 +103,7 @@ def torch_outputs(
 
 @contextmanager
 def without_rounding(network: nn.Module) -> Iterator[None]:
-    """Let a network that was trained as its INT8 form computes give its float answers."""
+    """Let a network that was trained as its INT8 graph computes give its float answers."""
     from krl_train.models import FakeQuantized
 
     backbone = network.get_submodule("backbone")

@@ -35,7 +35,7 @@ class Plan:
         macs: Multiply-accumulates of one input.
         settings: Of the manifest.
         further: Inputs of another size, where the graph takes any.
-        trained: What a network that was trained as its INT8 form brings along.
+        trained: What a network that was trained as its INT8 graph brings along.
         evidence: What was measured on the way.
     """
 

@@ -211,7 +211,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name(nodes: list[NodeProto]) -> None:
-    """Give each node a name of its own; foreign files have empty and repeated ones."""
+    """Give each node a name of its own; third-party files have empty and repeated ones."""
     seen: set[str] = set()
     for node in nodes:
         if not node.name or node.name in seen:

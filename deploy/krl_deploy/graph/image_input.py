@@ -1,4 +1,4 @@
-"""Making a foreign classifier take pixels: uint8 at its input, normalization in the graph, any batch."""
+"""Making a third-party classifier take pixels: uint8 at its input, normalization in the graph, any batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making a foreign restorer take pixels of any size: uint8 at its input, 0 to 255 at its output."""
+"""Making a third-party restorer take pixels of any size: uint8 at its input, 0 to 255 at its output."""
 
 from __future__ import annotations
 

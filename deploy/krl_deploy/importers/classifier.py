@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from krl_deploy.config import AdoptConfig
+from krl_deploy.config import ImportConfig
 from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose_any, open_data, with_label_indices
 from krl_deploy.evaluation.comparison import compare, outputs_of
@@ -35,16 +35,16 @@ __all__ = ["import_classifier"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float form is of another network
+_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float model is of another network
 
 
-def import_classifier(config: AdoptConfig, given: onnx.ModelProto) -> Rewritten:
-    """Put preprocessing into a foreign classifier, and check that it still answers the same.
+def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
+    """Put preprocessing into a third-party classifier, and check that it still answers the same.
 
     Raises:
         ModelError: The file is not a classifier that krl can take.
         UsageError: Labels, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
+        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
             it is quantized.
         DataError: The images cannot be used.
     """
@@ -88,8 +88,8 @@ def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:
         _log.warning(
-            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is adopted as it is and runs "
-            "there; TensorRT does not take it, and krl cannot type it again. For a GPU start from the float model",
+            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is imported as it is, runs "
+            "there, and TensorRT does not take it; krl cannot type it again. For a GPU start from the float model",
             ", ".join(integer),
         )
     return None
@@ -110,19 +110,19 @@ def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto)
     return Unquantized(model, ranges, brought.weight_scales)
 
 
-def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
+def _say(config: ImportConfig, brought: Unquantized, agreement: float) -> str:
     """Tell what became of a quantized file; return it in short.
 
     Raises:
-        CheckFailedError: The float form has little to do with the file.
+        CheckFailedError: The float model has little to do with the file.
     """
     if agreement < _LEAST_AGREEMENT:
         raise CheckFailedError(
-            f"the float form of the quantized file gives its answer on {agreement:.0%} of the images alone, accepted "
+            f"the float model of the quantized file gives its answer on {agreement:.0%} of the images alone, accepted "
             f"are {_LEAST_AGREEMENT:.0%}: give images of the kind that it was made for, or start from the float model"
         )
     _log.warning(
-        "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float form, which gives "
+        "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float model, which gives "
         "the file's answer on %.1f %% of the golden images, and the ranges of its %d quantized activations. INT8 for "
         "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
         agreement * 100,
@@ -130,10 +130,10 @@ def _say(config: AdoptConfig, brought: Unquantized, agreement: float) -> str:
         config.out,
         config.data,
     )
-    return f"quantized to INT8: taken apart into its float form and {len(brought.ranges)} ranges"
+    return f"quantized to INT8: taken apart into its float model and {len(brought.ranges)} ranges"
 
 
-def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
+def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
     """Return the preprocessing from an image to the model's own input."""
     sides = {}
     for name, given, size in (("height", config.height, taken.shape[2]), ("width", config.width, taken.shape[3])):

@@ -1,4 +1,4 @@
-"""A foreign ONNX file as it was given: brought to an opset that krl knows, and run beside what becomes of it."""
+"""A third-party ONNX file as it was given: brought to an opset that krl knows, and run beside what becomes of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from krl_deploy.config import AdoptConfig
+from krl_deploy.config import ImportConfig
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 sums, and nothing else."""
 
 
-def input_unit(config: AdoptConfig) -> float:
+def input_unit(config: ImportConfig) -> float:
     """Return the value of white in the file's own range of pixels, which mean and std are given in."""
     return 255.0 if config.input_range == "0-255" else 1.0
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_deploy.config import AdoptConfig
+from krl_deploy.config import ImportConfig
 from krl_deploy.data.folders import choose_any, open_data
-from krl_deploy.evaluation import Source, task_of
+from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.graph import PIXELS, RESTORED
@@ -36,8 +36,8 @@ _log = logging.getLogger("krl")
 _SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgment, small and thus quick
 
 
-def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten:
-    """Let a foreign restorer take pixels of any size, and check that it still answers the same.
+def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritten:
+    """Let a third-party restorer take pixels of any size, and check that it still answers the same.
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
@@ -66,7 +66,7 @@ def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten
         preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
 
     def measure(bundle: Bundle, session: Any) -> dict[str, Any]:
-        task = task_of(bundle, Source(config.data, config.val_limit, 1.0, config.on_bad_image))
+        task = task_of(bundle, EvaluationOptions(config.data, config.val_limit, 1.0, config.on_bad_image))
         count, scores = compare({"fp32": session}, task.batches(), task.tally)
         return {"psnr": scores["fp32"].psnr, "count": count, "data": config.data.name}
 
@@ -74,7 +74,7 @@ def import_restorer(config: AdoptConfig, original: onnx.ModelProto) -> Rewritten
     return Rewritten(model, {PIXELS: pixels}, outputs, preprocessing, changes, measure, settings)
 
 
-def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
+def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
     """Return the size of the golden inputs, and what happens from pixels to the model's own input."""
     sides = {"height": config.height or taken.shape[2], "width": config.width or taken.shape[3]}
     for name, fixed in (("height", taken.shape[2]), ("width", taken.shape[3])):
@@ -92,7 +92,7 @@ def _preprocessing(config: AdoptConfig, taken: Signature) -> Preprocessing:
     )
 
 
-def _pixels(config: AdoptConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+def _pixels(config: ImportConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """Return golden inputs: parts of real images, made worse as the model expects it."""
     folder, rng = open_data(config.data, on_bad=config.on_bad_image), np.random.default_rng(0)
     parts = []
@@ -107,7 +107,7 @@ def _rewrite(
     original: onnx.ModelProto,
     preprocessing: Preprocessing,
     scale: int,
-    config: AdoptConfig,
+    config: ImportConfig,
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> tuple[onnx.ModelProto, list[str]]:

@@ -1,4 +1,4 @@
-"""The task-specific part of importing an ONNX file; ``krl_deploy.importers.adopt`` does the rest."""
+"""The task-specific part of importing an ONNX file; ``krl_deploy.importers.import_onnx`` does the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Rewritten"]
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A foreign model that takes pixels, and answers as the file does.
+    """A third-party model that takes pixels, and answers as the file does.
 
     Attributes:
         model: The FP32 graph.

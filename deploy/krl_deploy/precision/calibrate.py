@@ -54,7 +54,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
     brought = _brought(bundle, graph_sha256)
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
-    seen = task.seen
+    seen = task.calibration_data
     now = Identity(
         graph_sha256=graph_sha256,
         preprocessing=manifest.preprocessing.to_dict(),

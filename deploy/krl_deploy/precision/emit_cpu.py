@@ -1,6 +1,6 @@
 """INT8 as ONNX Runtime's CPU provider runs it fast: unsigned activations, and every convolution in INT8.
 
-From the same ranges as TensorRT's form, which runs at a third of FP32's speed there. What makes the difference
+From the same ranges as TensorRT's graph, which runs at a third of FP32's speed there. What makes the difference
 (each was measured): activations are uint8; the output of a convolution is quantized as well, also before an
 addition; a ReLU is not a node but the lower end of its uint8 range; biases are int32 on the scale of the
 accumulator; layout operators (slices, padding, pooling by maximum) work on the uint8 values themselves.
@@ -213,7 +213,7 @@ class _Emitter:
         return tensor if tensor not in self.stored or tensor in self.computed else self._dequantized(tensor)
 
     def _dequantized(self, tensor: str) -> str:
-        """Return the name of the float form of a quantized tensor."""
+        """Return the name of the float model of a quantized tensor."""
         if tensor not in self.floats:
             stored = self.stored[tensor]
             inputs = [stored.name, stored.scale_name, stored.zero_name]

@@ -52,7 +52,7 @@ def open_quantizable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted
         ModelError: Its opset is below 13, it is quantized already, or it has no weighted operator in float32.
     """
     if opset_of(model) < 13:
-        raise ModelError(f"the model has opset {opset_of(model)}; INT8 needs 13 or more; adopt a file of a newer opset")
+        raise ModelError(f"the model has opset {opset_of(model)}; INT8 needs 13 or more; take a file of a newer opset")
     present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present:
         raise ModelError(

@@ -1,6 +1,6 @@
 """Cross-layer equalization: channels of an activation brought to like magnitudes, at no cost and with equal answers.
 
-An activation has one INT8 scale for all of its channels, so that one loud channel leaves a few levels to the quiet
+An activation has one INT8 scale for all of its channels, so that one outlier channel leaves a few levels to the small
 ones. Where only a ReLU stands between two convolutions, a channel can be divided by a factor in the weights of the
 first and multiplied by it in those of the second (Nagel et al., 2019, "Data-Free Quantization Through Weight
 Equalization and Bias Correction"). Weights have a scale for each output channel here, so that the first weight does
@@ -73,7 +73,7 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
 
 
 def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
-    """Return whether one channel is so loud that it takes more than 2 of 8 bits from the median one.
+    """Return whether one channel is so large that it takes more than 2 of 8 bits from the median one.
 
     Below that, measured, equalization gains little, and with few images it loses: channels that all fill the range
     leave no room for what the images did not show.

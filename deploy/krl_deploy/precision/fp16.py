@@ -1,4 +1,4 @@
-"""``krl-deploy half``: an FP16 variant, measured before it is kept."""
+"""``krl-deploy fp16``: an FP16 variant, measured before it is kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from krl_deploy.calibration.collect import collect
-from krl_deploy.config import HalfConfig
+from krl_deploy.config import Fp16Config
 from krl_deploy.data.arrays import Inputs
-from krl_deploy.evaluation import Source, task_of
+from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model, to_bytes
@@ -25,7 +25,7 @@ from krl_runtime.errors import CheckFailedError, ModelError
 
 from .emit_fp16 import Half, float_tensors, round_as_half, to_half
 
-__all__ = ["half"]
+__all__ = ["fp16"]
 
 _log = logging.getLogger("krl")
 
@@ -34,13 +34,13 @@ _SLACK = (
     "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
     "of them, or their PSNR less 6 dB"
 )
-_MEASURED = (
+_EVALUATION_SEED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
     "to FP16 as a device stores it"
 )
 
 
-def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
+def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     """Type the model for FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
 
     Returns:
@@ -57,7 +57,7 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
     golden = golden_arrays(bundle)
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
     expected = golden[manifest.outputs[0].name]
-    task = task_of(bundle, Source(config.data, config.val_limit, config.val_fraction, config.on_bad_image))
+    task = task_of(bundle, EvaluationOptions(config.data, config.val_limit, config.val_fraction, config.on_bad_image))
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
@@ -90,7 +90,7 @@ def half(config: HalfConfig) -> tuple[dict[str, Any], str]:
 def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "scores": {name: asdict(score) for name, score in scores.items()},
-        "measured": _MEASURED,
+        "measured": _EVALUATION_SEED,
         "fp16_operators": len(typed.nodes),
         "kept_fp32": dict(typed.kept),
         "file_bytes": {name: len(data) for name, data in files.items()},

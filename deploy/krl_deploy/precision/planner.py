@@ -1,8 +1,8 @@
 """The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
 
-Each layer is quantized alone, in both forms, and the error of the outputs on calibration inputs ranks the layers.
-Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one that loses
-no more than is accepted is taken.
+Each layer is quantized alone, in both graphs, and the error of the outputs on calibration inputs ranks the layers.
+Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one whose
+accuracy drop is accepted is taken.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from krl_runtime.errors import CheckFailedError, require
 from krl_runtime.progress import progress
 
 from .plot import sensitivity_plot
-from .variants import Emitter, Forms
+from .variants import Emitter, Int8Graphs
 
 __all__ = ["PLAN_FILES", "Plan", "make_plan"]
 
@@ -55,7 +55,7 @@ class Layer:
         name: Of its node.
         op: Its kind.
         sensitivity: Root of the mean squared error of the outputs, relative to their standard deviation, with this
-            layer alone in INT8: the larger one of both forms. ``None`` where the time was up before.
+            layer alone in INT8: the larger one of both graphs. ``None`` where the time was up before.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Attempt:
 
     Attributes:
         kept: Number of layers in floating point, the most sensitive ones.
-        loss: What both forms lose at most, in the unit that the plan names.
+        loss: What both graphs lose at most, in the unit that the plan names.
         agreement: Smallest share, 0 to 1, of the images with FP32's answer; ``None`` where images are made.
         psnr_to_fp32: There, the smallest PSNR in dB to FP32's images, the mean over images.
     """
 
     kept: int
-    loss: float
+    drop: float
     agreement: float | None = None
     psnr_to_fp32: float | None = None
 
@@ -107,9 +107,9 @@ class Plan:
             **self.evidence,
         }
 
-    def files(self, forms: Forms) -> dict[str, bytes]:
+    def files(self, graphs: Int8Graphs) -> dict[str, bytes]:
         """Return the files that the bundle gets."""
-        precisions = [_precisions(layer.name, forms) for layer in self.layers]
+        precisions = [_precisions(layer.name, graphs) for layer in self.layers]
         rows = [{**asdict(layer), **chosen} for layer, chosen in zip(self.layers, precisions, strict=True)]
         values = {"schema_version": _SCHEMA_VERSION, **self.summary(), "layers": rows}
         measured = [
@@ -119,11 +119,11 @@ class Plan:
         return {_PLAN: json.dumps(values, indent=1).encode() + b"\n", _PLOT: sensitivity_plot(measured)}
 
 
-def _precisions(name: str, forms: Forms) -> dict[str, str]:
-    around = "fp32" if forms.files["int8"] == forms.simulated or name in forms.fp32_around else "fp16"
+def _precisions(name: str, graphs: Int8Graphs) -> dict[str, str]:
+    around = "fp32" if graphs.files["int8"] == graphs.simulated or name in graphs.fp32_around else "fp16"
     return {
-        "tensorrt": around if name in forms.tensorrt.kept_float else "int8",
-        "cpu": "fp32" if name in forms.cpu.kept_float else "int8",
+        "tensorrt": around if name in graphs.tensorrt.kept_float else "int8",
+        "cpu": "fp32" if name in graphs.cpu.kept_float else "int8",
     }
 
 
@@ -142,20 +142,20 @@ def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
     require("matplotlib", extra="deploy", purpose="the plot of the planner")
     start = time.monotonic()
     budget = config.budget_seconds or float("inf")
-    seen = task.seen.inputs
+    seen = task.calibration_data.inputs
     sample = rows(seen, slice(None, None, -(-length(seen) // _SAMPLE)))
     layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
     ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
     judge = _Judge(emitter, task)
     attempts = _search(judge, ranked, start + budget)
-    if attempts[-1].loss > judge.accepted:
+    if attempts[-1].drop > judge.accepted:
         in_time = "" if attempts[-1].kept == _steps(len(layers))[-1] else f" within --budget-seconds {budget:g}"
         raise CheckFailedError(
-            f"no plan with a layer in INT8 loses {judge.accepted:g} {judge.measure} or less{in_time}; the bundle is "
-            f"unchanged\n{_tables(attempts, ranked)}"
+            f"no plan with a layer in INT8 has a drop of {judge.accepted:g} {judge.measure} or less{in_time}; the bundle "
+            f"is unchanged\n{_tables(attempts, ranked)}"
         )
     evidence = {
-        "loss": judge.measure,
+        "drop": judge.measure,
         "max_drop": judge.accepted,
         "ranked_on": length(sample),
         "tried_on": judge.count,
@@ -166,22 +166,22 @@ def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
 
 
 def _search(judge: _Judge, ranked: Sequence[Layer], deadline: float) -> list[Attempt]:
-    """Try plans, at least one, until one loses no more than is accepted or the time is up."""
+    """Try plans, at least one, until the drop of one is accepted or the time is up."""
     attempts: list[Attempt] = []
     for kept in _steps(len(ranked)):
         if attempts and time.monotonic() > deadline:
             break
         attempts.append(judge.attempt({layer.name: _REASON for layer in ranked[:kept]}))
-        _log.info("%d of %d layers in floating point: loses %.2f", kept, len(ranked), attempts[-1].loss)
-        if attempts[-1].loss <= judge.accepted:
+        _log.info("%d of %d layers in floating point: drop %.2f", kept, len(ranked), attempts[-1].drop)
+        if attempts[-1].drop <= judge.accepted:
             break
     return attempts
 
 
 def _tables(attempts: Sequence[Attempt], ranked: Sequence[Layer]) -> str:
-    tried = [(each.kept, f"{each.loss:.2f}", _alike(each)) for each in attempts]
+    tried = [(each.kept, f"{each.drop:.2f}", _alike(each)) for each in attempts]
     return (
-        table(("layers in float", "loss", "agreement"), tried)
+        table(("layers in float", "drop", "agreement"), tried)
         + f"\nmost sensitive of {len(ranked)} layers:\n"
         + table(("layer", "operator", "error alone"), [_cells(layer) for layer in ranked[:_WORST]])
     )
@@ -244,8 +244,8 @@ class _Judge:
         session = open_cpu(emitter.fp32)
         self.reference = [outputs_of(session, inputs) for inputs, _ in self.batches]
         itself = self._score(self.reference)
-        loss = task.loss({"fp32": itself, "same": itself})
-        self.measure, self.accepted, self.itself = loss.unit, loss.accepted, itself
+        drop = task.accuracy_drop({"fp32": itself, "same": itself})
+        self.measure, self.accepted, self.itself = drop.unit, drop.accepted, itself
 
     def attempt(self, keep: Mapping[str, str]) -> Attempt:
         sessions = self.emitter.emit(keep).sessions
@@ -253,13 +253,13 @@ class _Judge:
             self._score([outputs_of(sessions[name], inputs) for inputs, _ in self.batches])
             for name in ("int8", "int8.cpu")
         ]
-        loss = self.task.loss({"fp32": self.itself, "int8": scores[0], "int8.cpu": scores[1]})
+        drop = self.task.accuracy_drop({"fp32": self.itself, "int8": scores[0], "int8.cpu": scores[1]})
         alike = {
             key: min(getattr(score, key) for score in scores)
             for key in ("agreement", "psnr_to_fp32")
             if hasattr(self.itself, key)
         }
-        return Attempt(len(keep), loss.value, **alike)
+        return Attempt(len(keep), drop.value, **alike)
 
     def _score(self, outputs: Iterable[npt.NDArray[np.float32]]) -> Any:
         tally = self.task.tally()

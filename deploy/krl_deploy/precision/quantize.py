@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.evaluation import Loss, Source, Task, task_of
+from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
@@ -23,7 +23,7 @@ from krl_runtime.errors import CheckFailedError
 
 from .calibrate import calibrate
 from .planner import PLAN_FILES, Plan, make_plan
-from .variants import Emitter, Forms
+from .variants import Emitter, Int8Graphs
 
 __all__ = ["quantize"]
 
@@ -32,8 +32,8 @@ _log = logging.getLogger("krl")
 _FILES = {"int8": names.INT8, "int8.cpu": names.INT8_CPU}
 _WORTHWHILE = 1.1  # times FP32's speed: INT8 has to be clearly faster to be the default on a CPU; chosen, not measured
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
-_MEASURED = (
-    "int8: TensorRT's form with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
+_EVALUATION_SEED = (
+    "int8: TensorRT's graph with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
     "Runtime's CPU provider; golden inputs: both files"
 )
 
@@ -44,7 +44,7 @@ class _Measured:
 
     count: int
     scores: Mapping[str, Any]
-    loss: Loss
+    drop: AccuracyDrop
     latency: Mapping[str, float]
     convolutions: Mapping[str, int]
 
@@ -52,15 +52,16 @@ class _Measured:
     def speedup(self) -> float:
         return self.latency["fp32"] / self.latency["int8.cpu"]
 
-    def rows(self, forms: Forms) -> list[Row]:
+    def rows(self, graphs: Int8Graphs) -> list[Row]:
         names = {"fp32": "fp32", "int8": "int8 (TensorRT, GPU)", "int8.cpu": "int8 (CPU)"}
         return [
-            Row(names[name], len(forms.files[name]), self.scores[name], self.latency.get(name)) for name in forms.files
+            Row(names[name], len(graphs.files[name]), self.scores[name], self.latency.get(name))
+            for name in graphs.files
         ]
 
 
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
-    """Calibrate, write both INT8 forms, measure them against FP32, and add them to the bundle if they pass.
+    """Calibrate, write both INT8 graphs, measure them against FP32, and add them to the bundle if they pass.
 
     Classifiers and restorers are calibrated on images; generators on random latents, which are what they really take.
 
@@ -68,7 +69,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         What was measured as plain JSON types, and the same as a table.
 
     Raises:
-        CheckFailedError: INT8 loses more than is accepted, or ``reuse_calibration`` found another calibration.
+        CheckFailedError: The accuracy drop of INT8 is too large, or ``reuse_calibration`` found another calibration.
         DataError: The images cannot be used, or are not real ones.
         ModelError: The model cannot be quantized.
         BundleError: The bundle is damaged, or has no golden inputs.
@@ -81,22 +82,22 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     emitter = Emitter(
         path.read_bytes(),
         calibration,
-        half=config.around == "fp16",
+        half=config.float_precision == "fp16",
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
-    plan = make_plan(config, task, emitter) if config.plan else None
-    forms = emitter.emit(plan.keep if plan else None)
-    measured = _measure(bundle, task, forms, golden)
-    shown = score_table(measured.rows(forms))
-    _check_loss(measured, shown)
-    evidence = _evidence(config, task, calibration, forms, measured, plan)
+    plan = make_plan(config, task, emitter) if config.mixed_precision else None
+    graphs = emitter.emit(plan.keep if plan else None)
+    measured = _measure(bundle, task, graphs, golden)
+    shown = score_table(measured.rows(graphs))
+    _check_drop(measured, shown)
+    evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
-    files = {**{file: forms.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
+    files = {**{file: graphs.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
     bundle.update(
-        {**files, **(plan.files(forms) if plan else {})},
+        {**files, **(plan.files(graphs) if plan else {})},
         remove=() if plan else PLAN_FILES,
-        variants={**bundle.manifest.variants, "int8": _variant(bundle, task, forms, golden)},
+        variants={**bundle.manifest.variants, "int8": _variant(bundle, task, graphs, golden)},
         default_variants={**bundle.manifest.default_variants, "cpu": default},
         calibration=names.CALIBRATION,
         evidence={**bundle.manifest.evidence, "int8": evidence},
@@ -104,8 +105,8 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
 
 
-def _source(config: QuantizeConfig) -> Source:
-    return Source(
+def _source(config: QuantizeConfig) -> EvaluationOptions:
+    return EvaluationOptions(
         config.data,
         config.val_limit,
         config.val_fraction,
@@ -117,54 +118,54 @@ def _source(config: QuantizeConfig) -> Source:
     )
 
 
-def _measure(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
-    if not forms.tensorrt.count:
-        reasons = "; ".join(sorted(set(forms.tensorrt.kept_float.values())))
-        _log.warning("TensorRT's form has nothing in INT8, no operator is wide enough: %s", reasons)
-    convolutions = count_convolutions(optimized_graph(forms.files["int8.cpu"]))
+def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
+    if not graphs.tensorrt.count:
+        reasons = "; ".join(sorted(set(graphs.tensorrt.kept_float.values())))
+        _log.warning("TensorRT's graph has nothing in INT8, no operator is wide enough: %s", reasons)
+    convolutions = count_convolutions(optimized_graph(graphs.files["int8.cpu"]))
     if convolutions["float_convolutions"]:
         _log.warning(
             "%d of %d convolutions stay in floating point on ONNX Runtime's CPU provider",
             convolutions["float_convolutions"],
             sum(convolutions.values()),
         )
-    count, scores = compare(forms.sessions, task.batches(), task.tally)
-    timed = {name: forms.sessions[name] for name in ("fp32", "int8.cpu")}
+    count, scores = compare(graphs.sessions, task.batches(), task.tally)
+    timed = {name: graphs.sessions[name] for name in ("fp32", "int8.cpu")}
     first = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
     latency = interleaved_latency(timed, first)
-    return _Measured(count, scores, task.loss(scores), latency, convolutions)
+    return _Measured(count, scores, task.accuracy_drop(scores), latency, convolutions)
 
 
-def _check_loss(measured: _Measured, shown: str) -> None:
-    loss = measured.loss
-    if not loss.checked:
+def _check_drop(measured: _Measured, shown: str) -> None:
+    drop = measured.drop
+    if not drop.checked:
         _log.warning("the images have no labels of the model: --max-drop was not checked, only agreement measured")
-    elif not loss.passes:
+    elif not drop.passes:
         raise CheckFailedError(
-            f"INT8 loses {loss.value:.2f} {loss.unit} on {measured.count} images, accepted are "
-            f"{loss.accepted:g}; the bundle is unchanged. --plan finds the layers that cost most and keeps them in "
-            f"floating point; another --method or a higher --limit may help as well\n{shown}"
+            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images, accepted are "
+            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision finds the layers that cost most, keeps "
+            f"them in floating point; another --method or a higher --limit may help as well\n{shown}"
         )
 
 
 def _default(measured: _Measured) -> str:
     """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
-    if measured.loss.passes and measured.speedup >= _WORTHWHILE:
+    if measured.drop.passes and measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
-        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, and loses %.2f %s",
+        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, with a drop of %.2f %s",
         measured.speedup,
-        measured.loss.value,
-        measured.loss.unit,
+        measured.drop.value,
+        measured.drop.unit,
     )
     return "fp32"
 
 
-def _variant(bundle: Bundle, task: Task, forms: Forms, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
+def _variant(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
     """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
     inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
     expected = golden[bundle.manifest.outputs[0].name]
-    sessions = [forms.sessions["int8"], open_cpu(forms.files["int8"]), forms.sessions["int8.cpu"]]
+    sessions = [graphs.sessions["int8"], open_cpu(graphs.files["int8"]), graphs.sessions["int8.cpu"]]
     outputs = [outputs_of(session, inputs) for session in sessions]
     error = max(float(np.abs(values - expected).max()) for values in outputs)
     alike = min(task.alike(values, expected) for values in outputs)
@@ -175,7 +176,7 @@ def _evidence(
     config: QuantizeConfig,
     task: Task,
     calibration: Calibration,
-    forms: Forms,
+    graphs: Int8Graphs,
     measured: _Measured,
     plan: Plan | None,
 ) -> dict[str, Any]:
@@ -184,19 +185,19 @@ def _evidence(
         "bias_correction": config.bias_correction,
         "optimal_scales": config.optimal_scales,
         "equalized_activations": len(calibration.factors),
-        "around": "fp32" if forms.files["int8"] == forms.simulated else "fp16",
-        "kept_fp32": dict(forms.fp32_around),
+        "float_precision": "fp32" if graphs.files["int8"] == graphs.simulated else "fp16",
+        "kept_fp32": dict(graphs.fp32_around),
         "images": {"data": task.name, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
-        "measured": _MEASURED,
-        **task.evidence(measured.loss),
+        "measured": _EVALUATION_SEED,
+        **task.evidence(measured.drop),
         "latency_ms": dict(measured.latency),
         "latency_batch": 1,
         "speedup": measured.speedup,
         "machine": machine(),
         "cpu_convolutions": dict(measured.convolutions),
-        "kept_float": {"tensorrt": forms.tensorrt.kept_float, "cpu": forms.cpu.kept_float},
-        "file_bytes": {name: len(data) for name, data in forms.files.items()},
+        "kept_float": {"tensorrt": graphs.tensorrt.kept_float, "cpu": graphs.cpu.kept_float},
+        "file_bytes": {name: len(data) for name, data in graphs.files.items()},
         "selftest_slack": _SLACK,
         **({"plan": plan.summary()} if plan else {}),
     }

@@ -1,4 +1,4 @@
-"""The INT8 forms of a model, from one calibration: TensorRT's, ONNX Runtime's for the CPU, and one to measure with."""
+"""The INT8 graphs of a model, from one calibration: TensorRT's, ONNX Runtime's for the CPU, and one to measure with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .emit_tensorrt import Quantized, to_tensorrt
 from .equalization import equalize
 from .weights import Rounding
 
-__all__ = ["Emitter", "Forms", "came_in_float", "tensors_to_calibrate"]
+__all__ = ["Emitter", "Int8Graphs", "came_in_float", "tensors_to_calibrate"]
 
 _log = logging.getLogger("krl")
 
@@ -47,27 +47,27 @@ def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
         ModelError: The model cannot be quantized.
     """
     asked = _Asked()
-    forms = to_tensorrt(model, asked), to_cpu(model, asked)
+    graphs = to_tensorrt(model, asked), to_cpu(model, asked)
     if not asked:
-        reasons = sorted({why for form in forms for why in form.kept_float.values()})
+        reasons = sorted({why for form in graphs for why in form.kept_float.values()})
         raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
     # Where a plan keeps the operator before it in floating point, each one quantizes what it reads itself.
-    never = set(forms[0].kept_float) & set(forms[1].kept_float)
+    never = set(graphs[0].kept_float) & set(graphs[1].kept_float)
     reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
     return list(dict.fromkeys([*asked, *reads]))
 
 
 @dataclass(frozen=True)
-class Forms:
-    """Both INT8 forms of a model.
+class Int8Graphs:
+    """Both INT8 graphs of a model.
 
     Attributes:
-        tensorrt: TensorRT's form, before FP16 is written around INT8.
-        cpu: The CPU's form.
+        tensorrt: TensorRT's graph, before FP16 is written around INT8.
+        cpu: The CPU's graph.
         files: ONNX files: ``"fp32"``, ``"int8"`` and ``"int8.cpu"``.
-        simulated: TensorRT's form with FP32 tensors, rounded to FP16 where the file has FP16: what a device computes,
+        simulated: TensorRT's graph with FP32 tensors, rounded to FP16 where the file has FP16: what a device computes,
             at three times the speed at which ONNX Runtime's CPU provider runs the file itself.
-        fp32_around: For each operator of TensorRT's form that computes in FP32 for want of FP16, the reason.
+        fp32_around: For each operator of TensorRT's graph that computes in FP32 for want of FP16, the reason.
     """
 
     tensorrt: Quantized
@@ -83,7 +83,7 @@ class Forms:
 
 
 class Emitter:
-    """Writes the INT8 forms of one model.
+    """Writes the INT8 graphs of one model.
 
     Args:
         fp32: The FP32 file.
@@ -124,8 +124,8 @@ class Emitter:
             return False
         return True
 
-    def emit(self, keep: Mapping[str, str] | None = None) -> Forms:
-        """Write both forms.
+    def emit(self, keep: Mapping[str, str] | None = None) -> Int8Graphs:
+        """Write both graphs.
 
         Args:
             keep: Names of operators that stay in floating point, each with the reason.
@@ -135,20 +135,20 @@ class Emitter:
         exact = to_bytes(tensorrt.model)
         files = {"fp32": self.fp32, "int8": exact, "int8.cpu": to_bytes(cpu.model)}
         if not self.half:
-            return Forms(tensorrt, cpu, files, exact)
+            return Int8Graphs(tensorrt, cpu, files, exact)
         typed = to_half(tensorrt.model, self.calibration.extremes, around_int8=True)
         simulated = to_bytes(round_as_half(tensorrt.model, typed.nodes))
-        return Forms(tensorrt, cpu, {**files, "int8": to_bytes(typed.model)}, simulated, typed.kept)
+        return Int8Graphs(tensorrt, cpu, {**files, "int8": to_bytes(typed.model)}, simulated, typed.kept)
 
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
-        """Write TensorRT's form with FP32 around INT8, on the scales that the file will have."""
+        """Write TensorRT's graph with FP32 around INT8, on the scales that the file will have."""
         rounding = replace(self.rounding, half=self.half)
         return to_tensorrt(
             self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
         )
 
     def cpu(self, keep: Mapping[str, str] | None = None) -> Quantized:
-        """Write the form for ONNX Runtime's CPU provider."""
+        """Write the graph for ONNX Runtime's CPU provider."""
         return to_cpu(
             self.model, self.calibration.ranges, rounding=self.rounding, keep={**self.came_in_float, **(keep or {})}
         )

@@ -39,7 +39,7 @@ _RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
 
 
 def check_quantizers(view: View) -> Iterator[Finding]:
-    """Yield what is wrong with quantizers and dequantizers, each by itself and in pairs."""
+    """Yield what is wrong with quantizers and dequantizers, each by itself and as Q/DQ pairs."""
     for node in view.nodes:
         if node.op_type in QDQ:
             yield from _scale(view, node)
@@ -73,7 +73,7 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
             node.name, node.op_type, "without a zero point its values are uint8 by ONNX, and int8 for TensorRT"
         )
     elif name == "UINT8":
-        why = "its values are uint8, which is the form for ONNX Runtime's CPU provider; TensorRT takes int8"
+        why = "its values are uint8, which is the graph for ONNX Runtime's CPU provider; TensorRT takes int8"
         yield _SIGNED.at(node.name, node.op_type, why)
     elif name and name not in _INTEGERS and not _is_bias(view, node):
         yield _SIGNED.at(node.name, node.op_type, f"its values are {name}, which TensorRT does not quantize to")

@@ -49,7 +49,7 @@ _SIZES = Rule(
 _UINT8 = Rule(
     "error",
     "types/uint8",
-    "cast the pixels to float first, as krl-deploy export and adopt do",
+    "cast the pixels to float first, as krl-deploy export and import do",
     "onnx/onnx-tensorrt: docs/operators.md; NVIDIA/TensorRT: NvInferRuntimeBase.h, DataType::kUINT8",
 )
 _UINT8_SHAPE = Rule(

@@ -20,9 +20,9 @@ from krl_runtime.files import sha256_bytes, write_atomic
 from .api import GENERATIONS
 from .builder import BuildOptions, BuiltPlan, build_plan
 from .config import BuildEngineConfig
+from .onnx_file import OnnxFile, read_source
 from .parity import check_parity
 from .script import trtexec_line, trtexec_script
-from .source import Source, read_source
 
 if TYPE_CHECKING:
     from krl_deploy.rules.targets import Target
@@ -32,7 +32,7 @@ __all__ = ["build_engine", "engine_key"]
 _log = logging.getLogger("krl")
 
 _TIMING_CACHE = "timing.cache"
-_MAKERS = {"fp16": "krl-deploy half", "int8": "krl-deploy quantize"}
+_MAKERS = {"fp16": "krl-deploy fp16", "int8": "krl-deploy quantize"}
 
 
 def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
@@ -65,7 +65,7 @@ def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
     return {"model": str(config.model), **result}, text
 
 
-def _open(config: BuildEngineConfig) -> tuple[Bundle | None, Source]:
+def _open(config: BuildEngineConfig) -> tuple[Bundle | None, OnnxFile]:
     """Return the bundle, checked whole, if it is one, and the ONNX file to build from."""
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
@@ -116,7 +116,7 @@ def _what_remains(config: BuildEngineConfig, absent: NoTensorRTError, lines: Map
 
 
 def _build_into(
-    bundle: Bundle, source: Source, variant: str, options: BuildOptions, version: str, gpu: Gpu
+    bundle: Bundle, source: OnnxFile, variant: str, options: BuildOptions, version: str, gpu: Gpu
 ) -> dict[str, Any]:
     """Build, check against the golden inputs, and register."""
     golden = golden_arrays(bundle)  # before the build, which takes minutes
@@ -159,7 +159,7 @@ def _build_into(
     return {"engine": key, "file": engine.file, "bytes": len(built.plan), **evidence}
 
 
-def _build_file(source: Source, target: Path, options: BuildOptions, version: str, gpu: Gpu) -> dict[str, Any]:
+def _build_file(source: OnnxFile, target: Path, options: BuildOptions, version: str, gpu: Gpu) -> dict[str, Any]:
     """Build from an ONNX file, and describe the engine in a file beside it."""
     built = _build(source, options, version, gpu, b"")
     _load(built, target.name, source, options).close()
@@ -183,7 +183,7 @@ def _build_file(source: Source, target: Path, options: BuildOptions, version: st
     return {"engine": str(target), **description}
 
 
-def _build(source: Source, options: BuildOptions, version: str, gpu: Gpu, cache: bytes) -> BuiltPlan:
+def _build(source: OnnxFile, options: BuildOptions, version: str, gpu: Gpu, cache: bytes) -> BuiltPlan:
     _log.info("building with TensorRT %s for %s; this takes minutes", version, gpu.name)
     built = build_plan(source.data, options, version=version, free_bytes=gpu.free_bytes, timing_cache=cache)
     if built.on_gpu:
@@ -194,7 +194,7 @@ def _build(source: Source, options: BuildOptions, version: str, gpu: Gpu, cache:
     return built
 
 
-def _load(built: BuiltPlan, label: str, source: Source, options: BuildOptions) -> TensorRTBackend:
+def _load(built: BuiltPlan, label: str, source: OnnxFile, options: BuildOptions) -> TensorRTBackend:
     return TensorRTBackend(
         built.plan,
         label=label,

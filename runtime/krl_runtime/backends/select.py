@@ -85,7 +85,7 @@ def select_backend(
     if variant is not None and variant not in bundle.manifest.variants:
         raise UsageError(
             f"bundle {bundle.path} has no variant {variant!r}; it has: {', '.join(bundle.manifest.variants)}; "
-            "krl-deploy half and krl-deploy quantize make others"
+            "krl-deploy fp16 and krl-deploy quantize make others"
         )
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; accepted: 1 or more, or nothing for one on each physical core")

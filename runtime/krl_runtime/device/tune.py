@@ -1,7 +1,7 @@
 """Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
 
 Two things have to hold before something may be chosen. The bundle's evidence, measured on images where it was made,
-has to say that the variant loses no more than ``max_drop``: points of top-1, or dB of PSNR where it makes images.
+has to say that the drop of the variant is at most ``max_drop``: points of top-1, or dB of PSNR where it makes images.
 And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
 variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
 allowed to.
@@ -145,9 +145,8 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
             if points is None:
                 cause = f"the bundle has no accuracy evidence for variant {variant}"
             elif not points <= max_drop:
-                cause = (
-                    f"variant {variant} loses {points:.2f} {unit} by the bundle's evidence, accepted are {max_drop:g}"
-                )
+                drop = f"{points:.2f} {unit}"
+                cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted are {max_drop:g}"
             counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
             for count in counts:
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from _helpers.digits import train_run, write_digits
-from _helpers.generation import LOOP, foreign_generator, gan_config
+from _helpers.generation import LOOP, gan_config, third_party_generator
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig, QuantisationConfig
 from krl_compress.distillation.distill import distill
@@ -51,10 +51,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A generator that was imported, whose run names no data."""
-    folder = tmp_path_factory.mktemp("foreign")
-    return import_weights(foreign_generator(folder, latent=3, hidden=32, size=(8,), channels=1)[1])
+    folder = tmp_path_factory.mktemp("third_party")
+    return import_weights(third_party_generator(folder, latent=3, hidden=32, size=(8,), channels=1)[1])
 
 
 def config(run: Run, out: Path, **changes) -> DistillConfig:
@@ -154,9 +154,9 @@ def test_a_conditional_student_is_distilled_beside_one_without_a_teacher(teacher
     assert again["psnr"] == pytest.approx(record.metrics["psnr"], abs=0.01)
 
 
-def test_an_imported_generator_needs_no_data(foreign: Run, tmp_path: Path) -> None:
+def test_an_imported_generator_needs_no_data(third_party: Run, tmp_path: Path) -> None:
     student = config(
-        foreign,
+        third_party,
         tmp_path / "run",
         student="mlp-16",
         data=DataConfig(),
@@ -221,7 +221,7 @@ def test_a_student_may_start_from_a_run(teacher: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
 
 
-def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, foreign: Run, tmp_path: Path) -> None:
+def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, third_party: Run, tmp_path: Path) -> None:
     def refused(message: str, run: Run = teacher, **changes) -> None:
         with pytest.raises(UsageError, match=message):
             distill(config(run, tmp_path / "run", **changes))
@@ -230,7 +230,7 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, fore
     refused("are for classifiers", cache=CacheConfig(cache_teacher=True))
     refused("--pretrained and --mixup are for classifiers", pretrained=True)
     refused("--quantize is for classifiers", quantization=QuantisationConfig(quantize="int8"))
-    refused("2 teachers are given; a generator has one", teacher=(str(teacher.path), str(foreign.path)))
+    refused("2 teachers are given; a generator has one", teacher=(str(teacher.path), str(third_party.path)))
     refused("unknown loss 'kd'", losses=LossConfig(loss=("kd",)))
     refused("accepted are different terms", losses=LossConfig(loss=("pixels", "pixels:weight=2")))
     refused("adversarial alone has nothing of the teacher", losses=LossConfig(loss=("adversarial",)))
@@ -239,8 +239,8 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, fore
     online = GeneratorStudentConfig(online=True)
     both = LossConfig(loss=("pixels", "adversarial"))
     refused("no discriminator of its own", generator_student=online, losses=both)
-    refused("an mlp-… generator has none", run=foreign, losses=LossConfig(loss=("features",)))
-    refused("its weights were imported; give --data", run=foreign, losses=both)
+    refused("an mlp-… generator has none", run=third_party, losses=LossConfig(loss=("features",)))
+    refused("its weights were imported; give --data", run=third_party, losses=both)
     data = write_digits(tmp_path / "d", per_class=4, val_per_class=2)
     classifier = train_run(tmp_path / "c", data, steps=1).path
     refused(

@@ -1,4 +1,4 @@
-"""Distilling a student that computes as its INT8 form will."""
+"""Distilling a student that computes as its INT8 graph will."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_the_command_compares(teacher: Run, tmp_path: Path, capsys: pytest.Captu
     [
         ({"student": "espcm"}, ModelError, "unknown model 'espcm' for restoration"),
         ({"cache": CacheConfig(cache_teacher=True)}, UsageError, "--cache-teacher is for classifiers"),
-        ({"losses": LossConfig(at=("trunk",))}, UsageError, "--at is for classifiers"),
+        ({"losses": LossConfig(feature_taps=("trunk",))}, UsageError, "--feature-taps is for classifiers"),
         (
             {"generator_student": GeneratorStudentConfig(online=True)},
             UsageError,

@@ -114,7 +114,8 @@ def test_places_match_by_resolution_across_architectures_and_sizes() -> None:
 def test_places_can_be_named_and_wrong_names_list_the_candidates() -> None:
     pairs = match_places(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
     assert [(a.name, b.name) for a, b in pairs] == [("layer2.0", "layer2.1"), ("layer3", "layer3")]
-    with pytest.raises(UsageError, match=r"--at layer9: the student has no feature map 'layer9'; it has: conv1 16"):
+    message = r"--feature-taps layer9: the student has no feature map 'layer9'; it has: conv1 16"
+    with pytest.raises(UsageError, match=message):
         match_places(network("resnet8"), network("resnet20"), ["layer9"])
     with pytest.raises(UsageError, match=r"teacher has no feature map 'stem'"):
         match_places(network("resnet8"), network("resnet20"), ["layer1=stem"])
@@ -131,7 +132,8 @@ def test_networks_without_a_common_resolution_list_the_candidates() -> None:
             return self.linear(self.shrink(x).mean((2, 3)))
 
     odd = Network(Flat(), Preprocessing(32, 32))
-    with pytest.raises(UsageError, match=r"share no resolution; name places with --at.*shrink 4×6×6.*layer1 16×32×32"):
+    message = r"share no resolution; name places with --feature-taps.*shrink 4×6×6.*layer1 16×32×32"
+    with pytest.raises(UsageError, match=message):
         match_places(odd, network("resnet8"), ())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
 from krl_deploy.cli import main
-from krl_deploy.evaluation import Loss, Source, task_of
+from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
 from krl_deploy.evaluation.images import ImageScore, ImageTally, ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
@@ -125,7 +125,7 @@ def test_images_smaller_than_a_part_are_measured_where_they_are(restorer_run, tm
     image = smooth(60, 70, 3)
     Image.fromarray(image).save(rows / "0.png")
     bundle = exported(restorer_run, tmp_path, "--tile", "40", "--data", rows)
-    task = task_of(bundle, Source(rows, 8, 1.0, "refuse"))
+    task = task_of(bundle, EvaluationOptions(rows, 8, 1.0, "refuse"))
     ((given, truth),) = list(task.batches())
     assert given.shape == (1, 1, 40, 40)
     assert truth.shape == (1, 60, 70)
@@ -210,10 +210,10 @@ def test_parity_that_fails(restorer_run):
 
 def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, capsys):
     bundle = exported(restorer_run, tmp_path)
-    assert main(["half", str(bundle.path), "--data", str(photographs)]) == 0
+    assert main(["fp16", str(bundle.path), "--data", str(photographs)]) == 0
     out = capsys.readouterr().out
     assert "PSNR in dB" in out
-    assert main(["half", str(bundle.path)]) == 0
+    assert main(["fp16", str(bundle.path)]) == 0
     arguments = ["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "1.5"]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.partition("{")[2].join("{}")[:-1])
@@ -230,32 +230,35 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ImageTask, "loss", lambda self, scores: Loss(0.3, "dB of PSNR", self.accepted))
+    monkeypatch.setattr(ImageTask, "drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
     assert (
-        "INT8 loses 0.30 dB of PSNR on 3 images, accepted are 0.2; the bundle is unchanged" in capsys.readouterr().err
+        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images, accepted are 0.2; the bundle is unchanged"
+        in capsys.readouterr().err
     )
     assert (bundle.path / "manifest.json").read_bytes() == before
 
 
 def test_a_plan_for_a_restorer(restorer_run, photographs, tmp_path, capsys):
     bundle = exported(restorer_run, tmp_path)
-    code = main(["quantize", str(bundle.path), "--data", str(photographs), "--plan", "--max-drop", "0.05", "--json"])
+    code = main(
+        ["quantize", str(bundle.path), "--data", str(photographs), "--mixed-precision", "--json", "--max-drop", "0.05"]
+    )
     captured = capsys.readouterr()
     if code == 0:
         plan = json.loads(captured.out.partition("{")[2].join("{}")[:-1])["plan"]
-        assert plan["loss"] == "dB of PSNR"
-        assert plan["attempts"][-1]["loss"] <= 0.05
+        assert plan["drop"] == "dB of PSNR"
+        assert plan["attempts"][-1]["drop"] <= 0.05
         assert plan["attempts"][-1]["psnr_to_fp32"] > 20
     else:
-        assert "no plan with a layer in INT8 loses 0.05 dB of PSNR or less" in captured.err
+        assert "no plan with a layer in INT8 has a drop of 0.05 dB of PSNR or less" in captured.err
 
 
 def test_half_and_quantize_of_a_generator(generator_run, tmp_path, capsys):
     bundle = exported(generator_run, tmp_path)
-    assert main(["half", str(bundle.path)]) == 0
+    assert main(["fp16", str(bundle.path)]) == 0
     capsys.readouterr()
     assert main(["quantize", str(bundle.path), "--min-psnr", "15", "--limit", "40", "--val-limit", "30", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -286,7 +289,7 @@ def test_options_of_other_tasks(tmp_path, capsys, write, options, message):
 def test_min_psnr_where_true_images_are_known(tmp_path, photographs):
     bundle = write_restorer(tmp_path / "a.krl")
     with pytest.raises(UsageError, match="give --max-drop, in dB"):
-        task_of(bundle, Source(photographs, 10, 0.2, "refuse", min_psnr=30))
+        task_of(bundle, EvaluationOptions(photographs, 10, 0.2, "refuse", min_psnr=30))
 
 
 def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
@@ -322,14 +325,14 @@ def test_scores_by_hand():
 
 def test_losses_by_hand(tmp_path, photographs):
     fp32, int8 = ImageScore(30.0, 200.0, 0.0), ImageScore(29.75, 40.0, 3.0)
-    known = task_of(write_restorer(tmp_path / "a.krl"), Source(photographs, 10, 0.2, "refuse"))
-    assert known.loss({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == Loss(0.25, "dB of PSNR", 0.1)
-    unknown = task_of(write_generator(tmp_path / "b.krl"), Source(None, 10, 0.2, "refuse", min_psnr=42.0))
-    loss = unknown.loss({"fp32": fp32, "int8": int8})
-    assert (loss.value, loss.passes) == (2.0, False)
+    known = task_of(write_restorer(tmp_path / "a.krl"), EvaluationOptions(photographs, 10, 0.2, "refuse"))
+    assert known.accuracy_drop({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == AccuracyDrop(0.25, "dB of PSNR", 0.1)
+    unknown = task_of(write_generator(tmp_path / "b.krl"), EvaluationOptions(None, 10, 0.2, "refuse", min_psnr=42.0))
+    drop = unknown.accuracy_drop({"fp32": fp32, "int8": int8})
+    assert (drop.value, drop.passes) == (2.0, False)
     assert (
-        task_of(write_generator(tmp_path / "c.krl"), Source(None, 10, 0.2, "refuse"))
-        .loss({"a": fp32, "b": int8})
+        task_of(write_generator(tmp_path / "c.krl"), EvaluationOptions(None, 10, 0.2, "refuse"))
+        .accuracy_drop({"a": fp32, "b": int8})
         .passes
     )
 
@@ -358,9 +361,9 @@ def test_images_that_are_too_small(tmp_path, caplog):
     Image.fromarray(smooth(1, 1)).save(folder / "a.png")
     bundle = write_restorer(tmp_path / "a.krl")
     with pytest.raises(DataError, match="cannot be made 2 times smaller"):
-        list(task_of(bundle, Source(folder, 10, 0.2, "refuse")).batches())
+        list(task_of(bundle, EvaluationOptions(folder, 10, 0.2, "refuse")).batches())
     with pytest.raises(DataError, match="no image is left"):
-        list(task_of(bundle, Source(folder, 10, 0.2, "skip")).batches())
+        list(task_of(bundle, EvaluationOptions(folder, 10, 0.2, "skip")).batches())
 
 
 CONDITIONS = [
@@ -397,7 +400,7 @@ def test_a_generator_takes_no_images(tmp_path, photographs, capsys):
 def test_an_unknown_task(tmp_path):
     bundle = write_restorer(tmp_path / "a.krl", task="translation")
     with pytest.raises(UsageError, match="is for the task 'translation'; accepted: classification, restoration"):
-        task_of(bundle, Source(None, 1, 0.2, "refuse"))
+        task_of(bundle, EvaluationOptions(None, 1, 0.2, "refuse"))
 
 
 def test_typing_needs_no_torch(tmp_path, photographs):

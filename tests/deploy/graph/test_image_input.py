@@ -14,7 +14,7 @@ SPEC = Preprocessing(4, 4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 X = RNG.integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
 
 
-def foreign(batch: int | str = 1, *, softmax=False, spatial=False, dtype="float32", shape=(3, 4, 4)):
+def third_party(batch: int | str = 1, *, softmax=False, spatial=False, dtype="float32", shape=(3, 4, 4)):
     """A classifier of five classes; a fixed batch stands in the target of its Reshape, as old exporters write it."""
     nodes = [node("Relu", ["image"], "pixels")] if dtype == "float32" else [node("Cast", ["image"], "pixels", to=1)]
     nodes += [node("Conv", ["pixels", "w"], "c")]
@@ -40,55 +40,55 @@ def original(model):
 
 
 def test_a_float_input_takes_pixels_and_any_batch():
-    model = foreign()
-    adopted, changes = to_classifier(model, SPEC, open_batch=True)
-    np.testing.assert_allclose(run(adopted, pixels=X)[0], original(model), atol=1e-5)
-    np.testing.assert_allclose(run(adopted, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
-    assert adopted.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-    assert [value.name for value in (*adopted.graph.input, *adopted.graph.output)] == ["pixels", "logits"]
+    model = third_party()
+    imported, changes = to_classifier(model, SPEC, open_batch=True)
+    np.testing.assert_allclose(run(imported, pixels=X)[0], original(model), atol=1e-5)
+    np.testing.assert_allclose(run(imported, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
+    assert imported.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    assert [value.name for value in (*imported.graph.input, *imported.graph.output)] == ["pixels", "logits"]
     assert changes == ["uint8 pixels are normalized in the graph", "the batch, which was fixed to 1, was opened"]
 
 
 def test_a_batch_may_stay_fixed():
-    model = foreign()
-    adopted, changes = to_classifier(model, SPEC, open_batch=False)
-    assert adopted.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
-    np.testing.assert_allclose(run(adopted, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
+    model = third_party()
+    imported, changes = to_classifier(model, SPEC, open_batch=False)
+    assert imported.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    np.testing.assert_allclose(run(imported, pixels=X[:1])[0], original(model)[:1], atol=1e-5)
     assert changes == ["uint8 pixels are normalized in the graph"]
 
 
 def test_an_open_batch_stays_open():
-    model = foreign("N")
-    adopted, changes = to_classifier(model, SPEC, open_batch=False)
-    np.testing.assert_allclose(run(adopted, pixels=X)[0], original(model), atol=1e-5)
+    model = third_party("N")
+    imported, changes = to_classifier(model, SPEC, open_batch=False)
+    np.testing.assert_allclose(run(imported, pixels=X)[0], original(model), atol=1e-5)
     assert changes == ["uint8 pixels are normalized in the graph"]
 
 
 def test_a_last_softmax_goes():
-    model = foreign(softmax=True)
-    adopted, changes = to_classifier(model, SPEC, open_batch=True)
-    assert "Softmax" not in ops(adopted)
+    model = third_party(softmax=True)
+    imported, changes = to_classifier(model, SPEC, open_batch=True)
+    assert "Softmax" not in ops(imported)
     assert "the last Softmax was taken out" in changes
-    logits = run(adopted, pixels=X)[0]
+    logits = run(imported, pixels=X)[0]
     powers = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(powers / powers.sum(1, keepdims=True), original(model), atol=1e-5)
 
 
 def test_an_output_with_two_more_dimensions_is_flattened():
-    model = foreign("N", spatial=True)
-    adopted, changes = to_classifier(model, SPEC, open_batch=True)
-    assert run(adopted, pixels=X)[0].shape == (3, 5)
+    model = third_party("N", spatial=True)
+    imported, changes = to_classifier(model, SPEC, open_batch=True)
+    assert run(imported, pixels=X)[0].shape == (3, 5)
     assert "the output was flattened to [batch, classes]" in changes
 
 
 def test_a_uint8_input_is_taken_as_it_is():
-    adopted, changes = to_classifier(foreign("N", dtype="uint8"), SPEC, open_batch=True)
-    assert ops(adopted).count("Cast") == 1
+    imported, changes = to_classifier(third_party("N", dtype="uint8"), SPEC, open_batch=True)
+    assert ops(imported).count("Cast") == 1
     assert changes == []
 
 
 def test_signature():
-    found = signature(foreign("N"))
+    found = signature(third_party("N"))
     assert (found.input, found.output, found.shape) == ("image", "out", ("N", 3, 4, 4))
 
 
@@ -96,7 +96,7 @@ def test_signature():
     ("model", "message"),
     [
         (
-            foreign("N", shape=(3, 4, 4), dtype="float16"),
+            third_party("N", shape=(3, 4, 4), dtype="float16"),
             r"image is FLOAT16 \['N', 3, 4, 4\]; accepted: float32 or uint8",
         ),
         (

@@ -1,4 +1,4 @@
-"""Models that come with ranges of their own: trained as their INT8 form computes, or files of other tools."""
+"""Models that come with ranges of their own: trained as their INT8 graph computes, or files of other tools."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from _helpers.digits import PREPROCESSING, pixels_of, record
 from _helpers.graphs import constants, ops, run
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
-from krl_deploy.config import AdoptConfig, ExportConfig, QuantizeConfig
+from krl_deploy.config import ExportConfig, ImportConfig, QuantizeConfig
 from krl_deploy.exporters import classifier as exporting
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.quantized import read_quantized
 from krl_deploy.graph.session import count_convolutions, optimized_graph
 from krl_deploy.importers import classifier as importing
-from krl_deploy.importers.adopt import adopt
+from krl_deploy.importers.import_onnx import import_onnx
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.quantize import quantize
 from krl_deploy.precision.variants import came_in_float
@@ -113,7 +113,7 @@ def test_attention_stays_in_float_where_training_does_not_reach_it():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits):
-    """A run of digits that was trained for a few steps as its INT8 form computes."""
+    """A run of digits that was trained for a few steps as its INT8 graph computes."""
     from _helpers.digits import train_run
 
     float_run = train_run(tmp_path_factory.mktemp("runs") / "float", digits, model="resnet8", steps=60)
@@ -176,7 +176,7 @@ def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digi
 
 
 @pytest.fixture
-def foreign(exported, digits, tmp_path):
+def third_party(exported, digits, tmp_path):
     """A file in TensorRT's style as another tool would have written it: float input, normalized outside."""
     model = onnx.load(exported / "model.fp32.onnx")
     first = next(node for node in model.graph.node if node.op_type == "Conv")
@@ -201,25 +201,25 @@ def foreign(exported, digits, tmp_path):
     values[first.input[0]] = normalized
     ranges = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
     written = to_tensorrt(model, ranges).model
-    onnx.save(written, tmp_path / "foreign.onnx")
-    return tmp_path / "foreign.onnx"
+    onnx.save(written, tmp_path / "third_party.onnx")
+    return tmp_path / "third_party.onnx"
 
 
-def adopt_config(foreign, digits, out):
-    return AdoptConfig(foreign, out, digits, tuple(LABELS), mean=(0.3,), std=(0.35,))
+def import_config(third_party, digits, out):
+    return ImportConfig(third_party, out, digits, tuple(LABELS), mean=(0.3,), std=(0.35,))
 
 
-def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp_path, caplog):
+def test_a_third_party_file_is_taken_apart_and_written_for_both(third_party, digits, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "krl"):
-        result = adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
+        result = import_onnx(import_config(third_party, digits, tmp_path / "a.krl"))
     assert "the file is quantized" in caplog.text
     assert "krl-deploy quantize" in caplog.text
-    assert any("taken apart into its float form" in change for change in result["changes"])
+    assert any("taken apart into its float model" in change for change in result["changes"])
     bundle = Bundle.open(tmp_path / "a.krl")
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(onnx.load(bundle.file("model.fp32.onnx"))))
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=100, max_drop=5))
     made = Bundle.open(bundle.path)
-    ours, theirs = onnx.load(made.file("model.int8.onnx")), onnx.load(foreign)
+    ours, theirs = onnx.load(made.file("model.int8.onnx")), onnx.load(third_party)
     inputs, _ = pixels_of(digits / "val")
     normalized = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
     expected = run(theirs, optimize=False, **{theirs.graph.input[0].name: normalized})[0]
@@ -228,15 +228,15 @@ def test_a_foreign_file_is_taken_apart_and_written_for_both(foreign, digits, tmp
     np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
     cpu = made.file("model.int8.cpu.onnx").read_bytes()
     assert count_convolutions(optimized_graph(cpu))["float_convolutions"] == 0
-    assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the foreign form never runs on a CPU
+    assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the third_party form never runs on a CPU
 
 
-def test_ranges_of_another_kind_of_image_are_reported(foreign, digits, tmp_path, monkeypatch):
+def test_ranges_of_another_kind_of_image_are_reported(third_party, digits, tmp_path, monkeypatch):
     read = importing.read_quantized
     negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
     monkeypatch.setattr(importing, "read_quantized", negated)
-    with pytest.raises(CheckFailedError, match="the float form of the quantized file gives its answer on"):
-        adopt(adopt_config(foreign, digits, tmp_path / "a.krl"))
+    with pytest.raises(CheckFailedError, match="the float model of the quantized file gives its answer on"):
+        import_onnx(import_config(third_party, digits, tmp_path / "a.krl"))
 
 
 def _negated(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -262,9 +262,9 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     assert "TensorRT does not take it" in caplog.text
 
 
-def test_the_command_says_it(foreign, digits, tmp_path, capsys):
+def test_the_command_says_it(third_party, digits, tmp_path, capsys):
     options = ["--labels", *LABELS, "--mean", "0.3", "--std", "0.35", "--data", str(digits), "--json"]
-    assert main(["adopt", str(foreign), "-o", str(tmp_path / "b.krl"), *options]) == 0
+    assert main(["import", str(third_party), "-o", str(tmp_path / "b.krl"), *options]) == 0
     captured = capsys.readouterr()
     assert "ranges of its" in captured.err
     assert json.loads(captured.out)["top1"] > 0.9

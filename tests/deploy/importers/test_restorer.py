@@ -1,4 +1,4 @@
-"""Foreign restorers: pixel shuffles of fixed size opened, pixels at both ends, and what is refused."""
+"""Third-party restorers: pixel shuffles of fixed size opened, pixels at both ends, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 SIDE, SCALE = 12, 2
 
 
-def foreign(*, side: int | str = SIDE, shuffle: bool = True, opset: int = 11, peak: float = 1.0) -> onnx.ModelProto:
+def third_party(*, side: int | str = SIDE, shuffle: bool = True, opset: int = 11, peak: float = 1.0) -> onnx.ModelProto:
     """A net of two convolutions and a pixel shuffle by reshapes to a fixed size, as torch's old exporter wrote it."""
     height = SIDE if isinstance(side, str) else side
     values = {
@@ -59,18 +59,18 @@ def data(tmp_path):
     return folder
 
 
-def adopted(tmp_path, model, data, capsys, *more):
-    file = tmp_path / "foreign.onnx"
+def imported(tmp_path, model, data, capsys, *more):
+    file = tmp_path / "third_party.onnx"
     onnx.save(model, file)
-    arguments = ["adopt", str(file), "-o", str(tmp_path / "a.krl"), "--task", "restoration", "--data", str(data)]
+    arguments = ["import", str(file), "-o", str(tmp_path / "a.krl"), "--task", "restoration", "--data", str(data)]
     code = main([*arguments, *map(str, more), "--json"])
     captured = capsys.readouterr()
     return code, json.loads(captured.out) if code == 0 else captured.err
 
 
 def test_a_fixed_size_is_opened(tmp_path, data, capsys):
-    model = foreign()
-    code, result = adopted(tmp_path, model, data, capsys)
+    model = third_party()
+    code, result = imported(tmp_path, model, data, capsys)
     assert code == 0
     assert "a pixel shuffle by 2, written as reshapes to a fixed size, became DepthToSpace" in result["changes"]
     assert result["input"] == "uint8 [batch, 1, height, width]"
@@ -85,8 +85,8 @@ def test_a_fixed_size_is_opened(tmp_path, data, capsys):
 
 
 def test_values_of_0_to_255(tmp_path, data, capsys):
-    model = foreign(peak=255.0)
-    code, _ = adopted(tmp_path, model, data, capsys, "--input-range", "0-255", "--color", "gray")
+    model = third_party(peak=255.0)
+    code, _ = imported(tmp_path, model, data, capsys, "--input-range", "0-255", "--color", "gray")
     assert code == 0
     pixels = smooth(SIDE, SIDE)
     (wanted,) = run(model, input=pixels[None, None].astype(np.float32))
@@ -95,7 +95,7 @@ def test_values_of_0_to_255(tmp_path, data, capsys):
 
 
 def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
-    code, result = adopted(tmp_path, foreign(side="s", shuffle=False), data, capsys, "--scale", 2)
+    code, result = imported(tmp_path, third_party(side="s", shuffle=False), data, capsys, "--scale", 2)
     assert code == 0, result
     assert load(tmp_path / "a.krl", Restorer).overlap is None
 
@@ -103,22 +103,22 @@ def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (foreign(side="s", shuffle=False), [], "give --scale"),
-        (foreign(), ["--color", "rgb"], "--color is rgb, but the model takes 1 channels"),
-        (foreign(), ["--height", "20"], "--height is 20, but the model's input is fixed to 12"),
-        (foreign(), ["--scale", "3"], "with scale 3 it should be"),
-        (foreign(), ["--labels", "a", "b"], "--labels is not for --task restoration"),
-        (foreign(), ["--scale", "99"], "--scale is 99; accepted: 1 to 16"),
+        (third_party(side="s", shuffle=False), [], "give --scale"),
+        (third_party(), ["--color", "rgb"], "--color is rgb, but the model takes 1 channels"),
+        (third_party(), ["--height", "20"], "--height is 20, but the model's input is fixed to 12"),
+        (third_party(), ["--scale", "3"], "with scale 3 it should be"),
+        (third_party(), ["--labels", "a", "b"], "--labels is not for --task restoration"),
+        (third_party(), ["--scale", "99"], "--scale is 99; accepted: 1 to 16"),
     ],
 )
 def test_what_does_not_fit(tmp_path, data, capsys, model, options, message):
-    code, error = adopted(tmp_path, model, data, capsys, *options)
+    code, error = imported(tmp_path, model, data, capsys, *options)
     assert code in (1, 2)
     assert message in error
 
 
 def test_options_of_restoration_for_classifiers(tmp_path, data, capsys):
-    arguments = ["adopt", str(tmp_path / "x.onnx"), "-o", str(tmp_path / "a.krl"), "--data", str(data)]
+    arguments = ["import", str(tmp_path / "x.onnx"), "-o", str(tmp_path / "a.krl"), "--data", str(data)]
     assert main([*arguments, "--scale", "2"]) == 2
     assert "--scale is not for --task classification" in capsys.readouterr().err
     assert main(arguments) == 2
@@ -126,8 +126,8 @@ def test_options_of_restoration_for_classifiers(tmp_path, data, capsys):
 
 
 def test_scale_of_shapes():
-    assert scale_of(foreign()) == 2
-    assert scale_of(foreign(side="s", shuffle=False)) is None
+    assert scale_of(third_party()) == 2
+    assert scale_of(third_party(side="s", shuffle=False)) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_radius_by_hand():
 def test_the_espcn_of_the_onnx_zoo(tmp_path, capsys):
     """Trained by somebody else; 30.4 dB is what bicubic enlargement has on these five images."""
     model = onnx.load(SHARED_DATA / "models" / "super_resolution_espcn_x3.onnx")
-    code, result = adopted(tmp_path, model, SHARED_DATA / "sr" / "set5", capsys, "--golden", "2")
+    code, result = imported(tmp_path, model, SHARED_DATA / "sr" / "set5", capsys, "--golden", "2")
     assert code == 0
     assert result["psnr"] == pytest.approx(30.57, abs=0.02)
     assert load(tmp_path / "a.krl", Restorer).overlap == 10

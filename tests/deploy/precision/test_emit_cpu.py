@@ -1,4 +1,4 @@
-"""The form for ONNX Runtime's CPU provider: every convolution in INT8, and the traps that keep them in float."""
+"""The graph for ONNX Runtime's CPU provider: every convolution in INT8, and the traps that keep them in float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT's form: where the pairs stand, what their scales are, and what the graph computes."""
+"""TensorRT's graph: where the pairs stand, what their scales are, and what the graph computes."""
 
 from __future__ import annotations
 

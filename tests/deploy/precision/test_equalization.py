@@ -16,14 +16,14 @@ def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def chain(*, group=1, between="Relu", loud=1.0, extra=()):
-    """Two convolutions with ``between`` in the middle; channel 3 between them is ``loud``."""
+def chain(*, group=1, between="Relu", outlier=1.0, extra=()):
+    """Two convolutions with ``between`` in the middle; channel 3 between them is ``outlier``."""
     first, second = normal(16, 16, 3, 3), normal(16 if group == 1 else 32, 16 // group, 3, 3)
-    first[3] *= loud
+    first[3] *= outlier
     if group == 1:
-        second[:, 3] /= loud
+        second[:, 3] /= outlier
     else:
-        second[6:8] /= loud
+        second[6:8] /= outlier
     nodes = [
         node("Conv", ["x", "w1", "b1"], "c"),
         node(between, ["c"], "r"),
@@ -31,7 +31,7 @@ def chain(*, group=1, between="Relu", loud=1.0, extra=()):
         *extra,
     ]
     bias = normal(16)
-    bias[3] *= loud
+    bias[3] *= outlier
     values = {"w1": first, "b1": bias, "w2": second}
     outputs = {"y": None, **{item.output[0]: None for item in extra}}
     return graph(nodes, {"x": ["batch", 16, 9, 9]}, outputs, values)
@@ -49,7 +49,7 @@ def channels(model, name="r"):
 @pytest.mark.parametrize("group", [1, 16])
 @pytest.mark.parametrize("between", ["Relu", "LeakyRelu"])
 def test_the_answers_stay_and_the_channels_become_alike(group, between):
-    model = chain(group=group, between=between, loud=50.0)
+    model = chain(group=group, between=between, outlier=50.0)
     assert equalizable(model) == ["r"]
     largest = channels(model)
     assert is_uneven(largest["r"])
@@ -62,7 +62,7 @@ def test_the_answers_stay_and_the_channels_become_alike(group, between):
 
 
 def test_a_loud_channel_no_longer_silences_the_others():
-    model = chain(loud=300.0)
+    model = chain(outlier=300.0)
     expected = run(model, x=X)[0]
     equal = equalize(model, factors(model, channels(model)))
     errors = [

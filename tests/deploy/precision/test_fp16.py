@@ -12,16 +12,16 @@ from onnx import numpy_helper
 
 from _helpers.bundles import npz, write_bundle
 from krl_deploy.cli import main
-from krl_deploy.config import HalfConfig
+from krl_deploy.config import Fp16Config
 from krl_deploy.precision import fp16 as module
-from krl_deploy.precision.fp16 import half
+from krl_deploy.precision.fp16 import fp16
 from krl_runtime import Bundle
 from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import UsageError
 
 
 def test_the_whole_way(bundle, digits, capsys):
-    assert main(["half", str(bundle.path), "--data", str(digits), "--json"]) == 0
+    assert main(["fp16", str(bundle.path), "--data", str(digits), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["images"] == {"data": "digits", "count": 300}
     for name in ("fp16", "fp16.rounded"):
@@ -40,7 +40,7 @@ def test_the_whole_way(bundle, digits, capsys):
 
 
 def test_types(bundle):
-    half(HalfConfig(bundle.path))
+    fp16(Fp16Config(bundle.path))
     model = onnx.load(bundle.path / "model.fp16.onnx")
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert kinds == {"pixels": onnx.TensorProto.UINT8, "logits": onnx.TensorProto.FLOAT}
@@ -49,7 +49,7 @@ def test_types(bundle):
 
 
 def test_without_data_the_golden_inputs_are_measured_on(bundle, capsys):
-    assert main(["half", str(bundle.path)]) == 0
+    assert main(["fp16", str(bundle.path)]) == 0
     output = capsys.readouterr().out
     assert "measured on 16 images of golden inputs" in output
     assert "fp16.rounded" in output
@@ -71,7 +71,7 @@ def overflowing(path, *, factor):
 
 def test_a_net_that_overflows_is_rescued(tmp_path, capsys):
     bundle = overflowing(tmp_path / "big.krl", factor=7_000.0)
-    assert main(["half", str(bundle.path), "--json"]) == 0
+    assert main(["fp16", str(bundle.path), "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert any("FP16 ends at 65504" in reason for reason in result["kept_fp32"].values())
@@ -82,15 +82,15 @@ def test_a_net_that_overflows_is_rescued(tmp_path, capsys):
 def test_an_overflow_that_calibration_did_not_see_fails_and_changes_nothing(tmp_path, monkeypatch, capsys):
     bundle = overflowing(tmp_path / "big.krl", factor=20_000.0)
     monkeypatch.setattr(module, "collect", lambda *_: {})
-    assert main(["half", str(bundle.path)]) == 1
+    assert main(["fp16", str(bundle.path)]) == 1
     assert "in FP16 the network answers with numbers that are not finite" in capsys.readouterr().err
     assert set(Bundle.open(bundle.path).manifest.variants) == {"fp32"}
 
 
 def test_bad_input(tmp_path, bundle, capsys):
-    assert main(["half", str(tmp_path / "none.krl")]) == 2
+    assert main(["fp16", str(tmp_path / "none.krl")]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert main(["half", str(bundle.path), "--data", str(tmp_path / "none")]) == 2
+    assert main(["fp16", str(bundle.path), "--data", str(tmp_path / "none")]) == 2
     assert "none does not exist" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--val-limit is 0"):
-        HalfConfig(bundle.path, val_limit=0)
+        Fp16Config(bundle.path, val_limit=0)

@@ -89,12 +89,12 @@ def test_clean_half_and_int8(name):
 
     calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
     emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
-    forms = emitter.emit()
-    assert "n_y" not in forms.tensorrt.kept_float
+    graphs = emitter.emit()
+    assert "n_y" not in graphs.tensorrt.kept_float
     for form in ("int8", "int8.cpu"):
-        assert noise(outputs_of(forms.sessions[form], PIXELS), wanted) < NOISE
+        assert noise(outputs_of(graphs.sessions[form], PIXELS), wanted) < NOISE
         other = np.ascontiguousarray(PIXELS[:, :, :10, :6])
-        assert noise(outputs_of(forms.sessions[form], other), run(model, pixels=other)[0]) < NOISE
+        assert noise(outputs_of(graphs.sessions[form], other), run(model, pixels=other)[0]) < NOISE
 
 
 def test_transposed_convolutions_are_int8_for_tensorrt_alone():
@@ -117,6 +117,6 @@ def test_plans_that_keep_what_comes_before():
         emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
         (wanted,) = run(model, pixels=PIXELS)
         for kept in (["n_a"], ["n_a", "n_m"], ["n_y"]):
-            forms = emitter.emit(dict.fromkeys(kept, "kept by the test"))
+            graphs = emitter.emit(dict.fromkeys(kept, "kept by the test"))
             for form in ("int8", "int8.cpu"):
-                assert noise(outputs_of(forms.sessions[form], PIXELS), wanted) < NOISE
+                assert noise(outputs_of(graphs.sessions[form], PIXELS), wanted) < NOISE

@@ -1,4 +1,4 @@
-"""The planner on a net with a loud channel on its residual path, which no equalization reaches."""
+"""The planner on a net with an outlier channel on its residual path, which no equalization reaches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _fast(monkeypatch):
 
 
 @pytest.fixture
-def loud(bundle):
-    """The bundle with one channel between the third and the fourth convolution 2000 times as loud; equal answers."""
+def outlier(bundle):
+    """The bundle with one channel between the third and the fourth convolution 2000 times as large; equal answers."""
     path = bundle.file("model.fp32.onnx")
     model = onnx.load(path)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -46,32 +46,32 @@ def loud(bundle):
         model.SerializeToString(),
         {"pixels": golden["pixels"]},
         {"logits": golden["logits"]},
-        name="loud",
+        name="outlier",
         preprocessing=manifest.preprocessing,
         source={},
         labels=manifest.labels,
     )
-    return reference.write(bundle.path.with_name("loud.krl"), {}, overwrite=False)
+    return reference.write(bundle.path.with_name("outlier.krl"), {}, overwrite=False)
 
 
 def arguments(made, digits, *more):
     return ["quantize", str(made.path), "--data", str(digits), "--limit", "100", "--equalize", "none", *more]
 
 
-def test_a_net_that_collapses_passes_with_a_plan(loud, digits, capsys):
-    assert main(arguments(loud, digits)) == 1
+def test_a_net_that_collapses_passes_with_a_plan(outlier, digits, capsys):
+    assert main(arguments(outlier, digits)) == 1
     error = capsys.readouterr().err
-    assert "--plan finds the layers that cost most" in error
-    assert main(arguments(loud, digits, "--plan", "--around", "fp16", "--json")) == 0
+    assert "--mixed-precision finds the layers that cost most" in error
+    assert main(arguments(outlier, digits, "--mixed-precision", "--float-precision", "fp16", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["drop_points"] <= 1
     attempts = result["plan"]["attempts"]
     assert attempts[0]["kept"] == 0
-    assert attempts[0]["loss"] > 10
-    assert all(attempt["loss"] > 1 for attempt in attempts[:-1])
+    assert attempts[0]["drop"] > 10
+    assert all(attempt["drop"] > 1 for attempt in attempts[:-1])
     assert attempts[-1]["kept"] == len(result["plan"]["layers_kept_float"]) <= 3
 
-    made = Bundle.open(loud.path)
+    made = Bundle.open(outlier.path)
     made.verify()
     plan = json.loads(made.file("plan.json").read_bytes())
     assert plan["max_drop"] == 1
@@ -86,33 +86,36 @@ def test_a_net_that_collapses_passes_with_a_plan(loud, digits, capsys):
         assert not dequantized & set(next(item for item in tensorrt.graph.node if item.name == layer["name"]).input)
 
 
-def test_equalization_alone_saves_it(loud, digits, capsys):
-    assert main([*arguments(loud, digits)[:-2], "--json"]) == 0
+def test_equalization_alone_saves_it(outlier, digits, capsys):
+    assert main([*arguments(outlier, digits)[:-2], "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["equalized_activations"] == 1
     assert result["drop_points"] <= 1
 
 
-def test_no_plan_passes(loud, digits, capsys, monkeypatch):
+def test_no_plan_passes(outlier, digits, capsys, monkeypatch):
     monkeypatch.setattr(module._Judge, "attempt", lambda self, keep: module.Attempt(len(keep), 7.0, 0.9))
-    before = (loud.path / "manifest.json").read_bytes()
-    assert main(arguments(loud, digits, "--plan")) == 1
+    before = (outlier.path / "manifest.json").read_bytes()
+    assert main(arguments(outlier, digits, "--mixed-precision")) == 1
     error = capsys.readouterr().err
-    assert "no plan with a layer in INT8 loses 1 points of top-1 or less; the bundle is unchanged" in error
+    assert "no plan with a layer in INT8 has a drop of 1 points of top-1 or less; the bundle is unchanged" in error
     assert "most sensitive of 13 layers" in error
     assert "layers in float" in error
-    assert (loud.path / "manifest.json").read_bytes() == before
+    assert (outlier.path / "manifest.json").read_bytes() == before
 
 
-def test_the_budget_ends_the_search(loud, digits, capsys):
-    assert main(arguments(loud, digits, "--plan", "--budget-seconds", "0.001")) == 1
+def test_the_budget_ends_the_search(outlier, digits, capsys):
+    assert main(arguments(outlier, digits, "--mixed-precision", "--budget-seconds", "0.001")) == 1
     error = capsys.readouterr().err
     assert "the time was up after 1 of 13 layers; the others rank last" in error
     assert "or less within --budget-seconds 0.001; the bundle is unchanged" in error
 
 
 def test_a_net_that_needs_no_plan_gets_the_evidence(bundle, digits, capsys):
-    assert main(["quantize", str(bundle.path), "--data", str(digits), "--plan", "--max-drop", "3", "--json"]) == 0
+    assert (
+        main(["quantize", str(bundle.path), "--data", str(digits), "--mixed-precision", "--max-drop", "3", "--json"])
+        == 0
+    )
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["layers_kept_float"] == []
     assert plan["layers"] == 13
@@ -124,17 +127,17 @@ def test_a_net_that_needs_no_plan_gets_the_evidence(bundle, digits, capsys):
     assert not (bundle.path / "plan.json").exists()
 
 
-def test_without_labels_agreement_counts(tmp_path, loud, digits, capsys):
+def test_without_labels_agreement_counts(tmp_path, outlier, digits, capsys):
     import shutil
 
     flat = tmp_path / "flat"
     flat.mkdir()
     for index, file in enumerate(sorted(digits.glob("train/*/*.png"))[::4]):
         shutil.copy(file, flat / f"{index:03d}.png")
-    assert main(arguments(loud, flat, "--plan", "--max-drop", "5", "--json")) == 0
+    assert main(arguments(outlier, flat, "--mixed-precision", "--max-drop", "5", "--json")) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
-    assert plan["loss"] == "points of agreement with fp32, for want of labels"
-    assert plan["attempts"][-1]["loss"] == pytest.approx((1 - plan["attempts"][-1]["agreement"]) * 100)
+    assert plan["drop"] == "points of agreement with fp32, for want of labels"
+    assert plan["attempts"][-1]["drop"] == pytest.approx((1 - plan["attempts"][-1]["agreement"]) * 100)
 
 
 def test_steps_leave_something_to_int8():

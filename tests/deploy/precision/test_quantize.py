@@ -15,7 +15,7 @@ from krl_deploy.calibration.checkpoint import Checkpoint
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig, QuantizeConfig
-from krl_deploy.evaluation import Loss
+from krl_deploy.evaluation import AccuracyDrop
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.files import opset_of
@@ -252,13 +252,13 @@ def test_a_flipped_byte_is_noticed(bundle, digits, capsys):
 
 
 def test_a_net_too_narrow_for_tensorrt_is_reported(tmp_path, digits, capsys):
-    """Five filters of three channels: the first layer, but no multiple of 8; the CPU's form takes it."""
+    """Five filters of three channels: the first layer, but no multiple of 8; the CPU's graph takes it."""
     from _helpers.bundles import write_bundle
 
     write_bundle(tmp_path / "tiny.krl")
     assert main(["quantize", str(tmp_path / "tiny.krl"), "--data", str(digits), "--limit", "64"]) == 0
     error = capsys.readouterr().err
-    assert "TensorRT's form has nothing in INT8" in error
+    assert "TensorRT's graph has nothing in INT8" in error
     assert "thin convolution of 3 to 5 channels" in error
 
 
@@ -306,7 +306,7 @@ def test_a_net_with_nothing_for_int8_is_refused():
         ({"percentile": 50.0}, "--percentile is 50.0"),
         ({"max_drop": -1.0}, "--max-drop is -1.0"),
         ({"plan": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
-        ({"budget_seconds": 9.0}, "give --plan as well"),
+        ({"budget_seconds": 9.0}, "give --mixed-precision as well"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
     ],
 )
@@ -316,28 +316,28 @@ def test_options_out_of_range(options, message):
 
 
 def test_the_check_alone():
-    with pytest.raises(CheckFailedError, match=r"INT8 loses 3\.00 points"):
-        module._check_loss(module._Measured(10, {}, Loss(3.0, "points of top-1", 1.0), {}, {}), "table")
+    with pytest.raises(CheckFailedError, match=r"the accuracy drop of INT8 is 3\.00 points"):
+        module._check_drop(module._Measured(10, {}, AccuracyDrop(3.0, "points of top-1", 1.0), {}, {}), "table")
 
 
 def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):
-    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp16"))
-    assert result["around"] == "fp16"
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, float_precision="fp16"))
+    assert result["float_precision"] == "fp16"
     model = onnx.load(bundle.path / "model.int8.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
     cpu = onnx.load(bundle.path / "model.int8.cpu.onnx")
     assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in cpu.graph.initializer}
     assert [replay.state for replay in selftest(Bundle.open(bundle.path)) if replay.kind == "cpu"] == ["passed"] * 2
-    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp32", max_drop=2))
-    assert result["around"] == "fp32"
+    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, float_precision="fp32", max_drop=2))
+    assert result["float_precision"] == "fp32"
     model = onnx.load(bundle.path / "model.int8.onnx")
     assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in model.graph.initializer}
 
 
 def test_the_file_computes_what_was_measured(bundle, digits, fast):
     """The simulation that is measured, against the shipped file itself."""
-    quantize(QuantizeConfig(bundle.path, digits, limit=64, around="fp16"))
+    quantize(QuantizeConfig(bundle.path, digits, limit=64, float_precision="fp16"))
     calibration = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes())
     emitter = Emitter(
         (bundle.path / "model.fp32.onnx").read_bytes(),
@@ -346,18 +346,18 @@ def test_the_file_computes_what_was_measured(bundle, digits, fast):
         optimal_scales=False,
         bias_correction=True,
     )
-    forms = emitter.emit()
-    assert forms.files["int8"] == (bundle.path / "model.int8.onnx").read_bytes()
+    graphs = emitter.emit()
+    assert graphs.files["int8"] == (bundle.path / "model.int8.onnx").read_bytes()
     golden = bundle.golden()["pixels"]
-    shipped, simulated = outputs_of(open_cpu(forms.files["int8"]), golden), outputs_of(forms.sessions["int8"], golden)
-    exact = outputs_of(forms.sessions["fp32"], golden)
+    shipped, simulated = outputs_of(open_cpu(graphs.files["int8"]), golden), outputs_of(graphs.sessions["int8"], golden)
+    exact = outputs_of(graphs.sessions["fp32"], golden)
     assert np.abs(shipped - simulated).std() <= 0.02 * exact.std()
 
 
 def test_an_older_opset_is_raised_for_fp16(tmp_path, digits, run, fast):
     export(ExportConfig(run.path, tmp_path / "old.krl", data=digits, opset=18))
-    result, _ = quantize(QuantizeConfig(tmp_path / "old.krl", digits, limit=64, max_drop=2, around="fp16"))
-    assert result["around"] == "fp16"
+    result, _ = quantize(QuantizeConfig(tmp_path / "old.krl", digits, limit=64, max_drop=2, float_precision="fp16"))
+    assert result["float_precision"] == "fp16"
     assert opset_of(onnx.load(tmp_path / "old.krl" / "model.int8.onnx")) == 19
 
 

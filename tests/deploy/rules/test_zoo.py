@@ -34,7 +34,7 @@ ZOO = [
 ]
 
 
-def forms(name: str, size: int) -> dict[str, onnx.ModelProto]:
+def graphs(name: str, size: int) -> dict[str, onnx.ModelProto]:
     """Return the forms of a network with random weights; every range is -1 to 1."""
     network = Network(build_model(name, 10), Preprocessing(size, size)).eval()
     model = to_onnx(network, (3, size, size), 20)
@@ -51,7 +51,7 @@ def forms(name: str, size: int) -> dict[str, onnx.ModelProto]:
 
 @pytest.mark.parametrize(("name", "size"), ZOO)
 def test_our_own_output(name, size):
-    made = forms(name, size)
+    made = graphs(name, size)
     for form in ("int8 for the CPU", "fp32"):
         assert findings(made[form], ONNXRUNTIME_CPU) == [], form
     del made["int8 for the CPU"]

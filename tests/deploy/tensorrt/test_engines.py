@@ -390,7 +390,7 @@ def test_wrong_options_are_refused_before_anything_happens(bundle, changes, mess
 
 def test_a_missing_variant_names_the_command_that_makes_it(tmp_path):
     bundle = write_bundle(tmp_path / "m.krl")
-    for precision, command in (("int8", "krl-deploy quantize"), ("fp16", "krl-deploy half")):
+    for precision, command in (("int8", "krl-deploy quantize"), ("fp16", "krl-deploy fp16")):
         with pytest.raises(UsageError, match=rf"has no variant {precision} \(it has: fp32\); make it with: {command}"):
             build_engine(config(bundle, precision))
 

@@ -17,9 +17,9 @@ from krl_deploy.rules.targets import Target, target_here
 from krl_deploy.tensorrt import engines as commands
 from krl_deploy.tensorrt.builder import BuildOptions
 from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
+from krl_deploy.tensorrt.onnx_file import read_source
 from krl_deploy.tensorrt.plan import plan_version
 from krl_deploy.tensorrt.script import trtexec_line
-from krl_deploy.tensorrt.source import read_source
 from krl_runtime import load
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.cli.commandline import dispatch

@@ -114,7 +114,7 @@ def test_backend_says_where_to_begin_and_goes_on_from_there(bundle: Bundle):
         ({"backend": "cpu", "require": "cuda"}, "backend is 'cpu' but require is 'cuda'; give one of them"),
         (
             {"variant": "int4"},
-            "has no variant 'int4'; it has: fp16, fp32, int8; krl-deploy half and krl-deploy quantize",
+            "has no variant 'int4'; it has: fp16, fp32, int8; krl-deploy fp16 and krl-deploy quantize",
         ),
         ({"threads": 0}, "threads is 0; accepted: 1 or more"),
     ],

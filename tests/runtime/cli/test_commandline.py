@@ -109,7 +109,7 @@ def run(*arguments: str) -> int:
 
 
 def test_dispatch_fills_the_configuration():
-    assert run("make", "--name", "a", "--sizes", "3", "4", "5", "--loud") == 0
+    assert run("make", "--name", "a", "--sizes", "3", "4", "5", "--factor") == 0
     assert [Options("a", 1, (3, 4, 5), True)] == SEEN
     assert run("make", "--name", "a", "--count", "4") == 4
 

@@ -202,7 +202,7 @@ def test_info(run, bundle: Bundle):
     lines = dict(line.split("  ", 1) for line in out.splitlines() if line.startswith(("evidence", "source")))
     assert {key: value.strip() for key, value in lines.items()} == {
         "evidence fp32": "40,551,040 MACs; largest error of an output 1.1e-05 against the reference",
-        "evidence int8": "loses 0.50 points of top-1; 2.22 times FP32's speed on the CPU that measured it; "
+        "evidence int8": "drop of 0.50 points of top-1; 2.22 times FP32's speed on the CPU that measured it; "
         "measured on 385 images; fp32 91.00%; int8 agrees 99.0%; int8.cpu 90.50%",
         "evidence engines": "k: built in 12.5 s",
         "evidence mine": lines["evidence mine"].strip(),

@@ -1,4 +1,4 @@
-"""Networks that round as their INT8 form does, while they are trained."""
+"""Networks that round as their INT8 graph does, while they are trained."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_float_weights_do_not_fit(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet8", "dscnn-1"])
 def test_loud_channels_are_equalized(name):
-    """Planted: two channels a thousand times as loud, and as quiet again in the weights that read them."""
+    """Planted: two channels a thousand times as large, and as small again in the weights that read them."""
     torch.manual_seed(0)
     backbone = build_model(name, 4, 3)
     x = torch.rand(8, 3, 16, 16)
@@ -176,12 +176,12 @@ def test_loud_channels_are_equalized(name):
         backbone(x)
     backbone.eval()
     if name == "resnet8":
-        loud, reading = backbone.layer2[0].bn1, backbone.layer2[0].conv2.weight
+        outlier, reading = backbone.layer2[0].bn1, backbone.layer2[0].conv2.weight
     else:
-        loud, reading = backbone.features[2][1], backbone.features[3][0].weight
+        outlier, reading = backbone.features[2][1], backbone.features[3][0].weight
     with torch.no_grad():
-        loud.weight[:2] *= 1000
-        loud.bias[:2] *= 1000
+        outlier.weight[:2] *= 1000
+        outlier.bias[:2] *= 1000
         (reading[:, :2] if reading.shape[1] > 1 else reading[:2]).div_(1000)
         expected = backbone(x)
         rounding = FakeQuantized(backbone, (3, 16, 16))
@@ -193,7 +193,7 @@ def test_loud_channels_are_equalized(name):
     assert error < 0.1 * expected.abs().max()
     if name != "resnet8":
         return  # with weights that nobody trained, hardly anything depends on the depthwise layer
-    # Without it, what is not loud is rounded away.
+    # Without it, what is not an outlier is rounded away.
     plain = FakeQuantized(backbone, (3, 16, 16))
     with torch.no_grad():
         plain.set_mode("observe")

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from _helpers.digits import train_run, write_digits
-from _helpers.generation import LOOP, foreign_generator, gan_config
+from _helpers.generation import LOOP, gan_config, third_party_generator
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, KrlError, RunError, TrainingError, UsageError
 from krl_train.cli import main
@@ -315,11 +315,11 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         fit(gan_config(tmp_path / "run"))
 
 
-def test_a_foreign_generator_is_imported(tmp_path: Path) -> None:
-    foreign, asked = foreign_generator(tmp_path, latent=5, hidden=7, size=(4, 6), channels=3)
+def test_a_third_party_generator_is_imported(tmp_path: Path) -> None:
+    third_party, asked = third_party_generator(tmp_path, latent=5, hidden=7, size=(4, 6), channels=3)
     run = import_weights(asked)
     latent = torch.randn(2, 5)
-    expected = (foreign(latent).reshape(2, 3, 4, 6) + 1) * 127.5
+    expected = (third_party(latent).reshape(2, 3, 4, 6) + 1) * 127.5
     torch.testing.assert_close(run.module()(latent), expected)
     assert run.record.metrics["macs"] == 5 * 7 + 7 * 72
     with pytest.raises(UsageError, match="give --size, --channels and --latent"):

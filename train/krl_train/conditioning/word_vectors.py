@@ -92,7 +92,7 @@ def _embed(folder: Path, words: list[str]) -> Tensor:
     try:
         model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         meanings: Tensor = model.encode(words, convert_to_tensor=True, show_progress_bar=False)
-    except Exception as error:  # a foreign file: the library raises whatever its parts do
+    except Exception as error:  # a third-party file: the library raises whatever its parts do
         raise DataError(f"--sentence-model {folder} cannot be used: {error}") from error
     if meanings.ndim != 2 or len(meanings) != len(words) or not meanings.isfinite().all():
         raise DataError(f"--sentence-model {folder} gives {list(meanings.shape)} for {len(words)} words, or NaN")

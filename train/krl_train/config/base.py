@@ -279,8 +279,8 @@ class ImportConfig:
     """Options of ``krl-train import``."""
 
     weights: Path
-    """The foreign file: .pth, .pt, .th, .ckpt (read without executing anything in it), .safetensors, or for style-WIDTH
-    .npz."""
+    """The third-party file: .pth, .pt, .th, .ckpt (read without executing anything in it), .safetensors, or .npz for
+    style-WIDTH."""
     model: str
     """The network that the weights belong to, by krl's name."""
     out: OutOption

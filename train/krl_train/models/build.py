@@ -50,7 +50,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
     small = _small_model(name, num_classes, in_channels)
     if small is not None:
         if pretrained:
-            raise ModelError(f"model {name} has no pretrained weights here; krl-train import takes foreign ones")
+            raise ModelError(f"model {name} has no pretrained weights here; krl-train import takes third-party ones")
         return small
     make = _timm_model if name.startswith("timm/") else _torchvision_model
     return _with_short_memory(make(name, num_classes, in_channels, pretrained))

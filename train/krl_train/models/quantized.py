@@ -1,4 +1,4 @@
-"""A network that computes as its INT8 form will: fake-quantized, for training and for judging it.
+"""A network that computes as its INT8 graph will: fake-quantized, for training and for judging it.
 
 Where values are rounded follows NVIDIA's rules of explicit quantization, the same that ``krl-deploy`` writes graphs by:
 the input and the weight of each convolution and linear layer that is wide enough, and the branch of a residual
@@ -35,7 +35,7 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 class FakeQuantized(nn.Module):
-    """A backbone that rounds where its INT8 form will.
+    """A backbone that rounds where its INT8 graph will.
 
     It is always in eval mode: what is left of batch normalization is frozen, and nothing is dropped. It computes in
     float32 under mixed precision as well, whose own rounding is coarser than that of INT8.
@@ -91,7 +91,7 @@ class FakeQuantized(nn.Module):
     def observing(self) -> Iterator[None]:
         """Take the scales from what runs through the network in a ``with`` block; nothing is rounded there.
 
-        Activations with loud channels are equalized, which changes weights and leaves answers as they are.
+        Activations with outlier channels are equalized, which changes weights and leaves answers as they are.
         """
         with self.computing("observe"):
             yield

@@ -24,7 +24,7 @@ class ModelSpec:
         num_classes: Number of logits; 0 where the task has no classes.
         in_channels: Channels of the images.
         arguments: What else the architecture takes, as plain JSON types; ``{"quantize": "int8"}`` makes a classifier
-            that rounds as its INT8 form does.
+            that rounds as its INT8 graph does.
     """
 
     name: str

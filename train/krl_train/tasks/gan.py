@@ -89,8 +89,8 @@ class CollapseWatch:
         if self._won > self.patience:
             raise TrainingError(
                 f"the discriminator classified every image of {self._won} steps correctly with a margin; the generator "
-                f"learns nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or --discriminator-width, "
-                "raise --r1, or give --diffaugment color translation cutout"
+                f"learns nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or "
+                "--discriminator-width, raise --r1, or give --diffaugment color translation cutout"
             )
         if self._same > self.patience:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""``krl-deploy adopt``: from an ONNX file that somebody else made to a bundle, whatever the task."""
+"""``krl-deploy import``: from an ONNX file that somebody else made to a bundle, whatever the task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from krl_deploy.bundles.reference import check_target, make_reference
-from krl_deploy.config import AdoptConfig
+from krl_deploy.config import ImportConfig
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
@@ -21,16 +21,16 @@ from .classifier import import_classifier
 from .restorer import import_restorer
 from .rewritten import Rewritten
 
-__all__ = ["adopt"]
+__all__ = ["import_onnx"]
 
-_IMPORTERS: dict[str, Callable[[AdoptConfig, onnx.ModelProto], Rewritten]] = {
+_IMPORTERS: dict[str, Callable[[ImportConfig, onnx.ModelProto], Rewritten]] = {
     "classification": import_classifier,
     "restoration": import_restorer,
 }
 
 
-def adopt(config: AdoptConfig) -> dict[str, Any]:
-    """Put preprocessing into a foreign model, check that it still answers the same, measure it, and write the bundle.
+def import_onnx(config: ImportConfig) -> dict[str, Any]:
+    """Put preprocessing into a third-party model, check that its outputs stay the same, measure it, write the bundle.
 
     Returns:
         What was made and measured, as plain JSON types.
@@ -38,7 +38,7 @@ def adopt(config: AdoptConfig) -> dict[str, Any]:
     Raises:
         ModelError: The file is not an ONNX model of the task that krl can take.
         UsageError: An option does not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float form counts where
+        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
             it is quantized.
         DataError: The images cannot be used.
         BundleError: ``out`` exists and is not to be replaced.

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from krl_deploy.rules.targets import Target
 
-__all__ = ["Source", "read_source"]
+__all__ = ["OnnxFile", "read_source"]
 
 _log = logging.getLogger("krl")
 
 
 @dataclass(frozen=True)
-class Source:
+class OnnxFile:
     """An ONNX file that TensorRT can be given.
 
     Attributes:
@@ -38,7 +38,7 @@ class Source:
     inputs: tuple[TensorSpec, ...]
 
 
-def read_source(path: Path, target: Target) -> Source:
+def read_source(path: Path, target: Target) -> OnnxFile:
     """Read an ONNX file and check it for a target, as ``krl-deploy check`` does; warnings are logged.
 
     Raises:
@@ -61,7 +61,7 @@ def read_source(path: Path, target: Target) -> Source:
         command = f"krl-deploy check {path} --target {target.name}"
         raise ModelError(f"{path} is not ready for {target.name}:{shown}\nwhat to do: {command}")
     data = path.read_bytes()
-    return Source(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input))
+    return OnnxFile(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input))
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -1,4 +1,4 @@
-"""Foreign ONNX classifiers: a float model of digits, made with torch's weights but without krl's hand."""
+"""Third-party ONNX classifiers: a float model of digits, made with torch's weights but without krl's hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from _helpers.graphs import constants, graph, node, run
 from krl_deploy.cli import main
-from krl_deploy.config import AdoptConfig
+from krl_deploy.config import ImportConfig
 from krl_deploy.importers import classifier as importing
 from krl_deploy.importers import original as module
 from krl_runtime import Bundle, load
@@ -21,7 +21,7 @@ from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 LABELS = [str(digit) for digit in range(10)]
 
 
-def foreign(exported, *, batch: int | str = "batch", softmax=False, reshape=False):
+def third_party(exported, *, batch: int | str = "batch", softmax=False, reshape=False):
     """The exported network without its normalization: float input, as somebody else would have written it."""
     model = onnx.load(exported / "model.fp32.onnx")
     nodes = [item for item in model.graph.node if item.op_type not in ("Cast", "Mul")]
@@ -45,32 +45,32 @@ def foreign(exported, *, batch: int | str = "batch", softmax=False, reshape=Fals
 @pytest.fixture
 def options(tmp_path, digits):
     def make(model, *more):
-        path = tmp_path / "foreign.onnx"
+        path = tmp_path / "third_party.onnx"
         path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
         common = ["--labels", *LABELS, "--mean", "0.3", "--std", "0.35", "--data", str(digits), "--overwrite"]
-        return ["adopt", str(path), "-o", str(tmp_path / "a.krl"), *common, *more]
+        return ["import", str(path), "-o", str(tmp_path / "a.krl"), *common, *more]
 
     return make
 
 
 def test_a_float_model_answers_as_the_exported_one(exported, options, tmp_path, digits, capsys):
-    assert main(options(foreign(exported), "--json")) == 0
+    assert main(options(third_party(exported), "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["top1"] > 0.9
     assert result["count"] == 300
     assert result["input"] == "uint8 [batch, 1, 16, 16]"
-    adopted = Bundle.open(tmp_path / "a.krl")
-    assert adopted.manifest.name == "foreign"
-    assert adopted.manifest.source["file"] == "foreign.onnx"
+    imported = Bundle.open(tmp_path / "a.krl")
+    assert imported.manifest.name == "third_party"
+    assert imported.manifest.source["file"] == "third_party.onnx"
     files = sorted((digits / "val").glob("*/*.png"))[::10]
-    with load(adopted.path) as ours, load(exported) as theirs:
+    with load(imported.path) as ours, load(exported) as theirs:
         for left, right in zip(ours(files), theirs(files), strict=True):
             np.testing.assert_allclose(left.logits, right.logits, atol=1e-4)
-    assert [replay.state for replay in selftest(adopted) if replay.kind == "cpu"] == ["passed"]
+    assert [replay.state for replay in selftest(imported) if replay.kind == "cpu"] == ["passed"]
 
 
 def test_mean_and_std_in_units_of_the_input_range(exported, options, tmp_path, capsys):
-    arguments = options(foreign(exported), "--input-range", "0-255")
+    arguments = options(third_party(exported), "--input-range", "0-255")
     for name, value in (("--mean", 0.3), ("--std", 0.35)):
         arguments[arguments.index(name) + 1] = str(value * 255)
     assert main(arguments) == 0
@@ -83,7 +83,7 @@ def test_mean_and_std_in_units_of_the_input_range(exported, options, tmp_path, c
 def test_labels_from_a_file(exported, options, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f" kind {label} " for label in LABELS) + "\n\n", encoding="utf-8")
-    arguments = options(foreign(exported))
+    arguments = options(third_party(exported))
     start = arguments.index("--labels")
     arguments[start + 1 : start + 11] = [str(names)]
     assert main(arguments) == 0
@@ -91,14 +91,14 @@ def test_labels_from_a_file(exported, options, tmp_path):
 
 
 def test_a_fixed_batch_is_opened(exported, options, tmp_path, capsys):
-    assert main(options(foreign(exported, batch=1, reshape=True), "--json")) == 0
+    assert main(options(third_party(exported, batch=1, reshape=True), "--json")) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]
     assert "the batch, which was fixed to 1, was opened" in changes
     assert Bundle.open(tmp_path / "a.krl").manifest.inputs[0].shape == ("batch", 1, 16, 16)
 
 
 def test_a_softmax_goes_and_probabilities_stay(exported, options, tmp_path, capsys):
-    assert main(options(foreign(exported, softmax=True), "--json")) == 0
+    assert main(options(third_party(exported, softmax=True), "--json")) == 0
     assert "the last Softmax was taken out" in json.loads(capsys.readouterr().out)["changes"]
     model = onnx.load(tmp_path / "a.krl" / "model.fp32.onnx")
     assert model.graph.node[-1].op_type == "Gemm"
@@ -119,10 +119,10 @@ def mixing(batch=1):
 def test_a_batch_that_cannot_be_opened_stays_fixed(options, tmp_path, capsys):
     assert main(options(mixing())) == 0
     assert "the batch stays fixed to 1; with an open one: the outputs differ" in capsys.readouterr().err
-    adopted = Bundle.open(tmp_path / "a.krl")
-    assert adopted.manifest.inputs[0].shape == (1, 1, 16, 16)
-    assert [replay.state for replay in selftest(adopted) if replay.kind == "cpu"] == ["passed"]
-    assert main(["half", str(adopted.path)]) == 0
+    imported = Bundle.open(tmp_path / "a.krl")
+    assert imported.manifest.inputs[0].shape == (1, 1, 16, 16)
+    assert [replay.state for replay in selftest(imported) if replay.kind == "cpu"] == ["passed"]
+    assert main(["fp16", str(imported.path)]) == 0
 
 
 def test_a_larger_batch_that_cannot_be_opened_is_refused(options, tmp_path, capsys):
@@ -177,20 +177,20 @@ def test_weights_that_are_stored_as_integers_become_floats(options, tmp_path, di
     model = graph(nodes, {"image": ["n", 1, 16, 16]}, {"out": None}, values)
     assert main(options(model)) == 0
     assert "the file is quantized" in capsys.readouterr().err
-    adopted = onnx.load(tmp_path / "a.krl" / "model.fp32.onnx")
-    assert any(np.array_equal(value, values["q"] * values["s"]) for value in constants(adopted).values())
+    imported = onnx.load(tmp_path / "a.krl" / "model.fp32.onnx")
+    assert any(np.array_equal(value, values["q"] * values["s"]) for value in constants(imported).values())
     assert Bundle.open(tmp_path / "a.krl").manifest.calibration is None
 
 
 def test_bad_models(tmp_path, exported, options, capsys):
     assert main(options(b"nothing of the kind")) == 2
     assert "is not an ONNX file, or is damaged" in capsys.readouterr().err
-    broken = foreign(exported)
+    broken = third_party(exported)
     weight = next(item for item in broken.graph.initializer if len(item.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(np.full(list(weight.dims), np.nan, np.float32), weight.name))
     assert main(options(broken)) == 2
     assert f"weight {weight.name} has values that are not finite" in capsys.readouterr().err
-    unknown = foreign(exported)
+    unknown = third_party(exported)
     unknown.graph.node[0].domain = "somebody"
     unknown.opset_import.append(helper.make_opsetid("somebody", 1))
     assert main(options(unknown)) == 2
@@ -198,7 +198,7 @@ def test_bad_models(tmp_path, exported, options, capsys):
 
 
 def test_bad_options(exported, options, digits, tmp_path, capsys):
-    arguments = options(foreign(exported))
+    arguments = options(third_party(exported))
     start = arguments.index("--labels")
     assert main([*arguments[: start + 4], *arguments[start + 11 :]]) == 2
     assert "3 labels were given (0, 1, 2 …), but the model has 10 outputs" in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_bad_options(exported, options, digits, tmp_path, capsys):
     assert main([*arguments[:-1]]) == 2
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--golden is 0"):
-        AdoptConfig(tmp_path, tmp_path, (), tmp_path, golden=0)
+        ImportConfig(tmp_path, tmp_path, (), tmp_path, golden=0)
 
 
 def test_open_sizes_need_options(options, capsys):
@@ -245,7 +245,7 @@ def test_a_uint8_model_normalizes_itself(options, tmp_path, capsys):
 
 def test_a_rewritten_model_that_answers_otherwise_is_refused(exported, options, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importing, "_answers", lambda *_: np.zeros((16, 10), np.float32))
-    assert main(options(foreign(exported))) == 1
+    assert main(options(third_party(exported))) == 1
     assert "the outputs differ by" in capsys.readouterr().err
     assert issubclass(CheckFailedError, Exception)
     assert not (tmp_path / "a.krl").exists()
