@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
+from krl_train.config import RECORD, recorded_task
 from krl_train.processes import leave_group
 
 from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
@@ -129,7 +131,20 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return leave_group(dispatch("krl-compress", "Make large image models small.", COMMANDS, argv, recipes=RECIPES))
+    program = Program(
+        "krl-compress",
+        "Make large image models small.",
+        COMMANDS,
+        recipes=RECIPES,
+        task_of={"distill": _task_of_teacher},
+        record=RECORD,
+    )
+    return leave_group(dispatch(program, argv))
+
+
+def _task_of_teacher(arguments: Sequence[str]) -> str:
+    task = recorded_task(value_of(arguments, "--teacher"))
+    return "gan" if task == "generation" else task
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
 
@@ -19,7 +20,7 @@ __all__ = [
     "JointConfig",
     "LossConfig",
     "MutualConfig",
-    "QuantisationConfig",
+    "QuantizationConfig",
     "RecipesConfig",
     "StudyConfig",
 ]
@@ -28,6 +29,8 @@ RECIPES = Path(__file__).parent / "recipes"
 """Folder of the recipes, NAME.yaml."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+_CLASSIFIER, _GENERATOR = Only("classification"), Only("gan")
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ class CacheConfig:
 class LossConfig:
     """Options of the losses."""
 
-    alpha: float = 0.1
+    alpha: Annotated[float, _CLASSIFIER] = 0.1
     """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
-    temperature: float = 4.0
+    temperature: Annotated[float, _CLASSIFIER] = 4.0
     """T, by which both nets' logits are divided, where no --loss is given."""
     loss: Repeated = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardize,...]; may be given several times, and then nothing
     else counts: --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4. Without ce the labels do not count."""
-    feature_taps: Repeated = ()
+    feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
     map of each resolution that both networks have."""
 
@@ -75,7 +78,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class QuantisationConfig:
+class QuantizationConfig:
     """A student that is made for INT8."""
 
     quantize: Literal["int8"] | None = None
@@ -139,21 +142,21 @@ class DistillConfig(TrainingConfig):
     several times, to learn from several teachers at once."""
     student: str
     """A network by name, as in krl-train fit, or a run to start from."""
-    map_labels: Repeated = ()
+    map_labels: Annotated[Repeated, _CLASSIFIER] = ()
     """DATA_LABEL=TEACHER_LABEL, for a class that the teacher names otherwise (or numbers, from 0); may be given several
     times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
-    fusion: Literal["mean", "confidence", "class"] = "mean"
+    fusion: Annotated[Literal["mean", "confidence", "class"], _CLASSIFIER] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: bool = False
     """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
     losses: LossConfig = field(default_factory=LossConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    data_free: DataFreeConfig = field(default_factory=DataFreeConfig)
-    quantization: QuantisationConfig = field(default_factory=QuantisationConfig)
-    generator_student: GeneratorStudentConfig = field(default_factory=GeneratorStudentConfig)
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    cache: Advanced[Annotated[CacheConfig, _CLASSIFIER]] = field(default_factory=CacheConfig)
+    data_free: Advanced[Annotated[DataFreeConfig, _CLASSIFIER]] = field(default_factory=DataFreeConfig)
+    quantization: Annotated[QuantizationConfig, _CLASSIFIER] = field(default_factory=QuantizationConfig)
+    generator_student: Annotated[GeneratorStudentConfig, _GENERATOR] = field(default_factory=GeneratorStudentConfig)
+    generation: Advanced[Annotated[GenerationConfig, _GENERATOR]] = field(default_factory=GenerationConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,10 @@ class MutualConfig(TrainingConfig):
     """T, by which all logits are divided."""
     weight: float = 1.0
     """Factor of what the networks learn from each other."""
+
+    def __post_init__(self) -> None:
+        """Refuse options of other tasks."""
+        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +187,10 @@ class JointConfig(TrainingConfig):
     """T, by which both nets' logits are divided."""
     weight: float = 1.0
     """Lambda, the factor of what the student learns from the teacher."""
+
+    def __post_init__(self) -> None:
+        """Refuse options of other tasks."""
+        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.dispatch import Program, dispatch
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError
 
@@ -143,7 +144,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return dispatch("krl-deploy", "Turn trained networks into bundles that run at the edge.", COMMANDS, argv)
+    return dispatch(Program("krl-deploy", "Turn trained networks into bundles that run at the edge.", COMMANDS), argv)
 
 
 if __name__ == "__main__":

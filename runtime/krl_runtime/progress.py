@@ -1,42 +1,49 @@
-"""Progress bars with an ETA on standard error, silent where that is no terminal."""
+"""Progress of long work: silent, unless a program says how to show it, as the command lines do."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar
 
-__all__ = ["progress", "progress_bar"]
+__all__ = ["ProgressBar", "progress", "progress_bar", "show_with"]
 
 
 _Item = TypeVar("_Item")
 
 
-@contextmanager
-def progress_bar(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a progress bar with an ETA on standard error, if that is a terminal; yield what advances it by one.
+class ProgressBar(Protocol):
+    """Shows how far a piece of work is."""
 
-    Args:
-        description: What is being done, for people.
-        total: Number of items, ``None`` where it is not known.
-        done: Number of items that are done already.
-    """
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as EtaColumn
-    except ModuleNotFoundError:  # the slim runtime does not bring rich; nothing but the bar is lost
-        yield lambda: None
-        return
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), EtaColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total, completed=done)
-        yield lambda: bars.advance(task)
+    def __call__(
+        self, description: str, total: int | None, done: int = 0
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Show a bar while the context lasts; it gives what advances the bar by one.
+
+        Args:
+            description: What is being done, for people.
+            total: Number of items, ``None`` where it is not known.
+            done: Number of items that are done already.
+        """
+        ...
+
+
+_bar: ProgressBar | None = None
+
+
+def show_with(bar: ProgressBar | None) -> None:
+    """Show progress with ``bar`` from now on; ``None``, as in the beginning, shows none."""
+    global _bar
+    _bar = bar
+
+
+def progress_bar(description: str, total: int | None, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
+    """Show how far a piece of work is, if somebody asked for that; see ``ProgressBar``."""
+    return nullcontext(_nothing) if _bar is None else _bar(description, total, done)
+
+
+def _nothing() -> None:
+    """Advance no bar."""
 
 
 def progress(items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:

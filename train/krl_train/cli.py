@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from krl_runtime.cli.commandline import dispatch, print_json
+from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
 
-from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
+from .config import RECORD, EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
 from .processes import leave_group
 
 if TYPE_CHECKING:
@@ -103,7 +104,14 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return leave_group(dispatch("krl-train", "Train large image models, or import third-party ones.", COMMANDS, argv))
+    program = Program(
+        "krl-train",
+        "Train large image models, or import third-party ones.",
+        COMMANDS,
+        task_of={"fit": lambda arguments: value_of(arguments, "--task") or "classification"},
+        record=RECORD,
+    )
+    return leave_group(dispatch(program, argv))
 
 
 if __name__ == "__main__":

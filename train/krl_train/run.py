@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import RECORD, WEIGHTS
 
 from .models import ModelSpec, Network
 
 __all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "check_finite", "package_versions"]
 
 SCHEMA_VERSION = 2  # rises with each change of the format
-RECORD = "run.json"
-WEIGHTS = "model.safetensors"
 _KIND = "krl-run"
 _BUILDERS = {
     "classification": "krl_train.models:build_classifier",

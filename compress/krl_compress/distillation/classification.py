@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from krl_compress.config import DistillConfig, LossConfig, QuantisationConfig
+from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
 from krl_compress.teachers.loading import LoadedTeacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
@@ -28,7 +28,7 @@ from krl_train.tasks import Objective, Supervised
 from krl_train.training.train import initialize_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, refuse_generator_options, starting_point
+from .job import COMMAND, Job, carry_out, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 
 __all__ = ["classifier_record", "prepare"]
@@ -109,7 +109,6 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    refuse_generator_options(config, "classifier")
     terms = resolve_terms(config.losses, config.optim.label_smoothing)
     teachers = [load_teacher(name, config.pretrained) for name in config.teacher]
     if not teachers:
@@ -246,5 +245,5 @@ def _float_student(config: DistillConfig) -> Run:
     _log.info("the student in floating point:")
     loop = replace(config.loop, epochs=config.quantization.float_epochs)
     resume = config.resume and (out / RECORD).is_file()
-    asked = replace(config, out=out, loop=loop, quantization=QuantisationConfig(), baseline=False, resume=resume)
+    asked = replace(config, out=out, loop=loop, quantization=QuantizationConfig(), baseline=False, resume=resume)
     return carry_out(prepare(asked))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from krl_compress.config import DistillConfig
+from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import UsageError
 from krl_train.run import RECORD, Run, RunRecord
 
@@ -34,6 +35,7 @@ def distill(config: DistillConfig) -> Run:
     task = _task(config)
     if task not in _PREPARE:
         raise UsageError(f"teacher {config.teacher[0]} is of the task {task!r}; accepted: {', '.join(_PREPARE)}")
+    refuse_other_tasks(config, "gan" if task == "generation" else task)
     return carry_out(_PREPARE[task](config))
 
 

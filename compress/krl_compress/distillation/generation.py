@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from krl_compress.config import CacheConfig, DistillConfig, QuantisationConfig
+from krl_compress.config import DistillConfig
 from krl_compress.distillers import parse_term
 from krl_compress.distillers.generator import (
     GENERATION_KINDS,
@@ -225,14 +225,8 @@ def prepare(config: DistillConfig) -> Job:
 def _refuse_unused(config: DistillConfig) -> None:
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; a generator has one")
-    if config.cache != CacheConfig() or config.losses.feature_taps or config.map_labels:
-        raise UsageError("--cache-teacher, --feature-taps and --map-labels are for classifiers; leave them out")
-    if config.pretrained or config.augment.mixup:
-        raise UsageError("--pretrained and --mixup are for classifiers; leave them out")
-    if config.quantization != QuantisationConfig():
-        raise UsageError("--quantize is for classifiers; leave it out")
     if config.baseline and config.generation.features is None:
-        _log.warning("nothing will tell how good the baseline is; --features CLASSIFIER measures both")
+        _log.warning("nothing measures how good the baseline is; --features CLASSIFIER measures both")
 
 
 def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from krl_compress.config import DistillConfig
-from krl_runtime.errors import UsageError
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
 
-__all__ = ["COMMAND", "Job", "carry_out", "refuse_generator_options", "starting_point"]
+__all__ = ["COMMAND", "Job", "carry_out", "starting_point"]
 
 _log = logging.getLogger("krl")
 
@@ -79,26 +78,6 @@ def _train_baseline(job: Job) -> Run:
         return finished
     _log.info("the student without the teacher, on the same budget:")
     return job.train_alone(record, out)
-
-
-def refuse_generator_options(config: DistillConfig, teacher: str) -> None:
-    """Refuse options that say how generators are trained, where the teacher is something else.
-
-    Args:
-        config: The options.
-        teacher: What it is, for the message.
-
-    Raises:
-        UsageError: Such an option is not the default one; the message names all of them.
-    """
-    given = [
-        f"--{each.name.replace('_', '-')}"
-        for part in (config.generation, config.generator_student)
-        for each in fields(part)
-        if getattr(part, each.name) != getattr(type(part)(), each.name)
-    ]
-    if given:
-        raise UsageError(f"{', '.join(given)}: for generators; the teacher is a {teacher}")
 
 
 def starting_point(student: str) -> tuple[Run | None, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krl_compress import losses
-from krl_compress.config import CacheConfig, DistillConfig
+from krl_compress.config import DistillConfig
 from krl_compress.distillers import TermSpec, parse_term
 from krl_compress.distillers.gather import gather_batch
 from krl_compress.distillers.terms import Kind
@@ -34,7 +34,7 @@ from krl_train.training.restoration import (
 )
 from krl_train.training.train import network_size
 
-from .job import COMMAND, Job, refuse_generator_options, starting_point
+from .job import COMMAND, Job, starting_point
 
 __all__ = ["RESTORATION_KINDS", "RestorationDistiller", "prepare"]
 
@@ -195,15 +195,8 @@ def prepare(config: DistillConfig) -> Job:
 
 
 def _refuse_unused(config: DistillConfig) -> None:
-    refuse_generator_options(config, "restorer")
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; restoration takes one")
-    if config.cache != CacheConfig():
-        raise UsageError("--cache-teacher is for classifiers: patches are cut anew in each epoch; leave it out")
-    if config.losses.feature_taps:
-        raise UsageError(
-            "--feature-taps is for classifiers: restorers are compared before the last layer; leave it out"
-        )
 
 
 def _student_spec(name: str, teacher: Run) -> ModelSpec:

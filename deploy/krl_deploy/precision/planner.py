@@ -151,8 +151,8 @@ def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
     if attempts[-1].drop > judge.accepted:
         in_time = "" if attempts[-1].kept == _steps(len(layers))[-1] else f" within --budget-seconds {budget:g}"
         raise CheckFailedError(
-            f"no plan with a layer in INT8 has a drop of {judge.accepted:g} {judge.measure} or less{in_time}; the bundle "
-            f"is unchanged\n{_tables(attempts, ranked)}"
+            f"no plan with a layer in INT8 has a drop of {judge.accepted:g} {judge.measure} or less{in_time}; the "
+            f"bundle is unchanged\n{_tables(attempts, ranked)}"
         )
     evidence = {
         "drop": judge.measure,

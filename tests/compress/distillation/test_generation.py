@@ -14,18 +14,18 @@ from PIL import Image
 from _helpers.digits import train_run, write_digits
 from _helpers.generation import LOOP, gan_config, third_party_generator
 from _helpers.resuming import stopped_at_checkpoint
-from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig, QuantisationConfig
+from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig, QuantizationConfig
 from krl_compress.distillation.distill import distill
 from krl_compress.distillers.generator import StudentObjective
 from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
+    ConditioningConfig,
     DataConfig,
     EvaluateConfig,
     GenerationConfig,
     GeneratorScoreConfig,
-    KnowledgeConfig,
     OptimConfig,
 )
 from krl_train.evaluation.evaluate import evaluate
@@ -46,8 +46,8 @@ def generator(name: str, latent: int = 4, preprocessing: Preprocessing = PREPROC
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    knowledge = KnowledgeConfig(condition="labels", condition_dim=4)
-    return fit(gan_config(out, model="dcgan-4", generation=GenerationConfig(latent=6), knowledge=knowledge))
+    knowledge = ConditioningConfig(condition="labels", condition_dim=4)
+    return fit(gan_config(out, model="dcgan-4", generation=GenerationConfig(latent=6), conditioning=knowledge))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, thir
 
     refused("are for classifiers", cache=CacheConfig(cache_teacher=True))
     refused("--pretrained and --mixup are for classifiers", pretrained=True)
-    refused("--quantize is for classifiers", quantization=QuantisationConfig(quantize="int8"))
+    refused("--quantize is for classifiers", quantization=QuantizationConfig(quantize="int8"))
     refused("2 teachers are given; a generator has one", teacher=(str(teacher.path), str(third_party.path)))
     refused("unknown loss 'kd'", losses=LossConfig(loss=("kd",)))
     refused("accepted are different terms", losses=LossConfig(loss=("pixels", "pixels:weight=2")))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from krl_compress.cli import main
-from krl_compress.config import DistillConfig, LossConfig, QuantisationConfig
+from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.quantization import gentle
 from krl_runtime.errors import RunError, UsageError
@@ -21,7 +21,7 @@ from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=1, batch_size=50, device="cpu", precision="fp32")
 DIGITS = DataConfig(data="digits", limit=400, val_limit=200)
-INT8 = QuantisationConfig("int8")
+INT8 = QuantizationConfig("int8")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_it_goes_on_from_a_quantized_student(runs, tmp_path):
     assert scales
     assert all(torch.allclose(first.state()[name], second.state()[name], rtol=1e-5) for name in scales)
     with pytest.raises(UsageError, match="is of a quantized student; go on with it with --quantize int8"):
-        distill(config(runs, tmp_path / "c", student=str(first.path), quantization=QuantisationConfig()))
+        distill(config(runs, tmp_path / "c", student=str(first.path), quantization=QuantizationConfig()))
     with pytest.raises(RunError, match="weights do not fit"):
         fit(FitConfig(model="resnet8", out=tmp_path / "d", init=first.path, data=DIGITS, loop=LOOP))
 
@@ -103,9 +103,9 @@ def test_what_does_not_go_together(runs, tmp_path):
     with pytest.raises(UsageError, match="--loss at looks into the student"):
         distill(config(runs, tmp_path / "q", losses=LossConfig(loss=("ce", "at"))))
     with pytest.raises(UsageError, match="--float-epochs come before quantization"):
-        QuantisationConfig(float_epochs=2)
+        QuantizationConfig(float_epochs=2)
     with pytest.raises(UsageError, match="--float-epochs is -1"):
-        QuantisationConfig("int8", -1)
+        QuantizationConfig("int8", -1)
 
 
 def test_the_learning_rate_is_gentle():

@@ -14,7 +14,7 @@ from PIL import Image
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.conditioning import Conditions, read_conditions
-from krl_train.config import DataConfig, KnowledgeConfig
+from krl_train.config import ConditioningConfig, DataConfig
 from krl_train.data import open_source
 from krl_train.models.conditioners import build_conditioner
 
@@ -38,7 +38,7 @@ def read(tmp_path: Path) -> Read:
         if content is not None:
             file = tmp_path / f"conditions.{suffix}"
             file.write_text(content, encoding="utf-8")
-        config = KnowledgeConfig(condition=kind, condition_file=file, condition_dim=8, **more)  # type: ignore[arg-type]
+        config = ConditioningConfig(condition=kind, condition_file=file, condition_dim=8, **more)  # type: ignore[arg-type]
         conditions = read_conditions(config, source, data, seed=0)
         assert conditions is not None
         return conditions
@@ -57,7 +57,7 @@ def test_labels_are_the_classes(read: Read) -> None:
 
 
 def test_nothing_is_read_where_no_condition_is_asked_for() -> None:
-    assert read_conditions(KnowledgeConfig(), None, None, seed=0) is None  # type: ignore[arg-type]
+    assert read_conditions(ConditioningConfig(), None, None, seed=0) is None  # type: ignore[arg-type]
 
 
 def test_attributes_by_hand(read: Read) -> None:
@@ -169,7 +169,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_named_data_set_has_no_files_to_name(tmp_path: Path) -> None:
     source = open_source(DataConfig(data="digits"))
     data = source.read("train", Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,)))
-    config = KnowledgeConfig(condition="text", condition_file=tmp_path / "x.csv")
+    config = ConditioningConfig(condition="text", condition_file=tmp_path / "x.csv")
     with pytest.raises(UsageError, match="digits has no files that a table could name; write it as a folder"):
         read_conditions(config, source, data, seed=0)
 
@@ -189,4 +189,4 @@ def test_a_named_data_set_has_no_files_to_name(tmp_path: Path) -> None:
 )
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        KnowledgeConfig(**options)  # type: ignore[arg-type]
+        ConditioningConfig(**options)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 
 from _helpers.digits import LABELS, write_digits
 from krl_runtime.conditions import encode
-from krl_train.config import DataConfig, FitConfig, GenerationConfig, InputConfig, KnowledgeConfig, LoopConfig
+from krl_train.config import ConditioningConfig, DataConfig, FitConfig, GenerationConfig, InputConfig, LoopConfig
 from krl_train.models.generators import Generator
 from krl_train.training.fit import fit
 
@@ -44,7 +44,7 @@ def config(data: Path, out: Path, kind: str) -> FitConfig:
         input=InputConfig(size=(8,)),
         loop=LoopConfig(epochs=1, batch_size=25, device="cpu", precision="fp32"),
         generation=GenerationConfig(latent=4),
-        knowledge=KnowledgeConfig(condition=kind, condition_file=file if file.is_file() else None, condition_dim=8),  # type: ignore[arg-type]
+        conditioning=ConditioningConfig(kind, file if file.is_file() else None, condition_dim=8),
     )
 
 
@@ -78,6 +78,6 @@ def test_a_guide_is_learned_from(data: Path, tmp_path: Path) -> None:
     common = {"data": plain.data, "input": plain.input, "loop": plain.loop}
     guide = fit(FitConfig(model="dscnn-0.25", out=tmp_path / "guide", **common))
     knowledge = replace(plain.knowledge, guide=guide.path, guide_weight=0.5)
-    run = fit(replace(plain, knowledge=knowledge))
+    run = fit(replace(plain, conditioning=knowledge))
     assert run.record.history[0]["guide"] > 0
     assert "guide" not in fit(replace(plain, out=tmp_path / "plain")).record.history[0]

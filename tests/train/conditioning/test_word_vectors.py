@@ -18,12 +18,12 @@ from krl_runtime.errors import DataError, MissingExtraError, UsageError
 from krl_train.conditioning.generator_data import read_data
 from krl_train.conditioning.word_vectors import place_words, word_vectors
 from krl_train.config import (
+    ConditioningConfig,
     DataConfig,
     EvaluateConfig,
     FitConfig,
     GenerationConfig,
     InputConfig,
-    KnowledgeConfig,
     LoopConfig,
 )
 from krl_train.training.fit import fit
@@ -83,7 +83,7 @@ def test_a_generator_takes_words_that_no_description_has(model: Path, tmp_path: 
     rows = [f"{path.relative_to(tmp_path / 'digits')},{('red', 'blue')[n % 2]} digit" for n, path in enumerate(images)]
     (tmp_path / "text.csv").write_text("\n".join(["image,text", *rows]))
     (tmp_path / "words.txt").write_text("Crimson\n\nnavy\nred\n")
-    knowledge = KnowledgeConfig(
+    knowledge = ConditioningConfig(
         condition="text",
         condition_file=tmp_path / "text.csv",
         sentence_model=tmp_path / "model",
@@ -98,7 +98,7 @@ def test_a_generator_takes_words_that_no_description_has(model: Path, tmp_path: 
         input=InputConfig(size=(8,)),
         loop=LoopConfig(epochs=1, batch_size=25, device="cpu", precision="fp32"),
         generation=GenerationConfig(latent=4),
-        knowledge=knowledge,
+        conditioning=knowledge,
     )
     run = fit(config)
     settings = run.record.model.arguments["condition"]

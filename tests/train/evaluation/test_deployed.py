@@ -18,7 +18,7 @@ from krl_runtime import Generator, load
 from krl_runtime.errors import BundleError, UsageError
 from krl_train.cli import main
 from krl_train.conditioning.generator_data import open_generator
-from krl_train.config import DataConfig, EvaluateConfig, GeneratorScoreConfig, KnowledgeConfig, LoopConfig
+from krl_train.config import ConditioningConfig, DataConfig, EvaluateConfig, GeneratorScoreConfig, LoopConfig
 from krl_train.data import open_source
 from krl_train.evaluation.deployed import DeployedGenerator
 from krl_train.evaluation.evaluate import evaluate
@@ -33,10 +33,10 @@ DATA = DataConfig(data="digits", val_limit=64)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with generators without and with labels, their bundles, and a classifier."""
     root = tmp_path_factory.mktemp("deployed")
-    labels = KnowledgeConfig(condition="labels", condition_dim=4)
-    for name, knowledge in (("plain", KnowledgeConfig()), ("labels", labels)):
+    labels = ConditioningConfig(condition="labels", condition_dim=4)
+    for name, knowledge in (("plain", ConditioningConfig()), ("labels", labels)):
         model = "mlp-8" if name == "plain" else "dcgan-2"
-        fit(gan_config(root / name, model=model, loop=LOOP, knowledge=knowledge))
+        fit(gan_config(root / name, model=model, loop=LOOP, conditioning=knowledge))
         assert deploy(["export", str(root / name), "-o", str(root / f"{name}.krl")]) == 0
     assert deploy(["quantize", str(root / "labels.krl"), "--limit", "32", "--val-limit", "32", "--min-psnr", "1"]) == 0
     train_run(root / "classifier", write_digits(root / "data", per_class=5, val_per_class=5), steps=1)

@@ -17,12 +17,12 @@ from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, KrlError, RunError, TrainingError, UsageError
 from krl_train.cli import main
 from krl_train.config import (
+    ConditioningConfig,
     DataConfig,
     EvaluateConfig,
     GenerationConfig,
     GeneratorScoreConfig,
     InputConfig,
-    KnowledgeConfig,
     OptimConfig,
 )
 from krl_train.data.diffaugment import diffaugment
@@ -125,7 +125,7 @@ def test_a_guided_gan_tells_its_classes_and_is_scored(tmp_path: Path) -> None:
             data=DataConfig(data=str(data)),
             input=InputConfig(size=(16,)),
             generation=GenerationConfig(latent=6, features=classifier.path, score_samples=80, adversarial="hinge"),
-            knowledge=KnowledgeConfig(condition="labels", condition_dim=4, guide=classifier.path),
+            conditioning=ConditioningConfig(condition="labels", condition_dim=4, guide=classifier.path),
         )
     )
     assert run.record.labels == tuple("0123456789")
@@ -237,8 +237,8 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
 
 
 def test_a_vae_with_a_condition(tmp_path: Path) -> None:
-    knowledge = KnowledgeConfig(condition="labels", condition_dim=4)
-    run = fit(gan_config(tmp_path / "run", task="vae", knowledge=knowledge))
+    knowledge = ConditioningConfig(condition="labels", condition_dim=4)
+    run = fit(gan_config(tmp_path / "run", task="vae", conditioning=knowledge))
     assert run.module()(torch.randn(2, 6), torch.tensor([[1], [9]])).shape == (2, 1, 8, 8)
 
 
@@ -252,9 +252,9 @@ def test_a_folder_without_classes_will_do_and_an_empty_one_will_not(tmp_path: Pa
         Image.fromarray(noise).save(folder / f"{index}.png")
     run = fit(gan_config(tmp_path / "run", data=DataConfig(data=str(folder)), loop=replace(LOOP, batch_size=8)))
     assert run.module()(torch.randn(1, 6)).shape == (1, 3, 9, 9)
-    knowledge = KnowledgeConfig(condition="labels")
+    knowledge = ConditioningConfig(condition="labels")
     with pytest.raises(DataError, match="no classes"):
-        fit(gan_config(tmp_path / "labels", data=DataConfig(data=str(folder)), knowledge=knowledge))
+        fit(gan_config(tmp_path / "labels", data=DataConfig(data=str(folder)), conditioning=knowledge))
 
 
 @pytest.mark.parametrize(

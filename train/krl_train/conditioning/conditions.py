@@ -13,7 +13,7 @@ from torch import Tensor
 from krl_runtime.conditions import attribute_values, encode, words
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.files import sha256_file
-from krl_train.config import KnowledgeConfig
+from krl_train.config import ConditioningConfig
 from krl_train.data import PixelSet, Source
 from krl_train.models.conditioners import Conditioner
 
@@ -90,7 +90,7 @@ class Conditions:
         return torch.where(kept.unsqueeze(-1), facts, 0).flatten(1)
 
 
-def read_conditions(config: KnowledgeConfig, source: Source, data: PixelSet, *, seed: int) -> Conditions | None:
+def read_conditions(config: ConditioningConfig, source: Source, data: PixelSet, *, seed: int) -> Conditions | None:
     """Read what the training images show.
 
     Args:
@@ -111,7 +111,7 @@ def read_conditions(config: KnowledgeConfig, source: Source, data: PixelSet, *, 
     if config.condition == "labels":
         settings = _settings(config, 1, source.labels)
         return _one_each(settings, data.labels.unsqueeze(1), config)
-    assert config.condition_file is not None  # noqa: S101  KnowledgeConfig has checked it
+    assert config.condition_file is not None  # noqa: S101  ConditioningConfig has checked it
     if config.condition == "graph":
         return _graph(config, config.condition_file, source.labels, data.labels, seed)
     if source.folder is None:
@@ -125,7 +125,7 @@ def read_conditions(config: KnowledgeConfig, source: Source, data: PixelSet, *, 
     return _texts(config, config.condition_file, source.folder.root, names)
 
 
-def _settings(config: KnowledgeConfig, length: int, vocabulary: Sequence[str], **more: Any) -> dict[str, Any]:
+def _settings(config: ConditioningConfig, length: int, vocabulary: Sequence[str], **more: Any) -> dict[str, Any]:
     return {
         "kind": config.condition,
         "length": length,
@@ -136,14 +136,14 @@ def _settings(config: KnowledgeConfig, length: int, vocabulary: Sequence[str], *
 
 
 def _one_each(
-    settings: Mapping[str, Any], tokens: Tensor, config: KnowledgeConfig, start: Mapping[str, Tensor] | None = None
+    settings: Mapping[str, Any], tokens: Tensor, config: ConditioningConfig, start: Mapping[str, Tensor] | None = None
 ) -> Conditions:
     identity = sha256_file(config.condition_file) if config.condition_file else ""
     ones = torch.ones(len(tokens), dtype=torch.int64)
     return Conditions(settings, tokens, ones, config.condition_dropout, start or {}, identity)
 
 
-def _attributes(config: KnowledgeConfig, file: Path, root: Path, names: Sequence[str]) -> Conditions:
+def _attributes(config: ConditioningConfig, file: Path, root: Path, names: Sequence[str]) -> Conditions:
     table = read_attributes(file)
     _check_rows(table, file, root, names)
     rows = [table[name] for name in names]
@@ -155,7 +155,7 @@ def _attributes(config: KnowledgeConfig, file: Path, root: Path, names: Sequence
     return _one_each(settings, torch.from_numpy(encode(rows, settings)), config)
 
 
-def _texts(config: KnowledgeConfig, file: Path, root: Path, names: Sequence[str]) -> Conditions:
+def _texts(config: ConditioningConfig, file: Path, root: Path, names: Sequence[str]) -> Conditions:
     table = read_texts(file)
     _check_rows(table, file, root, names)
     texts = [text for name in names for text in table[name]]
@@ -178,7 +178,7 @@ def _texts(config: KnowledgeConfig, file: Path, root: Path, names: Sequence[str]
     )
 
 
-def _graph(config: KnowledgeConfig, file: Path, labels: Sequence[str], classes: Tensor, seed: int) -> Conditions:
+def _graph(config: ConditioningConfig, file: Path, labels: Sequence[str], classes: Tensor, seed: int) -> Conditions:
     facts = read_triples(file)
     if not labels:
         raise UsageError("--condition graph needs images in class folders, whose names are entities of the graph")

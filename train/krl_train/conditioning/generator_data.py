@@ -7,7 +7,7 @@ from pathlib import Path
 
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import DataConfig, KnowledgeConfig
+from krl_train.config import ConditioningConfig, DataConfig
 from krl_train.data import PixelSet, Source, open_source
 from krl_train.models.generators import Generator
 from krl_train.run import Run, RunRecord
@@ -81,7 +81,7 @@ def _conditions(record: RunRecord, source: Source, train: PixelSet) -> Condition
         return None
     kept = {name: value for name, value in record.data["conditions"].items() if name != "sha256"}
     file = kept.pop("condition_file")
-    knowledge = KnowledgeConfig(**kept, condition_file=None if file is None else Path(file))
+    knowledge = ConditioningConfig(**kept, condition_file=None if file is None else Path(file))
     conditions = read_conditions(knowledge, source, train, seed=record.seed)
     untrained = settings.get("untrained", [])  # they come after the words of the descriptions
     trained = [word for word in settings["vocabulary"] if word not in untrained]

@@ -18,10 +18,21 @@ from .base import (
     UnpackConfig,
     to_plain,
 )
-from .tasks import GenerationConfig, KnowledgeConfig, RestorationConfig, StyleConfig, SyntheticConfig, TranslationConfig
+from .names import RECORD, WEIGHTS, recorded_task
+from .tasks import (
+    ConditioningConfig,
+    GenerationConfig,
+    RestorationConfig,
+    StyleConfig,
+    SyntheticConfig,
+    TranslationConfig,
+)
 
 __all__ = [
+    "RECORD",
+    "WEIGHTS",
     "AugmentConfig",
+    "ConditioningConfig",
     "DataConfig",
     "EvaluateConfig",
     "FitConfig",
@@ -29,7 +40,6 @@ __all__ = [
     "GeneratorScoreConfig",
     "ImportConfig",
     "InputConfig",
-    "KnowledgeConfig",
     "LoopConfig",
     "OptimConfig",
     "OutOption",
@@ -39,5 +49,6 @@ __all__ = [
     "TrainingConfig",
     "TranslationConfig",
     "UnpackConfig",
+    "recorded_task",
     "to_plain",
 ]

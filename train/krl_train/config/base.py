@@ -8,10 +8,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
-from .tasks import GenerationConfig, KnowledgeConfig, RestorationConfig, StyleConfig, SyntheticConfig, TranslationConfig
+from .tasks import (
+    ConditioningConfig,
+    GenerationConfig,
+    RestorationConfig,
+    StyleConfig,
+    SyntheticConfig,
+    TranslationConfig,
+)
 
 __all__ = [
     "AugmentConfig",
@@ -30,6 +38,16 @@ __all__ = [
 ]
 
 
+_CLASSIFIER = Only("classification")
+_GENERATORS = Only("gan", "vae")
+_RESTORATION, _TRANSLATION, _STYLE = Only("restoration"), Only("translation"), Only("style")
+_FROM_IMAGES = Only("restoration", "style")
+_PIXELS = Only("classification", "gan", "vae")
+_DECAYED = Only("classification", "restoration", "translation", "style")
+_PRETRAINED = Only("classification", "style")
+_CONTINUED = _DECAYED
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images."""
@@ -37,21 +55,21 @@ class DataConfig:
     data: str | None = None
     """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder: train/CLASS/* and val/CLASS/*, or
     CLASS/*."""
-    data_root: Path = Path("data")
+    data_root: Advanced[Path] = Path("data")
     """Where torchvision's data sets lie, or are put with --download."""
-    download: bool = False
+    download: Advanced[bool] = False
     """Download a named data set that is not there."""
     val_fraction: float = 0.2
     """Share of the images held out where the data is not split already; chosen by each image's hash."""
-    on_bad_image: OnBadImage = "refuse"
+    on_bad_image: Advanced[OnBadImage] = "refuse"
     """Files that are not readable images: refuse the data set, or name and skip them."""
     limit: int | None = None
     """Train on this many images at most, the same number of each class."""
-    val_limit: int | None = None
+    val_limit: Advanced[int | None] = None
     """Evaluate on this many images at most, the same number of each class."""
-    val_data: Path | None = None
+    val_data: Annotated[Path | None, _FROM_IMAGES] = None
     """Restoration: a folder of images to validate on, all of --data then being for training."""
-    memory_limit_mb: int = 4096
+    memory_limit_mb: Advanced[int] = 4096
     """Decoded images beyond this are read from disk again in each epoch."""
 
     def __post_init__(self) -> None:
@@ -70,20 +88,20 @@ class InputConfig:
 
     size: tuple[int, ...] | None = None
     """Side of the input in pixels, or height and width."""
-    channels: int | None = None
+    channels: Advanced[Annotated[int | None, _PIXELS]] = None
     """1 (gray) or 3 (RGB)."""
-    resize: str | None = None
+    resize: Advanced[Annotated[str | None, _PIXELS]] = None
     """crop keeps proportions and cuts the center out (the default), stretch ignores them."""
-    crop_fraction: float | None = None
+    crop_fraction: Advanced[Annotated[float | None, _PIXELS]] = None
     """Share of the scaled image that the center crop keeps: 1 up to 64 pixels, 0.875 above."""
-    interpolation: str | None = None
+    interpolation: Advanced[Annotated[str | None, _PIXELS]] = None
     """Filter of the resizing: nearest, bilinear (the default), bicubic or lanczos."""
-    decode_tolerance: float | None = None
+    decode_tolerance: Advanced[Annotated[float | None, _PIXELS]] = None
     """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
     to 255. The device decodes alike."""
-    mean: tuple[float, ...] | None = None
+    mean: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
     """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
-    std: tuple[float, ...] | None = None
+    std: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
     """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
 
     def __post_init__(self) -> None:
@@ -100,13 +118,13 @@ class AugmentConfig:
     """Whether to augment at all."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
     """Mirror half of the images, or none; auto mirrors all but digits and other signs."""
-    crop_padding: int | None = None
+    crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
-    rotate: float = 0.0
+    rotate: Advanced[Annotated[float, _PIXELS]] = 0.0
     """Rotate by up to this many degrees to either side."""
-    zoom: float = 1.0
+    zoom: Advanced[Annotated[float, _PIXELS]] = 1.0
     """Magnify by up to this factor, 1 or more."""
-    mixup: float = 0.0
+    mixup: Annotated[float, _CLASSIFIER] = 0.0
     """Mix each view with another of its batch, by a share drawn from Beta(mixup, mixup); 0 is off."""
 
     def __post_init__(self) -> None:
@@ -123,25 +141,25 @@ class AugmentConfig:
 class OptimConfig:
     """How weights are moved."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adamw"], _CLASSIFIER] = "sgd"
     """SGD with momentum, or AdamW; restoration takes AdamW always."""
     lr: float | None = None
     """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128; 0.001 for restoration."""
-    momentum: float = 0.9
+    momentum: Advanced[Annotated[float, _CLASSIFIER]] = 0.9
     """Momentum of sgd."""
-    nesterov: bool = True
+    nesterov: Advanced[Annotated[bool, _CLASSIFIER]] = True
     """Nesterov's form of the momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, _DECAYED] = 5e-4
     """Weight decay, on all parameters as in the published protocols."""
-    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    schedule: Advanced[Literal["cosine", "multistep", "constant"]] = "cosine"
     """How the learning rate falls after the warm-up."""
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    milestones: Advanced[tuple[float, ...]] = (0.625, 0.75, 0.875)
     """Shares of the training after which multistep divides the learning rate by ten."""
-    warmup: float = 0.05
+    warmup: Advanced[float] = 0.05
     """Share of the training in which the learning rate rises from 0."""
-    label_smoothing: float = 0.0
+    label_smoothing: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
     """Label smoothing of the cross-entropy, 0 to below 1."""
-    clip_norm: float | None = None
+    clip_norm: Advanced[float | None] = None
     """Largest norm of the gradient."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off. In a short
@@ -151,6 +169,10 @@ class OptimConfig:
         """Check the ranges."""
         if self.lr is not None and not self.lr > 0:
             raise UsageError(f"--lr is {self.lr}; accepted: above 0")
+        if self.optimizer != "sgd" and (self.momentum != 0.9 or not self.nesterov):
+            raise UsageError("--momentum and --no-nesterov are for --optimizer sgd; leave them out")
+        if self.schedule != "multistep" and self.milestones != OptimConfig.milestones:
+            raise UsageError("--milestones is for --schedule multistep; leave it out")
         for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 to below 1")
@@ -170,11 +192,11 @@ class LoopConfig:
     """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    channels_last: bool = True
+    channels_last: Advanced[bool] = True
     """Memory layout of the images; faster on most hardware."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Advanced[float] = 10.0
     """Longest time between checkpoints; there is one after each epoch in any case."""
-    evaluate_every: int = 1
+    evaluate_every: Advanced[int] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
@@ -211,20 +233,24 @@ class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
     task: Literal["classification", "gan", "vae", "restoration", "translation", "style"] = "classification"
-    """Options of ``krl-train fit``."""
+    """What is trained: a classifier, a generator (gan, vae), or a network from image to image."""
     model: str
     """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME. gan,
     vae: dcgan-W, resgan-W, dsgan-W with W channels, or mlp-H1-H2."""
-    pretrained: bool = False
+    pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
-    init: Path | None = None
+    init: Annotated[Path | None, _CONTINUED] = None
     """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    restoration: RestorationConfig = field(default_factory=RestorationConfig)
-    translation: TranslationConfig = field(default_factory=TranslationConfig)
-    style: StyleConfig = field(default_factory=StyleConfig)
-    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
+    restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
+    translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
+    style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
+    conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
+    synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse options of other tasks."""
+        refuse_other_tasks(self, self.task)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from krl_runtime.cli.options import Advanced, Only, option_name
 from krl_runtime.errors import UsageError
 
 __all__ = [
+    "ConditioningConfig",
     "GenerationConfig",
-    "KnowledgeConfig",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",
     "TranslationConfig",
 ]
+
+
+_GAN, _VAE = Only("gan"), Only("vae")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True)
-class KnowledgeConfig:
+class ConditioningConfig:
     """Conditions of a generator."""
 
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
@@ -43,19 +47,19 @@ class KnowledgeConfig:
     condition_file: Path | None = None
     """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text, several
     for an image if wanted. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
-    sentence_model: Path | None = None
+    sentence_model: Advanced[Path | None] = None
     """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
-    more_words: Path | None = None
+    more_words: Advanced[Path | None] = None
     """text: file of words, one in a line, that descriptions may have though no training image's has; needs
     --sentence-model."""
-    condition_dim: int = 64
+    condition_dim: Advanced[int] = 64
     """Length of the vector that is made of a condition."""
-    condition_dropout: float = 0.1
+    condition_dropout: Advanced[float] = 0.1
     """Share of the attributes or facts that training leaves open, so that a user may leave them open."""
     guide: Path | None = None
     """Run of a classifier that, frozen, checks each generated image; its labels are words, values or entities of the
     conditions, or classes."""
-    guide_weight: float = 0.03
+    guide_weight: Advanced[float] = 0.03
     """Weight of the guide's cross-entropy beside the generator's own loss; with a large one the guide is deceived."""
 
     def __post_init__(self) -> None:
@@ -88,24 +92,24 @@ class GenerationConfig:
 
     latent: int = 64
     """Length of the latent; a student has its teacher's."""
-    adversarial: Literal["non-saturating", "hinge"] = "non-saturating"
-    """gan: the loss of generator and discriminator."""
-    r1: float = 1.0
-    """gan: gamma, the weight of the penalty on the discriminator's gradient at real images; 0 is off."""
-    diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """gan: augment what the discriminator sees, for small sets."""
-    discriminator_width: int | None = None
-    """gan: channels of the discriminator at full resolution; those of the generator by default."""
-    discriminator_lr: float | None = None
-    """gan: learning rate of the discriminator; the generator's by default."""
-    patience: int = 500
-    """gan: stop when the discriminator makes no error, or all images are the same, for this many steps."""
-    beta: float = 1.0
-    """vae: weight of the divergence from the prior."""
+    adversarial: Advanced[Annotated[Literal["non-saturating", "hinge"], _GAN]] = "non-saturating"
+    """The loss of generator and discriminator."""
+    r1: Advanced[Annotated[float, _GAN]] = 1.0
+    """Gamma, the weight of the penalty on the discriminator's gradient at real images; 0 is off."""
+    diffaugment: Annotated[tuple[Literal["color", "translation", "cutout"], ...], _GAN] = ()
+    """Augment what the discriminator sees, for small sets."""
+    discriminator_width: Advanced[Annotated[int | None, _GAN]] = None
+    """Channels of the discriminator at full resolution; those of the generator by default."""
+    discriminator_lr: Advanced[Annotated[float | None, _GAN]] = None
+    """Learning rate of the discriminator; the generator's by default."""
+    patience: Advanced[Annotated[int, _GAN]] = 500
+    """Stop when the discriminator makes no error, or all images are the same, for this many steps."""
+    beta: Annotated[float, _VAE] = 1.0
+    """Weight of the divergence from the prior."""
     features: Path | None = None
     """Run of a classifier, on whose features FID and its like are measured at evaluations; frozen, and not used
     otherwise."""
-    score_samples: int = 2000
+    score_samples: Advanced[int] = 2000
     """Generated images that are measured at evaluations."""
 
     def __post_init__(self) -> None:
@@ -144,6 +148,9 @@ class RestorationConfig:
             raise UsageError(f"--scale is {self.scale}; accepted: 2, 3 or 4")
         if not 0 < self.noise_level <= 255:
             raise UsageError(f"--noise-level is {self.noise_level}; accepted: above 0, up to 255")
+        for name, kind in (("scale", "super-resolution"), ("noise_level", "denoise"), ("jpeg_quality", "jpeg")):
+            if self.restore != kind and getattr(self, name) != getattr(RestorationConfig, name):
+                raise UsageError(f"{option_name(name)} is for --restore {kind}; leave it out")
         if not 1 <= self.jpeg_quality <= 95:
             raise UsageError(f"--jpeg-quality is {self.jpeg_quality}; accepted: 1 to 95")
 

@@ -1,8 +1,8 @@
 """Channels of an activation brought to like magnitudes before scales are learned, which changes nothing but rounding.
 
 An activation has one INT8 scale for all of its channels, and training does not find its way out where one outlier
-channel leaves a few levels to the others. Where only a ReLU stands between two convolutions, a channel can be divided by a
-factor in the weights of the first and multiplied by it in those of the second (Nagel et al., 2019,
+channel leaves a few levels to the others. Where only a ReLU stands between two convolutions, a channel can be divided
+by a factor in the weights of the first and multiplied by it in those of the second (Nagel et al., 2019,
 https://arxiv.org/abs/1906.04721); ``krl-deploy quantize`` does the same to a graph.
 """
 

@@ -11,7 +11,7 @@ import torch
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.conditioning import Conditions, read_conditions
-from krl_train.config import FitConfig, InputConfig, KnowledgeConfig, to_plain
+from krl_train.config import ConditioningConfig, FitConfig, InputConfig, to_plain
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.loop import BatchStream, resolve_device
@@ -73,15 +73,13 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"--task {config.task} trains in one process; start it without torchrun")
-    if config.pretrained or config.init is not None or config.augment.mixup:
-        raise UsageError(f"--pretrained, --init and --mixup are for classifiers; --task {config.task} has none of them")
-    source = open_source(config.data, classes=config.knowledge.condition == "labels")
+    source = open_source(config.data, classes=config.conditioning.condition == "labels")
     preprocessing = generator_preprocessing(config.input, source, config.model)
     # A generator would learn to make what augmentation makes: mirrored images alone are taken for real ones.
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     training = read_training(source, preprocessing, augment, config.loop.seed)
     arguments: dict[str, Any] = {"latent": config.generation.latent}
-    conditions = read_conditions(config.knowledge, source, training.train, seed=config.loop.seed)
+    conditions = read_conditions(config.conditioning, source, training.train, seed=config.loop.seed)
     if conditions is not None:
         arguments["condition"] = dict(conditions.settings)
     spec = ModelSpec(config.model, 0, preprocessing.channels, arguments)
@@ -89,11 +87,11 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         task="generation",
         model=spec,
         preprocessing=preprocessing,
-        labels=source.labels if config.knowledge.condition == "labels" else (),
+        labels=source.labels if config.conditioning.condition == "labels" else (),
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data={**training.describe(), **_describe(config.knowledge, conditions)},
+        data={**training.describe(), **_describe(config.conditioning, conditions)},
     )
     torch.manual_seed(config.loop.seed)
     generator = build_generator(spec, preprocessing)
@@ -104,7 +102,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     return GeneratorTraining(training, record, generator, conditions)
 
 
-def _describe(config: KnowledgeConfig, conditions: Conditions | None) -> dict[str, Any]:
+def _describe(config: ConditioningConfig, conditions: Conditions | None) -> dict[str, Any]:
     """Return the conditions as ``run.json`` records them, so that they can be read again."""
     if conditions is None:
         return {}
@@ -123,7 +121,7 @@ def fit(config: FitConfig) -> Run:
     finished = prepare_out(config.out, start.record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
-    training, options, knowledge = start.training, config.generation, config.knowledge
+    training, options, knowledge = start.training, config.generation, config.conditioning
     condition = start.generator.condition
     guide = None
     if knowledge.guide is not None and condition is not None:

@@ -13,7 +13,6 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import ImageFolder
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
-    AugmentConfig,
     DataConfig,
     FitConfig,
     OptimConfig,
@@ -70,8 +69,6 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
-    if config.pretrained:
-        raise UsageError("--pretrained: there are no published weights for restoration; leave it out, or give --init")
     config = replace(config, optim=restoration_optim(config.optim))
     spec = restorer_spec(config.model, config.restoration)
     init = Run.open(config.init) if config.init is not None else None
@@ -163,7 +160,6 @@ def restoration_training(
         UsageError: The patch is too small, or an option is not for restoration.
         DataError: An image is smaller than a patch.
     """
-    _refuse_unused(config)
     if min(size) < 4:
         raise UsageError(f"--size is {size[0]}x{size[1]}; restoration takes patches of 4 pixels a side or more")
     data = config.data
@@ -187,14 +183,6 @@ def restoration_training(
         "val": val.describe(),
     }
     return RestorationTraining(stream, val, described)
-
-
-def _refuse_unused(config: TrainingConfig) -> None:
-    """Say so where an option is given that patches have no use for."""
-    plain, given = AugmentConfig(), config.augment
-    for name in ("crop_padding", "rotate", "zoom", "mixup"):
-        if getattr(given, name) != getattr(plain, name):
-            raise UsageError(f"--{name.replace('_', '-')} is not for restoration: patches are cut, mirrored and turned")
 
 
 def read_images(folder: ImageFolder, split: str, data: DataConfig, spec: ModelSpec, limit: int | None) -> Truths:

@@ -26,8 +26,6 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The pairs, the network or the configuration cannot be used, or training failed.
     """
-    if config.pretrained:
-        raise UsageError("--pretrained: there are no published weights for translation; leave it out, or give --init")
     config = replace(config, optim=replace(config.optim, optimizer="adamw", lr=config.optim.lr or _DEFAULT_LR))
     options = config.translation
     arguments = {

@@ -1,0 +1,24 @@
+"""Files of a run, and what can be said of one without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+__all__ = ["RECORD", "WEIGHTS", "recorded_task"]
+
+RECORD = "run.json"
+"""The record of a run: configuration, data, metrics, history and hashes."""
+
+WEIGHTS = "model.safetensors"
+"""The weights of a run."""
+
+
+def recorded_task(run: str | Path | None) -> str:
+    """Return the task of a run; ``"classification"`` for a network by name, and where the record cannot be read."""
+    if run is None:
+        return "classification"
+    try:
+        return str(json.loads((Path(run) / RECORD).read_bytes())["task"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "classification"
