@@ -12,10 +12,8 @@ from krl_deploy.cli import COMMANDS, main
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_of_each_command(command, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([command, "--help"])
-    assert exit_.value.code == 0
-    assert (COMMANDS[command].__doc__ or "").partition("\n")[0][:40] in capsys.readouterr().out
+    assert main([command, "--help"]) == 0
+    assert (COMMANDS[command].__doc__ or "").partition("\n")[0][:30] in capsys.readouterr().out
 
 
 def test_help_names_all_commands(capsys):

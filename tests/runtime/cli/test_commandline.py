@@ -6,17 +6,17 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from krl_runtime import Preprocessing
-from krl_runtime.cli.commandline import dispatch, guard, print_json
+from krl_runtime.cli.bars import progress_bar
+from krl_runtime.cli.commandline import guard, next_command, print_json
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError, UsageError
-from krl_runtime.progress import progress
+from krl_runtime.progress import progress, show_with
 
 
 def raising(error: BaseException):
@@ -82,93 +82,6 @@ def test_a_reader_that_goes_away_is_no_failure():
         assert process.wait() == 0
 
 
-@dataclass(frozen=True)
-class Options:
-    name: str
-    """What to call it."""
-    count: int = 1
-    sizes: tuple[int, ...] = (1, 2)
-    loud: bool = False
-
-
-SEEN: list[Options] = []
-
-
-def make(options: Options) -> int | None:
-    """Make something.
-
-    At length.
-    """
-    SEEN.append(options)
-    return 4 if options.count == 4 else None
-
-
-def run(*arguments: str) -> int:
-    SEEN.clear()
-    return dispatch("krl-x", "Makes things.", {"make": make}, arguments)
-
-
-def test_dispatch_fills_the_configuration():
-    assert run("make", "--name", "a", "--sizes", "3", "4", "5", "--factor") == 0
-    assert [Options("a", 1, (3, 4, 5), True)] == SEEN
-    assert run("make", "--name", "a", "--count", "4") == 4
-
-
-def test_dispatch_helps(capsys: pytest.CaptureFixture[str]):
-    assert run("--help") == 0
-    out = capsys.readouterr().out
-    assert "usage: krl-x COMMAND" in out
-    assert "make           Make something." in out
-    assert run() == 2
-    assert run("--version") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("krl-x 0.")
-    with pytest.raises(SystemExit) as caught:
-        run("make", "--help")
-    assert caught.value.code == 0
-    assert "What to call it." in capsys.readouterr().out
-
-
-def test_dispatch_refuses(capsys: pytest.CaptureFixture[str]):
-    assert run("mkae") == 2
-    assert "unknown command 'mkae' (did you mean 'make'?); accepted: make" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        run("make", "--nmae", "a")
-    assert caught.value.code == 2
-
-
-def test_configuration_files(tmp_path: Path):
-    file = tmp_path / "options.yaml"
-    file.write_text("name: from file\nsection:\n  count: 7\n  sizes: [8, 9]\nloud: true\n")
-    assert run("make", "--config", str(file)) == 0
-    assert [Options("from file", 7, (8, 9), True)] == SEEN
-    file.write_text("loud: false\ncount: 7\n")
-    assert run("make", f"--config={file}", "--name", "a", "--count", "2") == 0
-    assert [Options("a", 2, (1, 2), False)] == SEEN
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("- a\n", "is not a mapping"), ("a: [", "cannot be read"), (None, "cannot be read")]
-)
-def test_configuration_files_that_are_none(
-    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
-):
-    file = tmp_path / "options.yaml"
-    if content is not None:
-        file.write_text(content)
-    assert run("make", "--config", str(file)) == 2
-    assert message in capsys.readouterr().err
-    assert run("make", "--config") == 2
-    assert "--config needs a YAML file" in capsys.readouterr().err
-
-
-def test_unknown_keys_in_a_configuration_are_refused(tmp_path: Path):
-    file = tmp_path / "options.yaml"
-    file.write_text("name: a\nnumber: 3\n")
-    with pytest.raises(SystemExit) as caught:
-        run("make", "--config", str(file))
-    assert caught.value.code == 2
-
-
 def test_json_is_one_value_of_plain_types(capsys: pytest.CaptureFixture[str]):
     value = {"a": np.float32(0.5), "b": np.arange(3), "c": Path("x"), "d": Preprocessing(4, 4), "é": None}
     print_json(value)
@@ -195,6 +108,39 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture
+def bars():
+    show_with(progress_bar)
+    yield
+    show_with(None)
+
+
+def test_progress_is_silent_unless_a_program_shows_it(monkeypatch: pytest.MonkeyPatch):
+    show_with(None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert sys.stderr.getvalue() == ""
+    guard("krl-x", lambda: list(progress(range(3), "counting")) and None)
+    assert "counting" in sys.stderr.getvalue()
+    guard("krl-x", lambda: None, quiet=True)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert sys.stderr.getvalue() == ""
+
+
+def test_quiet_keeps_warnings_alone(capsys: pytest.CaptureFixture[str]):
+    def command() -> None:
+        logging.getLogger("krl").info("working")
+        logging.getLogger("krl").warning("careful")
+        next_command("krl-x make")
+
+    guard("krl-x", command)
+    assert capsys.readouterr().err == "working\ncareful\nnext: krl-x make\n"
+    guard("krl-x", command, quiet=True)
+    assert capsys.readouterr().err == "careful\n"
+
+
+@pytest.mark.usefixtures("bars")
 def test_progress_is_shown_on_terminals_only(monkeypatch: pytest.MonkeyPatch):
     for stream, shown in ((io.StringIO(), False), (Terminal(), True)):
         monkeypatch.setattr(sys, "stderr", stream)
@@ -204,6 +150,7 @@ def test_progress_is_shown_on_terminals_only(monkeypatch: pytest.MonkeyPatch):
         assert ("counting" in stream.getvalue()) == shown
 
 
+@pytest.mark.usefixtures("bars")
 def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -212,12 +159,6 @@ def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert stream.getvalue() == ""
-
-
-def test_a_missing_tyro_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert run("make", "--name", "a") == 2
-    assert "the krl-x command needs tyro, which is not installed" in capsys.readouterr().err
 
 
 def test_a_library_that_a_command_stands_on_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
