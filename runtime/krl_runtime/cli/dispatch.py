@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import shlex
 import sys
@@ -123,21 +125,22 @@ def _help(program: Program, name: str, configuration: type, arguments: Sequence[
     everything = "--help-all" in arguments
     task = program.task_of[name](arguments) if name in program.task_of else None
     shown = help_configuration(configuration, task, everything=everything)
-    about = (program.commands[name].__doc__ or "").strip()
+    about = (program.commands[name].__doc__ or "").strip().partition("\n")[0]
     if task is not None:
         about += f" These are the options of the task {task}."
     if not everything:
         about += " --help-all shows all options."
-    try:
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
         tyro.cli(
             shown,
             prog=f"{program.name} {name}",
-            description=textwrap.fill(about, _WIDTH),
+            description="",
             args=["--help"],
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-    except SystemExit as done:
-        return int(done.code or 0)
+    usage, _, options = written.getvalue().partition("\n\n")
+    print(usage, textwrap.fill(about, _WIDTH), options.strip("\n"), sep="\n\n")
     return 0
 
 
