@@ -1,6 +1,49 @@
-"""Compression: teacher run to student run.
+"""Compression: a teacher's run to a student's run.
 
-``losses`` are functions of tensors; ``teachers`` loads, stores and fuses what a student learns from; ``distillers``
+::
+
+    import krl_compress
+
+    student = krl_compress.distill(
+        teacher="runs/teacher", student="mobilenet_v3_small", baseline=True, out="runs/student"
+    )
+    print(student.student["top1"], student.baseline["top1"])
+
+``losses`` are functions of tensors; ``teachers`` loads, stores and fuses the teachers of a student; ``distillers``
 makes objectives of both; ``distillation`` goes from a configuration to a finished student; ``studies`` compares
-methods.
+methods. Importing this does not import torch; calling a function does.
 """
+
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime._version import __version__
+from krl_runtime.lazy import attribute
+
+if TYPE_CHECKING:
+    from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig
+    from .verbs import DistillResult, StudyResult, TogetherResult, distill, joint, mutual, study
+
+__all__ = [
+    "DistillConfig",
+    "DistillResult",
+    "JointConfig",
+    "MutualConfig",
+    "StudyConfig",
+    "StudyResult",
+    "TogetherResult",
+    "__version__",
+    "distill",
+    "joint",
+    "mutual",
+    "study",
+]
+
+_PLACES = {
+    ".config": ("DistillConfig", "JointConfig", "MutualConfig", "StudyConfig"),
+    ".verbs": ("DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for."""
+    return attribute(__name__, _PLACES, name)

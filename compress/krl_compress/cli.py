@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
 from krl_train.config import RECORD, recorded_task
 from krl_train.processes import leave_group
 
+from . import verbs
 from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
-
-if TYPE_CHECKING:
-    from krl_train.run import Run
 
 __all__ = ["main"]
 
@@ -39,52 +37,36 @@ _COLUMNS = (
 
 def distill(config: DistillConfig) -> None:
     """Train a small student with a large teacher, or with several."""
-    from .distillation.distill import distill as run_distill
-
-    run = run_distill(config)
-    metrics = run.record.metrics
-    beside = ("teacher", "teachers", "baseline", "float", "rounded")
-    result: dict[str, Any] = {
-        "run": str(run.path),
-        "model": run.record.model.name,
-        **{name: metrics.get(name) for name in beside},
-        "student": {name: value for name, value in metrics.items() if name not in beside},
-    }
+    result = verbs.distill(config)
     if config.json:
-        print_json(result)
-        return
-    print(f"{run.path}: {run.record.model.name}")
-    names = [f"teacher {name}" for name in config.teacher]
-    rows = list(zip(names, metrics["teachers"], strict=True))
-    if result["baseline"]:
-        rows.append(("student without teacher", result["baseline"]))
-    if result["rounded"]:
-        rows.append(("student before, in floating point", result["float"]))
-        rows.append(("student before, rounded to INT8", result["rounded"]))
-    print(_comparison([*rows, ("student", result["student"])]))
+        print_json(result.to_dict())
+    else:
+        print(f"{result.run}: {result.model}")
+        rows = [(f"teacher {name}", found) for name, found in zip(config.teacher, result.teachers, strict=True)]
+        if result.baseline:
+            rows.append(("student without teacher", result.baseline))
+        if result.details["rounded"]:
+            rows.append(("student before, in floating point", result.details["float"]))
+            rows.append(("student before, rounded to INT8", result.details["rounded"]))
+        print(_comparison([*rows, ("student", result.student)]))
+    next_command(f"krl-deploy export {result.run} -o NAME.krl")
 
 
 def mutual(config: MutualConfig) -> None:
     """Train networks that teach each other."""
-    from .distillation.together import mutual as run_mutual
-
-    _show(run_mutual(config), config.json)
+    _show(verbs.mutual(config), config.json)
 
 
 def joint(config: JointConfig) -> None:
     """Train a teacher and, at the same time, a student that learns from it."""
-    from .distillation.together import joint as run_joint
-
-    _show(run_joint(config), config.json)
+    _show(verbs.joint(config), config.json)
 
 
 def study(config: StudyConfig) -> None:
     """Compare methods on the same budget, data and seeds."""
-    from .studies import show
-    from .studies import study as run_study
-
-    result = run_study(config)
-    print_json(result) if config.json else print(show(result))
+    result = verbs.study(config)
+    print_json(result.to_dict()) if config.json else print(result.text)
+    next_command(f"krl-deploy export {config.out}/RUN -o NAME.krl")
 
 
 def recipes(config: RecipesConfig) -> None:
@@ -105,13 +87,12 @@ def _files() -> list[Path]:
     return sorted(RECIPES.glob("*.yaml"))
 
 
-def _show(runs: list[Run], json: bool) -> None:
+def _show(result: verbs.TogetherResult, json: bool) -> None:
     if json:
-        print_json(
-            {"runs": [{"run": str(run.path), "model": run.record.model.name, **run.record.metrics} for run in runs]}
-        )
-        return
-    print(_comparison([(f"{run.path}: {run.record.model.name}", run.record.metrics) for run in runs]))
+        print_json(result.to_dict())
+    else:
+        print(_comparison([(f"{found['run']}: {found['model']}", found) for found in result.runs]))
+    next_command(f"krl-deploy export {result.runs[0]['run']} -o NAME.krl")
 
 
 def _comparison(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -63,8 +63,11 @@ class LossConfig:
     temperature: Annotated[float, _CLASSIFIER] = 4.0
     """T, by which both nets' logits are divided, where no --loss is given."""
     loss: Repeated = ()
-    """A term of the loss, NAME[:weight=W,warmup=EPOCHS,standardize,...]; may be given several times, and then nothing
-    else counts: --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4. Without ce the labels do not count."""
+    """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
+    once or several times, nothing else counts, labels neither. Of labels: ce. Of logits: kd, logistic, soft_bce,
+    hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld. Of features: fitnet, wkd_f, at, nst, sp,
+    reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at, sp. Generators: pixels, squares,
+    features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
     map of each resolution that both networks have."""
@@ -84,7 +87,7 @@ class QuantizationConfig:
     quantize: Literal["int8"] | None = None
     """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing; the teacher is
     in full precision. Without --lr the optimizer is then AdamW, at a tenth of its usual learning rate."""
-    float_epochs: int = 0
+    float_epochs: Advanced[int] = 0
     """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""
 
     def __post_init__(self) -> None:
@@ -99,8 +102,8 @@ class QuantizationConfig:
 class GeneratorStudentConfig:
     """A student of a generator.
 
-    Its --loss terms: pixels, squares, features, kernel, perceptual, adversarial; without --loss pixels, and adversarial
-    where there is data. Of the optim options --lr (0.0002), --schedule, --warmup, --clip-norm and --ema (0.999) count.
+    Without --loss: pixels, and adversarial where there is data. The optimizer is Adam: of the optim options --lr
+    (0.0002), --schedule, --warmup, --clip-norm and --ema (0.999) count.
     """
 
     perceptual: Path | None = None
@@ -142,10 +145,10 @@ class DistillConfig(TrainingConfig):
     several times, to learn from several teachers at once."""
     student: str
     """A network by name, as in krl-train fit, or a run to start from."""
-    map_labels: Annotated[Repeated, _CLASSIFIER] = ()
+    map_labels: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """DATA_LABEL=TEACHER_LABEL, for a class that the teacher names otherwise (or numbers, from 0); may be given several
     times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
-    fusion: Annotated[Literal["mean", "confidence", "class"], _CLASSIFIER] = "mean"
+    fusion: Advanced[Annotated[Literal["mean", "confidence", "class"], _CLASSIFIER]] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""

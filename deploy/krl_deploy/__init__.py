@@ -1,1 +1,88 @@
-"""Turns runs and third-party ONNX files into bundles, types them for FP16 and INT8, and builds engines from them."""
+"""Turns runs and third-party ONNX files into bundles, converts them to FP16 and INT8, and builds engines from them.
+
+::
+
+    import krl_deploy
+
+    bundle = krl_deploy.export(run="runs/student", out="student.krl").bundle
+    krl_deploy.quantize(bundle=bundle, data="images/", max_drop=0.5)
+    print(krl_deploy.check(model=bundle, target="jetpack-6.2").ready)
+
+Importing this does not import onnx; calling a function does, and ``export`` imports torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime._version import __version__
+from krl_runtime.lazy import attribute
+
+if TYPE_CHECKING:
+    from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
+    from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
+    from .verbs import (
+        BundleResult,
+        CheckResult,
+        EngineResult,
+        InspectResult,
+        PackageResult,
+        VariantResult,
+        build_engine,
+        check,
+        export,
+        fp16,
+        import_onnx,
+        inspect_engine,
+        package,
+        quantize,
+    )
+
+__all__ = [
+    "BuildEngineConfig",
+    "BundleResult",
+    "CheckConfig",
+    "CheckResult",
+    "EngineResult",
+    "ExportConfig",
+    "Fp16Config",
+    "ImportConfig",
+    "InspectEngineConfig",
+    "InspectResult",
+    "PackageResult",
+    "QuantizeConfig",
+    "VariantResult",
+    "__version__",
+    "build_engine",
+    "check",
+    "export",
+    "fp16",
+    "import_onnx",
+    "inspect_engine",
+    "package",
+    "quantize",
+]
+
+_PLACES = {
+    ".config": ("CheckConfig", "ExportConfig", "Fp16Config", "ImportConfig", "QuantizeConfig"),
+    ".tensorrt.config": ("BuildEngineConfig", "InspectEngineConfig"),
+    ".verbs": (
+        "BundleResult",
+        "CheckResult",
+        "EngineResult",
+        "InspectResult",
+        "PackageResult",
+        "VariantResult",
+        "build_engine",
+        "check",
+        "export",
+        "fp16",
+        "import_onnx",
+        "inspect_engine",
+        "package",
+        "quantize",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for."""
+    return attribute(__name__, _PLACES, name)

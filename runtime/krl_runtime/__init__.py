@@ -6,8 +6,8 @@
 
     with krl_runtime.load("flowers.krl") as model:
         print(model.backend.reason)
-        answer = model("rose.jpg")
-        print(answer.label, answer.score)
+        prediction = model("rose.jpg")
+        print(prediction.label, prediction.score)
 
     with krl_runtime.load("super-resolution.krl") as model:
         model("small.png").save("large.png")
@@ -38,8 +38,13 @@ from .errors import (
     UsageError,
 )
 from .images.preprocessing import Preprocessing
+from .lazy import attribute
 
 if TYPE_CHECKING:
+    from .device.bench import bench
+    from .device.doctor import doctor
+    from .device.selftest import selftest
+    from .device.tune import tune
     from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
 
 __all__ = [
@@ -62,18 +67,23 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "__version__",
+    "bench",
+    "doctor",
     "grid",
     "load",
+    "selftest",
+    "tune",
 ]
 
-_LATER = ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load")
+_PLACES = {
+    ".pipelines": ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"),
+    ".device.selftest": ("selftest",),
+    ".device.tune": ("tune",),
+    ".device.bench": ("bench",),
+    ".device.doctor": ("doctor",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipelines when one of their names is first asked for."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import pipelines
-
-    globals()[name] = getattr(pipelines, name)
-    return globals()[name]
+    """Import a name when it is first asked for."""
+    return attribute(__name__, _PLACES, name)

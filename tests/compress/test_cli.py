@@ -107,10 +107,8 @@ def test_joint_training_resumes_as_if_never_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_a_valid_configuration(recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import krl_compress.distillation.distill
-
     seen = []
-    monkeypatch.setattr(krl_compress.distillation.distill, "distill", lambda config: seen.append(config) or _Stop.now())
+    monkeypatch.setattr("krl_compress.verbs.distill", lambda config: seen.append(config) or _Stop.now())
     student = [] if recipe.startswith("cifar100") else ["--student", "resnet8"]
     with pytest.raises(_Stop):
         _unguarded(["distill", "--recipe", recipe, "--teacher", "t", *student, "--out", str(tmp_path)], monkeypatch)
@@ -125,10 +123,8 @@ def test_every_recipe_is_a_valid_configuration(recipe: str, monkeypatch: pytest.
 
 
 def test_a_later_recipe_and_the_command_line_change_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import krl_compress.distillation.distill
-
     seen = []
-    monkeypatch.setattr(krl_compress.distillation.distill, "distill", lambda config: seen.append(config) or _Stop.now())
+    monkeypatch.setattr("krl_compress.verbs.distill", lambda config: seen.append(config) or _Stop.now())
     base = ["distill", "--recipe", "cifar100-resnet56-resnet20", "--teacher", "t", "--out", str(tmp_path)]
     for more in (["--recipe", "kd"], ["--recipe", "kd", "--loss", "at"]):
         with pytest.raises(_Stop):

@@ -4,87 +4,83 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from krl_runtime.cli.commandline import print_json
+from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
 
-from .config import RECORD, EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
+from . import verbs
+from .config import RECORD, EvaluateConfig, FitConfig, ImportConfig, ModelsConfig, UnpackConfig, model_names
 from .processes import leave_group
-
-if TYPE_CHECKING:
-    from .run import Run
 
 __all__ = ["main"]
 
 
 def fit(config: FitConfig) -> None:
     """Train a network on images: a classifier, or what --task says."""
-    from .training.fit import fit as run_fit
-
-    _show_run(run_fit(config), config.json)
+    _show_run(verbs.fit(config), config.json)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a run on its own data or on any other."""
-    from .evaluation.evaluate import evaluate as run_evaluate
-
-    result = run_evaluate(config)
+    result = verbs.evaluate(config).to_dict()
     if config.json:
         print_json(result)
-        return
-    if "samples" in result:
+    elif "samples" in result:
         where = f" ({result['variant']})" if "variant" in result else ""
         print(f"{result['run']}{where}: {result['samples']} generated images")
         print(_metrics_table(result))
-        return
-    print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
-    print(_metrics_table(result))
+    else:
+        print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
+        print(_metrics_table(result))
+        _show_each(result)
+    if "variant" not in result:
+        next_command(_export(result["run"]))
+
+
+def _show_each(result: Mapping[str, Any]) -> None:
+    """Show what was measured of each image, or of each class."""
     if "images" in result:
-        _show_images(result["images"])
+        columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
+        print("\n" + table(columns, [[image[column] for column in columns] for image in result["images"]]))
         return
     worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)
-    print("\n" + table(("class", "recall"), [(name, f"{value:.4f}") for value, name in worst]))
-
-
-def _show_images(images: list[dict[str, Any]]) -> None:
-    columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
-    print("\n" + table(columns, [[image[column] for column in columns] for image in images]))
+    print("\n" + table(("class", "recall"), [(name, value) for value, name in worst]))
 
 
 def import_(config: ImportConfig) -> None:
     """Turn third-party weights into a run, and measure them."""
-    from .importers.importing import import_weights
-
-    _show_run(import_weights(config), config.json)
+    _show_run(verbs.import_weights(config), config.json)
 
 
 def unpack(config: UnpackConfig) -> None:
     """Write a named data set as a folder of PNG files, train/CLASS and val/CLASS."""
-    from krl_runtime.files import atomic_folder
-
-    from .data import open_source
-    from .data.sources import unpack as write
-
-    source = open_source(config.data)
-    with atomic_folder(config.out) as folder:
-        count = write(source, folder)
-    print(f"{count} images in {config.out}")
+    result = verbs.unpack(config)
+    print(f"{result.count} images in {result.out}")
+    next_command(f"krl-train fit --data {result.out} --model resnet20 --out RUN")
 
 
-def _show_run(run: Run, json: bool) -> None:
-    summary: dict[str, Any] = {
-        "run": str(run.path),
-        "model": run.record.model.name,
-        "labels": list(run.record.labels),
-        **run.record.metrics,
-    }
+def models(config: ModelsConfig) -> None:
+    """List the networks of a task by name; upper-case parts stand for numbers."""
+    names = model_names(config.task)
+    if config.json:
+        print_json({"task": config.task, "models": names})
+    else:
+        print("\n".join(names))
+
+
+def _show_run(result: verbs.RunResult, json: bool) -> None:
     if json:
-        print_json(summary)
-        return
-    print(f"{run.path}: {run.record.model.name}")
-    print(_metrics_table(run.record.metrics))
+        print_json(result.to_dict())
+    else:
+        print(f"{result.run}: {result.model}")
+        print(_metrics_table(result.metrics))
+    next_command(f"krl-compress distill --teacher {result.run} --student NAME --out STUDENT", _export(str(result.run)))
+
+
+def _export(run: str) -> str:
+    return f"krl-deploy export {run} -o NAME.krl"
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -99,6 +95,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "evaluate": evaluate,
     "import": import_,
     "unpack": unpack,
+    "models": models,
 }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import RECORD, WEIGHTS
+from krl_train.config import RECORD, WEIGHTS, check_run
 
 from .models import ModelSpec, Network
 
@@ -134,11 +134,8 @@ class Run:
             RunError: There is no run, it is not finished, damaged, or of another schema version.
         """
         folder = Path(path)
-        file = folder / RECORD
-        if not file.is_file():
-            what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
-            raise RunError(f"run {folder} {what}; a run is the folder that krl-train fit, import or krl-compress makes")
-        record = RunRecord.read(file)
+        check_run(folder)
+        record = RunRecord.read(folder / RECORD)
         if not record.weights_sha256:
             raise RunError(f"run {folder} is not finished; continue it with the same command and --resume")
         weights = folder / WEIGHTS

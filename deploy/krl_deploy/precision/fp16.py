@@ -34,7 +34,7 @@ _SLACK = (
     "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
     "of them, or their PSNR less 6 dB"
 )
-_EVALUATION_SEED = (
+_MEASURED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
     "to FP16 as a device stores it"
 )
@@ -90,7 +90,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
 def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "scores": {name: asdict(score) for name, score in scores.items()},
-        "measured": _EVALUATION_SEED,
+        "measured": _MEASURED,
         "fp16_operators": len(typed.nodes),
         "kept_fp32": dict(typed.kept),
         "file_bytes": {name: len(data) for name, data in files.items()},

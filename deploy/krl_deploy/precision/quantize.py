@@ -32,7 +32,7 @@ _log = logging.getLogger("krl")
 _FILES = {"int8": names.INT8, "int8.cpu": names.INT8_CPU}
 _WORTHWHILE = 1.1  # times FP32's speed: INT8 has to be clearly faster to be the default on a CPU; chosen, not measured
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
-_EVALUATION_SEED = (
+_MEASURED = (
     "int8: TensorRT's graph with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
     "Runtime's CPU provider; golden inputs: both files"
 )
@@ -189,7 +189,7 @@ def _evidence(
         "kept_fp32": dict(graphs.fp32_around),
         "images": {"data": task.name, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
-        "measured": _EVALUATION_SEED,
+        "measured": _MEASURED,
         **task.evidence(measured.drop),
         "latency_ms": dict(measured.latency),
         "latency_batch": 1,

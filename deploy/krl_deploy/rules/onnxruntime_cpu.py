@@ -16,12 +16,12 @@ from .view import View
 
 __all__ = ["check_on_cpu"]
 
-_EVALUATION_SEED = "measured with ONNX Runtime 1.31 on an x86 processor with VNNI"
+_MEASURED = "measured with ONNX Runtime 1.31 on an x86 processor with VNNI"
 _FORM = "take the CPU's graph that krl-deploy quantize writes (model.int8.cpu.onnx)"
 
 _OPENS = Rule("error", "cpu/opens", "look at what ONNX Runtime says of it", "ONNX Runtime on this machine")
-_SIGNED = Rule("warning", "cpu/int8-activations", _FORM, _EVALUATION_SEED)
-_HALF = Rule("warning", "cpu/fp16-scales", _FORM, _EVALUATION_SEED)
+_SIGNED = Rule("warning", "cpu/int8-activations", _FORM, _MEASURED)
+_HALF = Rule("warning", "cpu/fp16-scales", _FORM, _MEASURED)
 _FLOAT = Rule("warning", "cpu/float-convolutions", _FORM, "ONNX Runtime's optimized graph on this machine")
 
 

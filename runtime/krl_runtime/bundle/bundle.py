@@ -58,6 +58,10 @@ class Bundle:
         if not folder.is_dir():
             what = "is a file, not a bundle" if folder.exists() else "does not exist"
             raise BundleError(f"bundle {folder} {what}; a bundle is the folder that krl-deploy export makes")
+        if (folder / "run.json").is_file():
+            raise BundleError(
+                f"{folder} is a run, where a bundle is needed; make one with: krl-deploy export {folder} -o NAME.krl"
+            )
         if not file.is_file():
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with krl-deploy export")
         if file.stat().st_size > _MAX_MANIFEST_BYTES:

@@ -139,7 +139,7 @@ def _help(program: Program, name: str, configuration: type, arguments: Sequence[
             args=["--help"],
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-    usage, _, options = written.getvalue().partition("\n\n")
+    usage, _, options = "\n".join(line.rstrip() for line in written.getvalue().splitlines()).partition("\n\n")
     print(usage, textwrap.fill(about, _WIDTH), options.strip("\n"), sep="\n\n")
     return 0
 

@@ -320,9 +320,10 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from krl_runtime.device.doctor import can_run, examine
+    from krl_runtime.device.doctor import can_run
+    from krl_runtime.device.doctor import doctor as run_doctor
 
-    findings = examine()
+    findings = run_doctor()
     if arguments.json:
         print_json({"can_run": can_run(findings), "findings": [asdict(finding) for finding in findings]})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 __all__ = ["table"]
@@ -12,9 +13,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
     Args:
         header: Column titles.
-        rows: One sequence of cells for each row; ``None`` is shown as a dash.
+        rows: One sequence of cells for each row; ``None`` is shown as a dash, and a float is rounded to 4 digits.
     """
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [[_shown(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
 
@@ -26,6 +27,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(list(header)), "  ".join("-" * width for width in widths), *(line(row) for row in cells)])
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, float) and math.isfinite(cell):
+        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"  # not 1.235e+03
+    return str(cell)
 
 
 def _is_number(cell: str) -> bool:

@@ -27,7 +27,7 @@ from krl_runtime.errors import BackendError, KrlError, MissingExtraError
 
 from .platforms import JETPACKS, jetpack_of
 
-__all__ = ["Finding", "can_run", "examine"]
+__all__ = ["Finding", "can_run", "doctor"]
 
 # y = x + x over float32 [n], opset 13: small enough to carry along, and it needs a kernel on the device.
 _ONNX = base64.b64decode("CAg6NwoOCgF4CgF4EgF5IgNBZGQSAWdaEAoBeBILCgkIARIFCgMSAW5iEAoBeRILCgkIARIFCgMSAW5CBAoAEA0=")
@@ -52,7 +52,7 @@ class Finding:
     runs_models: bool = False
 
 
-def examine() -> tuple[Finding, ...]:
+def doctor() -> tuple[Finding, ...]:
     """Look at every component and open a real session on every backend; never raises for what it finds."""
     return (
         Finding("krl", "ok", __version__),

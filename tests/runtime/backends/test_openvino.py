@@ -12,7 +12,7 @@ import pytest
 from _helpers.bundles import TinyNet, write_bundle
 from krl_runtime import BackendError, Bundle, MissingExtraError, Preprocessing, load
 from krl_runtime.backends.openvino import open_openvino
-from krl_runtime.device.doctor import examine
+from krl_runtime.device.doctor import doctor
 from krl_runtime.device.selftest import selftest
 
 IMAGE = np.full((12, 10, 3), 99, np.uint8)
@@ -124,7 +124,7 @@ def test_files_that_it_cannot_run(installed, tmp_path: Path):
 
 
 def test_doctor_and_selftest_know_it(installed, bundle: Bundle):
-    (finding,) = [item for item in examine() if item.component == "openvino"]
+    (finding,) = [item for item in doctor() if item.component == "openvino"]
     assert (finding.state, finding.runs_models) == ("ok", True)
     states = {item.variant: item.state for item in selftest(bundle) if item.kind == "openvino"}
     assert states == dict.fromkeys(("fp32", "fp16", "int8"), "passed")

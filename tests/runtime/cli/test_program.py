@@ -355,7 +355,7 @@ def test_doctor(run):
 
 
 def test_doctor_where_nothing_runs(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "examine", lambda: (Finding("onnxruntime-cpu", "missing", "x", "install it"),))
+    monkeypatch.setattr(doctor, "doctor", lambda: (Finding("onnxruntime-cpu", "missing", "x", "install it"),))
     code, out, err = run("doctor")
     assert code == 1
     assert "install it" in out

@@ -13,13 +13,13 @@ from _helpers.fakes import fake_gpu_runtime
 from krl_runtime import BackendError
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.device import doctor
-from krl_runtime.device.doctor import Finding, can_run, examine
+from krl_runtime.device.doctor import Finding, can_run
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 
 
 def found(component: str) -> Finding:
-    (finding,) = [finding for finding in examine() if finding.component == component]
+    (finding,) = [finding for finding in doctor.doctor() if finding.component == component]
     return finding
 
 
@@ -38,7 +38,7 @@ def test_the_model_that_it_carries_along():
 
 
 def test_this_machine():
-    findings = examine()
+    findings = doctor.doctor()
     assert [finding.component for finding in findings] == [
         "krl", "python", "numpy", "pillow", "onnxruntime-cpu", "onnxruntime-cuda", "cuda", "tensorrt"
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch):
     assert finding.state == "missing"
     assert "needs onnxruntime, which is not installed" in finding.detail
     assert re.fullmatch(r"install it with: pip install 'krl(-runtime)?\[cpu\]'", finding.advice)
-    assert not can_run(examine())
+    assert not can_run(doctor.doctor())
 
 
 def test_an_onnxruntime_that_is_half_installed(monkeypatch: pytest.MonkeyPatch):

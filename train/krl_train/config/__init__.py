@@ -12,12 +12,15 @@ from .base import (
     ImportConfig,
     InputConfig,
     LoopConfig,
+    ModelsConfig,
     OptimConfig,
     OutOption,
     TrainingConfig,
     UnpackConfig,
     to_plain,
 )
+from .checks import DATA_SETS, check_data, check_run
+from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
 from .tasks import (
     ConditioningConfig,
@@ -29,6 +32,7 @@ from .tasks import (
 )
 
 __all__ = [
+    "DATA_SETS",
     "RECORD",
     "WEIGHTS",
     "AugmentConfig",
@@ -41,6 +45,7 @@ __all__ = [
     "ImportConfig",
     "InputConfig",
     "LoopConfig",
+    "ModelsConfig",
     "OptimConfig",
     "OutOption",
     "RestorationConfig",
@@ -49,6 +54,10 @@ __all__ = [
     "TrainingConfig",
     "TranslationConfig",
     "UnpackConfig",
+    "check_data",
+    "check_model",
+    "check_run",
+    "model_names",
     "recorded_task",
     "to_plain",
 ]

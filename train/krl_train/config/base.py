@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -30,6 +30,7 @@ __all__ = [
     "ImportConfig",
     "InputConfig",
     "LoopConfig",
+    "ModelsConfig",
     "OptimConfig",
     "OutOption",
     "TrainingConfig",
@@ -37,6 +38,8 @@ __all__ = [
     "to_plain",
 ]
 
+
+Task: TypeAlias = Literal["classification", "gan", "vae", "restoration", "translation", "style"]
 
 _CLASSIFIER = Only("classification")
 _GENERATORS = Only("gan", "vae")
@@ -53,13 +56,13 @@ class DataConfig:
     """Which images."""
 
     data: str | None = None
-    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder: train/CLASS/* and val/CLASS/*, or
-    CLASS/*."""
+    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder of images: train/CLASS/* and
+    val/CLASS/*, or CLASS/*."""
     data_root: Advanced[Path] = Path("data")
     """Where torchvision's data sets lie, or are put with --download."""
     download: Advanced[bool] = False
     """Download a named data set that is not there."""
-    val_fraction: float = 0.2
+    val_fraction: Advanced[float] = 0.2
     """Share of the images held out where the data is not split already; chosen by each image's hash."""
     on_bad_image: Advanced[OnBadImage] = "refuse"
     """Files that are not readable images: refuse the data set, or name and skip them."""
@@ -142,7 +145,7 @@ class OptimConfig:
     """How weights are moved."""
 
     optimizer: Annotated[Literal["sgd", "adamw"], _CLASSIFIER] = "sgd"
-    """SGD with momentum, or AdamW; restoration takes AdamW always."""
+    """SGD with momentum, or AdamW. Tasks from image to image take AdamW, generators Adam."""
     lr: float | None = None
     """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128; 0.001 for restoration."""
     momentum: Advanced[Annotated[float, _CLASSIFIER]] = 0.9
@@ -232,11 +235,13 @@ class TrainingConfig:
 class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
-    task: Literal["classification", "gan", "vae", "restoration", "translation", "style"] = "classification"
+    task: Task = "classification"
     """What is trained: a classifier, a generator (gan, vae), or a network from image to image."""
     model: str
-    """resnet8 … resnet110, resnet8x4, resnet32x4, wrn-16-2, dscnn-0.5 …, any torchvision classifier, or timm/NAME. gan,
-    vae: dcgan-W, resgan-W, dsgan-W with W channels, or mlp-H1-H2."""
+    """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
+    dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME.
+    gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256. restoration: espcn, fsrcnn,
+    edsr-8-32. translation: unet-32-3. style: style-16."""
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     init: Annotated[Path | None, _CONTINUED] = None
@@ -332,6 +337,16 @@ class UnpackConfig:
     out: OutOption
     """The folder to make."""
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """Options of ``krl-train models``."""
+
+    task: Task = "classification"
+    """The task of the networks."""
+    json: bool = False
+    """Print the result as one JSON object."""
 
 
 def to_plain(config: Any) -> dict[str, Any]:

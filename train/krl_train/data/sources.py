@@ -15,7 +15,7 @@ from PIL import Image
 from krl_runtime.errors import DataError, UsageError, require
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.preprocessing import Preprocessing, open_image
-from krl_train.config import DataConfig, InputConfig
+from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.models import native_size
 
 from .pixels import PixelSet
@@ -125,10 +125,8 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
         return _digits(config)
     if config.data in _TORCHVISION:
         return _torchvision(config)
+    check_data(config.data)
     root = Path(config.data)
-    if not root.exists():
-        known = ", ".join(("digits", *_TORCHVISION))
-        raise DataError(f"data {config.data!r} is neither a folder nor a known data set; known: {known}")
     folder = open_folder(root, on_bad=config.on_bad_image)
     if classes and not folder.labels:
         raise DataError(f"{root} has images but no classes; put the images of each class into a folder of its name")

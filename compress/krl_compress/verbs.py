@@ -1,0 +1,160 @@
+"""The Python API of compression: the commands of ``krl-compress`` as functions. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.errors import UsageError
+from krl_runtime.verbs import Result, configure
+from krl_train.config import TrainingConfig, check_data, check_model, check_run, recorded_task
+
+from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
+
+__all__ = ["DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"]
+
+_BESIDE = ("teacher", "teachers", "baseline", "float", "rounded")
+
+
+@dataclass(frozen=True)
+class DistillResult(Result):
+    """A distilled student.
+
+    Attributes:
+        run: Its folder.
+        model: Name of the network.
+        teachers: What was measured of each teacher, on the same data.
+        baseline: What was measured of the same student without a teacher; ``None`` unless that was asked for.
+        student: What was measured of the student.
+    """
+
+    run: Path
+    model: str
+    teachers: tuple[Mapping[str, Any], ...]
+    baseline: Mapping[str, Any] | None
+    student: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: Run) -> DistillResult:
+        """Return the result for a student's run."""
+        metrics = run.record.metrics
+        student = {name: value for name, value in metrics.items() if name not in _BESIDE}
+        details = {name: metrics.get(name) for name in ("teacher", "float", "rounded")}
+        teachers = tuple(metrics["teachers"])
+        return cls(run.path, run.record.model.name, teachers, metrics.get("baseline"), student, details=details)
+
+
+@dataclass(frozen=True)
+class TogetherResult(Result):
+    """Networks that were trained at the same time.
+
+    Attributes:
+        runs: For each network its folder, model and metrics.
+    """
+
+    runs: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> TogetherResult:
+        """Return the result for runs."""
+        return cls(tuple({"run": str(run.path), "model": run.record.model.name, **run.record.metrics} for run in runs))
+
+
+@dataclass(frozen=True)
+class StudyResult(Result):
+    """Methods compared on the same budget, data and seeds; see ``to_dict``."""
+
+
+def distill(config: DistillConfig | None = None, /, **options: Any) -> DistillResult:
+    """Train a small student with a large teacher, or with several.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress distill``: ``teacher``, ``student``, ``data``, ``out`` …
+
+    Raises:
+        KrlError: The teacher, the student, the data or an option cannot be used, or training failed.
+    """
+    config = configure(DistillConfig, config, options)
+    task = _check_teachers(config)
+    if task == "classification":
+        _check_networks(config, (config.student,))
+    check_data(config.data.data)
+    from .distillation.distill import distill as run_distill
+
+    return DistillResult.of(run_distill(config))
+
+
+def mutual(config: MutualConfig | None = None, /, **options: Any) -> TogetherResult:
+    """Train networks that teach each other.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress mutual``: ``peer``, ``data``, ``out`` …
+
+    Raises:
+        KrlError: A network, the data or an option cannot be used, or training failed.
+    """
+    config = configure(MutualConfig, config, options)
+    _check_networks(config, config.peer)
+    from .distillation.together import mutual as run_mutual
+
+    return TogetherResult.of(run_mutual(config))
+
+
+def joint(config: JointConfig | None = None, /, **options: Any) -> TogetherResult:
+    """Train a teacher and, at the same time, a student that learns from it.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress joint``: ``teacher``, ``student``, ``data``, ``out`` …
+
+    Raises:
+        KrlError: A network, the data or an option cannot be used, or training failed.
+    """
+    config = configure(JointConfig, config, options)
+    _check_networks(config, (config.teacher, config.student))
+    from .distillation.together import joint as run_joint
+
+    return TogetherResult.of(run_joint(config))
+
+
+def study(config: StudyConfig | None = None, /, **options: Any) -> StudyResult:
+    """Compare methods on the same budget, data and seeds.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress study``: ``teacher``, ``student``, ``methods``, ``out`` …
+
+    Raises:
+        KrlError: The teacher, a method or an option cannot be used, or a training failed.
+    """
+    config = configure(StudyConfig, config, options)
+    from .studies import show
+    from .studies import study as run_study
+
+    found = run_study(config)
+    return StudyResult(details=found, text=show(found))
+
+
+def _check_teachers(config: DistillConfig) -> str:
+    """Check that each teacher is a run, or a network by name that may be downloaded; return the task."""
+    if not config.teacher:
+        raise UsageError("no teacher is named; give --teacher RUN")
+    for teacher in config.teacher:
+        if isinstance(teacher, str) and not (config.pretrained and not Path(teacher).exists()) and ":" not in teacher:
+            check_run(teacher)
+    return recorded_task(config.teacher[0] if isinstance(config.teacher[0], str) else None)
+
+
+def _check_networks(config: TrainingConfig, names: Sequence[object]) -> None:
+    """Check networks that are given by name; a run's folder is no name."""
+    for name in names:
+        if isinstance(name, str) and not Path(name).exists():
+            check_model(name, "classification")
+    check_data(config.data.data)

@@ -1,0 +1,268 @@
+"""The Python API of deployment: the commands of ``krl-deploy`` as functions. Only ``export`` imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krl_runtime.verbs import Result, configure
+
+from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
+from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
+
+if TYPE_CHECKING:
+    from .bundles.triton import PackageConfig
+
+__all__ = [
+    "BundleResult",
+    "CheckResult",
+    "EngineResult",
+    "InspectResult",
+    "PackageResult",
+    "VariantResult",
+    "build_engine",
+    "check",
+    "export",
+    "fp16",
+    "import_onnx",
+    "inspect_engine",
+    "package",
+    "quantize",
+]
+
+
+@dataclass(frozen=True)
+class BundleResult(Result):
+    """A bundle that was made; ``details`` has parity, accuracy and sizes.
+
+    Attributes:
+        bundle: Its folder.
+    """
+
+    bundle: Path
+
+
+@dataclass(frozen=True)
+class VariantResult(Result):
+    """A variant that was added to a bundle; ``details`` has scores, latency and what stayed in floating point.
+
+    Attributes:
+        bundle: The bundle's folder.
+    """
+
+    bundle: Path
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the scores of FP32 and of the variant, by the name of the file that was measured."""
+        scores: Mapping[str, Mapping[str, Any]] = self.details["scores"]
+        return scores
+
+
+@dataclass(frozen=True)
+class EngineResult(Result):
+    """An engine, or the reason why there is none; ``details`` has its file, size, layers and parity.
+
+    Attributes:
+        model: The bundle or ONNX file.
+        engine: Key of the engine in the bundle, or its file; ``None`` where none was built.
+    """
+
+    model: Path
+    engine: str | None
+
+
+@dataclass(frozen=True)
+class InspectResult(Result):
+    """What engines were built with.
+
+    Attributes:
+        model: The engine's file, or the bundle.
+        engines: By key or file name.
+    """
+
+    model: Path
+    engines: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class CheckResult(Result):
+    """Findings on a model for a target; ``details`` has them for each file and node.
+
+    Attributes:
+        model: The ONNX file or bundle.
+        counts: Number of findings of each severity.
+    """
+
+    model: Path
+    counts: Mapping[str, int]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is no error."""
+        return not self.counts["error"]
+
+
+@dataclass(frozen=True)
+class PackageResult(Result):
+    """A model repository for another server; see ``to_dict``."""
+
+
+def export(config: ExportConfig | None = None, /, **options: Any) -> BundleResult:
+    """Turn a run into a bundle: ONNX with preprocessing inside, checked against torch on real inputs.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy export``: ``run``, ``out``, ``data`` …
+
+    Raises:
+        CheckFailedError: The graph's outputs differ from torch's.
+        KrlError: The run, the data or an option cannot be used.
+    """
+    config = configure(ExportConfig, config, options)
+    from .exporters.export import export as run_export
+
+    return _bundle_result(run_export(config))
+
+
+def import_onnx(config: ImportConfig | None = None, /, **options: Any) -> BundleResult:
+    """Turn a third-party ONNX classifier or restorer into a bundle: preprocessing is put into the graph.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy import``: ``model``, ``out``, ``data``, ``labels`` …
+
+    Raises:
+        CheckFailedError: The rewritten graph answers otherwise than the file.
+        KrlError: The file, the data or an option cannot be used.
+    """
+    config = configure(ImportConfig, config, options)
+    from .importers.import_onnx import import_onnx as run_import
+
+    return _bundle_result(run_import(config))
+
+
+def fp16(config: Fp16Config | None = None, /, **options: Any) -> VariantResult:
+    """Add an FP16 variant to a bundle, with the precision written into the graph.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy fp16``: ``bundle``, ``data`` …
+
+    Raises:
+        CheckFailedError: The variant's outputs are not finite.
+        KrlError: The bundle, the data or an option cannot be used.
+    """
+    config = configure(Fp16Config, config, options)
+    from .precision.fp16 import fp16 as run_fp16
+
+    return _variant_result(*run_fp16(config))
+
+
+def quantize(config: QuantizeConfig | None = None, /, **options: Any) -> VariantResult:
+    """Add an INT8 variant to a bundle, calibrated and measured on real inputs.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy quantize``: ``bundle``, ``data``, ``max_drop`` …
+
+    Raises:
+        CheckFailedError: The accuracy drop is larger than accepted; the bundle is unchanged.
+        KrlError: The bundle, the data or an option cannot be used.
+    """
+    config = configure(QuantizeConfig, config, options)
+    from .precision.quantize import quantize as run_quantize
+
+    return _variant_result(*run_quantize(config))
+
+
+def build_engine(config: BuildEngineConfig | None = None, /, **options: Any) -> EngineResult:
+    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy build-engine``: ``model``, ``precision``, ``profile`` …
+
+    Raises:
+        CheckFailedError: The engine answers otherwise than the golden outputs.
+        KrlError: The model or an option cannot be used, or the build failed.
+    """
+    config = configure(BuildEngineConfig, config, options)
+    from .tensorrt.engines import build_engine as run_build
+
+    found, text = run_build(config)
+    details = {name: value for name, value in found.items() if name not in ("model", "engine")}
+    return EngineResult(config.model, found["engine"], details=details, text=text)
+
+
+def inspect_engine(config: InspectEngineConfig | None = None, /, **options: Any) -> InspectResult:
+    """Return what built an engine, and for what, without TensorRT.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy inspect-engine``: ``model``.
+
+    Raises:
+        KrlError: The file is not an engine, or the bundle cannot be opened.
+    """
+    config = configure(InspectEngineConfig, config, options)
+    from .tensorrt.inspection import inspect_engine as run_inspect
+
+    found, text = run_inspect(config)
+    return InspectResult(config.model, found["engines"], text=text)
+
+
+def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
+    """Find what is wrong with a model for a device, before the device has seen it.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy check``: ``model``, ``target``, ``precision``.
+
+    Returns:
+        The findings; errors among them raise nothing here, see ``CheckResult.ready``.
+
+    Raises:
+        KrlError: The model, the target or an option cannot be used.
+    """
+    config = configure(CheckConfig, config, options)
+    from .rules.report import as_dict, as_text
+    from .rules.run import check_path, unknown
+    from .rules.targets import parse_target
+
+    target = parse_target(config.target)
+    checked = check_path(config.model, target, config.precision)
+    questions = unknown(checked, target)
+    found = as_dict(checked, target, questions)
+    details = {name: value for name, value in found.items() if name != "counts"}
+    return CheckResult(config.model, found["counts"], details=details, text=as_text(checked, target, questions))
+
+
+def package(config: PackageConfig | None = None, /, **options: Any) -> PackageResult:
+    """Write a bundle for another server: a model repository of the Triton Inference Server.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy package``: ``bundle``, ``out``, ``to`` …
+
+    Raises:
+        KrlError: The bundle or an option cannot be used.
+    """
+    from .bundles.triton import PackageConfig
+    from .bundles.triton import package as run_package
+
+    return PackageResult(details=run_package(configure(PackageConfig, config, options)))
+
+
+def _bundle_result(found: Mapping[str, Any]) -> BundleResult:
+    return BundleResult(Path(found["bundle"]), details=_without(found, "bundle"))
+
+
+def _variant_result(found: Mapping[str, Any], text: str) -> VariantResult:
+    return VariantResult(Path(found["bundle"]), details=_without(found, "bundle"), text=text)
+
+
+def _without(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != name}
