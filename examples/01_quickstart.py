@@ -1,4 +1,4 @@
-"""The main job on the embedded digits, step by step; each step is a command that is printed before it runs.
+"""Distill, export, convert and run a classifier of the embedded digits. Each step is a command that is printed first.
 
 Usage: python examples/01_quickstart.py FOLDER
 """
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
         row("distilled student, INT8", student, bundle, "int8"),
     ]
     count, seconds = len(list(digits.glob("val/*/*"))), time.monotonic() - started
-    print(f"\nOn {count} images that training never saw, after {seconds:.0f} s:\n")
+    print(f"\nOn {count} images that training did not use, after {seconds:.0f} s:\n")
     print(table(("", "parameters", "MACs", "file KiB", "top-1 %", "CPU ms"), rows))
 
 

@@ -1,11 +1,13 @@
 #!/bin/sh
-# A published resnet56 teaches a resnet8 (75 thousand parameters) on CIFAR-10, beside the same student without a teacher.
+# Distill a published resnet56 into a resnet8 (75 thousand parameters) on CIFAR-10.
+# Also train the same student without a teacher, for comparison.
 #
 #   sh examples/02_cifar10_published_teacher.sh DATA WEIGHTS OUT [EPOCHS]
 #
 # DATA     folder with train/CLASS/*.png and val/CLASS/*.png
 # WEIGHTS  cifar10_resnet56-*.th of akamaster/pytorch_resnet_cifar10
-# OUT      where runs and the bundle go
+# OUT      folder for the runs and the bundle
+# EPOCHS   of the student (30)
 set -eu
 data=$1 weights=$2 out=$3 epochs=${4:-30}
 set -x

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Photographs in class folders: a resnet18 is trained, teaches a mobilenet_v3_small, and that is deployed.
+# Train a resnet18 on photographs in class folders, distill it into a mobilenet_v3_small, and export the student.
 #
 #   sh examples/03_flowers_photographs.sh DATA OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [SIZE]
 #
-# DATA     folder with CLASS/*.jpg; a fifth is held out by each image's hash
-# OUT      where runs and the bundle go
+# DATA     folder with CLASS/*.jpg; a fifth of the images is held out, chosen by hash
+# OUT      folder for the runs and the bundle
+# EPOCHS   of the teacher and of the student (40 each)
+# SIZE     of the network's input in pixels (64)
 set -eu
 data=$1 out=$2 teacher_epochs=${3:-40} student_epochs=${4:-40} size=${5:-64}
 how="--zoom 1.4 --rotate 15 --optimizer adamw --lr 0.002 --weight-decay 0.05"

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Makes an environment, installs krl into it, and runs the main job: teacher, student, bundle, answers, one table.
-# Everything lands in ./krl-quickstart; PYTHON names the interpreter, 3.10 or later.
+# Create an environment, install krl into it, and run 01_quickstart.py: teacher, student, bundle, predictions, one table.
+# All files go to ./krl-quickstart. Set PYTHON to choose the interpreter, 3.10 or later.
 set -eu
 cd "$(dirname "$0")/.."
 environment=krl-quickstart/env
 
 "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "krl needs Python 3.10 or later; name one with PYTHON=python3.12 sh examples/quickstart.sh" >&2
+    echo "krl needs Python 3.10 or later; choose one with PYTHON=python3.12 sh examples/quickstart.sh" >&2
     exit 2
 }
 if [ ! -x "$environment/bin/krl-runtime" ]; then
-    echo "\$ python3 -m venv $environment && $environment/bin/pip install -e '.[all]'   (torch: some minutes, about 6 GB)"
+    echo "\$ python3 -m venv $environment && $environment/bin/pip install -e '.[all]'   (with torch: several minutes, about 6 GB)"
     "${PYTHON:-python3}" -m venv "$environment"
     "$environment/bin/pip" install --quiet --upgrade pip
     "$environment/bin/pip" install --quiet -e '.[all]'

@@ -72,14 +72,14 @@ def test_photographs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (SHARED_DATA / "MNIST").is_dir(), reason="the shared data is not here")
 def test_generator(tmp_path: Path) -> None:
-    script = EXAMPLES / "06_mnist_generator.sh"
+    script = EXAMPLES / "05_mnist_generator.sh"
     done = _run("sh", str(script), str(SHARED_DATA), str(tmp_path / "out"), "1", "640", "200", cwd=tmp_path)
     assert done.stdout.count("fid_floor") == 2
     assert len(list((tmp_path / "out" / "digits").glob("*.png"))) == 65  # and the grid of all
 
 
 def test_digits_from_descriptions(tmp_path: Path) -> None:
-    script = EXAMPLES / "07_text_to_digits.py"
+    script = EXAMPLES / "06_text_to_digits.py"
     words = (
         "red",
         "green",
@@ -98,7 +98,7 @@ def test_digits_from_descriptions(tmp_path: Path) -> None:
     write_sentence_model(tmp_path / "words", dict(zip(words, np.eye(len(words)).tolist(), strict=True)))
     small = ("--images", "300", "--epochs", "1", "--width", "4", "--each", "1", "--sentence-model", "words")
     done = _run(sys.executable, str(script), "work", *small, cwd=tmp_path)
-    assert "Images that show what was asked for" in done.stdout
+    assert "Images that show the requested digit and color" in done.stdout
     assert all(f"\n{name}" in done.stdout for name in ("text", "words", "labels", "none", "chance"))
     assert all(f"\n{word}  " in done.stdout for word in ("crimson", "pale", "7"))
     assert (tmp_path / "work" / "grid.png").is_file()
@@ -107,7 +107,7 @@ def test_digits_from_descriptions(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (SHARED_DATA / "sr").is_dir(), reason="the shared data is not here")
 def test_super_resolution(tmp_path: Path) -> None:
     data = _subset(SHARED_DATA / "sr", tmp_path / "data", 5)
-    script = EXAMPLES / "05_super_resolution.sh"
+    script = EXAMPLES / "04_super_resolution.sh"
     done = _run("sh", str(script), str(data), str(tmp_path / "out"), "1", "1", cwd=tmp_path)
     assert "student without teacher" in done.stdout
     assert (tmp_path / "out" / "student.krl" / "model.int8.onnx").is_file()

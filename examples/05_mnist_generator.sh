@@ -1,14 +1,14 @@
 #!/bin/sh
-# A GAN of MNIST, a student with a thirtieth of its parameters, and both measured on the features of a classifier that is
-# trained here; nothing is downloaded.
+# Train a GAN on MNIST and distill it into a student with one thirtieth of its parameters.
+# Measure both on the features of a classifier that this script trains. Nothing is downloaded.
 #
-#   sh examples/06_mnist_generator.sh ROOT OUT [EPOCHS] [LIMIT] [SAMPLES]
+#   sh examples/05_mnist_generator.sh ROOT OUT [EPOCHS] [LIMIT] [SAMPLES]
 #
-# ROOT     folder in which torchvision's MNIST lies (ROOT/MNIST/raw)
-# OUT      where runs, the bundle and the images go
+# ROOT     folder with torchvision's MNIST (ROOT/MNIST/raw)
+# OUT      folder for the runs, the bundle and the images
 # EPOCHS   of the teacher (5)
-# LIMIT    of training images, and of real ones that are measured (all)
-# SAMPLES  that are measured (5000)
+# LIMIT    of training images, and of real images in the measurement (all)
+# SAMPLES  in the measurement (5000)
 set -eu
 root=$1 out=$2 epochs=${3:-5} limit=${4:+--limit $4 --val-limit $4} samples=${5:-5000}
 data="--data mnist --data-root $root $limit"
@@ -17,7 +17,8 @@ krl-train fit --model resnet8 $data --epochs 3 --lr 0.05 --out "$out/classifier"
 krl-train fit --task gan --model dcgan-32 $data --epochs "$epochs" --batch-size 64 --lr 0.0004 --out "$out/teacher"
 measure="--features $out/classifier --score-samples $samples"
 student="krl-compress distill --teacher $out/teacher $limit --batch-size 64 --precision fp32 $measure"
-# First close to the teacher, then freer of it, then close again at a lower rate. Each stage has a new discriminator.
+# Three stages: follow the teacher closely, then less closely, then closely again at a lower learning rate.
+# Each stage has a new discriminator.
 $student --student dsgan-11 --loss pixels --loss features --loss adversarial --epochs 3 --evaluate-every 3 \
     --lr 0.001 --discriminator-lr 0.0004 --discriminator-width 16 --out "$out/first"
 $student --student "$out/first" --loss pixels:weight=3 --loss adversarial --epochs 3 \

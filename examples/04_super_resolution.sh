@@ -1,11 +1,12 @@
 #!/bin/sh
-# Super-resolution x3: a residual net learns from images, teaches one of 22 thousand parameters, and that is deployed.
+# Train a residual network for super-resolution x3, distill it into one of 22 thousand parameters, and export the student.
 #
-#   sh examples/05_super_resolution.sh SR OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [IMAGE]
+#   sh examples/04_super_resolution.sh SR OUT [TEACHER_EPOCHS] [STUDENT_EPOCHS] [IMAGE]
 #
-# SR       folder with t91/ (to train on), set5/ and set14/ (to score on), no classes needed
-# OUT      where runs, the bundle and the enlarged image go
-# IMAGE  what is enlarged at the end; without it the first one of set5
+# SR       folder with t91/ (training), set5/ and set14/ (evaluation); no classes needed
+# OUT      folder for the runs, the bundle and the enlarged image
+# EPOCHS   of the teacher (200) and of the student (50)
+# IMAGE    image to enlarge at the end (the first one of set5)
 set -eu
 sr=$1 out=$2 teacher_epochs=${3:-200} student_epochs=${4:-50}
 image=${5:-$(find "$sr/set5" -type f | sort | head -n 1)}

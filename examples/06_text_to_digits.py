@@ -1,22 +1,21 @@
-"""Digits in colors from descriptions, also in combinations that training never saw.
+"""Generate colored digits from descriptions, including combinations that are not in the training data.
 
-Usage: python examples/07_text_to_digits.py FOLDER [--data-root DIR] [--images N] [--epochs N] [--width W] [--each N]
+Usage: python examples/06_text_to_digits.py FOLDER [--data-root DIR] [--images N] [--epochs N] [--width W] [--each N]
            [--sentence-model DIR] [--more]
 
---data-root  where torchvision's MNIST lies; without it the small embedded digits are used
---images   number of training images of the generators (20,000)
---epochs     passes of the text generator over them (12); the two that it is compared with get half and a quarter
---width      of the generators (16)
---each       number of images that are measured of each combination (50)
---sentence-model   folder of a sentence-transformers model: one more generator learns the words' meanings from it, and
-             is asked in words that no description has, "a crimson 7"
+--data-root       folder of torchvision's MNIST; without it the small embedded digits are used
+--images          number of training images for the generators (20,000)
+--epochs          epochs of the text generator (12); the label generator gets half, the unconditional one a quarter
+--width           width of the generators (16)
+--each            number of images to measure for each combination (50)
+--sentence-model  folder of a sentence-transformers model; trains one more generator, which takes its word vectors from
+                  the model and accepts words that are in no description, such as "a crimson 7"
+--more            also train with attributes and a graph as conditions, and with and without a guide
 
---more       also: attributes and a graph of facts as conditions, and labels and descriptions with and without a guide
-
-Each digit is painted in one of six colors and described in words. Twelve of the sixty combinations are held out of
-training. Three generators are trained: with descriptions, with the digit's label alone, and without any condition. Two
-independent classifiers, trained on other images of all combinations, say whether a generated image shows the digit
-and the color that it was asked for.
+Each digit is painted in one of six colors and described in words. Twelve of the sixty combinations are held out.
+Three generators are trained: with descriptions, with the digit's label, and without a condition. Two independent
+classifiers judge whether a generated image shows the requested digit and color. They are trained on other images of
+all combinations.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ OTHER_WORDS = {
     "white": ("ivory", "pale"),
 }
 HELD_OUT = tuple((digit, (digit + shift) % 6) for digit in range(10) for shift in ((0, 3) if digit % 5 == 0 else (0,)))
-"""Digit and color of the combinations that the generators never see: 12 of 60, each digit and color among them."""
+"""Digit and color of the held-out combinations: 12 of 60, with each digit and each color among them."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -174,7 +173,7 @@ def train(folder: Path, epochs: int, width: int, sentence_model: Path | None, mo
 
 
 def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
-    """Return images of a combination [count, 3, 28, 28], as far as the generator can be conditioned on it."""
+    """Return images of a combination [count, 3, 28, 28], as far as its condition can express it."""
     generator = open_generator(path)[1]
     latents = sample_latents(count, generator.latent_size, seed=100 * digit + color)
     settings = generator.condition
@@ -185,7 +184,7 @@ def generate(path: Path, digit: int, color: int, count: int) -> torch.Tensor:
         "text": descriptions(digit, color),
         "labels": [name],
         "attributes": [f"digit={name},color={color_name}"],
-        "graph": [f"{color_name}-{name}"],  # of the held-out ones there are facts, and no image
+        "graph": [f"{color_name}-{name}"],  # held-out combinations have facts, but no image
     }[settings["kind"]]
     tokens = torch.from_numpy(encode([asked[index % len(asked)] for index in range(count)], settings))
     return generate_pixels(generator, latents, tokens)
@@ -220,7 +219,7 @@ def generate_texts(generator: Generator, texts: list[str]) -> torch.Tensor:
 
 
 def measure_words(folder: Path, each: int) -> list[tuple[str, str, float]]:
-    """Return for each word that no description has what it should mean, and in percent how often it does."""
+    """Return each word that is in no description, its meaning, and the percentage of images that show it."""
     judges = {name: Run.open(folder / name) for name in ("digit", "color")}
     generator = open_generator(folder / "words")[1]
     asked = [("color", color, word, DIGITS) for color, several in OTHER_WORDS.items() for word in several]
@@ -272,10 +271,10 @@ def report(folder: Path, each: int) -> None:
     chance = {"digit": 10.0, "color": 16.7, "both": 1.7}
     rows = [(name, *(values[column] for column in columns)) for name, values in results.items()]
     rows.append(("chance", *(chance[column.partition(",")[0]] for column in columns)))
-    print("\nImages that show what was asked for, in percent:\n")
+    print("\nImages that show the requested digit and color, in percent:\n")
     print(table(("condition", *columns), rows))
     if "words" in kinds:
-        print("\nImages that show what a word means that no description has, in percent:\n")
+        print("\nImages that show the meaning of a word that is in no description, in percent:\n")
         print(table(("word", "meant", "agreement"), measure_words(folder, each)))
         draw_words(folder)
     draw_grid(folder)
