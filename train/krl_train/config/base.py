@@ -236,7 +236,7 @@ class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
     task: Task = "classification"
-    """What is trained: a classifier, a generator (gan, vae), or a network from image to image."""
+    """Task: a classifier, a generator (gan, vae), or a network from image to image."""
     model: str
     """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
     dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME.
