@@ -180,9 +180,9 @@ def _has(owner: Any, wanted: str) -> str:
     """Say which names there are, for a message."""
     public = [name for name, value in vars(owner).items() if not name.startswith("_") and callable(value)]
     close = difflib.get_close_matches(wanted, public, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}? It has" if close else "; it has"
     shown = f"{', '.join(public[:_SHOWN])}{' …' if len(public) > _SHOWN else ''}"
-    return f"{hint or ';'} it has: {shown or 'nothing that can be called'}"
+    return f"{hint}: {shown or 'nothing that can be called'}"
 
 
 def _cause(error: BaseException) -> str:

@@ -40,11 +40,11 @@ def custom_function(name: str) -> tuple[Callable[..., Tensor], bool]:
         nonlocal is_first
         with in_user_code(what):
             value = function(*arguments, **options)
-        checked_value = _checked(what, value, arguments[0])
-        if is_first and not torch.isfinite(checked_value):  # later the loop looks at the whole loss
-            raise UsageError(f"{what} is {float(checked_value)} for the first batch; accepted: a finite number")
+        loss = _checked(what, value, arguments[0])
+        if is_first and not torch.isfinite(loss):  # later the loop looks at the whole loss
+            raise UsageError(f"{what} is {loss.item()} for the first batch; accepted: a finite number")
         is_first = False
-        return checked_value
+        return loss
 
     return checked, takes_labels
 
