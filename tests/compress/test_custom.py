@@ -194,7 +194,7 @@ def one_each(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def a_number(student: Tensor, teacher: Tensor) -> float:
-    return float((student - teacher).mean())
+    return (student - teacher).mean().item()
 
 
 def counted(student: Tensor, teacher: Tensor) -> Tensor:
@@ -256,11 +256,11 @@ def test_options_and_labels_of_a_loss(mine: ModuleType) -> None:
     assert (term.name, term.weight, term.warmup, term.standardize) == ("user_nets:softened", 0.5, 2, True)
     assert (term.options, term.kind.sees) == ({"temperature": 3.0}, "logits")
     assert parse_term("kd:standardize").kind is parse_term("kd").kind
-    (labelled,) = resolve_terms(LossConfig(loss=_Module()), 0.0)
-    assert labelled.kind.sees == "logits+labels"
+    (labeled,) = resolve_terms(LossConfig(loss=_Module()), 0.0)
+    assert labeled.kind.sees == "logits+labels"
     student, other = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3)
     expected = np.square(student.numpy()).mean()
-    assert labelled.kind.function(student, other, torch.zeros(4)).item() == pytest.approx(expected, rel=1e-6)
+    assert labeled.kind.function(student, other, torch.zeros(4)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_does_not_go_together(tmp_path: Path, mine: ModuleType, teacher: Run) -> None:
