@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import krl_compress
+import krl_train
 from _helpers.custom_module import SOURCE, user_module
 from krl_compress.cli import main
 from krl_compress.config import DistillConfig, JointConfig, LossConfig, MutualConfig
@@ -143,6 +145,17 @@ def test_a_teacher_that_is_a_network_in_python(
     reopened = Run.open(run.path)
     assert reopened.record.sources[-1] == {"use": "teacher", "name": "user_nets:Tiny", "sha256": DIGEST}
     assert isinstance(reopened.network().backbone, mine.Tiny)
+
+
+def test_the_functions_of_the_packages_take_objects(tmp_path: Path, mine: ModuleType) -> None:
+    fast = {"epochs": 2, "batch_size": 30, "device": "cpu", "precision": "fp32"}
+    made = krl_train.fit(model=mine.Tiny(3), data=mine.Squares(60), out=tmp_path / "a", **fast)
+    assert json.loads(json.dumps(made.to_dict()))["model"] == "user_nets:Tiny"
+    options = {"student": mine.wide, "data": mine.Squares, "loss": mine.softened, **fast}
+    student = krl_compress.distill(teacher=made.run, out=tmp_path / "b", **options)
+    assert student.teachers[0]["parameters"] == made.metrics["parameters"]
+    found = krl_train.evaluate(run=student.run, data=mine.Squares(30, seed=2), device="cpu")
+    assert found.metrics["count"] == 30
 
 
 def test_the_student_and_the_baseline_start_from_the_same_instance(

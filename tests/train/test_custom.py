@@ -293,6 +293,7 @@ class _Wrong:
         (_Wrong.a_tuple, "returns a tuple; accepted"),
         ("user_mine:Tony", "module user_mine has no Tony; did you mean 'Tiny'"),
         ("user_mine:Tiny.small", "module user_mine has no Tiny.small"),
+        ("__main__:NotHere", "was defined in a script that is not the one that runs; define it in a module"),
         ("user_mine:np.pi", "model user_mine:np.pi cannot be called: 3.14159"),
     ],
 )

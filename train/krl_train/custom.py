@@ -149,6 +149,11 @@ def load_object(name: str, what: str) -> Any:
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
+            if module_name == "__main__":
+                raise UsageError(
+                    f"{what} {name} was defined in a script that is not the one that runs; define it in a module that "
+                    "can be imported"
+                )
             raise UsageError(f"{what} {name}: module {module_name} has no {path}{_has(found, part)}")
         found = getattr(found, part)
     return found
