@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
 from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
-from krl_train.custom import Custom, each_named, named
+from krl_train.custom import Custom, CustomName, each_named, is_custom, named
 
 __all__ = [
     "RECIPES",
@@ -47,6 +47,26 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 """Names of the losses, by the teacher's task."""
 
+LOSS_OPTIONS = ("weight", "warmup", "standardize")
+"""What every ``--loss`` takes."""
+
+
+def split_loss(text: str, known: Container[str]) -> tuple[str, str]:
+    """Split what was given to ``--loss`` into the name and the options after it.
+
+    Args:
+        text: ``NAME[:key=value,...]``; a user's own function has a colon in its name, ``package.module:name``.
+        known: Names of krl's own losses.
+    """
+    if isinstance(text, CustomName):
+        return text, ""
+    name, _, rest = text.partition(":")
+    path, colon, options = rest.partition(":")
+    is_option = not colon and path in LOSS_OPTIONS
+    if name in known or is_option or not is_custom(f"{name}:{path}"):
+        return name, rest
+    return f"{name}:{path}", options
+
 
 def check_loss(text: str, task: str) -> None:
     """Check the name in ``NAME[:key=value,...]`` before torch is imported.
@@ -58,8 +78,9 @@ def check_loss(text: str, task: str) -> None:
     Raises:
         UsageError: No loss of the task has that name.
     """
-    name, known = text.partition(":")[0], LOSSES.get(task, ())
-    if known and name not in known and "." not in name:
+    known = LOSSES.get(task, ())
+    name = split_loss(text, known)[0]
+    if known and name not in known and not is_custom(name):
         raise UsageError(f"--loss {text}: unknown loss {name!r}{suggest(name, known)}; accepted: {', '.join(known)}")
 
 

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krl_compress import losses
+from krl_compress.config import LOSS_OPTIONS, split_loss
 from krl_runtime.errors import UsageError
-from krl_train.custom import CustomName, is_custom
+from krl_train.custom import is_custom
 
 from .custom import custom_function
 
 __all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
-
-_FLAGS = ("weight", "warmup", "standardize")
 
 Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
 """Inputs of a loss: labels with the student's logits; both nets' logits; those and labels; the last shared map;
@@ -135,7 +134,7 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     Raises:
         UsageError: The name or a key is not known, or a value is not a number.
     """
-    name, rest = _split(text, kinds)
+    name, rest = split_loss(text, kinds)
     custom = _custom_kind(name) if is_custom(name) else None
     if custom is not None and kinds is not KINDS:
         raise UsageError(f"--loss {text}: your own loss is for classifiers; accepted here: {', '.join(kinds)}")
@@ -149,8 +148,8 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     values: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
-        if key not in options and key not in _FLAGS:
-            accepted = ", ".join((*_FLAGS, *options))
+        if key not in options and key not in LOSS_OPTIONS:
+            accepted = ", ".join((*LOSS_OPTIONS, *options))
             raise UsageError(f"--loss {text}: {name} has no {key!r}{_suggest(key, options)}; accepted: {accepted}")
         try:
             values[key] = float(value) if equals else 1.0
@@ -162,16 +161,6 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     weight, warmup = values.pop("weight", kind.weight), int(values.pop("warmup", 0))
     whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
     return TermSpec(name, weight, warmup, standardize, whole, custom)
-
-
-def _split(text: str, kinds: Mapping[str, Kind]) -> tuple[str, str]:
-    """Return the name, which has a colon of its own where it is a user's function, and what follows it."""
-    name, _, rest = text.partition(":")
-    path, colon, options = rest.partition(":")
-    is_option = not colon and (path in _FLAGS or "=" in path or "," in path)
-    if isinstance(text, CustomName) or name in kinds or is_option or not is_custom(f"{name}:{path}"):
-        return (text, "") if isinstance(text, CustomName) else (name, rest)
-    return f"{name}:{path}", options
 
 
 def _custom_kind(name: str) -> Kind:
