@@ -483,3 +483,9 @@ def test_a_run_of_before_has_no_sources(tmp_path: Path) -> None:
     assert values.pop("sources") == []
     (run.path / RECORD).write_text(json.dumps(values))
     assert Run.open(run.path).record.sources == ()
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "importlib.util:find_spec"])
+def test_a_run_cannot_name_what_python_brings(name: str) -> None:
+    with pytest.raises(UsageError, match="is in Python's standard library; accepted: a module of yours"):
+        load_object(name, "run r")

@@ -140,6 +140,8 @@ def load_object(name: str, what: str) -> Any:
     if isinstance(name, CustomName):
         return name.target
     module_name, _, path = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(f"{what} {name} is in Python's standard library; accepted: a module of yours")
     if any(mark in path for mark in _UNNAMED):
         raise UsageError(
             f"{what} {name} was an object in Python without a name in a module (an instance, or something made inside "
