@@ -230,7 +230,7 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ImageTask, "drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
+    monkeypatch.setattr(ImageTask, "accuracy_drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1

@@ -305,7 +305,7 @@ def test_a_net_with_nothing_for_int8_is_refused():
         ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
         ({"percentile": 50.0}, "--percentile is 50.0"),
         ({"max_drop": -1.0}, "--max-drop is -1.0"),
-        ({"plan": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
+        ({"mixed_precision": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
         ({"budget_seconds": 9.0}, "give --mixed-precision as well"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
     ],

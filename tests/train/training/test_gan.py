@@ -289,7 +289,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_of_classifiers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--pretrained, --init and --mixup are for classifiers"):
+    with pytest.raises(UsageError, match="is for classification"):
         fit(gan_config(tmp_path / "run", pretrained=True))
 
 
@@ -306,7 +306,7 @@ def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.Cap
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--device", "cpu"]) == 0
     assert "64 generated images" in capsys.readouterr().out
     assert main(["fit", "--task", "gan", "--model", "resnet8", "--data", "digits", "--out", out + "2"]) == 2
-    assert "unknown generator 'resnet8'; accepted: dcgan-W" in capsys.readouterr().err
+    assert "unknown model 'resnet8' for gan; accepted: dcgan-W" in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
