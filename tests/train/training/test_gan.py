@@ -238,7 +238,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
 
 def test_a_vae_with_a_condition(tmp_path: Path) -> None:
     knowledge = ConditioningConfig(condition="labels", condition_dim=4)
-    run = fit(gan_config(tmp_path / "run", task="vae", conditioning=knowledge))
+    run = fit(gan_config(tmp_path / "run", task="vae", generation=GenerationConfig(latent=6), conditioning=knowledge))
     assert run.module()(torch.randn(2, 6), torch.tensor([[1], [9]])).shape == (2, 1, 8, 8)
 
 
