@@ -204,7 +204,7 @@ class DistillConfig(TrainingConfig):
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
-    pretrained: bool = False
+    pretrained: Annotated[bool, _CLASSIFIER] = False
     """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
     losses: LossConfig = field(default_factory=LossConfig)
     cache: Advanced[Annotated[CacheConfig, _CLASSIFIER]] = field(default_factory=CacheConfig)

@@ -224,6 +224,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
             tmp_path / "run",
             task="vae",
             model="dsgan-4",
+            generation=GenerationConfig(latent=6),
             data=DataConfig(data="digits", val_limit=80),
             loop=replace(LOOP, epochs=8),
             optim=OptimConfig(lr=0.01),
