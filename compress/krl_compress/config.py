@@ -48,7 +48,7 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
 """Names of the losses, by the teacher's task."""
 
 LOSS_OPTIONS = ("weight", "warmup", "standardize")
-"""What every ``--loss`` takes."""
+"""Options of every ``--loss``."""
 
 
 def split_loss(text: str, known: Container[str]) -> tuple[str, str]:

@@ -81,7 +81,7 @@ class CustomName(str):
 
 
 def named(value: Any, option: str, *, by_class: bool = False) -> Any:
-    """Return what a configuration holds for an option: text, or the name of an object.
+    """Return the value of an option in a configuration: text, or the name of an object.
 
     Args:
         value: What was given: text or a path, which stay as they are; ``None``; or an object.

@@ -1,4 +1,4 @@
-"""Classifiers of a user's own: made, checked, and told apart from others of the same class."""
+"""Classifiers of a user's own: made, checked, and distinguished from others of the same class."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def check_custom(name: str, network: nn.Module, num_classes: int, shape: tuple[i
 
 
 def custom_arguments(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what a run records of a network that was given as an instance, to know it again: ``{"probe": logits}``.
+    """Return the record of a network that was given as an instance, to recognize it: ``{"probe": logits}``.
 
     The class may take arguments that change what the network computes and not the shapes of its weights. So a run has
     the logits that it computes with fixed weights for a fixed input; nothing for other names.
