@@ -37,7 +37,7 @@ class DeployedGenerator(nn.Module):
         self.device = torch.device("cpu")  # where images come from and go to, whatever computes them
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images float32 ``[N, C, H, W]``, as ``GeneratorNetwork`` does.
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to float32 images ``[N, C, H, W]``, as the network does.
 
         Raises:
             BackendError: The device failed, or an input has another shape.
