@@ -11,7 +11,7 @@
     ├── BackendError          no backend can run this model on this machine as asked
     ├── ModelError            a network or ONNX graph cannot be built, loaded, converted or exported
     ├── TrainingError         training cannot go on (a loss that is not a number, say)
-    ├── CheckFailedError      a check was run and its answer is no (parity, accuracy gate, self-test)
+    ├── CheckFailedError      a check was run and failed (parity, accuracy gate, self-test)
     └── MissingExtraError     an optional library is not installed; names the extra to install
 
 A message says which item, what was given, what is accepted, and what to do next. The command line turns a
@@ -79,7 +79,7 @@ class TrainingError(KrlError):
 
 
 class CheckFailedError(KrlError):
-    """A check was run and its answer is no: parity, an accuracy gate, a self-test."""
+    """A check was run and failed: parity, an accuracy gate, a self-test."""
 
     exit_code = 1
 

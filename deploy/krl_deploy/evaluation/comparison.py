@@ -27,8 +27,8 @@ class Score:
     """A classifier on a set of images.
 
     Attributes:
-        top1: Share of right answers, 0 to 1; ``None`` without labels.
-        agreement: Share of images, 0 to 1, with the reference's answer.
+        top1: Share of right predictions, 0 to 1; ``None`` without labels.
+        agreement: Share of images, 0 to 1, with the reference's prediction.
         max_error: Largest absolute difference of a logit from the reference's.
     """
 
@@ -50,7 +50,7 @@ class Score:
 
 
 class PredictionTally:
-    """Counts right and equal answers."""
+    """Counts right predictions, and those equal to the reference's."""
 
     def __init__(self) -> None:
         self.count, self.right, self.same, self.error, self.labeled = 0, 0, 0, 0.0, True
@@ -58,12 +58,12 @@ class PredictionTally:
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
     ) -> None:
-        """Count the answers to one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
-        answers = outputs.argmax(axis=1)
+        """Count the predictions of one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
+        predictions = outputs.argmax(axis=1)
         self.count += len(outputs)
         self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
-        self.right += int((answers == truth).sum()) if self.labeled else 0
-        self.same += int((answers == reference.argmax(axis=1)).sum())
+        self.right += int((predictions == truth).sum()) if self.labeled else 0
+        self.same += int((predictions == reference.argmax(axis=1)).sum())
         self.error = max(self.error, float(np.abs(outputs - reference).max()))
 
     def score(self) -> Score:
@@ -93,7 +93,7 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
     outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]
     if not np.isfinite(outputs).all():
-        raise ModelError("the network answers with numbers that are not finite")
+        raise ModelError("the network's outputs have numbers that are not finite")
     return outputs
 
 

@@ -24,7 +24,7 @@ Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
 
 
 class Scored(Protocol):
-    """How one variant of a model answers: a dataclass of plain numbers."""
+    """The score of one variant of a model: a dataclass of plain numbers."""
 
     HEADER: ClassVar[tuple[str, ...]]
     """Column names of the cells, for a table."""
@@ -149,7 +149,7 @@ class Task(ABC):
         Args:
             alike: How alike its outputs are to the golden ones where it was made.
             count: Number of golden inputs.
-            slack: How many of them may answer otherwise on another device; images may be 6 dB less alike.
+            slack: How many predictions may differ on another device; images may be 6 dB less alike.
         """
 
     @abstractmethod

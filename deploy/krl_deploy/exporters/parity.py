@@ -97,13 +97,13 @@ def torch_outputs(
         ]
     made: npt.NDArray[Any] = torch.cat(parts).numpy()
     if not np.isfinite(made).all():
-        raise ModelError("the network answers real inputs with numbers that are not finite; train it again")
+        raise ModelError("the network's outputs for real inputs have numbers that are not finite; train it again")
     return made
 
 
 @contextmanager
 def without_rounding(network: nn.Module) -> Iterator[None]:
-    """Let a network that was trained as its INT8 graph computes give its float answers."""
+    """Let a network that was trained as its INT8 graph computes give its float outputs."""
     from krl_train.models import FakeQuantized
 
     backbone = network.get_submodule("backbone")

@@ -35,17 +35,17 @@ __all__ = ["import_classifier"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float model is of another network
+_LEAST_AGREEMENT = 0.5  # with the quantized file's predictions: below it the float model is of another network
 
 
 def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
-    """Put preprocessing into a third-party classifier, and check that it still answers the same.
+    """Put preprocessing into a third-party classifier, and check that its outputs stay the same.
 
     Raises:
         ModelError: The file is not a classifier that krl can take.
         UsageError: Labels, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
-            it is quantized.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's, or from those of the float model of
+            a quantized file.
         DataError: The images cannot be used.
     """
     brought = _unquantized(given)
@@ -58,8 +58,8 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
     model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
     if brought:
         brought = _as_imported(brought, taken, model)
-        answers = _answers(widened(given), taken, preprocessing, pixels)
-        agreement = float((answers.argmax(axis=1) == logits.argmax(axis=1)).mean())
+        before = _outputs(widened(given), taken, preprocessing, pixels)
+        agreement = float((before.argmax(axis=1) == logits.argmax(axis=1)).mean())
         changes.append(_say(config, brought, agreement))
     labels = _labels(config.labels, logits.shape[1])
 
@@ -118,13 +118,13 @@ def _say(config: ImportConfig, brought: Unquantized, agreement: float) -> str:
     """
     if agreement < _LEAST_AGREEMENT:
         raise CheckFailedError(
-            f"the float model of the quantized file gives its answer on {agreement:.0%} of the images alone, accepted "
-            f"are {_LEAST_AGREEMENT:.0%}: give images of the kind that it was made for, or start from the float model"
+            f"the float model agrees with the quantized file on {agreement:.0%} of the images; accepted: at least "
+            f"{_LEAST_AGREEMENT:.0%}; give images of the kind that the file was made for, or start from the float model"
         )
     _log.warning(
-        "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float model, which gives "
-        "the file's answer on %.1f %% of the golden images, and the ranges of its %d quantized activations. INT8 for "
-        "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
+        "the file is quantized, and could run slowly on a CPU. The bundle has its float model, which agrees with the "
+        "file on %.1f %% of the golden images, and the ranges of its %d quantized activations. To write INT8 for "
+        "TensorRT and for the CPU from them, run: krl-deploy quantize %s --data %s",
         agreement * 100,
         len(brought.ranges),
         config.out,
@@ -189,7 +189,7 @@ def _rewrite(
     """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
     model, changes = in_known_opset(original)
     model = clean(model)
-    expected = _answers(original, taken, preprocessing, pixels)
+    expected = _outputs(original, taken, preprocessing, pixels)
     failure: KrlError | None = None
     for open_batch in (True, False):
         candidate, further = to_classifier(model, preprocessing, open_batch=open_batch)
@@ -204,11 +204,11 @@ def _rewrite(
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
         return candidate, [*changes, *further], logits
     raise CheckFailedError(
-        f"the model with preprocessing and an open batch does not answer as the file does: {failure}"
+        f"the outputs of the model with preprocessing and an open batch differ from the file's: {failure}"
     )
 
 
-def _answers(
+def _outputs(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
     """Return the outputs of a file ``[N, classes]``."""

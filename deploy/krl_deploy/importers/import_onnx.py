@@ -38,8 +38,8 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     Raises:
         ModelError: The file is not an ONNX model of the task that krl can take.
         UsageError: An option does not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
-            it is quantized.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's, or from those of the float model of
+            a quantized file.
         DataError: The images cannot be used.
         BundleError: ``out`` exists and is not to be replaced.
     """

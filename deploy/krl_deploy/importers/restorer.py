@@ -37,12 +37,12 @@ _SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgm
 
 
 def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritten:
-    """Let a third-party restorer take pixels of any size, and check that it still answers the same.
+    """Let a third-party restorer take pixels of any size, and check that its outputs stay the same.
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
         UsageError: Scale, color, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's.
         DataError: The images cannot be used.
     """
     taken = signature(original)
@@ -135,7 +135,7 @@ def _rewrite(
         if sides is fixed:
             _log.warning("height and width stay fixed; with open ones: %s", failure)
         return made, [*before, *done, *further]
-    raise CheckFailedError(f"the model with preprocessing does not answer as the file does: {failure}")
+    raise CheckFailedError(f"the outputs of the model with preprocessing differ from the file's: {failure}")
 
 
 def _check_same(

@@ -19,7 +19,7 @@ __all__ = ["Rewritten"]
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A third-party model that takes pixels, and answers as the file does.
+    """A third-party model that takes pixels, with the same outputs as its file.
 
     Attributes:
         model: The FP32 graph.

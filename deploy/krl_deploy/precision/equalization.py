@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels of an activation brought to like magnitudes, at no cost and with equal answers.
+"""Cross-layer equalization: channels of an activation brought to like magnitudes, at no cost and with equal outputs.
 
 An activation has one INT8 scale for all of its channels, so that one outlier channel leaves a few levels to the small
 ones. Where only a ReLU stands between two convolutions, a channel can be divided by a factor in the weights of the

@@ -70,7 +70,7 @@ class Attempt:
     Attributes:
         kept: Number of layers in floating point, the most sensitive ones.
         loss: What both graphs lose at most, in the unit that the plan names.
-        agreement: Smallest share, 0 to 1, of the images with FP32's answer; ``None`` where images are made.
+        agreement: Smallest share, 0 to 1, of the images with FP32's prediction; ``None`` where images are made.
         psnr_to_fp32: There, the smallest PSNR in dB to FP32's images, the mean over images.
     """
 

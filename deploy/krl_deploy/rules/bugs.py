@@ -1,4 +1,4 @@
-"""Known wrong answers and failures of single versions of TensorRT, and what no look at a file can tell."""
+"""Known wrong outputs and failures of single versions of TensorRT, and questions that no file can settle."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ _BUGS = (
             f"use TensorRT 10.5 or later; else {_PARITY}",
             "NVIDIA/TensorRT #4723, #4419, #4742",
         ),
-        "TensorRT 10.3 and 10.4 gave wrong answers for vision transformers: in FP16, and with sizes that vary",
+        "TensorRT 10.3 and 10.4 gave wrong outputs for vision transformers: in FP16, and with sizes that vary",
         _within((10, 3), (10, 4)),
         _attention,
     ),
     _Bug(
         Rule("warning", "bugs/attention-sm120", f"build that one in FP32; else {_PARITY}", "NVIDIA/TensorRT #4837"),
-        "fused attention in FP16 and BF16 gave wrong answers on GPUs of compute capability 12.0",
+        "fused attention in FP16 and BF16 gave wrong outputs on GPUs of compute capability 12.0",
         lambda target: _within((10, 16))(target) and not target.boards,
         _half_attention,
     ),
@@ -163,7 +163,7 @@ def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
         return known
     unknown = [
         "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation",
-        "whether the engine's answers are right: build-engine compares them with the golden inputs",
+        "whether the engine's outputs are right: build-engine compares them with the golden inputs",
         "latency, memory and power; how much TensorRT fuses",
         "whether values beyond the calibration images overflow FP16",
     ]

@@ -37,7 +37,7 @@ EXACT_INT8 = ("session.x64quantprecision", "1")
 """Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate; with
 it the weights are uint8 there, whose products are added in 32 bits. It changes nothing on other processors."""
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
-"""Optimizers of ONNX Runtime that change answers. This one writes biases as integers in the precision around INT8; in
+"""Optimizers of ONNX Runtime that change outputs. This one writes biases as integers in the precision around INT8; in
 FP16 those beyond 65504 overflow (seen in 1.31). krl's form for the CPU has integer biases already."""
 
 _CPU = "CPUExecutionProvider"

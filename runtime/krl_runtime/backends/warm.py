@@ -1,4 +1,4 @@
-"""A warm start: answers at once on what is there, while TensorRT's engine is built in another process."""
+"""A warm start: the model runs at once on an available backend while another process builds TensorRT's engine."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def warm_start(
 
     Args:
         bundle: The bundle.
-        first: What answers meanwhile.
+        first: The backend that runs meanwhile.
         variant: The variant to build; ``None`` takes the bundle's default for TensorRT.
         command: What builds it and registers it in the bundle; ``None`` means ``krl-deploy build-engine``.
 
     Returns:
-        What answers: ``first`` with the cause in its reason where nothing is built, else a ``WarmStart``.
+        A ``WarmStart``; or ``first`` with the cause in its reason if nothing is built.
     """
     if first.name == "tensorrt":
         return first
@@ -176,7 +176,7 @@ class WarmStart:
             opened = self._open()
         except (BackendError, BundleError, MissingExtraError, OSError) as error:
             self._fail(str(error))
-        except Exception as error:  # a thread has nobody else to tell
+        except Exception as error:  # a thread has no caller to raise to
             self._fail(f"{type(error).__name__}: {error}")
         else:
             seconds = time.monotonic() - begin
@@ -204,10 +204,10 @@ class WarmStart:
                 raise BackendError(f"the build ended with exit code {code}: {said or 'it said nothing'}")
 
     def _open(self) -> Backend:
-        """Open the new engine, and let it answer the golden inputs.
+        """Open the new engine, and check it on the golden inputs.
 
         Raises:
-            BackendError: It cannot be opened, or answers otherwise than it should.
+            BackendError: It cannot be opened, or its outputs differ from the golden ones.
         """
         bundle = Bundle.open(self._bundle.path)
         opened, _ = open_backend("tensorrt", bundle, self._variant)

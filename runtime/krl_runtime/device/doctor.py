@@ -106,9 +106,9 @@ def _session(*, cuda: bool) -> Finding:
     component = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
     try:
         session = open_session(_ONNX, cuda=cuda, threads=1, strict=False)
-        (answer,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
-        if answer.tolist() != [3, -4]:
-            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+        (output,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
+        if output.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {output.tolist()}")
     except Exception as error:  # whatever a half-installed library raises is what this is here to show
         return _fault(component, error, "reinstall onnxruntime")
     import onnxruntime
@@ -124,9 +124,9 @@ def _openvino() -> Iterator[Finding]:
         import openvino
 
         core = openvino.Core()
-        answer = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
-        if answer.tolist() != [3, -4]:
-            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+        output = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
+        if output.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {output.tolist()}")
     except Exception as error:  # see _session
         yield _fault("openvino", error, "reinstall openvino")
         return

@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["board_state"]
 
-_SECONDS = 5  # NVIDIA's tools answer within one; a hanging one must not hang a benchmark
+_SECONDS = 5  # NVIDIA's tools take less than one; a hanging one must not hang a benchmark
 
 
 def board_state(root: Path = Path("/")) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def tune(
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     """Return the accuracy drop of a variant by the bundle's evidence, ``None`` where there is no evidence.
 
-    That is points of top-1, or dB of PSNR where the bundle makes images. Without labels, answers other than the
-    reference's count as lost; without true images, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
+    Its unit is points of top-1, or dB of PSNR if the bundle makes images. Without labels, predictions that differ from
+    the reference's count as wrong. Without true images, the drop is ``SAME_IMAGE_DB`` less the PSNR to the reference.
 
     Args:
         manifest: The bundle's manifest.

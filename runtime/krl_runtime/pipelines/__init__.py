@@ -1,4 +1,4 @@
-"""From a bundle to something that answers: one pipeline for each task."""
+"""Pipelines from inputs to results, one for each task."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def load(
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
-        build: ``"background"``: where TensorRT is but no engine matches, answer at once on what else is there, build
+        build: ``"background"``: where TensorRT is but no engine matches, run at once on another backend, build
             the engine in another process, and change over to it when it has passed the golden inputs.
             ``model.backend.state`` says how that stands, and ``model.backend.reason`` why it failed if it did.
         build_command: What builds the engine and registers it in the bundle; by default ``krl-deploy build-engine``.

@@ -116,7 +116,7 @@ class Restorer(Pipeline):
 
         Raises:
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         if not isinstance(source, list | tuple):
@@ -133,7 +133,7 @@ class Restorer(Pipeline):
             float32 ``[channels, scale * H, scale * W]``, neither rounded nor clipped.
 
         Raises:
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         channels, height, width = pixels.shape
@@ -243,7 +243,7 @@ class Restorer(Pipeline):
         made = self.backend.run({self._input.name: np.ascontiguousarray(pixels[None])})[self._output][0]
         if not np.isfinite(made).all():
             raise ModelError(
-                f"{self._where()} answered with numbers that are not finite, so there is no image; load another "
+                f"{self._where()} gave numbers that are not finite, so there is no image; load another "
                 f"variant, and run krl-runtime selftest {self.bundle.path}"
             )
         expected = (len(pixels), pixels.shape[1] * self.scale, pixels.shape[2] * self.scale)

@@ -30,7 +30,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "krl_request_seconds",
-            "From the request's head to the answer, the body's arrival included.",
+            "From the request's head to the response, the body's arrival included.",
             ["endpoint"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -53,7 +53,7 @@ class Metrics:
         self._stages.labels(name).observe(seconds)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Take note of one answered request."""
+        """Count and time one finished request."""
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 

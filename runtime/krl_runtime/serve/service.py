@@ -83,7 +83,7 @@ class Service:
             self._batcher = model.batched(
                 max_batch=config.max_batch,
                 max_delay=config.max_delay_seconds,
-                max_waiting=config.workers + config.queue,  # so nobody waits for a place
+                max_waiting=config.workers + config.queue,  # so no request waits for a slot
             )
         self._taken = 0
         self._fault: str | None = None
@@ -99,15 +99,15 @@ class Service:
         return self._taken
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one place among workers and queue.
+    def slot(self) -> Iterator[None]:
+        """Hold one slot among workers and queue.
 
         Raises:
             BusyError: There is none.
         """
-        places = self._config.workers + self._config.queue
-        if self._taken >= places:
-            raise BusyError(f"{places} requests are worked on or wait already; try again in a second")
+        slots = self._config.workers + self._config.queue
+        if self._taken >= slots:
+            raise BusyError(f"{slots} requests run or wait already; try again in a second")
         self._taken += 1
         try:
             yield
@@ -129,7 +129,7 @@ class Service:
         }
 
     async def ready(self) -> bool:
-        """Whether the model answers. After a failure of the device this runs it once to find out."""
+        """Return whether the model runs. After a failure of the device this runs it once to find out."""
         if self._fault is not None:
             try:
                 await self._in_thread(self.warm_up)
@@ -150,27 +150,27 @@ class Service:
 
         Args:
             body: The image as a file holds it.
-            top_k: How many classes the answer names.
+            top_k: Number of classes in the result.
 
         Returns:
-            Plain JSON types: the answer, what ran, and ``time_ms`` for each stage.
+            Plain JSON types: the result, what ran, and ``time_ms`` for each stage.
 
         Raises:
             TooLargeError: It has too many pixels.
             ImageError: It cannot be decoded.
             BackendError: The device failed.
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: A logit is not a finite number.
         """
         watch = _Stopwatch(self._observer)
         batcher = self._batcher
         if batcher is None:
-            answer = await self._in_thread(lambda: self._classify(body, top_k, watch))
+            result = await self._in_thread(lambda: self._classify(body, top_k, watch))
         else:
             waiting = await self._in_thread(lambda: self._submit(batcher, body, top_k, watch))
             with self._noting_faults():
-                answer = await asyncio.wrap_future(waiting)
+                result = await asyncio.wrap_future(waiting)
             watch.lap("inference")
-        values = answer.to_dict()
+        values = result.to_dict()
         del values["logits"]
         backend = self.model.backend
         times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
@@ -178,7 +178,7 @@ class Service:
         return {**values, **where, "time_ms": {**times, "whole": sum(times.values())}}
 
     async def infer(self, body: bytes, header_length: int | None) -> tuple[bytes, int | None]:
-        """Answer one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
+        """Process one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
 
         Raises:
             UsageError: The request is malformed, or its arrays are not what the network takes.

@@ -137,7 +137,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path, run, digits, capsys)
 def test_a_run_that_overflows_is_refused(run):
     network = run.network()
     network.backbone.linear.weight.data.fill_(3e38)
-    with pytest.raises(ModelError, match="answers real inputs with numbers that are not finite"):
+    with pytest.raises(ModelError, match="outputs for real inputs have numbers that are not finite"):
         torch_outputs(network, {"pixels": np.full((1, 1, 16, 16), 255, np.uint8)})
 
 

@@ -29,7 +29,7 @@ Bundle.open(path).update({"k.engine": b"plan"}, engines={"k": engine})
 
 
 class FakeEngine:
-    """Stands where TensorRT would: its answers are those of the variant's file, a little slower."""
+    """Stands where TensorRT would: its outputs are those of the variant's file, a little slower."""
 
     name = "tensorrt"
     shift = 0.0
