@@ -26,25 +26,25 @@ __all__ = ["Classification"]
 class Classification(Task):
     """Images of a folder, or of a generator, and top-1."""
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        if source.min_psnr is not None:
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        if options.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
-        self.bundle, self.source = bundle, source
-        self.accepted = MAX_DROP_POINTS if source.max_drop is None else source.max_drop
+        self.bundle, self.options = bundle, options
+        self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
-        if source.data is not None:
+        if options.data is not None:
             self._choose()
-        elif source.from_generator is not None:
-            self.name = f"images of {source.from_generator.name}"
+        elif options.from_generator is not None:
+            self.name = f"images of {options.from_generator.name}"
 
     def _choose(self) -> None:
-        source = self.source
-        assert source.data is not None  # noqa: S101  for the type checker
-        folder = open_data(source.data, on_bad=source.on_bad_image)
-        train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
-        val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
+        options = self.options
+        assert options.data is not None  # noqa: S101  for the type checker
+        folder = open_data(options.data, on_bad=options.on_bad_image)
+        train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+        val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
         labeled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
         self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
         self.name = folder.root.name
@@ -52,16 +52,16 @@ class Classification(Task):
     @cached_property
     def calibration_data(self) -> CalibrationData:
         """The images to calibrate on; see ``Task.calibration_data``."""
-        manifest, source = self.bundle.manifest, self.source
-        if source.from_generator is not None:
+        manifest, options = self.bundle.manifest, self.options
+        if options.from_generator is not None:
             from .generation import images_of
 
-            made, origin = images_of(source.from_generator, source.limit, 0, manifest.preprocessing)
+            made, origin = images_of(options.from_generator, options.limit, 0, manifest.preprocessing)
             check_images(made)
             return CalibrationData(made, identity(made, []), origin)
-        if source.data is None:
+        if options.data is None:
             raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
-        pixels, used = decode(self.train, manifest.preprocessing, on_bad=source.on_bad_image)
+        pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
         labels = [image.label for image in used]
         check_images(pixels)
         check_classes(labels, manifest.labels)
@@ -69,14 +69,14 @@ class Classification(Task):
 
     def batches(self) -> Iterator[Batch]:
         """Yield images and labels; see ``Task.batches``."""
-        manifest, source = self.bundle.manifest, self.source
+        manifest, options = self.bundle.manifest, self.options
         if self.val:
-            yield from decoded(self.val, manifest.preprocessing, on_bad=source.on_bad_image)
+            yield from decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image)
             return
-        if source.from_generator is not None:
+        if options.from_generator is not None:
             from .generation import images_of
 
-            pixels, _ = images_of(source.from_generator, min(source.val_limit, 512), 1, manifest.preprocessing)
+            pixels, _ = images_of(options.from_generator, min(options.val_limit, 512), 1, manifest.preprocessing)
         else:
             pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)

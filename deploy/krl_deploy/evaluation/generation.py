@@ -31,22 +31,22 @@ _CALIBRATION_SEED, _EVALUATION_SEED = 0, 1  # seeds: what a variant is judged on
 class Generation(ImageTask):
     """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        if source.data is not None:
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        if options.data is not None:
             raise UsageError("--data: a generator is calibrated and measured on latents; leave it out")
-        super().__init__(source, true=False)
-        self.bundle, self.source = bundle, source
+        super().__init__(options, true=False)
+        self.bundle, self.options = bundle, options
         self.name = f"latents of seed {_EVALUATION_SEED}"
 
     @cached_property
     def calibration_data(self) -> CalibrationData:
         """Latents, and conditions where the model takes them; see ``Task.calibration_data``."""
-        inputs = random_inputs(self.bundle.manifest.settings, self.source.limit, _CALIBRATION_SEED)
+        inputs = random_inputs(self.bundle.manifest.settings, self.options.limit, _CALIBRATION_SEED)
         return CalibrationData(inputs, _identity(inputs), f"latents of seed {_CALIBRATION_SEED}")
 
     def batches(self) -> Iterator[Batch]:
         """Yield latents; see ``Task.batches``."""
-        inputs = random_inputs(self.bundle.manifest.settings, min(self.source.val_limit, _MOST), _EVALUATION_SEED)
+        inputs = random_inputs(self.bundle.manifest.settings, min(self.options.val_limit, _MOST), _EVALUATION_SEED)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
 

@@ -80,23 +80,23 @@ class ImageTask(Task):
     """A task whose outputs are images.
 
     Args:
-        source: The options; those for other tasks are refused.
+        options: The options; those for other tasks are refused.
         true: Whether there are true images to measure against.
     """
 
-    def __init__(self, source: EvaluationOptions, *, true: bool) -> None:
+    def __init__(self, options: EvaluationOptions, *, true: bool) -> None:
         self.true = true
-        if source.from_generator is not None:
+        if options.from_generator is not None:
             raise UsageError("--from-generator makes images for classifiers to be calibrated on; leave it out")
-        if true and source.min_psnr is not None:
+        if true and options.min_psnr is not None:
             raise UsageError("--min-psnr is for models whose true images are not known; give --max-drop, in dB")
-        if not true and source.max_drop is not None:
+        if not true and options.max_drop is not None:
             raise UsageError(
                 "--max-drop needs true images to measure against, and this model has none; give --min-psnr, in dB to "
                 "the images of fp32"
             )
-        self.accepted = MAX_DROP_DB if source.max_drop is None else source.max_drop
-        self.least = SAME_IMAGE_DB if source.min_psnr is None else source.min_psnr
+        self.accepted = MAX_DROP_DB if options.max_drop is None else options.max_drop
+        self.least = SAME_IMAGE_DB if options.min_psnr is None else options.min_psnr
 
     def tally(self) -> ImageTally:
         """Return a count that begins."""

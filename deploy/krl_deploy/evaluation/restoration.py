@@ -36,29 +36,29 @@ class Restoration(ImageTask):
     The protocol is that of the papers: luma, rounded, with as many pixels cut off each side as the scale is large.
     """
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        self.bundle, self.source = bundle, source
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        self.bundle, self.options = bundle, options
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]
         self.degradation: Any = settings.get("degradation") or {}
         known = self.degradation.get("kind") in DEGRADATIONS
-        super().__init__(source, true=known and source.data is not None)
+        super().__init__(options, true=known and options.data is not None)
         self.train: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
-        if source.data is not None:
-            folder = open_data(source.data, on_bad=source.on_bad_image)
-            self.train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
-            self.val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
+        if options.data is not None:
+            folder = open_data(options.data, on_bad=options.on_bad_image)
+            self.train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+            self.val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
             self.name = folder.root.name
 
     @cached_property
     def calibration_data(self) -> CalibrationData:
         """Patches of the size of the golden inputs, of many places of the images; see ``Task.calibration_data``."""
-        if self.source.data is None:
+        if self.options.data is None:
             raise UsageError("a restorer is calibrated on images; give --data FOLDER")
-        spec, limit = self.bundle.manifest.preprocessing, self.source.limit
+        spec, limit = self.bundle.manifest.preprocessing, self.options.limit
         rng = np.random.default_rng(0)
         each = min(_PATCHES, -(-limit // len(self.train)))
         patches = [
@@ -96,7 +96,7 @@ class Restoration(ImageTask):
                 pair = inputs_of(planes, self.scale, self.degradation, number) if self.true else (planes, None)
             except (ImageError, UsageError) as error:
                 bad.append(ImageError(f"{image.path}: {error}"))
-                report_bad(bad[-1:], self.source.on_bad_image)
+                report_bad(bad[-1:], self.options.on_bad_image)
                 continue
             count += 1
             yield pair

@@ -115,7 +115,7 @@ class Task(ABC):
     name: str
 
     @abstractmethod
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None: ...
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None: ...
 
     @property
     @abstractmethod

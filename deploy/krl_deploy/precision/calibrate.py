@@ -54,22 +54,22 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
     brought = _brought(bundle, graph_sha256)
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
-    seen = task.calibration_data
+    data = task.calibration_data
     now = Identity(
         graph_sha256=graph_sha256,
         preprocessing=manifest.preprocessing.to_dict(),
-        images=seen.identity,
-        count=length(seen.inputs),
+        images=data.identity,
+        count=length(data.inputs),
         method=f"given, else {method}" if brought else method,
         equalize="none" if brought else config.equalize,
-        source=seen.source,
+        source=data.source,
     )
     if config.reuse_calibration:
         return _reuse(bundle, now)
     checkpoint = Checkpoint(_unfinished(bundle.path), now, resume=config.resume)
     made = measure_tensors(
         model,
-        seen.inputs,
+        data.inputs,
         now,
         method=config.method,
         share=config.percentile,
@@ -147,9 +147,9 @@ def measure_tensors(
     return Calibration(identity, ranges, extremes, means, factors, given, scales)
 
 
-def _without_unused_half(given: tuple[float, float], seen: tuple[float, float] | None) -> tuple[float, float]:
+def _without_unused_half(given: tuple[float, float], measured: tuple[float, float] | None) -> tuple[float, float]:
     """Return a range without its negative half where no value is negative: unsigned integers then have more levels."""
-    return (0.0, given[1]) if seen is not None and seen[0] >= 0 and given[1] == -given[0] else given
+    return (0.0, given[1]) if measured is not None and measured[0] >= 0 and given[1] == -given[0] else given
 
 
 def _factors(

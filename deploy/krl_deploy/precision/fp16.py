@@ -99,11 +99,11 @@ def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]
     }
 
 
-def _extremes(model: onnx.ModelProto, seen: Sequence[Inputs]) -> Ranges:
+def _extremes(model: onnx.ModelProto, samples: Sequence[Inputs]) -> Ranges:
     """Return the smallest and largest value of every float tensor over inputs that may differ in size."""
     found: dict[str, tuple[float, float]] = {}
     tensors = float_tensors(model)
-    for inputs in seen:
+    for inputs in samples:
         for name, (low, high) in collect(model, tensors, inputs).items():
             before = found.get(name, (low, high))
             found[name] = (min(low, before[0]), max(high, before[1]))

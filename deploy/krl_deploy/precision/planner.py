@@ -142,8 +142,8 @@ def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
     require("matplotlib", extra="deploy", purpose="the plot of the planner")
     start = time.monotonic()
     budget = config.budget_seconds or float("inf")
-    seen = task.calibration_data.inputs
-    sample = rows(seen, slice(None, None, -(-length(seen) // _SAMPLE)))
+    inputs = task.calibration_data.inputs
+    sample = rows(inputs, slice(None, None, -(-length(inputs) // _SAMPLE)))
     layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
     ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
     judge = _Judge(emitter, task)

@@ -76,7 +76,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """
     bundle = Bundle.open(config.bundle)
     golden = golden_arrays(bundle)
-    task = task_of(bundle, _source(config))
+    task = task_of(bundle, _options(config))
     path = bundle.file(bundle.manifest.variants["fp32"].file)
     calibration = calibrate(config, bundle, read_model(path), task)
     emitter = Emitter(
@@ -105,7 +105,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
 
 
-def _source(config: QuantizeConfig) -> EvaluationOptions:
+def _options(config: QuantizeConfig) -> EvaluationOptions:
     return EvaluationOptions(
         config.data,
         config.val_limit,
