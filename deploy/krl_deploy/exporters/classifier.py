@@ -21,7 +21,7 @@ from krl_runtime.images.folders import decode
 
 from .conversion import PARITY_INPUTS, to_onnx
 from .parity import torch_outputs
-from .plan import Plan, no_real_images
+from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -32,7 +32,7 @@ __all__ = ["plan_classifier"]
 _OF_SPREAD = 0.05
 
 
-def plan_classifier(config: ExportConfig, run: Run) -> Plan:
+def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a classifier, and read real inputs; see ``krl_deploy.exporters.export``."""
     from krl_train.models import count_macs
 
@@ -44,7 +44,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> Plan:
         trained = read_quantized(model)
         model = trained.model
         evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
-    return Plan(
+    return ExportPlan(
         network,
         model,
         {PIXELS: pixels},

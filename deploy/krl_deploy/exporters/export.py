@@ -15,7 +15,7 @@ from .classifier import plan_classifier
 from .conversion import source_of
 from .generator import plan_generator
 from .parity import check_parity, torch_outputs, without_rounding
-from .plan import Plan
+from .plan import ExportPlan
 from .restorer import plan_restorer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["export"]
 
 _log = logging.getLogger("krl")
 
-_PLANS: dict[str, Callable[[ExportConfig, Run], Plan]] = {
+_PLANS: dict[str, Callable[[ExportConfig, Run], ExportPlan]] = {
     "classification": plan_classifier,
     "restoration": plan_restorer,
     "generation": plan_generator,
@@ -40,7 +40,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Raises:
         CheckFailedError: ONNX Runtime's outputs differ from torch's by more than ``tolerance``, or those of the INT8
-            form that a run was trained for by more than rounding explains.
+            graph that a run was trained for by more than rounding explains.
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.

@@ -15,7 +15,7 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import CheckFailedError, ModelError
 
 from .conversion import EXPORT_BATCH
-from .plan import Plan
+from .plan import ExportPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ _BATCH = 16  # inputs that torch runs at once: bounds the memory of activations,
 
 
 def check_parity(
-    data: bytes, plan: Plan, expected: npt.NDArray[np.float32], tolerance: float
+    data: bytes, plan: ExportPlan, expected: npt.NDArray[np.float32], tolerance: float
 ) -> dict[str, float | int | list[int] | None]:
     """Compare the exported graph with torch: one by one, in a batch unlike the export's, and in another size.
 
@@ -114,6 +114,6 @@ def without_rounding(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _rounding(plan: Plan, expected: npt.NDArray[np.float32]) -> float:
+def _rounding(plan: ExportPlan, expected: npt.NDArray[np.float32]) -> float:
     """Return how far torch's own float32 outputs are from its float64 ones: some nets amplify rounding a lot."""
     return float(np.abs(torch_outputs(plan.network, plan.inputs, exact=True) - expected).max())

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from krl_train.run import Run
 
-__all__ = ["Plan", "no_real_images"]
+__all__ = ["ExportPlan", "no_real_images"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """A network that is to be exported, with its graph and inputs.
 
     Attributes:

@@ -21,7 +21,7 @@ from krl_runtime.images.folders import report_bad
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
-from .plan import Plan, no_real_images
+from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_restorer"]
 
 
-def plan_restorer(config: ExportConfig, run: Run) -> Plan:
+def plan_restorer(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a restorer, and read real inputs; see ``krl_deploy.exporters.export``."""
     import torch
 
@@ -60,7 +60,7 @@ def plan_restorer(config: ExportConfig, run: Run) -> Plan:
     graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, made[2], made[3]))
     further = {PIXELS: whole} if config.tile is None else None
     macs = count_macs(network, spec.shape)
-    return Plan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
+    return ExportPlan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
 
 
 def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:

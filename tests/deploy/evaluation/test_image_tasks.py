@@ -19,7 +19,7 @@ from krl_deploy.evaluation.generation import random_conditions, random_inputs
 from krl_deploy.evaluation.images import ImageScore, ImageTally, ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.exporters.parity import check_parity, torch_outputs
-from krl_deploy.exporters.plan import Plan
+from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.precision import quantize as quantize_module
 from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
 from krl_runtime.device.selftest import selftest
@@ -198,7 +198,7 @@ def test_parity_that_fails(restorer_run):
 
     batch = torch.export.Dim("batch")
     model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)
-    plan = Plan(network, model, {"pixels": pixels}, "restored", restorer_run.record.preprocessing, 0)
+    plan = ExportPlan(network, model, {"pixels": pixels}, "restored", restorer_run.record.preprocessing, 0)
     data, tolerance = model.SerializeToString(), 0.01 / 255
     wanted = torch_outputs(network, plan.inputs)
     assert check_parity(data, plan, wanted, tolerance)["max_abs_error"] < 0.01
@@ -394,7 +394,7 @@ def test_random_conditions_are_known(condition):
 def test_a_generator_takes_no_images(tmp_path, photographs, capsys):
     bundle = write_generator(tmp_path / "a.krl")
     assert main(["quantize", str(bundle.path), "--data", str(photographs)]) == 2
-    assert "--data: a generator is calibrated and measured on latents; leave it out" in capsys.readouterr().err
+    assert "--data: a generator is calibrated and measured on latents; leave the option out" in capsys.readouterr().err
 
 
 def test_an_unknown_task(tmp_path):

@@ -18,7 +18,7 @@ from krl_deploy.exporters import classifier
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
 from krl_deploy.exporters.parity import check_parity, torch_outputs
-from krl_deploy.exporters.plan import Plan
+from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.graph.files import to_bytes
 from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
@@ -162,7 +162,7 @@ class Linear(torch.nn.Module):
 
 def parity(exported, network, pixels, tolerance):
     """Compare a graph with another network than it was made from."""
-    plan = Plan(network, exported, {"pixels": pixels}, "logits", PREPROCESSING, 0)
+    plan = ExportPlan(network, exported, {"pixels": pixels}, "logits", PREPROCESSING, 0)
     return check_parity(to_bytes(exported), plan, torch_outputs(network, plan.inputs), tolerance)
 
 
