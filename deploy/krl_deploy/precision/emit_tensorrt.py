@@ -30,7 +30,7 @@ class Quantized:
     """A quantized model, and what was left in floating point.
 
     Attributes:
-        model: The typed graph.
+        model: The Q/DQ model.
         count: Number of weighted operators that compute in INT8.
         kept_float: For each other weighted operator its name and the reason.
     """

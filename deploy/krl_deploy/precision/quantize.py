@@ -22,7 +22,7 @@ from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
 
 from .calibrate import calibrate
-from .planner import PLAN_FILES, Plan, make_plan
+from .planner import PLAN_FILES, MixedPrecisionPlan, make_plan
 from .variants import Emitter, Int8Graphs
 
 __all__ = ["quantize"]
@@ -82,7 +82,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     emitter = Emitter(
         path.read_bytes(),
         calibration,
-        half=config.float_precision == "fp16",
+        fp16=config.float_precision == "fp16",
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
@@ -178,7 +178,7 @@ def _evidence(
     calibration: Calibration,
     graphs: Int8Graphs,
     measured: _Measured,
-    plan: Plan | None,
+    plan: MixedPrecisionPlan | None,
 ) -> dict[str, Any]:
     return {
         "calibration": asdict(calibration.identity),

@@ -19,7 +19,7 @@ from krl_runtime.int8 import LARGEST_WEIGHT
 __all__ = ["Rounding", "bias_of", "bias_shift", "dequantized_constant", "quantize_weight"]
 
 _SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
-_SMALLEST_HALF = float(np.finfo(np.float16).tiny)
+_SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Rounding:
             its largest weight gives.
         means: For each tensor that a weighted operator reads, the mean of each channel on real inputs, ``[C]``; where
             there is one, the bias makes up for what rounding the weights moves the output's mean by.
-        half: Scales are FP16 numbers, not below the smallest normal one.
+        fp16: Scales are FP16 numbers, not below the smallest normal one.
         scales: Scales of weights that have them already, by the weight's name: one, or one for each channel.
     """
 
     optimal_scales: bool = False
     means: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    half: bool = False
+    fp16: bool = False
     scales: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def scale(self, value: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 scales as they will stand in the graph."""
         scale = np.asarray(value, np.float32)
-        return np.maximum(scale, _SMALLEST_HALF).astype(np.float16).astype(np.float32) if self.half else scale
+        return np.maximum(scale, _SMALLEST_FP16).astype(np.float16).astype(np.float32) if self.fp16 else scale
 
 
 def quantize_weight(

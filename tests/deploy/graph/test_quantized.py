@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from _helpers.graphs import constants, graph, node, ops, run
 from krl_deploy.graph.quantized import is_in_pairs, read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
-from krl_deploy.precision.emit_fp16 import to_half
+from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.weights import Rounding
 from krl_runtime.errors import ModelError
@@ -102,8 +102,8 @@ def test_the_form_for_the_cpu_has_offsets_and_integers_between(model):
 
 
 def test_fp16_around_int8(model):
-    exact = to_tensorrt(model, RANGES, rounding=Rounding(half=True)).model
-    read = read_quantized(to_half(exact, {}, around_int8=True).model)
+    exact = to_tensorrt(model, RANGES, rounding=Rounding(fp16=True)).model
+    read = read_quantized(to_fp16(exact, {}, around_int8=True).model)
     assert all(value.dtype != np.float16 for value in constants(read.model).values())
     again = to_tensorrt(read.model, read.ranges, rounding=Rounding(scales=read.weight_scales)).model
     np.testing.assert_allclose(run(again, x=X)[0], run(exact, x=X)[0], atol=0.02)

@@ -342,7 +342,7 @@ def test_the_file_computes_what_was_measured(bundle, digits, fast):
     emitter = Emitter(
         (bundle.path / "model.fp32.onnx").read_bytes(),
         calibration,
-        half=True,
+        fp16=True,
         optimal_scales=False,
         bias_correction=True,
     )
