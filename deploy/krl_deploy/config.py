@@ -185,7 +185,7 @@ class QuantizeConfig:
     """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
     float_precision: Literal["fp16", "fp32"] = "fp32"
     """Precision of the rest of TensorRT's graph; the CPU's has FP32. An optimizer of ONNX Runtime that krl turns
-    off computes the fp16 form wrongly, so fp16 is for files that TensorRT and krl alone run."""
+    off computes the fp16 graph wrongly, so fp16 is for files that TensorRT and krl alone run."""
     mixed_precision: bool = False
     """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None
@@ -220,7 +220,7 @@ class CheckConfig:
     """Options of ``krl-deploy check``."""
 
     model: tyro.conf.Positional[Path]
-    """The ONNX file, or the bundle NAME.krl, of which every variant is checked."""
+    """The ONNX file, or the bundle NAME.krl, to check; a bundle's variants are all checked."""
     target: str
     """Where it is to run: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, onnxruntime-cpu, …"""
     precision: Literal["fp32", "fp16", "int8"] | None = None

@@ -51,7 +51,7 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
     """Turn conditions into tokens.
 
     Args:
-        conditions: One condition or several, in the form of their kind (see this module's head).
+        conditions: One condition or several, written as their kind requires; see the module's docstring.
         settings: The condition's settings.
 
     Returns:

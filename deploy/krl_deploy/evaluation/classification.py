@@ -1,4 +1,4 @@
-"""Classifiers: real images, or those that a generator makes; top-1 in points."""
+"""Classifiers: real or generated images, and top-1 in points."""
 
 from __future__ import annotations
 
@@ -82,23 +82,23 @@ class Classification(Task):
         yield pixels, np.full(len(pixels), -1)
 
     def tally(self) -> PredictionTally:
-        """Return a count that begins."""
+        """Return an empty tally."""
         return PredictionTally()
 
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return the share, 0 to 1, with one top-1."""
+        """Return the share, 0 to 1, with the same top-1."""
         return float((outputs.argmax(1) == expected.argmax(1)).mean())
 
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the agreement that the self-test may ask for."""
+        """Return the agreement that the self-test requires."""
         return {"agreement": max(0.0, alike - slack / count)}
 
     def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
-        """Return points of top-1; without labels, points of agreement, which are not checked."""
+        """Return points of top-1. Without labels return points of agreement, which are not checked."""
         reference, *variants = scores.values()
         if reference.top1 is None:
             value = worst([(1 - score.agreement) * 100 for score in variants])
-            unit = "points of agreement with fp32, for want of labels"
+            unit = "points of agreement with fp32, since there are no labels"
             return AccuracyDrop(value, unit, self.accepted, checked=False)
         value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
         return AccuracyDrop(value, "points of top-1", self.accepted)

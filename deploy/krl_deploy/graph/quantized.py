@@ -1,4 +1,4 @@
-"""Reading a graph that is quantized already: its float32 form, and the ranges that its quantizers have.
+"""Reading a quantized graph: its float32 model, and the ranges of its quantizers.
 
 Whatever tool wrote the pairs of ``QuantizeLinear`` and ``DequantizeLinear``, both emitters can then write INT8 anew
 from the same ranges: a graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider, and

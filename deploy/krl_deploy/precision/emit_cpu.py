@@ -74,7 +74,7 @@ def to_cpu(
 
 
 class _Emitter:
-    """Walks the graph once, in the order of execution, and keeps for each tensor its float and its uint8 form."""
+    """Walks the graph once, in the order of execution, and keeps the float and the uint8 name of each tensor."""
 
     def __init__(self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str]) -> None:
         self.graph = graph
@@ -168,7 +168,7 @@ class _Emitter:
         return tensor
 
     def _clips_at_zero(self, node: NodeProto) -> bool:
-        """Return whether a ``Clip`` does no more than the uint8 range of its output, which calibration saw."""
+        """Return whether a ``Clip`` does no more than the calibrated uint8 range of its output."""
         low = self.graph.constant(node.input[1]) if len(node.input) > 1 else None
         high = self.graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if low is None or float(low) != 0.0:

@@ -38,7 +38,7 @@ EXACT_INT8 = ("session.x64quantprecision", "1")
 it the weights are uint8 there, whose products are added in 32 bits. It changes nothing on other processors."""
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 """Optimizers of ONNX Runtime that change outputs. This one writes biases as integers in the precision around INT8; in
-FP16 those beyond 65504 overflow (seen in 1.31). krl's form for the CPU has integer biases already."""
+FP16 those beyond 65504 overflow (seen in 1.31). krl's graph for the CPU has integer biases already."""
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -87,7 +87,7 @@ class OnnxRuntimeBackend:
 
 
 def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRuntimeBackend:
-    """Open a variant on ONNX Runtime's CPU provider, in the form that is fast there.
+    """Open a variant on ONNX Runtime's CPU provider, with the graph that is fast there.
 
     Args:
         bundle: The bundle.

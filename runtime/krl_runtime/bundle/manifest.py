@@ -31,8 +31,8 @@ class Variant:
 
     Attributes:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        file: The typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
-        cpu_file: The form of the same that ONNX Runtime's CPU provider runs fast, where it differs from ``file``.
+        file: The strongly typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
+        cpu_file: The variant's graph for ONNX Runtime's CPU provider, if it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
         psnr: Where the outputs are images, what stands in the place of ``agreement``: the smallest PSNR in dB between

@@ -19,7 +19,7 @@ INT8: Final = "model.int8.onnx"
 """Q/DQ pairs, for TensorRT."""
 
 INT8_CPU: Final = "model.int8.cpu.onnx"
-"""The same calibration, in the form that ONNX Runtime's CPU provider runs fast."""
+"""The INT8 graph of the same calibration that ONNX Runtime's CPU provider runs fast."""
 
 GOLDEN: Final = "golden.npz"
 """Real inputs with the outputs of torch."""

@@ -36,7 +36,7 @@ __all__ = ["tune"]
 
 _ALIKE = 1.05  # times the fastest: within the noise of the measurement, so exactness and fewer threads decide
 # The files of a variant that the evidence has scores for, by the kind of backend that runs them.
-_FORMS = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
+_SCORES = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
 
 
 @dataclass
@@ -116,8 +116,9 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     scores = evidence.get("scores") if isinstance(evidence, Mapping) else None
     if not isinstance(scores, Mapping):
         return None
-    form = next((name for name in (f.format(variant) for f in _FORMS[kind.partition("-")[0]]) if name in scores), None)
-    reference, score = scores.get("fp32"), scores.get(form)
+    names = [pattern.format(variant) for pattern in _SCORES[kind.partition("-")[0]]]
+    measured = next((name for name in names if name in scores), None)
+    reference, score = scores.get("fp32"), scores.get(measured)
     if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
         return None
     for key, unit in (("top1", 100), ("psnr", 1)):

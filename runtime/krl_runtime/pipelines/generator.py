@@ -112,7 +112,7 @@ class Generator(Pipeline):
             count: How many, from 1.
             seed: Gives the latents, see ``latents_of``; the same seed gives the same images.
             condition: What they are to show, where the generator was trained with conditions: one for all of them, by
-                itself or in a list, or one for each. ``krl_runtime.conditions`` has the forms.
+                itself or in a list, or one for each. ``krl_runtime.conditions`` describes them.
 
         Returns:
             ``count`` images.
