@@ -10,12 +10,12 @@
     ├── BundleError           a bundle is missing, damaged, forged, or of another schema version
     ├── BackendError          no backend can run this model on this machine as asked
     ├── ModelError            a network or ONNX graph cannot be built, loaded, converted or exported
-    ├── TrainingError         training cannot go on (a loss that is not a number, say)
+    ├── TrainingError         training cannot go on (for instance, the loss is not a number)
     ├── CheckFailedError      a check was run and failed (parity, accuracy gate, self-test)
     └── MissingExtraError     an optional library is not installed; names the extra to install
 
-A message says which item, what was given, what is accepted, and what to do next. The command line turns a
-``KrlError`` into that message and exit code 2; ``CheckFailedError`` exits 1, because the command itself worked.
+A message names the item, the given value, what is accepted, and what to do next. The command line prints the message
+of a ``KrlError`` and exits with code 2. ``CheckFailedError`` exits with 1, because the command itself worked.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def show_with(bar: ProgressBar | None) -> None:
 
 
 def progress_bar(description: str, total: int | None, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
-    """Show how far a piece of work is, if somebody asked for that; see ``ProgressBar``."""
+    """Show how far a piece of work is, if that is enabled; see ``ProgressBar``."""
     return nullcontext(_nothing) if _bar is None else _bar(description, total, done)
 
 

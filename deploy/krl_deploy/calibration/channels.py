@@ -28,7 +28,7 @@ class Channels:
     """One activation.
 
     Attributes:
-        mean: Of each channel over images and places, ``[C]``.
+        mean: Mean of each channel over images and positions, ``[C]``.
         largest: Largest magnitude of each channel, ``[C]``.
     """
 

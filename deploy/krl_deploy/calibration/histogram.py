@@ -18,9 +18,9 @@ _PIECE = 32768  # values, 128 KiB as float32: a piece and its bins stay in a cor
 class Histogram:
     """Counts values in equal bins between ``-limit`` and ``limit``.
 
-    A value outside doubles the limit, and pairs of bins become one: no value is ever lost, and no bin is wider
-    than 1/2048 of the largest magnitude. 0 is always the edge between two bins. The limit is a power of two, so that
-    the counts do not depend on the order in which the values came, nor on how they were batched.
+    A value outside doubles the limit, and pairs of bins become one. So no value is lost, and no bin is wider than
+    1/2048 of the largest magnitude. 0 is always the edge between two bins. The limit is a power of two, so that the
+    counts depend neither on the order of the values nor on their batches.
 
     Attributes:
         limit: End of the last bin, a power of two; 0 until the first value that is not 0.

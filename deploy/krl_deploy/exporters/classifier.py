@@ -74,10 +74,10 @@ def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
 def _check_int8(
     trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
 ) -> dict[str, Any]:
-    """Compare the INT8 graph of the trained ranges with what torch computed in training.
+    """Compare the INT8 graph of the trained ranges with torch's outputs from training.
 
-    A sum that is added up in another order can round to the next integer, and some of these reach the logits: what is
-    accepted is a mean error of a twentieth of how far the logits spread.
+    A sum in another order can round to the next integer, and some of these differences reach the logits. So a mean
+    error of a twentieth of the logits' spread is accepted.
     """
     ranges = dict(trained.ranges)
     int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
@@ -86,9 +86,9 @@ def _check_int8(
     error = float(np.sqrt(np.square(logits - expected).mean()) / max(float(expected.std()), 1e-12))
     if rounded != ranges.keys() or error > _OF_SPREAD:
         raise CheckFailedError(
-            f"the INT8 graph does not compute what was trained: its logits are off by {error:.1%} of their spread, "
-            f"accepted are {_OF_SPREAD:.0%}, and it rounds {len(rounded)} activations where the run has scales for "
-            f"{len(ranges)}; nothing was written. Export the float student (OUT/float, or what --student was)"
+            f"the INT8 graph does not compute what was trained: its logits are off by {error:.1%} of their spread; "
+            f"accepted: {_OF_SPREAD:.0%}; it rounds {len(rounded)} activations, the run has scales for {len(ranges)}; "
+            "nothing was written. Export the float student (OUT/float, or the run given as --student)"
         )
     return {
         "max_abs_error": float(np.abs(logits - expected).max()),

@@ -36,16 +36,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Export a run's network, check it against torch on real inputs, and write the bundle.
 
     Returns:
-        What was made and measured, as plain JSON types.
+        Facts of the bundle and its measurements, as plain JSON types.
 
     Raises:
-        CheckFailedError: ONNX Runtime's outputs differ from torch's by more than ``tolerance``, or those of the INT8
-            graph that a run was trained for by more than rounding explains.
+        CheckFailedError: ONNX Runtime's outputs differ from torch's by more than ``tolerance``; or those of a trained
+            INT8 graph differ by more than rounding explains.
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.
         UsageError: ``tile`` does not fit the network.
-        BundleError: ``out`` exists and is not to be replaced.
+        BundleError: ``out`` exists, and ``overwrite`` is off.
     """
     require("torch", extra="train", purpose="exporting a run")
     from krl_train.models import count_parameters

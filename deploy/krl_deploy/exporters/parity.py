@@ -26,8 +26,8 @@ _FEW = 4
 """Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
 
 _OF_ROUNDING = 4
-"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgment, which
-leaves room for the graph's own rounding and for other inputs."""
+"""Accepted difference from torch, in units of torch's own rounding, which is its float32 against its float64.
+A judgment: it leaves room for the graph's own rounding and for other inputs."""
 
 _BATCH = 16  # inputs that torch runs at once: bounds the memory of activations, and is fast enough for a few dozen
 
@@ -35,13 +35,13 @@ _BATCH = 16  # inputs that torch runs at once: bounds the memory of activations,
 def check_parity(
     data: bytes, plan: ExportPlan, expected: npt.NDArray[np.float32], tolerance: float
 ) -> dict[str, float | int | list[int] | None]:
-    """Compare the exported graph with torch: one by one, in a batch unlike the export's, and in another size.
+    """Compare the exported graph with torch: one by one, in a batch of another size, and with images of another size.
 
     Args:
         data: The graph.
         plan: Its network and inputs.
-        expected: What torch makes of the inputs: logits ``[N, classes]``, or images ``[N, C, H, W]`` of 0 to 255.
-        tolerance: Accepted difference, for logits as it is, for images of a range of 0 to 1.
+        expected: Torch's outputs: logits ``[N, classes]``, or images ``[N, C, H, W]`` of 0 to 255.
+        tolerance: Accepted difference of logits, or of images in the range 0 to 1.
 
     Raises:
         CheckFailedError: They differ by more, and by more than float32 rounding explains.
@@ -115,5 +115,5 @@ def without_rounding(network: nn.Module) -> Iterator[None]:
 
 
 def _rounding(plan: ExportPlan, expected: npt.NDArray[np.float32]) -> float:
-    """Return how far torch's own float32 outputs are from its float64 ones: some nets amplify rounding a lot."""
+    """Return the difference of torch's float32 outputs from its float64 ones. Some networks amplify rounding a lot."""
     return float(np.abs(torch_outputs(plan.network, plan.inputs, exact=True) - expected).max())

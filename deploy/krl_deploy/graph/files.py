@@ -24,11 +24,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         path: The file.
 
     Returns:
-        The model. Initializers that old files list among the inputs are inputs no longer; local functions are inlined.
+        The model. Initializers that old files list among the inputs are no longer inputs. Local functions are inlined.
 
     Raises:
-        ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files; or it has
-            local functions that cannot be inlined.
+        ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files. Or its local functions
+            cannot be inlined.
     """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"

@@ -1,8 +1,8 @@
 """Reading a quantized graph: its float32 model, and the ranges of its quantizers.
 
-Whatever tool wrote the pairs of ``QuantizeLinear`` and ``DequantizeLinear``, both emitters can then write INT8 anew
-from the same ranges: a graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider, and
-one in ONNX Runtime's style is refused by TensorRT.
+Both emitters can then write INT8 anew from the same ranges, whatever tool wrote the Q/DQ pairs. This matters because a
+graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider. TensorRT refuses a graph in
+ONNX Runtime's style.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.
 
 @dataclass(frozen=True)
 class Unquantized:
-    """The float model and the ranges that are read from a quantized graph.
+    """The float model and the ranges of a quantized graph.
 
     Attributes:
         model: The float32 model, clean.
         ranges: Smallest and largest value that INT8 represents, of each tensor that was quantized.
-        weight_scales: For each quantized weight its scales, one or ``[channels]``.
+        weight_scales: Scales by the name of a quantized weight, one or ``[channels]``.
     """
 
     model: onnx.ModelProto
@@ -44,20 +44,20 @@ class Unquantized:
 
 
 def is_in_pairs(model: onnx.ModelProto) -> bool:
-    """Return whether a graph is quantized, and by pairs alone: no operator of it computes on integers."""
+    """Return whether a graph is a Q/DQ model: no operator of it computes on integers."""
     present = {node.op_type for node in model.graph.node}
     return bool(present & QDQ) and not present & INTEGER
 
 
 def read_quantized(model: onnx.ModelProto) -> Unquantized:
-    """Take the pairs out of a graph.
+    """Remove the Q/DQ pairs from a graph.
 
     Args:
-        model: Quantized to int8 or uint8 by pairs with constant scales; what is FP16 becomes float32.
+        model: A Q/DQ model in int8 or uint8 with constant scales. FP16 tensors become float32.
 
     Raises:
-        ModelError: The pairs are of another kind: in blocks, by channel on an activation, of other types, with scales
-            that are computed, or around operators that compute.
+        ModelError: The Q/DQ pairs are of another kind: in blocks, per channel on an activation, of other types, with
+            computed scales, or around operators that compute.
     """
     reader = _Reader(widened(model))
     result = clean(reader.read())
@@ -73,7 +73,7 @@ def read_quantized(model: onnx.ModelProto) -> Unquantized:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Of one quantizer or dequantizer: float32 scales, zero points, and the type of the integers."""
+    """Float32 scales, zero points and integer type of one quantizer or dequantizer."""
 
     scales: npt.NDArray[np.float32]
     zeros: npt.NDArray[np.int64]
@@ -132,7 +132,7 @@ class _Reader:
         return graph.close()
 
     def _never_negative(self, producers: Mapping[str, NodeProto], tensor: str) -> bool:
-        """Return whether a tensor cannot be negative, or is a graph's input, of which the range says that."""
+        """Return whether a tensor cannot be negative, or is a graph's input with a range without negative values."""
         node = producers.get(tensor)
         while node is not None and node.op_type in KEEPS_SIGNS:
             node = producers.get(node.input[0])

@@ -1,4 +1,4 @@
-"""Importing an ONNX classifier that somebody else made, a quantized one too."""
+"""Importing a third-party ONNX classifier, in floating point or quantized."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:
         _log.warning(
-            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is imported as it is, runs "
-            "there, and TensorRT does not take it; krl cannot type it again. For a GPU start from the float model",
+            "the model computes on integers (%s), so it is imported unchanged. ONNX Runtime's CPU provider runs it, "
+            "and TensorRT refuses it; krl cannot convert it. For a GPU start from the float model",
             ", ".join(integer),
         )
     return None
@@ -111,7 +111,7 @@ def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto)
 
 
 def _say(config: ImportConfig, brought: Unquantized, agreement: float) -> str:
-    """Tell what became of a quantized file; return it in short.
+    """Log how a quantized file was imported; return a summary.
 
     Raises:
         CheckFailedError: The float model has little to do with the file.

@@ -1,4 +1,4 @@
-"""Importing an ONNX restorer that somebody else made."""
+"""Importing a third-party ONNX restorer."""
 
 from __future__ import annotations
 

@@ -1,12 +1,16 @@
 """INT8 as ONNX Runtime's CPU provider runs it fast: unsigned activations, and every convolution in INT8.
 
-From the same ranges as TensorRT's graph, which runs at a third of FP32's speed there. What makes the difference
-(each was measured): activations are uint8; the output of a convolution is quantized as well, also before an
-addition; a ReLU is not a node but the lower end of its uint8 range; biases are int32 on the scale of the
-accumulator; layout operators (slices, padding, pooling by maximum) work on the uint8 values themselves.
+It has the ranges of TensorRT's graph, which runs at a third of FP32's speed there. The differences, each of them
+measured:
 
-On x86 processors without VNNI the multiplication of uint8 by int8 can saturate; the runtime asks ONNX Runtime for its
-exact mode there, other programs have to (``session.x64quantprecision``). The self-test shows it.
+* Activations are uint8.
+* The output of a convolution is quantized too, also before an addition.
+* A ReLU is not a node but the lower end of its uint8 range.
+* Biases are int32 on the scale of the accumulator.
+* Layout operators (slices, padding, pooling by maximum) work on the uint8 values.
+
+On x86 processors without VNNI the product of uint8 and int8 can saturate. The runtime sets ONNX Runtime's exact mode
+there (``session.x64quantprecision``); other programs must set it too. The self-test finds such an error.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ class Layer:
     """One weighted operator.
 
     Attributes:
-        name: Of its node.
-        op: Its kind.
-        sensitivity: Root of the mean squared error of the outputs, relative to their standard deviation, with this
-            layer alone in INT8: the larger one of both graphs. ``None`` where the time was up before.
+        name: Name of its node.
+        op: Its operator.
+        sensitivity: Error of the outputs with only this layer in INT8, the larger one of both graphs: root mean square
+            over the outputs' standard deviation. ``None`` if the time was up.
     """
 
     name: str

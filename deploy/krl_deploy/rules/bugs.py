@@ -23,7 +23,7 @@ _PARITY = "keep the parity check of build-engine on real golden inputs, and comp
 
 @dataclass(frozen=True)
 class _Bug:
-    """A bug that somebody reported.
+    """A reported bug.
 
     Attributes:
         rule: Its severity, name, remedy and source.

@@ -76,6 +76,6 @@ class InspectEngineConfig:
     """Options of ``krl-deploy inspect-engine``."""
 
     model: tyro.conf.Positional[Path]
-    """An engine file, or a bundle NAME.krl, of which all engines are shown."""
+    """An engine file, or a bundle NAME.krl, to show; a bundle's engines are all shown."""
     json: bool = False
     """Print one JSON object."""

@@ -109,8 +109,8 @@ def _what_remains(config: BuildEngineConfig, absent: NoTensorRTError, lines: Map
     by_hand = "\n".join(f"  TensorRT {major}:  {line}" for major, line in lines.items())
     return (
         f"No engine was built: {absent}.\n{here}"
-        f"{config.model} is in order and unchanged. Run the same command on the device that is to run the engine, or "
-        f"by hand there, in the folder of the ONNX file (trtexec checks no outputs and changes no bundle):\n"
+        f"{config.model} is in order and unchanged. Run the same command on the device that is to run the engine. Or "
+        f"run trtexec there, in the folder of the ONNX file (it checks no outputs and changes no bundle):\n"
         f"{by_hand}"
     )
 

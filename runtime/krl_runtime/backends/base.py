@@ -141,7 +141,7 @@ def _show(specs: Iterable[TensorSpec]) -> str:
 
 
 def keeps_weights_inside(model: Path | bytes) -> bool:
-    """Whether an ONNX file keeps all its weights inside: nobody has hashed those in others."""
+    """Whether an ONNX file keeps all its weights inside. No hash covers weights in other files."""
     import mmap
 
     if isinstance(model, bytes):

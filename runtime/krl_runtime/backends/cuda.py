@@ -117,8 +117,8 @@ def tensorrt_version() -> str:
 def _how_to_install() -> str:
     if jetson_release() is not None:
         return (
-            "on a Jetson it comes with JetPack (sudo apt install nvidia-jetpack) for the system's own Python: use "
-            "that one, or an environment made with python3 -m venv --system-site-packages"
+            "on a Jetson install JetPack's (sudo apt install nvidia-jetpack); use the system's own Python, or an "
+            "environment made with python3 -m venv --system-site-packages"
         )
     return f"install it with: pip install '{distribution()}[tensorrt]'"
 

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU and on CUDA.
 
-ONNX Runtime falls back to the CPU in silence: ``get_available_providers()`` names providers that cannot load, and
-a session asked for CUDA is made on the CPU with nothing but a log line. So a CUDA session is made with that
-fallback disabled, and asked afterwards where it runs.
+ONNX Runtime falls back to the CPU with only a line in its log. ``get_available_providers()`` names providers that
+cannot load, and a session for CUDA may run on the CPU. So krl disables that fallback for a CUDA session, and checks
+afterwards where it runs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 EXACT_INT8 = ("session.x64quantprecision", "1")
-"""Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate; with
-it the weights are uint8 there, whose products are added in 32 bits. It changes nothing on other processors."""
+"""Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. With
+this option the weights are uint8 there, and their products are added in 32 bits. Other processors ignore it."""
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 """Optimizers of ONNX Runtime that change outputs. This one writes biases as integers in the precision around INT8; in
 FP16 those beyond 65504 overflow (seen in 1.31). krl's graph for the CPU has integer biases already."""
@@ -137,7 +137,7 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     """Make an ONNX Runtime session that runs where it was asked to.
 
     Args:
-        model: An ONNX file, or its bytes. Weights in further files are refused, since nobody has hashed them.
+        model: An ONNX file, or its bytes. Weights in further files are refused, since no hash covers them.
         cuda: Whether to run on CUDA; otherwise on the CPU.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.

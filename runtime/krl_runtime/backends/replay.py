@@ -1,4 +1,4 @@
-"""Replaying golden inputs on a running backend, and comparing what comes out."""
+"""Replaying golden inputs on a running backend, and comparing the outputs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def compare(
 
     Args:
         manifest: Names the outputs; the first one has the top-1, or the images.
-        variant: Says what is accepted.
-        outputs: What was computed from the golden inputs, ``[N, ...]`` each.
-        golden: What torch computed from them.
+        variant: The variant, with its limits.
+        outputs: Outputs for the golden inputs, ``[N, ...]`` each.
+        golden: Torch's outputs for them.
 
     Returns:
-        The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
-        the PSNR in dB of images; and why that does not pass, empty if it does.
+        The largest absolute difference of any output; the share, 0 to 1, of inputs with the golden top-1, or the PSNR
+        in dB of images; and why the outputs fail, empty if they pass.
     """
     for spec in manifest.outputs:
         made, wanted = outputs[spec.name].shape, golden[spec.name].shape

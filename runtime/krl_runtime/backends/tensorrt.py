@@ -49,7 +49,7 @@ def open_engine(bundle: Bundle, variant: str) -> TensorRTBackend:
     """Open the bundle's engine that was built for this machine.
 
     Args:
-        bundle: The bundle; its engines' hashes are checked before TensorRT sees them, since an engine is code.
+        bundle: The bundle. Its engines' hashes are checked before TensorRT loads them, since an engine is code.
         variant: Name of one of its variants.
 
     Raises:
@@ -137,8 +137,7 @@ def _interface(engine: trt.ICudaEngine) -> _Interface:
     """Read an engine's interface.
 
     Raises:
-        BackendError: It has something that this runtime does not handle: a type that numpy lacks, a dynamic
-            dimension besides the batch, or a tensor that lives on the host.
+        BackendError: It has a type that numpy lacks, a dynamic dimension besides the batch, or a tensor on the host.
     """
     import tensorrt as trt
 
@@ -204,7 +203,7 @@ class _Lane:
     def run(
         self, profile: int, inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]
     ) -> None:
-        """Run one batch, and write into ``outputs``. The second time that a shape is seen, a CUDA graph is made."""
+        """Run one batch, and write into ``outputs``. A shape's second batch is captured as a CUDA graph."""
         batch = len(next(iter(inputs.values())))
         if profile != self._profile:
             self._use_profile(profile)
@@ -286,10 +285,10 @@ class _Lane:
 
 
 class TensorRTBackend:
-    """Runs one engine; several threads may call it at once, each on an execution context of its own.
+    """Runs one engine. Several threads may call it at once, each on an execution context of its own.
 
-    Contexts are made when they are needed, up to four: beyond that, and where memory does not suffice for another
-    one, threads wait for each other. Batches above the engine's largest are run in several parts.
+    Up to four contexts are made, each when it is needed. Beyond that, or without memory for another context, threads
+    wait for each other. Batches above the engine's largest are run in several parts.
     """
 
     name = "tensorrt"

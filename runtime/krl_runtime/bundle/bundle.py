@@ -1,8 +1,8 @@
 """A bundle on disk: opened, checked and written.
 
-``manifest.json`` names every other file with its size and SHA-256, and carries a digest of itself. A file is
-hashed before it is used; a path that leaves the folder is refused; an engine, which is code, is only ever
-loaded from a bundle whose manifest vouches for it.
+``manifest.json`` names every other file with its size and SHA-256, and has a digest of itself. A file is hashed before
+it is used. A path that leaves the folder is refused. An engine, which is code, is loaded only if the bundle's manifest
+has its hash.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Variant:
         cpu_file: The variant's graph for ONNX Runtime's CPU provider, if it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
-        psnr: Where the outputs are images, what stands in the place of ``agreement``: the smallest PSNR in dB between
-            them and the golden ones, the mean over the images, that the self-test accepts.
+        psnr: For outputs that are images, instead of ``agreement``: smallest PSNR in dB to the golden ones, the mean
+            over images, that the self-test accepts.
     """
 
     precision: str
@@ -49,7 +49,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Engine:
-    """A TensorRT plan and what it was built for; it runs only where all of these match.
+    """A TensorRT plan and its device and model; it runs only if all of these match.
 
     Attributes:
         file: Path in the bundle.

@@ -64,7 +64,7 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     """
     bundle.verify()
     golden = golden_arrays(bundle)
-    # BF16 is left out: no variant's tolerance is meant for it; krl-runtime tune says what it is held to.
+    # BF16 is left out: no variant's tolerance is meant for it; see ``krl_runtime.device.tune`` for its limit.
     kinds: tuple[Kind, ...] = (*KINDS, "openvino") if find_spec("openvino") else KINDS
     return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 

@@ -1,10 +1,9 @@
-"""Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
+"""Find the fastest variant, backend and number of threads on this device, within the bundle's accuracy evidence.
 
-Two things have to hold before something may be chosen. The bundle's evidence, measured on images where it was made,
-has to say that the drop of the variant is at most ``max_drop``: points of top-1, or dB of PSNR where it makes images.
-And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
-variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
-allowed to.
+A candidate must pass two checks. By the bundle's evidence, the variant's accuracy drop is at most ``max_drop``, in
+points of top-1, or in dB of PSNR if it makes images. On this device, its outputs for the golden inputs are within the
+variant's tolerance. BF16 is not a variant of the bundle. It gets the largest tolerance of the variants that may be
+chosen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits of accuracy by default; a user's own (``--max-drop``, ``--min-psnr``) take their place."""
+"""Default limits of accuracy; ``--max-drop`` and ``--min-psnr`` replace them."""
 
 from __future__ import annotations
 

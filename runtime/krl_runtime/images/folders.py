@@ -57,7 +57,7 @@ class ImageFolder:
     Attributes:
         root: The folder.
         labels: Class names, sorted; empty for a folder of images without classes.
-        splits: ``"train"`` and ``"val"`` where the folder has them, else ``"all"``.
+        splits: ``"train"`` and ``"val"`` if the folder has them, else ``"all"``.
     """
 
     root: Path
@@ -67,12 +67,12 @@ class ImageFolder:
     def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
         """Return the images of one split.
 
-        A folder that has no ``train/`` and ``val/`` is split by the hash of each file's content: the same
-        image always lands on the same side, whatever its name, and a copy of it cannot leak to the other.
+        A folder without ``train/`` and ``val/`` is split by the hash of each file's content. So an image always
+        belongs to the same split, whatever its name, and its copies cannot leak to the other split.
 
         Args:
             name: ``"train"``, ``"val"`` or ``"all"``.
-            val_fraction: Share of the images that ``"val"`` gets, in (0, 1), where the folder is not split.
+            val_fraction: Share of the images in ``"val"``, in (0, 1), if the folder is not split.
 
         Raises:
             DataError: The split would be empty, or its name is not known.
@@ -258,7 +258,7 @@ def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
     """Refuse or log files that cannot be used, each by its name and cause.
 
     Args:
-        bad: Errors or sentences, each of which names its file.
+        bad: Errors or sentences; each one names its file.
         on_bad: What to do.
 
     Raises:

@@ -1,8 +1,7 @@
-"""Luma and chroma of BT.601, degradation and PSNR: what restoration is trained, deployed and measured with.
+"""Luma and chroma of BT.601, degradation and PSNR, for training, deployment and evaluation of restorers.
 
-Studio swing, as MATLAB's ``rgb2ycbcr`` has it and as papers on super-resolution report it: luma from 16 to 235, chroma
-from 16 to 240 around 128. (The YCbCr of JPEG, which Pillow converts to, has full swing.) Nothing is rounded here unless
-the result is uint8.
+Luma is 16 to 235, and chroma 16 to 240 around 128: studio swing, as in MATLAB's ``rgb2ycbcr`` and in papers on
+super-resolution. (The YCbCr of JPEG, which Pillow converts to, has full swing.) Only uint8 results are rounded.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
     """Return the image that has this luma and this chroma.
 
     Args:
-        luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colors are.
+        luma: ``[H, W]``, 16 to 235; colors outside their range are clipped.
         chroma: Cb and Cr, ``[H, W, 2]``, 16 to 240.
 
     Returns:
@@ -76,7 +75,7 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
 
 
 def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return values of 0 to 255 as pixels: rounded half to even, clipped; what is not a number becomes 0."""
+    """Return values of 0 to 255 as pixels, rounded half to even and clipped. NaN becomes 0."""
     rounded = np.rint(values)
     np.clip(np.nan_to_num(rounded, copy=False, posinf=255, neginf=0), 0, 255, out=rounded)
     pixels: npt.NDArray[np.uint8] = rounded.astype(np.uint8)
@@ -86,14 +85,14 @@ def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
 def resize(
     plane: npt.NDArray[np.float32], height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Resize one plane of floats with Pillow's bicubic filter, which smooths where it makes smaller.
+    """Resize one plane of floats with Pillow's bicubic filter, which smooths an image that becomes smaller.
 
     Args:
         plane: float32 ``[H, W]``.
         height: New height in pixels.
         width: New width.
-        box: Left, upper, right and lower side of the part that the result shows; left out: all of it. The filter sees
-            what lies around it.
+        box: Left, upper, right and lower side of the part to resize; left out: all of it. The filter also reads pixels
+            around it.
 
     Returns:
         float32 ``[height, width]``, neither rounded nor clipped.
@@ -103,16 +102,16 @@ def resize(
 
 
 def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Make an image smaller as the field does: cropped to whole multiples, then bicubic with antialiasing.
+    """Make an image smaller as papers do: crop it to whole multiples, then resize it bicubically with antialiasing.
 
     Pillow's ``BICUBIC`` has the kernel of MATLAB's ``imresize`` (a = -0.5, widened by the scale); both round to uint8.
 
     Args:
         image: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        scale: By what both sides are divided; 1 leaves the image as it is.
+        scale: Divisor of both sides; 1 leaves the image unchanged.
 
     Returns:
-        The small image, and the part of the given one that it was made from: its ground truth.
+        The small image, and its ground truth: the cropped part of the given image.
 
     Raises:
         UsageError: A side has fewer pixels than ``scale``, or ``scale`` is less than 1.
@@ -131,13 +130,14 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
 
 
 def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Spoil an image as a restorer's ``degradation`` says, beside the scaling that ``degrade`` does.
+    """Apply a restorer's ``degradation`` to an image, without the scaling that ``degrade`` does.
 
     Args:
         image: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}``
-            (Gaussian, S levels of 255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
-        seed: Whole numbers from 0; the noise follows from them alone.
+        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` leaves the image unchanged.
+            ``{"kind": "noise", "sigma": S}`` adds Gaussian noise of S levels of 255.
+            ``{"kind": "jpeg", "quality": Q}`` encodes the image as JPEG with Pillow and decodes it again.
+        seed: Whole numbers from 0, which alone determine the noise.
 
     Returns:
         uint8 of the same shape, rounded and clipped.
@@ -159,7 +159,7 @@ def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: 
 
 
 def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
-    """Return ``[H, W, …]`` without ``border`` pixels on each side, as super-resolution is scored.
+    """Return ``[H, W, …]`` without ``border`` pixels on each side, as in the evaluation of super-resolution.
 
     Raises:
         UsageError: Nothing would be left.
@@ -171,7 +171,7 @@ def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
 
 
 def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float:
-    """Return the peak signal-to-noise ratio in dB: ``10 log10(peak² / mean((a - b)²))``; infinite where both are equal.
+    """Return the peak signal-to-noise ratio in dB: ``10 log10(peak² / mean((a - b)²))``; infinite if both are equal.
 
     Args:
         a: Numbers of any shape.

@@ -1,7 +1,7 @@
-"""From an image to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
+"""From an image to the ``uint8`` tensor that a network takes, for training and for the device.
 
-Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalization happen inside the
-network or the exported graph, which therefore cannot be fed wrongly.
+Decoding and resizing happen here, with Pillow's exact pixels. Scaling and normalization happen inside the network or
+the exported graph, so that a caller cannot get them wrong.
 """
 
 from __future__ import annotations
@@ -64,24 +64,24 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input, and what the network does with it first.
+    """Preprocessing: from an image to a network's input, and the network's normalization.
 
     Attributes:
         height: Height of the network's input in pixels.
         width: Width of the network's input in pixels.
         channels: 1 (gray) or 3 (RGB).
-        resize: ``"crop"`` scales the image, keeping its proportions, until it covers
-            ``(height / crop_fraction, width / crop_fraction)`` and cuts the center out; ``"stretch"`` ignores
+        resize: ``"crop"`` keeps the proportions. It scales the image until it covers
+            ``(height / crop_fraction, width / crop_fraction)``, and cuts the center out. ``"stretch"`` ignores
             proportions and cuts nothing.
         crop_fraction: Share of the scaled image's covering side that the center crop keeps, in (0, 1].
         interpolation: Pillow's filter: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``
             (all but the first with antialiasing).
         mean: Per channel, in units of the range 0 to 1; subtracted inside the graph.
         std: Per channel, in units of the range 0 to 1; divided by inside the graph.
-        decode_tolerance: Mean difference from the exact pixels, in levels of 255, that decoding large JPEG images
-            at 1/2, 1/4 or 1/8 of their size may make: 0 (exact, the default), or from 0.6 on. The decoded image
+        decode_tolerance: Accepted mean difference from the exact pixels, in levels of 255: 0 (exact, the default), or
+            from 0.6 on. Large JPEG images are then decoded at 1/2, 1/4 or 1/8 of their size. The decoded image
             keeps 3 pixels a side for each pixel of the output, 2 from 1.5 on, and 1 from 6 on. Training,
-            evaluation and the device decode alike, since all of them go by this.
+            evaluation and the device all use this value.
     """
 
     height: int

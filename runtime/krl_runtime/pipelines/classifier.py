@@ -107,7 +107,8 @@ class Classifier(Pipeline):
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB); or a list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
+                ``[H, W, C]`` (RGB). For several images a list or tuple of those, or an array of uint8
+                ``[N, H, W, C]``.
             top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:

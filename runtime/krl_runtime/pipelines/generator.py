@@ -109,10 +109,10 @@ class Generator(Pipeline):
         """Make images.
 
         Args:
-            count: How many, from 1.
-            seed: Gives the latents, see ``latents_of``; the same seed gives the same images.
-            condition: What they are to show, where the generator was trained with conditions: one for all of them, by
-                itself or in a list, or one for each. ``krl_runtime.conditions`` describes them.
+            count: Number of images, 1 or more.
+            seed: Seed of the latents; see ``latents_of``. The same seed gives the same images.
+            condition: The condition of all images, by itself or in a list, or a list of one for each. Only generators
+                that were trained with conditions take it. ``krl_runtime.conditions`` describes conditions.
 
         Returns:
             ``count`` images.
@@ -120,7 +120,7 @@ class Generator(Pipeline):
         Raises:
             UsageError: An argument is out of its range, a word or attribute is not known, or a condition is missing or
                 not taken.
-            ModelError: The network made numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         return self.generate_from(latents_of(seed, count, self.latent_size), condition=condition)
@@ -136,7 +136,7 @@ class Generator(Pipeline):
 
         Raises:
             UsageError: ``latents`` has another dtype or shape, or is not finite; and what ``generate`` raises.
-            ModelError: The network made numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         shown: object = list(getattr(latents, "shape", ()))
@@ -193,15 +193,15 @@ class Generator(Pipeline):
     def interpolate(
         self, first: int, last: int, steps: int, *, condition: Condition | Sequence[Condition] | None = None
     ) -> list[Raster]:
-        """Make the images on the way from one seed's first image to another's.
+        """Make the images on the path from one seed's first image to another's.
 
-        The way is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"): a straight line would lead
-        through latents that are shorter than any that training saw.
+        The path is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"). A straight line would lead
+        through latents that are shorter than those of training.
 
         Args:
             first: The seed of the first image.
             last: The seed of the last image.
-            steps: Number of images, from 2.
+            steps: Number of images, 2 or more.
             condition: See ``generate``.
 
         Raises:
