@@ -75,7 +75,7 @@ __all__ = [
     "tune",
 ]
 
-_PLACES = {
+_MODULES = {
     ".pipelines": ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"),
     ".device.selftest": ("selftest",),
     ".device.tune": ("tune",),
@@ -86,4 +86,4 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for."""
-    return attribute(__name__, _PLACES, name)
+    return attribute(__name__, _MODULES, name)

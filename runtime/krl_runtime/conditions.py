@@ -60,6 +60,14 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
     Raises:
         UsageError: A label, attribute, value, word, relation or entity is not known, or a condition is too long. The
             message names the accepted ones.
+
+    Example:
+        >>> settings = {"kind": "labels", "length": 1, "dim": 8, "vocabulary": ["zero", "one", "two"]}
+        >>> encode(["two", "zero"], settings).tolist()
+        [[2], [0]]
+        >>> encode("three", settings)
+        Traceback (most recent call last):
+        krl_runtime.errors.UsageError: condition: label 'three' is not known; accepted: zero, one, two
     """
     several = [conditions] if isinstance(conditions, str | Mapping) else conditions
     if not isinstance(several, Sequence):
@@ -182,7 +190,7 @@ def _text(condition: Condition, settings: Mapping[str, Any], known: Mapping[str,
     guessed = [word for word in found if word in settings.get("untrained", ())]
     if guessed:
         _log.warning(
-            "condition %r: no training description has %s; what is meant comes from a sentence-embedding model",
+            "condition %r: no training description has %s; its meaning comes from a sentence-embedding model",
             condition,
             " or ".join(repr(word) for word in guessed),
         )
@@ -214,7 +222,7 @@ def _graph(condition: Condition, settings: Mapping[str, Any], known: Mapping[str
 
 
 def _parts(condition: Condition) -> tuple[list[str], list[tuple[str, str]]]:
-    """Split ``"seven,color=red"`` into what is only named, and pairs."""
+    """Split ``"seven,color=red"`` into names and pairs."""
     if isinstance(condition, Mapping):
         return [], [(str(name), str(value)) for name, value in condition.items()]
     named, pairs = [], []
@@ -236,7 +244,7 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _accepted(given: object, known: Sequence[str]) -> str:
-    """Say what is known: all of it where that is short, and the closest entries where it is not."""
+    """Return the end of a message: all known names, or the closest ones if there are many."""
     names = [name for name in known if name]
     if len(names) <= _MOST_SHOWN:
         return f"; accepted: {', '.join(names)}"

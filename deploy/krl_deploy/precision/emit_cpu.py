@@ -47,7 +47,13 @@ class _Stored:
 
 
 def affine_parameters(low: float, high: float) -> tuple[np.float32, int]:
-    """Return scale and zero point of uint8 values for a tensor from ``low`` to ``high``; 0 is represented exactly."""
+    """Return scale and zero point of uint8 values for a tensor from ``low`` to ``high``; 0 is represented exactly.
+
+    Example:
+        >>> scale, zero = affine_parameters(-1.0, 1.55)
+        >>> round(float(scale), 6), zero
+        (0.01, 100)
+    """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255)
     if scale < np.finfo(np.float32).tiny:

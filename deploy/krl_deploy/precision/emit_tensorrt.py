@@ -41,7 +41,12 @@ class Quantized:
 
 
 def symmetric_scale(low: float, high: float) -> np.float32:
-    """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0."""
+    """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0.
+
+    Example:
+        >>> float(symmetric_scale(-254.0, 127.0)), float(symmetric_scale(0.0, 0.0))
+        (2.0, 1.0)
+    """
     return np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
 
 

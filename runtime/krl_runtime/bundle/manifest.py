@@ -18,7 +18,17 @@ SCHEMA_VERSION = 3  # rises with each change of the format; an older bundle is e
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the graph: its name, numpy dtype name, and shape (``"batch"`` where dynamic)."""
+    """One input or output of the graph.
+
+    Attributes:
+        name: Name of the tensor.
+        dtype: Name of its numpy dtype.
+        shape: Its dimensions: a number, or a name such as ``"batch"`` for any size.
+
+    Example:
+        >>> TensorSpec("pixels", "uint8", ("batch", 3, 224, 224)).shape
+        ('batch', 3, 224, 224)
+    """
 
     name: str
     dtype: str

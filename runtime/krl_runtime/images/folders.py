@@ -128,7 +128,7 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> ImageFold
 
     Args:
         root: The folder.
-        on_bad: What to do with files that are not images by their name.
+        on_bad: Action for files that are not images by their name.
 
     Raises:
         DataError: The folder is missing, empty, mixes images with class folders, or the classes of ``train/`` and
@@ -187,14 +187,19 @@ def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[I
 
 
 def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
-    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
+    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit.
+
+    Example:
+        >>> balanced([0, 0, 0, 1, 1, 2], 4)
+        [0, 1, 3, 5]
+    """
     if limit is None or limit >= len(labels):
         return list(range(len(labels)))
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     rank = []
     for position, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        rank.append((seen[label], label, position))
+        counts[label] = counts.get(label, 0) + 1
+        rank.append((counts[label], label, position))
     return sorted(position for *_, position in sorted(rank)[:limit])
 
 
@@ -209,10 +214,10 @@ def decode(
     """Decode images into one array, with the preprocessing that the device uses.
 
     Args:
-        images: What to read.
+        images: The image files.
         preprocessing: From an image to ``uint8``.
         margin: Extra pixels on every side; see ``Preprocessing.__call__``.
-        on_bad: What to do with files that cannot be decoded.
+        on_bad: Action for files that cannot be decoded.
         description: Text of the progress bar; ``None`` shows none, for callers that decode a part at a time.
 
     Returns:
@@ -248,7 +253,7 @@ def decode(
 
 
 def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
-    """Return a hash of decoded images and their labels, in their order: what a model was trained or calibrated on."""
+    """Return a hash of the decoded images and labels of training or calibration, in their order."""
     array = np.ascontiguousarray(pixels)
     header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
@@ -259,7 +264,7 @@ def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
 
     Args:
         bad: Errors or sentences; each one names its file.
-        on_bad: What to do.
+        on_bad: Action for such files.
 
     Raises:
         DataError: There are such files and ``on_bad`` is ``"refuse"``.
@@ -270,6 +275,6 @@ def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     if on_bad == "refuse":
         raise DataError(
-            f"{len(bad)} files cannot be used: {shown}{more}. Mend or remove them, or pass --on-bad-image skip"
+            f"{len(bad)} files cannot be used: {shown}{more}. Repair or remove them, or pass --on-bad-image skip"
         )
     _log.warning("skipped %d files: %s%s", len(bad), shown, more)

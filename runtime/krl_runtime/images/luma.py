@@ -35,6 +35,10 @@ def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
     Returns:
         float32 ``[H, W]``, 16 to 235, not rounded.
+
+    Example:
+        >>> luma(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)).round(2).tolist()
+        [[16.0, 235.0]]
     """
     weighted: npt.NDArray[np.float32] = rgb[..., 0] * _TO_Y[0]
     weighted += rgb[..., 1] * _TO_Y[1]
@@ -51,6 +55,10 @@ def chroma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
     Returns:
         Cb and Cr, float32 ``[H, W, 2]``, 16 to 240, not rounded.
+
+    Example:
+        >>> chroma(np.array([[[0, 0, 255], [255, 0, 0]]], np.uint8)).round().tolist()
+        [[[240.0, 110.0], [90.0, 240.0]]]
     """
     both: npt.NDArray[np.float32] = rgb.astype(np.float32) @ _TO_CHROMA.T + np.float32(128)
     return both
@@ -65,6 +73,11 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
 
     Returns:
         uint8 ``[H, W, 3]``, rounded and clipped.
+
+    Example:
+        >>> image = np.array([[[10, 200, 30], [255, 0, 128]]], np.uint8)
+        >>> to_rgb(luma(image), chroma(image)).tolist()
+        [[[10, 200, 30], [255, 0, 128]]]
     """
     both = np.empty((*luma.shape, 3), np.float32)
     both[..., 0] = luma
@@ -75,7 +88,12 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
 
 
 def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return values of 0 to 255 as pixels, rounded half to even and clipped. NaN becomes 0."""
+    """Return values of 0 to 255 as pixels, rounded half to even and clipped. NaN becomes 0.
+
+    Example:
+        >>> to_uint8(np.array([-3.0, 0.5, 1.5, 300.0, np.nan])).tolist()
+        [0, 0, 2, 255, 0]
+    """
     rounded = np.rint(values)
     np.clip(np.nan_to_num(rounded, copy=False, posinf=255, neginf=0), 0, 255, out=rounded)
     pixels: npt.NDArray[np.uint8] = rounded.astype(np.uint8)
@@ -115,6 +133,11 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
 
     Raises:
         UsageError: A side has fewer pixels than ``scale``, or ``scale`` is less than 1.
+
+    Example:
+        >>> small, truth = degrade(np.zeros((9, 11, 3), np.uint8), 4)
+        >>> small.shape, truth.shape
+        ((2, 2, 3), (8, 8, 3))
     """
     height, width = image.shape[:2]
     if scale < 1 or min(height, width) < scale:
@@ -144,6 +167,14 @@ def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: 
 
     Raises:
         UsageError: The kind is not known.
+
+    Example:
+        >>> gray = np.full((2, 2), 128, np.uint8)
+        >>> corrupt(gray, {"kind": "none"}, [0]).tolist()
+        [[128, 128], [128, 128]]
+        >>> noisy = [corrupt(gray, {"kind": "noise", "sigma": 25}, [seed]) for seed in (0, 0, 1)]
+        >>> bool((noisy[0] == noisy[1]).all()), bool((noisy[0] == noisy[2]).all())
+        (True, False)
     """
     kind = degradation.get("kind")
     if kind in ("bicubic", "none"):
@@ -163,6 +194,10 @@ def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
 
     Raises:
         UsageError: Nothing would be left.
+
+    Example:
+        >>> crop_border(np.zeros((10, 12, 3)), 4).shape
+        (2, 4, 3)
     """
     height, width = image.shape[:2]
     if border < 0 or 2 * border >= min(height, width):
@@ -180,6 +215,13 @@ def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float
 
     Raises:
         UsageError: The shapes differ.
+
+    Example:
+        >>> black, gray = np.zeros((4, 4)), np.full((4, 4), 25.5)
+        >>> round(psnr(black, gray), 6)
+        20.0
+        >>> psnr(gray, gray)
+        inf
     """
     if a.shape != b.shape:
         raise UsageError(f"the PSNR of {list(a.shape)} and {list(b.shape)} values is undefined; both need one shape")

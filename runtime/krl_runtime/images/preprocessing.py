@@ -82,6 +82,15 @@ class Preprocessing:
             from 0.6 on. Large JPEG images are then decoded at 1/2, 1/4 or 1/8 of their size. The decoded image
             keeps 3 pixels a side for each pixel of the output, 2 from 1.5 on, and 1 from 6 on. Training,
             evaluation and the device all use this value.
+
+    Example:
+        >>> preprocessing = Preprocessing(height=32, width=48)
+        >>> preprocessing.shape, preprocessing.mode
+        ((3, 32, 48), 'RGB')
+        >>> preprocessing(np.zeros((100, 200, 3), np.uint8)).shape
+        (3, 32, 48)
+        >>> Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+        True
     """
 
     height: int

@@ -28,11 +28,11 @@ LATENT, CONDITION = "latent", "condition"
 def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     """Return the latents of a seed: ``standard_normal`` of numpy's ``Generator(PCG64(seed))`` in float32, row by row.
 
-    So the first images of a seed are the same however many are made, on every machine and backend.
+    So the first images of a seed do not depend on their number, the machine or the backend.
 
     Args:
-        seed: Any whole number from 0 on.
-        count: Number of latents, from 1.
+        seed: A whole number, 0 or more.
+        count: Number of latents, 1 or more.
         size: Numbers in a latent.
 
     Returns:
@@ -40,6 +40,12 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
     Raises:
         UsageError: ``seed`` is negative or ``count`` less than 1.
+
+    Example:
+        >>> latents_of(seed=1, count=3, size=8).shape
+        (3, 8)
+        >>> bool((latents_of(1, 2, 8) == latents_of(1, 3, 8)[:2]).all())
+        True
     """
     if not all(isinstance(number, int | np.integer) for number in (seed, count)) or seed < 0 or count < 1:
         raise UsageError(f"the seed is {seed!r}, the count {count!r}; accepted: whole numbers from 0, and from 1")
@@ -47,14 +53,14 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
 
 class Generator(Pipeline):
-    """Makes images from latents. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Makes images from latents. ``krl_runtime.load`` makes it. Several threads may call it at once.
 
-    The same latents give the same images on every backend within the tolerance of the variant, which the manifest
-    states and ``krl-runtime selftest`` checks.
+    The same latents give the same images on every backend, within the variant's tolerance in the manifest.
+    ``krl-runtime selftest`` checks that.
 
     Attributes:
         latent_size: Numbers in a latent.
-        condition: Settings of the condition that images are made for; ``None`` where there is none.
+        condition: Settings of the condition that images are made for; ``None`` without conditions.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
@@ -220,7 +226,7 @@ class Generator(Pipeline):
         return self.generate_from(latents.astype(np.float32), condition=condition)
 
     def tokens(self, condition: Condition | Sequence[Condition] | None, count: int) -> npt.NDArray[np.int64] | None:
-        """Return the graph's input for a condition, int64 ``[count, length]``; ``None`` where it takes none.
+        """Return the graph's input for a condition, int64 ``[count, length]``; ``None`` if it takes none.
 
         Raises:
             UsageError: A word or attribute is not known, or a condition is missing or not taken.
