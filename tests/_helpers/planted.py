@@ -37,7 +37,7 @@ def family(model: onnx.ModelProto, name: str, target: str = "tensorrt-11.4") -> 
 
 
 def quantize(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
-    """Return the form for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
+    """Return the Q/DQ model for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
     ranges: dict[str, tuple[float, float]] = defaultdict(lambda: (-1.0, 1.0))
     quantized = to_tensorrt(model, ranges, rounding=Rounding(fp16=half)).model
     return to_fp16(quantized, {}, around_int8=True).model if half else quantized

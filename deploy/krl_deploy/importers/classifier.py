@@ -229,6 +229,6 @@ def _check_same(
     accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
         raise CheckFailedError(
-            f"the outputs differ by {error:.3g} on {len(pixels)} images, accepted are {accepted:.3g}"
+            f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {accepted:.3g}"
         )
     return logits

@@ -154,7 +154,7 @@ def _check_same(
         raise CheckFailedError(f"it makes {list(made.shape)}, with scale {scale} it should be {list(wanted)}")
     error, accepted = float(np.abs(made - expected).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
-        raise CheckFailedError(f"the images differ by {error:.3g} of 255, accepted are {accepted:.3g}")
+        raise CheckFailedError(f"the images differ by {error:.3g} of 255; accepted: {accepted:.3g}")
     if every_size:
         part = pixels[:1, :, : max(1, pixels.shape[2] // 2), : max(1, pixels.shape[3] - 3)]
         other = outputs_of(session, part, batch=1)

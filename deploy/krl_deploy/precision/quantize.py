@@ -142,8 +142,8 @@ def _check_drop(measured: _Measured, shown: str) -> None:
         _log.warning("the images have no labels of the model: --max-drop was not checked, only agreement measured")
     elif not drop.passes:
         raise CheckFailedError(
-            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images, accepted are "
-            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision finds the layers that cost most, keeps "
+            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images; accepted: "
+            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision finds the layers with the largest drop and keeps "
             f"them in floating point; another --method or a higher --limit may help as well\n{shown}"
         )
 

@@ -50,11 +50,11 @@ def compare(
     if makes_images(manifest):
         alike = mean_psnr(outputs[key], golden[key])
         if variant.psnr is not None and not alike >= variant.psnr:
-            causes.append(f"the PSNR to the golden images is {alike:.1f} dB, required are {variant.psnr:.1f}")
+            causes.append(f"the PSNR to the golden images is {alike:.1f} dB, required: {variant.psnr:.1f}")
     else:
         alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
         if not alike >= variant.agreement:
-            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required are {variant.agreement:.1%}")
+            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required: {variant.agreement:.1%}")
     return error, alike, "; ".join(causes)
 
 

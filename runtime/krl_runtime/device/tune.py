@@ -146,7 +146,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
                 cause = f"the bundle has no accuracy evidence for variant {variant}"
             elif not points <= max_drop:
                 drop = f"{points:.2f} {unit}"
-                cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted are {max_drop:g}"
+                cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted: {max_drop:g}"
             counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
             for count in counts:
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))

@@ -230,12 +230,12 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ImageTask, "drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
+    monkeypatch.setattr(ImageTask, "accuracy_drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
     assert (
-        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images, accepted are 0.2; the bundle is unchanged"
+        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images; accepted: 0.2; the bundle is unchanged"
         in capsys.readouterr().err
     )
     assert (bundle.path / "manifest.json").read_bytes() == before

@@ -170,7 +170,7 @@ def test_parity_fails_where_the_graph_is_another_function():
     exported = to_onnx(Linear(1.0), (1, 2, 2), 20)
     pixels = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     network = Linear(1.001)
-    with pytest.raises(CheckFailedError, match=r"differ from torch's by 0\.007 on 2 real inputs, accepted are 0\.0001"):
+    with pytest.raises(CheckFailedError, match=r"differ from torch's by 0\.007 on 2 real inputs; accepted: 0\.0001"):
         parity(exported, network, pixels, 1e-4)
     assert parity(exported, network, pixels, 0.01)["batches"] == [1, 3]
 

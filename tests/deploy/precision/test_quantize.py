@@ -106,7 +106,7 @@ def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, di
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
-    assert "points of top-1 on 300 images, accepted are 2; the bundle is unchanged" in error
+    assert "points of top-1 on 300 images; accepted: 2; the bundle is unchanged" in error
     assert "int8 (CPU)" in error  # the table that says which
     assert tree(bundle.path) == before
 
@@ -305,7 +305,7 @@ def test_a_net_with_nothing_for_int8_is_refused():
         ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
         ({"percentile": 50.0}, "--percentile is 50.0"),
         ({"max_drop": -1.0}, "--max-drop is -1.0"),
-        ({"plan": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
+        ({"mixed_precision": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
         ({"budget_seconds": 9.0}, "give --mixed-precision as well"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
     ],

@@ -67,7 +67,7 @@ def integer_output(model):
     [
         (zero_scale, "qdq/scale", "error", W, "a scale is not positive"),
         (zero_point, "qdq/symmetric", "error", Q, "its zero point is not 0; TensorRT's quantization is symmetric"),
-        (unsigned, "qdq/int8", "error", Q, "its values are uint8, which is the form for"),
+        (unsigned, "qdq/int8", "error", Q, "its values are uint8, which is the graph for"),
         (no_zero_point, "qdq/int8", "error", Q, "without a zero point its values are uint8 by ONNX, and int8 for"),
         (open_scale, "qdq/constant", "error", Q, "its scale is not a constant"),
         (open_zero_point, "qdq/constant", "error", Q, "its zero point is not a constant"),
