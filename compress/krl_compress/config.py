@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
+from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
 
@@ -31,6 +33,32 @@ RECIPES = Path(__file__).parent / "recipes"
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 _CLASSIFIER, _GENERATOR = Only("classification"), Only("gan")
+
+
+LOSSES: Mapping[str, tuple[str, ...]] = {
+    "classification": (
+        *("ce", "kd", "logistic", "soft_bce", "hard_label", "logit_mse", "dist", "ttm", "wttm", "mlkd", "dkd", "nkd"),
+        *("rld", "wsld", "fitnet", "wkd_f", "at", "nst", "sp", "reviewkd", "rkd", "pkt", "cc", "crd"),
+    ),
+    "restoration": ("pixels", "teacher", "affinity", "fitnet", "at", "sp"),
+    "generation": ("pixels", "squares", "features", "kernel", "perceptual", "adversarial"),
+}
+"""Names of the losses, by the teacher's task."""
+
+
+def check_loss(text: str, task: str) -> None:
+    """Check the name in ``NAME[:key=value,...]`` before torch is imported.
+
+    Args:
+        text: What was given to ``--loss``; ``package.module:name`` is left to those that load it.
+        task: The teacher's task.
+
+    Raises:
+        UsageError: No loss of the task has that name.
+    """
+    name, known = text.partition(":")[0], LOSSES.get(task, ())
+    if known and name not in known and "." not in name:
+        raise UsageError(f"--loss {text}: unknown loss {name!r}{suggest(name, known)}; accepted: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

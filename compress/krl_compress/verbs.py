@@ -11,7 +11,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
 from krl_train.config import TrainingConfig, check_data, check_model, check_run, recorded_task
 
-from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig
+from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig, check_loss
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -82,6 +82,9 @@ def distill(config: DistillConfig | None = None, /, **options: Any) -> DistillRe
     """
     config = configure(DistillConfig, config, options)
     task = _check_teachers(config)
+    for loss in config.losses.loss:
+        if isinstance(loss, str):
+            check_loss(loss, task)
     if task == "classification":
         _check_networks(config, (config.student,))
     check_data(config.data.data)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -36,6 +37,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "distribution",
+    "install_command",
     "require",
 ]
 
@@ -91,10 +93,8 @@ class MissingExtraError(KrlError):
         """Name the library that is missing, the extra that brings it, and what it was wanted for."""
         self.library = library
         self.extra = extra
-        super().__init__(
-            f"{purpose} needs {library}, which is not installed; install it with: "
-            f"pip install '{distribution()}[{extra}]'"
-        )
+        command = install_command(extra)
+        super().__init__(f"{purpose} needs {library}, which is not installed; install it with: {command}")
 
 
 def distribution() -> str:
@@ -105,6 +105,38 @@ def distribution() -> str:
         return str(metadata.metadata("krl-runtime")["Name"])
     except metadata.PackageNotFoundError:
         return "krl"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra from where this package came from: checkout, file, repository or index.
+
+    Args:
+        extra: Name of the extra.
+    """
+    from urllib.parse import unquote, urlsplit
+
+    name = distribution()
+    where = _origin(name)
+    url = str(where.get("url", ""))
+    path = unquote(urlsplit(url).path) if url.startswith("file://") else ""
+    if path:
+        editable = "-e " if where.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}'{path}[{extra}]'"
+    if url:
+        return f"pip install '{name}[{extra}] @ {'git+' if 'vcs_info' in where else ''}{url}'"
+    return f"pip install '{name}[{extra}]'"
+
+
+def _origin(name: str) -> dict[str, Any]:
+    """Return what pip recorded of a distribution's origin (PEP 610); nothing for one from an index."""
+    import json
+    from importlib import metadata
+
+    try:
+        values = json.loads(metadata.distribution(name).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -143,9 +143,9 @@ class _Stop(BaseException):
 
 
 def _unguarded(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import krl_runtime.cli.commandline
+    import krl_runtime.cli.dispatch
 
-    monkeypatch.setattr(krl_runtime.cli.commandline, "guard", lambda prog, command: command())
+    monkeypatch.setattr(krl_runtime.cli.dispatch, "guard", lambda prog, command, quiet: command())
     main(arguments)
 
 

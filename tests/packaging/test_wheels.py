@@ -106,7 +106,8 @@ def test_every_help_works_with_the_base_dependencies_alone(base: Path, tmp_path:
 def test_a_missing_extra_is_named(base: Path, tmp_path: Path) -> None:
     done = _run(base / "krl-train", "fit", "--data", "digits", "--model", "resnet8", "--out", "run", cwd=tmp_path)
     assert done.returncode == 2
-    assert "pip install 'krl[train]'" in done.stderr
+    assert "install it with: pip install '" in done.stderr
+    assert ".whl[train]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime.verbs import Result, configure
 
-from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig, check_data, check_model, check_run
+from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig, check_data
 
 if TYPE_CHECKING:
     from .run import Run
@@ -86,10 +86,6 @@ def fit(config: FitConfig | None = None, /, **options: Any) -> RunResult:
         KrlError: The data, the network or an option cannot be used, or training failed.
     """
     config = configure(FitConfig, config, options)
-    check_model(config.model, config.task)
-    check_data(config.data.data)
-    if config.init is not None:
-        check_run(config.init)
     from .training.fit import fit as run_fit
 
     return RunResult.of(run_fit(config))

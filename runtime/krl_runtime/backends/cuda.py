@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from krl_runtime.errors import BackendError, distribution
+from krl_runtime.errors import BackendError, install_command
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -120,7 +120,7 @@ def _how_to_install() -> str:
             "on a Jetson install JetPack's (sudo apt install nvidia-jetpack); use the system's own Python, or an "
             "environment made with python3 -m venv --system-site-packages"
         )
-    return f"install it with: pip install '{distribution()}[tensorrt]'"
+    return f"install it with: {install_command('tensorrt')}"
 
 
 def current_gpu() -> Gpu:

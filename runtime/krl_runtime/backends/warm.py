@@ -66,8 +66,8 @@ def warm_start(
         golden = golden_arrays(bundle)
         if command is None and find_spec("krl_deploy") is None:
             raise BackendError(
-                f"krl-deploy, which builds it, is not installed; install it with: pip install 'krl[deploy]' "
-                f"(in place of {distribution()})"
+                f"krl-deploy, which builds it, is not installed; install krl with its extra deploy "
+                f"in place of {distribution()}"
             )
     except (BackendError, BundleError) as error:
         return replace(first, reason=f"{first.reason}; no engine is built in the background: {error}")

@@ -13,6 +13,8 @@ from krl_runtime.images.folders import OnBadImage, find_images
 from krl_runtime.pipelines import Classifier, Generator, Restorer, load
 from krl_runtime.pipelines.base import Pipeline
 
+from .suggestions import suggest
+
 __all__ = [
     "PROG",
     "add_bundle",
@@ -25,6 +27,7 @@ __all__ = [
     "natural",
     "points",
     "positive",
+    "refuse_misspelled",
     "where",
 ]
 
@@ -39,6 +42,27 @@ def add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.Ar
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.set_defaults(run=run)
     return parser
+
+
+def refuse_misspelled(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Refuse a command or an option that does not exist, with the nearest one that does.
+
+    Raises:
+        UsageError: There is one.
+    """
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    names: dict[str, argparse.ArgumentParser] = commands.choices
+    if not argv or argv[0].startswith("-"):
+        return
+    if argv[0] not in names:
+        raise UsageError(f"unknown command {argv[0]!r}{suggest(argv[0], names)}; accepted: {', '.join(names)}")
+    known = names[argv[0]]._option_string_actions
+    for option in (item.partition("=")[0] for item in argv[1:]):
+        if option == "--":
+            return
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            accepted = sorted(name for name in known if name.startswith("--"))
+            raise UsageError(f"unknown option {option}{suggest(option, accepted)}; accepted: {', '.join(accepted)}")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from krl_runtime.pipelines.restorer import Restorer
 from krl_runtime.progress import progress
 
 from .arguments import (
+    PROG,
     add_bundle,
     add_command,
     add_model_options,
@@ -25,7 +26,7 @@ from .arguments import (
     positive,
     where,
 )
-from .commandline import print_json
+from .commandline import next_command, print_json
 from .tables import table
 
 __all__ = ["add_generate", "add_restore"]
@@ -92,7 +93,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         print_json(result)
         return
     print(f"{len(images)} images of {images[0]}, and {_GRID} of {whole}, in {arguments.out}")
-    print(result["reason"])
+    next_command(f"{PROG} bench {arguments.bundle}")
 
 
 def _restore(arguments: argparse.Namespace) -> None:
@@ -120,7 +121,7 @@ def _restore(arguments: argparse.Namespace) -> None:
         print_json({**location, "results": results, "skipped": skipped})
         return
     print(table(("file", "restored", "size"), made))
-    print(location["reason"])
+    next_command(f"{PROG} bench {arguments.bundle}")
 
 
 def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:

@@ -34,9 +34,10 @@ from .arguments import (
     natural,
     points,
     positive,
+    refuse_misspelled,
     where,
 )
-from .commandline import guard, print_json
+from .commandline import guard, next_command, print_json, take_quiet
 from .generate_restore import add_generate, add_restore
 from .tables import table
 
@@ -58,8 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a check whose answer is no, 2 bad input, 130 interrupted.
     """
-    arguments = _parser().parse_args(argv)
-    return guard(PROG, lambda: arguments.run(arguments))
+    given, quiet = take_quiet(list(sys.argv[1:] if argv is None else argv))
+    return guard(PROG, lambda: _run(given), quiet=quiet)
+
+
+def _run(argv: list[str]) -> int | None:
+    parser = _parser()
+    refuse_misspelled(parser, argv)
+    arguments = parser.parse_args(argv)
+    code: int | None = arguments.run(arguments)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +165,8 @@ def _classify(arguments: argparse.Namespace) -> None:
         )
         for file, answer in answers.items()
     ]
-    print(table(("file", "answer", "score", "then"), rows))
+    print(table(("file", "prediction", "score", "then"), rows))
+    next_command(f"{PROG} bench {arguments.bundle}")
 
 
 def _answer(
@@ -187,8 +197,9 @@ def _info(arguments: argparse.Namespace) -> None:
     bundle.verify()
     if arguments.json:
         print_json({"path": str(bundle.path), "verified": True, **json.loads(bundle.manifest.to_bytes())})
-        return
-    print(describe(bundle))
+    else:
+        print(describe(bundle))
+    next_command(f"{PROG} selftest {bundle.path}")
 
 
 def _selftest(arguments: argparse.Namespace) -> None:
@@ -219,6 +230,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
         raise CheckFailedError(f"{len(failed)} of {len(replays)} replays failed: {names}")
     if all(replay.state == "unavailable" for replay in replays):
         raise BackendError(f"nothing was tested: no backend is here; {PROG} doctor says why")
+    next_command(f"{PROG} tune {bundle.path}")
 
 
 def _alike(agreement: float | None, psnr: float | None) -> str | None:
@@ -252,6 +264,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     ]
     print(table(("variant", "backend", "threads", "ms", "max error", "remark"), rows))
     print(f"\nkept in {file}; krl_runtime.load uses it on this device until the bundle changes")
+    next_command(f"{PROG} bench {bundle.path}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -47,12 +47,33 @@ def test_classify_prints_a_table(run, bundle: Bundle, images: list[Path]):
     code, out, err = run("classify", bundle.path, *images)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].split() == ["file", "answer", "score", "then"]
+    assert lines[0].split() == ["file", "prediction", "score", "then"]
     model = load(bundle.path)
     for line, image in zip(lines[2:], images, strict=True):
         assert line.split()[:3] == [str(image), model(image).label, f"{model(image).score:.1%}"]
-    assert err.startswith("tiny: onnxruntime-cpu runs variant fp32 (")
-    assert err.count("\n") == 1
+    reason, following = err.splitlines()
+    assert reason.startswith("tiny: onnxruntime-cpu runs variant fp32 (")
+    assert following == f"next: krl-runtime bench {bundle.path}"
+
+
+def test_quiet_leaves_the_result_alone(run, bundle: Bundle, images: list[Path]):
+    code, out, err = run("--quiet", "classify", bundle.path, images[0])
+    assert (code, err) == (0, "")
+    assert "prediction" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("clasify", "a.krl"), "unknown command 'clasify' (did you mean 'classify'?); accepted: classify, generate"),
+        (("classify", "a.krl", "--topk", "3"), "unknown option --topk (did you mean '--top-k'?); accepted: --back"),
+        (("bench", "a.krl", "--batchsize=3"), "unknown option --batchsize (did you mean '--batch'?)"),
+    ],
+)
+def test_misspelled_words_get_a_suggestion(run, arguments: tuple[str, ...], message: str):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
 
 
 def test_classify_prints_json(run, bundle: Bundle, images: list[Path]):
@@ -161,7 +182,7 @@ def test_what_cannot_be_done_is_said(run, bundle: Bundle, images: list[Path], fl
 @pytest.mark.parametrize(
     "arguments",
     [
-        (), ("nonsense",), ("classify",), ("classify", "a.krl", "x.png", "--top-k", "0"),
+        (), ("classify",), ("classify", "a.krl", "x.png", "--top-k", "0"),
         ("classify", "a.krl", "x.png", "--threads", "-1"), ("classify", "a.krl", "x.png", "--top-k", "many"),
         ("classify", "a.krl", "x.png", "--backend", "gpu"), ("bench", "a.krl", "--warmup", "-1"),
     ],
@@ -268,7 +289,7 @@ def test_no_bundle(run, tmp_path: Path, images: list[Path]):
 
 def test_selftest_passes(run, bundle: Bundle):
     code, out, err = run("selftest", bundle.path)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"next: krl-runtime tune {bundle.path}\n")
     lines = out.splitlines()
     assert len(lines) == 2 + 9
     assert sum("passed" in line for line in lines) == 3

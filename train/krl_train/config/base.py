@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
+from krl_runtime.cli.options import Advanced, Only
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
@@ -252,10 +252,6 @@ class FitConfig(TrainingConfig):
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
-
-    def __post_init__(self) -> None:
-        """Refuse options of other tasks."""
-        refuse_other_tasks(self, self.task)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
-"""``krl-train fit``: data to a run."""
+"""``krl-train fit``: data to a run. Arguments are checked before anything here imports torch."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from krl_train.config import FitConfig
-from krl_train.run import Run
+from krl_runtime.cli.options import refuse_other_tasks
+from krl_train.config import FitConfig, check_data, check_model, check_run
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
 
 __all__ = ["fit"]
 
@@ -16,6 +20,11 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
+    refuse_other_tasks(config, config.task)
+    check_model(config.model, config.task)
+    check_data(config.data.data)
+    if config.init is not None:
+        check_run(config.init)
     module = import_module(f"krl_train.training.{config.task}")
     run: Run = module.fit(config)
     return run
