@@ -90,7 +90,7 @@ class MissingExtraError(KrlError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        """Name the library that is missing, the extra that brings it, and what it was wanted for."""
+        """Set the missing library, the extra that has it, and its purpose."""
         self.library = library
         self.extra = extra
         command = install_command(extra)
@@ -140,12 +140,12 @@ def _origin(name: str) -> dict[str, Any]:
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional library where it is used.
+    """Import an optional library at its first use.
 
     Args:
         module: Dotted name of the module to import.
         extra: The extra of the ``krl`` distribution that installs it.
-        purpose: What needs it, as the beginning of a sentence ("reading the digits data set").
+        purpose: Purpose, as the beginning of a sentence ("reading the digits data set").
 
     Raises:
         MissingExtraError: The library itself is not installed.

@@ -1,4 +1,4 @@
-"""``calibration.json``: the ranges, and what they are true of."""
+"""``calibration.json``: the ranges, and their identity."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Calibration:
             raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
 
     def check(self, identity: Identity) -> None:
-        """Refuse to be used for anything else than what the ranges are true of.
+        """Refuse to be used for another identity.
 
         Raises:
             CheckFailedError: They are stale; names each item that differs.

@@ -24,7 +24,7 @@ from .task import Batch, CalibrationData, EvaluationOptions
 
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
 
-_LARGEST = 1024  # pixels a side of what is evaluated of an image: bounds the memory of activations
+_LARGEST = 1024  # pixels a side of the evaluated part of an image: bounds the memory of activations
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
 DEGRADATIONS = ("bicubic", "noise", "jpeg")
 _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
@@ -79,7 +79,7 @@ class Restoration(ImageTask):
         for given, truth in self._pairs(self.val, "measuring PSNR"):
             height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
-            # What a graph of one size gets of a smaller image is filled up as the device does it.
+            # A smaller image is padded to the graph's fixed size, as on the device.
             missing = [max(0, (side or 0) - size) for side, size in zip(sides, (height, width), strict=True)]
             filled = np.pad(given[:, :height, :width], ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
             yield np.ascontiguousarray(filled[None]), part

@@ -19,7 +19,7 @@ class Row:
     Attributes:
         variant: Its name.
         file_bytes: Size of its ONNX file.
-        score: What was measured on images.
+        score: Score on images.
         latency_ms: Median time of one call with one image; ``None`` if it was not measured.
     """
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_classifier"]
 
-# Of the logits' spread: what the order of sums turns over in INT8 stays below; a missing scale does not.
+# Of the logits' spread: differences from the order of sums in INT8 stay below; those of a missing scale do not.
 _OF_SPREAD = 0.05
 
 
@@ -57,7 +57,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
 
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
-    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from what the run was trained on."""
+    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set."""
     count = max(config.golden, PARITY_INPUTS)
     if config.data is not None:
         folder = open_data(config.data, on_bad=config.on_bad_image)

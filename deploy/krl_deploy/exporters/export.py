@@ -1,4 +1,4 @@
-"""``krl-deploy export``: from a run to a bundle with its FP32 graph, whatever the task."""
+"""``krl-deploy export``: from a run to a bundle with its FP32 graph, for any task."""
 
 from __future__ import annotations
 

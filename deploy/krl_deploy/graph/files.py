@@ -68,7 +68,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose local functions stand where they were called.
+    """Return a model with its local functions inlined.
 
     Args:
         model: One that ONNX's checker took, so that each operator of a function's opset is that of the model's.

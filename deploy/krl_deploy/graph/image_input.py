@@ -24,7 +24,7 @@ class Signature:
     Attributes:
         input: Name of its input.
         dtype: Element type of the input, as in ``TensorProto``.
-        shape: Batch, channels, height and width; names where they are open.
+        shape: Batch, channels, height and width; names for open ones.
         output: Name of its output.
     """
 
@@ -128,7 +128,7 @@ def _classes(graph: GraphEditor, output: str) -> int:
 
 
 def feed_pixels(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
-    """Put the normalization between the graph's input and its readers; return what was done."""
+    """Put the normalization between the graph's input and its readers; return a description of the change."""
     readers = {id(node) for node in graph.nodes}
     mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))
     # (x / 255 - mean) / std as one multiplication and one addition

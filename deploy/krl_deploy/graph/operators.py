@@ -1,4 +1,4 @@
-"""Sets of ONNX operators, each written once: what krl says of a kind of operator, it says of all of its kind."""
+"""Sets of ONNX operators of the same kind, each written once."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ KEEPS_SIGNS: Final = (KEEPS_INTEGERS - {"Concat"}) | {"AveragePool", "Cast", "Gl
 """Operators of one input that give no negative value if their input has none."""
 
 NEVER_NEGATIVE: Final = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
-"""Operators that give no negative value whatever their input is."""
+"""Operators that give no negative value for any input."""
 
 POINTWISE: Final = frozenset(
     {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}

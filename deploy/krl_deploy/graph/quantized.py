@@ -88,7 +88,7 @@ class _Parameters:
 
 
 class _Reader:
-    """Notes what each quantizer says, and lets it pass its input on."""
+    """Records the parameters of each quantizer, and removes it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = GraphEditor(model)
@@ -109,7 +109,7 @@ class _Reader:
                     weights.add(node.output[0])
                     self.weight_scales[node.input[0]] = parameters.scales.reshape(-1)
                 elif parameters.limits()[0] == 0 and not self._never_negative(producers, node.input[0]):
-                    # The range does what was an activation: quantizers for ONNX Runtime take the ReLU out.
+                    # The range acts as the activation: quantizers for ONNX Runtime remove the ReLU.
                     self._note(node.output[0], parameters)
                     node.op_type = "Relu"
                     node.input[:] = node.input[:1]
@@ -142,14 +142,14 @@ class _Reader:
         return low is not None and float(low) >= 0
 
     def _check_between(self) -> None:
-        """Refuse operators that compute on what a quantizer stored."""
+        """Refuse operators that compute on stored integers."""
         stored: set[str] = set()
         for node in self.graph.nodes:
             if node.op_type == "QuantizeLinear":
                 stored.add(node.output[0])
             elif node.op_type != "DequantizeLinear" and stored & set(node.input):
                 if node.op_type not in KEEPS_INTEGERS:
-                    raise ModelError(f"{node.op_type} {node.name} computes on what a quantizer stored")
+                    raise ModelError(f"{node.op_type} {node.name} computes on stored integers")
                 stored.update(node.output)
 
     def _parameters(self, node: NodeProto, *, is_weight: bool) -> _Parameters:
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float32 where it has FP16."""
+    """Return the model with float32 in place of FP16."""
     half = TensorProto.FLOAT16
     wide = onnx.ModelProto()
     wide.CopyFrom(model)

@@ -98,7 +98,7 @@ def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
 def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto) -> Unquantized:
     """Return the ranges by the names that the tensors have in the bundle's graph."""
     made = {name for node in model.graph.node for name in node.output}
-    # What reads the file's own input reads the normalized pixels now.
+    # Nodes that read the file's own input read the normalized pixels now.
     normalized = next(
         (node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)),
         taken.input,
@@ -186,7 +186,7 @@ def _rewrite(
     preprocessing: Preprocessing,
     pixels: npt.NDArray[np.uint8],
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
-    """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
+    """Return the bundle's graph, a list of the changes, and its logits for ``pixels``, equal to the original's."""
     model, changes = in_known_opset(original)
     model = clean(model)
     expected = _outputs(original, taken, preprocessing, pixels)
@@ -228,7 +228,5 @@ def _check_same(
     error = max(error, float(np.abs(again - logits).max()))
     accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
-        raise CheckFailedError(
-            f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {accepted:.3g}"
-        )
+        raise CheckFailedError(f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {accepted:.3g}")
     return logits

@@ -33,7 +33,7 @@ __all__ = ["import_restorer"]
 
 _log = logging.getLogger("krl")
 
-_SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgment, small and thus quick
+_SIDE = 48  # pixels a side of the trial inputs of a restorer of open size: a judgment, small and thus quick
 
 
 def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritten:
@@ -61,7 +61,7 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
     settings["overlap"] = local_radius(model, scale)
     if not isinstance(signature(model).shape[2], int):
-        # Any size will do: what is kept and calibrated on need not be as large as the file's own input.
+        # Any size will do: golden inputs and calibration data need not be as large as the file's own input.
         height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
         preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
 
@@ -111,7 +111,7 @@ def _rewrite(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the bundle's graph, for images of any size if that can be, and what was changed."""
+    """Return the bundle's graph, for images of any size if possible, and a list of the changes."""
     model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
@@ -146,7 +146,7 @@ def _check_same(
     *,
     every_size: bool,
 ) -> None:
-    """Check that a rewritten model makes what the original does, and that its size follows that of its input."""
+    """Check that a rewritten model has the original's outputs, and that their size follows that of the input."""
     session = open_cpu(to_bytes(model))
     made = outputs_of(session, pixels, batch=2)
     wanted = (*pixels.shape[:2], pixels.shape[2] * scale, pixels.shape[3] * scale)

@@ -203,7 +203,7 @@ class _Emitter:
         self.stored[output] = _Stored(node.output[0], source.scale_name, source.zero_name, source.scale, source.zero)
 
     def _store(self, tensor: str, raw: str, *, from_zero: bool = False) -> None:
-        """Quantize the float tensor ``raw``: ``tensor``, or what it is before negative values become 0."""
+        """Quantize the float tensor ``raw``: ``tensor``, or ``tensor`` before its negative values become 0."""
         graph = self.graph
         low, high = self.ranges[tensor]
         scale, zero = affine_parameters(0.0 if from_zero else low, high)

@@ -44,7 +44,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     """Convert the model to FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
 
     Returns:
-        What was measured as plain JSON types, and the same as a table.
+        The measurements as plain JSON types, and as a table.
 
     Raises:
         CheckFailedError: FP16 gives numbers that are not finite where FP32 does not.

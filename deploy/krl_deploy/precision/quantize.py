@@ -63,14 +63,14 @@ class _Measured:
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """Calibrate, write both INT8 graphs, measure them against FP32, and add them to the bundle if they pass.
 
-    Classifiers and restorers are calibrated on images; generators on random latents, which are what they really take.
+    Classifiers and restorers are calibrated on images; generators on random latents, as in real use.
 
     Returns:
-        What was measured as plain JSON types, and the same as a table.
+        The measurements as plain JSON types, and as a table.
 
     Raises:
         CheckFailedError: The accuracy drop of INT8 is too large, or ``reuse_calibration`` found another calibration.
-        DataError: The images cannot be used, or are not real ones.
+        DataError: The images cannot be used, or are not real.
         ModelError: The model cannot be quantized.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
@@ -143,13 +143,13 @@ def _check_drop(measured: _Measured, shown: str) -> None:
     elif not drop.passes:
         raise CheckFailedError(
             f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images; accepted: "
-            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision finds the layers with the largest drop and keeps "
-            f"them in floating point; another --method or a higher --limit may help as well\n{shown}"
+            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision keeps the layers with the "
+            f"largest drop in floating point; another --method or a higher --limit may also help\n{shown}"
         )
 
 
 def _default(measured: _Measured) -> str:
-    """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
+    """Return the variant that a CPU should run: INT8 if it is clearly faster and as accurate."""
     if measured.drop.passes and measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
@@ -162,7 +162,7 @@ def _default(measured: _Measured) -> str:
 
 
 def _variant(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
-    """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
+    """Return the variant with its limits in the self-test: the measured values and the stated slack."""
     inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
     expected = golden[bundle.manifest.outputs[0].name]
     sessions = [graphs.sessions["int8"], open_cpu(graphs.files["int8"]), graphs.sessions["int8.cpu"]]

@@ -51,7 +51,7 @@ def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
     if not asked:
         reasons = sorted({why for graph in graphs for why in graph.kept_float.values()})
         raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
-    # Where a plan keeps the operator before it in floating point, each one quantizes what it reads itself.
+    # If a plan keeps the operator before it in floating point, each one quantizes its input itself.
     never = set(graphs[0].kept_float) & set(graphs[1].kept_float)
     reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
     return list(dict.fromkeys([*asked, *reads]))
@@ -78,7 +78,7 @@ class Int8Graphs:
 
     @cached_property
     def sessions(self) -> dict[str, Any]:
-        """Sessions that measure ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
+        """Sessions that evaluate ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
         return {name: open_cpu(self.simulated if name == "int8" else data) for name, data in self.files.items()}
 
 
@@ -110,7 +110,7 @@ class Emitter:
         self.came_in_float = came_in_float(self.model, calibration.given) if calibration.given else {}
 
     def _raise_opset(self) -> bool:
-        """Bring the model to the opset that FP16 scales need; return whether it has it."""
+        """Raise the model to the opset that FP16 scales need; return whether that worked."""
         if opset_of(self.model) >= OPSET_OF_FP16_SCALES:
             return True
         try:

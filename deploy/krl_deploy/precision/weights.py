@@ -1,6 +1,6 @@
 """Integer weights: one scale for each output channel, chosen well, and the bias that makes up for their rounding.
 
-No training and no gradients: what is here follows from the weights and the means of the activations alone.
+No training and no gradients: only the weights and the means of the activations matter.
 """
 
 from __future__ import annotations
@@ -161,5 +161,5 @@ def dequantized_constant(
 
 
 def bias_of(graph: GraphEditor, node: NodeProto) -> npt.NDArray[np.float32] | None:
-    """Return the constant bias of a weighted operator, ``None`` where it has none."""
+    """Return the constant bias of a weighted operator; ``None`` if it has none."""
     return graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None

@@ -27,7 +27,7 @@ class _Bug:
 
     Attributes:
         rule: Its severity, name, remedy and source.
-        why: What happens.
+        why: The effect.
         where: Whether a target is concerned.
         nodes: The nodes that are.
     """
@@ -86,13 +86,13 @@ _SAMPLER = Rule(
 _BUGS = (
     _Bug(
         _SAMPLER,
-        "from opset 20 on TensorRT takes the nearest value, whatever the mode (seen on 10.13 and 11.1)",
+        "from opset 20 on TensorRT takes the nearest value in every mode (seen on 10.13 and 11.1)",
         lambda target: target.tensorrt < (11, 2),
         _renamed_modes,
     ),
     _Bug(
         replace(_SAMPLER, severity="warning"),
-        "from opset 20 on TensorRT up to 11.1 took the nearest value, whatever the mode; later ones are not known",
+        "from opset 20 on TensorRT up to 11.1 took the nearest value in every mode; later ones are not known",
         lambda target: target.tensorrt >= (11, 2),
         _renamed_modes,
     ),

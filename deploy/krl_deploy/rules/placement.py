@@ -33,7 +33,7 @@ _BIAS = Rule("warning", "qdq/bias", "leave the bias in floating point", f"{_MODE
 _RESIDUAL = Rule(
     "warning",
     "qdq/residual",
-    "quantize the shortcut, and not what the convolution before it gives",
+    "quantize the shortcut, and not the output of the convolution before the addition",
     f"{_GUIDE}; {_MODELOPT}",
 )
 _ACTIVATION = Rule(

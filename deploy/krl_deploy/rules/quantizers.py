@@ -39,7 +39,7 @@ _RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
 
 
 def check_quantizers(view: View) -> Iterator[Finding]:
-    """Yield what is wrong with quantizers and dequantizers, each by itself and as Q/DQ pairs."""
+    """Yield the findings of quantizers and dequantizers, each by itself and as Q/DQ pairs."""
     for node in view.nodes:
         if node.op_type in QDQ:
             yield from _scale(view, node)

@@ -56,7 +56,7 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
 
     Args:
         model: As ``read_model`` returns it.
-        target: Where it is to run.
+        target: The target to check for.
 
     Raises:
         ModelError: The graph cannot be looked at.
@@ -100,11 +100,11 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
 
 
 def check_path(path: Path, target: Target, precision: str | None = None) -> list[CheckedFile]:
-    """Check an ONNX file, or what a bundle has for this target.
+    """Check an ONNX file, or a bundle's variants for this target.
 
     Args:
         path: ``MODEL.onnx`` or the bundle ``NAME.krl``.
-        target: Where it is to run.
+        target: The target to check for.
         precision: The one variant of a bundle to check; all of them by default.
 
     Raises:

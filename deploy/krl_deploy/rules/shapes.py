@@ -70,7 +70,7 @@ _DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATO
 
 
 def check_inputs(view: View) -> Iterator[Finding]:
-    """Yield what krl cannot feed, and shapes that depend on values."""
+    """Yield the findings of inputs that krl cannot feed, and of shapes that depend on values."""
     batches = {}
     for name in view.graph.inputs:
         shape = view.graph.shape(name) or ()

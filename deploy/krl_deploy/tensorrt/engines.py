@@ -39,7 +39,7 @@ def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
     """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine.
 
     Returns:
-        What was built and measured, or the reason why nothing was, as plain JSON types; and the same for people.
+        Facts of the engine, or the reason why none was built, as plain JSON types, and as text.
 
     Raises:
         KrlError: An option is wrong, the model is not ready, the build failed, or the engine's outputs differ.

@@ -48,12 +48,12 @@ def check_parity(
 ) -> Parity:
     """Run the golden inputs through an engine, in its smallest, best and largest batch, and close it.
 
-    Where there are fewer golden inputs than a batch takes, they are repeated.
+    If there are fewer golden inputs than a batch takes, they are repeated.
 
     Args:
         backend: The engine.
         golden: Golden inputs and outputs under their names, ``[N, ...]`` each.
-        manifest: Says which are which, and what the variant's outputs may differ by.
+        manifest: The bundle's manifest, with the variant's limits.
         variant: The engine's variant.
         batches: The engine's profile.
 

@@ -42,7 +42,7 @@ FP16 those beyond 65504 overflow (seen in 1.31). krl's graph for the CPU has int
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_FATAL = 4  # ONNX Runtime's log level; below it, what it raises is also printed
+_FATAL = 4  # ONNX Runtime's log level; below it, raised errors are also printed
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -82,7 +82,7 @@ class OnnxRuntimeBackend:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
-        """Let go of the session; calls that are under way in other threads end as usual."""
+        """Release the session. Calls under way in other threads end as usual."""
         self._session = None
 
 
@@ -126,15 +126,15 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
     except NoCudaProviderError:
         raise
     except BackendError:
-        # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose (shapes, say), or because CUDA is
-        # out of order? Without the strictness the session itself tells.
+        # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose, such as shapes, or because CUDA is
+        # out of order? A session without the strictness shows it.
         session = open_session(path, cuda=True, threads=threads, strict=False)
         remark = _left_on_cpu(session)
     return _backend("onnxruntime-cuda", session, bundle, variant), remark
 
 
 def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True) -> Any:
-    """Make an ONNX Runtime session that runs where it was asked to.
+    """Make an ONNX Runtime session on the requested device.
 
     Args:
         model: An ONNX file, or its bytes. Weights in further files are refused, since no hash covers them.
@@ -143,7 +143,7 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
         strict: Whether every node has to run on CUDA.
 
     Raises:
-        BackendError: The provider is not there or cannot start, or the file is damaged or has what it cannot run.
+        BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
         MissingExtraError: ONNX Runtime is not installed.
     """
     ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
@@ -185,7 +185,7 @@ def _prepare_cuda(ort: Any) -> None:
             "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; that is logged below
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; these are logged below
             ort.preload_dlls()
     cause = _missing_library(Path(ort.__file__).parent / "capi")
     if cause:

@@ -85,7 +85,7 @@ class OpenVinoBackend:
             raise BackendError(f"{self.name} {what}: {_plain(error)}") from error
 
     def close(self) -> None:
-        """Let go of the compiled graphs; calls that are under way in other threads end as usual."""
+        """Release the compiled graphs. Calls under way in other threads end as usual."""
         with self._lock:
             self._one = self._many = self._graph = None
 
@@ -118,7 +118,7 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
 
     Raises:
         BundleError: The ONNX file is missing, damaged or changed.
-        BackendError: The CPU has no BF16, or OpenVINO cannot run the file, or it is not what the manifest describes.
+        BackendError: The CPU has no BF16, or OpenVINO cannot run the file, or it differs from the manifest.
         MissingExtraError: OpenVINO is not installed.
     """
     ov = require("openvino", extra="openvino", purpose="running a model on OpenVINO")

@@ -1,6 +1,6 @@
 """TensorRT engines, versions 10.3 to 11.x, through TensorRT's own Python bindings and ``cuda.bindings``.
 
-What the runtime needs of TensorRT is the same in all those versions.
+The runtime uses only parts of TensorRT that are the same in all those versions.
 
 Not measured: no engine has been run on a GPU yet. The logic is tested against fakes whose calls are bound to the
 signatures of the real bindings.
@@ -275,7 +275,7 @@ class _Lane:
             graph.close()
 
     def close(self) -> None:
-        """Free everything; where the device is lost there is nothing to free, and nothing is raised."""
+        """Free everything. On a lost device there is nothing to free, and nothing is raised."""
         for close in (self._drop_graph, *(buffer.close for buffer in self._buffers.values()), self._stream.close):
             with suppress(BackendError):
                 close()
@@ -306,7 +306,7 @@ class TensorRTBackend:
 
         Args:
             plan: The serialized engine. It is code: only from a source that is trusted.
-            label: What to call it in messages.
+            label: Name of the engine in messages.
             version_compatible: Whether it was built to be; it brings its own runtime then, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.
             weights: The ONNX file that it was built from, if its weights were stripped.
@@ -370,7 +370,7 @@ class TensorRTBackend:
 
     @contextmanager
     def _lane(self) -> Iterator[_Lane]:
-        """Lend a context that no other thread uses; one that failed is thrown away."""
+        """Yield a context that no other thread uses; a context that failed is closed."""
         lane = self._take()
         kept: _Lane | None = None
         try:

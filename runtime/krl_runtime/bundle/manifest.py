@@ -116,11 +116,11 @@ class Manifest:
         engines: TensorRT plans by key.
         golden: File with real inputs and the outputs that torch computed for them.
         calibration: File with the identity and ranges of the INT8 calibration.
-        evidence: What was measured: accuracy, parity, latency, each with how and on what.
+        evidence: Measurements of accuracy, parity and latency, each with its method and data.
         source: Where the model comes from: the run's and the weights' hashes, versions.
         files: Size and hash of every file but the manifest.
         digest: SHA-256 of the manifest without this field.
-        settings: What else the task's pipeline needs, as plain JSON types; that pipeline checks it.
+        settings: Further settings of the task's pipeline, as plain JSON types. The pipeline checks them.
         schema_version: Version of this format.
     """
 
@@ -212,7 +212,7 @@ class Manifest:
         return replace(self, files=dict(sorted(files.items())))
 
     def without_files(self, names: Collection[str]) -> Manifest:
-        """Return the manifest without these files and without whatever depends on them."""
+        """Return the manifest without these files and their dependents."""
         variants = {
             key: variant
             for key, variant in self.variants.items()

@@ -25,4 +25,4 @@ GOLDEN: Final = "golden.npz"
 """Real inputs with the outputs of torch."""
 
 CALIBRATION: Final = "calibration.json"
-"""The ranges, and the identity of what they are true of."""
+"""The ranges of a calibration, and its identity."""

@@ -109,7 +109,7 @@ def _session(*, cuda: bool) -> Component:
         (output,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
         if output.tolist() != [3, -4]:
             raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {output.tolist()}")
-    except Exception as error:  # whatever a half-installed library raises is what this is here to show
+    except Exception as error:  # any error of a half-installed library is a result here
         return _fault(component, error, "reinstall onnxruntime")
     import onnxruntime
 

@@ -99,7 +99,7 @@ def tune(
 
 
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
-    """Return the accuracy drop of a variant by the bundle's evidence, ``None`` where there is no evidence.
+    """Return the accuracy drop of a variant by the bundle's evidence, ``None`` without evidence.
 
     Its unit is points of top-1, or dB of PSNR if the bundle makes images. Without labels, predictions that differ from
     the reference's count as wrong. Without true images, the drop is ``SAME_IMAGE_DB`` less the PSNR to the reference.
@@ -136,7 +136,7 @@ def _thread_counts() -> list[int]:
 
 
 def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iterator[_Candidate]:
-    """Yield what to try; what the evidence rules out is not tried."""
+    """Yield the candidates; those that the evidence rules out have a cause."""
     unit = "dB" if makes_images(bundle.manifest) else "points"
     for kind in ALL_KINDS:
         for variant in bundle.manifest.variants:
@@ -183,7 +183,7 @@ def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArra
 def _measure(
     bundle: Bundle, candidates: Sequence[_Candidate], golden: Mapping[str, npt.NDArray[Any]], rounds: int
 ) -> None:
-    """Time one call at batch 1, all candidates in turn, so that whatever else the device does hits all of them."""
+    """Time one call at batch 1. Candidates take turns, so that other load on the device slows them alike."""
     feed = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
     calls = {
         index: partial(candidate.backend.run, feed)

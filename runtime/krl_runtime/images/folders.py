@@ -1,4 +1,4 @@
-"""Folders of images: what they hold, how they are split, and reading them, for training and deployment alike."""
+"""Folders of images: listing, splitting and reading them, for training and deployment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file; ``label`` indexes the folder's ``labels`` and is -1 where there are none."""
+    """One image file; ``label`` indexes the folder's ``labels`` and is -1 without labels."""
 
     path: Path
     label: int = -1

@@ -190,7 +190,7 @@ class Batcher(Generic[_Result]):
             return taken
 
     def _is_due(self) -> bool:
-        """Whether what waits is a full batch, has waited long enough, or has nothing more to wait for."""
+        """Return whether the batch is full, has waited long enough, or has nothing more to wait for."""
         late = time.monotonic() >= self._waiting[0].since + self._max_delay
         return late or self._closed or len(self._waiting) >= self._max_batch
 

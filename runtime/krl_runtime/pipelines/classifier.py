@@ -129,7 +129,7 @@ class Classifier(Pipeline):
         return results
 
     async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
-        """Classify one image in a thread, so that the event loop goes on; see ``__call__`` for what is raised.
+        """Classify one image in a thread, without blocking the event loop; see ``__call__`` for the exceptions.
 
         For many requests at once use ``batched``, which limits how many wait.
         """

@@ -181,7 +181,7 @@ class Generator(Pipeline):
         return self.backend.run(feed)[self._output].astype(np.float32, copy=False)
 
     def interpret(self, values: npt.NDArray[np.float32]) -> list[Raster]:
-        """Round and clip what the network made.
+        """Round and clip the network's outputs.
 
         Args:
             values: float32 ``[N, channels, height, width]``.

@@ -206,8 +206,8 @@ class Restorer(Pipeline):
         fixed = self._input.shape[2:]
         for rows in self._spans(pixels.shape[1], fixed[0]):
             for columns in self._spans(pixels.shape[2], fixed[1]):
-                seen = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
-                made = self._run(_padded(seen, fixed))
+                part = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
+                made = self._run(_padded(part, fixed))
                 kept = made[
                     :,
                     (rows.keep - rows.begin) * self.scale : (rows.until - rows.begin) * self.scale,
@@ -216,9 +216,9 @@ class Restorer(Pipeline):
                 yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
 
     def _spans(self, length: int, fixed: int | str) -> Iterator[_Span]:
-        """Cut one side of an image into pieces."""
+        """Cut one side of an image into parts."""
         if isinstance(fixed, int):
-            # Pieces of one size: those at the ends are moved inwards, where they keep what is theirs alone.
+            # Parts of one size: those at the ends are moved inwards, and keep only their own pixels.
             overlap, keep = self.overlap or 0, 0
             step = fixed - 2 * overlap
             while keep < length:

@@ -31,7 +31,7 @@ class StreamItem(Generic[_Result]):
     Attributes:
         source: The image, as it was given.
         result: The model's result; ``None`` after an error.
-        error: Why the image cannot be used; the stream goes on.
+        error: Why the image cannot be used; the stream continues.
     """
 
     source: Any

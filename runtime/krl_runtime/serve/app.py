@@ -93,7 +93,7 @@ class _Application:
         finally:
             self._service.close()
 
-    # What only looks
+    # Requests that do not run the model
 
     async def _show_page(self, _: Request) -> Response:
         return HTMLResponse(self._page, headers={"Content-Security-Policy": _POLICY})
@@ -136,7 +136,7 @@ class _Application:
                 404, f"no model {name!r} of version {version!r} here; accepted: {self._service.name!r} of version '1'"
             )
 
-    # What runs the model
+    # Requests that run the model
 
     async def _classify(self, request: Request, body: bytes) -> Response:
         text = request.query_params.get("top_k", "5")
@@ -226,7 +226,7 @@ class _Application:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     """Return the response to errors that starlette raises itself (404, 405), as the protocol wants it."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - that is what this is registered for
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type only
     return _error(error.status_code, error.detail, error.headers)
 
 

@@ -1,4 +1,4 @@
-"""Where a server listens and what it accepts."""
+"""Address and limits of a server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["ServeConfig"]
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Where a server listens and what it accepts.
+    """Address and limits of a server.
 
     Attributes:
-        name: What clients call the model; ``None`` takes the bundle's file name without ``.krl``.
+        name: Name of the model for clients; ``None`` takes the bundle's file name without ``.krl``.
         host: Address to listen on; ``"0.0.0.0"`` for all of this machine's.
         port: Port to listen on; 0 for any that is free.
         workers: Requests that are processed at once, each in a thread.

@@ -59,7 +59,7 @@ class _Stopwatch:
         self._last = perf_counter()
 
     def lap(self, stage: str) -> None:
-        """The stage ends now; the next begins."""
+        """End the stage and begin the next."""
         now = perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
@@ -95,7 +95,7 @@ class Service:
 
     @property
     def taken(self) -> int:
-        """Requests that are worked on or wait."""
+        """Number of requests that run or wait."""
         return self._taken
 
     @contextmanager
@@ -181,14 +181,14 @@ class Service:
         """Process one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
 
         Raises:
-            UsageError: The request is malformed, or its arrays are not what the network takes.
+            UsageError: The request is malformed, or its arrays are not inputs of the network.
             BackendError: The device failed.
         """
         watch = _Stopwatch(self._observer)
         return await self._in_thread(lambda: self._infer(body, header_length, watch))
 
     def close(self) -> None:
-        """Let the threads end when they have nothing to do any more."""
+        """Let the threads end after their work."""
         self._pool.shutdown()
         if self._batcher is not None:
             self._batcher.close()
@@ -221,7 +221,7 @@ class Service:
                 width, height = image.size
         except Image.DecompressionBombError as error:
             raise TooLargeError(f"image of {len(body)} bytes: {error}") from error
-        except Exception:  # whatever is wrong with it, preprocessing says it better
+        except Exception:  # preprocessing has a better message for any damage
             return
         if width * height > self._config.max_pixels:
             raise TooLargeError(

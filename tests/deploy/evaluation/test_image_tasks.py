@@ -140,8 +140,8 @@ def test_images_smaller_than_a_part_are_measured_where_they_are(restorer_run, tm
 @pytest.mark.parametrize(
     ("side", "overlap", "message"),
     [
-        (10, 5, "--tile is 10; accepted: more than 10, twice what an output pixel sees"),
-        (64, None, "--tile: this network sees the whole image at once"),
+        (10, 5, "--tile is 10; accepted: more than 10, twice the receptive field's radius"),
+        (64, None, "--tile: this network needs the whole image at once"),
     ],
 )
 def test_a_part_that_is_too_small(restorer_run, tmp_path, capsys, side, overlap, message):

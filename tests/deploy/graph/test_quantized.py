@@ -191,7 +191,7 @@ def faulty(kind: str) -> onnx.ModelProto:
         ("channels", "a scale for each channel of an activation"),
         ("computed", "a scale that is computed"),
         ("type", "has the type INT16; int8 and uint8 can be read"),
-        ("between", "Clip n_q2 computes on what a quantizer stored"),
+        ("between", "Clip n_q2 computes on stored integers"),
     ],
 )
 def test_what_cannot_be_read_is_refused(kind, message):

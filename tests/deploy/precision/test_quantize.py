@@ -407,4 +407,4 @@ def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkey
 
 def test_missing_classes_are_reported(bundle, digits, fast, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "8", "--max-drop", "99"]) == 0
-    assert "no image to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err
+    assert "2 of the 10 classes have no calibration image: 8, 9" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_restorers_are_those_that_can_be_built():
         from krl_train.training.restoration import restorer_preprocessing
 
         build_restorer(ModelSpec(name, 0, 1, arguments), restorer_preprocessing(1, (16, 16)))
-    with pytest.raises(ModelError, match="accepted: espcn, .*, edsr-BLOCKS-WIDTH"):
+    with pytest.raises(ModelError, match=r"accepted: espcn, .*, edsr-BLOCKS-WIDTH"):
         check_model("edsr-4", "restoration")
 
 
