@@ -75,8 +75,8 @@ def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
     missing = [name for index, name in enumerate(names) if index not in set(labels)]
     if missing:
         _log.warning(
-            "%d of the %d classes have no calibration image: %s; their values may exceed the ranges; give images of all "
-            "classes, or a higher --limit",
+            "%d of the %d classes have no calibration image: %s; their values may exceed the ranges; give images of "
+            "all classes, or a higher --limit",
             len(missing),
             len(names),
             _some(missing),

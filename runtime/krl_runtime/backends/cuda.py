@@ -243,10 +243,10 @@ class Buffer:
 
 
 class Graph:
-    """A CUDA graph: work that was captured from a stream once and is launched again as a whole."""
+    """A CUDA graph: work that was captured from a stream once, and is launched as a whole."""
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
-        """Capture what ``enqueue`` puts on ``stream``; nothing of it is run.
+        """Capture the work that ``enqueue`` puts on ``stream``, without running it.
 
         Raises:
             BackendError: Some of that work cannot be captured. The stream can be used on.
