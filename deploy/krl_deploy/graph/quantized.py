@@ -97,7 +97,7 @@ class _Reader:
         self.weight_scales: dict[str, npt.NDArray[np.float32]] = {}
 
     def read(self) -> onnx.ModelProto:
-        """Return the graph without the pairs."""
+        """Return the graph without the Q/DQ pairs."""
         graph = self.graph
         self._check_between()
         producers = graph.producers()

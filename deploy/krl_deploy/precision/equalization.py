@@ -77,8 +77,8 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
 def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
     """Return whether one channel is so large that it takes more than 2 of 8 bits from the median one.
 
-    Below that, measurements show little gain, and a drop with few images: channels that all fill the range leave no
-    room for larger values of other images.
+    Below that, measurements show little gain, and a drop with few images. The reason: if all channels fill the range,
+    it has no room for larger values of other images.
 
     Args:
         largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.
@@ -90,8 +90,8 @@ def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
 def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
     """Return the factors that channels are divided by.
 
-    For a dense convolution the factor is the root of the channel's magnitude over that of the weights that read it, so
-    that both become alike. A depthwise convolution has a weight scale for each channel, so only the activation counts.
+    For a dense convolution the factor is the root of the channel's magnitude over that of the weights that read it.
+    Then both are alike. A depthwise convolution has a weight scale for each channel, so only the activation counts.
     The factors of a tensor have a geometric mean of 1. A channel without signal keeps its factor of 1.
 
     Args:

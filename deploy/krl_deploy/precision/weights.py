@@ -102,9 +102,9 @@ def bias_shift(
 ) -> npt.NDArray[np.float32] | None:
     """Return the correction of a bias that keeps the output's mean after rounding the weights.
 
-    It is ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel, with a measured mean (Nagel et al., 2019,
-    "Data-Free Quantization Through Weight Equalization and Bias Correction"). A weight that meets padding at some
-    outputs counts only for the others. The mean counts as equal at all positions of a plane.
+    It is ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel, with a measured mean. The method is that of
+    Nagel et al., 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction". A weight that meets
+    padding at some outputs counts only for the others. The mean counts as equal at all positions of a plane.
 
     Args:
         graph: The graph, before the operator is rewritten.

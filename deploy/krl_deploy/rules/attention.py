@@ -36,7 +36,7 @@ _NORM = Rule(
 
 
 def attention_products(view: View) -> Iterator[tuple[NodeProto | None, NodeProto]]:
-    """Yield each attention: the product that makes the scores, ``None`` if not found, and the one that applies them.
+    """Yield the two products of each attention: the scores (``None`` if not found), and their application.
 
     A fused ``Attention`` is both.
     """

@@ -51,13 +51,13 @@ def _half_attention(view: View) -> Iterator[NodeProto]:
 
 
 def _first_pair(view: View) -> Iterator[NodeProto]:
-    """Yield one node for the whole file: which pairs are concerned is not known."""
+    """Yield one node for the whole file, since the affected Q/DQ pairs are not known."""
     quantized = (node for node in view.nodes if node.op_type == "DequantizeLinear" and not view.rooted(node.input[0]))
     return islice(quantized, 1)
 
 
 def _renamed_modes(view: View) -> Iterator[NodeProto]:
-    """Yield samplers with the names of modes that opset 20 brought; without a name the parser takes the right one."""
+    """Yield samplers with the mode names of opset 20. Without a name the parser uses the right mode."""
     for node in view.nodes:
         if node.op_type == "GridSample" and attribute(node, "mode", b"") in (b"linear", b"cubic"):
             yield node
@@ -145,7 +145,7 @@ _BUGS = (
 
 
 def check_known_bugs(view: View, target: Target) -> Iterator[Finding]:
-    """Yield the nodes that a known bug of this target is about."""
+    """Yield the findings of known bugs of this target."""
     for bug in _BUGS:
         if bug.where(target):
             for node in bug.nodes(view):

@@ -39,10 +39,10 @@ class CheckedFile:
     """Results of a check for one file.
 
     Attributes:
-        file: Its path.
-        variant: Its precision in a bundle; empty for a file alone.
-        quantized: Whether it has integers.
-        findings: Worst first.
+        file: Path of the file.
+        variant: The variant in a bundle; empty for a single file.
+        quantized: Whether the model is quantized.
+        findings: The findings, worst first.
     """
 
     file: Path
@@ -59,7 +59,7 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
         target: The target to check for.
 
     Raises:
-        ModelError: The graph cannot be looked at.
+        ModelError: The graph's shapes contradict each other.
     """
     nested = any(item.HasField("g") or item.graphs for node in model.graph.node for item in node.attribute)
     try:
@@ -92,7 +92,7 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
     """Check one ONNX file.
 
     Raises:
-        ModelError: It is not one that can be read.
+        ModelError: It cannot be read as an ONNX model.
     """
     model = read_model(path)
     quantized = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))

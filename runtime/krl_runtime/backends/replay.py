@@ -34,8 +34,8 @@ def compare(
         golden: Torch's outputs for them.
 
     Returns:
-        The largest absolute difference of any output; the share, 0 to 1, of inputs with the golden top-1, or the PSNR
-        in dB of images; and why the outputs fail, empty if they pass.
+        The largest absolute difference of any output. The share, 0 to 1, of inputs with the golden top-1, or the PSNR
+        in dB of images. The reason why the outputs fail, empty if they pass.
     """
     for spec in manifest.outputs:
         made, wanted = outputs[spec.name].shape, golden[spec.name].shape

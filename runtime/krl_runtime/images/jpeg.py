@@ -43,10 +43,10 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def _decode(module: Any, file: Any, image: Image.Image) -> Image.Image | None:
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     data = file.read()
-    file.seek(place)
+    file.seek(position)
     try:
         array = module.decode_jpeg(data, _COLORS[image.mode], strict=True)
     except (ValueError, RuntimeError):  # damaged, or of a kind that it does not read: Pillow says which

@@ -108,8 +108,8 @@ class Restorer(Pipeline):
         """Restore one image or several.
 
         Args:
-            source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB or RGBA), of any size. For several images a list or tuple of those.
+            source: An image of any size: a path, encoded bytes, a binary file object, a Pillow image, or an array of
+                uint8 ``[H, W]`` or ``[H, W, C]`` (RGB or RGBA). For several images a list or tuple of those.
 
         Returns:
             An image ``scale`` times as wide and high, with the channels of the given one; a list of images, in order,
