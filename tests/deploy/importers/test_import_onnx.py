@@ -22,7 +22,7 @@ LABELS = [str(digit) for digit in range(10)]
 
 
 def third_party(exported, *, batch: int | str = "batch", softmax=False, reshape=False):
-    """The exported network without its normalization: float input, as somebody else would have written it."""
+    """The exported network without its normalization: float input, as in a third-party file."""
     model = onnx.load(exported / "model.fp32.onnx")
     nodes = [item for item in model.graph.node if item.op_type not in ("Cast", "Mul")]
     first = next(item for item in nodes if item.op_type == "Add")

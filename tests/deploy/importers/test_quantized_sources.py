@@ -259,7 +259,7 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     with caplog.at_level(logging.WARNING, "krl"):
         assert importing._unquantized(model) is None
     assert "computes on integers (QLinearMatMul)" in caplog.text
-    assert "TensorRT does not take it" in caplog.text
+    assert "TensorRT refuses it" in caplog.text
 
 
 def test_the_command_says_it(third_party, digits, tmp_path, capsys):

@@ -61,7 +61,7 @@ def arguments(made, digits, *more):
 def test_a_net_that_collapses_passes_with_a_plan(outlier, digits, capsys):
     assert main(arguments(outlier, digits)) == 1
     error = capsys.readouterr().err
-    assert "--mixed-precision finds the layers that cost most" in error
+    assert "--mixed-precision keeps the layers with the largest drop" in error
     assert main(arguments(outlier, digits, "--mixed-precision", "--float-precision", "fp16", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["drop_points"] <= 1

@@ -132,7 +132,7 @@ def test_without_onnxruntime_no_backend_is_left(bundle: Bundle, monkeypatch: pyt
     message = str(caught.value)
     assert f"tensorrt ({NO_ENGINE})" in message
     assert "[gpu]'), cpu (running a model on ONNX Runtime needs onnxruntime, which is not installed" in message
-    assert "[cpu]'); krl-runtime doctor" in message
+    assert "[cpu]'); run krl-runtime doctor" in message
     assert message.endswith("run krl-runtime doctor to check this machine")
 
 
