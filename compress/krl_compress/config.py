@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
 from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
+from krl_train.custom import Custom, CustomName, each_named, is_custom, named
 
 __all__ = [
     "RECIPES",
@@ -31,6 +32,7 @@ RECIPES = Path(__file__).parent / "recipes"
 """Folder of the recipes, NAME.yaml."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+RepeatedCustom = Annotated[tuple[Custom, ...], tyro.conf.UseAppendAction]
 
 _CLASSIFIER, _GENERATOR = Only("classification"), Only("gan")
 
@@ -45,6 +47,26 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 """Names of the losses, by the teacher's task."""
 
+LOSS_OPTIONS = ("weight", "warmup", "standardize")
+"""What every ``--loss`` takes."""
+
+
+def split_loss(text: str, known: Container[str]) -> tuple[str, str]:
+    """Split what was given to ``--loss`` into the name and the options after it.
+
+    Args:
+        text: ``NAME[:key=value,...]``; a user's own function has a colon in its name, ``package.module:name``.
+        known: Names of krl's own losses.
+    """
+    if isinstance(text, CustomName):
+        return text, ""
+    name, _, rest = text.partition(":")
+    path, colon, options = rest.partition(":")
+    is_option = not colon and path in LOSS_OPTIONS
+    if name in known or is_option or not is_custom(f"{name}:{path}"):
+        return name, rest
+    return f"{name}:{path}", options
+
 
 def check_loss(text: str, task: str) -> None:
     """Check the name in ``NAME[:key=value,...]`` before torch is imported.
@@ -56,8 +78,9 @@ def check_loss(text: str, task: str) -> None:
     Raises:
         UsageError: No loss of the task has that name.
     """
-    name, known = text.partition(":")[0], LOSSES.get(task, ())
-    if known and name not in known and "." not in name:
+    known = LOSSES.get(task, ())
+    name = split_loss(text, known)[0]
+    if known and name not in known and not is_custom(name):
         raise UsageError(f"--loss {text}: unknown loss {name!r}{suggest(name, known)}; accepted: {', '.join(known)}")
 
 
@@ -90,18 +113,19 @@ class LossConfig:
     """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
     temperature: Annotated[float, _CLASSIFIER] = 4.0
     """T, by which both nets' logits are divided, where no --loss is given."""
-    loss: Repeated = ()
+    loss: RepeatedCustom = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
     once or several times, nothing else counts, labels neither. Of labels: ce. Of logits: kd, logistic, soft_bce,
-    hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld. Of features: fitnet, wkd_f, at, nst, sp,
-    reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at, sp. Generators: pixels, squares,
-    features, kernel, perceptual, adversarial."""
+    hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld, or your own function as package.module:name. Of
+    features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at,
+    sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
     map of each resolution that both networks have."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        object.__setattr__(self, "loss", each_named(self.loss, "--loss"))
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--alpha is {self.alpha}; accepted: 0 (teacher alone) to 1 (labels alone)")
         if not self.temperature > 0:
@@ -168,10 +192,10 @@ class DataFreeConfig:
 class DistillConfig(TrainingConfig):
     """Options of ``krl-compress distill``."""
 
-    teacher: Repeated
-    """A run (of krl-train fit, import, or of krl-compress), or a torchvision classifier with --pretrained; may be given
-    several times, to learn from several teachers at once."""
-    student: str
+    teacher: RepeatedCustom
+    """A run (of krl-train fit, import, or of krl-compress), a torchvision classifier with --pretrained, or your own, as
+    package.module:name; may be given several times, to learn from several teachers at once."""
+    student: Custom
     """A network by name, as in krl-train fit, or a run to start from."""
     map_labels: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """DATA_LABEL=TEACHER_LABEL, for a class that the teacher names otherwise (or numbers, from 0); may be given several
@@ -180,7 +204,7 @@ class DistillConfig(TrainingConfig):
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
-    pretrained: bool = False
+    pretrained: Annotated[bool, _CLASSIFIER] = False
     """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
     losses: LossConfig = field(default_factory=LossConfig)
     cache: Advanced[Annotated[CacheConfig, _CLASSIFIER]] = field(default_factory=CacheConfig)
@@ -189,12 +213,17 @@ class DistillConfig(TrainingConfig):
     generator_student: Annotated[GeneratorStudentConfig, _GENERATOR] = field(default_factory=GeneratorStudentConfig)
     generation: Advanced[Annotated[GenerationConfig, _GENERATOR]] = field(default_factory=GenerationConfig)
 
+    def __post_init__(self) -> None:
+        """Take objects by their names."""
+        object.__setattr__(self, "teacher", each_named(self.teacher, "--teacher", by_class=True))
+        object.__setattr__(self, "student", named(self.student, "--student", by_class=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MutualConfig(TrainingConfig):
     """Options of ``krl-compress mutual``; the first network's run is --out, the others' are net1, net2 … inside."""
 
-    peer: Repeated
+    peer: RepeatedCustom
     """A network by name; give two or more, the same one as often as wanted."""
     temperature: float = 1.0
     """T, by which all logits are divided."""
@@ -203,6 +232,7 @@ class MutualConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         """Refuse options of other tasks."""
+        object.__setattr__(self, "peer", each_named(self.peer, "--peer", by_class=True))
         refuse_other_tasks(self, "classification")
 
 
@@ -210,9 +240,9 @@ class MutualConfig(TrainingConfig):
 class JointConfig(TrainingConfig):
     """Options of ``krl-compress joint``; the student's run is --out, the teacher's is net1 inside."""
 
-    teacher: str
+    teacher: Custom
     """The large network by name; it is trained on the labels."""
-    student: str
+    student: Custom
     """The small network by name; it learns from labels and from the teacher as it grows."""
     temperature: float = 4.0
     """T, by which both nets' logits are divided."""
@@ -221,6 +251,8 @@ class JointConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         """Refuse options of other tasks."""
+        for name in ("teacher", "student"):
+            object.__setattr__(self, name, named(getattr(self, name), f"--{name}", by_class=True))
         refuse_other_tasks(self, "classification")
 
 

@@ -58,7 +58,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--methods {', '.join(unknown)}: not known; accepted: {', '.join(sorted(known))}")
     trials = [
-        _Trial(student, method, seed, config.out / student / method / f"seed-{seed}")
+        _Trial(student, method, seed, config.out / student.replace(":", ".") / method / f"seed-{seed}")
         for seed in range(config.seeds)
         for student in config.student
         for method in methods
@@ -75,7 +75,10 @@ def study(config: StudyConfig) -> dict[str, Any]:
     write_atomic(config.out / "study.json", json.dumps(result, indent=1).encode() + b"\n")
     write_atomic(config.out / "study.md", _markdown(result).encode())
     for student in config.student:
-        _plot({trial: run for trial, run in runs.items() if trial.student == student}, config.out / f"{student}.png")
+        _plot(
+            {trial: run for trial, run in runs.items() if trial.student == student},
+            config.out / f"{student.replace(':', '.')}.png",
+        )
     return result
 
 

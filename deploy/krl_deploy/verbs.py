@@ -76,7 +76,7 @@ class EngineResult(Result):
 
 @dataclass(frozen=True)
 class InspectResult(Result):
-    """What engines were built with.
+    """Engines, and how they were built.
 
     Attributes:
         model: The engine's file, or the bundle.
@@ -198,7 +198,7 @@ def build_engine(config: BuildEngineConfig | None = None, /, **options: Any) -> 
 
 
 def inspect_engine(config: InspectEngineConfig | None = None, /, **options: Any) -> InspectResult:
-    """Return what built an engine, and for what, without TensorRT.
+    """Return how and for what engines were built; TensorRT is not needed.
 
     Args:
         config: A whole configuration; or give options.

@@ -128,7 +128,7 @@ def install_command(extra: str) -> str:
 
 
 def _origin(name: str) -> dict[str, Any]:
-    """Return what pip recorded of a distribution's origin (PEP 610); nothing for one from an index."""
+    """Return pip's record of a distribution's origin (PEP 610); nothing for one from an index."""
     import json
     from importlib import metadata
 

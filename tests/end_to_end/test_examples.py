@@ -52,6 +52,20 @@ def test_quickstart(tmp_path: Path) -> None:
     assert done.stdout.count("\n$ krl-") >= 9
 
 
+def test_python_api(tmp_path: Path) -> None:
+    script = EXAMPLES / "07_python_api.py"
+    assert len(script.read_text().splitlines()) <= 40
+    done = _run(sys.executable, str(script), "work", "4", cwd=tmp_path)
+    teacher, student = map(float, re.findall(r"of the (?:teacher|student): ([\d.]+)%", done.stdout))
+    (int8,) = map(float, re.findall(r"in INT8: ([\d.]+)%", done.stdout))
+    assert teacher > 50  # chance is 10
+    assert student > 20
+    assert abs(student - int8) <= 2
+    assert "ready for JetPack 6.2: True" in done.stdout
+    assert "onnxruntime-cpu runs variant int8" in done.stdout
+    assert "krl" not in done.stderr  # the functions print nothing
+
+
 @pytest.mark.skipif(not (SHARED_DATA / "cifar10").is_dir(), reason="the shared data is not here")
 def test_published_teacher(tmp_path: Path) -> None:
     data = _subset(SHARED_DATA / "cifar10", tmp_path / "data", 40)

@@ -18,8 +18,15 @@ from krl_train.run import Run
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--data" in shown
-    assert "--out" in shown or command == "evaluate"
+    assert "--data" in shown or command == "models"
+    assert "--out" in shown or command in ("evaluate", "models")
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert {"resnet20", "resnet18", "mobilenet_v3_small"} <= set(capsys.readouterr().out.split())
+    assert main(["models", "--task", "gan", "--json"]) == 0
+    assert "dcgan-WIDTH" in json.loads(capsys.readouterr().out)["models"]
 
 
 def test_overview_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import RECORD, WEIGHTS, check_run
+from krl_train.custom import is_custom, warn_of_change
 
 from .models import ModelSpec, Network
 
@@ -55,6 +56,8 @@ class RunRecord:
         metrics: Final metrics.
         history: Metrics of each epoch.
         versions: Versions of the packages and of Python.
+        sources: Of each network, data set and loss of the user's own: ``"use"``, ``"name"`` and ``"sha256"``, the hash
+            of the file that defines it.
         weights_sha256: Hash of ``model.safetensors``; empty while the run is not finished.
         schema_version: Version of this format.
     """
@@ -71,6 +74,7 @@ class RunRecord:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[Mapping[str, Any], ...] = ()
     weights_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -108,6 +112,7 @@ class RunRecord:
                     "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
                     "labels": tuple(values["labels"]),
                     "history": tuple(values["history"]),
+                    "sources": tuple(values.get("sources", ())),
                 }
             )
         except (KeyError, TypeError, KrlError) as error:
@@ -158,7 +163,7 @@ class Run:
             ModelError: A weight is not a finite number.
         """
         folder = Path(path)
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        data = save(_storable(state))
         check_finite(state, f"run {folder}")
         finished = RunRecord(
             **{**_shallow(record), "weights_sha256": sha256_bytes(data), "versions": package_versions()}
@@ -183,25 +188,33 @@ class Run:
             raise RunError(str(error)) from error
         return state
 
-    def network(self) -> Network:
+    def network(self, module: nn.Module | None = None) -> Network:
         """Return the trained classifier in eval mode, on the CPU.
 
+        Args:
+            module: The backbone that gets the weights, for a network that cannot be made from the record: one that was
+                given as an object in Python, say.
+
         Raises:
-            RunError: The run is of another task, or its weights do not fit the network that the record names.
+            RunError: The run is of another task, its network cannot be made, or its weights do not fit.
         """
-        network = self.module()
+        network = self.module(module)
         if not isinstance(network, Network):
             raise RunError(f"run {self.path} is of the task {self.record.task!r}; a classifier is needed here")
         return network
 
-    def module(self) -> nn.Module:
+    def module(self, backbone: nn.Module | None = None) -> nn.Module:
         """Return the trained network of whatever task, in eval mode, on the CPU.
 
         Its ``backbone`` has the weights of the run; the network around it takes and gives what a device does: pixels
         of 0 to 255, or latents.
 
+        Args:
+            backbone: Of a classifier that cannot be made from the record.
+
         Raises:
-            RunError: The weights do not fit the network that the record names, or this krl does not know the task.
+            RunError: The network that the record names cannot be made, the weights do not fit it, or this krl does not
+                know the task.
         """
         record = self.record
         place = _BUILDERS.get(record.task)
@@ -209,12 +222,24 @@ class Run:
             raise RunError(
                 f"run {self.path} is of the task {record.task!r}; this krl knows: {', '.join(sorted(_BUILDERS))}"
             )
+        custom = record.task == "classification" and is_custom(record.model.name)
+        advice = "; pass the network itself: Run.open(path).network(module=network)" if custom else ""
+        if backbone is not None and record.task != "classification":
+            raise RunError(f"run {self.path} is of the task {record.task!r}; a network is accepted for classifiers")
         module, _, name = place.partition(":")
-        network: Any = getattr(import_module(module), name)(record.model, record.preprocessing)
+        more = {} if backbone is None else {"module": backbone}
+        try:
+            network: Any = getattr(import_module(module), name)(record.model, record.preprocessing, **more)
+        except ModelError as error:
+            if not custom:
+                raise
+            raise RunError(f"run {self.path}: {error}{advice if backbone is None else ''}") from error
         try:
             network.backbone.load_state_dict(self.state())
         except RuntimeError as error:
-            raise RunError(f"run {self.path}: its weights do not fit {record.model.name}: {error}") from error
+            raise RunError(f"run {self.path}: its weights do not fit {record.model.name}: {error}{advice}") from error
+        if custom and backbone is None:
+            warn_of_change(record.sources, "model", record.model.name, f"run {self.path}")
         made: nn.Module = network.eval()
         return made
 
@@ -228,6 +253,18 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: whole, on the CPU, and no two in the same memory (tied weights)."""
+    stored: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        stored[name] = plain.clone() if place in taken else plain
+        taken.add(place)
+    return stored
 
 
 def _shallow(record: RunRecord) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class RunResult(Result):
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """Return what was measured, by name: ``"top1"`` of a classifier (0 to 1), ``"psnr"`` of a restorer (dB)."""
+        """Return the metrics by name: ``"top1"`` of a classifier (0 to 1), ``"psnr"`` of a restorer (dB)."""
         return self.details
 
     @classmethod
@@ -45,7 +45,7 @@ class RunResult(Result):
 
 @dataclass(frozen=True)
 class EvaluateResult(Result):
-    """What was measured of a run or a bundle.
+    """Metrics of a run or a bundle.
 
     Attributes:
         run: Its folder.
@@ -55,7 +55,7 @@ class EvaluateResult(Result):
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """Return what was measured, by name."""
+        """Return the metrics by name."""
         return self.details
 
 

@@ -13,16 +13,18 @@ import torch
 
 from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
-from krl_compress.teachers.loading import LoadedTeacher, load_teacher, name_alike
+from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, TrainingConfig, to_plain
+from krl_train.custom import is_custom, sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import process_first, resolve_device
 from krl_train.models import Network, native_size
+from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.train import initialize_from, network_size, train_classifier
@@ -110,11 +112,7 @@ def prepare(config: DistillConfig) -> Job:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
     terms = resolve_terms(config.losses, config.optim.label_smoothing)
-    teachers = [load_teacher(name, config.pretrained) for name in config.teacher]
-    if not teachers:
-        raise UsageError("no teacher is named; give --teacher RUN")
-    source = _source(config, teachers[0])
-    teachers = [name_alike(teacher, source.labels, config.map_labels) for teacher in teachers]
+    teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     asked = _input(config.input, teachers[0].network.preprocessing, name)
@@ -123,8 +121,15 @@ def prepare(config: DistillConfig) -> Job:
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
-    model = replace(record.model, arguments=arguments)
-    record = replace(record, model=model, parent={"teachers": [teacher.identity for teacher in teachers]})
+    kept = start.record.model.arguments if start else record.model.arguments
+    model = replace(record.model, arguments={**{key: kept[key] for key in kept if key == "probe"}, **arguments})
+    uses = [("loss", term.name) for term in terms if term.custom] + [("teacher", name) for name in config.teacher]
+    record = replace(
+        record,
+        model=model,
+        parent={"teachers": [teacher.identity for teacher in teachers]},
+        sources=record.sources + sources_of(uses),
+    )
     return _ClassifierJob(config, record, training, teachers, terms, start)
 
 
@@ -143,13 +148,14 @@ def classifier_record(
     labels = training.source.labels
     return RunRecord(
         task="classification",
-        model=ModelSpec(name, len(labels), preprocessing.channels),
+        model=ModelSpec(name, len(labels), preprocessing.channels, custom_arguments(name, preprocessing.shape)),
         preprocessing=preprocessing,
         labels=labels,
         command=command,
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=training.describe(),
+        sources=sources_of([("model", name), ("data", training.source.name)]),
     )
 
 
@@ -171,6 +177,29 @@ def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
         ]
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
+
+
+def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:
+    """Load the teachers, and open the data: that of the first teacher's run, unless another is named.
+
+    A teacher of the user's own says neither what its classes are nor what it takes: they are the data's, and what the
+    options on the input say.
+    """
+    if not config.teacher:
+        raise UsageError("no teacher is named; give --teacher RUN")
+    known = {name: load_teacher(name, config.pretrained) for name in config.teacher if not is_custom(name)}
+    if config.data_free.data_free is not None and len(known) < len(set(config.teacher)):
+        raise UsageError(
+            "--data-free needs a teacher's run, which knows its classes; leave it out, or make a run of it"
+        )
+    source = _source(config, next(iter(known.values()))) if known else open_source(config.data)
+    teachers = []
+    for name in config.teacher:
+        teacher = known.get(name)
+        if teacher is None:
+            teacher = load_custom_teacher(name, source.labels, preprocessing_for(config.input, source, name))
+        teachers.append(name_alike(teacher, source.labels, config.map_labels))
+    return teachers, source
 
 
 def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:

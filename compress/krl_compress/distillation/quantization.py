@@ -30,7 +30,7 @@ __all__ = ["check_quantized", "gentle", "measure_start", "quantized_student"]
 
 _IMAGES = 512  # images on which scales are first observed; training then learns them
 _BATCH = 64  # images in a run while observing: bounds memory; scales come from maxima, so it changes nothing else
-_SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as docs/precision.md was measured with; a judgment
+_SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as the figures of docs/results.md were measured with; a judgment
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
 
 

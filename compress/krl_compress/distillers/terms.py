@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krl_compress import losses
+from krl_compress.config import LOSS_OPTIONS, split_loss
 from krl_runtime.errors import UsageError
+from krl_train.custom import is_custom
+
+from .custom import custom_function
 
 __all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
 
@@ -95,11 +99,12 @@ class TermSpec:
     """A term as it is asked for.
 
     Attributes:
-        name: Key of ``KINDS``.
+        name: Key of ``KINDS``, or the name of a user's own function.
         weight: Factor of the loss.
         warmup: Epochs over which the weight grows linearly to its value; the first epoch counts as one.
         standardize: Whether both nets' logits are standardized first (https://arxiv.org/abs/2403.01427).
         options: Hyperparameters of the loss.
+        custom: The loss, where it is a user's own.
     """
 
     name: str
@@ -107,11 +112,12 @@ class TermSpec:
     warmup: int = 0
     standardize: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
+    custom: Kind | None = None
 
     @property
     def kind(self) -> Kind:
         """The loss."""
-        return KINDS[self.name]
+        return self.custom or KINDS[self.name]
 
     def factor(self, epoch: int) -> float:
         """Return the weight in one epoch, counted from 0."""
@@ -122,22 +128,28 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardize"``.
 
     Args:
-        text: What was given to ``--loss``.
+        text: What was given to ``--loss``; ``NAME`` may be ``package.module:name``, a user's own function.
         kinds: The losses that are accepted.
 
     Raises:
         UsageError: The name or a key is not known, or a value is not a number.
     """
-    name, _, rest = text.partition(":")
-    if name not in kinds:
-        raise UsageError(f"--loss {text}: unknown loss {name!r}{_suggest(name, kinds)}; accepted: {', '.join(kinds)}")
-    kind = kinds[name]
+    name, rest = split_loss(text, kinds)
+    custom = _custom_kind(name) if is_custom(name) else None
+    if custom is not None and kinds is not KINDS:
+        raise UsageError(f"--loss {text}: your own loss is for classifiers; accepted here: {', '.join(kinds)}")
+    if custom is None and name not in kinds:
+        more = ", or your own function as package.module:name" if kinds is KINDS else ""
+        raise UsageError(
+            f"--loss {text}: unknown loss {name!r}{_suggest(name, kinds)}; accepted: {', '.join(kinds)}{more}"
+        )
+    kind = custom or kinds[name]
     options = kind.options()
     values: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
-        if key not in options and key not in ("weight", "warmup", "standardize"):
-            accepted = ", ".join(("weight", "warmup", "standardize", *options))
+        if key not in options and key not in LOSS_OPTIONS:
+            accepted = ", ".join((*LOSS_OPTIONS, *options))
             raise UsageError(f"--loss {text}: {name} has no {key!r}{_suggest(key, options)}; accepted: {accepted}")
         try:
             values[key] = float(value) if equals else 1.0
@@ -146,9 +158,15 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     standardize = bool(values.pop("standardize", 0))
     if standardize and kind.sees not in ("logits", "logits+labels"):
         raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardize")
-    spec = TermSpec(name, values.pop("weight", kind.weight), int(values.pop("warmup", 0)), standardize)
+    weight, warmup = values.pop("weight", kind.weight), int(values.pop("warmup", 0))
     whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
-    return TermSpec(spec.name, spec.weight, spec.warmup, spec.standardize, whole)
+    return TermSpec(name, weight, warmup, standardize, whole, custom)
+
+
+def _custom_kind(name: str) -> Kind:
+    """Return a user's function as a loss; the whole batch is gathered for it, as its samples may be coupled."""
+    function, takes_labels = custom_function(name)
+    return Kind(function, "logits+labels" if takes_labels else "logits", couples=True)
 
 
 def _suggest(word: str, accepted: Any) -> str:

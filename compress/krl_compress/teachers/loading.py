@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from safetensors.torch import save
 from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.custom import CustomName, source_of
 from krl_train.models import ModelSpec, Network, native_size
 from krl_train.run import Run, RunRecord
 
-__all__ = ["LoadedTeacher", "load_teacher", "name_alike"]
+__all__ = ["LoadedTeacher", "load_custom_teacher", "load_teacher", "name_alike"]
 
 _log = logging.getLogger("krl")
 
@@ -42,9 +44,9 @@ class LoadedTeacher:
 
     @property
     def answers_sha256(self) -> str:
-        """Identity of what it answers: of its weights and of the order of its classes."""
-        weights, order = self.identity["weights_sha256"], self.identity.get("classes")
-        return weights if order is None else sha256_bytes(f"{weights}:{order}".encode())
+        """Identity of what it answers: of its weights, of its source if it has one, and of the order of its classes."""
+        parts = [self.identity[key] for key in ("weights_sha256", "classes", "source_sha256") if key in self.identity]
+        return parts[0] if len(parts) == 1 else sha256_bytes(":".join(parts).encode())
 
 
 def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
@@ -72,8 +74,39 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
         )
     preprocessing = Preprocessing(height=size, width=size, crop_fraction=0.875)
     network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
-    weights = save({name: value.contiguous() for name, value in network.backbone.state_dict().items()})
-    return LoadedTeacher(name, network, {"name": name, "weights_sha256": sha256_bytes(weights)}, None, None)
+    return LoadedTeacher(name, network, {"name": name, "weights_sha256": _hash_of_weights(network)}, None, None)
+
+
+def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preprocessing) -> LoadedTeacher:
+    """Load a teacher that is a user's own network, with its weights.
+
+    Args:
+        name: ``package.module:name`` of what returns it, or the name of one that was given in Python.
+        labels: Its classes.
+        preprocessing: From an image to its input.
+
+    Raises:
+        ModelError: It cannot be made, or does not fit the labels or the input.
+    """
+    if isinstance(name, CustomName) and isinstance(name.target, Network):
+        network = Network(copy.deepcopy(name.target.backbone), name.target.preprocessing, classes=name.target.classes)
+    else:
+        network = ModelSpec(name, len(labels), preprocessing.channels).build(preprocessing)
+        _log.info(
+            "teacher %s takes images of %dx%dx%d, mean %s and std %s; give --size, --channels, --mean and --std if it "
+            "was trained with others",
+            *(name, *preprocessing.shape, preprocessing.mean, preprocessing.std),
+        )
+    identity = {"name": str(name), "weights_sha256": _hash_of_weights(network)}
+    source = source_of(name, "teacher")["sha256"]
+    if source is not None:
+        identity["source_sha256"] = source
+    return LoadedTeacher(name, network, identity, tuple(labels), None)
+
+
+def _hash_of_weights(network: Network) -> str:
+    state = network.backbone.state_dict()
+    return sha256_bytes(save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}))
 
 
 def name_alike(teacher: LoadedTeacher, labels: Sequence[str], mapping: Sequence[str]) -> LoadedTeacher:

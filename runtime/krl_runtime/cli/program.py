@@ -292,7 +292,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             "cpus": cpu_count(),
             "image": name,
             "load_ms": load_ms,
-            **bench(model, image, **counts),
+            **bench(model, image, **counts).to_dict(),
         }
     if arguments.json:
         print_json(result)
@@ -303,7 +303,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(table(("milliseconds", *result["latency_ms"]), rows))
     print(f"\nimage:        {result['image']}, {result['batch']} in a run, {result['iterations']} runs")
     print(f"throughput:     {result['throughput_per_s']:.1f} images/s")
-    print(f"cold start:     {load_ms:.0f} ms to load, {result['first_answer_ms']:.1f} ms to the first answer")
+    print(f"cold start:     {load_ms:.0f} ms to load, {result['first_result_ms']:.1f} ms to the first result")
     print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
     if result["board"]:
         print("\n" + table(("board", "before", "after"), board_rows(result["board"])))

@@ -1,4 +1,4 @@
-"""What a misspelled or renamed word was meant to be."""
+"""The nearest accepted word for a misspelled or renamed one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ _RENAMED = {
     "--colour": "--color",
     "--equalise": "--equalize",
     "--plan": "--mixed-precision",
-    "--style-picture": "--style-image",
     "--translation-colour": "--translation-color",
 }
 """Commands and options by the names that they had before version 0.2."""

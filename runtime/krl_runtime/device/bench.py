@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,10 +19,11 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.pipelines import Classifier, Generator, Restorer
 from krl_runtime.progress import progress
+from krl_runtime.verbs import Result
 
 from .telemetry import board_state
 
-__all__ = ["bench", "board_rows", "golden_image", "peak_memory_mib"]
+__all__ = ["BenchResult", "bench", "board_rows", "golden_image", "peak_memory_mib"]
 
 _SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 
@@ -39,6 +41,33 @@ def golden_image(bundle: Bundle) -> bytes:
     return file.getvalue()
 
 
+@dataclass(frozen=True)
+class BenchResult(Result):
+    """Latency, throughput and memory of a model on this device.
+
+    Attributes:
+        batch: Images for one run of the network.
+        warmup: Iterations that were not counted.
+        iterations: Iterations that were.
+        latency_ms: ``"p50"``, ``"p95"``, ``"p99"`` and ``"mean"`` of one iteration, in milliseconds.
+        stages_ms: The same for each stage.
+        throughput_per_s: Images per second.
+        first_result_ms: Time of the first iteration, before the warm-up.
+        peak_memory_mib: Of the process; ``None`` where the system does not report it.
+        board: The ``board_state`` ``"before"`` and ``"after"`` the iterations; ``None`` where there is none.
+    """
+
+    batch: int
+    warmup: int
+    iterations: int
+    latency_ms: Mapping[str, float]
+    stages_ms: Mapping[str, Mapping[str, float]]
+    throughput_per_s: float
+    first_result_ms: float
+    peak_memory_mib: float | None
+    board: Mapping[str, Any] | None
+
+
 def bench(
     model: Classifier | Restorer | Generator,
     image: bytes,
@@ -46,8 +75,8 @@ def bench(
     batch: int = 1,
     warmup: int = 10,
     iterations: int = 100,
-) -> dict[str, Any]:
-    """Measure a model from encoded bytes, or latents, to answers.
+) -> BenchResult:
+    """Measure a model from encoded bytes, or latents, to results.
 
     Args:
         model: The loaded model.
@@ -55,12 +84,6 @@ def bench(
         batch: Images for one run of the network; a restorer runs one at a time.
         warmup: Iterations that are not counted.
         iterations: Iterations that are.
-
-    Returns:
-        Plain JSON types: ``latency_ms`` (p50, p95, p99 and mean of one iteration), the same for each stage under
-        ``stages_ms``, ``throughput_per_s`` in images, ``first_answer_ms`` (before the warm-up), ``peak_memory_mib``
-        of the process (``None`` where the system does not report it), and ``board``: the ``board_state`` ``before``
-        the measured iterations and ``after`` them, ``None`` where it tells nothing.
 
     Raises:
         UsageError: ``batch`` or ``iterations`` is less than 1, or ``warmup`` negative; or a restorer gets a
@@ -81,17 +104,17 @@ def bench(
     rows = [_iteration(stages) for _ in progress(range(iterations), "measuring")]
     after = board_state()
     times = np.asarray(rows) * 1e3
-    return {
-        "batch": batch,
-        "warmup": warmup,
-        "iterations": iterations,
-        "latency_ms": _summary(times.sum(axis=1)),
-        "stages_ms": {stage: _summary(times[:, column]) for column, stage in enumerate(stages)},
-        "throughput_per_s": batch * iterations / (times.sum() / 1e3),
-        "first_answer_ms": first * 1e3,
-        "peak_memory_mib": peak_memory_mib(),
-        "board": {"before": before, "after": after} if before or after else None,
-    }
+    return BenchResult(
+        batch=batch,
+        warmup=warmup,
+        iterations=iterations,
+        latency_ms=_summary(times.sum(axis=1)),
+        stages_ms={stage: _summary(times[:, column]) for column, stage in enumerate(stages)},
+        throughput_per_s=batch * iterations / (times.sum() / 1e3),
+        first_result_ms=first * 1e3,
+        peak_memory_mib=peak_memory_mib(),
+        board={"before": before, "after": after} if before or after else None,
+    )
 
 
 def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object, object]]:

@@ -287,7 +287,7 @@ def test_options_of_generators_are_refused(teacher: Run, tmp_path: Path) -> None
         "generation": GenerationConfig(latent=8, beta=2.0),
         "generator_student": GeneratorStudentConfig(latents=9),
     }
-    with pytest.raises(UsageError, match="--latent, --beta, --latents: for generators; the teacher is a classifier"):
+    with pytest.raises(UsageError, match="--latents is for gan; the task is classification"):
         distill(config(teacher, tmp_path / "x", **changes))
     assert not (tmp_path / "x").exists()
 

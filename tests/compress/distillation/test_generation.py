@@ -121,7 +121,7 @@ def test_a_baseline_that_nothing_measures_is_logged(
 ) -> None:
     with caplog.at_level("WARNING", logger="krl"):
         distill(config(teacher, tmp_path / "run", baseline=True, loop=replace(LOOP, epochs=1)))
-    assert "nothing will tell how good the baseline is; --features CLASSIFIER measures both" in caplog.text
+    assert "nothing measures how good the baseline is; --features CLASSIFIER measures both" in caplog.text
 
 
 def test_maps_of_no_common_resolution_are_refused() -> None:
@@ -227,9 +227,9 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, thir
             distill(config(run, tmp_path / "run", **changes))
         assert not (tmp_path / "run").exists()
 
-    refused("are for classifiers", cache=CacheConfig(cache_teacher=True))
-    refused("--pretrained and --mixup are for classifiers", pretrained=True)
-    refused("--quantize is for classifiers", quantization=QuantizationConfig(quantize="int8"))
+    refused("--cache-teacher is for classification", cache=CacheConfig(cache_teacher=True))
+    refused("--pretrained is for classification", pretrained=True)
+    refused("--quantize is for classification", quantization=QuantizationConfig(quantize="int8"))
     refused("2 teachers are given; a generator has one", teacher=(str(teacher.path), str(third_party.path)))
     refused("unknown loss 'kd'", losses=LossConfig(loss=("kd",)))
     refused("accepted are different terms", losses=LossConfig(loss=("pixels", "pixels:weight=2")))

@@ -139,12 +139,12 @@ def test_the_command_compares(teacher: Run, tmp_path: Path, capsys: pytest.Captu
     ("changes", "error", "message"),
     [
         ({"student": "espcm"}, ModelError, "unknown model 'espcm' for restoration"),
-        ({"cache": CacheConfig(cache_teacher=True)}, UsageError, "--cache-teacher is for classifiers"),
-        ({"losses": LossConfig(feature_taps=("trunk",))}, UsageError, "--feature-taps is for classifiers"),
+        ({"cache": CacheConfig(cache_teacher=True)}, UsageError, "--cache-teacher is for classification"),
+        ({"losses": LossConfig(feature_taps=("trunk",))}, UsageError, "--feature-taps is for classification"),
         (
             {"generator_student": GeneratorStudentConfig(online=True)},
             UsageError,
-            "--online: for generators; the teacher",
+            "--online is for gan; the task is restoration",
         ),
         ({"losses": LossConfig(loss=("kd",))}, UsageError, "unknown loss 'kd'; accepted: pixels, teacher, affinity"),
         ({"losses": LossConfig(loss=("pixels", "pixels"))}, UsageError, "pixels, pixels; accepted: one or more, each"),

@@ -45,7 +45,7 @@ def test_the_numbers_fit_each_other(bundle: Bundle, monkeypatch: pytest.MonkeyPa
         return run(inputs)
 
     monkeypatch.setattr(model.backend.backend, "run", slow)
-    result = bench(model, golden_image(bundle), batch=3, warmup=2, iterations=5)
+    result = bench(model, golden_image(bundle), batch=3, warmup=2, iterations=5).to_dict()
     assert calls == [3] * (1 + 2 + 5)
     assert (result["batch"], result["warmup"], result["iterations"]) == (3, 2, 5)
     whole, stages = result["latency_ms"], result["stages_ms"]
@@ -56,12 +56,12 @@ def test_the_numbers_fit_each_other(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     assert stages["postprocess"]["p50"] < 4
     assert whole["mean"] == pytest.approx(sum(stage["mean"] for stage in stages.values()))
     assert result["throughput_per_s"] == pytest.approx(3 / whole["mean"] * 1e3)
-    assert result["first_answer_ms"] >= 4
+    assert result["first_result_ms"] >= 4
     assert 20 < result["peak_memory_mib"] < 100_000
 
 
 def test_no_warm_up(bundle: Bundle):
-    assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1)["warmup"] == 0
+    assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1).warmup == 0
 
 
 @pytest.mark.parametrize("counts", [{"batch": 0}, {"iterations": 0}, {"warmup": -1}])
@@ -85,7 +85,7 @@ def test_where_the_system_does_not_tell_the_memory(bundle: Bundle, monkeypatch: 
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", no_proc)
-    assert bench(load(bundle.path), golden_image(bundle), iterations=1)["peak_memory_mib"] is None
+    assert bench(load(bundle.path), golden_image(bundle), iterations=1).peak_memory_mib is None
 
 
 def test_what_the_board_tells(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +95,7 @@ def test_what_the_board_tells(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     for told, expected in ([cold, hot], {"before": cold, "after": hot}), ([{}, {}], None):
         states = iter(told)
         monkeypatch.setattr("krl_runtime.device.bench.board_state", lambda states=states: next(states))
-        assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1)["board"] == expected
+        assert bench(load(bundle.path), golden_image(bundle), warmup=0, iterations=1).board == expected
     assert board_rows({"before": cold, "after": hot}) == [
         ("power mode", "MAXN", "MAXN"),
         ("cpu-thermal °C", "51.8", "63.0"),

@@ -77,7 +77,7 @@ def test_a_guide_is_learned_from(data: Path, tmp_path: Path) -> None:
     plain = config(data, tmp_path / "run", "text")
     common = {"data": plain.data, "input": plain.input, "loop": plain.loop}
     guide = fit(FitConfig(model="dscnn-0.25", out=tmp_path / "guide", **common))
-    knowledge = replace(plain.knowledge, guide=guide.path, guide_weight=0.5)
+    knowledge = replace(plain.conditioning, guide=guide.path, guide_weight=0.5)
     run = fit(replace(plain, conditioning=knowledge))
     assert run.record.history[0]["guide"] > 0
     assert "guide" not in fit(replace(plain, out=tmp_path / "plain")).record.history[0]

@@ -315,7 +315,7 @@ def test_round_trip(run: Run) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.update(schema_version=99), "schema version 99; this krl reads version 1"),
+        (lambda values: values.update(schema_version=99), "schema version 99; this krl reads version 2"),
         (lambda values: values.update(kind="other"), "not the record of a krl run"),
         (lambda values: values.update(surprise=1), r"unknown keys \['surprise'\]"),
         (lambda values: values.pop("labels"), "not the record of a krl run"),

@@ -224,6 +224,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
             tmp_path / "run",
             task="vae",
             model="dsgan-4",
+            generation=GenerationConfig(latent=6),
             data=DataConfig(data="digits", val_limit=80),
             loop=replace(LOOP, epochs=8),
             optim=OptimConfig(lr=0.01),
@@ -238,7 +239,7 @@ def test_a_vae_learns_to_reconstruct_and_its_decoder_is_the_run(tmp_path: Path) 
 
 def test_a_vae_with_a_condition(tmp_path: Path) -> None:
     knowledge = ConditioningConfig(condition="labels", condition_dim=4)
-    run = fit(gan_config(tmp_path / "run", task="vae", conditioning=knowledge))
+    run = fit(gan_config(tmp_path / "run", task="vae", generation=GenerationConfig(latent=6), conditioning=knowledge))
     assert run.module()(torch.randn(2, 6), torch.tensor([[1], [9]])).shape == (2, 1, 8, 8)
 
 
@@ -289,7 +290,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_of_classifiers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--pretrained, --init and --mixup are for classifiers"):
+    with pytest.raises(UsageError, match="is for classification"):
         fit(gan_config(tmp_path / "run", pretrained=True))
 
 
@@ -306,7 +307,7 @@ def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.Cap
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--device", "cpu"]) == 0
     assert "64 generated images" in capsys.readouterr().out
     assert main(["fit", "--task", "gan", "--model", "resnet8", "--data", "digits", "--out", out + "2"]) == 2
-    assert "unknown generator 'resnet8'; accepted: dcgan-W" in capsys.readouterr().err
+    assert "unknown model 'resnet8' for gan; accepted: dcgan-W" in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

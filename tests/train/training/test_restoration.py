@@ -295,11 +295,11 @@ def test_the_commands_print_and_evaluate(images: Path, tmp_path: Path, capsys: p
     ("changes", "error", "message"),
     [
         ({"data": DataConfig()}, UsageError, "give --data FOLDER"),
-        ({"data": DataConfig(data="nowhere")}, DataError, "nowhere does not exist"),
+        ({"data": DataConfig(data="nowhere")}, DataError, "neither a folder nor a known data set"),
         ({"input": InputConfig(size=(40,))}, DataError, "less than a patch of 80x80"),
         ({"input": InputConfig(size=(2,))}, UsageError, "patches of 4 pixels a side or more"),
-        ({"pretrained": True}, UsageError, "no published weights for restoration"),
-        ({"augment": AugmentConfig(mixup=0.2)}, UsageError, "--mixup is not for restoration"),
+        ({"pretrained": True}, UsageError, "--pretrained is for classification and style"),
+        ({"augment": AugmentConfig(mixup=0.2)}, UsageError, "--mixup is for classification; the task is restoration"),
         ({"data": DataConfig(data="FOLDER", memory_limit_mb=0)}, DataError, "raise --memory-limit-mb"),
     ],
 )

@@ -11,6 +11,7 @@ import tyro
 from krl_runtime.cli.options import Advanced, Only
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
+from krl_train.custom import Custom, CustomName, named
 
 from .tasks import (
     ConditioningConfig,
@@ -55,9 +56,9 @@ _CONTINUED = _DECAYED
 class DataConfig:
     """Which images."""
 
-    data: str | None = None
-    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, or a folder of images: train/CLASS/* and
-    val/CLASS/*, or CLASS/*."""
+    data: Custom | None = None
+    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, a folder of images: train/CLASS/* and val/CLASS/*, or
+    CLASS/*, or your own torch Dataset as package.module:name."""
     data_root: Advanced[Path] = Path("data")
     """Where torchvision's data sets lie, or are put with --download."""
     download: Advanced[bool] = False
@@ -77,6 +78,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        object.__setattr__(self, "data", named(self.data, "--data"))
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"--val-fraction is {self.val_fraction}; accepted: between 0 and 1")
         for name in ("limit", "val_limit"):
@@ -236,12 +238,12 @@ class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
     task: Task = "classification"
-    """What is trained: a classifier, a generator (gan, vae), or a network from image to image."""
-    model: str
+    """Task: a classifier, a generator (gan, vae), or a network from image to image."""
+    model: Custom
     """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
-    dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME.
-    gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256. restoration: espcn, fsrcnn,
-    edsr-8-32. translation: unet-32-3. style: style-16."""
+    dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME,
+    or your own as package.module:name. gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256.
+    restoration: espcn, fsrcnn, edsr-8-32. translation: unet-32-3. style: style-16."""
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     init: Annotated[Path | None, _CONTINUED] = None
@@ -252,6 +254,10 @@ class FitConfig(TrainingConfig):
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        """Hold the name of a network that was given as an object."""
+        object.__setattr__(self, "model", named(self.model, "--model", by_class=True))
 
 
 @dataclass(frozen=True)
@@ -353,7 +359,7 @@ def to_plain(config: Any) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
+        return str(value) if isinstance(value, Path | CustomName) else value
 
     result: dict[str, Any] = plain(asdict(config))
     return result

@@ -148,11 +148,11 @@ class RestorationConfig:
             raise UsageError(f"--scale is {self.scale}; accepted: 2, 3 or 4")
         if not 0 < self.noise_level <= 255:
             raise UsageError(f"--noise-level is {self.noise_level}; accepted: above 0, up to 255")
+        if not 1 <= self.jpeg_quality <= 95:
+            raise UsageError(f"--jpeg-quality is {self.jpeg_quality}; accepted: 1 to 95")
         for name, kind in (("scale", "super-resolution"), ("noise_level", "denoise"), ("jpeg_quality", "jpeg")):
             if self.restore != kind and getattr(self, name) != getattr(RestorationConfig, name):
                 raise UsageError(f"{option_name(name)} is for --restore {kind}; leave it out")
-        if not 1 <= self.jpeg_quality <= 95:
-            raise UsageError(f"--jpeg-quality is {self.jpeg_quality}; accepted: 1 to 95")
 
 
 @dataclass(frozen=True)

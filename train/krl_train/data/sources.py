@@ -16,8 +16,10 @@ from krl_runtime.errors import DataError, UsageError, require
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig, check_data
+from krl_train.custom import is_custom, warn_of_change
 from krl_train.models import native_size
 
+from .custom import CustomImages, open_custom
 from .pixels import PixelSet
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Source:
         config: What the user asked for.
         folder: The listed folder, for images on disk.
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
+        custom: The images of a user's own data set.
     """
 
     name: str
@@ -59,10 +62,13 @@ class Source:
     config: DataConfig
     folder: ImageFolder | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
+    custom: CustomImages | None = None
 
     @property
     def is_split(self) -> bool:
         """Whether the data set itself says what is for training and what for validation."""
+        if self.custom is not None:
+            return "all" not in self.custom.parts
         return self.folder is None or "all" not in self.folder.splits
 
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
@@ -85,6 +91,15 @@ class Source:
                 preprocessing,
                 margin=margin,
                 on_bad=self.config.on_bad_image,
+                memory_limit=self.config.memory_limit_mb * 2**20,
+            )
+        if self.custom is not None:
+            return self.custom.read(
+                split,
+                preprocessing,
+                margin=margin,
+                limit=limit,
+                val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
         parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
@@ -118,13 +133,18 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
         MissingExtraError: The library that reads it is not installed.
     """
     if config.data is None:
-        raise UsageError("no data is named; give --data digits, mnist, cifar10 … or a folder of images")
+        raise UsageError(
+            "no data is named; give --data digits, mnist, cifar10 …, a folder of images, or your own data set as "
+            "package.module:name"
+        )
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
     if config.data == "digits":
         return _digits(config)
     if config.data in _TORCHVISION:
         return _torchvision(config)
+    if is_custom(config.data):
+        return _custom(config, config.data, classes)
     check_data(config.data)
     root = Path(config.data)
     folder = open_folder(root, on_bad=config.on_bad_image)
@@ -149,6 +169,8 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
     if config.size is not None:
         height, width = config.size[0], config.size[-1]
     elif native is None:
+        if source.size is None and is_custom(model):
+            raise UsageError(f"--size is needed: krl does not know which size of images {model} takes")
         height, width = source.size or (32, 32)
     else:
         height = width = native
@@ -172,6 +194,14 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
     return replace(base, mean=config.mean or mean, std=config.std or std)
 
 
+def _custom(config: DataConfig, name: str, classes: bool) -> Source:
+    images = open_custom(name, config.memory_limit_mb * 2**20)
+    if classes and len(images.labels) < 2:
+        raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
+    size = images.size if images.size is not None and max(images.size) <= _LARGEST_NATIVE else None
+    return Source(images.name, images.labels, images.channels, size, flip=True, config=config, custom=images)
+
+
 def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple[npt.NDArray[np.uint8], list[int]]:
     """Read again the data that a run was trained on.
 
@@ -192,7 +222,9 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
         val_fraction=record.data["val_fraction"],
         on_bad_image=record.data["on_bad_image"],
     )
-    part = open_source(config).read(split, record.preprocessing, limit=limit)
+    source = open_source(config)
+    warn_of_change(record.sources, "data", source.name, "the run")
+    part = source.read(split, record.preprocessing, limit=limit)
     return part.pixels(np.arange(len(part))).numpy(), part.labels.tolist()
 
 
@@ -274,6 +306,8 @@ def unpack(source: Source, out: Path) -> int:
     Raises:
         UsageError: The data set is a folder already.
     """
+    if source.custom is not None:
+        raise UsageError(f"{source.name} is your own data set; accepted here: a named data set, as digits")
     if not source.arrays:
         raise UsageError(f"{source.name} is a folder of images already; use it as it is")
     count = 0

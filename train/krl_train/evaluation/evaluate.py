@@ -12,7 +12,8 @@ from torch import Tensor
 
 from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import DataError, UsageError
-from krl_train.config import EvaluateConfig
+from krl_train.config import DataConfig, EvaluateConfig
+from krl_train.custom import warn_of_change
 from krl_train.data import PixelSet, Source, open_source
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
@@ -45,17 +46,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
-    data = config.data
-    if data.data is None:
-        root = Path(record.data["root"])
-        data = replace(data, data=record.data["source"], data_root=root, val_fraction=record.data["val_fraction"])
-    source = open_source(data)
+    network = run.network()
+    source = _open_data(run, config.data)
     split = pick_split(source, config.split, trained_on=str(record.data["source"]))
-    limit = data.limit if split == "train" else data.val_limit
+    limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
     pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
-    metrics = evaluate_run(run.network(), record.labels, pixels, config.device, config.batch_size)
+    metrics = evaluate_run(network, record.labels, pixels, config.device, config.batch_size)
     return {"run": str(config.run), "data": source.name, "split": split, **metrics}
+
+
+def _open_data(run: Run, data: DataConfig) -> Source:
+    """Open the data that is named, else that of the run."""
+    if data.data is not None:
+        return open_source(data)
+    there = run.record.data
+    data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
+    try:
+        source = open_source(data)
+    except DataError as error:
+        raise DataError(f"run {run.path}: its data cannot be read again; name others with --data: {error}") from error
+    warn_of_change(run.record.sources, "data", source.name, f"run {run.path}")
+    return source
 
 
 def pick_split(source: Source, asked: str, trained_on: str | None) -> str:

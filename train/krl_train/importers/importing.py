@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from krl_runtime.files import sha256_file
 from krl_train.config import ImportConfig, to_plain
+from krl_train.custom import sources_of
 from krl_train.models.generators import is_generator
 from krl_train.run import Run, RunRecord
 from krl_train.training.folder import prepare_out
@@ -38,6 +39,7 @@ def import_weights(config: ImportConfig) -> Run:
         data=measured.data,
         parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
         metrics=measured.metrics,
+        sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
     prepare_out(config.out, record, resume=False, overwrite=config.overwrite)
     return Run.write(config.out, record, target.network.backbone.state_dict())

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from krl_runtime.errors import ModelError, require
+from krl_train.custom import is_custom
 
 from .cifar import cifar_model, cifar_names
+from .custom import build_custom
 from .lenet import LeNet5
 
 __all__ = ["build_model", "native_size"]
@@ -17,7 +19,7 @@ __all__ = ["build_model", "native_size"]
 
 def native_size(name: str) -> int | None:
     """Return the side in pixels that a network was designed for, ``None`` where it takes small images as they are."""
-    return None if _small_model(name, 2, 3) is not None else 224
+    return None if is_custom(name) or _small_model(name, 2, 3) is not None else 224
 
 
 def _small_model(name: str, num_classes: int, in_channels: int) -> nn.Module | None:
@@ -31,8 +33,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
     """Build a classifier by name.
 
     Args:
-        name: ``"lenet5"``, ``"lenet5-half"``, one of ``cifar_names()``, a torchvision classifier (``"resnet18"``), or
-            ``"timm/NAME"``.
+        name: ``"lenet5"``, ``"lenet5-half"``, one of ``cifar_names()``, a torchvision classifier (``"resnet18"``),
+            ``"timm/NAME"``, or a user's own, ``"package.module:name"``.
         num_classes: Number of logits.
         in_channels: Channels of the input, 1 or 3; torchvision's networks take 3.
         pretrained: Start from the published ImageNet weights, which are downloaded unless they are in the cache;
@@ -47,6 +49,10 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, *, pretrained
     """
     if num_classes < 1:
         raise ModelError(f"model {name}: num_classes is {num_classes}; accepted: 1 or more")
+    if is_custom(name):
+        if pretrained:
+            raise ModelError(f"model {name}: krl has no weights for it; let it load its own, or leave out --pretrained")
+        return build_custom(name, num_classes, in_channels)
     small = _small_model(name, num_classes, in_channels)
     if small is not None:
         if pretrained:
@@ -88,7 +94,7 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int, pretrained
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ModelError(
             f"unknown model {name!r}{hint} Accepted: {', '.join(cifar_names())}, lenet5, lenet5-half, any torchvision "
-            "classifier, timm/NAME"
+            "classifier, timm/NAME, or your own as package.module:name"
         )
     if in_channels != 3:
         raise ModelError(f"model {name} takes RGB images, 3 channels, not {in_channels}; use --channels 3")

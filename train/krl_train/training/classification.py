@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from krl_train.config import FitConfig, to_plain
+from krl_train.custom import sources_of
 from krl_train.data import open_source, preprocessing_for
 from krl_train.data.splits import read_training
+from krl_train.models.custom import custom_arguments
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
@@ -29,7 +31,8 @@ def fit(config: FitConfig) -> Run:
     data = training.describe()
     if config.synthetic.augment_from is not None:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
-    spec = ModelSpec(config.model, len(source.labels), preprocessing.channels)
+    arguments = custom_arguments(config.model, preprocessing.shape)
+    spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
     init = Run.open(config.init) if config.init is not None else None
     record = RunRecord(
         task="classification",
@@ -41,6 +44,7 @@ def fit(config: FitConfig) -> Run:
         seed=config.loop.seed,
         data=data,
         parent=init.identity if init else None,
+        sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
     torch.manual_seed(config.loop.seed)
     network = spec.build(preprocessing, pretrained=config.pretrained)

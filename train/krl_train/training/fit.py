@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from krl_runtime.cli.options import refuse_other_tasks
+from krl_runtime.errors import UsageError
 from krl_train.config import FitConfig, check_data, check_model, check_run
+from krl_train.custom import is_custom
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -21,6 +23,8 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     refuse_other_tasks(config, config.task)
+    if is_custom(config.model) and config.task != "classification":
+        raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
     check_model(config.model, config.task)
     check_data(config.data.data)
     if config.init is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.files import write_atomic
+from krl_train.custom import warn_of_change
 from krl_train.loop import CHECKPOINT
 from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
 
@@ -44,6 +45,8 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
     if file.is_file() and resume:
         there = RunRecord.read(file)
         _same_configuration(out, there, record)
+        for item in record.sources:
+            warn_of_change(there.sources, item["use"], item["name"], f"run {out}")
         if not there.weights_sha256:
             return None
         finished = Run.open(out)

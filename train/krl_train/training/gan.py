@@ -12,6 +12,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.conditioning import Conditions, read_conditions
 from krl_train.config import ConditioningConfig, FitConfig, InputConfig, to_plain
+from krl_train.custom import sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.loop import BatchStream, resolve_device
@@ -92,6 +93,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data={**training.describe(), **_describe(config.conditioning, conditions)},
+        sources=sources_of([("data", config.data.data)]),
     )
     torch.manual_seed(config.loop.seed)
     generator = build_generator(spec, preprocessing)
