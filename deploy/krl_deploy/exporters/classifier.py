@@ -12,7 +12,7 @@ from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized
+from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
@@ -40,7 +40,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     pixels = _real_inputs(config, run)
     model = to_onnx(network, preprocessing.shape, config.opset)
     trained, evidence = None, {}
-    if is_in_pairs(model):
+    if is_qdq_model(model):
         trained = read_quantized(model)
         model = trained.model
         evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)

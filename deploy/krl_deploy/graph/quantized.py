@@ -23,7 +23,7 @@ from .edit import GraphEditor, attribute
 from .operators import INTEGER, KEEPS_INTEGERS, KEEPS_SIGNS, NEVER_NEGATIVE, QDQ
 from .placement import Ranges, weighted_nodes
 
-__all__ = ["Unquantized", "is_in_pairs", "read_quantized", "widened"]
+__all__ = ["Unquantized", "is_qdq_model", "read_quantized", "widened"]
 
 _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.UINT8): (0, 255)}
 
@@ -43,7 +43,7 @@ class Unquantized:
     weight_scales: Mapping[str, npt.NDArray[np.float32]]
 
 
-def is_in_pairs(model: onnx.ModelProto) -> bool:
+def is_qdq_model(model: onnx.ModelProto) -> bool:
     """Return whether a graph is a Q/DQ model: no operator of it computes on integers."""
     present = {node.op_type for node in model.graph.node}
     return bool(present & QDQ) and not present & INTEGER

@@ -21,7 +21,7 @@ from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature, to_classifier
 from krl_deploy.graph.operators import INTEGER
-from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized, widened
+from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized, widened
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, UsageError
@@ -83,7 +83,7 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
 
 def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
     """Return the ranges of a Q/DQ model; ``None`` for a float one, and for one that computes on integers."""
-    if is_in_pairs(model):
+    if is_qdq_model(model):
         return read_quantized(model)
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from _helpers.graphs import constants, graph, node, ops, run
-from krl_deploy.graph.quantized import is_in_pairs, read_quantized
+from krl_deploy.graph.quantized import is_qdq_model, read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
@@ -61,8 +61,8 @@ def model() -> onnx.ModelProto:
 
 def test_what_we_wrote_for_tensorrt_is_read_back_exactly(model):
     written = to_tensorrt(model, RANGES).model
-    assert is_in_pairs(written)
-    assert not is_in_pairs(model)
+    assert is_qdq_model(written)
+    assert not is_qdq_model(model)
     read = read_quantized(written)
     assert ops(read.model) == ops(model)
     # Symmetric scales are float32 numbers: 127 of them are the largest magnitude.
@@ -155,7 +155,7 @@ def test_a_file_of_onnx_runtimes_quantizer(model, tmp_path, symmetric):
             extra_options={"ActivationSymmetric": symmetric},
         )
     written = onnx.load(tmp_path / "int8.onnx")
-    assert is_in_pairs(written)
+    assert is_qdq_model(written)
     read = read_quantized(written)
     exact, theirs = run(model, x=X)[0], run(written, x=X, optimize=False)[0]
     error = np.abs(theirs - exact).max()
