@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
@@ -41,7 +41,7 @@ from krl_train.tasks import ClassificationTask, Objective, Supervised
 BATCH, CLASSES, COUNT = 128, 10, 1024
 PREPROCESSING = Preprocessing(32, 32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 PAIRS = {"resnet18": "resnet8", "resnet56": "resnet8"}
-TERMS = [parse_term("ce:weight=0.1"), parse_term("kd:weight=0.9,temperature=4")]
+TERMS = [parse_loss("ce:weight=0.1"), parse_loss("kd:weight=0.9,temperature=4")]
 
 Step = Callable[[], object]
 

@@ -8,7 +8,7 @@ import pytest
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.config import RECIPES
-from krl_compress.distillers import parse_term
+from krl_compress.distillers import parse_loss
 from krl_train.run import Run
 
 FAST = ["--data", "digits", "--limit", "200", "--val-limit", "100", "--epochs", "1", "--batch-size", "50"]
@@ -113,7 +113,7 @@ def test_every_recipe_is_a_valid_configuration(recipe: str, monkeypatch: pytest.
     with pytest.raises(_Stop):
         _unguarded(["distill", "--recipe", recipe, "--teacher", "t", *student, "--out", str(tmp_path)], monkeypatch)
     (config,) = seen
-    terms = [parse_term(text) for text in config.losses.loss]
+    terms = [parse_loss(text) for text in config.losses.loss]
     assert terms
     if recipe.startswith("cifar100"):
         assert config.loop.epochs == 240

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from krl_compress.config import LOSSES, LossConfig, check_loss
-from krl_compress.distillation.generation import GENERATION_KINDS
-from krl_compress.distillation.restoration import RESTORATION_KINDS
-from krl_compress.distillers.terms import KINDS
+from krl_compress.distillation.generation import GENERATION_LOSSES
+from krl_compress.distillation.restoration import RESTORATION_LOSSES
+from krl_compress.distillers.weighted_losses import REGISTRY
 from krl_runtime.errors import UsageError
 
 
 @pytest.mark.parametrize(
     ("task", "kinds"),
-    [("classification", KINDS), ("restoration", RESTORATION_KINDS), ("generation", GENERATION_KINDS)],
+    [("classification", REGISTRY), ("restoration", RESTORATION_LOSSES), ("generation", GENERATION_LOSSES)],
 )
 def test_losses_are_those_that_exist_and_the_help_lists_them(task: str, kinds: dict):
     import inspect

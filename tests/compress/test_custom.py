@@ -23,10 +23,10 @@ import krl_train
 from _helpers.custom_module import SOURCE, user_module
 from krl_compress.cli import main
 from krl_compress.config import DistillConfig, JointConfig, LossConfig, MutualConfig
-from krl_compress.distillation.classification import resolve_terms
+from krl_compress.distillation.classification import resolve_losses
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.together import joint, mutual
-from krl_compress.distillers import parse_term
+from krl_compress.distillers import parse_loss
 from krl_deploy.cli import main as deploy
 from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
@@ -261,15 +261,15 @@ def test_losses_that_are_none(tmp_path: Path, mine: ModuleType, teacher: Run, lo
 )
 def test_losses_that_cannot_be_used(mine: ModuleType, loss: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve_terms(LossConfig(loss=(loss,)), 0.0)
+        resolve_losses(LossConfig(loss=(loss,)), 0.0)
 
 
 def test_options_and_labels_of_a_loss(mine: ModuleType) -> None:
-    (term,) = resolve_terms(LossConfig(loss="user_nets:softened:weight=0.5,warmup=2,standardize,temperature=3"), 0.0)
+    (term,) = resolve_losses(LossConfig(loss="user_nets:softened:weight=0.5,warmup=2,standardize,temperature=3"), 0.0)
     assert (term.name, term.weight, term.warmup, term.standardize) == ("user_nets:softened", 0.5, 2, True)
     assert (term.options, term.kind.sees) == ({"temperature": 3.0}, "logits")
-    assert parse_term("kd:standardize").kind is parse_term("kd").kind
-    (labeled,) = resolve_terms(LossConfig(loss=_Module()), 0.0)
+    assert parse_loss("kd:standardize").kind is parse_loss("kd").kind
+    (labeled,) = resolve_losses(LossConfig(loss=_Module()), 0.0)
     assert labeled.kind.sees == "logits+labels"
     student, other = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3)
     expected = np.square(student.numpy()).mean()

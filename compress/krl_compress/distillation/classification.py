@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
-from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, TermSpec, parse_term
+from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss, parse_loss
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, UsageError
@@ -46,7 +46,7 @@ class _ClassifierJob(Job):
 
     training: Training
     teachers: Sequence[LoadedTeacher]
-    terms: Sequence[TermSpec]
+    terms: Sequence[WeightedLoss]
     start: Run | None
 
     def measure_teachers(self) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    terms = resolve_terms(config.losses, config.optim.label_smoothing)
+    terms = resolve_losses(config.losses, config.optim.label_smoothing)
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -159,7 +159,7 @@ def classifier_record(
     )
 
 
-def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
+def resolve_losses(config: LossConfig, label_smoothing: float) -> list[WeightedLoss]:
     """Return the terms that a configuration asks for: those of ``--loss``, or Hinton's two.
 
     Args:
@@ -169,11 +169,11 @@ def resolve_terms(config: LossConfig, label_smoothing: float) -> list[TermSpec]:
     Raises:
         UsageError: A term is not known.
     """
-    terms = [parse_term(text) for text in config.loss]
+    terms = [parse_loss(text) for text in config.loss]
     if not terms:
         terms = [
-            TermSpec("ce", config.alpha),
-            TermSpec("kd", 1 - config.alpha, options={"temperature": config.temperature}),
+            WeightedLoss("ce", config.alpha),
+            WeightedLoss("kd", 1 - config.alpha, options={"temperature": config.temperature}),
         ]
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]

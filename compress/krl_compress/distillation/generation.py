@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from krl_compress.config import DistillConfig
-from krl_compress.distillers import parse_term
+from krl_compress.distillers import parse_loss
 from krl_compress.distillers.generator import (
-    GENERATION_KINDS,
+    GENERATION_LOSSES,
     AdversarialStudentTask,
     OnlineStudentTask,
     StudentObjective,
@@ -28,10 +28,10 @@ from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
-from krl_train.models.generators import Generator, build_generator
+from krl_train.models.generators import GeneratorNetwork, build_generator
 from krl_train.placement import Placement
 from krl_train.run import Run, RunRecord
-from krl_train.tasks import Batch, Stream, Task
+from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
 from krl_train.training.gan import generator_size
 from krl_train.training.train import train_task
@@ -81,14 +81,14 @@ class _GeneratorJob(Job):
     """
 
     there: Run
-    teacher: Generator
+    teacher: GeneratorNetwork
     start: Run | None
     weights: dict[str, float]
     data: GeneratorData | None
     classifier: FeatureNet | None
     score: GeneratorScore | None
-    stream: Stream[Batch]
-    student: Generator = field(init=False)
+    stream: TrainingStream[Batch]
+    student: GeneratorNetwork = field(init=False)
     task: Task[Batch] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class _GeneratorJob(Job):
             Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
         return run
 
-    def _train(self, task: Task[Batch], student: Generator, record: RunRecord, out: Path) -> Run:
+    def _train(self, task: Task[Batch], student: GeneratorNetwork, record: RunRecord, out: Path) -> Run:
         loop, resume = self.config.loop, self.config.resume
         return train_task(task, self.stream, record, generator_size(student), loop, out, resume=resume)
 
@@ -129,7 +129,7 @@ class _GeneratorJob(Job):
     def _conditions(self) -> Conditions | None:
         return None if self.data is None else self.data.conditions
 
-    def _new_student(self, record: RunRecord) -> Generator:
+    def _new_student(self, record: RunRecord) -> GeneratorNetwork:
         """Return the student, freshly initialized or from the run that it starts from."""
         torch.manual_seed(self.config.loop.seed)
         student = build_generator(record.model, record.preprocessing)
@@ -137,11 +137,11 @@ class _GeneratorJob(Job):
             student.backbone.load_state_dict(self.start.state())
         return student
 
-    def _discriminator(self, generator: Generator, name: str) -> Discriminator:
+    def _discriminator(self, generator: GeneratorNetwork, name: str) -> Discriminator:
         width = self.config.generation.discriminator_width
         return build_discriminator(name, generator.preprocessing, generator.condition, width)
 
-    def _versus_data(self, generator: Generator, name: str) -> GanTask:
+    def _versus_data(self, generator: GeneratorNetwork, name: str) -> GanTask:
         """Return the training of a generator without a teacher."""
         return GanTask(
             generator,
@@ -231,18 +231,18 @@ def _refuse_unused(config: DistillConfig) -> None:
 
 def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:
     """Return the weight of each term that is asked for."""
-    terms = [parse_term(text, GENERATION_KINDS) for text in config.losses.loss]
+    terms = [parse_loss(text, GENERATION_LOSSES) for text in config.losses.loss]
     if not terms:
         online = config.generator_student.online
         names = ["pixels", "adversarial"] if data and not online else ["pixels"]
-        return {name: GENERATION_KINDS[name].weight for name in names}
+        return {name: GENERATION_LOSSES[name].weight for name in names}
     names = [term.name for term in terms]
     if len(set(names)) < len(names) or any(term.warmup for term in terms):
         raise UsageError(f"--loss {' '.join(config.losses.loss)}: accepted are different terms, without a warm-up")
     return {term.name: term.weight for term in terms}
 
 
-def _weights(config: DistillConfig, there: Run, teacher: Generator) -> dict[str, float]:
+def _weights(config: DistillConfig, there: Run, teacher: GeneratorNetwork) -> dict[str, float]:
     """Return the weight of each term, once it is clear that the terms and options go together."""
     options, how = config.generation, config.generator_student
     if options.latent not in (GenerationConfig().latent, teacher.latent_size):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from krl_compress.config import DistillConfig
-from krl_compress.distillers import TermSpec
+from krl_compress.distillers import WeightedLoss
 from krl_runtime.errors import UsageError
 from krl_train.config import OptimConfig
 from krl_train.data.splits import Training
@@ -34,7 +34,7 @@ _SHARE_OF_LEARNING_RATE = 0.1  # of the usual rate, as the figures of docs/resul
 _ON_ANSWERS = ("labels", "logits", "logits+labels")
 
 
-def check_quantized(config: DistillConfig, start: Run | None, terms: Sequence[TermSpec]) -> None:
+def check_quantized(config: DistillConfig, start: Run | None, terms: Sequence[WeightedLoss]) -> None:
     """Refuse what cannot be trained fake-quantized, or a quantized student that is not to be.
 
     Raises:

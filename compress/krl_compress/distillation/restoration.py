@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from krl_compress import losses
 from krl_compress.config import DistillConfig
-from krl_compress.distillers import TermSpec, parse_term
+from krl_compress.distillers import WeightedLoss, parse_loss
 from krl_compress.distillers.gather import gather_batch
-from krl_compress.distillers.terms import Kind
+from krl_compress.distillers.weighted_losses import Loss
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
-from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
+from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
 from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
@@ -36,15 +36,15 @@ from krl_train.training.train import network_size
 
 from .job import COMMAND, Job, starting_point
 
-__all__ = ["RESTORATION_KINDS", "RestorationDistiller", "prepare"]
+__all__ = ["RESTORATION_LOSSES", "RestorationDistiller", "prepare"]
 
-RESTORATION_KINDS: Mapping[str, Kind] = {
-    "pixels": Kind(pixel_loss, "truth", weight=0.5),
-    "teacher": Kind(pixel_loss, "restored", weight=0.5),
-    "affinity": Kind(losses.spatial_affinity, "map", weight=0.04),
-    "fitnet": Kind(losses.hint, "map", weight=0.1, adapter="projection"),
-    "at": Kind(losses.at, "map", weight=10.0),
-    "sp": Kind(losses.sp, "map", weight=1.0, couples=True),
+RESTORATION_LOSSES: Mapping[str, Loss] = {
+    "pixels": Loss(pixel_loss, "truth", weight=0.5),
+    "teacher": Loss(pixel_loss, "restored", weight=0.5),
+    "affinity": Loss(losses.spatial_affinity, "map", weight=0.04),
+    "fitnet": Loss(losses.hint, "map", weight=0.1, adapter="projection"),
+    "at": Loss(losses.at, "map", weight=10.0),
+    "sp": Loss(losses.sp, "map", weight=1.0, couples=True),
 }
 """The losses by the name that ``--loss`` takes: on images (of 0 to 1), and on the features before the last layer."""
 
@@ -60,13 +60,13 @@ class RestorationDistiller(RestorationObjective):
     Args:
         network: The student.
         teacher: Another restorer of the same scale and colors; it is frozen here, and is no part of this module.
-        terms: The losses, of ``RESTORATION_KINDS``.
+        terms: The losses, of ``RESTORATION_LOSSES``.
 
     Raises:
         UsageError: There is no term, one is given twice, or the nets are not of one scale and channels.
     """
 
-    def __init__(self, network: Restorer, teacher: Restorer, terms: Sequence[TermSpec]) -> None:
+    def __init__(self, network: RestorerNetwork, teacher: RestorerNetwork, terms: Sequence[WeightedLoss]) -> None:
         super().__init__()
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
@@ -81,14 +81,14 @@ class RestorationDistiller(RestorationObjective):
         self.terms = tuple(terms)
         self._ask = _frozen(teacher)
         self.adapters = nn.ModuleDict()
-        self._on_features = any(RESTORATION_KINDS[name].sees == "map" for name in names)
+        self._on_features = any(RESTORATION_LOSSES[name].sees == "map" for name in names)
         if self._on_features:
             shape = network.preprocessing.shape
             example = torch.zeros(1, *shape, dtype=torch.uint8)
             with torch.no_grad():
                 widths = [item.with_features(example)[1].shape[1] for item in (network, teacher)]
             for name in names:
-                if RESTORATION_KINDS[name].adapter:
+                if RESTORATION_LOSSES[name].adapter:
                     self.adapters[name] = nn.Conv2d(widths[0], widths[1], 1, bias=False)
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class RestorationDistiller(RestorationObjective):
         wanted, teacher_features = self._ask(batch.pixels, self._on_features)
         parts = {}
         for term in self.terms:
-            kind, options = RESTORATION_KINDS[term.name], dict(term.options)
+            kind, options = RESTORATION_LOSSES[term.name], dict(term.options)
             if kind.sees == "truth":
                 parts[term.name] = kind.function(restored, batch.truth, **options)
             elif kind.sees == "restored":
@@ -119,7 +119,7 @@ class RestorationDistiller(RestorationObjective):
         return restored, restored
 
 
-def _frozen(teacher: Restorer) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+def _frozen(teacher: RestorerNetwork) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
     """Return a function from images to the teacher's restorations and features; no module holds the teacher."""
     teacher.requires_grad_(False)
 
@@ -140,8 +140,8 @@ class _RestorerJob(Job):
 
     training: RestorationTraining
     there: Run
-    teacher: Restorer
-    terms: Sequence[TermSpec]
+    teacher: RestorerNetwork
+    terms: Sequence[WeightedLoss]
     start: Run | None
 
     def measure_teachers(self) -> list[dict[str, Any]]:
@@ -160,11 +160,11 @@ class _RestorerJob(Job):
         """Train the student with the teacher."""
         return self._train(record, self.objective, self.config.out)
 
-    def objective(self, network: Restorer) -> RestorationObjective:
+    def objective(self, network: RestorerNetwork) -> RestorationObjective:
         """Return the objective of the student; a student that does not fit the teacher is refused."""
         return RestorationDistiller(network, self.teacher, self.terms)
 
-    def _train(self, record: RunRecord, objective: Callable[[Restorer], RestorationObjective], out: Path) -> Run:
+    def _train(self, record: RunRecord, objective: Callable[[RestorerNetwork], RestorationObjective], out: Path) -> Run:
         return train_restorer(objective, self.training, record, self.config, init=self.start, out=out)
 
 
@@ -175,11 +175,11 @@ def prepare(config: DistillConfig) -> Job:
         KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
     _refuse_unused(config)
-    terms = [parse_term(text, RESTORATION_KINDS) for text in config.losses.loss or _DEFAULT]
+    terms = [parse_loss(text, RESTORATION_LOSSES) for text in config.losses.loss or _DEFAULT]
     config = replace(config, optim=restoration_optim(config.optim))
     there = Run.open(config.teacher[0])
     teacher = there.module()
-    assert isinstance(teacher, Restorer)  # noqa: S101  for the type checker
+    assert isinstance(teacher, RestorerNetwork)  # noqa: S101  for the type checker
     if there.record.model.arguments["degradation"]["kind"] == "none":
         raise UsageError(f"teacher {there.path} is of translation or style, which are not distilled; give a restorer")
     start, name = starting_point(config.student)

@@ -7,16 +7,16 @@ from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 
 from .distiller import Distiller
 from .peers import PeerTask
-from .terms import KINDS, TermSpec, parse_term
+from .weighted_losses import REGISTRY, WeightedLoss, parse_loss
 
 __all__ = [
-    "KINDS",
+    "REGISTRY",
     "Distiller",
     "FrozenTeacher",
     "FusedTeacher",
     "Fusion",
     "PeerTask",
     "Teacher",
-    "TermSpec",
-    "parse_term",
+    "WeightedLoss",
+    "parse_loss",
 ]

@@ -17,9 +17,9 @@ from krl_train.models import Network
 from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
 
-from .feature_taps import Features, Taps, match_places
+from .feature_taps import Features, Taps, match_taps
 from .gather import gather_batch
-from .terms import TermSpec
+from .weighted_losses import WeightedLoss
 
 __all__ = ["Distiller"]
 
@@ -46,18 +46,18 @@ class Distiller(Objective):
         teacher: Answers without a gradient; ``None`` where only labels count. Features can be taken from a
             ``FrozenTeacher`` alone.
         terms: The losses.
-        at: Pairs of places for feature losses, ``"student=teacher"``; found by resolution where there are none.
+        at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
 
     Raises:
-        UsageError: A loss needs features and the teacher is stored, or the networks share no place.
+        UsageError: A loss needs features and the teacher is stored, or the networks share no tap.
     """
 
     def __init__(
         self,
         network: Network,
         teacher: Teacher | None,
-        terms: Sequence[TermSpec],
+        terms: Sequence[WeightedLoss],
         *,
         at: Sequence[str] = (),
         labels: Tensor | None = None,
@@ -74,7 +74,7 @@ class Distiller(Objective):
         self.adapters = nn.ModuleDict()
         self.student_taps: Taps | None = None
         self.teacher_taps: Taps | None = None
-        self.places: list[tuple[FeatureMap, FeatureMap]] = []
+        self.taps: list[tuple[FeatureMap, FeatureMap]] = []
         on_features = [term.kind.sees not in ("labels", "logits", "logits+labels") for term in terms]
         self._features_alone = all(on_features)
         if any(on_features):
@@ -89,17 +89,17 @@ class Distiller(Objective):
             )
         sees = {term.kind.sees for term in self.terms}
         if sees & {"map", "maps", "review"}:
-            self.places = match_places(self.network, self.teacher.network, at)
+            self.taps = match_taps(self.network, self.teacher.network, at)
         embedding = bool(sees & {"embedding", "crd", "review"})
-        self.student_taps = Taps(self.network, [pair[0].name for pair in self.places], embedding=embedding)
-        self.teacher_taps = Taps(self.teacher.network, [pair[1].name for pair in self.places], embedding=embedding)
+        self.student_taps = Taps(self.network, [pair[0].name for pair in self.taps], embedding=embedding)
+        self.teacher_taps = Taps(self.teacher.network, [pair[1].name for pair in self.taps], embedding=embedding)
         lengths = [taps.shapes().get("embedding", ()) for taps in (self.student_taps, self.teacher_taps)]
         for term in self.terms:
             adapter = self._adapter(term, [length[0] if length else 0 for length in lengths], labels)
             if adapter is not None:
                 self.adapters[term.name] = adapter
 
-    def _adapter(self, term: TermSpec, lengths: list[int], labels: Tensor | None) -> nn.Module | None:
+    def _adapter(self, term: WeightedLoss, lengths: list[int], labels: Tensor | None) -> nn.Module | None:
         kind = term.kind
         options: dict[str, Any] = dict(term.options)
         if kind.sees == "crd":
@@ -107,21 +107,21 @@ class Distiller(Objective):
                 raise UsageError("crd needs the class of every training image")
             return losses.CRD(lengths[0], lengths[1], labels, **options)
         if kind.sees == "review":
-            channels = [[pair[side].shape[0] for pair in self.places] + [lengths[side]] for side in (0, 1)]
+            channels = [[pair[side].shape[0] for pair in self.taps] + [lengths[side]] for side in (0, 1)]
             return losses.Review(channels[0], channels[1], **options)
         if kind.adapter is None:
             return None
-        student, teacher = self._one_place(term)
+        student, teacher = self._one_tap(term)
         if kind.adapter == "projection":
             return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
         return losses.regressor(student.shape, teacher.shape)
 
-    def _one_place(self, term: TermSpec) -> tuple[FeatureMap, FeatureMap]:
-        """Return the place of a loss that takes one: the middle one for hints, as in the paper, else the last."""
-        return self.places[self._index(term)]
+    def _one_tap(self, term: WeightedLoss) -> tuple[FeatureMap, FeatureMap]:
+        """Return the tap of a loss that takes one: the middle one for hints, as in the paper, else the last."""
+        return self.taps[self._index(term)]
 
-    def _index(self, term: TermSpec) -> int:
-        return len(self.places) // 2 if term.name == "fitnet" else len(self.places) - 1
+    def _index(self, term: WeightedLoss) -> int:
+        return len(self.taps) // 2 if term.name == "fitnet" else len(self.taps) - 1
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``"loss"`` and each term before weighting under its name, all scalars."""
@@ -137,7 +137,7 @@ class Distiller(Objective):
             weighted.append(0 * student.sum())
         return {"loss": torch.stack(weighted).sum(), **parts}
 
-    def _value(self, term: TermSpec, seen: _Seen) -> Tensor:
+    def _value(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         kind, options = term.kind, dict(term.options)
         if kind.sees == "labels":
             return _on_labels(term, seen)
@@ -162,7 +162,7 @@ class Distiller(Objective):
             return value
         return _call(term, (mine, theirs), options)
 
-    def _on_logits(self, term: TermSpec, seen: _Seen) -> Tensor:
+    def _on_logits(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         if seen.teacher is None:
             raise UsageError(f"--loss {term.name} needs a teacher")
         arguments = [seen.student, seen.teacher]
@@ -172,7 +172,7 @@ class Distiller(Objective):
             arguments.append(seen.batch.labels)
         return _call(term, arguments, dict(term.options))
 
-    def _review(self, term: TermSpec, seen: _Seen) -> Tensor:
+    def _review(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         """Review all maps and, as the authors do, the pooled feature as the deepest of them."""
         embeddings = _embeddings(seen)
         mine = [*seen.student_features.maps, embeddings[0][:, :, None, None]]
@@ -181,7 +181,7 @@ class Distiller(Objective):
         return torch.stack([losses.hcl(a, b) for a, b in zip(reviewed, theirs, strict=True)]).sum()
 
 
-def _on_labels(term: TermSpec, seen: _Seen) -> Tensor:
+def _on_labels(term: WeightedLoss, seen: _Seen) -> Tensor:
     batch = seen.batch
     value: Tensor = term.kind.function(seen.student, batch.labels, **term.options)
     if batch.share is None or batch.partners is None:
@@ -190,7 +190,7 @@ def _on_labels(term: TermSpec, seen: _Seen) -> Tensor:
     return batch.share * value + (1 - batch.share) * other
 
 
-def _call(term: TermSpec, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
+def _call(term: WeightedLoss, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:
     function = losses.standardize(term.kind.function) if term.standardize else term.kind.function
     if term.kind.couples:
         arguments = [gather_batch(item) for item in arguments]

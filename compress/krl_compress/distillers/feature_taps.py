@@ -13,7 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_train.models import Network
 from krl_train.models.features import FeatureMap, last_of_each_resolution, list_feature_maps, reading, run_once
 
-__all__ = ["Features", "Taps", "match_places"]
+__all__ = ["Features", "Taps", "match_taps"]
 
 _EMBEDDING = "(input of the classifier)"  # no module can be called so
 
@@ -23,17 +23,17 @@ class Features:
     """Features that the last forward pass left.
 
     Attributes:
-        places: Names of the modules whose maps are wanted, in the order wanted.
+        taps: Names of the modules whose maps are wanted, in the order wanted.
         found: What ``reading`` yields.
     """
 
-    places: Sequence[str] = ()
+    taps: Sequence[str] = ()
     found: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def maps(self) -> list[Tensor]:
-        """Return the maps ``[N, C, H, W]`` at the places asked for; none before the first pass."""
-        return [self.found[name] for name in self.places] if self.found else []
+        """Return the maps ``[N, C, H, W]`` at the taps asked for; none before the first pass."""
+        return [self.found[name] for name in self.taps] if self.found else []
 
     @property
     def embedding(self) -> Tensor | None:
@@ -42,8 +42,8 @@ class Features:
         return None if given is None else given.flatten(1)
 
 
-def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
-    """Pair places of two networks, from shallow to deep.
+def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
+    """Pair taps of two networks, from shallow to deep.
 
     Without ``at``: for each resolution, as a share of the input's, that both networks have, the last map of it.
 
@@ -53,16 +53,16 @@ def match_places(student: Network, teacher: Network, at: Sequence[str]) -> list[
         at: Pairs of module names, ``"layer3=stages.2"``; one name stands for both.
 
     Raises:
-        UsageError: A name is not a place, or no resolution is shared; the message lists the candidates.
+        UsageError: A name is not a tap, or no resolution is shared; the message lists the candidates.
     """
     mine, theirs = list_feature_maps(student), list_feature_maps(teacher)
     if at:
         return [_named(pair, mine, theirs) for pair in at]
-    last = [_by_share(network, places) for network, places in ((student, mine), (teacher, theirs))]
-    shared = [(place, last[1][resolution]) for resolution, place in last[0].items() if resolution in last[1]]
+    last = [_by_share(network, taps) for network, taps in ((student, mine), (teacher, theirs))]
+    shared = [(tap, last[1][resolution]) for resolution, tap in last[0].items() if resolution in last[1]]
     if not shared:
         raise UsageError(
-            "student and teacher share no resolution; name places with --feature-taps STUDENT=TEACHER. Student: "
+            "student and teacher share no resolution; name taps with --feature-taps STUDENT=TEACHER. Student: "
             f"{_show(last[0].values())}. Teacher: {_show(last[1].values())}"
         )
     return shared
@@ -77,16 +77,16 @@ def _by_share(network: Network, maps: Sequence[FeatureMap]) -> dict[float, Featu
 def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) -> tuple[FeatureMap, FeatureMap]:
     names = pair.partition("=")
     result = []
-    for role, name, places in (("student", names[0], mine), ("teacher", names[2] or names[0], theirs)):
-        place = next((place for place in places if place.name == name), None)
-        if place is None:
-            raise UsageError(f"--feature-taps {pair}: the {role} has no feature map {name!r}; it has: {_show(places)}")
-        result.append(place)
+    for role, name, taps in (("student", names[0], mine), ("teacher", names[2] or names[0], theirs)):
+        tap = next((tap for tap in taps if tap.name == name), None)
+        if tap is None:
+            raise UsageError(f"--feature-taps {pair}: the {role} has no feature map {name!r}; it has: {_show(taps)}")
+        result.append(tap)
     return result[0], result[1]
 
 
-def _show(places: Any) -> str:
-    return ", ".join(f"{place.name} {'×'.join(map(str, place.shape))}" for place in places)
+def _show(taps: Any) -> str:
+    return ", ".join(f"{tap.name} {'×'.join(map(str, tap.shape))}" for tap in taps)
 
 
 class Taps:
@@ -94,7 +94,7 @@ class Taps:
 
     Args:
         network: The network.
-        places: Names of the modules whose outputs are wanted, in the order wanted.
+        taps: Names of the modules whose outputs are wanted, in the order wanted.
         embedding: Whether the classifier's input is wanted: the input of the last linear layer (or, where there is
             none, of the last convolution), flattened.
 
@@ -102,9 +102,9 @@ class Taps:
         UsageError: The network has neither a linear layer nor a convolution.
     """
 
-    def __init__(self, network: Network, places: Sequence[str], *, embedding: bool) -> None:
+    def __init__(self, network: Network, taps: Sequence[str], *, embedding: bool) -> None:
         self.network = network
-        self.places = list(places)
+        self.taps = list(taps)
         self.embedding = embedding
         self._classifier = _classifier(network.backbone) if embedding else None
 
@@ -112,10 +112,10 @@ class Taps:
     def reading(self) -> Iterator[Features]:
         """Yield what is filled by the forward passes inside the block."""
         modules = dict(self.network.backbone.named_modules())
-        outputs = {name: modules[name] for name in self.places}
+        outputs = {name: modules[name] for name in self.taps}
         inputs = {} if self._classifier is None else {_EMBEDDING: self._classifier}
         with reading(outputs, inputs) as found:
-            yield Features(self.places, found)
+            yield Features(self.taps, found)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the length of the embedding, found by one forward pass, as ``{"embedding": (D,)}``."""

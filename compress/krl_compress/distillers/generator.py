@@ -18,7 +18,7 @@ from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generator_backbones import MapGenerator
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.network import fit_images
 from krl_train.models.sampling import sample_grid, sample_latents
 from krl_train.placement import Placement
@@ -26,9 +26,9 @@ from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
 from krl_train.tasks.gan import GanTask, Score, averaged_generator, generator_learner
 
-from .terms import Kind
+from .weighted_losses import Loss
 
-__all__ = ["GENERATION_KINDS", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
+__all__ = ["GENERATION_LOSSES", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
 
 _MEASURED = 1000  # latents on which student and teacher are compared at an evaluation
 _SEED = 1  # of those latents; training draws from the run's seed
@@ -43,13 +43,13 @@ def _relative(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher) / teacher.square().mean().clamp(min=1e-8)
 
 
-GENERATION_KINDS: Mapping[str, Kind] = {
-    "pixels": Kind(_difference, "restored", weight=10.0),
-    "squares": Kind(F.mse_loss, "restored", weight=10.0),
-    "features": Kind(_relative, "maps", adapter="projection"),
-    "kernel": Kind(kernel_alignment, "maps", couples=True),
-    "perceptual": Kind(_relative, "embedding"),
-    "adversarial": Kind(generator_loss, "restored"),
+GENERATION_LOSSES: Mapping[str, Loss] = {
+    "pixels": Loss(_difference, "restored", weight=10.0),
+    "squares": Loss(F.mse_loss, "restored", weight=10.0),
+    "features": Loss(_relative, "maps", adapter="projection"),
+    "kernel": Loss(kernel_alignment, "maps", couples=True),
+    "perceptual": Loss(_relative, "embedding"),
+    "adversarial": Loss(generator_loss, "restored"),
 }
 """The losses by the name that ``--loss`` takes; ``StudentObjective`` says what each is."""
 
@@ -76,8 +76,8 @@ class StudentObjective(nn.Module):
 
     def __init__(
         self,
-        student: Generator,
-        teacher: Generator,
+        student: GeneratorNetwork,
+        teacher: GeneratorNetwork,
         weights: Mapping[str, float],
         classifier: FeatureNet | None = None,
     ) -> None:
@@ -90,13 +90,13 @@ class StudentObjective(nn.Module):
         self.weights = dict(weights)
         # Not a submodule: neither the optimizer, nor train(), nor a checkpoint has anything to do with it.
         self._teacher = (teacher.eval(),)
-        self.places = self._match() if {"features", "kernel"} & set(weights) else []
+        self.taps = self._match() if {"features", "kernel"} & set(weights) else []
         self.adapters = nn.ModuleList(
             nn.Conv2d(mine, theirs, 1) for mine, theirs in self._channels() if "features" in weights
         )
 
     @property
-    def teacher(self) -> Generator:
+    def teacher(self) -> GeneratorNetwork:
         """The teacher."""
         return self._teacher[0]
 
@@ -106,20 +106,20 @@ class StudentObjective(nn.Module):
         sizes = [net.levels for net in nets if isinstance(net, MapGenerator)]
         if len(sizes) < 2:
             raise UsageError("--loss features and kernel compare convolutional maps; an mlp-… generator has none")
-        places = [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
-        if not places:
+        taps = [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
+        if not taps:
             raise UsageError(
                 f"--loss features and kernel: the student has maps of {sizes[0]}, the teacher of {sizes[1]}, none alike"
             )
-        return places
+        return taps
 
     @torch.no_grad()
     def _channels(self) -> list[tuple[int, int]]:
-        if not self.places:
+        if not self.taps:
             return []
         maps = [_run(net.eval(), *_example(net))[1] for net in (self.student, self.teacher)]
         self.student.train()
-        return [(maps[0][mine].shape[1], maps[1][theirs].shape[1]) for mine, theirs in self.places]
+        return [(maps[0][mine].shape[1], maps[1][theirs].shape[1]) for mine, theirs in self.taps]
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the student's images ``[N, C, H, W]`` in 0 to 255, and the weighted terms by name."""
@@ -130,7 +130,7 @@ class StudentObjective(nn.Module):
         for name, function in (("pixels", _difference), ("squares", F.mse_loss)):
             if name in self.weights:
                 terms[name] = function(images / self.student.scale, target / self.student.scale)
-        pairs = [(mine[first].float(), theirs[second].float()) for first, second in self.places]
+        pairs = [(mine[first].float(), theirs[second].float()) for first, second in self.taps]
         if "features" in self.weights:
             adapted = zip(self.adapters, pairs, strict=True)
             terms["features"] = _mean([_relative(adapter(first), second) for adapter, (first, second) in adapted])
@@ -143,7 +143,7 @@ class StudentObjective(nn.Module):
         return images, {name: self.weights[name] * value for name, value in terms.items()}
 
 
-def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+def _run(generator: GeneratorNetwork, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """Return a generator's images in 0 to 255, and its maps."""
     backbone = generator.backbone
     if not isinstance(backbone, MapGenerator):
@@ -152,7 +152,7 @@ def _run(generator: Generator, latent: Tensor, condition: Tensor | None) -> tupl
     return generator.images(normalized), maps
 
 
-def _example(generator: Generator) -> tuple[Tensor, Tensor | None]:
+def _example(generator: GeneratorNetwork) -> tuple[Tensor, Tensor | None]:
     device = next(generator.parameters()).device
     length = None if generator.condition is None else int(generator.condition["length"])
     condition = None if length is None else torch.zeros(1, length, dtype=torch.int64, device=device)
@@ -171,7 +171,7 @@ class _Follower(Task[Batch]):
     conditions: Conditions | None
     score: Score | None
 
-    def final(self) -> Generator:
+    def final(self) -> GeneratorNetwork:
         """Return the moving average of the student, which the run keeps."""
         return averaged_generator(self.student)
 
@@ -261,7 +261,7 @@ class AdversarialStudentTask(_Follower, GanTask):
         )
         self.objective = objective
         self.adversarial_weight = objective.weights["adversarial"]
-        # In the generator's place, as the adapters learn as well.
+        # In the generator's tap, as the adapters learn as well.
         self.student = generator_learner(objective, objective.student, optim, steps, lr=optim.lr)
         self.learners = {**self.learners, "generator": self.student}
 

@@ -26,10 +26,10 @@ def plan_generator(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a generator, and draw inputs; see ``krl_deploy.exporters.export``."""
     import torch
 
-    from krl_train.models.generators import Generator, count_generator_macs
+    from krl_train.models.generators import GeneratorNetwork, count_generator_macs
 
     network, preprocessing = run.module(), run.record.preprocessing
-    assert isinstance(network, Generator)  # noqa: S101  for the type checker
+    assert isinstance(network, GeneratorNetwork)  # noqa: S101  for the type checker
     settings: dict[str, Any] = {"latent": {"size": network.latent_size, "distribution": "normal"}}
     if network.condition is not None:
         # The vectors of words are in the graph; a device needs the words alone.

@@ -15,7 +15,7 @@ from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distillation.distill import distill
-from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.loading import LoadedTeacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
@@ -63,7 +63,7 @@ def batch(count: int = 8, size: int = 16, channels: int = 3) -> Batch:
 
 
 def hinton(student: Network, teacher, alpha: float = 0.1) -> Distiller:
-    return Distiller(student, teacher, [parse_term(f"ce:weight={alpha}"), parse_term(f"kd:weight={1 - alpha}")])
+    return Distiller(student, teacher, [parse_loss(f"ce:weight={alpha}"), parse_loss(f"kd:weight={1 - alpha}")])
 
 
 def test_loss_is_the_formula() -> None:

@@ -32,14 +32,14 @@ from krl_train.evaluation.evaluate import evaluate
 from krl_train.importers.importing import import_weights
 from krl_train.metrics.generation import FeatureNet
 from krl_train.models import ModelSpec
-from krl_train.models.generators import Generator, build_generator
+from krl_train.models.generators import GeneratorNetwork, build_generator
 from krl_train.run import Run
 from krl_train.training.fit import fit
 
 PREPROCESSING = Preprocessing(16, 16, channels=1, mean=(0.5,), std=(0.5,))
 
 
-def generator(name: str, latent: int = 4, preprocessing: Preprocessing = PREPROCESSING) -> Generator:
+def generator(name: str, latent: int = 4, preprocessing: Preprocessing = PREPROCESSING) -> GeneratorNetwork:
     return build_generator(ModelSpec(name, 0, 1, {"latent": latent}), preprocessing)
 
 

@@ -14,12 +14,12 @@ from _helpers.images import blurred_noise
 from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distillation.distill import distill
-from krl_compress.distillation.restoration import RESTORATION_KINDS, RestorationDistiller
-from krl_compress.distillers import TermSpec, parse_term
+from krl_compress.distillation.restoration import RESTORATION_LOSSES, RestorationDistiller
+from krl_compress.distillers import WeightedLoss, parse_loss
 from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig, RestorationConfig
 from krl_train.data import PatchBatch
-from krl_train.models.restorers import Restorer, build_restorer
+from krl_train.models.restorers import RestorerNetwork, build_restorer
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.training.fit import fit
 from krl_train.training.restoration import restorer_preprocessing
@@ -52,7 +52,7 @@ def config(teacher: Run, out: Path, **changes: Any) -> DistillConfig:
     return replace(DistillConfig(out=out, teacher=(str(teacher.path),), student="espcn-8", loop=LOOP), **changes)
 
 
-def network(name: str, scale: int = 2, channels: int = 1, seed: int = 0) -> Restorer:
+def network(name: str, scale: int = 2, channels: int = 1, seed: int = 0) -> RestorerNetwork:
     torch.manual_seed(seed)
     made = build_restorer(ModelSpec(name, 0, channels, {"scale": scale}), restorer_preprocessing(channels, (6, 6)))
     for parameter in made.backbone.get_submodule("tail").parameters():
@@ -70,9 +70,9 @@ def batch(scale: int = 2) -> PatchBatch:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     student, large = network("espcn-8"), network("edsr-1-8", seed=1)
-    terms = [parse_term(text, RESTORATION_KINDS) for text in RESTORATION_KINDS]
+    terms = [parse_loss(text, RESTORATION_LOSSES) for text in RESTORATION_LOSSES]
     parts = RestorationDistiller(student, large, terms)(batch())
-    assert set(parts) == {"loss", *RESTORATION_KINDS}
+    assert set(parts) == {"loss", *RESTORATION_LOSSES}
     parts = {name: value.detach() for name, value in parts.items()}
     expected = sum(term.weight * parts[term.name] for term in terms)
     assert parts["loss"].item() == pytest.approx(float(expected), rel=1e-5)
@@ -85,7 +85,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
 def test_the_teacher_is_frozen_and_no_part_of_the_objective() -> None:
     student, large = network("espcn-8"), network("edsr-1-8", seed=1)
     before = {name: value.clone() for name, value in large.state_dict().items()}
-    objective = RestorationDistiller(student, large, [TermSpec("fitnet", 1.0)]).train()
+    objective = RestorationDistiller(student, large, [WeightedLoss("fitnet", 1.0)]).train()
     objective(batch())["loss"].backward()
     assert not large.training
     assert all(parameter.grad is None for parameter in large.parameters())
@@ -99,7 +99,7 @@ def test_the_teacher_is_frozen_and_no_part_of_the_objective() -> None:
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     same = network("edsr-1-8"), network("edsr-1-8")
-    terms = [TermSpec(name, 1.0) for name in ("teacher", "affinity", "at", "sp")]
+    terms = [WeightedLoss(name, 1.0) for name in ("teacher", "affinity", "at", "sp")]
     parts = RestorationDistiller(*same, terms)(batch())
     assert parts["loss"].detach().item() == pytest.approx(0, abs=1e-6)
 
@@ -174,4 +174,4 @@ def test_a_network_of_style_is_no_teacher(tmp_path: Path) -> None:
 
 def test_nets_of_two_scales_are_refused() -> None:
     with pytest.raises(UsageError, match="the student enlarges 2 times in 1 channels, the teacher 3 times in 1"):
-        RestorationDistiller(network("espcn-8"), network("espcn-8", scale=3), [TermSpec("pixels", 1.0)])
+        RestorationDistiller(network("espcn-8"), network("espcn-8", scale=3), [WeightedLoss("pixels", 1.0)])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from krl_compress.distillers import KINDS, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_term
-from krl_compress.distillers.feature_taps import Taps, match_places
+from krl_compress.distillers import REGISTRY, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_loss
+from krl_compress.distillers.feature_taps import Taps, match_taps
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, OptimConfig
@@ -37,17 +37,17 @@ LABELS = torch.arange(64) % 4
 NAMES = ("a", "b", "c", "d")
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "ce"])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "ce"])
 def test_every_loss_can_be_a_term_and_teaches(name: str) -> None:
     options = ":negatives=32" if name == "crd" else ""
     torch.manual_seed(3)
     objective = Distiller(
-        network("resnet8"), FrozenTeacher(network("resnet20", seed=1)), [parse_term(name + options)], labels=LABELS
+        network("resnet8"), FrozenTeacher(network("resnet20", seed=1)), [parse_loss(name + options)], labels=LABELS
     )
     optimizer = torch.optim.SGD(objective.parameters(), lr=1e-4)
     parts = objective(batch())
     assert set(parts) == {"loss", name}
-    assert parts["loss"].item() == pytest.approx(KINDS[name].weight * parts[name].item(), rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(REGISTRY[name].weight * parts[name].item(), rel=1e-5)
     parts["loss"].backward()
     gradient = sum(p.grad.abs().sum() for p in objective.network.parameters() if p.grad is not None)
     assert 0 < gradient < float("inf")
@@ -58,7 +58,7 @@ def test_every_loss_can_be_a_term_and_teaches(name: str) -> None:
 
 
 def test_terms_are_weighted_and_warmed_up() -> None:
-    terms = [parse_term("ce:weight=0.5"), parse_term("kd:weight=2,warmup=4,temperature=3")]
+    terms = [parse_loss("ce:weight=0.5"), parse_loss("kd:weight=2,warmup=4,temperature=3")]
     objective = Distiller(network(), FrozenTeacher(network("resnet20", seed=1)), terms).eval()
     for epoch, factor in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
         parts = objective(replace(batch(), epoch=epoch))
@@ -70,7 +70,7 @@ def test_standardized_terms_ignore_the_scale_of_logits() -> None:
     from krl_compress.losses import kd, standardize
 
     student, teacher = network(), network("resnet20", seed=1)
-    objective = Distiller(student, FrozenTeacher(teacher), [parse_term("kd:temperature=2,standardize")]).eval()
+    objective = Distiller(student, FrozenTeacher(teacher), [parse_loss("kd:temperature=2,standardize")]).eval()
     with torch.no_grad():
         z_s, z_t = student.eval()(batch().pixels), teacher.eval()(batch().pixels)
     value = objective(batch())["kd"]
@@ -88,37 +88,37 @@ def test_standardized_terms_ignore_the_scale_of_logits() -> None:
 )
 def test_wrong_terms_say_what_is_accepted(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_term(text)
+        parse_loss(text)
 
 
 def test_a_loss_given_twice_and_none_at_all() -> None:
     with pytest.raises(UsageError, match="given twice"):
-        Distiller(network(), None, [parse_term("ce"), parse_term("ce:weight=2")])
+        Distiller(network(), None, [parse_loss("ce"), parse_loss("ce:weight=2")])
     with pytest.raises(UsageError, match="no loss to minimize"):
         Distiller(network(), None, [])
 
 
 def test_places_of_cifar_networks_are_their_stages() -> None:
-    pairs = match_places(network("resnet8"), network("resnet56"), ())
+    pairs = match_taps(network("resnet8"), network("resnet56"), ())
     assert [(a.name, b.name) for a, b in pairs] == [("layer1", "layer1"), ("layer2", "layer2"), ("layer3", "layer3")]
     assert [a.shape for a, _ in pairs] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
 
 def test_places_match_by_resolution_across_architectures_and_sizes() -> None:
-    pairs = match_places(network("mobilenet_v3_small", size=64), network("resnet18", size=96), ())
+    pairs = match_taps(network("mobilenet_v3_small", size=64), network("resnet18", size=96), ())
     assert [round(64 / a.shape[1]) for a, _ in pairs] == [round(96 / b.shape[1]) for _, b in pairs]
     assert pairs[-1][1].name == "layer4"
     assert len(pairs) >= 4
 
 
 def test_places_can_be_named_and_wrong_names_list_the_candidates() -> None:
-    pairs = match_places(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
+    pairs = match_taps(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
     assert [(a.name, b.name) for a, b in pairs] == [("layer2.0", "layer2.1"), ("layer3", "layer3")]
     message = r"--feature-taps layer9: the student has no feature map 'layer9'; it has: conv1 16"
     with pytest.raises(UsageError, match=message):
-        match_places(network("resnet8"), network("resnet20"), ["layer9"])
+        match_taps(network("resnet8"), network("resnet20"), ["layer9"])
     with pytest.raises(UsageError, match=r"teacher has no feature map 'stem'"):
-        match_places(network("resnet8"), network("resnet20"), ["layer1=stem"])
+        match_taps(network("resnet8"), network("resnet20"), ["layer1=stem"])
 
 
 def test_networks_without_a_common_resolution_list_the_candidates() -> None:
@@ -132,9 +132,9 @@ def test_networks_without_a_common_resolution_list_the_candidates() -> None:
             return self.linear(self.shrink(x).mean((2, 3)))
 
     odd = Network(Flat(), Preprocessing(32, 32))
-    message = r"share no resolution; name places with --feature-taps.*shrink 4×6×6.*layer1 16×32×32"
+    message = r"share no resolution; name taps with --feature-taps.*shrink 4×6×6.*layer1 16×32×32"
     with pytest.raises(UsageError, match=message):
-        match_places(odd, network("resnet8"), ())
+        match_taps(odd, network("resnet8"), ())
 
 
 def test_taps_read_what_the_modules_put_out() -> None:
@@ -184,7 +184,7 @@ def test_fusion_is_the_hand_computed_mixture() -> None:
 
 def test_features_need_a_live_teacher() -> None:
     with pytest.raises(UsageError, match="need one live teacher"):
-        Distiller(network(), Fixed(torch.zeros(8, 4)), [parse_term("at")])
+        Distiller(network(), Fixed(torch.zeros(8, 4)), [parse_loss("at")])
 
 
 def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
@@ -197,7 +197,7 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
     assert 0.5 <= mixed.share <= 1
     plain = torch.from_numpy(pixels)[mixed.indices].float()
     torch.testing.assert_close(mixed.pixels, mixed.share * plain + (1 - mixed.share) * plain.roll(1, 0))
-    objective = Distiller(network(), None, [parse_term("ce")]).eval()
+    objective = Distiller(network(), None, [parse_loss("ce")]).eval()
     logits = objective.network(mixed.pixels)
     log_p = logits.log_softmax(1)
     rows = torch.arange(8)
@@ -205,7 +205,7 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
     expected = -(mixed.share * own + (1 - mixed.share) * other).mean()
     torch.testing.assert_close(objective(mixed)["ce"], expected)
     with pytest.raises(UsageError, match="one label for each image"):
-        Distiller(network(), FrozenTeacher(network("resnet20")), [parse_term("dkd")])(mixed)
+        Distiller(network(), FrozenTeacher(network("resnet20")), [parse_loss("dkd")])(mixed)
 
 
 def test_peers_minimize_the_formula() -> None:
@@ -293,7 +293,7 @@ torch.distributed.destroy_process_group()
 TWO = f"""
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import Network
 from krl_train.tasks import Batch
@@ -307,7 +307,7 @@ def main():
         generator = torch.Generator().manual_seed(1)
         pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=generator).double()
         labels = torch.arange(8) % 4
-        objective = Distiller(student, FrozenTeacher(teacher), [parse_term(name)], labels=torch.arange(32) % 4).double()
+        objective = Distiller(student, FrozenTeacher(teacher), [parse_loss(name)], labels=torch.arange(32) % 4).double()
         model = DistributedDataParallel(objective)
         parts = model(Batch(pixels[mine], labels[mine], torch.arange(8)[mine], 0))
         parts["loss"].backward()
@@ -344,7 +344,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from accelerate import PartialState
-from krl_compress.distillers import Distiller, FrozenTeacher, parse_term
+from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
@@ -365,7 +365,7 @@ def main():
         answers, terms = StoredTeacher(answers, "w", data, augmentation, views=2, folder=folder), terms[:3]
         with process_first("cpu"):
             answers.fill(torch.device("cpu"))
-    objective = Distiller(student, answers, [parse_term(term) for term in terms])
+    objective = Distiller(student, answers, [parse_loss(term) for term in terms])
     loop = LoopConfig(epochs=4, batch_size=16, precision="fp32", device="cpu")
     stream = BatchStream(data, augmentation, 16, 0, 2 if how == "stored" else None)
     optim = OptimConfig(lr=0.05, warmup=0.0)

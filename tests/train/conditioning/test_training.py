@@ -11,7 +11,7 @@ import torch
 from _helpers.digits import LABELS, write_digits
 from krl_runtime.conditions import encode
 from krl_train.config import ConditioningConfig, DataConfig, FitConfig, GenerationConfig, InputConfig, LoopConfig
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.training.fit import fit
 
 SIZES = ("small", "large")
@@ -64,7 +64,7 @@ def test_a_run_makes_images_of_what_is_asked_for(
     settings = run.record.model.arguments["condition"]
     assert settings["kind"] == kind
     generator = run.module()
-    assert isinstance(generator, Generator)
+    assert isinstance(generator, GeneratorNetwork)
     tokens = torch.from_numpy(encode(list(conditions), settings))
     latent = torch.zeros(2, 4)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from krl_runtime.errors import ModelError, UsageError
 from krl_train.config import EvaluateConfig, ImportConfig
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.importers.importing import import_weights
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import Run
 
 WAVE = Path("../shared/data/models/style_wave.npz")
@@ -86,7 +86,7 @@ def test_it_computes_what_tensorflow_does(tmp_path: Path) -> None:
         "degradation": {"kind": "none"},
     }
     network = Run.open(run.path).module()
-    assert isinstance(network, Restorer)
+    assert isinstance(network, RestorerNetwork)
     image = np.random.default_rng(1).integers(0, 256, (12, 20, 3)).astype(np.uint8)
     with torch.no_grad():
         painted = network(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0].numpy().transpose(1, 2, 0)

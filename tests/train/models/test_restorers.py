@@ -9,20 +9,20 @@ import torch
 from krl_runtime.errors import ModelError
 from krl_runtime.images.luma import resize
 from krl_train.models import count_parameters
-from krl_train.models.restorers import Enlargement, Restorer, SkipNetwork, build_restorer, receptive_radius
+from krl_train.models.restorers import Enlargement, RestorerNetwork, SkipNetwork, build_restorer, receptive_radius
 from krl_train.run import ModelSpec
 from krl_train.training.restoration import restorer_preprocessing
 
 NAMES = ("espcn", "espcn-8", "fsrcnn", "fsrcnn-8-4-2", "edsr-1-8", "edsr-2-4")
 
 
-def restorer(name: str, scale: int, channels: int = 1) -> Restorer:
+def restorer(name: str, scale: int, channels: int = 1) -> RestorerNetwork:
     torch.manual_seed(0)
     spec = ModelSpec(name, 0, channels, {"scale": scale})
     return build_restorer(spec, restorer_preprocessing(channels, (8, 8))).eval()
 
 
-def trained(name: str, scale: int, channels: int = 1) -> Restorer:
+def trained(name: str, scale: int, channels: int = 1) -> RestorerNetwork:
     """A restorer whose last layer is not 0 any more."""
     made = restorer(name, scale, channels)
     for parameter in made.backbone.get_submodule("tail").parameters():

@@ -29,7 +29,7 @@ from krl_train.data.diffaugment import diffaugment
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.importers.importing import import_weights
 from krl_train.loop import CHECKPOINT
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.run import WEIGHTS
 from krl_train.tasks.adversarial import discriminator_loss, generator_loss, r1_penalty
 from krl_train.tasks.gan import CollapseWatch, GanTask
@@ -106,7 +106,7 @@ def test_a_gan_is_trained_and_its_run_generates(tmp_path: Path) -> None:
     assert run.record.labels == ()
     generator = run.module()
     assert run.record.metrics["parameters"] == sum(value.numel() for value in generator.parameters())
-    assert isinstance(generator, Generator)
+    assert isinstance(generator, GeneratorNetwork)
     assert generator(torch.randn(2, 6)).shape == (2, 1, 8, 8)
     grid = np.asarray(Image.open(run.path / "samples" / "samples-0002.png"))
     assert grid.shape == (64, 64)

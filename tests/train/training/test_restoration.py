@@ -34,7 +34,7 @@ from krl_train.data import open_source
 from krl_train.data.patches import PatchStream, Truths, read_image
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.metrics.restoration import enlarge, score, ssim
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.placement import Placement
 from krl_train.run import Run
 from krl_train.training.fit import fit
@@ -209,7 +209,7 @@ def test_training_beats_bicubic_and_the_run_makes_its_network_again(images: Path
     assert arguments == {"scale": 2, "color": "y", "overlap": 4, "degradation": BICUBIC}
     assert run.record.configuration["optim"]["optimizer"] == "adamw"
     opened = Run.open(run.path).module()
-    assert isinstance(opened, Restorer)
+    assert isinstance(opened, RestorerNetwork)
     assert opened(torch.zeros(1, 1, 5, 9, dtype=torch.uint8)).shape == (1, 1, 10, 18)
     grids = sorted((run.path / "samples").iterdir())
     assert [item.name for item in grids] == ["restored-0020.png", "restored-0040.png"]

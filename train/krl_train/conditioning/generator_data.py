@@ -9,7 +9,7 @@ from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import ConditioningConfig, DataConfig
 from krl_train.data import PixelSet, Source, open_source
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.run import Run, RunRecord
 
 from .conditions import Conditions, read_conditions
@@ -36,7 +36,7 @@ class GeneratorData:
     preprocessing: Preprocessing
 
 
-def open_generator(path: Path) -> tuple[Run, Generator]:
+def open_generator(path: Path) -> tuple[Run, GeneratorNetwork]:
     """Open a generator's run.
 
     Returns:
@@ -49,9 +49,9 @@ def open_generator(path: Path) -> tuple[Run, Generator]:
     return run, _generator_of(run)
 
 
-def _generator_of(run: Run) -> Generator:
+def _generator_of(run: Run) -> GeneratorNetwork:
     generator = run.module()
-    if not isinstance(generator, Generator):
+    if not isinstance(generator, GeneratorNetwork):
         raise RunError(f"run {run.path} is of the task {run.record.task!r}; a generator is needed here")
     return generator
 

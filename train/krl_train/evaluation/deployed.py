@@ -16,7 +16,7 @@ __all__ = ["DeployedGenerator"]
 
 
 class DeployedGenerator(nn.Module):
-    """A bundle on a backend, with the interface of ``krl_train.models.generators.Generator``.
+    """A bundle on a backend, with the interface of ``krl_train.models.generators.GeneratorNetwork``.
 
     Args:
         path: The bundle.
@@ -37,7 +37,7 @@ class DeployedGenerator(nn.Module):
         self.device = torch.device("cpu")  # where images come from and go to, whatever computes them
 
     def forward(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images float32 ``[N, C, H, W]``, as ``Generator`` does.
+        """Map latents ``[N, Z]`` and tokens ``[N, L]`` to images float32 ``[N, C, H, W]``, as ``GeneratorNetwork`` does.
 
         Raises:
             BackendError: The device failed, or an input has another shape.

@@ -14,7 +14,7 @@ from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, resolve_device
 from krl_train.metrics.generation import frechet_distance, same_latent
 from krl_train.metrics.scoring import real_pixels, score_against
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
 from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
@@ -118,7 +118,7 @@ def _score(
 
 
 def _compare(
-    generator: ImageGenerator, teacher: Generator, data: GeneratorData | None, options: GeneratorScoreConfig
+    generator: ImageGenerator, teacher: GeneratorNetwork, data: GeneratorData | None, options: GeneratorScoreConfig
 ) -> Mapping[str, Any]:
     latents = sample_latents(options.score_samples, generator.latent_size, _SEED)
     tokens = None

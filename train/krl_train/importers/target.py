@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from krl_train.models import Network
-from krl_train.models.generators import Generator
-from krl_train.models.restorers import Restorer
+from krl_train.models.generators import GeneratorNetwork
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import ModelSpec
 
 from .weights import read_weights
@@ -47,7 +47,7 @@ class Target:
 
     task: str
     spec: ModelSpec
-    network: Network | Generator | Restorer
+    network: Network | GeneratorNetwork | RestorerNetwork
     measure: Callable[[], Measured]
     labels: tuple[str, ...] = ()
     read: Callable[[Path], Mapping[str, Tensor]] = read_weights

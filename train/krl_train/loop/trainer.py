@@ -29,7 +29,7 @@ from krl_runtime.progress import progress_bar
 from krl_train.config import LoopConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.placement import Placement
-from krl_train.tasks.base import Batch, Learner, Stream, Task
+from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
 
 __all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
 
@@ -163,7 +163,7 @@ class Trainer:
         out: The run's folder; ``None`` trains without logs and checkpoints.
     """
 
-    def __init__(self, config: LoopConfig, task: Task[Any], stream: Stream[Any], out: Path | None) -> None:
+    def __init__(self, config: LoopConfig, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
         self.accelerator = _accelerator(config)
         world = self.accelerator.num_processes

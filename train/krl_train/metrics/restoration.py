@@ -102,7 +102,7 @@ def evaluate_restorer(
     """Measure a restorer on whole images in float32.
 
     Args:
-        network: A ``Restorer`` on ``placement.device``; it is in eval mode afterwards.
+        network: A ``RestorerNetwork`` on ``placement.device``; it is in eval mode afterwards.
         truths: The images; each is made worse, restored and compared.
         scale: By how much the truth is larger than the input.
         degradation: See ``krl_runtime.images.luma.corrupt``; noise follows from each image's number.

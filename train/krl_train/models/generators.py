@@ -24,14 +24,14 @@ from .conditioners import build_conditioner
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec
 
-__all__ = ["Generator", "build_generator", "count_generator_macs", "generator_width", "is_generator"]
+__all__ = ["GeneratorNetwork", "build_generator", "count_generator_macs", "generator_width", "is_generator"]
 
 _CONVOLUTIONAL = re.compile(r"(dcgan|resgan|dsgan|subgan)-(\d+)(?:x(\d+))?")
 _MLP = re.compile(r"mlp-(\d+(?:-\d+)*)")
 _ACCEPTED = "dcgan-W, resgan-W, dsgan-W, subgan-W (W channels; -WxB for B blocks at each resolution), mlp-H1-H2"
 
 
-class Generator(nn.Module):
+class GeneratorNetwork(nn.Module):
     """A backbone behind the scale of images: what is trained, distilled and exported.
 
     Args:
@@ -107,7 +107,7 @@ def is_generator(name: str) -> bool:
     return bool(_MLP.fullmatch(name) or _CONVOLUTIONAL.fullmatch(name))
 
 
-def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
+def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorNetwork:
     """Return a generator, freshly initialized.
 
     Args:
@@ -129,7 +129,7 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
         if condition is not None:
             raise ModelError(f"generator {spec.name} takes no condition; dcgan-W, resgan-W, dsgan-W and subgan-W do")
         backbone = FullyConnectedGenerator(latent, [int(units) for units in match[1].split("-")], preprocessing)
-        return Generator(backbone, latent, preprocessing)
+        return GeneratorNetwork(backbone, latent, preprocessing)
     match = _CONVOLUTIONAL.fullmatch(spec.name)
     if match is None or int(match[2]) < 1 or int(match[3] or 1) < 1:
         raise ModelError(f"unknown generator {spec.name!r}; accepted: {_ACCEPTED}")
@@ -141,11 +141,11 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> Generator:
         backbone = SubPixelGenerator(width, blocks, latent, preprocessing, conditioner)
     else:
         backbone = ConvolutionalGenerator(kind, width, blocks, latent, preprocessing, conditioner)
-    return Generator(backbone, latent, preprocessing, condition)
+    return GeneratorNetwork(backbone, latent, preprocessing, condition)
 
 
 @torch.no_grad()
-def count_generator_macs(generator: Generator) -> int:
+def count_generator_macs(generator: GeneratorNetwork) -> int:
     """Return the multiply-accumulate operations of one image, in convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -26,7 +26,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from .image_to_image import StyleNetwork, UNet
 from .spec import ModelSpec
 
-__all__ = ["Enlargement", "Restorer", "SkipNetwork", "build_restorer", "receptive_radius", "restorer_names"]
+__all__ = ["Enlargement", "RestorerNetwork", "SkipNetwork", "build_restorer", "receptive_radius", "restorer_names"]
 
 
 class Enlargement(nn.Module):
@@ -102,7 +102,7 @@ class _Residual(nn.Module):
         return added
 
 
-class Restorer(nn.Module):
+class RestorerNetwork(nn.Module):
     """A backbone between pixels: what a device runs.
 
     Args:
@@ -262,7 +262,7 @@ def receptive_radius(name: str, scale: int) -> int | None:
     return max(family.radius(numbers, scale), 2)  # the enlargement alone looks at 2
 
 
-def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> Restorer:
+def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> RestorerNetwork:
     """Return a restorer, freshly initialized: but for ``style``, its answer is the plain enlargement.
 
     Args:
@@ -281,7 +281,7 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> Restorer:
     backbone = family.build(numbers, int(scale), spec.in_channels)
     if isinstance(backbone, SkipNetwork):
         _initialize(backbone)
-    return Restorer(backbone, preprocessing, int(scale))
+    return RestorerNetwork(backbone, preprocessing, int(scale))
 
 
 def _initialize(backbone: SkipNetwork) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Batch, Learner, Stream, Task, Update
+from .base import Batch, Learner, Task, TrainingStream, Update
 from .classification import ClassificationTask, Objective, Supervised
 from .learners import make_learner
 from .restoration import PixelLoss, RestorationObjective, RestorationTask
@@ -15,9 +15,9 @@ __all__ = [
     "PixelLoss",
     "RestorationObjective",
     "RestorationTask",
-    "Stream",
     "Supervised",
     "Task",
+    "TrainingStream",
     "Update",
     "make_learner",
 ]

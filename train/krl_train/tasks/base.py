@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from krl_train.placement import Placement
 
-__all__ = ["Batch", "Learner", "Stream", "Task", "Update"]
+__all__ = ["Batch", "Learner", "Task", "TrainingStream", "Update"]
 
 _Batch = TypeVar("_Batch")
 _Yielded = TypeVar("_Yielded", covariant=True)
@@ -64,7 +64,7 @@ Update: TypeAlias = Callable[[str, Tensor], None]
 """Called by a step as ``update(learner_name, loss)``: backward, clip, optimizer, schedule, moving average."""
 
 
-class Stream(Protocol[_Yielded]):
+class TrainingStream(Protocol[_Yielded]):
     """The batches that a task is trained on; everything random in them follows from a seed, the epoch and the step."""
 
     @property

@@ -16,7 +16,7 @@ from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.data.diffaugment import diffaugment
 from krl_train.metrics.guide import Guide
 from krl_train.models.discriminators import Discriminator
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import sample_grid
 from krl_train.placement import Placement
 
@@ -28,12 +28,12 @@ __all__ = ["CollapseWatch", "GanTask", "Score", "averaged_generator", "generator
 
 _R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
 
-Score: TypeAlias = Callable[[Generator, Placement], dict[str, Any]]
+Score: TypeAlias = Callable[[GeneratorNetwork, Placement], dict[str, Any]]
 """Measures a generator in eval mode."""
 
 
 def generator_learner(
-    module: nn.Module, generator: Generator, optim: OptimConfig, steps: int, *, lr: float | None
+    module: nn.Module, generator: GeneratorNetwork, optim: OptimConfig, steps: int, *, lr: float | None
 ) -> Learner:
     """Return a learner whose average is that of a generator.
 
@@ -48,10 +48,10 @@ def generator_learner(
     return make_learner(module, optim, gan_adam(module, lr), steps, average=average, average_of=generator)
 
 
-def averaged_generator(learner: Learner) -> Generator:
+def averaged_generator(learner: Learner) -> GeneratorNetwork:
     """Return the moving average of a learner's generator, which the run keeps."""
     assert learner.average is not None  # noqa: S101  for the type checker
-    assert isinstance(learner.average.module, Generator)  # noqa: S101  for the type checker
+    assert isinstance(learner.average.module, GeneratorNetwork)  # noqa: S101  for the type checker
     return learner.average.module
 
 
@@ -117,7 +117,7 @@ class GanTask(Task[Batch]):
 
     def __init__(
         self,
-        generator: Generator,
+        generator: GeneratorNetwork,
         discriminator: Discriminator,
         options: GenerationConfig,
         optim: OptimConfig,
@@ -190,7 +190,7 @@ class GanTask(Task[Batch]):
         self.discriminator.requires_grad_(True)
         return parts
 
-    def final(self) -> Generator:
+    def final(self) -> GeneratorNetwork:
         """Return the moving average of the generator, which the run keeps."""
         return averaged_generator(self.learners["generator"])
 

@@ -14,7 +14,7 @@ from krl_train.config import OptimConfig
 from krl_train.data import PatchBatch, Truths
 from krl_train.metrics import evaluate_restorer
 from krl_train.metrics.restoration import enlarge, restore_image
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.placement import Placement
 
 from .objective import ObjectiveTask
@@ -45,7 +45,7 @@ def pixel_loss(restored: Tensor, truth: Tensor, *, epsilon: float = 0.0) -> Tens
 class RestorationObjective(nn.Module):
     """A restorer together with what its training minimizes; all of its parameters are trained."""
 
-    network: Restorer
+    network: RestorerNetwork
 
     @abstractmethod
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class PixelLoss(RestorationObjective):
         epsilon: See ``pixel_loss``.
     """
 
-    def __init__(self, network: Restorer, epsilon: float = 0.0) -> None:
+    def __init__(self, network: RestorerNetwork, epsilon: float = 0.0) -> None:
         super().__init__()
         self.network = network
         self.epsilon = epsilon
@@ -70,7 +70,7 @@ class PixelLoss(RestorationObjective):
         return {"loss": pixel_loss(self.network(batch.pixels), batch.truth, epsilon=self.epsilon)}
 
 
-class RestorationTask(ObjectiveTask[PatchBatch, Restorer]):
+class RestorationTask(ObjectiveTask[PatchBatch, RestorerNetwork]):
     """Trains the network of an objective and measures it on whole images.
 
     Args:

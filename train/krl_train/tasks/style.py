@@ -13,7 +13,7 @@ from torch import Tensor
 from krl_train.config import StyleConfig
 from krl_train.data import PatchBatch
 from krl_train.models.perceptual import FeatureMaps, gram
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.placement import Placement
 
 from .restoration import SHOWN_SIDE, RestorationObjective, RestorationTask, framed
@@ -46,7 +46,7 @@ class StyleObjective(RestorationObjective):
     """
 
     def __init__(
-        self, network: Restorer, features: FeatureMaps, style: npt.NDArray[np.uint8], config: StyleConfig
+        self, network: RestorerNetwork, features: FeatureMaps, style: npt.NDArray[np.uint8], config: StyleConfig
     ) -> None:
         super().__init__()
         self.network = network

@@ -13,7 +13,7 @@ from torch import Tensor
 from krl_train.config import OptimConfig
 from krl_train.data import PatchBatch, Truths
 from krl_train.models.image_to_image import PatchDiscriminator
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 
 from .adversarial import discriminator_loss, generator_loss
 from .base import Update
@@ -35,7 +35,7 @@ class TranslationObjective(RestorationObjective):
         adversarial_weight: Of what the discriminator says.
     """
 
-    def __init__(self, network: Restorer, pixel_weight: float, adversarial_weight: float) -> None:
+    def __init__(self, network: RestorerNetwork, pixel_weight: float, adversarial_weight: float) -> None:
         super().__init__()
         self.network = network
         self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight

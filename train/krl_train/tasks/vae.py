@@ -18,7 +18,7 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics.scoring import real_pixels
 from krl_train.models.generator_backbones import image_sizes
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import image_grid, sample_grid
 from krl_train.placement import Placement
 
@@ -60,7 +60,7 @@ def gaussian_likelihood(decoded: Tensor, images: Tensor) -> Tensor:
 
 
 class _Encoder(nn.Module):
-    def __init__(self, generator: Generator, conditioner: nn.Module | None) -> None:
+    def __init__(self, generator: GeneratorNetwork, conditioner: nn.Module | None) -> None:
         super().__init__()
         preprocessing = generator.preprocessing
         ups = len(image_sizes(preprocessing.height, preprocessing.width)) - 1
@@ -91,7 +91,7 @@ class VariationalAutoencoder(nn.Module):
         conditioner: Of the encoder, where the generator has a condition.
     """
 
-    def __init__(self, generator: Generator, conditioner: nn.Module | None = None) -> None:
+    def __init__(self, generator: GeneratorNetwork, conditioner: nn.Module | None = None) -> None:
         super().__init__()
         self.generator = generator
         self.encoder = _Encoder(generator, conditioner)
@@ -153,7 +153,7 @@ class VaeTask(Task[Batch]):
         update("vae", loss / batch.pixels[0].numel())
         return {"loss": loss.detach(), "likelihood": likelihood.detach(), "divergence": latent.detach()}
 
-    def final(self) -> Generator:
+    def final(self) -> GeneratorNetwork:
         """Return the moving average of the decoder, which the run keeps."""
         return averaged_generator(self.learners["vae"])
 

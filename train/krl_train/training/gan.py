@@ -21,7 +21,7 @@ from krl_train.metrics.scoring import score_against
 from krl_train.models import count_parameters
 from krl_train.models.conditioners import Conditioner
 from krl_train.models.discriminators import build_discriminator
-from krl_train.models.generators import Generator, build_generator, count_generator_macs
+from krl_train.models.generators import GeneratorNetwork, build_generator, count_generator_macs
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.gan import GanTask, Score
 
@@ -46,7 +46,7 @@ class GeneratorTraining:
 
     training: Training
     record: RunRecord
-    generator: Generator
+    generator: GeneratorNetwork
     conditions: Conditions | None
 
 
@@ -144,7 +144,7 @@ def fit(config: FitConfig) -> Run:
     return train_task(task, stream, start.record, size, config.loop, config.out, resume=config.resume)
 
 
-def generator_size(generator: Generator) -> dict[str, int]:
+def generator_size(generator: GeneratorNetwork) -> dict[str, int]:
     """Return a generator's ``"parameters"`` and ``"macs"`` of one image."""
     return {"parameters": count_parameters(generator), "macs": count_generator_macs(generator)}
 

@@ -22,7 +22,7 @@ from krl_train.config import (
 )
 from krl_train.data import PatchStream, Truths
 from krl_train.data.patches import list_images, read_truths
-from krl_train.models.restorers import Restorer, build_restorer, receptive_radius
+from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
@@ -197,7 +197,7 @@ def read_images(folder: ImageFolder, split: str, data: DataConfig, spec: ModelSp
 
 
 def fit_restorer(
-    make_objective: Callable[[Restorer], RestorationObjective],
+    make_objective: Callable[[RestorerNetwork], RestorationObjective],
     training: RestorationTraining,
     spec: ModelSpec,
     config: FitConfig,
@@ -264,7 +264,7 @@ def restorer_record(
 
 
 def train_restorer(
-    make_objective: Callable[[Restorer], RestorationObjective],
+    make_objective: Callable[[RestorerNetwork], RestorationObjective],
     training: RestorationTraining,
     record: RunRecord,
     config: TrainingConfig,

@@ -18,9 +18,9 @@ from krl_train.config import LoopConfig, OptimConfig
 from krl_train.data.splits import Training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network, count_macs, count_parameters
-from krl_train.models.restorers import Restorer
+from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import Run, RunRecord
-from krl_train.tasks import ClassificationTask, Objective, Stream, Task
+from krl_train.tasks import ClassificationTask, Objective, Task, TrainingStream
 
 __all__ = ["costs", "initialize_from", "network_size", "train_classifier", "train_task"]
 
@@ -67,14 +67,14 @@ def train_classifier(
     return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
 
 
-def network_size(network: Network | Restorer) -> dict[str, int]:
+def network_size(network: Network | RestorerNetwork) -> dict[str, int]:
     """Return ``"parameters"``, and ``"macs"`` for one input of the preprocessing's size."""
     return {"parameters": count_parameters(network), "macs": count_macs(network, network.preprocessing.shape)}
 
 
 def train_task(
     task: Task[Any],
-    stream: Stream[Any],
+    stream: TrainingStream[Any],
     record: RunRecord,
     size: Mapping[str, int],
     loop: LoopConfig,

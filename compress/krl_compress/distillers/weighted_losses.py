@@ -18,7 +18,7 @@ from krl_train.custom import is_custom
 
 from .custom import custom_function
 
-__all__ = ["KINDS", "Kind", "TermSpec", "parse_term"]
+__all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss"]
 
 Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
 """Inputs of a loss: labels with the student's logits; both nets' logits; those and labels; the last shared map;
@@ -27,8 +27,8 @@ the truth, or with the teacher's."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A loss that can be a term.
+class Loss:
+    """A loss of the literature, with its usual weight.
 
     Attributes:
         function: The pure function (for ``"crd"`` and ``"review"`` the module that wraps it).
@@ -65,41 +65,41 @@ def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: flo
 
 
 # Weights: RepDistiller's scripts and the papers' own; see the docstring of each function.
-KINDS: Mapping[str, Kind] = {
-    "ce": Kind(_cross_entropy, "labels"),
-    "kd": Kind(losses.kd, "logits", weight=0.9),
-    "logistic": Kind(losses.logistic, "logits"),
-    "soft_bce": Kind(losses.soft_bce, "logits"),
-    "hard_label": Kind(losses.hard_label, "logits", weight=0.5),
-    "logit_mse": Kind(losses.logit_mse, "logits"),
-    "dist": Kind(losses.dist, "logits", weight=2.0, couples=True),
-    "ttm": Kind(losses.ttm, "logits", weight=45.0),
-    "wttm": Kind(losses.wttm, "logits", weight=4.0),
-    "mlkd": Kind(losses.mlkd, "logits", couples=True),
-    "dkd": Kind(losses.dkd, "logits+labels"),
-    "nkd": Kind(losses.nkd, "logits+labels"),
-    "rld": Kind(losses.rld, "logits+labels"),
-    "wsld": Kind(losses.wsld, "logits+labels"),
-    "fitnet": Kind(losses.hint, "map", weight=100.0, adapter="regressor"),
-    "wkd_f": Kind(losses.wkd_f, "map", weight=0.08, adapter="projection"),
-    "at": Kind(losses.at, "maps", weight=1000.0),
-    "nst": Kind(losses.nst, "map", weight=50.0),
-    "sp": Kind(losses.sp, "map", weight=3000.0, couples=True),
-    "reviewkd": Kind(losses.Review, "review"),
-    "rkd": Kind(_rkd, "embedding", couples=True),
-    "pkt": Kind(losses.pkt, "embedding", weight=30000.0, couples=True),
-    "cc": Kind(losses.cc, "embedding", weight=1.0, couples=True),
-    "crd": Kind(losses.CRD, "crd", weight=0.8, couples=True),
+REGISTRY: Mapping[str, Loss] = {
+    "ce": Loss(_cross_entropy, "labels"),
+    "kd": Loss(losses.kd, "logits", weight=0.9),
+    "logistic": Loss(losses.logistic, "logits"),
+    "soft_bce": Loss(losses.soft_bce, "logits"),
+    "hard_label": Loss(losses.hard_label, "logits", weight=0.5),
+    "logit_mse": Loss(losses.logit_mse, "logits"),
+    "dist": Loss(losses.dist, "logits", weight=2.0, couples=True),
+    "ttm": Loss(losses.ttm, "logits", weight=45.0),
+    "wttm": Loss(losses.wttm, "logits", weight=4.0),
+    "mlkd": Loss(losses.mlkd, "logits", couples=True),
+    "dkd": Loss(losses.dkd, "logits+labels"),
+    "nkd": Loss(losses.nkd, "logits+labels"),
+    "rld": Loss(losses.rld, "logits+labels"),
+    "wsld": Loss(losses.wsld, "logits+labels"),
+    "fitnet": Loss(losses.hint, "map", weight=100.0, adapter="regressor"),
+    "wkd_f": Loss(losses.wkd_f, "map", weight=0.08, adapter="projection"),
+    "at": Loss(losses.at, "maps", weight=1000.0),
+    "nst": Loss(losses.nst, "map", weight=50.0),
+    "sp": Loss(losses.sp, "map", weight=3000.0, couples=True),
+    "reviewkd": Loss(losses.Review, "review"),
+    "rkd": Loss(_rkd, "embedding", couples=True),
+    "pkt": Loss(losses.pkt, "embedding", weight=30000.0, couples=True),
+    "cc": Loss(losses.cc, "embedding", weight=1.0, couples=True),
+    "crd": Loss(losses.CRD, "crd", weight=0.8, couples=True),
 }
 """The losses by the name that ``--loss`` takes."""
 
 
 @dataclass(frozen=True)
-class TermSpec:
+class WeightedLoss:
     """A term as it is asked for.
 
     Attributes:
-        name: Key of ``KINDS``, or the name of a user's own function.
+        name: Key of ``REGISTRY``, or the name of a user's own function.
         weight: Factor of the loss.
         warmup: Epochs over which the weight grows linearly to its value; the first epoch counts as one.
         standardize: Whether both nets' logits are standardized first (https://arxiv.org/abs/2403.01427).
@@ -112,19 +112,19 @@ class TermSpec:
     warmup: int = 0
     standardize: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
-    custom: Kind | None = None
+    custom: Loss | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Loss:
         """The loss."""
-        return self.custom or KINDS[self.name]
+        return self.custom or REGISTRY[self.name]
 
     def factor(self, epoch: int) -> float:
         """Return the weight in one epoch, counted from 0."""
         return self.weight * (min((epoch + 1) / self.warmup, 1.0) if self.warmup else 1.0)
 
 
-def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
+def parse_loss(text: str, kinds: Mapping[str, Loss] = REGISTRY) -> WeightedLoss:
     """Parse ``NAME[:key=value,…]``, as ``"kd:weight=0.9,temperature=4"`` or ``"dkd:beta=8,warmup=20,standardize"``.
 
     Args:
@@ -136,10 +136,10 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
     """
     name, rest = split_loss(text, kinds)
     custom = _custom_kind(name) if is_custom(name) else None
-    if custom is not None and kinds is not KINDS:
+    if custom is not None and kinds is not REGISTRY:
         raise UsageError(f"--loss {text}: your own loss is for classifiers; accepted here: {', '.join(kinds)}")
     if custom is None and name not in kinds:
-        more = ", or your own function as package.module:name" if kinds is KINDS else ""
+        more = ", or your own function as package.module:name" if kinds is REGISTRY else ""
         raise UsageError(
             f"--loss {text}: unknown loss {name!r}{_suggest(name, kinds)}; accepted: {', '.join(kinds)}{more}"
         )
@@ -160,13 +160,13 @@ def parse_term(text: str, kinds: Mapping[str, Kind] = KINDS) -> TermSpec:
         raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardize")
     weight, warmup = values.pop("weight", kind.weight), int(values.pop("warmup", 0))
     whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
-    return TermSpec(name, weight, warmup, standardize, whole, custom)
+    return WeightedLoss(name, weight, warmup, standardize, whole, custom)
 
 
-def _custom_kind(name: str) -> Kind:
+def _custom_kind(name: str) -> Loss:
     """Return a user's function as a loss; the whole batch is gathered for it, as its samples may be coupled."""
     function, takes_labels = custom_function(name)
-    return Kind(function, "logits+labels" if takes_labels else "logits", couples=True)
+    return Loss(function, "logits+labels" if takes_labels else "logits", couples=True)
 
 
 def _suggest(word: str, accepted: Any) -> str:
