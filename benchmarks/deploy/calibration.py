@@ -80,7 +80,7 @@ def ours(file: bytes, pixels: np.ndarray, method: str) -> None:
     """Do what krl-deploy quantize does between decoding and measuring: both graphs, not one."""
     identity = Identity("", {}, "", len(pixels), method, "auto")
     calibration = measure_tensors(onnx.load_model_from_string(file), pixels, identity, method=method)
-    Emitter(file, calibration, half=True, optimal_scales=False, bias_correction=True).emit()
+    Emitter(file, calibration, fp16=True, optimal_scales=False, bias_correction=True).emit()
 
 
 if __name__ == "__main__":

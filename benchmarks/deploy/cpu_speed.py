@@ -40,7 +40,7 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, dict[str, float]
     pixels = photographs(32, 224)
     identity = Identity("", {}, "", len(pixels), "minmax", "auto")
     calibration = measure_tensors(onnx.load_model_from_string(fp32), pixels, identity)
-    graphs = Emitter(fp32, calibration, half=False, optimal_scales=False, bias_correction=True).emit()
+    graphs = Emitter(fp32, calibration, fp16=False, optimal_scales=False, bias_correction=True).emit()
     files = {
         "fp32": fp32,
         "krl int8.cpu (U8S8)": graphs.files["int8.cpu"],

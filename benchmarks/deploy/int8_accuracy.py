@@ -87,7 +87,7 @@ def contenders(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
 
 def layers(fp32: bytes, seen: np.ndarray) -> Iterator[tuple[str, Any]]:
     """Yield names and sessions with one layer in INT8 and all others in FP32, calibrated as by default."""
-    emitter = emitter_of(fp32, seen, DEFAULT, half=False)
+    emitter = emitter_of(fp32, seen, DEFAULT, fp16=False)
     names = [item.node.name for item in weighted_nodes(GraphEditor(emitter.model))]
     for name in names:
         others = dict.fromkeys([other for other in names if other != name], "measured alone")
@@ -109,13 +109,13 @@ def emitter_of(
     equalizing: Equalize = "auto",
     bias_correction: bool = True,
     optimal_scales: bool = False,
-    half: bool = True,
+    fp16: bool = True,
 ) -> Emitter:
     identity = Identity("", {}, "", len(seen), method, equalizing)
     calibration = measure_tensors(
         onnx.load_model_from_string(fp32), seen, identity, method=method, equalizing=equalizing
     )
-    return Emitter(fp32, calibration, half=half, optimal_scales=optimal_scales, bias_correction=bias_correction)
+    return Emitter(fp32, calibration, fp16=fp16, optimal_scales=optimal_scales, bias_correction=bias_correction)
 
 
 def score(logits: np.ndarray, exact: np.ndarray, truth: np.ndarray) -> dict[str, float]:

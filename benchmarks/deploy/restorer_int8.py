@@ -113,7 +113,7 @@ def emit(
     identity = Identity("", {}, "", len(seen), method, equalizing)
     model = onnx.load_model_from_string(fp32)
     calibration = measure_tensors(model, seen, identity, method=method, equalizing=equalizing)
-    return Emitter(fp32, calibration, half=False, optimal_scales=optimal_scales, bias_correction=bias_correction)
+    return Emitter(fp32, calibration, fp16=False, optimal_scales=optimal_scales, bias_correction=bias_correction)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ __all__ = [
     "quantize",
 ]
 
-_PLACES = {
+_MODULES = {
     ".config": ("CheckConfig", "ExportConfig", "Fp16Config", "ImportConfig", "QuantizeConfig"),
     ".tensorrt.config": ("BuildEngineConfig", "InspectEngineConfig"),
     ".verbs": (
@@ -85,4 +85,4 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for."""
-    return attribute(__name__, _PLACES, name)
+    return attribute(__name__, _MODULES, name)

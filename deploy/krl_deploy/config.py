@@ -1,4 +1,4 @@
-"""Configurations of the commands: each is at once the Python API, the command line and the YAML file."""
+"""Configurations of the commands. Each is the Python API, the command line and the YAML file at once."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class ExportConfig:
     opset: Literal[18, 19, 20] = 20
     """Version of the ONNX operators; TensorRT 10.3 and later take all of these."""
     tile: int | None = None
-    """Of restorers: fix the graph to parts of this many pixels a side, which a TensorRT engine needs; images of any
-    size are cut into such parts then. Left out: the graph takes any size."""
+    """For restorers: fix the graph to tiles of this many pixels a side, as a TensorRT engine needs. Images of any size
+    are cut into such tiles. Left out: the graph takes any size."""
     tolerance: float = 1e-4
-    """Largest absolute difference from torch's logits, or images of 0 to 1, that is accepted, unless torch's own
-    rounding is larger."""
+    """Largest accepted difference from torch's logits, or from its images of 0 to 1. A larger rounding error of torch
+    itself is accepted too."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
@@ -71,28 +71,28 @@ class ImportConfig:
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path
-    """Folder of real images for the golden inputs, and for the accuracy where its classes are the labels; undamaged
-    ones for restoration, whose PSNR is measured."""
+    """Folder of real images for the golden inputs. If its classes are the labels, they also measure the accuracy. For
+    restoration give undamaged images, which measure the PSNR."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs, or one file with a name on each line; for classification."""
     task: Literal["classification", "restoration"] = "classification"
     """Task of the model: a class for each image, or a better or larger image."""
     scale: int | None = None
-    """For restoration: how many times as large its output is; left out: what the file's shapes say."""
+    """For restoration: factor from the sides of the input to those of the output; left out: from the file's shapes."""
     color: Literal["y", "rgb", "gray"] | None = None
     """For restoration: luma (BT.601, studio swing), colors, or gray; left out: rgb for 3 channels, else y."""
     degradation: Literal["bicubic", "none"] = "bicubic"
-    """For restoration: what it undoes beside the scale: nothing more (bicubic), or what cannot be made here (none)."""
+    """For restoration: degradation of the inputs. bicubic: the scale alone; none: one that krl cannot make."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from each channel, in units of --input-range; left out: 0."""
+    """Mean to subtract from each channel, in units of --input-range; left out: 0."""
     std: tuple[float, ...] | None = None
-    """Divides each channel, in units of --input-range; left out: 1."""
+    """Standard deviation to divide each channel by, in units of --input-range; left out: 1."""
     input_range: Literal["0-1", "0-255"] = "0-1"
     """Pixels before mean and std: divided by 255, or as they are."""
     height: int | None = None
-    """Height of the input; needed where the model leaves it open."""
+    """Height of the input; needed if the model leaves it open."""
     width: int | None = None
-    """Width of the input; needed where the model leaves it open."""
+    """Width of the input; needed if the model leaves it open."""
     resize: Literal["crop", "stretch"] = "crop"
     """Keep proportions and cut the center out, or stretch."""
     crop_fraction: float = 1.0
@@ -137,7 +137,7 @@ class Fp16Config:
     val_limit: int = 512
     """Measure on this many images at most."""
     val_fraction: float = 0.2
-    """Share of --data to measure on, where it is not split already."""
+    """Share of --data to measure on, if it is not split already."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
@@ -159,41 +159,41 @@ class QuantizeConfig:
     """Folder of real images: train/CLASS/* and val/CLASS/*, CLASS/*, or images without classes. Restorers take
     undamaged images; generators take none, but random latents."""
     from_generator: Path | None = None
-    """A generator's bundle whose images a classifier is calibrated on, where no data may leave the lab; without
-    --data it is measured on them as well."""
+    """A generator's bundle that makes the calibration images of a classifier, if no data may leave the lab. Without
+    --data they also measure it."""
     limit: int = 512
     """Calibrate on this many images at most, the same number of each class."""
     val_limit: int = 2000
     """Measure on this many images at most, the same number of each class."""
     val_fraction: float = 0.2
-    """Share of --data to measure on and not to calibrate on, where it is not split already."""
+    """Share of --data to measure on and not to calibrate on, if it is not split already."""
     max_drop: float | None = None
-    """Largest loss that is accepted: percentage points of top-1 (left out: 1), or of restorers dB of PSNR (0.1)."""
+    """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
     min_psnr: float | None = None
-    """Of models whose true images are not known, generators say: least PSNR in dB to the images of fp32 (30)."""
+    """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (30)."""
     method: Method = "percentile"
-    """How ranges follow from calibration data: all values, all but a few at both ends (percentile), or those that lose
-    the least information (entropy) or have the least squared error (mse)."""
+    """Range of calibration data: all values (minmax), all but a few at both ends (percentile), least loss of
+    information (entropy), or least squared error (mse)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
     equalize: Equalize = "auto"
-    """Bring the channels between two convolutions to like magnitudes, which changes nothing but the rounding: where one
-    is much larger than the others, wherever it can be done, or nowhere."""
+    """Bring the channels between two convolutions to like magnitudes, which changes only the rounding. auto: if one
+    channel is an outlier; all: wherever possible; none: nowhere."""
     bias_correction: bool = True
-    """Let biases make up for what rounding the weights moves a layer's mean by."""
+    """Correct biases for the shift of a layer's mean that rounding the weights causes."""
     optimal_scales: bool = False
-    """Scale the weights of each channel by the least squared error, instead of by the largest weight."""
+    """Choose the weight scale of each channel by the least squared error, and not by the largest weight."""
     float_precision: Literal["fp16", "fp32"] = "fp32"
-    """Precision of the rest of TensorRT's graph; the CPU's has FP32. An optimizer of ONNX Runtime that krl turns
-    off computes the fp16 form wrongly, so fp16 is for files that TensorRT and krl alone run."""
+    """Precision of the rest of TensorRT's graph; the CPU's has FP32. Use fp16 only for files that TensorRT or krl runs:
+    an optimizer of ONNX Runtime that krl turns off computes the fp16 graph wrongly."""
     mixed_precision: bool = False
-    """Measure what INT8 costs layer by layer, and keep the worst layers in FP16 or FP32 until --max-drop is met."""
+    """Measure the accuracy drop of each layer in INT8, and keep the worst in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None
     """Stop --mixed-precision after this time; without a plan that passes, the bundle stays as it is."""
     resume: bool = False
-    """Go on with a calibration that was interrupted."""
+    """Continue a calibration that was interrupted."""
     reuse_calibration: bool = False
-    """Take the ranges in the bundle, if they are of this model and of these images."""
+    """Use the ranges in the bundle, if they are of this model and of these images."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
@@ -220,9 +220,9 @@ class CheckConfig:
     """Options of ``krl-deploy check``."""
 
     model: tyro.conf.Positional[Path]
-    """The ONNX file, or the bundle NAME.krl, of which every variant is checked."""
+    """The ONNX file, or the bundle NAME.krl, to check; a bundle's variants are all checked."""
     target: str
-    """Where it is to run: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, onnxruntime-cpu, …"""
+    """Target to check: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, onnxruntime-cpu, …"""
     precision: Literal["fp32", "fp16", "int8"] | None = None
     """The one variant of a bundle to check."""
     json: bool = False
@@ -235,4 +235,4 @@ Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 Equalize: TypeAlias = Literal["auto", "all", "none"]
-"""Which activations are equalized: those with an outlier channel, all that can be, or none."""
+"""Activations to equalize: those with an outlier channel, all possible ones, or none."""

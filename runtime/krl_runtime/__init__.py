@@ -1,4 +1,4 @@
-"""Runs krl bundles on TensorRT or ONNX Runtime: classifies images, restores them, or makes them.
+"""Run krl bundles on TensorRT or ONNX Runtime: classify, restore or generate images.
 
 ::
 
@@ -16,8 +16,8 @@
         for number, image in enumerate(model.generate(4, seed=1)):
             image.save(f"{number}.png")
 
-Importing this loads numpy and Pillow; the pipelines are imported when they are first asked for, and a backend's library
-when a bundle is loaded onto it.
+Importing this loads numpy and Pillow. The pipelines are imported on first use, and a backend's library when a bundle is
+loaded onto it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ __all__ = [
     "tune",
 ]
 
-_PLACES = {
+_MODULES = {
     ".pipelines": ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"),
     ".device.selftest": ("selftest",),
     ".device.tune": ("tune",),
@@ -86,4 +86,4 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for."""
-    return attribute(__name__, _PLACES, name)
+    return attribute(__name__, _MODULES, name)

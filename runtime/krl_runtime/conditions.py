@@ -1,24 +1,24 @@
-"""Conditions of a generator: from what a user writes to the tokens that the graph takes. Training uses this very code.
+"""Conditions of a generator: from a user's text to the tokens that the graph takes. Training uses this code too.
 
-What a condition may say stands in its settings, a plain JSON object that the run and the bundle's manifest share::
+The settings of a condition are a plain JSON object that the run and the bundle's manifest share::
 
     kind        "labels", "attributes", "text" or "graph"
     length      L, tokens of one condition
     dim         D, length of the vector that the generator makes of them
-    vocabulary  all tokens; a token's number is its place here
+    vocabulary  all tokens; a token's number is its index here
     relations   graph only: the vocabulary's relations, which follow its first entry
-    facts       graph only: [head, relation, tail], what is known of each entity
-    untrained   text only, not always there: words of the vocabulary that no training description has; what they mean
-                comes from a sentence-embedding model
+    facts       graph only: [head, relation, tail], the known facts of each entity
+    untrained   text only, optional: words of the vocabulary that no training description has; a sentence-embedding
+                model gave their meaning
 
 The vocabularies:
 
 - labels: the class names, ``["zero", "one", …]``; a condition is one of them, ``"seven"``.
-- attributes: for each attribute ``"color="``, which leaves it open, and ``"color=red"`` … for its values; a condition
-  is ``"color=red,digit=seven"`` or a mapping, and attributes that it does not name are open.
+- attributes: for each attribute ``"color="``, which leaves it open, and ``"color=red"`` … for its values. A condition
+  is ``"color=red,digit=seven"`` or a mapping. Attributes that it does not name are open.
 - text: ``""`` for padding, then words; a condition is a description, ``"a red seven"``.
-- graph: ``""`` for "no fact", then relations, then entities; a condition is an entity, facts that are wanted of it, or
-  both: ``"seven"``, ``"color=red,digit=seven"``, ``"seven,color=red"``. What is wanted replaces what is known.
+- graph: ``""`` for "no fact", then relations, then entities. A condition is an entity, facts to wish for, or both:
+  ``"seven"``, ``"color=red,digit=seven"``, ``"seven,color=red"``. A wished fact replaces a known one.
 """
 
 from __future__ import annotations
@@ -51,15 +51,23 @@ def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, A
     """Turn conditions into tokens.
 
     Args:
-        conditions: One condition or several, in the form of their kind (see this module's head).
+        conditions: One condition or several, written as their kind requires; see the module's docstring.
         settings: The condition's settings.
 
     Returns:
         Tokens ``[N, L]``.
 
     Raises:
-        UsageError: A label, attribute, value, word, relation or entity is not known, or a condition is too long; the
-            message names what is accepted.
+        UsageError: A label, attribute, value, word, relation or entity is not known, or a condition is too long. The
+            message names the accepted ones.
+
+    Example:
+        >>> settings = {"kind": "labels", "length": 1, "dim": 8, "vocabulary": ["zero", "one", "two"]}
+        >>> encode(["two", "zero"], settings).tolist()
+        [[2], [0]]
+        >>> encode("three", settings)
+        Traceback (most recent call last):
+        krl_runtime.errors.UsageError: condition: label 'three' is not known; accepted: zero, one, two
     """
     several = [conditions] if isinstance(conditions, str | Mapping) else conditions
     if not isinstance(several, Sequence):
@@ -182,7 +190,7 @@ def _text(condition: Condition, settings: Mapping[str, Any], known: Mapping[str,
     guessed = [word for word in found if word in settings.get("untrained", ())]
     if guessed:
         _log.warning(
-            "condition %r: no training description has %s; what is meant comes from a sentence-embedding model",
+            "condition %r: no training description has %s; its meaning comes from a sentence-embedding model",
             condition,
             " or ".join(repr(word) for word in guessed),
         )
@@ -214,7 +222,7 @@ def _graph(condition: Condition, settings: Mapping[str, Any], known: Mapping[str
 
 
 def _parts(condition: Condition) -> tuple[list[str], list[tuple[str, str]]]:
-    """Split ``"seven,color=red"`` into what is only named, and pairs."""
+    """Split ``"seven,color=red"`` into names and pairs."""
     if isinstance(condition, Mapping):
         return [], [(str(name), str(value)) for name, value in condition.items()]
     named, pairs = [], []
@@ -236,7 +244,7 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _accepted(given: object, known: Sequence[str]) -> str:
-    """Say what is known: all of it where that is short, and the closest entries where it is not."""
+    """Return the end of a message: all known names, or the closest ones if there are many."""
     names = [name for name in known if name]
     if len(names) <= _MOST_SHOWN:
         return f"; accepted: {', '.join(names)}"

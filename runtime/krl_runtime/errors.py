@@ -10,12 +10,12 @@
     ├── BundleError           a bundle is missing, damaged, forged, or of another schema version
     ├── BackendError          no backend can run this model on this machine as asked
     ├── ModelError            a network or ONNX graph cannot be built, loaded, converted or exported
-    ├── TrainingError         training cannot go on (a loss that is not a number, say)
-    ├── CheckFailedError      a check was run and its answer is no (parity, accuracy gate, self-test)
+    ├── TrainingError         training cannot go on (for instance, the loss is not a number)
+    ├── CheckFailedError      a check was run and failed (parity, accuracy gate, self-test)
     └── MissingExtraError     an optional library is not installed; names the extra to install
 
-A message says which item, what was given, what is accepted, and what to do next. The command line turns a
-``KrlError`` into that message and exit code 2; ``CheckFailedError`` exits 1, because the command itself worked.
+A message names the item, the given value, what is accepted, and what to do next. The command line prints the message
+of a ``KrlError`` and exits with code 2. ``CheckFailedError`` exits with 1, because the command itself worked.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TrainingError(KrlError):
 
 
 class CheckFailedError(KrlError):
-    """A check was run and its answer is no: parity, an accuracy gate, a self-test."""
+    """A check was run and failed: parity, an accuracy gate, a self-test."""
 
     exit_code = 1
 
@@ -90,7 +90,7 @@ class MissingExtraError(KrlError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        """Name the library that is missing, the extra that brings it, and what it was wanted for."""
+        """Set the missing library, the extra that has it, and its purpose."""
         self.library = library
         self.extra = extra
         command = install_command(extra)
@@ -140,12 +140,12 @@ def _origin(name: str) -> dict[str, Any]:
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional library where it is used.
+    """Import an optional library at its first use.
 
     Args:
         module: Dotted name of the module to import.
         extra: The extra of the ``krl`` distribution that installs it.
-        purpose: What needs it, as the beginning of a sentence ("reading the digits data set").
+        purpose: Purpose, as the beginning of a sentence ("reading the digits data set").
 
     Raises:
         MissingExtraError: The library itself is not installed.

@@ -1,6 +1,6 @@
-"""Files and folders that are either whole or not there: atomic writes, hashes, safe relative paths.
+"""Atomic writes of files and folders, hashes, and safe relative paths.
 
-Standard modules that only writing or hashing needs are imported there: ``import krl_runtime`` stays light.
+Functions import the standard modules that only writing or hashing needs, so that ``import krl_runtime`` stays fast.
 """
 
 from __future__ import annotations
@@ -26,24 +26,42 @@ __all__ = [
 
 
 def dump_json(values: Mapping[str, Any]) -> bytes:
-    """Return values as the only JSON text that they have: sorted, indented by one, UTF-8, a line feed at the end.
+    """Return values as canonical JSON: sorted keys, an indent of one, UTF-8, and a line feed at the end.
 
     Raises:
-        ValueError: A number is not finite, which JSON cannot say.
+        ValueError: A number is not finite. JSON has no such numbers.
+
+    Example:
+        >>> print(dump_json({"b": 1, "a": "é"}).decode(), end="")
+        {
+         "a": "é",
+         "b": 1
+        }
     """
     return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def dump_digested(values: Mapping[str, Any]) -> bytes:
-    """Return values as ``dump_json`` does, with the SHA-256 of their text with an empty ``digest`` as ``digest``.
+    """Return values as ``dump_json`` does, with a ``digest``: the SHA-256 of the text with an empty ``digest``.
 
-    Whoever reads the file writes what it read again: the bytes are the same, or the file was changed.
+    To check a file, write the values that were read from it again: other bytes show that the file was changed.
+
+    Example:
+        >>> import json
+        >>> text = dump_digested({"name": "flowers"})
+        >>> dump_digested(json.loads(text)) == text
+        True
     """
     return dump_json({**values, "digest": sha256_bytes(dump_json({**values, "digest": ""}))})
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
-    """Return the hexadecimal SHA-256 of ``data``."""
+    """Return the hexadecimal SHA-256 of ``data``.
+
+    Example:
+        >>> sha256_bytes(b"")[:16]
+        'e3b0c44298fc1c14'
+    """
     import hashlib
 
     return hashlib.sha256(data).hexdigest()
@@ -65,6 +83,13 @@ def inside(folder: Path, relative: str) -> Path:
 
     Raises:
         ValueError: ``relative`` is absolute, has ``..``, a backslash or a drive, or leaves the folder by a link.
+
+    Example:
+        >>> inside(Path("flowers.krl"), "engines/a.plan").as_posix()
+        'flowers.krl/engines/a.plan'
+        >>> inside(Path("flowers.krl"), "../other")
+        Traceback (most recent call last):
+        ValueError: path '../other' leaves its folder
     """
     pure = PurePosixPath(relative)
     unsafe = pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative or "\0" in relative
@@ -88,7 +113,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; it takes ``target``'s place when the block ends without error."""
+    """Yield a temporary path beside ``target``, which replaces ``target`` if the block ends without error."""
     import tempfile
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +131,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_atomic(target: Path, data: bytes) -> None:
-    """Write a whole file, or leave the old one as it was."""
+    """Write a whole file, or leave the old one unchanged."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``; it becomes ``target`` when the block ends without error.
+    """Yield a temporary folder beside ``target``, which becomes ``target`` if the block ends without error.
 
-    With ``replace`` an existing folder is moved aside first and removed last, so that it is never lost
-    before the new one stands.
+    With ``replace`` an existing folder is moved aside first and removed last, so that it is never lost before the new
+    one is complete.
 
     Raises:
         FileExistsError: ``target`` exists and ``replace`` is false.

@@ -1,4 +1,4 @@
-"""Facts about INT8 that training and the emitters share: what one rounds, the other must round alike."""
+"""Constants of INT8 that training and the emitters share, so that both round alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_CHANNELS: Final = 16
 """INT8 kernels work on at least this many channels, rows or columns (TensorRT's own quantizer keeps to it)."""
 
 OUTLIER_RATIO: Final = 4.0
-"""A channel whose largest magnitude is more than this many times the median channel's is an outlier: the others then
+"""A channel is an outlier if its largest magnitude is more than this many times the median channel's. Then the others
 have fewer than 6 of 8 bits left."""
 
 LARGEST_FACTOR: Final = 1e3

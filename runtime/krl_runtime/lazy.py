@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Lazy imports of a package's names."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 __all__ = ["attribute"]
 
 
-def attribute(package: str, places: Mapping[str, Sequence[str]], name: str) -> Any:
+def attribute(package: str, modules: Mapping[str, Sequence[str]], name: str) -> Any:
     """Return a name of a package and keep it there, for the package's ``__getattr__``.
 
     Args:
         package: Name of the package.
-        places: By relative module, the names that it has.
-        name: The name that is asked for.
+        modules: Names by relative module.
+        name: The name to import.
 
     Raises:
         AttributeError: No module has it.
     """
-    for module, names in places.items():
+    for module, names in modules.items():
         if name in names:
             found = getattr(import_module(module, package), name)
             setattr(sys.modules[package], name, found)

@@ -1,4 +1,4 @@
-"""The CPUs of this machine: how many this process may use, and what they are called."""
+"""The CPUs of this machine: the number for this process, and their name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["cpu_count", "processor_name", "read_start"]
 
-_ENOUGH = 4096  # characters of a system file: /proc/cpuinfo is long, and slow to make, where there are many CPUs
+_ENOUGH = 4096  # characters of a system file: /proc/cpuinfo is long, and slow to make, with many CPUs
 
 
 def cpu_count() -> int:
@@ -30,7 +30,7 @@ def processor_name() -> str:
 
 
 def read_start(path: Path) -> str:
-    """Return the first 4096 characters of one of the system's text files, empty where it cannot be read."""
+    """Return the first 4096 characters of one of the system's text files, empty if it cannot be read."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(_ENOUGH)

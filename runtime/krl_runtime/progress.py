@@ -1,4 +1,4 @@
-"""Progress of long work: silent, unless a program says how to show it, as the command lines do."""
+"""Progress of long work, shown if a program sets a bar, as the command lines do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _Item = TypeVar("_Item")
 
 
 class ProgressBar(Protocol):
-    """Shows how far a piece of work is."""
+    """Shows the progress of a piece of work."""
 
     def __call__(
         self, description: str, total: int | None, done: int = 0
     ) -> AbstractContextManager[Callable[[], None]]:
-        """Show a bar while the context lasts; it gives what advances the bar by one.
+        """Show a bar while the context lasts. Its value is a function that advances the bar by one.
 
         Args:
-            description: What is being done, for people.
-            total: Number of items, ``None`` where it is not known.
+            description: Text of the bar.
+            total: Number of items; ``None`` if it is not known.
             done: Number of items that are done already.
         """
         ...
@@ -32,13 +32,13 @@ _bar: ProgressBar | None = None
 
 
 def show_with(bar: ProgressBar | None) -> None:
-    """Show progress with ``bar`` from now on; ``None``, as in the beginning, shows none."""
+    """Show progress with ``bar`` from now on; ``None``, the default, shows none."""
     global _bar
     _bar = bar
 
 
 def progress_bar(description: str, total: int | None, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
-    """Show how far a piece of work is, if somebody asked for that; see ``ProgressBar``."""
+    """Show the progress of a piece of work, if a bar is set; see ``ProgressBar``."""
     return nullcontext(_nothing) if _bar is None else _bar(description, total, done)
 
 
@@ -50,9 +50,9 @@ def progress(items: Iterable[_Item], description: str, total: int | None = None)
     """Yield ``items`` under a progress bar.
 
     Args:
-        items: What to go through.
-        description: What is being done, for people.
-        total: Number of items, where ``items`` has no length.
+        items: The items of the work.
+        description: Text of the bar.
+        total: Number of items, if ``items`` has no length.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

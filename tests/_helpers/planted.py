@@ -10,7 +10,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from _helpers.graphs import graph, node
-from krl_deploy.precision.emit_fp16 import to_half
+from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.weights import Rounding
 from krl_deploy.rules.findings import Finding
@@ -37,10 +37,10 @@ def family(model: onnx.ModelProto, name: str, target: str = "tensorrt-11.4") -> 
 
 
 def quantize(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
-    """Return the form for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
+    """Return the Q/DQ model for TensorRT, with FP32 or FP16 around INT8; every range is -1 to 1."""
     ranges: dict[str, tuple[float, float]] = defaultdict(lambda: (-1.0, 1.0))
-    quantized = to_tensorrt(model, ranges, rounding=Rounding(half=half)).model
-    return to_half(quantized, {}, around_int8=True).model if half else quantized
+    quantized = to_tensorrt(model, ranges, rounding=Rounding(fp16=half)).model
+    return to_fp16(quantized, {}, around_int8=True).model if half else quantized
 
 
 def block(*, half: bool = False) -> onnx.ModelProto:

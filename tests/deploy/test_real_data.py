@@ -1,4 +1,4 @@
-"""On real photographs and real weights: published CIFAR-10 networks, and an ONNX file that somebody else made."""
+"""On real photographs and real weights: published CIFAR-10 networks, and a third-party ONNX file."""
 
 from __future__ import annotations
 

@@ -139,6 +139,6 @@ def test_a_word_that_training_never_read_is_logged(caplog: pytest.LogCaptureFixt
         assert not caplog.messages
         assert encode("a white, red rose", settings).tolist() == [[1, 4, 2, 3]]
     assert caplog.messages == [
-        "condition 'a white, red rose': no training description has 'white' or 'red'; what is meant comes from a "
+        "condition 'a white, red rose': no training description has 'white' or 'red'; its meaning comes from a "
         "sentence-embedding model"
     ]

@@ -42,7 +42,7 @@ class Reference:
 
         Args:
             out: The bundle.
-            evidence: What was measured of the FP32 variant.
+            evidence: Measurements of the FP32 variant.
             overwrite: Whether an existing bundle is replaced.
 
         Raises:
@@ -84,7 +84,7 @@ def make_reference(
             the self-test: devices add up in another order, or multiply in TF32. Images must have 50 dB of PSNR, too.
         name: Of the model, for people.
         preprocessing: From an image file to an input; size and channels of the golden images.
-        source: Where the model comes from.
+        source: Origin of the model.
         task: ``"classification"``, ``"restoration"`` or ``"generation"``.
         labels: Class names: of a classifier in the order of the logits, of a generator its conditions.
         settings: See the task's pipeline in ``krl_runtime.pipelines``.
@@ -116,7 +116,7 @@ def make_reference(
 
 
 def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Preprocessing) -> Calibration:
-    """Return a calibration that has what the model came with, and that no image was seen for."""
+    """Return a calibration with the ranges that the model came with, without calibration images."""
     identity = Identity(sha256_bytes(fp32), preprocessing.to_dict(), "", 0, "given", "none")
     scales = {name: tuple(float(value) for value in values) for name, values in brought.weight_scales.items()}
     return Calibration(identity, brought.ranges, given=brought.ranges, weight_scales=scales)

@@ -45,7 +45,7 @@ class PackageConfig:
     backend: Literal["auto", "tensorrt", "cuda", "cpu"] = "auto"
     """A TensorRT engine of the bundle, or ONNX Runtime on CUDA or the CPU; auto: an engine if there is one."""
     variant: str | None = None
-    """fp32, fp16 or int8; left out: what the bundle names for the backend."""
+    """fp32, fp16 or int8; left out: the bundle's default for the backend."""
     engine: str | None = None
     """Key of the engine, as krl-deploy inspect-engine lists them; needed where several match."""
     name: str | None = None
@@ -53,7 +53,7 @@ class PackageConfig:
     max_batch: int = 16
     """Images that Triton runs at once at most; an engine's profile may allow fewer."""
     max_delay_us: int = 1000
-    """Microseconds that Triton may wait for more images before it runs what it has."""
+    """Microseconds that Triton may wait for more images before it runs a batch."""
     instances: int = 1
     """Copies of the model that run side by side."""
     overwrite: bool = False
@@ -87,7 +87,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
     """Write the model into the repository, whole or not at all.
 
     Returns:
-        Plain JSON types: where it lies, and what it is.
+        Plain JSON types: the path and the facts of the repository.
 
     Raises:
         BundleError: The bundle or one of its files is missing, damaged or forged.
@@ -202,7 +202,7 @@ def _configuration(bundle: Bundle, source: _Packaged, name: str, config: Package
     ]
     if source.max_batch:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {config.max_delay_us} }}")
-    # The first request does not wait for what the backend does only once.
+    # The first request does not wait for one-time work of the backend.
     zeros = " ".join(
         f"inputs {{ key: {_quoted(spec.name)} value {{ {_type(spec)} {_dims(spec, source)} zero_data: true }} }}"
         for spec in manifest.inputs

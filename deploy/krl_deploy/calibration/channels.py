@@ -28,7 +28,7 @@ class Channels:
     """One activation.
 
     Attributes:
-        mean: Of each channel over images and places, ``[C]``.
+        mean: Mean of each channel over images and positions, ``[C]``.
         largest: Largest magnitude of each channel, ``[C]``.
     """
 
@@ -42,7 +42,7 @@ def measure_channels(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inp
     Args:
         model: A float32 model.
         tensors: Names of float32 tensors; those that have neither 2 nor 4 dimensions are left out.
-        inputs: What the model takes ``[N, ...]``.
+        inputs: Inputs of the model ``[N, ...]``.
     """
     graph = GraphEditor(model)
     ranks = {name: len(graph.shape(name) or ()) for name in tensors}

@@ -27,7 +27,7 @@ class Checkpoint:
     Args:
         path: The file.
         identity: A file of any other identity is not gone on from.
-        resume: Whether to go on from what is there; if not, it is written anew.
+        resume: Whether to continue from an existing file; if not, it is written anew.
     """
 
     def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
@@ -36,7 +36,7 @@ class Checkpoint:
         self.resume = resume
 
     def load(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the saved state, or ``None`` where there is none that fits, which is logged."""
+        """Return the saved state; ``None``, with a log message, if there is none that fits."""
         if not self.resume:
             return None
         try:
@@ -46,7 +46,7 @@ class Checkpoint:
                 _log.warning("the interrupted calibration was of another model, other images or options; starting anew")
                 return None
         except FileNotFoundError:
-            _log.info("no interrupted calibration to go on from; starting anew")
+            _log.info("no interrupted calibration to continue; starting anew")
             return None
         except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
             _log.warning("the interrupted calibration %s cannot be read (%s); starting anew", self.path, error)
@@ -55,7 +55,7 @@ class Checkpoint:
         return kept
 
     def save(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write what was counted so far."""
+        """Write the counts so far."""
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:
             everything: dict[str, Any] = {"identity": np.asarray(self.identity), **arrays}
             np.savez(file, **everything)

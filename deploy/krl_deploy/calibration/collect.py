@@ -25,7 +25,7 @@ from .threshold import entropy, mse
 __all__ = ["collect", "with_outputs"]
 
 _VALUES_IN_BATCH = 1 << 18  # of the input, 1 MiB as float32: small images run together, large ones one by one
-# Of all read activations of a batch: bounds memory, whatever the network and the image size
+# Of all read activations of a batch: bounds memory for every network and image size
 _BYTES_OF_TENSORS = 64 << 20
 _SECONDS_BETWEEN_SAVES = 5.0  # an interruption loses about this much work, at most
 _REDUCTIONS = ("ReduceMin", "ReduceMax")
@@ -56,15 +56,15 @@ def collect(
     checkpoint: Checkpoint | None = None,
     size: int | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of each tensor over images, or whatever else the model takes.
+    """Return the range of each tensor over images, or over other inputs of the model.
 
     Args:
         model: A float32 model.
         tensors: Names of float32 tensors of its graph.
-        inputs: What the model takes ``[N, ...]``.
+        inputs: Inputs of the model ``[N, ...]``.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that the range holds.
-        checkpoint: Where to keep what was counted so far, and from where to go on.
+        checkpoint: File to save the counts in, and to continue from.
         size: Images in a batch, where the graph leaves that open; left out: what memory allows.
 
     Raises:

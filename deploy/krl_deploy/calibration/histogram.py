@@ -18,9 +18,9 @@ _PIECE = 32768  # values, 128 KiB as float32: a piece and its bins stay in a cor
 class Histogram:
     """Counts values in equal bins between ``-limit`` and ``limit``.
 
-    A value outside doubles the limit, and pairs of bins become one: no value is ever lost, and no bin is wider
-    than 1/2048 of the largest magnitude. 0 is always the edge between two bins. The limit is a power of two, so that
-    the counts do not depend on the order in which the values came, nor on how they were batched.
+    A value outside doubles the limit, and pairs of bins become one. So no value is lost, and no bin is wider than
+    1/2048 of the largest magnitude. 0 is always the edge between two bins. The limit is a power of two, so that the
+    counts depend neither on the order of the values nor on their batches.
 
     Attributes:
         limit: End of the last bin, a power of two; 0 until the first value that is not 0.
@@ -49,13 +49,13 @@ class Histogram:
         scale, middle = np.float32(_BINS / 2 / self.limit if self.limit else 0.0), np.float32(_BINS / 2)
         flat = values.ravel()
         # In pieces that stay in the processor's cache: whole activations would go to memory and back five times.
-        places, bins = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
+        positions, bins = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
         for start in range(0, flat.size, _PIECE):
             piece = flat[start : start + _PIECE]
-            place, bin_ = places[: piece.size], bins[: piece.size]
-            np.multiply(piece, scale, out=place)
-            np.add(place, middle, out=place)
-            np.copyto(bin_, place, casting="unsafe")
+            position, bin_ = positions[: piece.size], bins[: piece.size]
+            np.multiply(piece, scale, out=position)
+            np.add(position, middle, out=position)
+            np.copyto(bin_, position, casting="unsafe")
             np.minimum(bin_, _BINS - 1, out=bin_)
             self.counts += np.bincount(bin_, minlength=_BINS)
 

@@ -1,4 +1,4 @@
-"""Whether images are fit to calibrate on: real, varied, enough of them, of all classes; what they show of a net."""
+"""Checks of calibration images: real, varied, enough, of all classes; and checks of the network on them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ENOUGH = 32
 _LEAST_CORRELATION = 0.1  # of neighboring pixels: noise has about 0, real images 0.5 and more (check_images)
 _SAMPLE = 256  # images that are looked at, so that the time is bounded
 _BATCH_TOLERANCE = 0.01  # of a range: far above the rounding between batch sizes, far below what batch statistics do
-_SHOWN = 5  # names in a message; more would hide what is to be done
+_SHOWN = 5  # names in a message; more would hide the advice
 
 
 def check_images(pixels: npt.NDArray[np.uint8]) -> None:
-    """Refuse images whose ranges would say nothing of real ones; warn where there are few.
+    """Refuse images whose ranges would not fit real ones; warn of few images.
 
     Neighboring pixels of any photograph, drawing or scan are alike (their correlation is 0.5 to 0.99); those of
     noise are not.
@@ -64,10 +64,10 @@ def _looks_random(image: npt.NDArray[np.float32]) -> bool:
 
 
 def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
-    """Warn where classes have no image.
+    """Warn of classes without an image.
 
     Args:
-        labels: Index of the class of each image, -1 where it is not known.
+        labels: Index of the class of each image, -1 if it is not known.
         names: The classes.
     """
     if any(label < 0 for label in labels):
@@ -75,8 +75,8 @@ def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
     missing = [name for index, name in enumerate(names) if index not in set(labels)]
     if missing:
         _log.warning(
-            "no image to calibrate on is of %d of the %d classes: %s; what only they show is not in the ranges; give "
-            "images of all classes, or a higher --limit",
+            "%d of the %d classes have no calibration image: %s; their values may exceed the ranges; give images of "
+            "all classes, or a higher --limit",
             len(missing),
             len(names),
             _some(missing),
@@ -84,7 +84,7 @@ def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
 
 
 def check_channels(largest: Mapping[str, npt.NDArray[np.float32]], count: int) -> None:
-    """Warn of channels that no image moves.
+    """Warn of channels without signal on all images.
 
     Args:
         largest: For each activation the largest magnitude of each channel, ``[C]``.
@@ -104,7 +104,7 @@ def check_channels(largest: Mapping[str, npt.NDArray[np.float32]], count: int) -
 
 
 def check_batches(alone: Mapping[str, tuple[float, float]], together: Mapping[str, tuple[float, float]]) -> None:
-    """Warn of tensors whose range depends on how many images are in a batch.
+    """Warn of tensors whose range depends on the size of the batch.
 
     Args:
         alone: Ranges over images that were run one by one.

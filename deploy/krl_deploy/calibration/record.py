@@ -1,4 +1,4 @@
-"""``calibration.json``: the ranges, and what they are true of."""
+"""``calibration.json``: the ranges, and their identity."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SCHEMA_VERSION = 3  # of calibration.json; another one is refused and made agai
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of ranges: they are used again only where all of it is the same.
+    """The identity of ranges: they are used again only if all of it is the same.
 
     Attributes:
         graph_sha256: Hash of the float32 ONNX file: operators, weights and normalization.
         preprocessing: From an image to the input.
-        images: Hash of the decoded images, or of whatever else the model takes.
+        images: Hash of the decoded images, or of the other inputs of the model.
         count: Number of images.
         method: How a range follows from the values, as ``"minmax"`` or ``"percentile 99.999"``.
-        equalize: Which activations were equalized before.
-        source: Where the inputs come from: images, latents of a seed, or a generator, with its hash.
+        equalize: The option for equalization of activations.
+        source: Origin of the inputs: images, latents of a seed, or a generator with its hash.
     """
 
     graph_sha256: str
@@ -48,13 +48,13 @@ class Calibration:
     The tensors are those of the equalized model, which is the FP32 model with ``factors`` applied.
 
     Attributes:
-        identity: What all of it depends on.
+        identity: Everything that the ranges depend on.
         ranges: Smallest and largest value that INT8 represents, of each tensor that is quantized.
         extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
-        means: Mean of each channel on the sample, of what weighted operators read.
-        factors: What the channels of an activation are divided by, see ``krl_deploy.precision.equalization``.
-        given: Those of the ranges that came with the model (trained with it, or of a quantized file) and are taken as
-            they are; where there are any, weighted operators whose inputs have none stay in floating point.
+        means: Mean of each channel on the sample, for the inputs of weighted operators.
+        factors: Divisors of the channels of an activation; see ``krl_deploy.precision.equalization``.
+        given: Ranges that came with the model (trained with it, or of a quantized file), unchanged. If there are any,
+            weighted operators whose inputs have none stay in floating point.
         weight_scales: Scales of weights that came with the model, one or ``[channels]``, by the weight's name.
     """
 
@@ -103,7 +103,7 @@ class Calibration:
             raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
 
     def check(self, identity: Identity) -> None:
-        """Refuse to be used for anything else than what the ranges are true of.
+        """Refuse to be used for another identity.
 
         Raises:
             CheckFailedError: They are stale; names each item that differs.

@@ -1,7 +1,7 @@
-"""Where to cut a tensor's values off, so that 8 bits lose least: two criteria over its histogram.
+"""Clipping thresholds for 8 bits: two criteria over a tensor's histogram.
 
-Both look at magnitudes, since TensorRT's int8 is symmetric, and both leave the bin at 0 out of the account: 0 is
-represented exactly, and after a ReLU it holds half of all values.
+Both use magnitudes, since TensorRT's int8 is symmetric. Both ignore the bin at 0, since 0 is represented exactly, and
+after a ReLU its bin holds half of all values.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _STEP = 32
 def entropy(histogram: Histogram) -> tuple[float, float]:
     """Return the range that keeps most information (TensorRT's entropy calibration; Migacz, GTC 2017).
 
-    For each threshold ``T`` the values above it are added to the last bin below it, which gives ``P``; the bins below
-    it, without those, are merged into 128 levels and spread again over the bins that were not empty, which gives
-    ``Q``. The threshold with the smallest Kullback-Leibler divergence, the sum of ``P log(P / Q)``, is taken.
+    Each threshold gives two histograms of the bins below it. ``P`` has the values above the threshold in its last
+    bin. ``Q`` does not have them; its bins are merged into 128 levels and spread again over those that were not empty.
+    The result is the threshold with the smallest Kullback-Leibler divergence, the sum of ``P log(P / Q)``.
 
     Returns:
         The ends of the range, within the smallest and largest value.

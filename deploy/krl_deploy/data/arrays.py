@@ -1,4 +1,4 @@
-"""Inputs of graphs: one array where they have one input, or arrays by name."""
+"""Inputs of graphs: the array of a single input, or arrays by name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ Inputs: TypeAlias = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
 
 
 def length(inputs: Inputs) -> int:
-    """Return how many inputs there are."""
+    """Return the number of inputs.
+
+    Example:
+        >>> length({"latent": np.zeros((3, 8)), "condition": np.zeros((3, 1))})
+        3
+    """
     return len(inputs if isinstance(inputs, np.ndarray) else next(iter(inputs.values())))
 
 
 def rows(inputs: Inputs, part: slice) -> Inputs:
-    """Return some of them."""
+    """Return a part of the inputs."""
     return inputs[part] if isinstance(inputs, np.ndarray) else {name: array[part] for name, array in inputs.items()}
 
 
 def total(inputs: Inputs) -> int:
-    """Return how many numbers there are."""
+    """Return the number of values in all inputs."""
     return inputs.size if isinstance(inputs, np.ndarray) else sum(array.size for array in inputs.values())
 
 
@@ -38,9 +43,13 @@ def batches(inputs: Inputs, fixed: int | str | None, size: int) -> Iterator[Inpu
     """Yield batches.
 
     Args:
-        inputs: What is cut into batches.
+        inputs: The inputs to divide.
         fixed: First dimension of the graph's inputs, a number if it is fixed.
-        size: Inputs in a batch where it is not fixed.
+        size: Inputs in a batch if the graph's batch is open.
+
+    Example:
+        >>> [length(part) for part in batches(np.zeros((5, 3)), "batch", 2)]
+        [2, 2, 1]
     """
     step = fixed if isinstance(fixed, int) else size
     for start in range(0, length(inputs), step):

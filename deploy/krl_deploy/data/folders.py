@@ -32,7 +32,7 @@ def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
 
 
 def choose(folder: ImageFolder, split: str, limit: int, *, val_fraction: float) -> list[ImageFile]:
-    """Return images of one split, the same number of each class; of all images where there are too few to split.
+    """Return images of one split, the same number of each class; all images if there are too few to split.
 
     Args:
         folder: The data.

@@ -10,12 +10,12 @@ from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Score
 __all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "task_of"]
 
 
-def task_of(bundle: Bundle, source: EvaluationOptions) -> Task:
+def task_of(bundle: Bundle, options: EvaluationOptions) -> Task:
     """Return a bundle's task.
 
     Args:
         bundle: The bundle.
-        source: What it is to be calibrated and measured on.
+        options: Options for calibration and evaluation data.
 
     Raises:
         UsageError: The task is not known, or an option is not for it.
@@ -32,4 +32,4 @@ def task_of(bundle: Bundle, source: EvaluationOptions) -> Task:
     }
     if bundle.manifest.task not in kinds:
         raise UsageError(f"bundle {bundle.path} is for the task {bundle.manifest.task!r}; accepted: {', '.join(kinds)}")
-    return kinds[bundle.manifest.task](bundle, source)
+    return kinds[bundle.manifest.task](bundle, options)

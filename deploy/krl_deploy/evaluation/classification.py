@@ -1,4 +1,4 @@
-"""Classifiers: real images, or those that a generator makes; top-1 in points."""
+"""Classifiers: real or generated images, and top-1 in points."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = ["Classification"]
 class Classification(Task):
     """Images of a folder, or of a generator, and top-1."""
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        if source.min_psnr is not None:
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        if options.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
-        self.bundle, self.source = bundle, source
-        self.accepted = MAX_DROP_POINTS if source.max_drop is None else source.max_drop
+        self.bundle, self.options = bundle, options
+        self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
-        if source.data is not None:
+        if options.data is not None:
             self._choose()
-        elif source.from_generator is not None:
-            self.name = f"images of {source.from_generator.name}"
+        elif options.from_generator is not None:
+            self.name = f"images of {options.from_generator.name}"
 
     def _choose(self) -> None:
-        source = self.source
-        assert source.data is not None  # noqa: S101  for the type checker
-        folder = open_data(source.data, on_bad=source.on_bad_image)
-        train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
-        val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
+        options = self.options
+        assert options.data is not None  # noqa: S101  for the type checker
+        folder = open_data(options.data, on_bad=options.on_bad_image)
+        train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+        val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
         labeled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
         self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
         self.name = folder.root.name
@@ -52,16 +52,16 @@ class Classification(Task):
     @cached_property
     def calibration_data(self) -> CalibrationData:
         """The images to calibrate on; see ``Task.calibration_data``."""
-        manifest, source = self.bundle.manifest, self.source
-        if source.from_generator is not None:
+        manifest, options = self.bundle.manifest, self.options
+        if options.from_generator is not None:
             from .generation import images_of
 
-            made, origin = images_of(source.from_generator, source.limit, 0, manifest.preprocessing)
+            made, origin = images_of(options.from_generator, options.limit, 0, manifest.preprocessing)
             check_images(made)
             return CalibrationData(made, identity(made, []), origin)
-        if source.data is None:
+        if options.data is None:
             raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
-        pixels, used = decode(self.train, manifest.preprocessing, on_bad=source.on_bad_image)
+        pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
         labels = [image.label for image in used]
         check_images(pixels)
         check_classes(labels, manifest.labels)
@@ -69,36 +69,36 @@ class Classification(Task):
 
     def batches(self) -> Iterator[Batch]:
         """Yield images and labels; see ``Task.batches``."""
-        manifest, source = self.bundle.manifest, self.source
+        manifest, options = self.bundle.manifest, self.options
         if self.val:
-            yield from decoded(self.val, manifest.preprocessing, on_bad=source.on_bad_image)
+            yield from decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image)
             return
-        if source.from_generator is not None:
+        if options.from_generator is not None:
             from .generation import images_of
 
-            pixels, _ = images_of(source.from_generator, min(source.val_limit, 512), 1, manifest.preprocessing)
+            pixels, _ = images_of(options.from_generator, min(options.val_limit, 512), 1, manifest.preprocessing)
         else:
             pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
 
     def tally(self) -> PredictionTally:
-        """Return a count that begins."""
+        """Return an empty tally."""
         return PredictionTally()
 
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return the share, 0 to 1, with one top-1."""
+        """Return the share, 0 to 1, with the same top-1."""
         return float((outputs.argmax(1) == expected.argmax(1)).mean())
 
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the agreement that the self-test may ask for."""
+        """Return the agreement that the self-test requires."""
         return {"agreement": max(0.0, alike - slack / count)}
 
     def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
-        """Return points of top-1; without labels, points of agreement, which are not checked."""
+        """Return points of top-1. Without labels return points of agreement, which are not checked."""
         reference, *variants = scores.values()
         if reference.top1 is None:
             value = worst([(1 - score.agreement) * 100 for score in variants])
-            unit = "points of agreement with fp32, for want of labels"
+            unit = "points of agreement with fp32, since there are no labels"
             return AccuracyDrop(value, unit, self.accepted, checked=False)
         value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
         return AccuracyDrop(value, "points of top-1", self.accepted)

@@ -1,4 +1,4 @@
-"""Measuring one variant of a model against another: outputs, accuracy, speed, and the precision of what ran."""
+"""Measuring one variant of a model against another: outputs, accuracy and speed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Score:
     """A classifier on a set of images.
 
     Attributes:
-        top1: Share of right answers, 0 to 1; ``None`` without labels.
-        agreement: Share of images, 0 to 1, with the reference's answer.
+        top1: Share of right predictions, 0 to 1; ``None`` without labels.
+        agreement: Share of images, 0 to 1, with the reference's prediction.
         max_error: Largest absolute difference of a logit from the reference's.
     """
 
@@ -50,7 +50,7 @@ class Score:
 
 
 class PredictionTally:
-    """Counts right and equal answers."""
+    """Counts right predictions, and those equal to the reference's."""
 
     def __init__(self) -> None:
         self.count, self.right, self.same, self.error, self.labeled = 0, 0, 0, 0.0, True
@@ -58,12 +58,12 @@ class PredictionTally:
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
     ) -> None:
-        """Count the answers to one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
-        answers = outputs.argmax(axis=1)
+        """Count the predictions of one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
+        predictions = outputs.argmax(axis=1)
         self.count += len(outputs)
         self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
-        self.right += int((answers == truth).sum()) if self.labeled else 0
-        self.same += int((answers == reference.argmax(axis=1)).sum())
+        self.right += int((predictions == truth).sum()) if self.labeled else 0
+        self.same += int((predictions == reference.argmax(axis=1)).sum())
         self.error = max(self.error, float(np.abs(outputs - reference).max()))
 
     def score(self) -> Score:
@@ -75,9 +75,9 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
     """Run a session.
 
     Args:
-        session: Of ONNX Runtime.
-        inputs: What it takes ``[N, ...]``.
-        batch: Inputs in one call, where the graph leaves that open.
+        session: A session of ONNX Runtime.
+        inputs: Inputs of the model ``[N, ...]``.
+        batch: Inputs in one call, if the graph's batch is open.
 
     Returns:
         Its first output, ``[N, ...]``: logits, or images.
@@ -93,7 +93,7 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
     outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]
     if not np.isfinite(outputs).all():
-        raise ModelError("the network answers with numbers that are not finite")
+        raise ModelError("the network's outputs have numbers that are not finite")
     return outputs
 
 
@@ -102,12 +102,12 @@ def compare(
     batches: Iterable[tuple[Inputs, npt.NDArray[Any] | None]],
     tally: Callable[[], Any] = PredictionTally,
 ) -> tuple[int, dict[str, Any]]:
-    """Run several forms of a model over the same inputs.
+    """Run several variants of a model over the same inputs.
 
     Args:
         sessions: By name; the first one is the reference.
-        batches: Inputs ``[N, ...]`` and what is true of them, see ``krl_deploy.evaluation.Batch``.
-        tally: Makes what counts the outputs of one form.
+        batches: Inputs ``[N, ...]`` and their truth; see ``krl_deploy.evaluation.Batch``.
+        tally: Makes the tally of one variant.
 
     Returns:
         The number of inputs, and a score for each session.
@@ -132,16 +132,16 @@ def compare(
 def interleaved_latency(
     sessions: Mapping[str, Any], inputs: Inputs, *, rounds: int = 15, block_seconds: float = 0.03
 ) -> dict[str, float]:
-    """Measure the time of one call, all sessions in turn so that whatever else the machine does hits all of them.
+    """Measure the time of one call. All sessions take turns, so that other load on the machine slows them alike.
 
     Args:
         sessions: By name.
         inputs: One batch ``[N, ...]``.
         rounds: Blocks of calls for each session, in random order in each round.
-        block_seconds: Length of a block at least.
+        block_seconds: Smallest length of a block.
 
     Returns:
-        For each session the median over blocks of the milliseconds that one call takes.
+        Milliseconds of one call for each session, the median over blocks.
     """
     given = {name: feed(session, inputs) for name, session in sessions.items()}
     calls = {name: partial(session.run, None, given[name]) for name, session in sessions.items()}

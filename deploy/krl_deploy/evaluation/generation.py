@@ -1,4 +1,4 @@
-"""Generators: latents from a seed, which are what they take when they run, and PSNR to FP32's images in dB."""
+"""Generators: latents from a seed, as in real use, and PSNR in dB to FP32's images."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = ["Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 _MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
-_CALIBRATION_SEED, _EVALUATION_SEED = 0, 1  # seeds: what a variant is judged on, calibration has not seen
+_CALIBRATION_SEED, _EVALUATION_SEED = 0, 1  # seeds: evaluation has other latents than calibration
 
 
 class Generation(ImageTask):
-    """Latents of seed 0 to calibrate on, of seed 1 to measure on: such random numbers are what it really takes."""
+    """Latents of seed 0 to calibrate on, and of seed 1 to measure on. In real use a generator takes such latents."""
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        if source.data is not None:
-            raise UsageError("--data: a generator is calibrated and measured on latents; leave it out")
-        super().__init__(source, true=False)
-        self.bundle, self.source = bundle, source
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        if options.data is not None:
+            raise UsageError("--data: a generator is calibrated and measured on latents; leave the option out")
+        super().__init__(options, true=False)
+        self.bundle, self.options = bundle, options
         self.name = f"latents of seed {_EVALUATION_SEED}"
 
     @cached_property
     def calibration_data(self) -> CalibrationData:
-        """Latents, and conditions where the model takes them; see ``Task.calibration_data``."""
-        inputs = random_inputs(self.bundle.manifest.settings, self.source.limit, _CALIBRATION_SEED)
+        """Latents, and conditions if the model takes them; see ``Task.calibration_data``."""
+        inputs = random_inputs(self.bundle.manifest.settings, self.options.limit, _CALIBRATION_SEED)
         return CalibrationData(inputs, _identity(inputs), f"latents of seed {_CALIBRATION_SEED}")
 
     def batches(self) -> Iterator[Batch]:
         """Yield latents; see ``Task.batches``."""
-        inputs = random_inputs(self.bundle.manifest.settings, min(self.source.val_limit, _MOST), _EVALUATION_SEED)
+        inputs = random_inputs(self.bundle.manifest.settings, min(self.options.val_limit, _MOST), _EVALUATION_SEED)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
 
@@ -66,7 +66,7 @@ def random_inputs(settings: Mapping[str, Any], count: int, seed: int) -> dict[st
 
 
 def random_conditions(condition: Mapping[str, Any], count: int, seed: int) -> list[Condition]:
-    """Return conditions: each label in turn; or random attribute values, entities, or words of the vocabulary.
+    """Return conditions: each label in turn; or random attribute values, entities or words of the vocabulary.
 
     Args:
         condition: Its settings, see ``krl_runtime.conditions``.
@@ -98,7 +98,7 @@ def _identity(inputs: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def images_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str]:
-    """Return images that a generator's bundle makes, as another model takes them.
+    """Return images of a generator's bundle, preprocessed for another model.
 
     Args:
         path: The generator's bundle.
@@ -107,7 +107,7 @@ def images_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -
         preprocessing: Of the model that takes them.
 
     Returns:
-        uint8 ``[count, C, H, W]``, and what they are, with the hash of the generator.
+        uint8 ``[count, C, H, W]``, and their origin with the hash of the generator.
 
     Raises:
         UsageError: The bundle is not a generator's.

@@ -1,4 +1,4 @@
-"""The shared part of restorers and generators: images are compared by their PSNR."""
+"""The shared part of restorers and generators: PSNR compares images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ImageScore:
     """Images that one variant of a model makes.
 
     Attributes:
-        psnr: In dB to the true images, the mean over images; ``None`` where they are not known.
-        psnr_to_fp32: In dB to those of the reference, the mean over images; 200 where they are equal.
+        psnr: In dB to the true images, the mean over images; ``None`` if they are not known.
+        psnr_to_fp32: In dB to those of the reference, the mean over images; 200 if they are equal.
         max_error: Largest absolute difference of a value from the reference's, in levels of 255.
     """
 
@@ -63,7 +63,7 @@ class ImageTally:
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
     ) -> None:
-        """Count one batch ``[N, C, H, W]``; where there is a truth, it is that of the one image."""
+        """Count one batch ``[N, C, H, W]``. A truth is that of the batch's only image."""
         pairs = zip(outputs, reference, strict=True)
         self.references += [mean_psnr(one[None], other[None]) for one, other in pairs]
         self.error = max(self.error, float(np.abs(outputs - reference).max()))
@@ -80,26 +80,26 @@ class ImageTask(Task):
     """A task whose outputs are images.
 
     Args:
-        source: The options; those for other tasks are refused.
+        options: The options. Options for other tasks are refused.
         true: Whether there are true images to measure against.
     """
 
-    def __init__(self, source: EvaluationOptions, *, true: bool) -> None:
+    def __init__(self, options: EvaluationOptions, *, true: bool) -> None:
         self.true = true
-        if source.from_generator is not None:
+        if options.from_generator is not None:
             raise UsageError("--from-generator makes images for classifiers to be calibrated on; leave it out")
-        if true and source.min_psnr is not None:
+        if true and options.min_psnr is not None:
             raise UsageError("--min-psnr is for models whose true images are not known; give --max-drop, in dB")
-        if not true and source.max_drop is not None:
+        if not true and options.max_drop is not None:
             raise UsageError(
                 "--max-drop needs true images to measure against, and this model has none; give --min-psnr, in dB to "
                 "the images of fp32"
             )
-        self.accepted = MAX_DROP_DB if source.max_drop is None else source.max_drop
-        self.least = SAME_IMAGE_DB if source.min_psnr is None else source.min_psnr
+        self.accepted = MAX_DROP_DB if options.max_drop is None else options.max_drop
+        self.least = SAME_IMAGE_DB if options.min_psnr is None else options.min_psnr
 
     def tally(self) -> ImageTally:
-        """Return a count that begins."""
+        """Return an empty tally."""
         return ImageTally(self.quality)
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
@@ -111,11 +111,11 @@ class ImageTask(Task):
         return mean_psnr(outputs, expected)
 
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the PSNR that the self-test may ask for."""
+        """Return the PSNR that the self-test requires."""
         return {"psnr": alike - _SLACK}
 
     def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
-        """Return dB of PSNR to the true images; without those, dB that are missing from ``--min-psnr`` to fp32's."""
+        """Return dB of PSNR to the true images. Without them return the dB below ``--min-psnr`` to fp32's images."""
         reference, *variants = scores.values()
         if self.true and reference.psnr is not None:
             drop = worst([reference.psnr - (score.psnr or 0.0) for score in variants])

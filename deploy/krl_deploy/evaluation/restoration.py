@@ -1,4 +1,4 @@
-"""Restorers: images, what is made of them by the degradation that the model undoes, and PSNR of luma in dB."""
+"""Restorers: images, their degraded versions, and PSNR of luma in dB."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .task import Batch, CalibrationData, EvaluationOptions
 
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
 
-_LARGEST = 1024  # pixels a side of what is evaluated of an image: bounds the memory of activations
+_LARGEST = 1024  # pixels a side of the evaluated part of an image: bounds the memory of activations
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
 DEGRADATIONS = ("bicubic", "noise", "jpeg")
 _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
@@ -33,32 +33,32 @@ _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 class Restoration(ImageTask):
     """High-resolution images of a folder: patches to calibrate on, whole ones to measure on.
 
-    The protocol is that of the papers: luma, rounded, with as many pixels cut off each side as the scale is large.
+    The protocol is that of the papers: rounded luma, without a border of ``scale`` pixels.
     """
 
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None:
-        self.bundle, self.source = bundle, source
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        self.bundle, self.options = bundle, options
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]
         self.degradation: Any = settings.get("degradation") or {}
         known = self.degradation.get("kind") in DEGRADATIONS
-        super().__init__(source, true=known and source.data is not None)
+        super().__init__(options, true=known and options.data is not None)
         self.train: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
-        if source.data is not None:
-            folder = open_data(source.data, on_bad=source.on_bad_image)
-            self.train = choose(folder, "train", source.limit, val_fraction=source.val_fraction)
-            self.val = choose(folder, "val", source.val_limit, val_fraction=source.val_fraction)
+        if options.data is not None:
+            folder = open_data(options.data, on_bad=options.on_bad_image)
+            self.train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+            self.val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
             self.name = folder.root.name
 
     @cached_property
     def calibration_data(self) -> CalibrationData:
-        """Patches of the size of the golden inputs, of many places of the images; see ``Task.calibration_data``."""
-        if self.source.data is None:
+        """Random patches of the images, as large as the golden inputs; see ``Task.calibration_data``."""
+        if self.options.data is None:
             raise UsageError("a restorer is calibrated on images; give --data FOLDER")
-        spec, limit = self.bundle.manifest.preprocessing, self.source.limit
+        spec, limit = self.bundle.manifest.preprocessing, self.options.limit
         rng = np.random.default_rng(0)
         each = min(_PATCHES, -(-limit // len(self.train)))
         patches = [
@@ -71,7 +71,7 @@ class Restoration(ImageTask):
         return CalibrationData(pixels, identity(pixels, []), "patches of images")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield one image at a time, and its truth ``[C, H, W]`` where it is known; see ``Task.batches``."""
+        """Yield one image at a time, and its truth ``[C, H, W]`` if it is known; see ``Task.batches``."""
         if not self.val:
             yield self.bundle.golden()[self.bundle.manifest.inputs[0].name], None
             return
@@ -79,7 +79,7 @@ class Restoration(ImageTask):
         for given, truth in self._pairs(self.val, "measuring PSNR"):
             height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
-            # What a graph of one size gets of a smaller image is filled up as the device does it.
+            # A smaller image is padded to the graph's fixed size, as on the device.
             missing = [max(0, (side or 0) - size) for side, size in zip(sides, (height, width), strict=True)]
             filled = np.pad(given[:, :height, :width], ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
             yield np.ascontiguousarray(filled[None]), part
@@ -87,7 +87,7 @@ class Restoration(ImageTask):
     def _pairs(
         self, images: list[ImageFile], description: str
     ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]:
-        """Yield what the network gets ``[C, h, w]`` and what it should make of it."""
+        """Yield the inputs of the network ``[C, h, w]``, each with its truth."""
         bad: list[KrlError] = []
         count = 0
         for number, image in enumerate(progress(images, description)):
@@ -96,7 +96,7 @@ class Restoration(ImageTask):
                 pair = inputs_of(planes, self.scale, self.degradation, number) if self.true else (planes, None)
             except (ImageError, UsageError) as error:
                 bad.append(ImageError(f"{image.path}: {error}"))
-                report_bad(bad[-1:], self.source.on_bad_image)
+                report_bad(bad[-1:], self.options.on_bad_image)
                 continue
             count += 1
             yield pair
@@ -104,7 +104,7 @@ class Restoration(ImageTask):
             raise DataError("no image is left: none of the files can be decoded")
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
-        """Return the PSNR in dB of the luma of ``[C, H, W]``, the border and what was filled up cut off."""
+        """Return the PSNR in dB of the luma of ``[C, H, W]``, without the border and the padding."""
         border = self.scale if self.scale > 1 else 0
         output = output[:, : truth.shape[1], : truth.shape[2]]
         made, wanted = (_luma(to_uint8(planes)) for planes in (output, truth))
@@ -114,12 +114,12 @@ class Restoration(ImageTask):
 
 
 def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:
-    """Return an image as a restorer sees it, uint8 ``[C, H, W]``.
+    """Return an image as a restorer takes it, uint8 ``[C, H, W]``.
 
     Args:
         source: The file.
-        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded; an image that is stored as
-            gray is taken as it is, as the field's scripts do.
+        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded. The values of a gray image
+            are not changed, as in the field's scripts.
 
     Raises:
         ImageError: It is not an image that can be read.
@@ -140,9 +140,9 @@ def inputs_of(
 
     Args:
         planes: An image, uint8 ``[C, H, W]``.
-        scale: By how much it is made smaller.
+        scale: Factor by which the image is made smaller.
         degradation: See ``krl_runtime.images.luma.corrupt``.
-        number: Of the image; noise follows from it.
+        number: Number of the image; it seeds the noise.
 
     Raises:
         UsageError: The image is too small for the scale, or the degradation is not known.
@@ -162,7 +162,7 @@ def _luma(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def patch_of(planes: npt.NDArray[np.uint8], height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return a part of an image; one that is too small is mirrored at its edges."""
+    """Return a random part of an image. An image that is too small is mirrored at its edges."""
     missing = [max(0, side - given) for side, given in zip((height, width), planes.shape[1:], strict=True)]
     if any(missing):
         planes = np.pad(planes, ((0, 0), (0, missing[0]), (0, missing[1])), mode="symmetric")

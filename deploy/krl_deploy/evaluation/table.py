@@ -1,4 +1,4 @@
-"""The table that ``quantize`` and ``half`` print: one line for each form of the model."""
+"""The table that ``quantize`` and ``fp16`` print: one line for each variant of the model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Row", "score_table"]
 
 @dataclass(frozen=True)
 class Row:
-    """One form of the model.
+    """One variant of the model.
 
     Attributes:
-        form: Its name.
+        variant: Its name.
         file_bytes: Size of its ONNX file.
-        score: What was measured on images.
-        latency_ms: Median time of one call with one image; ``None`` where it was not measured.
+        score: Score on images.
+        latency_ms: Median time of one call with one image; ``None`` if it was not measured.
     """
 
-    form: str
+    variant: str
     file_bytes: int
     score: Scored
     latency_ms: float | None = None
@@ -36,6 +36,6 @@ def score_table(rows: Iterable[Row]) -> str:
 
     def cells(row: Row) -> tuple[object, ...]:
         latency = None if row.latency_ms is None else f"{row.latency_ms:.3f}"
-        return row.form, f"{row.file_bytes / 2**20:.2f}", *row.score.cells(reference), latency
+        return row.variant, f"{row.file_bytes / 2**20:.2f}", *row.score.cells(reference), latency
 
     return table(("variant", "file MiB", *reference.HEADER, "CPU latency ms"), [cells(row) for row in rows])

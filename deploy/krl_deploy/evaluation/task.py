@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "worst"]
 
 Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
-"""Inputs ``[N, ...]`` and what is true of them: labels ``[N]``, -1 where unknown; or one image, or ``None``."""
+"""Inputs ``[N, ...]`` and their truth: labels ``[N]``, -1 if unknown; or one image; or ``None``."""
 
 
 class Scored(Protocol):
-    """How one variant of a model answers: a dataclass of plain numbers."""
+    """The score of one variant of a model: a dataclass of plain numbers."""
 
     HEADER: ClassVar[tuple[str, ...]]
     """Column names of the cells, for a table."""
@@ -35,7 +35,7 @@ class Scored(Protocol):
 
 
 class Tally(Protocol):
-    """Counts what makes a score, one batch after the other."""
+    """Counts one batch after the other, and gives a score."""
 
     def add(
         self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
@@ -43,14 +43,14 @@ class Tally(Protocol):
         """Count one batch.
 
         Args:
-            outputs: Of the form that is measured, ``[N, ...]``.
-            reference: Of the reference, the same shape.
+            outputs: Outputs of the measured variant, ``[N, ...]``.
+            reference: Outputs of the reference, of the same shape.
             truth: See ``Batch``.
         """
         ...
 
     def score(self) -> Scored:
-        """Return the score (see ``Scored``) of all that was counted."""
+        """Return the score of all batches; see ``Scored``."""
         ...
 
 
@@ -59,10 +59,10 @@ class AccuracyDrop:
     """Accuracy drop of variants against the reference.
 
     Attributes:
-        value: The largest loss of any variant; 0 or less is none.
-        unit: Of what, for people.
-        accepted: The largest loss that passes.
-        checked: Whether the loss may fail a command: without labels differing predictions are reported, and no more.
+        value: Largest drop of any variant; 0 or less is no drop.
+        unit: Unit of the drop, for people.
+        accepted: Largest drop that passes.
+        checked: Whether the drop may fail a command. Without labels, differing predictions are only reported.
     """
 
     value: float
@@ -72,7 +72,7 @@ class AccuracyDrop:
 
     @property
     def passes(self) -> bool:
-        """Whether it is accepted."""
+        """Return whether the drop is accepted."""
         return self.value <= self.accepted
 
 
@@ -95,9 +95,9 @@ class CalibrationData:
     """Calibration data.
 
     Attributes:
-        inputs: What it takes.
+        inputs: Inputs of the model ``[N, ...]``.
         identity: Hash of the inputs.
-        source: Where they come from, as ``"images"``.
+        source: Origin of the inputs, as ``"images"``.
     """
 
     inputs: Inputs
@@ -106,21 +106,21 @@ class CalibrationData:
 
 
 class Task(ABC):
-    """A bundle's task: which inputs its model takes, how two forms of it are compared, and what is lost.
+    """A bundle's task: its data, the comparison of variants, and the accuracy drop.
 
     Attributes:
-        name: Of the data that is measured on, for people.
+        name: Name of the evaluation data, for people.
     """
 
     name: str
 
     @abstractmethod
-    def __init__(self, bundle: Bundle, source: EvaluationOptions) -> None: ...
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None: ...
 
     @property
     @abstractmethod
     def calibration_data(self) -> CalibrationData:
-        """Calibration data, checked: made once, and kept.
+        """Calibration data, checked. It is made once and kept.
 
         Raises:
             DataError: The data cannot be used, or is not real.
@@ -128,7 +128,7 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
-        """Yield what to measure on.
+        """Yield the evaluation data.
 
         Raises:
             DataError: The data cannot be used.
@@ -136,20 +136,20 @@ class Task(ABC):
 
     @abstractmethod
     def tally(self) -> Tally:
-        """Return a count that begins."""
+        """Return an empty tally."""
 
     @abstractmethod
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return how alike outputs are: the share, 0 to 1, with one top-1, or the PSNR of images in dB."""
+        """Return how alike outputs are: the share, 0 to 1, with the same top-1, or the PSNR of images in dB."""
 
     @abstractmethod
     def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the limits that the self-test holds a variant to, as fields of ``Variant``.
+        """Return the limits of a variant in the self-test, as fields of ``Variant``.
 
         Args:
-            alike: How alike its outputs are to the golden ones where it was made.
+            alike: How alike its outputs are to the golden ones on this machine.
             count: Number of golden inputs.
-            slack: How many of them may answer otherwise on another device; images may be 6 dB less alike.
+            slack: How many predictions may differ on another device; images may be 6 dB less alike.
         """
 
     @abstractmethod
@@ -162,5 +162,5 @@ class Task(ABC):
 
 
 def worst(values: Sequence[float]) -> float:
-    """Return the largest loss; rounded, since 1 of 100 images is 1 point and not 1.00…09."""
+    """Return the largest drop, rounded, since 1 of 100 images is 1 point and not 1.00…09."""
     return round(max(values), 9)

@@ -12,7 +12,7 @@ from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized
+from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
@@ -21,18 +21,18 @@ from krl_runtime.images.folders import decode
 
 from .conversion import PARITY_INPUTS, to_onnx
 from .parity import torch_outputs
-from .plan import Plan, no_real_images
+from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
     from krl_train.run import Run
 
 __all__ = ["plan_classifier"]
 
-# Of the logits' spread: what the order of sums turns over in INT8 stays below; a missing scale does not.
+# Of the logits' spread: differences from the order of sums in INT8 stay below; those of a missing scale do not.
 _OF_SPREAD = 0.05
 
 
-def plan_classifier(config: ExportConfig, run: Run) -> Plan:
+def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a classifier, and read real inputs; see ``krl_deploy.exporters.export``."""
     from krl_train.models import count_macs
 
@@ -40,11 +40,11 @@ def plan_classifier(config: ExportConfig, run: Run) -> Plan:
     pixels = _real_inputs(config, run)
     model = to_onnx(network, preprocessing.shape, config.opset)
     trained, evidence = None, {}
-    if is_in_pairs(model):
+    if is_qdq_model(model):
         trained = read_quantized(model)
         model = trained.model
         evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
-    return Plan(
+    return ExportPlan(
         network,
         model,
         {PIXELS: pixels},
@@ -57,7 +57,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> Plan:
 
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
-    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from what the run was trained on."""
+    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set."""
     count = max(config.golden, PARITY_INPUTS)
     if config.data is not None:
         folder = open_data(config.data, on_bad=config.on_bad_image)
@@ -74,10 +74,10 @@ def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
 def _check_int8(
     trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
 ) -> dict[str, Any]:
-    """Compare the INT8 graph of the trained ranges with what torch computed in training.
+    """Compare the INT8 graph of the trained ranges with torch's outputs from training.
 
-    A sum that is added up in another order can round to the next integer, and some of these reach the logits: what is
-    accepted is a mean error of a twentieth of how far the logits spread.
+    A sum in another order can round to the next integer, and some of these differences reach the logits. So a mean
+    error of a twentieth of the logits' spread is accepted.
     """
     ranges = dict(trained.ranges)
     int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
@@ -86,9 +86,9 @@ def _check_int8(
     error = float(np.sqrt(np.square(logits - expected).mean()) / max(float(expected.std()), 1e-12))
     if rounded != ranges.keys() or error > _OF_SPREAD:
         raise CheckFailedError(
-            f"the INT8 graph does not compute what was trained: its logits are off by {error:.1%} of their spread, "
-            f"accepted are {_OF_SPREAD:.0%}, and it rounds {len(rounded)} activations where the run has scales for "
-            f"{len(ranges)}; nothing was written. Export the float student (OUT/float, or what --student was)"
+            f"the INT8 graph does not compute what was trained: its logits are off by {error:.1%} of their spread; "
+            f"accepted: {_OF_SPREAD:.0%}; it rounds {len(rounded)} activations, the run has scales for {len(ranges)}; "
+            "nothing was written. Export the float student (OUT/float, or the run given as --student)"
         )
     return {
         "max_abs_error": float(np.abs(logits - expected).max()),

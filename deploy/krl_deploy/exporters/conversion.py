@@ -56,7 +56,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx
     Args:
         network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``.
         shape: Channels, height and width of one input.
-        opset: Version of the ONNX operators that is asked for; look at the result for what was written.
+        opset: Requested version of the ONNX operators; the result may have another one.
 
     Returns:
         The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``.
@@ -73,12 +73,12 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx
 def convert(
     network: nn.Module, examples: Mapping[str, Tensor], output: str, dynamic: Sequence[Mapping[int, Any]], opset: int
 ) -> onnx.ModelProto:
-    """Export a network with whatever inputs.
+    """Export a network with any inputs.
 
     Args:
         network: In eval mode.
         examples: For each input its name and values, in the order of the network's arguments.
-        output: Name of what it returns.
+        output: Name of its output.
         dynamic: For each input the dimensions that are left open.
         opset: See ``to_onnx``.
 
@@ -100,7 +100,7 @@ def convert(
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # torch's exporter raises whatever its passes raise
+        except Exception as error:  # torch's exporter raises any error of its passes
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"torch cannot export the network: {type(error).__name__}: {reason}") from error
     assert program is not None  # noqa: S101  the dynamo exporter returns its program
@@ -109,7 +109,7 @@ def convert(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch's exporter says of itself; its errors are raised."""
+    """Silence the messages of torch's exporter; its errors are raised."""
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)

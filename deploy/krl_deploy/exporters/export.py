@@ -1,4 +1,4 @@
-"""``krl-deploy export``: from a run to a bundle with its FP32 graph, whatever the task."""
+"""``krl-deploy export``: from a run to a bundle with its FP32 graph, for any task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .classifier import plan_classifier
 from .conversion import source_of
 from .generator import plan_generator
 from .parity import check_parity, torch_outputs, without_rounding
-from .plan import Plan
+from .plan import ExportPlan
 from .restorer import plan_restorer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["export"]
 
 _log = logging.getLogger("krl")
 
-_PLANS: dict[str, Callable[[ExportConfig, Run], Plan]] = {
+_PLANS: dict[str, Callable[[ExportConfig, Run], ExportPlan]] = {
     "classification": plan_classifier,
     "restoration": plan_restorer,
     "generation": plan_generator,
@@ -36,16 +36,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Export a run's network, check it against torch on real inputs, and write the bundle.
 
     Returns:
-        What was made and measured, as plain JSON types.
+        Facts of the bundle and its measurements, as plain JSON types.
 
     Raises:
-        CheckFailedError: ONNX Runtime's outputs differ from torch's by more than ``tolerance``, or those of the INT8
-            form that a run was trained for by more than rounding explains.
+        CheckFailedError: ONNX Runtime's outputs differ from torch's by more than ``tolerance``; or those of a trained
+            INT8 graph differ by more than rounding explains.
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.
         UsageError: ``tile`` does not fit the network.
-        BundleError: ``out`` exists and is not to be replaced.
+        BundleError: ``out`` exists, and ``overwrite`` is off.
     """
     require("torch", extra="train", purpose="exporting a run")
     from krl_train.models import count_parameters

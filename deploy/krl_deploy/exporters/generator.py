@@ -12,7 +12,7 @@ from krl_deploy.graph import IMAGES
 from krl_deploy.graph.edit import GraphEditor
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
-from .plan import Plan
+from .plan import ExportPlan
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -22,7 +22,7 @@ __all__ = ["plan_generator"]
 _GOLDEN_SEED = 2  # calibration has seed 0 and the evaluation 1
 
 
-def plan_generator(config: ExportConfig, run: Run) -> Plan:
+def plan_generator(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a generator, and draw inputs; see ``krl_deploy.exporters.export``."""
     import torch
 
@@ -39,4 +39,4 @@ def plan_generator(config: ExportConfig, run: Run) -> Plan:
     examples = {name: torch.from_numpy(array[:EXPORT_BATCH].copy()) for name, array in inputs.items()}
     graph = GraphEditor(convert(network, examples, IMAGES, [{0: batch}] * len(examples), config.opset))
     graph.declare_output(IMAGES, TensorProto.FLOAT, ("batch", *preprocessing.shape))
-    return Plan(network, graph.close(), inputs, IMAGES, preprocessing, count_generator_macs(network), settings)
+    return ExportPlan(network, graph.close(), inputs, IMAGES, preprocessing, count_generator_macs(network), settings)

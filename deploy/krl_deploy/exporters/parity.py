@@ -15,7 +15,7 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import CheckFailedError, ModelError
 
 from .conversion import EXPORT_BATCH
-from .plan import Plan
+from .plan import ExportPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,22 +26,22 @@ _FEW = 4
 """Inputs that are run one by one as well: a graph whose batch is open must not depend on it."""
 
 _OF_ROUNDING = 4
-"""Accepted difference from torch in units of torch's own rounding, its float32 against its float64: a judgment, which
-leaves room for the graph's own rounding and for other inputs."""
+"""Accepted difference from torch, in units of torch's own rounding, which is its float32 against its float64.
+A judgment: it leaves room for the graph's own rounding and for other inputs."""
 
 _BATCH = 16  # inputs that torch runs at once: bounds the memory of activations, and is fast enough for a few dozen
 
 
 def check_parity(
-    data: bytes, plan: Plan, expected: npt.NDArray[np.float32], tolerance: float
+    data: bytes, plan: ExportPlan, expected: npt.NDArray[np.float32], tolerance: float
 ) -> dict[str, float | int | list[int] | None]:
-    """Compare the exported graph with torch: one by one, in a batch unlike the export's, and in another size.
+    """Compare the exported graph with torch: one by one, in a batch of another size, and with images of another size.
 
     Args:
         data: The graph.
         plan: Its network and inputs.
-        expected: What torch makes of the inputs: logits ``[N, classes]``, or images ``[N, C, H, W]`` of 0 to 255.
-        tolerance: Accepted difference, for logits as it is, for images of a range of 0 to 1.
+        expected: Torch's outputs: logits ``[N, classes]``, or images ``[N, C, H, W]`` of 0 to 255.
+        tolerance: Accepted difference of logits, or of images in the range 0 to 1.
 
     Raises:
         CheckFailedError: They differ by more, and by more than float32 rounding explains.
@@ -63,7 +63,7 @@ def check_parity(
         unit = " of 255" if images else f" (the largest is {np.abs(expected).max():.3g})"
         raise CheckFailedError(
             f"the exported graph's {'images' if images else 'logits'} differ from torch's by {worst:.3g} on {count} "
-            f"real inputs, accepted are {accepted:g}{unit}; float32 rounds by {rounding:.2g}. Nothing was written. "
+            f"real inputs; accepted: {accepted:g}{unit}; float32 rounds by {rounding:.2g}. Nothing was written. "
             "Give a higher --tolerance if you can accept that"
         )
     return {
@@ -97,13 +97,13 @@ def torch_outputs(
         ]
     made: npt.NDArray[Any] = torch.cat(parts).numpy()
     if not np.isfinite(made).all():
-        raise ModelError("the network answers real inputs with numbers that are not finite; train it again")
+        raise ModelError("the network's outputs for real inputs have numbers that are not finite; train it again")
     return made
 
 
 @contextmanager
 def without_rounding(network: nn.Module) -> Iterator[None]:
-    """Let a network that was trained as its INT8 graph computes give its float answers."""
+    """Let a network that was trained as its INT8 graph computes give its float outputs."""
     from krl_train.models import FakeQuantized
 
     backbone = network.get_submodule("backbone")
@@ -114,6 +114,6 @@ def without_rounding(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _rounding(plan: Plan, expected: npt.NDArray[np.float32]) -> float:
-    """Return how far torch's own float32 outputs are from its float64 ones: some nets amplify rounding a lot."""
+def _rounding(plan: ExportPlan, expected: npt.NDArray[np.float32]) -> float:
+    """Return the difference of torch's float32 outputs from its float64 ones. Some networks amplify rounding a lot."""
     return float(np.abs(torch_outputs(plan.network, plan.inputs, exact=True) - expected).max())

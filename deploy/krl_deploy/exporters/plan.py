@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from krl_train.run import Run
 
-__all__ = ["Plan", "no_real_images"]
+__all__ = ["ExportPlan", "no_real_images"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """A network that is to be exported, with its graph and inputs.
 
     Attributes:
@@ -31,12 +31,12 @@ class Plan:
         model: The FP32 ONNX graph.
         inputs: Real inputs by name ``[N, ...]``.
         output: Name of the output.
-        preprocessing: Of the manifest.
+        preprocessing: Preprocessing of the manifest.
         macs: Multiply-accumulates of one input.
-        settings: Of the manifest.
-        further: Inputs of another size, where the graph takes any.
-        trained: What a network that was trained as its INT8 graph brings along.
-        evidence: What was measured on the way.
+        settings: Settings of the manifest.
+        further: Inputs of another size, if the graph takes any.
+        trained: Float graph and ranges of a network that was trained as its INT8 graph.
+        evidence: Measurements.
     """
 
     network: nn.Module
@@ -52,7 +52,7 @@ class Plan:
 
 
 def no_real_images(run: Run, error: Exception) -> DataError:
-    """Return the error of a run whose own images cannot be read, and no others were given."""
+    """Return the error of a run whose own images cannot be read, without other images."""
     return DataError(
         f"parity and golden inputs need real images, and those of run {run.path} cannot be read ({error}); "
         "give some with --data FOLDER"

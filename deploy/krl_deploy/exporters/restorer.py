@@ -21,7 +21,7 @@ from krl_runtime.images.folders import report_bad
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
-from .plan import Plan, no_real_images
+from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_restorer"]
 
 
-def plan_restorer(config: ExportConfig, run: Run) -> Plan:
+def plan_restorer(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a restorer, and read real inputs; see ``krl_deploy.exporters.export``."""
     import torch
 
@@ -60,30 +60,30 @@ def plan_restorer(config: ExportConfig, run: Run) -> Plan:
     graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, made[2], made[3]))
     further = {PIXELS: whole} if config.tile is None else None
     macs = count_macs(network, spec.shape)
-    return Plan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
+    return ExportPlan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
 
 
 def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:
     """Return the input of a graph that takes parts of one size.
 
     Raises:
-        UsageError: The network cannot see an image in such parts.
+        UsageError: The network cannot restore an image in such parts.
     """
     if overlap is None:
-        raise UsageError("--tile: this network sees the whole image at once, so it cannot restore it in parts")
+        raise UsageError("--tile: this network needs the whole image at once, so it cannot restore it in parts")
     if side <= 2 * overlap:
-        raise UsageError(f"--tile is {side}; accepted: more than {2 * overlap}, twice what an output pixel sees")
+        raise UsageError(f"--tile is {side}; accepted: more than {2 * overlap}, twice the receptive field's radius")
     return replace(spec, height=side, width=side)
 
 
 def _real_images(
     config: ExportConfig, run: Run, spec: Preprocessing, settings: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return patches ``[N, C, H, W]`` of what a restorer gets, and a part of one image, of another size."""
+    """Return patches ``[N, C, H, W]`` of restorer inputs, and a part of one image, of another size."""
     data, own = run.record.data, config.data is None
-    place = config.data or Path(str(data.get("val_source") or data.get("source")))
+    root = config.data or Path(str(data.get("val_source") or data.get("source")))
     try:
-        folder = open_data(place, on_bad=config.on_bad_image)
+        folder = open_data(root, on_bad=config.on_bad_image)
     except KrlError as error:
         if not own:
             raise
@@ -98,7 +98,7 @@ def _real_images(
         except (ImageError, UsageError) as error:
             report_bad([f"{image.path}: {error}"], config.on_bad_image)
     if not given:
-        raise DataError(f"no image of {place} is left: none of the files can be decoded")
+        raise DataError(f"no image of {root} is left: none of the files can be decoded")
     rng = np.random.default_rng(0)
     pixels = np.stack([patch_of(given[index % len(given)], spec.height, spec.width, rng) for index in range(count)])
     return pixels, patch_of(given[0], 2 * spec.height + 1, spec.width + 3, rng)[None]

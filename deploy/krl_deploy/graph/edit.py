@@ -21,7 +21,16 @@ _SMALL = 4096
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """Return the value of a node's attribute, or ``default`` where it is not given."""
+    """Return the value of a node's attribute, or ``default`` if it is not given.
+
+    Example:
+        >>> from onnx import helper
+        >>> node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
+        >>> attribute(node, "axis", -1)
+        1
+        >>> attribute(node, "group", 1)
+        1
+    """
     for item in node.attribute:
         if item.name == name:
             return helper.get_attribute_value(item)
@@ -75,11 +84,11 @@ class GraphEditor:
         return list(self._model.opset_import)
 
     def producers(self) -> dict[str, NodeProto]:
-        """Return, for each tensor that a node makes, that node."""
+        """Return the nodes by their outputs."""
         return {output: node for node in self.nodes for output in node.output if output}
 
     def consumers(self) -> dict[str, list[NodeProto]]:
-        """Return, for each tensor, the nodes that read it, once for each time that they do."""
+        """Return by tensor the nodes that read it; a node that reads it twice is listed twice."""
         readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in node.input:
@@ -96,14 +105,14 @@ class GraphEditor:
         return self._arrays[name]
 
     def dtype(self, name: str) -> int:
-        """Return the element type of a tensor as in ``TensorProto``, 0 where it is not known."""
+        """Return the element type of a tensor as in ``TensorProto``; 0 if it is not known."""
         if name in self.constants:
             return int(self.constants[name].data_type)
         value = self._values.get(name)
         return int(value.type.tensor_type.elem_type) if value is not None else 0
 
     def shape(self, name: str) -> tuple[int | str, ...] | None:
-        """Return the shape of a tensor, with names or ``"?"`` for what is not fixed; ``None`` if not known."""
+        """Return the shape of a tensor, with names or ``"?"`` for open dimensions; ``None`` if it is not known."""
         if name in self.constants:
             return tuple(self.constants[name].dims)
         value = self._values.get(name)
@@ -196,7 +205,7 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its large initializers as inputs: inference makes several copies of what it is given."""
+    """Return the model with its large initializers as inputs, since shape inference copies a model several times."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for item in ("node", "input", "output", "sparse_initializer"):
         getattr(light.graph, item).extend(getattr(model.graph, item))

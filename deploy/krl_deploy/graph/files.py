@@ -24,11 +24,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         path: The file.
 
     Returns:
-        The model. Initializers that old files list among the inputs are inputs no longer; local functions are inlined.
+        The model. Initializers that old files list among the inputs are no longer inputs. Local functions are inlined.
 
     Raises:
-        ModelError: It is missing, not an ONNX model, too large, invalid, or keeps weights in other files; or it has
-            local functions that cannot be inlined.
+        ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files. Or its local functions
+            cannot be inlined.
     """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
@@ -68,7 +68,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose local functions stand where they were called.
+    """Return a model with its local functions inlined.
 
     Args:
         model: One that ONNX's checker took, so that each operator of a function's opset is that of the model's.

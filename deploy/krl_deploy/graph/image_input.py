@@ -24,7 +24,7 @@ class Signature:
     Attributes:
         input: Name of its input.
         dtype: Element type of the input, as in ``TensorProto``.
-        shape: Batch, channels, height and width; names where they are open.
+        shape: Batch, channels, height and width; names for open ones.
         output: Name of its output.
     """
 
@@ -79,16 +79,16 @@ def raise_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
 def to_classifier(
     model: onnx.ModelProto, preprocessing: Preprocessing, *, open_batch: bool
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model with input ``pixels``, uint8, and output ``logits``, and what was changed for that.
+    """Return the model with input ``pixels``, uint8, and output ``logits``, and a list of the changes.
 
-    A float input is normalized in the graph; a last ``Softmax`` goes, since the runtime turns logits into
-    probabilities itself; an output ``[batch, classes, 1, 1]`` is flattened.
+    The graph normalizes a float input. A last ``Softmax`` is removed, since the runtime turns logits into probabilities
+    itself. An output ``[batch, classes, 1, 1]`` is flattened.
 
     Args:
-        model: A clean one with a ``Signature``.
+        model: A clean model with a ``Signature``.
         preprocessing: Size, mean and std of its input.
-        open_batch: Let the batch vary where it is fixed: in the input, the output and the targets of ``Reshape``.
-            Whether the graph then computes the same shows only when it is run.
+        open_batch: Open a fixed batch in the input, the output and the targets of ``Reshape``. Only a run shows
+            whether the graph then computes the same.
 
     Raises:
         ModelError: The output is not ``[batch, classes]``.
@@ -128,7 +128,7 @@ def _classes(graph: GraphEditor, output: str) -> int:
 
 
 def feed_pixels(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
-    """Put the normalization between the graph's input and its readers; return what was done."""
+    """Put the normalization between the graph's input and its readers; return a description of the change."""
     readers = {id(node) for node in graph.nodes}
     mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))
     # (x / 255 - mean) / std as one multiplication and one addition

@@ -1,4 +1,4 @@
-"""Sets of ONNX operators, each written once: what krl says of a kind of operator, it says of all of its kind."""
+"""Sets of ONNX operators of the same kind, each written once."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ INTEGER_CONVOLUTIONS: Final = frozenset({"QLinearConv", "ConvInteger"})
 """Convolutions on integers after ONNX Runtime's optimizer."""
 
 _RESHAPES: Final = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-# Each set below adds to these what is true of it beyond: they all move values, and differ in what else they may do.
+# Each set below is these operators, which only move values, and further ones.
 
 MOVES_OR_CASTS: Final = _RESHAPES | {"Cast"}
-"""Operators that give every value of their input once, in another order or type: patterns are sought behind them."""
+"""Operators that give every value of their input once, in another order or type. Pattern searches skip them."""
 
 MOVES_ACROSS_QDQ: Final = _RESHAPES | {"MaxPool"}
 """Operators that TensorRT moves across a Q/DQ pair, since they only move or choose values."""
 
 MOVES_STORED_INTEGERS: Final = _RESHAPES | {"DepthToSpace", "MaxPool", "Pad", "Slice"}
-"""Operators of one input that ONNX Runtime's CPU provider runs on integers as they are stored; a Pad's value is stored
-as an integer as well."""
+"""Operators of one input that ONNX Runtime's CPU provider runs on stored integers. A Pad's value is stored as an
+integer too."""
 
 KEEPS_INTEGERS: Final = _RESHAPES | {
     *("Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth", "Split"),
 }
-"""Operators that do the same to integers as to the real values that these stand for, at one scale."""
+"""Operators that do the same to integers as to the real values of these, at one scale."""
 
 KEEPS_SIGNS: Final = (KEEPS_INTEGERS - {"Concat"}) | {"AveragePool", "Cast", "GlobalAveragePool", "GlobalMaxPool"}
-"""Operators of one input that give no negative value where their input has none."""
+"""Operators of one input that give no negative value if their input has none."""
 
 NEVER_NEGATIVE: Final = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
-"""Operators that give no negative value whatever their input is."""
+"""Operators that give no negative value for any input."""
 
 POINTWISE: Final = frozenset(
     {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}

@@ -1,8 +1,8 @@
-"""Which operators are quantized, and on which of their inputs: decided once, for every emitter.
+"""The placement of Q/DQ pairs: the operators that are quantized, and their quantized inputs, for every emitter.
 
-The rules are NVIDIA's for explicit quantization: all inputs of weighted operators, none of their outputs, one
-input of a residual addition; and those that TensorRT's own quantizer keeps to where INT8 kernels do not exist or
-do not pay (thin convolutions, narrow matrix products).
+The rules are NVIDIA's for explicit quantization: all inputs of weighted operators, none of their outputs, and one
+input of a residual addition. Further rules are those of TensorRT's own quantizer. They exclude operators whose INT8
+kernels do not exist or do not pay: thin convolutions and narrow matrix products.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value of each tensor, over the calibration images."""
+"""Smallest and largest value of each tensor on calibration data."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def why_narrow(graph: GraphEditor, weighted: Weighted) -> str | None:
 
 
 def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
-    """Return why TensorRT should keep this operator in floating point, ``None`` where INT8 is right."""
+    """Return why TensorRT should keep this operator in floating point; ``None`` if INT8 suits it."""
     node = weighted.node
     if node.op_type != "Conv":
         return why_narrow(graph, weighted) or _why_behind_attention(graph, node)
@@ -114,7 +114,7 @@ def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
 
 
 def _why_behind_attention(graph: GraphEditor, node: NodeProto) -> str | None:
-    """Return why the output projection of an attention stays as the attention is, ``None`` for other products.
+    """Return why the output projection of an attention stays in floating point; ``None`` for other products.
 
     TensorRT 11 gave wrong values for an INT8 projection behind an attention in FP16 (roboflow/rf-detr #1453).
     """
@@ -129,7 +129,7 @@ def _why_behind_attention(graph: GraphEditor, node: NodeProto) -> str | None:
 
 
 def _behind_moves(producers: Mapping[str, NodeProto], tensor: str) -> NodeProto | None:
-    """Return the node that makes a tensor, behind those that only move or cast values."""
+    """Return the node that computes a tensor, before nodes that only move or cast values."""
     node = producers.get(tensor)
     while node is not None and node.op_type in MOVES_OR_CASTS:
         node = producers.get(node.input[0])
@@ -137,10 +137,10 @@ def _behind_moves(producers: Mapping[str, NodeProto], tensor: str) -> NodeProto 
 
 
 def residual_inputs(graph: GraphEditor, chosen: list[Weighted]) -> list[tuple[NodeProto, int]]:
-    """Return the additions of a residual branch to the output of a quantized operator, and which input is the branch.
+    """Return the additions of a residual branch to the output of a quantized operator, each with the branch's input.
 
-    TensorRT fuses the addition into the operator that feeds it alone; the other input, the shorter way, is
-    quantized, and its type decides that of the fused output.
+    TensorRT fuses the addition into the operator whose only consumer it is. The other input, on the shorter path, is
+    quantized. Its type decides the type of the fused output.
     """
     fused = {weighted.node.output[0] for weighted in chosen}
     consumers, depths = graph.consumers(), weighted_depths(graph)

@@ -1,8 +1,8 @@
-"""Reading a graph that is quantized already: its float32 form, and the ranges that its quantizers have.
+"""Reading a quantized graph: its float32 model, and the ranges of its quantizers.
 
-Whatever tool wrote the pairs of ``QuantizeLinear`` and ``DequantizeLinear``, both emitters can then write INT8 anew
-from the same ranges: a graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider, and
-one in ONNX Runtime's style is refused by TensorRT.
+Both emitters can then write INT8 anew from the same ranges, whatever tool wrote the Q/DQ pairs. This matters because a
+graph in TensorRT's style runs at a third of FP32's speed on ONNX Runtime's CPU provider. TensorRT refuses a graph in
+ONNX Runtime's style.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .edit import GraphEditor, attribute
 from .operators import INTEGER, KEEPS_INTEGERS, KEEPS_SIGNS, NEVER_NEGATIVE, QDQ
 from .placement import Ranges, weighted_nodes
 
-__all__ = ["Unquantized", "is_in_pairs", "read_quantized", "widened"]
+__all__ = ["Unquantized", "is_qdq_model", "read_quantized", "widened"]
 
 _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.UINT8): (0, 255)}
 
 
 @dataclass(frozen=True)
 class Unquantized:
-    """The float model and the ranges that are read from a quantized graph.
+    """The float model and the ranges of a quantized graph.
 
     Attributes:
         model: The float32 model, clean.
         ranges: Smallest and largest value that INT8 represents, of each tensor that was quantized.
-        weight_scales: For each quantized weight its scales, one or ``[channels]``.
+        weight_scales: Scales by the name of a quantized weight, one or ``[channels]``.
     """
 
     model: onnx.ModelProto
@@ -43,21 +43,21 @@ class Unquantized:
     weight_scales: Mapping[str, npt.NDArray[np.float32]]
 
 
-def is_in_pairs(model: onnx.ModelProto) -> bool:
-    """Return whether a graph is quantized, and by pairs alone: no operator of it computes on integers."""
+def is_qdq_model(model: onnx.ModelProto) -> bool:
+    """Return whether a graph is a Q/DQ model: no operator of it computes on integers."""
     present = {node.op_type for node in model.graph.node}
     return bool(present & QDQ) and not present & INTEGER
 
 
 def read_quantized(model: onnx.ModelProto) -> Unquantized:
-    """Take the pairs out of a graph.
+    """Remove the Q/DQ pairs from a graph.
 
     Args:
-        model: Quantized to int8 or uint8 by pairs with constant scales; what is FP16 becomes float32.
+        model: A Q/DQ model in int8 or uint8 with constant scales. FP16 tensors become float32.
 
     Raises:
-        ModelError: The pairs are of another kind: in blocks, by channel on an activation, of other types, with scales
-            that are computed, or around operators that compute.
+        ModelError: The Q/DQ pairs are of another kind: in blocks, per channel on an activation, of other types, with
+            computed scales, or around operators that compute.
     """
     reader = _Reader(widened(model))
     result = clean(reader.read())
@@ -73,7 +73,7 @@ def read_quantized(model: onnx.ModelProto) -> Unquantized:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Of one quantizer or dequantizer: float32 scales, zero points, and the type of the integers."""
+    """Float32 scales, zero points and integer type of one quantizer or dequantizer."""
 
     scales: npt.NDArray[np.float32]
     zeros: npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ class _Parameters:
 
 
 class _Reader:
-    """Notes what each quantizer says, and lets it pass its input on."""
+    """Records the parameters of each quantizer, and removes it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = GraphEditor(model)
@@ -97,7 +97,7 @@ class _Reader:
         self.weight_scales: dict[str, npt.NDArray[np.float32]] = {}
 
     def read(self) -> onnx.ModelProto:
-        """Return the graph without the pairs."""
+        """Return the graph without the Q/DQ pairs."""
         graph = self.graph
         self._check_between()
         producers = graph.producers()
@@ -109,7 +109,7 @@ class _Reader:
                     weights.add(node.output[0])
                     self.weight_scales[node.input[0]] = parameters.scales.reshape(-1)
                 elif parameters.limits()[0] == 0 and not self._never_negative(producers, node.input[0]):
-                    # The range does what was an activation: quantizers for ONNX Runtime take the ReLU out.
+                    # The range acts as the activation: quantizers for ONNX Runtime remove the ReLU.
                     self._note(node.output[0], parameters)
                     node.op_type = "Relu"
                     node.input[:] = node.input[:1]
@@ -132,7 +132,7 @@ class _Reader:
         return graph.close()
 
     def _never_negative(self, producers: Mapping[str, NodeProto], tensor: str) -> bool:
-        """Return whether a tensor cannot be negative, or is a graph's input, of which the range says that."""
+        """Return whether a tensor cannot be negative, or is a graph's input with a range without negative values."""
         node = producers.get(tensor)
         while node is not None and node.op_type in KEEPS_SIGNS:
             node = producers.get(node.input[0])
@@ -142,14 +142,14 @@ class _Reader:
         return low is not None and float(low) >= 0
 
     def _check_between(self) -> None:
-        """Refuse operators that compute on what a quantizer stored."""
+        """Refuse operators that compute on stored integers."""
         stored: set[str] = set()
         for node in self.graph.nodes:
             if node.op_type == "QuantizeLinear":
                 stored.add(node.output[0])
             elif node.op_type != "DequantizeLinear" and stored & set(node.input):
                 if node.op_type not in KEEPS_INTEGERS:
-                    raise ModelError(f"{node.op_type} {node.name} computes on what a quantizer stored")
+                    raise ModelError(f"{node.op_type} {node.name} computes on stored integers")
                 stored.update(node.output)
 
     def _parameters(self, node: NodeProto, *, is_weight: bool) -> _Parameters:
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float32 where it has FP16."""
+    """Return the model with float32 in place of FP16."""
     half = TensorProto.FLOAT16
     wide = onnx.ModelProto()
     wide.CopyFrom(model)

@@ -23,7 +23,7 @@ _SHUFFLES = {(0, 1, 4, 2, 5, 3): ("CRD", 1), (0, 3, 4, 1, 5, 2): ("DCR", 3)}
 
 
 def scale_of(model: onnx.ModelProto) -> int | None:
-    """Return how many times as large a graph's output is as its input; ``None`` where its shapes do not say."""
+    """Return the factor from a graph's input size to its output size; ``None`` if its shapes leave that open."""
     graph = GraphEditor(model)
     given, made = graph.shape(graph.inputs[0]), graph.shape(graph.outputs[0])
     if given is None or made is None or len(given) != 4 or len(made) != 4:
@@ -34,7 +34,7 @@ def scale_of(model: onnx.ModelProto) -> int | None:
 
 
 def open_sides(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return a model whose pixel shuffles, written as reshapes to fixed sizes, are ``DepthToSpace``; and what was done.
+    """Return a model with ``DepthToSpace`` for pixel shuffles of fixed size, and a list of the changes.
 
     Args:
         model: A clean one.
@@ -80,16 +80,16 @@ def _forget_sides(graph: GraphEditor, name: str) -> None:
 
 
 def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
-    """Return how many input pixels around a pixel its restoration sees; ``None`` where that is all of them, or unknown.
+    """Return the radius of an output pixel's receptive field in input pixels; ``None`` if it is unbounded or unknown.
 
     Args:
         model: A clean one, from pixels to ``scale`` times as many a side.
         scale: By how much the output is larger.
     """
     graph = GraphEditor(model)
-    seen: dict[str, tuple[float, int]] = {graph.inputs[0]: (0.0, 1)}  # radius in input pixels, resolution
+    reach: dict[str, tuple[float, int]] = {graph.inputs[0]: (0.0, 1)}  # radius in input pixels, resolution
     for node in graph.nodes:
-        inputs = [seen[name] for name in node.input if name in seen]
+        inputs = [reach[name] for name in node.input if name in reach]
         if not inputs:
             continue
         radius, resolution = max(item[0] for item in inputs), inputs[0][1]
@@ -99,8 +99,8 @@ def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
         if step is None:
             return None
         grown = (radius + step[0] / resolution, resolution * step[1])
-        seen.update(dict.fromkeys(node.output, grown))
-    end = seen.get(graph.outputs[0])
+        reach.update(dict.fromkeys(node.output, grown))
+    end = reach.get(graph.outputs[0])
     return None if end is None or end[1] != scale else int(np.ceil(end[0]))
 
 
@@ -111,7 +111,7 @@ def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     if node.op_type == "DepthToSpace":
         return 0.0, int(attribute(node, "blocksize", 1))
     if node.op_type == "Pad":
-        return 0.0, 1  # the convolution behind it counts what it sees
+        return 0.0, 1  # the convolution behind it counts its kernel
     weight = graph.constant(node.input[1]) if node.op_type in CONVOLUTIONS else None
     if weight is None:
         return None
@@ -126,12 +126,12 @@ def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
 def to_restorer(
     model: onnx.ModelProto, preprocessing: Preprocessing, *, peak: float, sides: Mapping[str, Any]
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model with input ``pixels``, uint8, and output ``restored``, 0 to 255, and what was changed for that.
+    """Return the model with input ``pixels``, uint8, and output ``restored``, 0 to 255, and a list of the changes.
 
     Args:
         model: A clean one, from a batch of images to a batch of images.
         preprocessing: Channels, mean and std of its input.
-        peak: What white is in its output: 1 or 255.
+        peak: Value of white in its output: 1 or 255.
         sides: Shapes ``[batch, channels, height, width]`` of ``"input"`` and ``"output"`` to declare.
 
     Raises:

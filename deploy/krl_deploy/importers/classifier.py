@@ -1,4 +1,4 @@
-"""Importing an ONNX classifier that somebody else made, a quantized one too."""
+"""Importing a third-party ONNX classifier, in floating point or quantized."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature, to_classifier
 from krl_deploy.graph.operators import INTEGER
-from krl_deploy.graph.quantized import Unquantized, is_in_pairs, read_quantized, widened
+from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized, widened
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, UsageError
@@ -35,17 +35,17 @@ __all__ = ["import_classifier"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_AGREEMENT = 0.5  # with the quantized file's answers: below it the float model is of another network
+_LEAST_AGREEMENT = 0.5  # with the quantized file's predictions: below it the float model is of another network
 
 
 def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
-    """Put preprocessing into a third-party classifier, and check that it still answers the same.
+    """Put preprocessing into a third-party classifier, and check that its outputs stay the same.
 
     Raises:
         ModelError: The file is not a classifier that krl can take.
         UsageError: Labels, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
-            it is quantized.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's, or from those of the float model of
+            a quantized file.
         DataError: The images cannot be used.
     """
     brought = _unquantized(given)
@@ -58,8 +58,8 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
     model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
     if brought:
         brought = _as_imported(brought, taken, model)
-        answers = _answers(widened(given), taken, preprocessing, pixels)
-        agreement = float((answers.argmax(axis=1) == logits.argmax(axis=1)).mean())
+        before = _outputs(widened(given), taken, preprocessing, pixels)
+        agreement = float((before.argmax(axis=1) == logits.argmax(axis=1)).mean())
         changes.append(_say(config, brought, agreement))
     labels = _labels(config.labels, logits.shape[1])
 
@@ -83,13 +83,13 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
 
 def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
     """Return the ranges of a Q/DQ model; ``None`` for a float one, and for one that computes on integers."""
-    if is_in_pairs(model):
+    if is_qdq_model(model):
         return read_quantized(model)
     integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
     if integer:
         _log.warning(
-            "the model computes on integers (%s), as ONNX Runtime's CPU provider does: it is imported as it is, runs "
-            "there, and TensorRT does not take it; krl cannot type it again. For a GPU start from the float model",
+            "the model computes on integers (%s), so it is imported unchanged. ONNX Runtime's CPU provider runs it, "
+            "and TensorRT refuses it; krl cannot convert it. For a GPU start from the float model",
             ", ".join(integer),
         )
     return None
@@ -98,7 +98,7 @@ def _unquantized(model: onnx.ModelProto) -> Unquantized | None:
 def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto) -> Unquantized:
     """Return the ranges by the names that the tensors have in the bundle's graph."""
     made = {name for node in model.graph.node for name in node.output}
-    # What reads the file's own input reads the normalized pixels now.
+    # Nodes that read the file's own input read the normalized pixels now.
     normalized = next(
         (node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)),
         taken.input,
@@ -111,20 +111,20 @@ def _as_imported(brought: Unquantized, taken: Signature, model: onnx.ModelProto)
 
 
 def _say(config: ImportConfig, brought: Unquantized, agreement: float) -> str:
-    """Tell what became of a quantized file; return it in short.
+    """Log how a quantized file was imported; return a summary.
 
     Raises:
         CheckFailedError: The float model has little to do with the file.
     """
     if agreement < _LEAST_AGREEMENT:
         raise CheckFailedError(
-            f"the float model of the quantized file gives its answer on {agreement:.0%} of the images alone, accepted "
-            f"are {_LEAST_AGREEMENT:.0%}: give images of the kind that it was made for, or start from the float model"
+            f"the float model agrees with the quantized file on {agreement:.0%} of the images; accepted: at least "
+            f"{_LEAST_AGREEMENT:.0%}; give images of the kind that the file was made for, or start from the float model"
         )
     _log.warning(
-        "the file is quantized; as it stands it could run slowly on a CPU. The bundle has its float model, which gives "
-        "the file's answer on %.1f %% of the golden images, and the ranges of its %d quantized activations. INT8 for "
-        "TensorRT and for the CPU is written from them by: krl-deploy quantize %s --data %s",
+        "the file is quantized, and could run slowly on a CPU. The bundle has its float model, which agrees with the "
+        "file on %.1f %% of the golden images, and the ranges of its %d quantized activations. To write INT8 for "
+        "TensorRT and for the CPU from them, run: krl-deploy quantize %s --data %s",
         agreement * 100,
         len(brought.ranges),
         config.out,
@@ -186,10 +186,10 @@ def _rewrite(
     preprocessing: Preprocessing,
     pixels: npt.NDArray[np.uint8],
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
-    """Return the bundle's graph, what was changed, and its logits for ``pixels``, checked against the original's."""
+    """Return the bundle's graph, a list of the changes, and its logits for ``pixels``, equal to the original's."""
     model, changes = in_known_opset(original)
     model = clean(model)
-    expected = _answers(original, taken, preprocessing, pixels)
+    expected = _outputs(original, taken, preprocessing, pixels)
     failure: KrlError | None = None
     for open_batch in (True, False):
         candidate, further = to_classifier(model, preprocessing, open_batch=open_batch)
@@ -204,11 +204,11 @@ def _rewrite(
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
         return candidate, [*changes, *further], logits
     raise CheckFailedError(
-        f"the model with preprocessing and an open batch does not answer as the file does: {failure}"
+        f"the outputs of the model with preprocessing and an open batch differ from the file's: {failure}"
     )
 
 
-def _answers(
+def _outputs(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
     """Return the outputs of a file ``[N, classes]``."""
@@ -228,7 +228,5 @@ def _check_same(
     error = max(error, float(np.abs(again - logits).max()))
     accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
-        raise CheckFailedError(
-            f"the outputs differ by {error:.3g} on {len(pixels)} images, accepted are {accepted:.3g}"
-        )
+        raise CheckFailedError(f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {accepted:.3g}")
     return logits

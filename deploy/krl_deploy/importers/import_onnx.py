@@ -1,4 +1,4 @@
-"""``krl-deploy import``: from an ONNX file that somebody else made to a bundle, whatever the task."""
+"""``krl-deploy import``: from a third-party ONNX file to a bundle, for any task."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     """Put preprocessing into a third-party model, check that its outputs stay the same, measure it, write the bundle.
 
     Returns:
-        What was made and measured, as plain JSON types.
+        Facts of the bundle and its measurements, as plain JSON types.
 
     Raises:
         ModelError: The file is not an ONNX model of the task that krl can take.
         UsageError: An option does not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file, of which the float model counts where
-            it is quantized.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's, or from those of the float model of
+            a quantized file.
         DataError: The images cannot be used.
-        BundleError: ``out`` exists and is not to be replaced.
+        BundleError: ``out`` exists, and ``overwrite`` is off.
     """
     check_target(config.out, overwrite=config.overwrite)
     original = read_model(config.model)

@@ -34,7 +34,7 @@ def input_unit(config: ImportConfig) -> float:
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model in opset 18 or newer, if ONNX can do that, and what was changed."""
+    """Return the model in opset 18 or newer, if ONNX can convert it, and a list of the changes."""
     if opset_of(model) >= _LEAST_OPSET:
         return model, []
     try:
@@ -57,7 +57,7 @@ def original_outputs(
     Args:
         model: The file as it was given.
         taken: Its input.
-        preprocessing: Mean and std of its input, where that is float.
+        preprocessing: Mean and std of a float input.
         pixels: uint8 ``[N, C, H, W]``.
         together: Run all of them at once where the file takes any number; one by one otherwise.
 

@@ -1,4 +1,4 @@
-"""Importing an ONNX restorer that somebody else made."""
+"""Importing a third-party ONNX restorer."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = ["import_restorer"]
 
 _log = logging.getLogger("krl")
 
-_SIDE = 48  # pixels a side of what a restorer of open size is tried on: a judgment, small and thus quick
+_SIDE = 48  # pixels a side of the trial inputs of a restorer of open size: a judgment, small and thus quick
 
 
 def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritten:
-    """Let a third-party restorer take pixels of any size, and check that it still answers the same.
+    """Let a third-party restorer take pixels of any size, and check that its outputs stay the same.
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
         UsageError: Scale, color, size, mean or std do not fit it.
-        CheckFailedError: The rewritten graph answers otherwise than the file.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's.
         DataError: The images cannot be used.
     """
     taken = signature(original)
@@ -61,7 +61,7 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
     settings["overlap"] = local_radius(model, scale)
     if not isinstance(signature(model).shape[2], int):
-        # Any size will do: what is kept and calibrated on need not be as large as the file's own input.
+        # Any size will do: golden inputs and calibration data need not be as large as the file's own input.
         height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
         preprocessing, pixels = replace(preprocessing, height=height, width=width), pixels[:, :, :height, :width]
 
@@ -111,7 +111,7 @@ def _rewrite(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the bundle's graph, for images of any size if that can be, and what was changed."""
+    """Return the bundle's graph, for images of any size if possible, and a list of the changes."""
     model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
@@ -135,7 +135,7 @@ def _rewrite(
         if sides is fixed:
             _log.warning("height and width stay fixed; with open ones: %s", failure)
         return made, [*before, *done, *further]
-    raise CheckFailedError(f"the model with preprocessing does not answer as the file does: {failure}")
+    raise CheckFailedError(f"the outputs of the model with preprocessing differ from the file's: {failure}")
 
 
 def _check_same(
@@ -146,7 +146,7 @@ def _check_same(
     *,
     every_size: bool,
 ) -> None:
-    """Check that a rewritten model makes what the original does, and that its size follows that of its input."""
+    """Check that a rewritten model has the original's outputs, and that their size follows that of the input."""
     session = open_cpu(to_bytes(model))
     made = outputs_of(session, pixels, batch=2)
     wanted = (*pixels.shape[:2], pixels.shape[2] * scale, pixels.shape[3] * scale)
@@ -154,7 +154,7 @@ def _check_same(
         raise CheckFailedError(f"it makes {list(made.shape)}, with scale {scale} it should be {list(wanted)}")
     error, accepted = float(np.abs(made - expected).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
-        raise CheckFailedError(f"the images differ by {error:.3g} of 255, accepted are {accepted:.3g}")
+        raise CheckFailedError(f"the images differ by {error:.3g} of 255; accepted: {accepted:.3g}")
     if every_size:
         part = pixels[:1, :, : max(1, pixels.shape[2] // 2), : max(1, pixels.shape[3] - 3)]
         other = outputs_of(session, part, batch=1)

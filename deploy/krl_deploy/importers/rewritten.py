@@ -19,16 +19,16 @@ __all__ = ["Rewritten"]
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A third-party model that takes pixels, and answers as the file does.
+    """A third-party model that takes pixels, with the same outputs as its file.
 
     Attributes:
         model: The FP32 graph.
         inputs: Golden inputs by name, uint8 ``[N, C, H, W]``.
-        outputs: What the graph makes of them.
-        preprocessing: Of the manifest.
-        changes: What was changed, for people.
-        measure: From the bundle, which is not written yet, and a session of the graph to what is measured.
-        settings: Of the manifest.
+        outputs: The graph's outputs for them.
+        preprocessing: Preprocessing of the manifest.
+        changes: Changes to the file, for people.
+        measure: From the bundle, which is not written yet, and a session of the graph to the measurements.
+        settings: Settings of the manifest.
         labels: Class names in the order of the logits.
         brought: Ranges that the file came with.
     """

@@ -1,4 +1,4 @@
-"""Calibrating a bundle's model: real images in, ranges and what else the emitters need out."""
+"""Calibration of a bundle's model: from real images to the ranges and means for the emitters."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _ONE = np.ones(1, np.float32)
 
 
 def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, task: Task) -> Calibration:
-    """Calibrate on a task's inputs, or take what the bundle has if it is true of these.
+    """Calibrate on a task's inputs, or reuse the bundle's calibration of the same inputs.
 
     Args:
         config: The options.
         bundle: The bundle; it is not changed.
         model: Its FP32 model.
-        task: Has the inputs.
+        task: Gives the calibration data.
 
     Raises:
         CheckFailedError: ``reuse_calibration`` found another calibration.
@@ -54,22 +54,22 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
     brought = _brought(bundle, graph_sha256)
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
-    seen = task.calibration_data
+    data = task.calibration_data
     now = Identity(
         graph_sha256=graph_sha256,
         preprocessing=manifest.preprocessing.to_dict(),
-        images=seen.identity,
-        count=length(seen.inputs),
+        images=data.identity,
+        count=length(data.inputs),
         method=f"given, else {method}" if brought else method,
         equalize="none" if brought else config.equalize,
-        source=seen.source,
+        source=data.source,
     )
     if config.reuse_calibration:
         return _reuse(bundle, now)
     checkpoint = Checkpoint(_unfinished(bundle.path), now, resume=config.resume)
     made = measure_tensors(
         model,
-        seen.inputs,
+        data.inputs,
         now,
         method=config.method,
         share=config.percentile,
@@ -82,7 +82,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
 
 
 def _brought(bundle: Bundle, graph_sha256: str) -> Calibration | None:
-    """Return the calibration that has the ranges that the model came with, if it did."""
+    """Return the calibration with the ranges that the model came with; ``None`` if it had none."""
     if bundle.manifest.calibration is None:
         return None
     kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
@@ -112,17 +112,17 @@ def measure_tensors(
     checkpoint: Checkpoint | None = None,
     brought: Calibration | None = None,
 ) -> Calibration:
-    """Look at single channels on a sample of the inputs, equalize, and take the ranges over all of them.
+    """Measure channels on a sample of the inputs, equalize, and measure the ranges on all inputs.
 
     Args:
         model: A clean float32 model.
-        inputs: What the model takes ``[N, ...]``: images, or latents.
-        identity: What the calibration depends on.
+        inputs: Inputs of the model ``[N, ...]``: images, or latents.
+        identity: Identity of the calibration.
         method: See ``Method``.
         share: For ``"percentile"``, the percentage of values that a range holds.
         equalizing: See ``Equalize``.
-        checkpoint: Where to keep what was counted so far, and from where to go on.
-        brought: Has the ranges that the model came with, which are not measured again.
+        checkpoint: File to save the counts in, and to continue from.
+        brought: Calibration with the ranges that the model came with. These are not measured again.
 
     Raises:
         ModelError: The model cannot be quantized, or takes values that are not finite numbers.
@@ -147,15 +147,15 @@ def measure_tensors(
     return Calibration(identity, ranges, extremes, means, factors, given, scales)
 
 
-def _without_unused_half(given: tuple[float, float], seen: tuple[float, float] | None) -> tuple[float, float]:
-    """Return a range without its negative half where no value is negative: unsigned integers then have more levels."""
-    return (0.0, given[1]) if seen is not None and seen[0] >= 0 and given[1] == -given[0] else given
+def _without_unused_half(given: tuple[float, float], measured: tuple[float, float] | None) -> tuple[float, float]:
+    """Return a range without its negative half if no value is negative, so that unsigned integers have more levels."""
+    return (0.0, given[1]) if measured is not None and measured[0] >= 0 and given[1] == -given[0] else given
 
 
 def _factors(
     model: onnx.ModelProto, channels: Mapping[str, Channels], equalizing: Equalize
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return by what the channels are divided of each activation that is to be equalized."""
+    """Return the divisors of the channels of each activation to equalize."""
     between = [] if equalizing == "none" else equalizable(model)
     largest = {name: channels[name].largest for name in between}
     return factors_for(model, {name: each for name, each in largest.items() if equalizing == "all" or is_uneven(each)})

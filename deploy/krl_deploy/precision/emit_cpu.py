@@ -1,12 +1,16 @@
 """INT8 as ONNX Runtime's CPU provider runs it fast: unsigned activations, and every convolution in INT8.
 
-From the same ranges as TensorRT's graph, which runs at a third of FP32's speed there. What makes the difference
-(each was measured): activations are uint8; the output of a convolution is quantized as well, also before an
-addition; a ReLU is not a node but the lower end of its uint8 range; biases are int32 on the scale of the
-accumulator; layout operators (slices, padding, pooling by maximum) work on the uint8 values themselves.
+It has the ranges of TensorRT's graph, which runs at a third of FP32's speed there. The differences, each of them
+measured:
 
-On x86 processors without VNNI the multiplication of uint8 by int8 can saturate; the runtime asks ONNX Runtime for its
-exact mode there, other programs have to (``session.x64quantprecision``). The self-test shows it.
+* Activations are uint8.
+* The output of a convolution is quantized too, also before an addition.
+* A ReLU is not a node but the lower end of its uint8 range.
+* Biases are int32 on the scale of the accumulator.
+* Layout operators (slices, padding, pooling by maximum) work on the uint8 values.
+
+On x86 processors without VNNI the product of uint8 and int8 can saturate. The runtime sets ONNX Runtime's exact mode
+there (``session.x64quantprecision``); other programs must set it too. The self-test finds such an error.
 """
 
 from __future__ import annotations
@@ -43,7 +47,13 @@ class _Stored:
 
 
 def affine_parameters(low: float, high: float) -> tuple[np.float32, int]:
-    """Return scale and zero point of uint8 values for a tensor from ``low`` to ``high``; 0 is represented exactly."""
+    """Return scale and zero point of uint8 values for a tensor from ``low`` to ``high``; 0 is represented exactly.
+
+    Example:
+        >>> scale, zero = affine_parameters(-1.0, 1.55)
+        >>> round(float(scale), 6), zero
+        (0.01, 100)
+    """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255)
     if scale < np.finfo(np.float32).tiny:
@@ -74,7 +84,7 @@ def to_cpu(
 
 
 class _Emitter:
-    """Walks the graph once, in the order of execution, and keeps for each tensor its float and its uint8 form."""
+    """Walks the graph once, in the order of execution, and keeps the float and the uint8 name of each tensor."""
 
     def __init__(self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str]) -> None:
         self.graph = graph
@@ -168,7 +178,7 @@ class _Emitter:
         return tensor
 
     def _clips_at_zero(self, node: NodeProto) -> bool:
-        """Return whether a ``Clip`` does no more than the uint8 range of its output, which calibration saw."""
+        """Return whether a ``Clip`` does no more than the calibrated uint8 range of its output."""
         low = self.graph.constant(node.input[1]) if len(node.input) > 1 else None
         high = self.graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if low is None or float(low) != 0.0:
@@ -193,7 +203,7 @@ class _Emitter:
         self.stored[output] = _Stored(node.output[0], source.scale_name, source.zero_name, source.scale, source.zero)
 
     def _store(self, tensor: str, raw: str, *, from_zero: bool = False) -> None:
-        """Quantize the float tensor ``raw``: ``tensor``, or what it is before negative values become 0."""
+        """Quantize the float tensor ``raw``: ``tensor``, or ``tensor`` before its negative values become 0."""
         graph = self.graph
         low, high = self.ranges[tensor]
         scale, zero = affine_parameters(0.0 if from_zero else low, high)

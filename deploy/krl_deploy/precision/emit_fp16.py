@@ -1,11 +1,14 @@
-"""FP16 written into the graph: half-precision initializers, and ``Cast`` nodes where precisions meet.
+"""Conversion to FP16: half-precision initializers, and ``Cast`` nodes between precisions, written into the graph.
 
-Nothing is left to a builder's flags, which TensorRT 11 does not have. A node stays in FP32 where calibration saw
-values near the end of FP16's range, where a constant does not survive the rounding, where ONNX does not define the
-operator in FP16, and before the first weighted operator (normalizing pixels costs nothing and cancels digits).
+The graph leaves nothing to a builder's flags, which TensorRT 11 does not have. A node stays in FP32
 
-Around INT8 a ``QuantizeLinear`` has the precision of the tensor that it reads, and a ``DequantizeLinear`` that of the
-operators that read it, so that no ``Cast`` stands between a pair and what it fuses with.
+* if its values on calibration data come near the end of FP16's range,
+* if a constant does not survive the rounding,
+* if ONNX does not define the operator in FP16,
+* before the first weighted operator: normalizing pixels costs nothing and cancels digits.
+
+Around INT8 a ``QuantizeLinear`` has the precision of the tensor that it reads. A ``DequantizeLinear`` has that of the
+operators that read it. So no ``Cast`` stands between a Q/DQ pair and the operators that it fuses with.
 """
 
 from __future__ import annotations
@@ -23,25 +26,25 @@ from krl_deploy.graph.operators import QDQ, QUANTIZED
 from krl_deploy.graph.placement import Ranges, weighted_depths
 from krl_runtime.errors import ModelError
 
-__all__ = ["LARGEST", "OPSET_OF_HALF_SCALES", "Half", "float_tensors", "round_as_half", "to_half"]
+__all__ = ["LARGEST", "OPSET_OF_FP16_SCALES", "Fp16Graph", "float_tensors", "round_to_fp16", "to_fp16"]
 
 LARGEST = 65504.0
 """The largest finite FP16 number."""
 
 _LIMIT = LARGEST / 2
 
-OPSET_OF_HALF_SCALES = 19
+OPSET_OF_FP16_SCALES = 19
 """From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
 
 
 @dataclass(frozen=True)
-class Half:
-    """A model typed for FP16.
+class Fp16Graph:
+    """A graph converted to FP16.
 
     Attributes:
-        model: The typed graph; inputs and outputs have the types that they had.
+        model: The converted model; the types of its inputs and outputs are unchanged.
         nodes: Names of the nodes that compute in FP16.
-        kept: For each node behind the first weighted one that stays in FP32, its name and the reason.
+        kept: Reasons by node, for each node after the first weighted one that stays in FP32.
     """
 
     model: onnx.ModelProto
@@ -55,28 +58,27 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT]
 
 
-def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False) -> Half:
-    """Type a clean float32 model for FP16.
+def to_fp16(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False) -> Fp16Graph:
+    """Convert a clean float32 model to FP16.
 
     Args:
         model: The model; it is not changed.
-        ranges: Smallest and largest values of its tensors on real inputs; a tensor without is taken to fit.
-        around_int8: Whether the model has pairs of ``QuantizeLinear`` and ``DequantizeLinear`` (``to_tensorrt``'s,
-            with scales that are FP16 numbers).
+        ranges: Smallest and largest values of its tensors on real inputs. A tensor without a range counts as fitting.
+        around_int8: Whether the model has Q/DQ pairs of ``to_tensorrt``, with scales that are FP16 numbers.
 
     Raises:
-        ModelError: The model is quantized and not by such pairs, or its opset has no FP16 scales, or no node can
-            compute in FP16.
+        ModelError: The model is quantized in another way, its opset has no FP16 scales, or no node can compute in
+            FP16.
     """
     present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present - (QDQ if around_int8 else frozenset()):
-        raise ModelError("the model is quantized; FP16 is made from the float model")
-    if present and opset_of(model) < OPSET_OF_HALF_SCALES:
-        raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_HALF_SCALES}")
+        raise ModelError("the model is quantized; convert the float model to FP16 instead")
+    if present and opset_of(model) < OPSET_OF_FP16_SCALES:
+        raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_FP16_SCALES}")
     graph = GraphEditor(model)
     ranges = {**ranges, **_through_pairs(graph, ranges)}
     depths = weighted_depths(graph)
-    halves: set[str] = set()
+    chosen: set[str] = set()
     kept: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type in QDQ:
@@ -88,18 +90,18 @@ def to_half(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
             continue  # the normalization of pixels stays as it is
         reason = _why_float(graph, node, opset_of(model)) or _why_out_of_range(graph, node, floats, ranges)
         if reason is None:
-            halves.add(node.name)
+            chosen.add(node.name)
         else:
             kept[node.name] = reason
-    if not halves:
+    if not chosen:
         raise ModelError("no node of the model can compute in FP16; krl-runtime runs it in FP32 as it is")
-    halves |= _pairs_beside(graph, halves)
-    _retype(graph, halves, opset_of(model))
-    return Half(graph.close(), frozenset(halves), kept)
+    chosen |= _pairs_beside(graph, chosen)
+    _retype(graph, chosen, opset_of(model))
+    return Fp16Graph(graph.close(), frozenset(chosen), kept)
 
 
 def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
-    """Return the ranges of what ``DequantizeLinear`` nodes give out: those of what was quantized."""
+    """Return the ranges of the outputs of ``DequantizeLinear`` nodes: those of the tensors that were quantized."""
     producers = graph.producers()
     found = {}
     for node in graph.nodes:
@@ -109,7 +111,7 @@ def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float,
     return found
 
 
-def _pairs_beside(graph: GraphEditor, halves: set[str]) -> set[str]:
+def _pairs_beside(graph: GraphEditor, chosen: set[str]) -> set[str]:
     """Return the names of the quantizers that read FP16, and of the dequantizers that FP16 nodes read."""
     producers, consumers = graph.producers(), graph.consumers()
     found = set()
@@ -121,7 +123,7 @@ def _pairs_beside(graph: GraphEditor, halves: set[str]) -> set[str]:
             beside = consumers[node.output[0]]
         else:
             continue
-        if any(item.name in halves for item in beside):
+        if any(item.name in chosen for item in beside):
             found.add(node.name)
     return found
 
@@ -134,20 +136,20 @@ def _formal(node: NodeProto, opset: int) -> onnx.defs.OpSchema | None:
 
 
 def _types(schema: onnx.defs.OpSchema, parameter: onnx.defs.OpSchema.FormalParameter) -> list[str]:
-    """Return the types that ONNX allows for an input or output; a list of one where it is fixed."""
+    """Return the types that ONNX allows for an input or output; one item if it is fixed."""
     for constraint in schema.type_constraints:
         if constraint.type_param_str == parameter.type_str:
             return list(constraint.allowed_type_strs)
     return [parameter.type_str]
 
 
-def _takes_half(schema: onnx.defs.OpSchema, index: int) -> bool:
-    """Return whether an operator's input may be FP16; the last formal input stands for all further ones."""
+def _takes_fp16(schema: onnx.defs.OpSchema, index: int) -> bool:
+    """Return whether an operator's input may be FP16. The last formal input stands for all further ones."""
     return "tensor(float16)" in _types(schema, schema.inputs[min(index, len(schema.inputs) - 1)])
 
 
 def _why_float(graph: GraphEditor, node: NodeProto, opset: int) -> str | None:
-    """Return why ONNX has no FP16 form of this node."""
+    """Return why ONNX does not define this node in FP16, or ``None``."""
     schema = _formal(node, opset)
     if schema is None:
         return f"{node.domain}:{node.op_type} is not a standard operator"
@@ -156,7 +158,7 @@ def _why_float(graph: GraphEditor, node: NodeProto, opset: int) -> str | None:
     inputs = {schema.inputs[min(i, len(schema.inputs) - 1)].type_str for i in range(len(node.input))}
     for index, name in enumerate(node.input):
         fixed = _types(schema, schema.inputs[min(index, len(schema.inputs) - 1)]) == ["tensor(float)"]
-        if graph.dtype(name) == TensorProto.FLOAT and not _takes_half(schema, index):
+        if graph.dtype(name) == TensorProto.FLOAT and not _takes_fp16(schema, index):
             parameter = schema.inputs[min(index, len(schema.inputs) - 1)]
             if not fixed or any(out.type_str == parameter.type_str for out in schema.outputs):
                 return f"{node.op_type} is not defined in FP16"
@@ -185,10 +187,10 @@ def _why_out_of_range(graph: GraphEditor, node: NodeProto, floats: list[str], ra
     return None
 
 
-def _retype(graph: GraphEditor, halves: set[str], opset: int) -> None:
-    """Turn the chosen nodes into FP16 and put ``Cast`` nodes where a tensor is read in the other precision."""
+def _retype(graph: GraphEditor, chosen: set[str], opset: int) -> None:
+    """Convert the chosen nodes to FP16. Add ``Cast`` nodes if a tensor is read in the other precision."""
     floats = {name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT}
-    made = {name for node in graph.nodes if node.name in halves for name in node.output if name in floats}
+    made = {name for node in graph.nodes if node.name in chosen for name in node.output if name in floats}
     casts: dict[tuple[str, int], str] = {}
 
     def as_type(name: str, wanted: int) -> str:
@@ -208,11 +210,11 @@ def _retype(graph: GraphEditor, halves: set[str], opset: int) -> None:
     for node in list(graph.nodes):
         schema = _formal(node, opset)
         for index, name in enumerate(node.input):
-            if graph.dtype(name) != TensorProto.FLOAT or (node.op_type == "Cast" and node.name in halves):
+            if graph.dtype(name) != TensorProto.FLOAT or (node.op_type == "Cast" and node.name in chosen):
                 continue
-            half = node.name in halves and schema is not None and _takes_half(schema, index)
+            half = node.name in chosen and schema is not None and _takes_fp16(schema, index)
             node.input[index] = as_type(name, TensorProto.FLOAT16 if half else TensorProto.FLOAT)
-        if node.name in halves and node.op_type == "Cast":
+        if node.name in chosen and node.op_type == "Cast":
             _set_target(node)
     _keep_output_types(graph, made)
 
@@ -232,15 +234,15 @@ def _keep_output_types(graph: GraphEditor, made: set[str]) -> None:
         graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
 
 
-def round_as_half(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
-    """Return a float32 model that rounds to FP16 what FP16 nodes store: their constants and their outputs.
+def round_to_fp16(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
+    """Return a float32 model that rounds the constants and outputs of FP16 nodes to FP16.
 
-    This is what a device with FP16 storage and FP32 accumulation computes, on a processor that has no FP16
-    arithmetic (ONNX Runtime's CPU provider computes FP16 graphs in FP32 throughout, and would show no overflow).
+    It computes what a device with FP16 storage and FP32 accumulation computes. ONNX Runtime's CPU provider computes
+    FP16 graphs in FP32 throughout, and would show no overflow.
 
     Args:
         model: The float32 model.
-        nodes: As in ``Half``.
+        nodes: Names of the nodes that compute in FP16, as in ``Fp16Graph``.
     """
     graph = GraphEditor(model)
     chosen = [node for node in graph.nodes if node.name in nodes]

@@ -1,8 +1,8 @@
-"""INT8 as TensorRT wants it: symmetric quantize/dequantize pairs on the inputs of weighted operators.
+"""INT8 as TensorRT wants it: symmetric Q/DQ pairs on the inputs of weighted operators.
 
-Activations have one scale for the tensor, weights one for each output channel, all zero points are 0, weights are
-stored as int8, biases stay in floating point, outputs are not quantized (NVIDIA's rules of explicit quantization;
-TensorRT fuses the pairs into the kernels).
+These are NVIDIA's rules of explicit quantization. An activation has one scale, a weight one for each output channel,
+and all zero points are 0. Weights are stored as int8, biases stay in floating point, and outputs are not quantized.
+TensorRT fuses the pairs into the kernels.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model, and what was left in floating point.
+    """A quantized model, and its operators in floating point.
 
     Attributes:
-        model: The typed graph.
+        model: The Q/DQ model.
         count: Number of weighted operators that compute in INT8.
-        kept_float: For each other weighted operator its name and the reason.
+        kept_float: Reasons by name, for each other weighted operator.
     """
 
     model: onnx.ModelProto
@@ -41,7 +41,12 @@ class Quantized:
 
 
 def symmetric_scale(low: float, high: float) -> np.float32:
-    """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0."""
+    """Return the scale of int8 values for a tensor between ``low`` and ``high``; 1 for a tensor that is always 0.
+
+    Example:
+        >>> float(symmetric_scale(-254.0, 127.0)), float(symmetric_scale(0.0, 0.0))
+        (2.0, 1.0)
+    """
     return np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
 
 

@@ -1,10 +1,12 @@
-"""Cross-layer equalization: channels of an activation brought to like magnitudes, at no cost and with equal answers.
+"""Cross-layer equalization: channels of an activation scaled to like magnitudes, at no cost and with equal outputs.
 
-An activation has one INT8 scale for all of its channels, so that one outlier channel leaves a few levels to the small
-ones. Where only a ReLU stands between two convolutions, a channel can be divided by a factor in the weights of the
-first and multiplied by it in those of the second (Nagel et al., 2019, "Data-Free Quantization Through Weight
-Equalization and Bias Correction"). Weights have a scale for each output channel here, so that the first weight does
-not limit the factor; the magnitudes of the activation do, and are measured, as in SmoothQuant (Xiao et al., 2023).
+An activation has one INT8 scale for all of its channels, so one outlier channel leaves few levels to the small ones.
+If only a ReLU stands between two convolutions, the weights of the first can divide a channel by a factor. The weights
+of the second then multiply it by the factor (Nagel et al., 2019, "Data-Free Quantization Through Weight Equalization
+and Bias Correction").
+
+Weights have a scale for each output channel here, so the first weight does not limit the factor. The magnitudes of the
+activation limit it, and are measured, as in SmoothQuant (Xiao et al., 2023).
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from .weights import bias_of
 __all__ = ["Factors", "equalizable", "equalize", "factors", "is_uneven"]
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
-"""For a tensor between two convolutions, what each of its channels is divided by, ``[C]``."""
+"""Divisors of the channels ``[C]`` of tensors between two convolutions, by name."""
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu"})
 
 
 @dataclass(frozen=True)
 class _Between:
-    """An activation that only one convolution makes and only one reads, with at most a ReLU behind the first."""
+    """An activation that one convolution writes and one other reads, with at most a ReLU between them."""
 
     tensor: str
     before: NodeProto
@@ -67,7 +69,7 @@ def _between(graph: GraphEditor) -> list[_Between]:
 
 
 def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source: NodeProto, tensor: str) -> bool:
-    """Return whether nothing else reads what stands between a convolution and ``tensor``."""
+    """Return whether nothing else reads the tensors from a convolution to ``tensor``."""
     on_the_way = {source.output[0], tensor}
     return all(len(consumers[name]) == 1 and name not in graph.outputs for name in on_the_way)
 
@@ -75,8 +77,8 @@ def _alone(graph: GraphEditor, consumers: Mapping[str, list[NodeProto]], source:
 def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
     """Return whether one channel is so large that it takes more than 2 of 8 bits from the median one.
 
-    Below that, measured, equalization gains little, and with few images it loses: channels that all fill the range
-    leave no room for what the images did not show.
+    Below that, measurements show little gain, and a drop with few images. The reason: if all channels fill the range,
+    it has no room for larger values of other images.
 
     Args:
         largest: The largest magnitude of each channel, ``[C]``; channels without signal do not count.
@@ -88,8 +90,8 @@ def is_uneven(largest: npt.NDArray[np.float32]) -> bool:
 def factors(model: onnx.ModelProto, largest: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
     """Return the factors that channels are divided by.
 
-    For a dense convolution it is the root of the channel's magnitude over that of the weights that read it, so that
-    both become alike; a depthwise one has a scale for each channel of its weight, so that the activation alone counts.
+    For a dense convolution the factor is the root of the channel's magnitude over that of the weights that read it.
+    Then both are alike. A depthwise convolution has a weight scale for each channel, so only the activation counts.
     The factors of a tensor have a geometric mean of 1. A channel without signal keeps its factor of 1.
 
     Args:

@@ -1,4 +1,4 @@
-"""``krl-deploy fp16``: an FP16 variant, measured before it is kept."""
+"""``krl-deploy fp16``: convert a bundle's model to FP16, and measure the variant before it is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError, ModelError
 
-from .emit_fp16 import Half, float_tensors, round_as_half, to_half
+from .emit_fp16 import Fp16Graph, float_tensors, round_to_fp16, to_fp16
 
 __all__ = ["fp16"]
 
@@ -41,10 +41,10 @@ _MEASURED = (
 
 
 def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
-    """Type the model for FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
+    """Convert the model to FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
 
     Returns:
-        What was measured as plain JSON types, and the same as a table.
+        The measurements as plain JSON types, and as a table.
 
     Raises:
         CheckFailedError: FP16 gives numbers that are not finite where FP32 does not.
@@ -61,11 +61,12 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
-    typed = to_half(model, _extremes(model, [inputs, *(batch for batch, _ in batches)]))
-    if typed.kept:
-        _log.warning("%d nodes stay in FP32: %s", len(typed.kept), "; ".join(sorted(set(typed.kept.values()))[:5]))
-    files = {"fp32": path.read_bytes(), "fp16": to_bytes(typed.model)}
-    rounded = to_bytes(round_as_half(model, typed.nodes))
+    converted = to_fp16(model, _extremes(model, [inputs, *(batch for batch, _ in batches)]))
+    if converted.kept:
+        reasons = "; ".join(sorted(set(converted.kept.values()))[:5])
+        _log.warning("%d nodes stay in FP32: %s", len(converted.kept), reasons)
+    files = {"fp32": path.read_bytes(), "fp16": to_bytes(converted.model)}
+    rounded = to_bytes(round_to_fp16(model, converted.nodes))
     sessions = {name: open_cpu(data) for name, data in [*files.items(), ("fp16.rounded", rounded)]}
     try:
         count, scores = compare(sessions, batches, task.tally)
@@ -75,7 +76,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     error = max(float(np.abs(values - expected).max()) for values in outputs)
     alike = min(task.alike(values, expected) for values in outputs)
     measured_on = {"data": task.name, "count": count}
-    evidence = {"images": measured_on, **_evidence(typed, scores, files)}
+    evidence = {"images": measured_on, **_evidence(converted, scores, files)}
     tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
     variant = Variant("fp16", names.FP16, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(
@@ -87,23 +88,23 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), **evidence}, score_table(rows)
 
 
-def _evidence(typed: Half, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+def _evidence(converted: Fp16Graph, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "scores": {name: asdict(score) for name, score in scores.items()},
         "measured": _MEASURED,
-        "fp16_operators": len(typed.nodes),
-        "kept_fp32": dict(typed.kept),
+        "fp16_operators": len(converted.nodes),
+        "kept_fp32": dict(converted.kept),
         "file_bytes": {name: len(data) for name, data in files.items()},
         "machine": machine(),
         "selftest_slack": _SLACK,
     }
 
 
-def _extremes(model: onnx.ModelProto, seen: Sequence[Inputs]) -> Ranges:
+def _extremes(model: onnx.ModelProto, samples: Sequence[Inputs]) -> Ranges:
     """Return the smallest and largest value of every float tensor over inputs that may differ in size."""
     found: dict[str, tuple[float, float]] = {}
     tensors = float_tensors(model)
-    for inputs in seen:
+    for inputs in samples:
         for name, (low, high) in collect(model, tensors, inputs).items():
             before = found.get(name, (low, high))
             found[name] = (min(low, before[0]), max(high, before[1]))

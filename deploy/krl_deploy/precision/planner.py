@@ -1,8 +1,8 @@
-"""The planner: which layers pay for INT8 with accuracy, and which of them stay in floating point.
+"""The planner of mixed precision: find the layers that cost accuracy in INT8, and keep them in floating point.
 
-Each layer is quantized alone, in both graphs, and the error of the outputs on calibration inputs ranks the layers.
-Then plans are tried that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point, and the first one whose
-accuracy drop is accepted is taken.
+The planner quantizes each layer alone, in both graphs. The error of the outputs on calibration data ranks the layers.
+Then it tries plans that keep the worst 0, 1, 2, 3, 4, 6, 9, … layers in floating point. The first one with an accepted
+accuracy drop is the plan.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from krl_runtime.progress import progress
 from .plot import sensitivity_plot
 from .variants import Emitter, Int8Graphs
 
-__all__ = ["PLAN_FILES", "Plan", "make_plan"]
+__all__ = ["PLAN_FILES", "MixedPrecisionPlan", "make_plan"]
 
 _log = logging.getLogger("krl")
 
@@ -52,10 +52,10 @@ class Layer:
     """One weighted operator.
 
     Attributes:
-        name: Of its node.
-        op: Its kind.
-        sensitivity: Root of the mean squared error of the outputs, relative to their standard deviation, with this
-            layer alone in INT8: the larger one of both graphs. ``None`` where the time was up before.
+        name: Name of its node.
+        op: Its operator.
+        sensitivity: Error of the outputs with only this layer in INT8, the larger one of both graphs: root mean square
+            over the outputs' standard deviation. ``None`` if the time was up.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Attempt:
 
     Attributes:
         kept: Number of layers in floating point, the most sensitive ones.
-        loss: What both graphs lose at most, in the unit that the plan names.
-        agreement: Smallest share, 0 to 1, of the images with FP32's answer; ``None`` where images are made.
-        psnr_to_fp32: There, the smallest PSNR in dB to FP32's images, the mean over images.
+        drop: Larger accuracy drop of the two graphs, in the unit of the plan's evidence.
+        agreement: Smallest share, 0 to 1, of the images with FP32's prediction; ``None`` if the model makes images.
+        psnr_to_fp32: Smallest mean PSNR in dB to FP32's images; ``None`` for a classifier.
     """
 
     kept: int
@@ -81,14 +81,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The first plan that passed, and why it is the one.
+class MixedPrecisionPlan:
+    """The first plan that passed, and its evidence.
 
     Attributes:
         layers: In the order of execution.
         attempts: In the order in which they were tried; the last one passed.
         keep: Names of the layers that stay in floating point, each with the reason.
-        evidence: On what it was measured and how long that took.
+        evidence: The data of the measurement, and its time.
     """
 
     layers: tuple[Layer, ...]
@@ -127,23 +127,23 @@ def _precisions(name: str, graphs: Int8Graphs) -> dict[str, str]:
     }
 
 
-def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
+def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> MixedPrecisionPlan:
     """Measure the layers and return the first plan that passes.
 
     Args:
         config: The options.
-        task: Has calibration inputs, a sample of which ranks the layers, and others to measure plans on.
-        emitter: Of the model.
+        task: Gives calibration data, to rank the layers with a sample, and evaluation data, to measure plans on.
+        emitter: Writes the model's INT8 graphs.
 
     Raises:
-        CheckFailedError: No plan passes, or the time was up before one did; says what was tried.
+        CheckFailedError: No plan passes, or none in time. The message has the plans that were tried.
         MissingExtraError: matplotlib is missing.
     """
     require("matplotlib", extra="deploy", purpose="the plot of the planner")
     start = time.monotonic()
     budget = config.budget_seconds or float("inf")
-    seen = task.calibration_data.inputs
-    sample = rows(seen, slice(None, None, -(-length(seen) // _SAMPLE)))
+    inputs = task.calibration_data.inputs
+    sample = rows(inputs, slice(None, None, -(-length(inputs) // _SAMPLE)))
     layers = _sensitivities(emitter, sample, start + _SHARE_OF_SENSITIVITY * budget)
     ranked = sorted(layers, key=lambda layer: -1.0 if layer.sensitivity is None else layer.sensitivity, reverse=True)
     judge = _Judge(emitter, task)
@@ -162,7 +162,7 @@ def make_plan(config: QuantizeConfig, task: Task, emitter: Emitter) -> Plan:
         "seconds": time.monotonic() - start,
     }
     keep = {layer.name: _REASON for layer in ranked[: attempts[-1].kept]}
-    return Plan(tuple(layers), tuple(attempts), keep, evidence)
+    return MixedPrecisionPlan(tuple(layers), tuple(attempts), keep, evidence)
 
 
 def _search(judge: _Judge, ranked: Sequence[Layer], deadline: float) -> list[Attempt]:

@@ -26,9 +26,9 @@ def sensitivity_plot(layers: Sequence[tuple[str, float, str]]) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     names = [name if len(name) <= _LONGEST_NAME else f"…{name[-_LONGEST_NAME:]}" for name, _, _ in layers]
-    places = range(len(layers))
-    axes.barh(places, [100 * error for _, error, _ in layers], color=[_COLORS[kind] for _, _, kind in layers])
-    axes.set_yticks(places, names, fontsize=7)
+    positions = range(len(layers))
+    axes.barh(positions, [100 * error for _, error, _ in layers], color=[_COLORS[kind] for _, _, kind in layers])
+    axes.set_yticks(positions, names, fontsize=7)
     axes.invert_yaxis()
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xlabel("error of the logits with this layer alone in INT8, % of their standard deviation")

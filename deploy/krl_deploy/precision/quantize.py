@@ -22,7 +22,7 @@ from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
 
 from .calibrate import calibrate
-from .planner import PLAN_FILES, Plan, make_plan
+from .planner import PLAN_FILES, MixedPrecisionPlan, make_plan
 from .variants import Emitter, Int8Graphs
 
 __all__ = ["quantize"]
@@ -63,26 +63,26 @@ class _Measured:
 def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """Calibrate, write both INT8 graphs, measure them against FP32, and add them to the bundle if they pass.
 
-    Classifiers and restorers are calibrated on images; generators on random latents, which are what they really take.
+    Classifiers and restorers are calibrated on images; generators on random latents, as in real use.
 
     Returns:
-        What was measured as plain JSON types, and the same as a table.
+        The measurements as plain JSON types, and as a table.
 
     Raises:
         CheckFailedError: The accuracy drop of INT8 is too large, or ``reuse_calibration`` found another calibration.
-        DataError: The images cannot be used, or are not real ones.
+        DataError: The images cannot be used, or are not real.
         ModelError: The model cannot be quantized.
         BundleError: The bundle is damaged, or has no golden inputs.
     """
     bundle = Bundle.open(config.bundle)
     golden = golden_arrays(bundle)
-    task = task_of(bundle, _source(config))
+    task = task_of(bundle, _options(config))
     path = bundle.file(bundle.manifest.variants["fp32"].file)
     calibration = calibrate(config, bundle, read_model(path), task)
     emitter = Emitter(
         path.read_bytes(),
         calibration,
-        half=config.float_precision == "fp16",
+        fp16=config.float_precision == "fp16",
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
@@ -105,7 +105,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
 
 
-def _source(config: QuantizeConfig) -> EvaluationOptions:
+def _options(config: QuantizeConfig) -> EvaluationOptions:
     return EvaluationOptions(
         config.data,
         config.val_limit,
@@ -142,14 +142,14 @@ def _check_drop(measured: _Measured, shown: str) -> None:
         _log.warning("the images have no labels of the model: --max-drop was not checked, only agreement measured")
     elif not drop.passes:
         raise CheckFailedError(
-            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images, accepted are "
-            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision finds the layers that cost most, keeps "
-            f"them in floating point; another --method or a higher --limit may help as well\n{shown}"
+            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images; accepted: "
+            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision keeps the layers with the "
+            f"largest drop in floating point; another --method or a higher --limit may also help\n{shown}"
         )
 
 
 def _default(measured: _Measured) -> str:
-    """Return the variant that a CPU should run: INT8 where it is clearly faster and no less right."""
+    """Return the variant that a CPU should run: INT8 if it is clearly faster and as accurate."""
     if measured.drop.passes and measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
@@ -162,7 +162,7 @@ def _default(measured: _Measured) -> str:
 
 
 def _variant(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> Variant:
-    """Return the variant, with what a self-test may ask of it: what was measured here, and the stated slack."""
+    """Return the variant with its limits in the self-test: the measured values and the stated slack."""
     inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
     expected = golden[bundle.manifest.outputs[0].name]
     sessions = [graphs.sessions["int8"], open_cpu(graphs.files["int8"]), graphs.sessions["int8.cpu"]]
@@ -178,7 +178,7 @@ def _evidence(
     calibration: Calibration,
     graphs: Int8Graphs,
     measured: _Measured,
-    plan: Plan | None,
+    plan: MixedPrecisionPlan | None,
 ) -> dict[str, Any]:
     return {
         "calibration": asdict(calibration.identity),

@@ -1,4 +1,4 @@
-"""The INT8 graphs of a model, from one calibration: TensorRT's, ONNX Runtime's for the CPU, and one to measure with."""
+"""The INT8 graphs of a model from one calibration: TensorRT's, ONNX Runtime's for the CPU, and one for evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import ModelError
 
 from .emit_cpu import to_cpu
-from .emit_fp16 import OPSET_OF_HALF_SCALES, round_as_half, to_half
+from .emit_fp16 import OPSET_OF_FP16_SCALES, round_to_fp16, to_fp16
 from .emit_tensorrt import Quantized, to_tensorrt
 from .equalization import equalize
 from .weights import Rounding
@@ -33,7 +33,7 @@ _CAME_IN_FLOAT = "the model came with this operator in floating point"
 
 
 class _Asked(dict[str, tuple[float, float]]):
-    """Ranges that exist for every tensor, and remember which were asked for."""
+    """Ranges of every tensor, which record the names that were read."""
 
     def __missing__(self, name: str) -> tuple[float, float]:
         self[name] = (0.0, 1.0)
@@ -41,7 +41,7 @@ class _Asked(dict[str, tuple[float, float]]):
 
 
 def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors whose ranges the two emitters need, found by asking the emitters.
+    """Return the tensors whose ranges the two emitters need, found by running the emitters.
 
     Raises:
         ModelError: The model cannot be quantized.
@@ -49,9 +49,9 @@ def tensors_to_calibrate(model: onnx.ModelProto) -> list[str]:
     asked = _Asked()
     graphs = to_tensorrt(model, asked), to_cpu(model, asked)
     if not asked:
-        reasons = sorted({why for form in graphs for why in form.kept_float.values()})
+        reasons = sorted({why for graph in graphs for why in graph.kept_float.values()})
         raise ModelError(f"no operator of the model can be in INT8: {'; '.join(reasons)}")
-    # Where a plan keeps the operator before it in floating point, each one quantizes what it reads itself.
+    # If a plan keeps the operator before it in floating point, each one quantizes its input itself.
     never = set(graphs[0].kept_float) & set(graphs[1].kept_float)
     reads = [item.node.input[0] for item in weighted_nodes(GraphEditor(model)) if item.node.name not in never]
     return list(dict.fromkeys([*asked, *reads]))
@@ -65,9 +65,9 @@ class Int8Graphs:
         tensorrt: TensorRT's graph, before FP16 is written around INT8.
         cpu: The CPU's graph.
         files: ONNX files: ``"fp32"``, ``"int8"`` and ``"int8.cpu"``.
-        simulated: TensorRT's graph with FP32 tensors, rounded to FP16 where the file has FP16: what a device computes,
-            at three times the speed at which ONNX Runtime's CPU provider runs the file itself.
-        fp32_around: For each operator of TensorRT's graph that computes in FP32 for want of FP16, the reason.
+        simulated: TensorRT's graph with FP32 tensors, rounded to FP16 as in the file. It computes what a device
+            computes. ONNX Runtime's CPU provider runs it three times as fast as the file itself.
+        fp32_around: Reasons by operator, for each operator of TensorRT's graph that cannot compute in FP16.
     """
 
     tensorrt: Quantized
@@ -78,7 +78,7 @@ class Int8Graphs:
 
     @cached_property
     def sessions(self) -> dict[str, Any]:
-        """Sessions that measure ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
+        """Sessions that evaluate ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
         return {name: open_cpu(self.simulated if name == "int8" else data) for name, data in self.files.items()}
 
 
@@ -87,22 +87,22 @@ class Emitter:
 
     Args:
         fp32: The FP32 file.
-        calibration: Its ranges.
-        half: Write FP16 around TensorRT's INT8.
+        calibration: Ranges of its tensors.
+        fp16: Write FP16 around TensorRT's INT8.
         optimal_scales: See ``Rounding``.
-        bias_correction: Use the means of the calibration, see ``Rounding``. A model that came with ranges has biases
-            that fit its rounded weights, and keeps them.
+        bias_correction: Use the means of the calibration; see ``Rounding``. A model that came with ranges keeps its
+            biases, which fit its rounded weights.
     """
 
     def __init__(
-        self, fp32: bytes, calibration: Calibration, *, half: bool, optimal_scales: bool, bias_correction: bool
+        self, fp32: bytes, calibration: Calibration, *, fp16: bool, optimal_scales: bool, bias_correction: bool
     ) -> None:
         self.fp32 = fp32
         self.calibration = calibration
         factors = {name: np.asarray(values, np.float32) for name, values in calibration.factors.items()}
         model = onnx.load_model_from_string(fp32)
         self.model = equalize(model, factors) if factors else model
-        self.half = half and self._raise_opset()
+        self.fp16 = fp16 and self._raise_opset()
         correct = bias_correction and not calibration.given
         means = {name: np.asarray(values, np.float32) for name, values in calibration.means.items()}
         scales = {name: np.asarray(values, np.float32) for name, values in calibration.weight_scales.items()}
@@ -110,15 +110,15 @@ class Emitter:
         self.came_in_float = came_in_float(self.model, calibration.given) if calibration.given else {}
 
     def _raise_opset(self) -> bool:
-        """Bring the model to the opset that FP16 scales need; return whether it has it."""
-        if opset_of(self.model) >= OPSET_OF_HALF_SCALES:
+        """Raise the model to the opset that FP16 scales need; return whether that worked."""
+        if opset_of(self.model) >= OPSET_OF_FP16_SCALES:
             return True
         try:
-            self.model = raise_opset(self.model, OPSET_OF_HALF_SCALES)
+            self.model = raise_opset(self.model, OPSET_OF_FP16_SCALES)
         except ModelError as error:
             _log.warning(
                 "INT8 has FP32 around it: FP16 scales need opset %d, and ONNX cannot raise the model to it: %s",
-                OPSET_OF_HALF_SCALES,
+                OPSET_OF_FP16_SCALES,
                 error,
             )
             return False
@@ -134,15 +134,15 @@ class Emitter:
         cpu = self.cpu(keep)
         exact = to_bytes(tensorrt.model)
         files = {"fp32": self.fp32, "int8": exact, "int8.cpu": to_bytes(cpu.model)}
-        if not self.half:
+        if not self.fp16:
             return Int8Graphs(tensorrt, cpu, files, exact)
-        typed = to_half(tensorrt.model, self.calibration.extremes, around_int8=True)
-        simulated = to_bytes(round_as_half(tensorrt.model, typed.nodes))
-        return Int8Graphs(tensorrt, cpu, {**files, "int8": to_bytes(typed.model)}, simulated, typed.kept)
+        converted = to_fp16(tensorrt.model, self.calibration.extremes, around_int8=True)
+        simulated = to_bytes(round_to_fp16(tensorrt.model, converted.nodes))
+        return Int8Graphs(tensorrt, cpu, {**files, "int8": to_bytes(converted.model)}, simulated, converted.kept)
 
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
-        """Write TensorRT's graph with FP32 around INT8, on the scales that the file will have."""
-        rounding = replace(self.rounding, half=self.half)
+        """Write TensorRT's graph with FP32 around INT8, with the scales of the file."""
+        rounding = replace(self.rounding, fp16=self.fp16)
         return to_tensorrt(
             self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
         )
@@ -155,7 +155,7 @@ class Emitter:
 
 
 def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:
-    """Return the operators that came in floating point with a model that is quantized elsewhere, with the reason."""
+    """Return the floating-point operators of a model that was quantized elsewhere, each with the reason."""
     graph = GraphEditor(model)
     wide = [item.node for item in weighted_nodes(graph) if why_float_on_tensorrt(graph, item) is None]
     return {node.name: _CAME_IN_FLOAT for node in wide if node.input[0] not in given}

@@ -1,6 +1,6 @@
 """Integer weights: one scale for each output channel, chosen well, and the bias that makes up for their rounding.
 
-No training and no gradients: what is here follows from the weights and the means of the activations alone.
+No training and no gradients: only the weights and the means of the activations matter.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from krl_runtime.int8 import LARGEST_WEIGHT
 __all__ = ["Rounding", "bias_of", "bias_shift", "dequantized_constant", "quantize_weight"]
 
 _SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
-_SMALLEST_HALF = float(np.finfo(np.float16).tiny)
+_SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How weights become integers.
+    """The rounding of weights to integers.
 
     Attributes:
-        optimal_scales: Scales with the smallest mean squared error of the channel's weights, instead of those that
-            its largest weight gives.
-        means: For each tensor that a weighted operator reads, the mean of each channel on real inputs, ``[C]``; where
-            there is one, the bias makes up for what rounding the weights moves the output's mean by.
-        half: Scales are FP16 numbers, not below the smallest normal one.
-        scales: Scales of weights that have them already, by the weight's name: one, or one for each channel.
+        optimal_scales: Choose scales by the smallest mean squared error of a channel's weights, and not by its largest
+            weight.
+        means: Channel means ``[C]`` on real inputs, by the name of a weighted operator's input. With them the bias
+            corrects the shift of the output's mean that rounding the weights causes.
+        fp16: Scales are FP16 numbers, not below the smallest normal one.
+        scales: Given scales by the weight's name, one or one for each channel.
     """
 
     optimal_scales: bool = False
     means: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    half: bool = False
+    fp16: bool = False
     scales: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def scale(self, value: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 scales as they will stand in the graph."""
         scale = np.asarray(value, np.float32)
-        return np.maximum(scale, _SMALLEST_HALF).astype(np.float16).astype(np.float32) if self.half else scale
+        return np.maximum(scale, _SMALLEST_FP16).astype(np.float16).astype(np.float32) if self.fp16 else scale
 
 
 def quantize_weight(
@@ -100,11 +100,11 @@ def bias_shift(
     scale: npt.NDArray[np.float32],
     means: Mapping[str, npt.NDArray[np.float32]],
 ) -> npt.NDArray[np.float32] | None:
-    """Return the correction of a bias with which rounded weights leave the output's mean where it was.
+    """Return the correction of a bias that keeps the output's mean after rounding the weights.
 
-    ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel (Nagel et al., 2019, "Data-Free Quantization
-    Through Weight Equalization and Bias Correction", with the mean measured), where a weight that meets padding at
-    some places counts for the others alone. The mean is taken to be the same everywhere in a plane.
+    It is ``sum((W − Ŵ) · E[x])`` over the inputs of each output channel, with a measured mean. The method is that of
+    Nagel et al., 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction". A weight that meets
+    padding at some outputs counts only for the others. The mean counts as equal at all positions of a plane.
 
     Args:
         graph: The graph, before the operator is rewritten.
@@ -114,7 +114,7 @@ def bias_shift(
         means: As in ``Rounding``.
 
     Returns:
-        float32 ``[channels]``, or ``None`` where the mean is not known or the operator takes no bias.
+        float32 ``[channels]``; ``None`` if the mean is not known or the operator takes no bias.
     """
     node, weight = weighted.node, graph.constant(weighted.node.input[1])
     mean = means.get(node.input[0])
@@ -132,7 +132,7 @@ def bias_shift(
 
 
 def _coverage(node: NodeProto, shape: Sequence[int | str], kernel: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return for each place of a convolution's kernel the share of the outputs where it does not meet padding."""
+    """Return for each position of a kernel the share of the outputs at which it does not meet padding."""
     rank = len(kernel)
     pads = attribute(node, "pads", [0] * 2 * rank)
     strides, dilations = (attribute(node, name, [1] * rank) for name in ("strides", "dilations"))
@@ -144,8 +144,8 @@ def _coverage(node: NodeProto, shape: Sequence[int | str], kernel: Sequence[int]
             continue
         reach = dilations[axis] * np.arange(taps)
         outputs = (size + pads[axis] + pads[axis + rank] - reach[-1] - 1) // strides[axis] + 1
-        places = np.arange(outputs)[:, None] * strides[axis] + reach - pads[axis]
-        share = ((places >= 0) & (places < size)).mean(axis=0)
+        positions = np.arange(outputs)[:, None] * strides[axis] + reach - pads[axis]
+        share = ((positions >= 0) & (positions < size)).mean(axis=0)
         shares *= share.reshape([-1 if i == axis else 1 for i in range(rank)])
     return shares
 
@@ -161,5 +161,5 @@ def dequantized_constant(
 
 
 def bias_of(graph: GraphEditor, node: NodeProto) -> npt.NDArray[np.float32] | None:
-    """Return the constant bias of a weighted operator, ``None`` where it has none."""
+    """Return the constant bias of a weighted operator; ``None`` if it has none."""
     return graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None

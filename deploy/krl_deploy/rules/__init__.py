@@ -1,4 +1,4 @@
-"""Static checks of an ONNX file before the device has seen it: findings for each node, each with its source.
+"""Static checks of an ONNX file without the device: findings for each node, each with its source.
 
 Targets, tables of operators, rules by family, and the run over a file or bundle with its report.
 """

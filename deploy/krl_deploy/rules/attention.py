@@ -36,7 +36,7 @@ _NORM = Rule(
 
 
 def attention_products(view: View) -> Iterator[tuple[NodeProto | None, NodeProto]]:
-    """Yield each attention: the product that makes the scores, ``None`` if not found, and the one that applies them.
+    """Yield the two products of each attention: the scores (``None`` if not found), and their application.
 
     A fused ``Attention`` is both.
     """
@@ -53,7 +53,7 @@ def attention_products(view: View) -> Iterator[tuple[NodeProto | None, NodeProto
 
 
 def check_attention(view: View, target: Target) -> Iterator[Finding]:
-    """Yield what is wrong, or was seen to give wrong answers, in and around attention."""
+    """Yield the findings in and around attention: errors, and patterns that gave wrong outputs before."""
     for scores, applied in attention_products(view):
         if scores is not None and scores is not applied and view.is_int8(scores) != view.is_int8(applied):
             yield _MIXED.at(applied.name, applied.op_type, "one product of the attention is in INT8, the other is not")

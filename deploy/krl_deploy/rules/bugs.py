@@ -1,4 +1,4 @@
-"""Known wrong answers and failures of single versions of TensorRT, and what no look at a file can tell."""
+"""Known wrong outputs and failures of single versions of TensorRT, and questions that no file can settle."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PARITY = "keep the parity check of build-engine on real golden inputs, and comp
 
 @dataclass(frozen=True)
 class _Bug:
-    """A bug that somebody reported.
+    """A reported bug.
 
     Attributes:
         rule: Its severity, name, remedy and source.
-        why: What happens.
+        why: The effect.
         where: Whether a target is concerned.
         nodes: The nodes that are.
     """
@@ -51,13 +51,13 @@ def _half_attention(view: View) -> Iterator[NodeProto]:
 
 
 def _first_pair(view: View) -> Iterator[NodeProto]:
-    """Yield one node for the whole file: which pairs are concerned is not known."""
+    """Yield one node for the whole file, since the affected Q/DQ pairs are not known."""
     quantized = (node for node in view.nodes if node.op_type == "DequantizeLinear" and not view.rooted(node.input[0]))
     return islice(quantized, 1)
 
 
 def _renamed_modes(view: View) -> Iterator[NodeProto]:
-    """Yield samplers with the names of modes that opset 20 brought; without a name the parser takes the right one."""
+    """Yield samplers with the mode names of opset 20. Without a name the parser uses the right mode."""
     for node in view.nodes:
         if node.op_type == "GridSample" and attribute(node, "mode", b"") in (b"linear", b"cubic"):
             yield node
@@ -86,13 +86,13 @@ _SAMPLER = Rule(
 _BUGS = (
     _Bug(
         _SAMPLER,
-        "from opset 20 on TensorRT takes the nearest value, whatever the mode (seen on 10.13 and 11.1)",
+        "from opset 20 on TensorRT takes the nearest value in every mode (seen on 10.13 and 11.1)",
         lambda target: target.tensorrt < (11, 2),
         _renamed_modes,
     ),
     _Bug(
         replace(_SAMPLER, severity="warning"),
-        "from opset 20 on TensorRT up to 11.1 took the nearest value, whatever the mode; later ones are not known",
+        "from opset 20 on TensorRT up to 11.1 took the nearest value in every mode; later ones are not known",
         lambda target: target.tensorrt >= (11, 2),
         _renamed_modes,
     ),
@@ -103,13 +103,13 @@ _BUGS = (
             f"use TensorRT 10.5 or later; else {_PARITY}",
             "NVIDIA/TensorRT #4723, #4419, #4742",
         ),
-        "TensorRT 10.3 and 10.4 gave wrong answers for vision transformers: in FP16, and with sizes that vary",
+        "TensorRT 10.3 and 10.4 gave wrong outputs for vision transformers: in FP16, and with sizes that vary",
         _within((10, 3), (10, 4)),
         _attention,
     ),
     _Bug(
         Rule("warning", "bugs/attention-sm120", f"build that one in FP32; else {_PARITY}", "NVIDIA/TensorRT #4837"),
-        "fused attention in FP16 and BF16 gave wrong answers on GPUs of compute capability 12.0",
+        "fused attention in FP16 and BF16 gave wrong outputs on GPUs of compute capability 12.0",
         lambda target: _within((10, 16))(target) and not target.boards,
         _half_attention,
     ),
@@ -145,7 +145,7 @@ _BUGS = (
 
 
 def check_known_bugs(view: View, target: Target) -> Iterator[Finding]:
-    """Yield the nodes that a known bug of this target is about."""
+    """Yield the findings of known bugs of this target."""
     for bug in _BUGS:
         if bug.where(target):
             for node in bug.nodes(view):
@@ -163,7 +163,7 @@ def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
         return known
     unknown = [
         "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation",
-        "whether the engine's answers are right: build-engine compares them with the golden inputs",
+        "whether the engine's outputs are right: build-engine compares them with the golden inputs",
         "latency, memory and power; how much TensorRT fuses",
         "whether values beyond the calibration images overflow FP16",
     ]

@@ -1,4 +1,4 @@
-"""Results of a check: findings, and where the facts behind them come from."""
+"""Results of a check: findings, with their sources."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be, at one place.
+    """One certain or possible fault of a node or file.
 
     Attributes:
-        severity: ``"error"``: the target refuses the file, or computes something else than it says; ``"warning"``: it
-            is slow, or wrong on some devices; ``"note"``: worth knowing.
+        severity: ``"error"``: the target refuses the file, or computes something else. ``"warning"``: it is slow, or
+            wrong on some devices. ``"note"``: further information.
         rule: The rule, as ``"qdq/symmetric"``; the part before the slash is its family.
         node: The node's name, or the tensor's for an input, or empty for the whole file.
-        op: The node's operator; empty where it is no node.
-        why: What is wrong; the same words for all nodes where it is the same.
-        do: What to do about it.
-        source: Where the fact comes from.
+        op: The node's operator; empty if it is not a node.
+        why: The fault; the same words for the same fault of all nodes.
+        do: The remedy.
+        source: Source of the fact.
     """
 
     severity: Severity

@@ -1,7 +1,7 @@
 """Which ONNX operators TensorRT's parser takes, in which types and with which restrictions, by version.
 
 The tables are those of NVIDIA's parser: ``operators.md`` of TensorRT 10.1 and 10.15, and the changelogs for what
-came between and after. What they do not list is not known.
+came between and after. Operators that they do not list are unknown.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ SINCE: Final[dict[str, tuple[Version, str]]] = {
     "Swish": ((11, 0), _RELEASES),
     "DFT": ((11, 2), _RELEASES),
 }
-"""The first version that takes an operator, where TensorRT 10.3 does not, and where that is said."""
+"""The first version that takes an operator, if TensorRT 10.3 does not, with its source."""
 
 UNSUPPORTED: Final = frozenset(
     [

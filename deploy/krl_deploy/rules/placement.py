@@ -1,4 +1,4 @@
-"""Rules of where pairs stand: on both factors of a product, on one input of a residual addition, not on biases."""
+"""Rules of the positions of Q/DQ pairs: both factors of a product, one input of a residual addition, no bias."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BIAS = Rule("warning", "qdq/bias", "leave the bias in floating point", f"{_MODE
 _RESIDUAL = Rule(
     "warning",
     "qdq/residual",
-    "quantize the shortcut, and not what the convolution before it gives",
+    "quantize the shortcut, and not the output of the convolution before the addition",
     f"{_GUIDE}; {_MODELOPT}",
 )
 _ACTIVATION = Rule(
@@ -92,7 +92,7 @@ _NO_QUANTIZERS = frozenset(
 
 
 def check_placement(view: View) -> Iterator[Finding]:
-    """Yield where pairs stand that should not, and where one is missing."""
+    """Yield the findings of misplaced and missing Q/DQ pairs."""
     int8 = [weighted for weighted in view.weighted if view.is_int8(weighted.node)]
     half = view.has_type(TensorProto.FLOAT16)
     for weighted in int8:

@@ -30,7 +30,7 @@ _SMALL = Rule(
 )
 _SYMMETRIC = Rule("error", "qdq/symmetric", _AGAIN, _HEADER)
 _SIGNED = Rule(
-    "error", "qdq/int8", "take the form for TensorRT that krl-deploy quantize writes (model.int8.onnx)", _PARSER
+    "error", "qdq/int8", "use the Q/DQ model that krl-deploy quantize writes for TensorRT (model.int8.onnx)", _PARSER
 )
 _UNSAID = Rule("error", "qdq/int8", "add a zero point of int8 zeros", f"{_PARSER}; ONNX: QuantizeLinear")
 _CHANNELS = Rule("error", "qdq/per-channel-activation", "give the activation one scale", _HEADER)
@@ -39,7 +39,7 @@ _RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
 
 
 def check_quantizers(view: View) -> Iterator[Finding]:
-    """Yield what is wrong with quantizers and dequantizers, each by itself and as Q/DQ pairs."""
+    """Yield the findings of quantizers and dequantizers, each by itself and as Q/DQ pairs."""
     for node in view.nodes:
         if node.op_type in QDQ:
             yield from _scale(view, node)

@@ -39,10 +39,10 @@ class CheckedFile:
     """Results of a check for one file.
 
     Attributes:
-        file: Its path.
-        variant: Its precision in a bundle; empty for a file alone.
-        quantized: Whether it has integers.
-        findings: Worst first.
+        file: Path of the file.
+        variant: The variant in a bundle; empty for a single file.
+        quantized: Whether the model is quantized.
+        findings: The findings, worst first.
     """
 
     file: Path
@@ -56,10 +56,10 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
 
     Args:
         model: As ``read_model`` returns it.
-        target: Where it is to run.
+        target: The target to check for.
 
     Raises:
-        ModelError: The graph cannot be looked at.
+        ModelError: The graph's shapes contradict each other.
     """
     nested = any(item.HasField("g") or item.graphs for node in model.graph.node for item in node.attribute)
     try:
@@ -92,7 +92,7 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
     """Check one ONNX file.
 
     Raises:
-        ModelError: It is not one that can be read.
+        ModelError: It cannot be read as an ONNX model.
     """
     model = read_model(path)
     quantized = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
@@ -100,11 +100,11 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
 
 
 def check_path(path: Path, target: Target, precision: str | None = None) -> list[CheckedFile]:
-    """Check an ONNX file, or what a bundle has for this target.
+    """Check an ONNX file, or a bundle's variants for this target.
 
     Args:
         path: ``MODEL.onnx`` or the bundle ``NAME.krl``.
-        target: Where it is to run.
+        target: The target to check for.
         precision: The one variant of a bundle to check; all of them by default.
 
     Raises:

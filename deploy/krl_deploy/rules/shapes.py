@@ -61,7 +61,7 @@ _UINT8_SHAPE = Rule(
 _INT8 = Rule(
     "error",
     "types/int8",
-    "let DequantizeLinear follow QuantizeLinear at once; for TensorRT take the form that krl-deploy quantize writes",
+    "let DequantizeLinear follow QuantizeLinear at once, as in the Q/DQ model that krl-deploy quantize writes",
     "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantization alone",
 )
 _FOREIGN = Rule("error", "types/supported", "cast it, or export the model in other types", OPERATORS_MD)
@@ -70,7 +70,7 @@ _DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATO
 
 
 def check_inputs(view: View) -> Iterator[Finding]:
-    """Yield what krl cannot feed, and shapes that depend on values."""
+    """Yield the findings of inputs that krl cannot feed, and of shapes that depend on values."""
     batches = {}
     for name in view.graph.inputs:
         shape = view.graph.shape(name) or ()
@@ -117,7 +117,7 @@ def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iter
     elif listed is None or name in listed:
         return
     elif name == "UINT8" and kind in ("Shape", "Size"):
-        yield _UINT8_SHAPE.at(node.name, kind, "it reads UINT8, of which NVIDIA's documents disagree whether it may")
+        yield _UINT8_SHAPE.at(node.name, kind, "it reads UINT8; NVIDIA's documents disagree on whether it may")
     elif name == "UINT8":
         yield _UINT8.at(node.name, kind, "it computes in UINT8, which TensorRT has at inputs and outputs alone")
     elif name == "INT8":

@@ -19,13 +19,13 @@ NEWEST_TENSORRT = (11, 4)
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model is to run.
+    """A device or library to run a model on.
 
     Attributes:
-        name: As it was asked for.
+        name: Name of the target.
         tensorrt: Version of TensorRT; empty for ONNX Runtime's CPU provider.
-        boards: Families of Jetson boards; empty where it may be any GPU.
-        source: Where the version comes from, if the name does not say it.
+        boards: Families of Jetson boards; empty for any GPU.
+        source: Source of the version, if it is not in the name.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Target:
 
     @property
     def title(self) -> str:
-        """As ``"jetpack-6.2 (TensorRT 10.3, Orin)"``."""
+        """Name with version and boards, as ``"jetpack-6.2 (TensorRT 10.3, Orin)"``."""
         version = f"TensorRT {'.'.join(map(str, self.tensorrt))}" if self.boards else ""
         inside = ", ".join(part for part in (version, *self.boards) if part)
         return f"{self.name} ({inside})" if inside else self.name
@@ -49,6 +49,14 @@ def parse_target(name: str) -> Target:
 
     Raises:
         UsageError: There is no such target, or krl does not run there.
+
+    Example:
+        >>> parse_target("tensorrt-10.16").tensorrt
+        (10, 16)
+        >>> parse_target("jetpack-6.2").title
+        'jetpack-6.2 (TensorRT 10.3, Orin)'
+        >>> parse_target("onnxruntime-cpu").tensorrt
+        ()
     """
     if name == ONNXRUNTIME_CPU:
         return Target(name)
@@ -65,7 +73,7 @@ def target_here(tensorrt: str | None) -> Target:
     """Return this machine as a target.
 
     Args:
-        tensorrt: Version of the TensorRT that is installed; the newest known one stands for one that is not.
+        tensorrt: Version of the installed TensorRT; ``None`` for the newest known one.
     """
     if tensorrt is None:
         return Target(f"tensorrt-{'.'.join(map(str, NEWEST_TENSORRT))}", NEWEST_TENSORRT)

@@ -1,4 +1,4 @@
-"""A graph that is looked at: who makes and reads each tensor, what is constant, what is quantized."""
+"""A view of a graph: producers and readers of each tensor, constants, and Q/DQ pairs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class View:
         return all(self.pair(name) is not None for name in node.input[:2])
 
     def dtype(self, tensor: str) -> int:
-        """Return a tensor's element type as in ``TensorProto``, 0 where it is not known."""
+        """Return a tensor's element type as in ``TensorProto``; 0 if it is not known."""
         return self.graph.dtype(tensor)
 
     def has_type(self, dtype: int) -> bool:

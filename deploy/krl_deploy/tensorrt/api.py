@@ -1,9 +1,10 @@
-"""All that differs between TensorRT 10 and 11, for krl. What is not here is the same in both.
+"""All differences between TensorRT 10 and 11 that matter to krl.
 
-krl never asks TensorRT for a precision: the types stand in the ONNX file, and networks are strongly typed. So it
-needs none of what TensorRT 11 removed (FP16 and INT8 flags, calibrators, per-layer precisions), and the branch is on
-the version number, never on whether a name exists: ``BuilderFlag.FP16`` is gone from 11, and code that looks for it
-builds FP32 there without a word.
+krl never requests a precision from TensorRT: the types are in the ONNX file, and networks are strongly typed. So it
+needs nothing that TensorRT 11 removed: FP16 and INT8 flags, calibrators, per-layer precisions.
+
+Branches depend on the version number, never on whether a name exists. ``BuilderFlag.FP16`` is gone from 11, and code
+that looks for it silently builds FP32 there.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class BuildOptions:
         profile: Smallest, best and largest batch.
         workspace_bytes: Memory that a layer may use for itself while it runs.
         optimization_level: 0 (quick to build) to 5 (quick to run).
-        dla_core: Run on this DLA core what it can run, the rest on the GPU.
+        dla_core: DLA core for the layers that it supports; the rest run on the GPU.
         version_compatible: Make an engine that newer TensorRT of the same major version runs as well.
         hardware_compatibility: ``"none"``, ``"ampere-plus"`` or ``"same-compute-capability"``.
         refit: Allow new weights to be put into the engine later.
@@ -93,8 +93,8 @@ class BuiltPlan:
 
     Attributes:
         plan: The engine's bytes as TensorRT made them.
-        timing_cache: What was measured while it was built; makes the next build on this device faster.
-        seconds: What the build took.
+        timing_cache: Measurements of the build, which make the next build on this device faster.
+        seconds: Duration of the build.
         layers: Number of layers of the network.
         on_gpu: Of those, the names of the ones that the DLA core does not take; empty without DLA.
     """
@@ -188,7 +188,7 @@ def _add_profile(
     config: trt.IBuilderConfig,
     batches: tuple[int, int, int],
 ) -> None:
-    """Say which batches the engine is for; a graph with a fixed batch takes that one alone."""
+    """Set the batches of the engine; a graph with a fixed batch takes only that one."""
     profile = check(builder.create_optimization_profile(), "no optimization profile can be made")
     inputs = [check(network.get_input(i), "an input is missing") for i in range(network.num_inputs)]
     for tensor in inputs:

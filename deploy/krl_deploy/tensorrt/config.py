@@ -28,11 +28,11 @@ class BuildEngineConfig:
     profile: str = "1,1,1"
     """Smallest, best and largest batch, as MIN,OPT,MAX; larger batches are run in parts."""
     workspace_mb: int | None = None
-    """Memory in MiB that a layer may use for itself; by default, and at most, what the GPU has free."""
+    """Memory in MiB that a layer may use for itself; by default, and at most, the GPU's free memory."""
     optimization_level: int = 3
     """From 0 (quick to build) to 5 (quick to run)."""
     dla_core: int | None = None
-    """Run on this DLA core of a Jetson Orin what it can run, the rest on the GPU."""
+    """Run the layers that it supports on this DLA core of a Jetson Orin, and the rest on the GPU."""
     version_compatible: bool = False
     """Make an engine that newer TensorRT of the same major version runs as well."""
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
@@ -76,6 +76,6 @@ class InspectEngineConfig:
     """Options of ``krl-deploy inspect-engine``."""
 
     model: tyro.conf.Positional[Path]
-    """An engine file, or a bundle NAME.krl, of which all engines are shown."""
+    """An engine file, or a bundle NAME.krl, to show; a bundle's engines are all shown."""
     json: bool = False
     """Print one JSON object."""

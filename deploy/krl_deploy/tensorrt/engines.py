@@ -39,10 +39,10 @@ def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
     """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine.
 
     Returns:
-        What was built and measured, or the reason why nothing was, as plain JSON types; and the same for people.
+        Facts of the engine, or the reason why none was built, as plain JSON types, and as text.
 
     Raises:
-        KrlError: An option is wrong, the model is not ready, the build failed, or the engine answers otherwise.
+        KrlError: An option is wrong, the model is not ready, the build failed, or the engine's outputs differ.
     """
     options = config.options()
     bundle, source = _open(config)
@@ -109,8 +109,8 @@ def _what_remains(config: BuildEngineConfig, absent: NoTensorRTError, lines: Map
     by_hand = "\n".join(f"  TensorRT {major}:  {line}" for major, line in lines.items())
     return (
         f"No engine was built: {absent}.\n{here}"
-        f"{config.model} is in order and unchanged. Run the same command on the device that is to run the engine, or "
-        f"there by hand, in the folder of the ONNX file (trtexec checks no answers, and krl does not see its engine):\n"
+        f"{config.model} is in order and unchanged. Run the same command on the device that is to run the engine. Or "
+        f"run trtexec there, in the folder of the ONNX file (it checks no outputs and changes no bundle):\n"
         f"{by_hand}"
     )
 
@@ -179,7 +179,7 @@ def _build_file(source: OnnxFile, target: Path, options: BuildOptions, version: 
     }
     write_atomic(target, built.plan)
     write_atomic(target.with_name(target.name + ".json"), json.dumps(description, indent=1).encode() + b"\n")
-    _log.warning("it loads; its answers were not checked: an ONNX file has no golden inputs, a bundle has")
+    _log.warning("it loads; its outputs were not checked: an ONNX file has no golden inputs, a bundle has")
     return {"engine": str(target), **description}
 
 

@@ -44,7 +44,7 @@ def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """Describe an engine file; what stands beside it is believed only if its hash is the file's."""
+    """Describe an engine file. The record beside it counts only if it has the file's hash."""
     entry: dict[str, Any] = {"tensorrt": plan_version(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     try:
         beside = json.loads(path.with_name(path.name + ".json").read_bytes())

@@ -1,4 +1,4 @@
-"""The ONNX file that an engine is built from, and what can be said of it before TensorRT has seen it."""
+"""The ONNX file that an engine is built from, and the facts and checks that need no TensorRT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OnnxFile:
     """An ONNX file that TensorRT can be given.
 
     Attributes:
-        path: Where it lies.
+        path: Path of the file.
         data: Its bytes; all weights are in it.
         sha256: Their hash.
         inputs: The graph's inputs; a dynamic batch is ``"batch"``.

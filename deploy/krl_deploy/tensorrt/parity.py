@@ -1,7 +1,7 @@
-"""Whether a finished engine answers like the model that it was built from: asked before it is kept.
+"""Check that the outputs of a finished engine are those of its model, before the engine is kept.
 
-TensorRT has built engines that run and answer wrongly (NVIDIA/TensorRT #4723 and #4837, say), so this is part of
-every build.
+TensorRT has built engines that run and give wrong outputs (NVIDIA/TensorRT #4723 and #4837), so every build has this
+check.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def check_parity(
 ) -> Parity:
     """Run the golden inputs through an engine, in its smallest, best and largest batch, and close it.
 
-    Where there are fewer golden inputs than a batch takes, they are repeated.
+    If there are fewer golden inputs than a batch takes, they are repeated.
 
     Args:
         backend: The engine.
         golden: Golden inputs and outputs under their names, ``[N, ...]`` each.
-        manifest: Says which are which, and what the variant's outputs may differ by.
+        manifest: The bundle's manifest, with the variant's limits.
         variant: The engine's variant.
         batches: The engine's profile.
 
@@ -70,8 +70,8 @@ def check_parity(
             error, agreed, cause = compare(manifest, manifest.variants[variant], outputs, golden)
             if cause:
                 raise CheckFailedError(
-                    f"the engine was built, but answers wrongly, and was not kept: in batches of {batch}, on {count} "
-                    f"golden inputs, {cause}. Try another --optimization-level or precision"
+                    f"the engine was built, but its outputs are wrong, and it was not kept: in batches of {batch}, on "
+                    f"{count} golden inputs, {cause}. Try another --optimization-level or precision"
                 )
             max_error, agreement = max(max_error, error), min(agreement, agreed)
     finally:

@@ -1,8 +1,8 @@
-"""The first bytes of a TensorRT engine ("plan"), which say what built it: read without TensorRT.
+"""The first bytes of a TensorRT engine ("plan") and the version that built it, read without TensorRT.
 
-Layout as in NVIDIA/TensorRT, ``samples/common/sampleEngines.cpp`` (``printPlanVersion``): bytes 0 to 3 are
-``ftrt``, a little-endian integer at 4 is the version of the format, and where that is 0, bytes 24 to 27 are the four
-numbers of TensorRT's version.
+The layout is that of NVIDIA/TensorRT, ``samples/common/sampleEngines.cpp`` (``printPlanVersion``). Bytes 0 to 3 are
+``ftrt``. A little-endian integer at 4 is the version of the format. In format 0 the bytes 24 to 27 are the four numbers
+of TensorRT's version.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class BuildProgress:
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
-        """Begin; ``time_limit`` is in seconds."""
+        """Start the time limit, in seconds."""
         self.canceled = ""
         self._limit = time_limit
         self._start = time.monotonic()
@@ -57,7 +57,7 @@ class BuildProgress:
             self._tasks[name] = self._bars.add_task(f"  {name}" if parent else name, total=steps)
 
     def step_complete(self, name: str, step: int) -> bool:
-        """Move a phase's bar, and return whether to go on."""
+        """Move a phase's bar, and return whether to continue."""
         if self._limit is not None and time.monotonic() - self._start > self._limit:
             self.cancel(f"it took longer than the {self._limit:g} seconds of --time-limit")
         if self._bars is not None and name in self._tasks:

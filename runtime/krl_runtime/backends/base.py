@@ -42,7 +42,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds. A closed backend raises ``BackendError`` when it is run."""
+        """Free the backend's resources. A closed backend raises ``BackendError`` when it is run."""
         ...
 
 
@@ -61,12 +61,12 @@ class RunningBackend(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why this backend and this variant run, in one sentence."""
+        """Reason for this backend and variant, in one sentence."""
         ...
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Why each earlier kind of backend was skipped."""
+        """Reasons for skipping each earlier kind of backend."""
         ...
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -74,7 +74,7 @@ class RunningBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds; running it afterwards raises ``BackendError``."""
+        """Free the backend's resources; a later run raises ``BackendError``."""
         ...
 
 
@@ -86,7 +86,7 @@ def run_in_parts(
     """Run a graph on any number of inputs, in batches of a bounded size.
 
     Args:
-        run: Runs one batch; ``Backend.run``, or what wraps it.
+        run: Runs one batch; ``Backend.run``, or a wrapper of it.
         inputs: ``[N, ...]`` each, ``N`` from 1.
         limit: Most inputs in a batch; ``Bundle.batch_limit``.
 
@@ -103,16 +103,16 @@ def run_in_parts(
 
 
 def check_graph(bundle: Bundle, variant: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Check that a graph is the one that the manifest describes.
+    """Check that a graph is that of the manifest.
 
     Args:
         bundle: The bundle.
         variant: The variant that the graph belongs to, for the message.
-        inputs: What the graph takes; a dimension of any size is a string.
-        outputs: What it returns.
+        inputs: Inputs of the graph; a dimension of any size is a string.
+        outputs: Outputs of the graph.
 
     Raises:
-        BackendError: It is not.
+        BackendError: An input or output differs.
     """
     manifest = bundle.manifest
     for what, found, expected in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
@@ -126,7 +126,7 @@ def check_graph(bundle: Bundle, variant: str, inputs: Sequence[TensorSpec], outp
 
 
 def _agree(found: TensorSpec, expected: TensorSpec) -> bool:
-    """Whether dtype, rank and those dimensions agree that are numbers on both sides."""
+    """Return whether dtype, rank, and dimensions that are numbers on both sides agree."""
     return (
         found.dtype == expected.dtype
         and len(found.shape) == len(expected.shape)
@@ -141,7 +141,7 @@ def _show(specs: Iterable[TensorSpec]) -> str:
 
 
 def keeps_weights_inside(model: Path | bytes) -> bool:
-    """Whether an ONNX file keeps all its weights inside: nobody has hashed those in others."""
+    """Return whether an ONNX file keeps all its weights inside. No hash covers weights in other files."""
     import mmap
 
     if isinstance(model, bytes):

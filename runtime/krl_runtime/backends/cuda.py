@@ -47,7 +47,7 @@ _HINTS = {
     "cudaErrorMemoryAllocation": "the GPU is out of memory",
     "cudaErrorNoDevice": "the driver sees no GPU",
     "cudaErrorInsufficientDriver": "the NVIDIA driver is missing, or older than this cuda-python needs; a driver for "
-    "CUDA 12 (JetPack 6, say) needs: pip install 'cuda-python<13'",
+    "CUDA 12 (for instance JetPack 6) needs: pip install 'cuda-python<13'",
 }
 
 
@@ -63,7 +63,7 @@ class Gpu:
         name: Its product name.
         compute_capability: As ``"8.7"``.
         total_bytes: Its memory; on a Jetson the memory that it shares with the CPU.
-        free_bytes: What of that is free now.
+        free_bytes: Free bytes of that now.
     """
 
     name: str
@@ -117,8 +117,8 @@ def tensorrt_version() -> str:
 def _how_to_install() -> str:
     if jetson_release() is not None:
         return (
-            "on a Jetson it comes with JetPack (sudo apt install nvidia-jetpack) for the system's own Python: use "
-            "that one, or an environment made with python3 -m venv --system-site-packages"
+            "on a Jetson install JetPack's (sudo apt install nvidia-jetpack); use the system's own Python, or an "
+            "environment made with python3 -m venv --system-site-packages"
         )
     return f"install it with: {install_command('tensorrt')}"
 
@@ -152,7 +152,7 @@ def call(function: Callable[_P, tuple[Any, ...]], *args: _P.args, **kwargs: _P.k
     """Call a function of ``cuda.bindings`` and check it.
 
     Returns:
-        What it returns after the error code: nothing, one value, or a list of several.
+        The values after the error code: nothing, one value, or a list of several.
 
     Raises:
         BackendError: The call failed; the message names the call and the error.
@@ -185,7 +185,7 @@ class Stream:
         return int(self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all that was put on the stream is done; errors of that work come out here."""
+        """Wait until all work on the stream is done; its errors are raised here."""
         from cuda.bindings import runtime as cudart
 
         call(cudart.cudaStreamSynchronize, self.handle)
@@ -243,10 +243,10 @@ class Buffer:
 
 
 class Graph:
-    """A CUDA graph: work that was captured from a stream once and is launched again as a whole."""
+    """A CUDA graph: work that was captured from a stream once, and is launched as a whole."""
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
-        """Capture what ``enqueue`` puts on ``stream``; nothing of it is run.
+        """Capture the work that ``enqueue`` puts on ``stream``, without running it.
 
         Raises:
             BackendError: Some of that work cannot be captured. The stream can be used on.

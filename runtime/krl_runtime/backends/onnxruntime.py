@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU and on CUDA.
 
-ONNX Runtime falls back to the CPU in silence: ``get_available_providers()`` names providers that cannot load, and
-a session asked for CUDA is made on the CPU with nothing but a log line. So a CUDA session is made with that
-fallback disabled, and asked afterwards where it runs.
+ONNX Runtime falls back to the CPU with only a line in its log. ``get_available_providers()`` names providers that
+cannot load, and a session for CUDA may run on the CPU. So krl disables that fallback for a CUDA session, and checks
+afterwards where it runs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = [
 ]
 
 EXACT_INT8 = ("session.x64quantprecision", "1")
-"""Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate; with
-it the weights are uint8 there, whose products are added in 32 bits. It changes nothing on other processors."""
+"""Option of a session on the CPU. x86 without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. With
+this option the weights are uint8 there, and their products are added in 32 bits. Other processors ignore it."""
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
-"""Optimizers of ONNX Runtime that change answers. This one writes biases as integers in the precision around INT8; in
-FP16 those beyond 65504 overflow (seen in 1.31). krl's form for the CPU has integer biases already."""
+"""Optimizers of ONNX Runtime that change outputs. This one writes biases as integers in the precision around INT8; in
+FP16 those beyond 65504 overflow (seen in 1.31). krl's graph for the CPU has integer biases already."""
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_FATAL = 4  # ONNX Runtime's log level; below it, what it raises is also printed
+_FATAL = 4  # ONNX Runtime's log level; below it, raised errors are also printed
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -82,12 +82,12 @@ class OnnxRuntimeBackend:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
-        """Let go of the session; calls that are under way in other threads end as usual."""
+        """Release the session. Calls under way in other threads end as usual."""
         self._session = None
 
 
 def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRuntimeBackend:
-    """Open a variant on ONNX Runtime's CPU provider, in the form that is fast there.
+    """Open a variant on ONNX Runtime's CPU provider, with the graph that is fast there.
 
     Args:
         bundle: The bundle.
@@ -126,24 +126,24 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
     except NoCudaProviderError:
         raise
     except BackendError:
-        # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose (shapes, say), or because CUDA is
-        # out of order? Without the strictness the session itself tells.
+        # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose, such as shapes, or because CUDA is
+        # out of order? A session without the strictness shows it.
         session = open_session(path, cuda=True, threads=threads, strict=False)
         remark = _left_on_cpu(session)
     return _backend("onnxruntime-cuda", session, bundle, variant), remark
 
 
 def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True) -> Any:
-    """Make an ONNX Runtime session that runs where it was asked to.
+    """Make an ONNX Runtime session on the requested device.
 
     Args:
-        model: An ONNX file, or its bytes. Weights in further files are refused, since nobody has hashed them.
+        model: An ONNX file, or its bytes. Weights in further files are refused, since no hash covers them.
         cuda: Whether to run on CUDA; otherwise on the CPU.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.
 
     Raises:
-        BackendError: The provider is not there or cannot start, or the file is damaged or has what it cannot run.
+        BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
         MissingExtraError: ONNX Runtime is not installed.
     """
     ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
@@ -185,7 +185,7 @@ def _prepare_cuda(ort: Any) -> None:
             "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find; that is logged below
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; these are logged below
             ort.preload_dlls()
     cause = _missing_library(Path(ort.__file__).parent / "capi")
     if cause:

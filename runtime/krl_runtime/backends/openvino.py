@@ -1,8 +1,8 @@
-"""OpenVINO on x86 CPUs: an optional extra that runs when it is asked for, or where ``krl-runtime tune`` chose it.
+"""OpenVINO on x86 CPUs: an optional extra that runs on request, or if ``krl-runtime tune`` chose it.
 
-There are two kinds of it. ``openvino`` computes in FP32 what the graph has in floating point. ``openvino-bf16``
-computes it in BF16, where the CPU has instructions for that: up to twice as fast, at the price of most digits, which is
-why nothing but a measurement or a person chooses it. Both run the INT8 files written for TensorRT at full speed.
+There are two kinds of it. ``openvino`` computes the graph's floating point in FP32. ``openvino-bf16`` computes it in
+BF16 if the CPU has instructions for that. BF16 is up to twice as fast and loses most digits, so only a measurement or
+the user chooses it. Both run the INT8 files written for TensorRT at full speed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["OpenVinoBackend", "open_openvino"]
 
 
 class OpenVinoBackend:
-    """Runs one ONNX file; several threads may call it at once, each on an infer request of its own.
+    """Runs one ONNX file. Several threads may call it at once, each on an infer request of its own.
 
-    Batches of one run on a graph compiled for just that, which is faster; others on one for any batch, which is
-    compiled when the first of them comes.
+    A batch of one runs on a graph compiled for that size, which is faster. Other batches run on a graph for any size,
+    which is compiled when the first of them comes.
     """
 
     def __init__(self, path: Path, name: str, bundle: Bundle, variant: str, settings: Mapping[str, Any]) -> None:
@@ -38,8 +38,8 @@ class OpenVinoBackend:
 
         Args:
             path: The ONNX file.
-            name: What to call the backend.
-            bundle: Says what the graph has to look like.
+            name: Name of the backend.
+            bundle: The bundle, whose manifest describes the graph.
             variant: The variant that the file belongs to, for messages.
             settings: OpenVINO's properties.
 
@@ -85,7 +85,7 @@ class OpenVinoBackend:
             raise BackendError(f"{self.name} {what}: {_plain(error)}") from error
 
     def close(self) -> None:
-        """Let go of the compiled graphs; calls that are under way in other threads end as usual."""
+        """Release the compiled graphs. Calls under way in other threads end as usual."""
         with self._lock:
             self._one = self._many = self._graph = None
 
@@ -118,7 +118,7 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
 
     Raises:
         BundleError: The ONNX file is missing, damaged or changed.
-        BackendError: The CPU has no BF16, or OpenVINO cannot run the file, or it is not what the manifest describes.
+        BackendError: The CPU has no BF16, or OpenVINO cannot run the file, or it differs from the manifest.
         MissingExtraError: OpenVINO is not installed.
     """
     ov = require("openvino", extra="openvino", purpose="running a model on OpenVINO")
@@ -150,7 +150,7 @@ def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
 
 
 def _plain(error: Exception) -> str:
-    """Return OpenVINO's message without the places in its source."""
+    """Return OpenVINO's message without the positions in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
     reasons = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join(reasons or lines)[:500]

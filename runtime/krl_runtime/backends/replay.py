@@ -1,4 +1,4 @@
-"""Replaying golden inputs on a running backend, and comparing what comes out."""
+"""Replaying golden inputs on a running backend, and comparing the outputs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def compare(
 
     Args:
         manifest: Names the outputs; the first one has the top-1, or the images.
-        variant: Says what is accepted.
-        outputs: What was computed from the golden inputs, ``[N, ...]`` each.
-        golden: What torch computed from them.
+        variant: The variant, with its limits.
+        outputs: Outputs for the golden inputs, ``[N, ...]`` each.
+        golden: Torch's outputs for them.
 
     Returns:
-        The largest absolute difference of any output; the share, 0 to 1, of inputs whose top-1 is the golden one, or
-        the PSNR in dB of images; and why that does not pass, empty if it does.
+        The largest absolute difference of any output. The share, 0 to 1, of inputs with the golden top-1, or the PSNR
+        in dB of images. The reason why the outputs fail, empty if they pass.
     """
     for spec in manifest.outputs:
         made, wanted = outputs[spec.name].shape, golden[spec.name].shape
@@ -50,11 +50,11 @@ def compare(
     if makes_images(manifest):
         alike = mean_psnr(outputs[key], golden[key])
         if variant.psnr is not None and not alike >= variant.psnr:
-            causes.append(f"the PSNR to the golden images is {alike:.1f} dB, required are {variant.psnr:.1f}")
+            causes.append(f"the PSNR to the golden images is {alike:.1f} dB, required: {variant.psnr:.1f}")
     else:
         alike = float(np.mean(outputs[key].argmax(-1) == golden[key].argmax(-1)))
         if not alike >= variant.agreement:
-            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required are {variant.agreement:.1%}")
+            causes.append(f"top-1 agrees on {alike:.1%} of the golden inputs, required: {variant.agreement:.1%}")
     return error, alike, "; ".join(causes)
 
 

@@ -31,7 +31,7 @@ class SelectedBackend:
     """The backend that runs a model, and why it was chosen.
 
     Attributes:
-        backend: What runs the graph.
+        backend: The backend that runs the graph.
         variant: The variant that it runs.
         reason: One sentence: what runs, which variant and why, and the cause for each backend that was skipped.
         skipped: The causes by kind of backend.
@@ -44,7 +44,7 @@ class SelectedBackend:
 
     @property
     def name(self) -> str:
-        """``"tensorrt"``, ``"onnxruntime-cuda"`` or ``"onnxruntime-cpu"``: what really runs."""
+        """The backend that runs: ``"tensorrt"``, ``"onnxruntime-cuda"`` or ``"onnxruntime-cpu"``."""
         return self.backend.name
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -52,7 +52,7 @@ class SelectedBackend:
         return self.backend.run(inputs)
 
     def close(self) -> None:
-        """Free what the backend holds."""
+        """Free the backend's resources."""
         self.backend.close()
 
 
@@ -110,7 +110,7 @@ def select_backend(
     if require is not None:
         raise BackendError(f"bundle {bundle.path} cannot run on {require}, which is required: {causes[require]}")
     raise BackendError(
-        f"no backend can run bundle {bundle.path}: {_listed(causes)}; krl-runtime doctor says what this machine has"
+        f"no backend can run bundle {bundle.path}: {_listed(causes)}; run krl-runtime doctor to check this machine"
     )
 
 
@@ -175,7 +175,7 @@ def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) ->
 
 
 def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None, str]:
-    """Open what a tuning of this device chose; return it, or why there is a tuning but it is not used, as a phrase."""
+    """Open the choice of this device's tuning; return it, or a phrase why an existing tuning is not used."""
     from .tuning import TuningError, read_tuning
 
     try:

@@ -1,6 +1,6 @@
 """TensorRT engines, versions 10.3 to 11.x, through TensorRT's own Python bindings and ``cuda.bindings``.
 
-What the runtime needs of TensorRT is the same in all those versions.
+The runtime uses only parts of TensorRT that are the same in all those versions.
 
 Not measured: no engine has been run on a GPU yet. The logic is tested against fakes whose calls are bound to the
 signatures of the real bindings.
@@ -49,7 +49,7 @@ def open_engine(bundle: Bundle, variant: str) -> TensorRTBackend:
     """Open the bundle's engine that was built for this machine.
 
     Args:
-        bundle: The bundle; its engines' hashes are checked before TensorRT sees them, since an engine is code.
+        bundle: The bundle. Its engines' hashes are checked before TensorRT loads them, since an engine is code.
         variant: Name of one of its variants.
 
     Raises:
@@ -137,8 +137,7 @@ def _interface(engine: trt.ICudaEngine) -> _Interface:
     """Read an engine's interface.
 
     Raises:
-        BackendError: It has something that this runtime does not handle: a type that numpy lacks, a dynamic
-            dimension besides the batch, or a tensor that lives on the host.
+        BackendError: It has a type that numpy lacks, a dynamic dimension besides the batch, or a tensor on the host.
     """
     import tensorrt as trt
 
@@ -204,7 +203,7 @@ class _Lane:
     def run(
         self, profile: int, inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]
     ) -> None:
-        """Run one batch, and write into ``outputs``. The second time that a shape is seen, a CUDA graph is made."""
+        """Run one batch, and write into ``outputs``. A shape's second batch is captured as a CUDA graph."""
         batch = len(next(iter(inputs.values())))
         if profile != self._profile:
             self._use_profile(profile)
@@ -276,7 +275,7 @@ class _Lane:
             graph.close()
 
     def close(self) -> None:
-        """Free everything; where the device is lost there is nothing to free, and nothing is raised."""
+        """Free everything. On a lost device there is nothing to free, and nothing is raised."""
         for close in (self._drop_graph, *(buffer.close for buffer in self._buffers.values()), self._stream.close):
             with suppress(BackendError):
                 close()
@@ -286,10 +285,10 @@ class _Lane:
 
 
 class TensorRTBackend:
-    """Runs one engine; several threads may call it at once, each on an execution context of its own.
+    """Runs one engine. Several threads may call it at once, each on an execution context of its own.
 
-    Contexts are made when they are needed, up to four: beyond that, and where memory does not suffice for another
-    one, threads wait for each other. Batches above the engine's largest are run in several parts.
+    Up to four contexts are made, each when it is needed. Beyond that, or without memory for another context, threads
+    wait for each other. Batches above the engine's largest are run in several parts.
     """
 
     name = "tensorrt"
@@ -307,7 +306,7 @@ class TensorRTBackend:
 
         Args:
             plan: The serialized engine. It is code: only from a source that is trusted.
-            label: What to call it in messages.
+            label: Name of the engine in messages.
             version_compatible: Whether it was built to be; it brings its own runtime then, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.
             weights: The ONNX file that it was built from, if its weights were stripped.
@@ -371,7 +370,7 @@ class TensorRTBackend:
 
     @contextmanager
     def _lane(self) -> Iterator[_Lane]:
-        """Lend a context that no other thread uses; one that failed is thrown away."""
+        """Yield a context that no other thread uses; a context that failed is closed."""
         lane = self._take()
         kept: _Lane | None = None
         try:

@@ -20,7 +20,7 @@ __all__ = ["attempt", "check", "refit", "tensorrt_logger"]
 _log = logging.getLogger("krl")
 _T = TypeVar("_T")
 
-# What TensorRT logs, and what it means; the first that matches is the reason.
+# Patterns of TensorRT's log, and their meaning; the first match is the reason.
 _REASONS = (
     (r"out of memory|OutOfMemory|insufficient memory|Requested amount of GPU memory", "the GPU ran out of memory"),
     (r"Could not find any implementation for node (.+?)[.)]*$", "TensorRT has no implementation for node {}"),
@@ -71,7 +71,7 @@ def tensorrt_logger() -> trt.ILogger:
 
 @contextmanager
 def attempt(doing: str) -> Iterator[None]:
-    """Name what is being done with TensorRT, for ``check``, and translate what the bindings raise meanwhile.
+    """Name an operation of TensorRT for ``check``, and translate the errors of its bindings.
 
     Raises:
         BackendError: TensorRT's bindings raised an exception; the message has the reason from its log.

@@ -1,7 +1,7 @@
 """Measurements of ``krl-runtime tune``, kept beside the bundle: ``NAME.krl.tune/DEVICE.json``.
 
 It is outside the bundle, whose hashes stay valid, and counts only on the device and for the manifest that it was
-measured with. It never stops a bundle from being loaded: whatever is wrong with it, it is skipped with a reason.
+measured with. It never stops a bundle from being loaded: a faulty one is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Measurement:
         kind: Kind of backend, as ``krl_runtime.load`` takes it.
         variant: Name of the variant.
         threads: Threads for one call; ``None`` where the CPU has no say.
-        milliseconds: Median time of one call at batch 1; ``None`` where it was not measured.
+        milliseconds: Median time of one call at batch 1; ``None`` if it was not measured.
         max_abs_error: Largest difference of a golden output; ``None`` where nothing ran.
-        cause: Why it is out of the question; empty where it could be chosen.
+        cause: Why it was ruled out; empty if it could be chosen.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Tuning:
 
     Attributes:
         manifest: Digest of the bundle's manifest.
-        device: What identifies the device.
+        device: Identity of the device.
         max_drop: Points of top-1, or dB of PSNR, that a variant was allowed to lose by the bundle's evidence.
         measurements: The best first, those that are out of the question last.
     """
@@ -78,7 +78,7 @@ class Tuning:
         timed = [item for item in own if item.milliseconds is not None]
         if timed:
             return f"{timed[0].milliseconds:.3g} ms when it was tuned"
-        # What stops the reference stops all of them; other variants may have been ruled out before.
+        # The cause of the reference's failure stops all of them; other variants may be ruled out before.
         return next((item.cause for item in own if item.variant == "fp32"), "")
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A warm start: answers at once on what is there, while TensorRT's engine is built in another process."""
+"""A warm start: the model runs at once on an available backend while another process builds TensorRT's engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["WarmStart", "warm_start"]
 
 _log = logging.getLogger("krl")
 
-_TAIL = 400  # characters of what a failed build printed last, which is where its reason is
+_TAIL = 400  # last characters of a failed build's output, where its reason is
 _PATIENCE = 5.0  # seconds that a build gets to end by itself before it is killed
 
 
@@ -50,12 +50,12 @@ def warm_start(
 
     Args:
         bundle: The bundle.
-        first: What answers meanwhile.
+        first: The backend that runs meanwhile.
         variant: The variant to build; ``None`` takes the bundle's default for TensorRT.
-        command: What builds it and registers it in the bundle; ``None`` means ``krl-deploy build-engine``.
+        command: Command that builds it and registers it in the bundle; ``None`` means ``krl-deploy build-engine``.
 
     Returns:
-        What answers: ``first`` with the cause in its reason where nothing is built, else a ``WarmStart``.
+        A ``WarmStart``; or ``first`` with the cause in its reason if nothing is built.
     """
     if first.name == "tensorrt":
         return first
@@ -79,7 +79,7 @@ class WarmStart:
     """A ``SelectedBackend`` that changes once: to the engine, when that is built and has passed.
 
     A call runs from beginning to end on one backend. The old one is closed when the last call on it is done. If the
-    build or the golden inputs fail, the old one stays, and ``reason`` says why.
+    build or the golden inputs fail, the old one stays, and ``reason`` has the cause.
 
     Attributes:
         state: ``"building"``, ``"done"``, ``"failed"`` or ``"closed"``.
@@ -132,12 +132,12 @@ class WarmStart:
         return f"{reason}; the engine built in the background is not used: {self._cause}" if self._cause else reason
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run the graph once, on what is there when the call begins; see ``Backend.run``."""
+        """Run the graph once, on the current backend; see ``Backend.run``."""
         with self._leased() as selected:
             return selected.run(inputs)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the build has ended, one way or the other; return whether it has.
+        """Wait until the build has ended, also in failure; return whether it has.
 
         Args:
             timeout: Seconds to wait at most.
@@ -146,7 +146,7 @@ class WarmStart:
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Stop the build and free what the backend holds; running it afterwards raises ``BackendError``."""
+        """Stop the build and free the backend's resources; a later run raises ``BackendError``."""
         with self._lock:
             self.state = "closed"
             process = self._process
@@ -176,7 +176,7 @@ class WarmStart:
             opened = self._open()
         except (BackendError, BundleError, MissingExtraError, OSError) as error:
             self._fail(str(error))
-        except Exception as error:  # a thread has nobody else to tell
+        except Exception as error:  # a thread has no caller to raise to
             self._fail(f"{type(error).__name__}: {error}")
         else:
             seconds = time.monotonic() - begin
@@ -189,7 +189,7 @@ class WarmStart:
         Raises:
             BackendError: It failed, or this was closed.
         """
-        # A file, not a pipe: if this process ends first, the build goes on, and the next start finds the engine.
+        # A file, not a pipe: if this process ends first, the build continues, and the next start finds the engine.
         with tempfile.TemporaryFile() as log:
             with self._lock:
                 if self.state == "closed":
@@ -204,10 +204,10 @@ class WarmStart:
                 raise BackendError(f"the build ended with exit code {code}: {said or 'it said nothing'}")
 
     def _open(self) -> Backend:
-        """Open the new engine, and let it answer the golden inputs.
+        """Open the new engine, and check it on the golden inputs.
 
         Raises:
-            BackendError: It cannot be opened, or answers otherwise than it should.
+            BackendError: It cannot be opened, or its outputs differ from the golden ones.
         """
         bundle = Bundle.open(self._bundle.path)
         opened, _ = open_backend("tensorrt", bundle, self._variant)

@@ -1,8 +1,8 @@
 """A bundle on disk: opened, checked and written.
 
-``manifest.json`` names every other file with its size and SHA-256, and carries a digest of itself. A file is
-hashed before it is used; a path that leaves the folder is refused; an engine, which is code, is only ever
-loaded from a bundle whose manifest vouches for it.
+``manifest.json`` names every other file with its size and SHA-256, and has a digest of itself. A file is hashed before
+it is used. A path that leaves the folder is refused. An engine, which is code, is loaded only if the bundle's manifest
+has its hash.
 """
 
 from __future__ import annotations
@@ -102,17 +102,17 @@ class Bundle:
     def update(self, contents: Mapping[str, Path | bytes], *, remove: Collection[str] = (), **changes: Any) -> Bundle:
         """Add or replace files and manifest fields, so that an interruption leaves a bundle that loads.
 
-        All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes
-        two manifests: the first no longer vouches for what is about to be replaced. Variants and engines that
-        were made from a replaced file are dropped unless ``changes`` gives them anew.
+        All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes two
+        manifests, and the first one lacks the files to be replaced. Variants and engines that were made from a
+        replaced file are dropped unless ``changes`` has new ones.
 
         Args:
             contents: For each path in the bundle its new bytes, or a file to copy.
-            remove: Files to take out, where they are there; what was made from them goes with them.
+            remove: Files to remove if they exist, together with those made from them.
             changes: New values of ``Manifest`` fields.
 
         Returns:
-            The bundle as it now stands.
+            The updated bundle.
 
         Raises:
             BundleError: A path leaves the bundle, or a variant, engine or the like names a file that is not there.
@@ -139,7 +139,7 @@ class Bundle:
         return Bundle.open(self.path)
 
     def file(self, name: str) -> Path:
-        """Return the path of one file after checking that it is what the manifest says.
+        """Return the path of one file after checking its size and hash.
 
         Raises:
             BundleError: The manifest does not list it, it is missing, or its size or hash differs.
@@ -171,7 +171,7 @@ class Bundle:
 
     @property
     def batch_limit(self) -> int:
-        """How many inputs are run at once: 1 where the graph takes no more, else a modest number."""
+        """Number of inputs in one run: 1 if the graph takes no more, else a moderate number."""
         return 1 if self.manifest.inputs[0].shape[0] == 1 else _BATCH
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""Golden inputs and outputs: what a bundle is tested with on any device."""
+"""Golden inputs and outputs, which test a bundle on any device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def golden_arrays(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
         BundleError: There are none, the file is damaged, or an array has not the dtype and shape of the manifest.
     """
     golden = bundle.golden()
-    # Any number of them, whatever batch size the graph takes.
+    # Any number of them, for any batch size of the graph.
     graph = (*bundle.manifest.inputs, *bundle.manifest.outputs)
     try:
         check_inputs([replace(spec, shape=("N", *spec.shape[1:])) for spec in graph], golden)

@@ -18,7 +18,17 @@ SCHEMA_VERSION = 3  # rises with each change of the format; an older bundle is e
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the graph: its name, numpy dtype name, and shape (``"batch"`` where dynamic)."""
+    """One input or output of the graph.
+
+    Attributes:
+        name: Name of the tensor.
+        dtype: Name of its numpy dtype.
+        shape: Its dimensions: a number, or a name such as ``"batch"`` for any size.
+
+    Example:
+        >>> TensorSpec("pixels", "uint8", ("batch", 3, 224, 224)).shape
+        ('batch', 3, 224, 224)
+    """
 
     name: str
     dtype: str
@@ -31,12 +41,12 @@ class Variant:
 
     Attributes:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        file: The typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
-        cpu_file: The form of the same that ONNX Runtime's CPU provider runs fast, where it differs from ``file``.
+        file: The strongly typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
+        cpu_file: The variant's graph for ONNX Runtime's CPU provider, if it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
-        psnr: Where the outputs are images, what stands in the place of ``agreement``: the smallest PSNR in dB between
-            them and the golden ones, the mean over the images, that the self-test accepts.
+        psnr: For outputs that are images, instead of ``agreement``: smallest PSNR in dB to the golden ones, the mean
+            over images, that the self-test accepts.
     """
 
     precision: str
@@ -49,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Engine:
-    """A TensorRT plan and what it was built for; it runs only where all of these match.
+    """A TensorRT plan and its device and model; it runs only if all of these match.
 
     Attributes:
         file: Path in the bundle.
@@ -106,11 +116,11 @@ class Manifest:
         engines: TensorRT plans by key.
         golden: File with real inputs and the outputs that torch computed for them.
         calibration: File with the identity and ranges of the INT8 calibration.
-        evidence: What was measured: accuracy, parity, latency, each with how and on what.
+        evidence: Measurements of accuracy, parity and latency, each with its method and data.
         source: Where the model comes from: the run's and the weights' hashes, versions.
         files: Size and hash of every file but the manifest.
         digest: SHA-256 of the manifest without this field.
-        settings: What else the task's pipeline needs, as plain JSON types; that pipeline checks it.
+        settings: Further settings of the task's pipeline, as plain JSON types. The pipeline checks them.
         schema_version: Version of this format.
     """
 
@@ -202,7 +212,7 @@ class Manifest:
         return replace(self, files=dict(sorted(files.items())))
 
     def without_files(self, names: Collection[str]) -> Manifest:
-        """Return the manifest without these files and without whatever depends on them."""
+        """Return the manifest without these files and their dependents."""
         variants = {
             key: variant
             for key, variant in self.variants.items()

@@ -19,10 +19,10 @@ INT8: Final = "model.int8.onnx"
 """Q/DQ pairs, for TensorRT."""
 
 INT8_CPU: Final = "model.int8.cpu.onnx"
-"""The same calibration, in the form that ONNX Runtime's CPU provider runs fast."""
+"""The INT8 graph of the same calibration that ONNX Runtime's CPU provider runs fast."""
 
 GOLDEN: Final = "golden.npz"
 """Real inputs with the outputs of torch."""
 
 CALIBRATION: Final = "calibration.json"
-"""The ranges, and the identity of what they are true of."""
+"""The ranges of a calibration, and its identity."""

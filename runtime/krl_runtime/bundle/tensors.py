@@ -1,4 +1,4 @@
-"""Checking arrays against what a graph's tensors are."""
+"""Checks of arrays against a graph's tensors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ __all__ = ["check_inputs"]
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Check that a backend is given what its graph takes.
+    """Check that inputs are those of a graph.
 
     Args:
-        specs: The graph's inputs; a dimension that has a name accepts any size from 1 on.
-        inputs: What was given.
+        specs: The graph's inputs. A dimension with a name accepts any size from 1 on.
+        inputs: The given inputs by name.
 
     Raises:
-        BackendError: An input is missing, unknown, or has another dtype or shape. The message names it, what was
-            given and what is accepted.
-    """
+        BackendError: An input is missing, unknown, or has another dtype or shape. The message names it, the given and
+            the accepted one.
+
+    Example:
+        >>> from krl_runtime.bundle import TensorSpec
+        >>> specs = [TensorSpec("pixels", "uint8", ("batch", 3, 8, 8))]
+        >>> check_inputs(specs, {"pixels": np.zeros((2, 3, 8, 8), np.uint8)})
+        >>> check_inputs(specs, {"pixels": np.zeros((2, 1, 8, 8), np.uint8)})
+        Traceback (most recent call last):
+        krl_runtime.errors.BackendError: input 'pixels' has dtype uint8 and shape [2, 1, 8, 8]; accepted: uint8 of shape [batch, 3, 8, 8]
+    """  # noqa: E501  a message is one line
     for spec in specs:
         array = inputs.get(spec.name)
         if array is None:

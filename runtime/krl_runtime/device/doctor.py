@@ -1,4 +1,4 @@
-"""The backends that this machine can run, found out by opening real sessions, and how to fix those that it cannot."""
+"""Find the backends that this machine can run by opening real sessions, and give advice on the others."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from krl_runtime.errors import BackendError, KrlError, MissingExtraError
 
 from .platforms import JETPACKS, jetpack_of
 
-__all__ = ["Finding", "can_run", "doctor"]
+__all__ = ["Component", "can_run", "doctor"]
 
 # y = x + x over float32 [n], opset 13: small enough to carry along, and it needs a kernel on the device.
 _ONNX = base64.b64decode("CAg6NwoOCgF4CgF4EgF5IgNBZGQSAWdaEAoBeBILCgkIARIFCgMSAW5iEAoBeRILCgkIARIFCgMSAW5CBAoAEA0=")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the table.
+class Component:
+    """The state of one component: a library, a device or a backend.
 
     Attributes:
-        component: What was looked at.
-        state: ``"ok"``; ``"missing"`` where it is not installed; ``"broken"`` where it is but does not work.
+        component: Name of the component.
+        state: ``"ok"``; ``"missing"`` if it is not installed; ``"broken"`` if it is installed and does not work.
         detail: Version, device, or the cause.
-        advice: What to do; empty where nothing is to be done.
-        runs_models: Whether this is a backend that could run a model just now.
+        advice: What to do; empty if there is nothing to do.
+        runs_models: Whether this is a backend, and it ran a model.
     """
 
     component: str
@@ -52,13 +52,13 @@ class Finding:
     runs_models: bool = False
 
 
-def doctor() -> tuple[Finding, ...]:
-    """Look at every component and open a real session on every backend; never raises for what it finds."""
+def doctor() -> tuple[Component, ...]:
+    """Return the state of every component, after a real session on every backend. A broken component never raises."""
     return (
-        Finding("krl", "ok", __version__),
-        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        Finding("numpy", "ok", np.__version__),
-        Finding("pillow", "ok", PIL.__version__),
+        Component("krl", "ok", __version__),
+        Component("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Component("numpy", "ok", np.__version__),
+        Component("pillow", "ok", PIL.__version__),
         *_jetson(),
         _session(cuda=False),
         _session(cuda=True),
@@ -68,32 +68,32 @@ def doctor() -> tuple[Finding, ...]:
     )
 
 
-def can_run(findings: tuple[Finding, ...]) -> bool:
-    """Whether at least one backend opened."""
-    return any(finding.runs_models for finding in findings)
+def can_run(components: tuple[Component, ...]) -> bool:
+    """Return whether at least one backend ran a model."""
+    return any(component.runs_models for component in components)
 
 
-def _jetson() -> Iterator[Finding]:
-    """Say which JetPack a Jetson has; nothing on other machines."""
+def _jetson() -> Iterator[Component]:
+    """Yield the JetPack of a Jetson; nothing on other machines."""
     release = jetson_release()
     if release is None:
         return
     name, note = _jetpack(release)
-    yield Finding(
+    yield Component(
         "jetpack",
         "ok",
         f"{name} (L4T {release}): {note}",
-        "make virtual environments with --system-site-packages, or they do not see TensorRT; onnxruntime-gpu for "
-        "Jetson is not on the ordinary package index, NVIDIA's Jetson index has it",
+        "make virtual environments with --system-site-packages, so that they find TensorRT; install onnxruntime-gpu "
+        "for Jetson from NVIDIA's Jetson index, since the ordinary package index does not have it",
     )
 
 
 def _jetpack(release: str) -> tuple[str, str]:
-    """Return the name of the JetPack that has a release of Jetson Linux, and what that means for krl."""
+    """Return the name of the JetPack with a release of Jetson Linux, and a note on its TensorRT."""
     found = jetpack_of(release)
     needed = ".".join(map(str, MINIMUM_TENSORRT))
     if found is None:
-        return "a JetPack that this krl does not know", f"look which TensorRT it has; krl needs {needed} or later"
+        return "a JetPack that this krl does not know", f"check its TensorRT; krl needs {needed} or later"
     if version_tuple(found.tensorrt) < MINIMUM_TENSORRT:
         oldest = next(jp for jp in JETPACKS if version_tuple(jp.tensorrt) >= MINIMUM_TENSORRT)
         advice = f"use the CPU, or update to JetPack {oldest.versions[0]} or later"
@@ -101,54 +101,52 @@ def _jetpack(release: str) -> tuple[str, str]:
     return found.name, f"TensorRT {found.tensorrt} and CUDA {found.cuda}, from the system"
 
 
-def _session(*, cuda: bool) -> Finding:
+def _session(*, cuda: bool) -> Component:
     """Open a session on one of ONNX Runtime's providers and run it."""
     component = "onnxruntime-cuda" if cuda else "onnxruntime-cpu"
     try:
         session = open_session(_ONNX, cuda=cuda, threads=1, strict=False)
-        (answer,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
-        if answer.tolist() != [3, -4]:
-            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
-    except Exception as error:  # whatever a half-installed library raises is what this is here to show
+        (output,) = session.run(None, {"x": np.array([1.5, -2], np.float32)})
+        if output.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {output.tolist()}")
+    except Exception as error:  # any error of a half-installed library is a result here
         return _fault(component, error, "reinstall onnxruntime")
     import onnxruntime
 
-    return Finding(component, "ok", f"onnxruntime {onnxruntime.__version__} ran a model", runs_models=True)
+    return Component(component, "ok", f"onnxruntime {onnxruntime.__version__} ran a model", runs_models=True)
 
 
-def _openvino() -> Iterator[Finding]:
-    """Run a model on OpenVINO; nothing where it is not installed, since nothing needs it."""
+def _openvino() -> Iterator[Component]:
+    """Run a model on OpenVINO. Yield nothing if it is not installed, since it is optional."""
     if find_spec("openvino") is None:
         return
     try:
         import openvino
 
         core = openvino.Core()
-        answer = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
-        if answer.tolist() != [3, -4]:
-            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {answer.tolist()}")
+        output = core.compile_model(core.read_model(_ONNX), "CPU")([np.array([1.5, -2], np.float32)])[0]
+        if output.tolist() != [3, -4]:
+            raise BackendError(f"1.5 + 1.5 and -2 - 2 gave {output.tolist()}")
     except Exception as error:  # see _session
         yield _fault("openvino", error, "reinstall openvino")
         return
     can = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    detail = f"openvino {openvino.__version__.partition('-')[0]} ran a model; this CPU does {can}"
-    yield Finding("openvino", "ok", detail, runs_models=True)
+    detail = f"openvino {openvino.__version__.partition('-')[0]} ran a model; this CPU supports {can}"
+    yield Component("openvino", "ok", detail, runs_models=True)
 
 
-def _cuda() -> Finding:
-    """Ask CUDA for a GPU, which TensorRT needs."""
+def _cuda() -> Component:
+    """Return the state of CUDA and its GPU, which TensorRT needs."""
     try:
         gpu = current_gpu()
     except Exception as error:  # see _session
-        return _fault(
-            "cuda", error, "TensorRT needs an NVIDIA GPU, its driver and cuda-python; nvidia-smi shows two of them"
-        )
+        return _fault("cuda", error, "TensorRT needs an NVIDIA GPU, its driver and cuda-python; check with nvidia-smi")
     memory = f"{gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB free"
-    return Finding("cuda", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
+    return Component("cuda", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
 
 
-def _tensorrt() -> Finding:
-    """Make a TensorRT runtime, which fails without a GPU."""
+def _tensorrt() -> Component:
+    """Return the state of TensorRT, after making a runtime, which fails without a GPU."""
     try:
         version = tensorrt_version()
         import tensorrt
@@ -156,14 +154,14 @@ def _tensorrt() -> Finding:
         with attempt("making a TensorRT runtime"):
             check(tensorrt.Runtime(tensorrt_logger()), "TensorRT made none")
     except Exception as error:  # see _session
-        return _fault("tensorrt", error, "TensorRT needs its own libraries and a GPU; see the line on cuda")
-    return Finding("tensorrt", "ok", f"{version} made a runtime", runs_models=True)
+        return _fault("tensorrt", error, "TensorRT needs its own libraries and a GPU; see the component cuda")
+    return Component("tensorrt", "ok", f"{version} made a runtime", runs_models=True)
 
 
-def _fault(component: str, error: Exception, advice: str) -> Finding:
-    """Turn an error into a finding; our own messages bring their advice along, after the first semicolon."""
+def _fault(component: str, error: Exception, advice: str) -> Component:
+    """Return the state of a component that failed. krl's own messages have their advice after the first semicolon."""
     if not isinstance(error, KrlError):
-        return Finding(component, "broken", f"{type(error).__name__}: {error}", advice)
+        return Component(component, "broken", f"{type(error).__name__}: {error}", advice)
     missing = isinstance(error, MissingExtraError | NoCudaProviderError | NoTensorRTError)
     cause, _, own = str(error).partition("; ")
-    return Finding(component, "missing" if missing else "broken", cause, own or advice)
+    return Component(component, "missing" if missing else "broken", cause, own or advice)

@@ -23,7 +23,7 @@ class JetPack:
         cuda: Version of CUDA; empty if not confirmed.
         tensorrt: Version of TensorRT; empty if not confirmed.
         boards: The families of boards that it runs on.
-        source: Where this comes from.
+        source: Source of these facts.
     """
 
     versions: tuple[str, ...]

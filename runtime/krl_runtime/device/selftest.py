@@ -26,8 +26,8 @@ class Replay:
 
     Attributes:
         variant: Name of the variant.
-        kind: ``"tensorrt"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` where that is installed.
-        state: ``"passed"``, ``"failed"``, or ``"unavailable"`` where this machine has no such backend.
+        kind: ``"tensorrt"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` if it is installed.
+        state: ``"passed"``, ``"failed"``, or ``"unavailable"`` if this machine has no such backend.
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
         tolerance: The largest that the bundle accepts.
@@ -64,7 +64,7 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     """
     bundle.verify()
     golden = golden_arrays(bundle)
-    # BF16 is left out: no variant's tolerance is meant for it; krl-runtime tune says what it is held to.
+    # BF16 is left out: no variant's tolerance is meant for it; see ``krl_runtime.device.tune`` for its limit.
     kinds: tuple[Kind, ...] = (*KINDS, "openvino") if find_spec("openvino") else KINDS
     return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 
@@ -75,7 +75,7 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
     except MissingExtraError as error:
         return Replay(name, kind, "unavailable", cause=str(error))
     except BackendError as error:
-        # Where they are installed they can run on any CPU: then it is the variant that is at fault.
+        # If they are installed they run on any CPU: then the variant is at fault.
         return Replay(name, kind, "failed" if kind in ("cpu", "openvino") else "unavailable", cause=str(error))
     try:
         return _judge(bundle, name, kind, backend, golden)

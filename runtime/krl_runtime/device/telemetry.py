@@ -15,19 +15,21 @@ from typing import Any
 
 __all__ = ["board_state"]
 
-_SECONDS = 5  # NVIDIA's tools answer within one; a hanging one must not hang a benchmark
+_SECONDS = 5  # NVIDIA's tools take less than one; a hanging one must not hang a benchmark
 
 
 def board_state(root: Path = Path("/")) -> dict[str, Any]:
     """Return the state of this board.
 
     Args:
-        root: Where the file system begins.
+        root: Root of the file system.
 
     Returns:
-        Plain JSON types, each key only where the board tells it: ``power_mode`` (the name that ``nvpmodel`` gives),
-        ``temperatures_c`` (degrees Celsius by the sensor's name; of sensors of one name the hottest), ``clocks_mhz``
-        (for each CPU cluster and each GPU that scales its clock: ``current``, ``maximum``, ``governor``).
+        Plain JSON types. A key is left out if the board does not have its value.
+
+        * ``power_mode``: the name that ``nvpmodel`` prints.
+        * ``temperatures_c``: degrees Celsius by the sensor's name; the hottest of sensors with the same name.
+        * ``clocks_mhz``: ``current``, ``maximum`` and ``governor`` of each CPU cluster and GPU that scales its clock.
     """
     found = {
         "power_mode": _power_mode(),

@@ -1,4 +1,4 @@
-"""Timing calls in turn, so that whatever else the device does hits all of them."""
+"""Timing calls in turn, so that other load on the device slows them alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def interleaved(
     """Time each call in blocks, in random order in each round.
 
     Args:
-        calls: What is timed; each is called once before each of its blocks, untimed.
+        calls: The calls by name. Each is called once, untimed, before each of its blocks.
         rounds: Blocks of each.
         block_seconds: Length of a block at least.
         clock: On a busy machine ``time.process_time`` tells the work of one thread better than the wall clock.

@@ -1,10 +1,9 @@
-"""Measures which variant, backend and number of threads is fastest here, within the bundle's accuracy evidence.
+"""Find the fastest variant, backend and number of threads on this device, within the bundle's accuracy evidence.
 
-Two things have to hold before something may be chosen. The bundle's evidence, measured on images where it was made,
-has to say that the drop of the variant is at most ``max_drop``: points of top-1, or dB of PSNR where it makes images.
-And on this device the golden inputs have to come out within the variant's tolerance. BF16 is none of the bundle's
-variants: there the golden outputs have to come out at least as exactly as the least exact variant that may be chosen is
-allowed to.
+A candidate must pass two checks. By the bundle's evidence, the variant's accuracy drop is at most ``max_drop``, in
+points of top-1, or in dB of PSNR if it makes images. On this device, its outputs for the golden inputs are within the
+variant's tolerance. BF16 is not a variant of the bundle. It gets the largest tolerance of the variants that may be
+chosen.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __all__ = ["tune"]
 
 _ALIKE = 1.05  # times the fastest: within the noise of the measurement, so exactness and fewer threads decide
 # The files of a variant that the evidence has scores for, by the kind of backend that runs them.
-_FORMS = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
+_SCORES = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
 
 
 @dataclass
@@ -100,10 +99,10 @@ def tune(
 
 
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
-    """Return the accuracy drop of a variant by the bundle's evidence, ``None`` where there is no evidence.
+    """Return the accuracy drop of a variant by the bundle's evidence, ``None`` without evidence.
 
-    That is points of top-1, or dB of PSNR where the bundle makes images. Without labels, answers other than the
-    reference's count as lost; without true images, what is missing from ``SAME_IMAGE_DB`` dB to the reference's does.
+    Its unit is points of top-1, or dB of PSNR if the bundle makes images. Without labels, predictions that differ from
+    the reference's count as wrong. Without true images, the drop is ``SAME_IMAGE_DB`` less the PSNR to the reference.
 
     Args:
         manifest: The bundle's manifest.
@@ -116,8 +115,9 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     scores = evidence.get("scores") if isinstance(evidence, Mapping) else None
     if not isinstance(scores, Mapping):
         return None
-    form = next((name for name in (f.format(variant) for f in _FORMS[kind.partition("-")[0]]) if name in scores), None)
-    reference, score = scores.get("fp32"), scores.get(form)
+    names = [pattern.format(variant) for pattern in _SCORES[kind.partition("-")[0]]]
+    measured = next((name for name in names if name in scores), None)
+    reference, score = scores.get("fp32"), scores.get(measured)
     if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
         return None
     for key, unit in (("top1", 100), ("psnr", 1)):
@@ -136,7 +136,7 @@ def _thread_counts() -> list[int]:
 
 
 def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iterator[_Candidate]:
-    """Yield what to try; what the evidence rules out is not tried."""
+    """Yield the candidates; those that the evidence rules out have a cause."""
     unit = "dB" if makes_images(bundle.manifest) else "points"
     for kind in ALL_KINDS:
         for variant in bundle.manifest.variants:
@@ -146,7 +146,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
                 cause = f"the bundle has no accuracy evidence for variant {variant}"
             elif not points <= max_drop:
                 drop = f"{points:.2f} {unit}"
-                cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted are {max_drop:g}"
+                cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted: {max_drop:g}"
             counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
             for count in counts:
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))
@@ -183,7 +183,7 @@ def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArra
 def _measure(
     bundle: Bundle, candidates: Sequence[_Candidate], golden: Mapping[str, npt.NDArray[Any]], rounds: int
 ) -> None:
-    """Time one call at batch 1, all candidates in turn, so that whatever else the device does hits all of them."""
+    """Time one call at batch 1. Candidates take turns, so that other load on the device slows them alike."""
     feed = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
     calls = {
         index: partial(candidate.backend.run, feed)

@@ -1,4 +1,4 @@
-"""Limits of accuracy by default; a user's own (``--max-drop``, ``--min-psnr``) take their place."""
+"""Default limits of accuracy; ``--max-drop`` and ``--min-psnr`` replace them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_DROP_POINTS: Final = 1.0
 99 % of FP32's accuracy."""
 
 MAX_DROP_DB: Final = 0.1
-"""Largest accuracy drop of a restorer, in dB of PSNR. A starting value, well below what can be seen."""
+"""Largest accuracy drop of a restorer, in dB of PSNR. A starting value, well below a visible difference."""
 
 SAME_IMAGE_DB: Final = 30.0
 """Least PSNR in dB at which two images count as the same where the true image is not known (a generator's)."""

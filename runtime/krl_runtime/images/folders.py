@@ -1,4 +1,4 @@
-"""Folders of images: what they hold, how they are split, and reading them, for training and deployment alike."""
+"""Folders of images: listing, splitting and reading them, for training and deployment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file; ``label`` indexes the folder's ``labels`` and is -1 where there are none."""
+    """One image file; ``label`` indexes the folder's ``labels`` and is -1 without labels."""
 
     path: Path
     label: int = -1
@@ -57,7 +57,7 @@ class ImageFolder:
     Attributes:
         root: The folder.
         labels: Class names, sorted; empty for a folder of images without classes.
-        splits: ``"train"`` and ``"val"`` where the folder has them, else ``"all"``.
+        splits: ``"train"`` and ``"val"`` if the folder has them, else ``"all"``.
     """
 
     root: Path
@@ -67,12 +67,12 @@ class ImageFolder:
     def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
         """Return the images of one split.
 
-        A folder that has no ``train/`` and ``val/`` is split by the hash of each file's content: the same
-        image always lands on the same side, whatever its name, and a copy of it cannot leak to the other.
+        A folder without ``train/`` and ``val/`` is split by the hash of each file's content. So an image always
+        belongs to the same split, whatever its name, and its copies cannot leak to the other split.
 
         Args:
             name: ``"train"``, ``"val"`` or ``"all"``.
-            val_fraction: Share of the images that ``"val"`` gets, in (0, 1), where the folder is not split.
+            val_fraction: Share of the images in ``"val"``, in (0, 1), if the folder is not split.
 
         Raises:
             DataError: The split would be empty, or its name is not known.
@@ -128,7 +128,7 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> ImageFold
 
     Args:
         root: The folder.
-        on_bad: What to do with files that are not images by their name.
+        on_bad: Action for files that are not images by their name.
 
     Raises:
         DataError: The folder is missing, empty, mixes images with class folders, or the classes of ``train/`` and
@@ -187,14 +187,19 @@ def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[I
 
 
 def balanced(labels: Sequence[int], limit: int | None) -> list[int]:
-    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit."""
+    """Return the positions of at most ``limit`` items, the first ones of each class in turn; all without a limit.
+
+    Example:
+        >>> balanced([0, 0, 0, 1, 1, 2], 4)
+        [0, 1, 3, 5]
+    """
     if limit is None or limit >= len(labels):
         return list(range(len(labels)))
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     rank = []
     for position, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        rank.append((seen[label], label, position))
+        counts[label] = counts.get(label, 0) + 1
+        rank.append((counts[label], label, position))
     return sorted(position for *_, position in sorted(rank)[:limit])
 
 
@@ -209,10 +214,10 @@ def decode(
     """Decode images into one array, with the preprocessing that the device uses.
 
     Args:
-        images: What to read.
+        images: The image files.
         preprocessing: From an image to ``uint8``.
         margin: Extra pixels on every side; see ``Preprocessing.__call__``.
-        on_bad: What to do with files that cannot be decoded.
+        on_bad: Action for files that cannot be decoded.
         description: Text of the progress bar; ``None`` shows none, for callers that decode a part at a time.
 
     Returns:
@@ -248,7 +253,7 @@ def decode(
 
 
 def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
-    """Return a hash of decoded images and their labels, in their order: what a model was trained or calibrated on."""
+    """Return a hash of the decoded images and labels of training or calibration, in their order."""
     array = np.ascontiguousarray(pixels)
     header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
@@ -258,8 +263,8 @@ def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
     """Refuse or log files that cannot be used, each by its name and cause.
 
     Args:
-        bad: Errors or sentences, each of which names its file.
-        on_bad: What to do.
+        bad: Errors or sentences; each one names its file.
+        on_bad: Action for such files.
 
     Raises:
         DataError: There are such files and ``on_bad`` is ``"refuse"``.
@@ -270,6 +275,6 @@ def report_bad(bad: Sequence[object], on_bad: OnBadImage) -> None:
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     if on_bad == "refuse":
         raise DataError(
-            f"{len(bad)} files cannot be used: {shown}{more}. Mend or remove them, or pass --on-bad-image skip"
+            f"{len(bad)} files cannot be used: {shown}{more}. Repair or remove them, or pass --on-bad-image skip"
         )
     _log.warning("skipped %d files: %s%s", len(bad), shown, more)

@@ -1,7 +1,7 @@
-"""A faster decoder for large JPEG files, where the extra ``jpeg`` (simplejpeg) is installed: the same pixels, sooner.
+"""A faster decoder for large JPEG files with the same pixels, if the extra ``jpeg`` (simplejpeg) is installed.
 
-Both it and Pillow decode with libjpeg-turbo, but Pillow copies what it decodes once more. Whether the two agree to the
-last bit is tried out before the first use, because their copies of libjpeg-turbo need not be the same.
+Both it and Pillow decode with libjpeg-turbo, but Pillow copies the decoded pixels once more. Their copies of
+libjpeg-turbo may differ. So a test before the first use checks that the two agree to the last bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load(image: Image.Image) -> Image.Image:
         The decoded image; an image of mode ``"RGB"`` may come as ``"RGBX"``, whose fourth band means nothing.
 
     Raises:
-        Exception: Whatever Pillow raises for a damaged file; what is not plainly right is left to it.
+        Exception: Pillow's errors for a damaged file. Files in doubt are left to Pillow.
     """
     file = getattr(image, "fp", None)
     large = image.width * image.height >= LEAST_PIXELS
@@ -43,10 +43,10 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def _decode(module: Any, file: Any, image: Image.Image) -> Image.Image | None:
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     data = file.read()
-    file.seek(place)
+    file.seek(position)
     try:
         array = module.decode_jpeg(data, _COLORS[image.mode], strict=True)
     except (ValueError, RuntimeError):  # damaged, or of a kind that it does not read: Pillow says which
@@ -61,7 +61,7 @@ def _decode(module: Any, file: Any, image: Image.Image) -> Image.Image | None:
 
 @cache
 def decoder() -> Any:
-    """Return the module simplejpeg where it is installed and decodes as Pillow does here, else ``None``."""
+    """Return the module simplejpeg if it is installed and decodes as Pillow does here, else ``None``."""
     try:
         import simplejpeg
     except ImportError:

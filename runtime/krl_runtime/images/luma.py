@@ -1,8 +1,7 @@
-"""Luma and chroma of BT.601, degradation and PSNR: what restoration is trained, deployed and measured with.
+"""Luma and chroma of BT.601, degradation and PSNR, for training, deployment and evaluation of restorers.
 
-Studio swing, as MATLAB's ``rgb2ycbcr`` has it and as papers on super-resolution report it: luma from 16 to 235, chroma
-from 16 to 240 around 128. (The YCbCr of JPEG, which Pillow converts to, has full swing.) Nothing is rounded here unless
-the result is uint8.
+Luma is 16 to 235, and chroma 16 to 240 around 128: studio swing, as in MATLAB's ``rgb2ycbcr`` and in papers on
+super-resolution. (The YCbCr of JPEG, which Pillow converts to, has full swing.) Only uint8 results are rounded.
 """
 
 from __future__ import annotations
@@ -36,6 +35,10 @@ def luma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
     Returns:
         float32 ``[H, W]``, 16 to 235, not rounded.
+
+    Example:
+        >>> luma(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)).round(2).tolist()
+        [[16.0, 235.0]]
     """
     weighted: npt.NDArray[np.float32] = rgb[..., 0] * _TO_Y[0]
     weighted += rgb[..., 1] * _TO_Y[1]
@@ -52,6 +55,10 @@ def chroma(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
     Returns:
         Cb and Cr, float32 ``[H, W, 2]``, 16 to 240, not rounded.
+
+    Example:
+        >>> chroma(np.array([[[0, 0, 255], [255, 0, 0]]], np.uint8)).round().tolist()
+        [[[240.0, 110.0], [90.0, 240.0]]]
     """
     both: npt.NDArray[np.float32] = rgb.astype(np.float32) @ _TO_CHROMA.T + np.float32(128)
     return both
@@ -61,11 +68,16 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
     """Return the image that has this luma and this chroma.
 
     Args:
-        luma: ``[H, W]``, 16 to 235; what lies outside is clipped where the colors are.
+        luma: ``[H, W]``, 16 to 235; colors outside their range are clipped.
         chroma: Cb and Cr, ``[H, W, 2]``, 16 to 240.
 
     Returns:
         uint8 ``[H, W, 3]``, rounded and clipped.
+
+    Example:
+        >>> image = np.array([[[10, 200, 30], [255, 0, 128]]], np.uint8)
+        >>> to_rgb(luma(image), chroma(image)).tolist()
+        [[[10, 200, 30], [255, 0, 128]]]
     """
     both = np.empty((*luma.shape, 3), np.float32)
     both[..., 0] = luma
@@ -76,7 +88,12 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
 
 
 def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return values of 0 to 255 as pixels: rounded half to even, clipped; what is not a number becomes 0."""
+    """Return values of 0 to 255 as pixels, rounded half to even and clipped. NaN becomes 0.
+
+    Example:
+        >>> to_uint8(np.array([-3.0, 0.5, 1.5, 300.0, np.nan])).tolist()
+        [0, 0, 2, 255, 0]
+    """
     rounded = np.rint(values)
     np.clip(np.nan_to_num(rounded, copy=False, posinf=255, neginf=0), 0, 255, out=rounded)
     pixels: npt.NDArray[np.uint8] = rounded.astype(np.uint8)
@@ -86,14 +103,14 @@ def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
 def resize(
     plane: npt.NDArray[np.float32], height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Resize one plane of floats with Pillow's bicubic filter, which smooths where it makes smaller.
+    """Resize one plane of floats with Pillow's bicubic filter, which smooths an image that becomes smaller.
 
     Args:
         plane: float32 ``[H, W]``.
         height: New height in pixels.
         width: New width.
-        box: Left, upper, right and lower side of the part that the result shows; left out: all of it. The filter sees
-            what lies around it.
+        box: Left, upper, right and lower side of the part to resize; left out: all of it. The filter also reads pixels
+            around it.
 
     Returns:
         float32 ``[height, width]``, neither rounded nor clipped.
@@ -103,19 +120,24 @@ def resize(
 
 
 def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Make an image smaller as the field does: cropped to whole multiples, then bicubic with antialiasing.
+    """Make an image smaller as papers do: crop it to whole multiples, then resize it bicubically with antialiasing.
 
     Pillow's ``BICUBIC`` has the kernel of MATLAB's ``imresize`` (a = -0.5, widened by the scale); both round to uint8.
 
     Args:
         image: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        scale: By what both sides are divided; 1 leaves the image as it is.
+        scale: Divisor of both sides; 1 leaves the image unchanged.
 
     Returns:
-        The small image, and the part of the given one that it was made from: its ground truth.
+        The small image, and its ground truth: the cropped part of the given image.
 
     Raises:
         UsageError: A side has fewer pixels than ``scale``, or ``scale`` is less than 1.
+
+    Example:
+        >>> small, truth = degrade(np.zeros((9, 11, 3), np.uint8), 4)
+        >>> small.shape, truth.shape
+        ((2, 2, 3), (8, 8, 3))
     """
     height, width = image.shape[:2]
     if scale < 1 or min(height, width) < scale:
@@ -131,19 +153,28 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
 
 
 def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Spoil an image as a restorer's ``degradation`` says, beside the scaling that ``degrade`` does.
+    """Apply a restorer's ``degradation`` to an image, without the scaling that ``degrade`` does.
 
     Args:
         image: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` (nothing more), ``{"kind": "noise", "sigma": S}``
-            (Gaussian, S levels of 255) or ``{"kind": "jpeg", "quality": Q}`` (written by Pillow and read again).
-        seed: Whole numbers from 0; the noise follows from them alone.
+        degradation: ``{"kind": "bicubic"}`` or ``{"kind": "none"}`` leaves the image unchanged.
+            ``{"kind": "noise", "sigma": S}`` adds Gaussian noise of S levels of 255.
+            ``{"kind": "jpeg", "quality": Q}`` encodes the image as JPEG with Pillow and decodes it again.
+        seed: Whole numbers from 0, which alone determine the noise.
 
     Returns:
         uint8 of the same shape, rounded and clipped.
 
     Raises:
         UsageError: The kind is not known.
+
+    Example:
+        >>> gray = np.full((2, 2), 128, np.uint8)
+        >>> corrupt(gray, {"kind": "none"}, [0]).tolist()
+        [[128, 128], [128, 128]]
+        >>> noisy = [corrupt(gray, {"kind": "noise", "sigma": 25}, [seed]) for seed in (0, 0, 1)]
+        >>> bool((noisy[0] == noisy[1]).all()), bool((noisy[0] == noisy[2]).all())
+        (True, False)
     """
     kind = degradation.get("kind")
     if kind in ("bicubic", "none"):
@@ -159,10 +190,14 @@ def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: 
 
 
 def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
-    """Return ``[H, W, …]`` without ``border`` pixels on each side, as super-resolution is scored.
+    """Return ``[H, W, …]`` without ``border`` pixels on each side, as in the evaluation of super-resolution.
 
     Raises:
         UsageError: Nothing would be left.
+
+    Example:
+        >>> crop_border(np.zeros((10, 12, 3)), 4).shape
+        (2, 4, 3)
     """
     height, width = image.shape[:2]
     if border < 0 or 2 * border >= min(height, width):
@@ -171,7 +206,7 @@ def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:
 
 
 def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float:
-    """Return the peak signal-to-noise ratio in dB: ``10 log10(peak² / mean((a - b)²))``; infinite where both are equal.
+    """Return the peak signal-to-noise ratio in dB: ``10 log10(peak² / mean((a - b)²))``; infinite if both are equal.
 
     Args:
         a: Numbers of any shape.
@@ -180,6 +215,13 @@ def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any], peak: float = 255.0) -> float
 
     Raises:
         UsageError: The shapes differ.
+
+    Example:
+        >>> black, gray = np.zeros((4, 4)), np.full((4, 4), 25.5)
+        >>> round(psnr(black, gray), 6)
+        20.0
+        >>> psnr(gray, gray)
+        inf
     """
     if a.shape != b.shape:
         raise UsageError(f"the PSNR of {list(a.shape)} and {list(b.shape)} values is undefined; both need one shape")

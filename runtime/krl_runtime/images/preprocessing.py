@@ -1,7 +1,7 @@
-"""From an image to the ``uint8`` tensor that a network takes: written once, used by training and by the device.
+"""From an image to the ``uint8`` tensor that a network takes, for training and for the device.
 
-Decoding and resizing happen here, with Pillow's exact pixels; scaling and normalization happen inside the
-network or the exported graph, which therefore cannot be fed wrongly.
+Decoding and resizing happen here, with Pillow's exact pixels. Scaling and normalization happen inside the network or
+the exported graph, so that a caller cannot get them wrong.
 """
 
 from __future__ import annotations
@@ -64,24 +64,33 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input, and what the network does with it first.
+    """Preprocessing: from an image to a network's input, and the network's normalization.
 
     Attributes:
         height: Height of the network's input in pixels.
         width: Width of the network's input in pixels.
         channels: 1 (gray) or 3 (RGB).
-        resize: ``"crop"`` scales the image, keeping its proportions, until it covers
-            ``(height / crop_fraction, width / crop_fraction)`` and cuts the center out; ``"stretch"`` ignores
+        resize: ``"crop"`` keeps the proportions. It scales the image until it covers
+            ``(height / crop_fraction, width / crop_fraction)``, and cuts the center out. ``"stretch"`` ignores
             proportions and cuts nothing.
         crop_fraction: Share of the scaled image's covering side that the center crop keeps, in (0, 1].
         interpolation: Pillow's filter: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``
             (all but the first with antialiasing).
         mean: Per channel, in units of the range 0 to 1; subtracted inside the graph.
         std: Per channel, in units of the range 0 to 1; divided by inside the graph.
-        decode_tolerance: Mean difference from the exact pixels, in levels of 255, that decoding large JPEG images
-            at 1/2, 1/4 or 1/8 of their size may make: 0 (exact, the default), or from 0.6 on. The decoded image
+        decode_tolerance: Accepted mean difference from the exact pixels, in levels of 255: 0 (exact, the default), or
+            from 0.6 on. Large JPEG images are then decoded at 1/2, 1/4 or 1/8 of their size. The decoded image
             keeps 3 pixels a side for each pixel of the output, 2 from 1.5 on, and 1 from 6 on. Training,
-            evaluation and the device decode alike, since all of them go by this.
+            evaluation and the device all use this value.
+
+    Example:
+        >>> preprocessing = Preprocessing(height=32, width=48)
+        >>> preprocessing.shape, preprocessing.mode
+        ((3, 32, 48), 'RGB')
+        >>> preprocessing(np.zeros((100, 200, 3), np.uint8)).shape
+        (3, 32, 48)
+        >>> Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+        True
     """
 
     height: int
@@ -145,7 +154,7 @@ class Preprocessing:
         return "L" if self.channels == 1 else "RGB"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types. ``decode_tolerance`` is left out where it is 0: manifests were written before it."""
+        """Return plain JSON types. A ``decode_tolerance`` of 0 is left out, as in older manifests."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if not self.decode_tolerance:
             del values["decode_tolerance"]
@@ -193,12 +202,12 @@ class Preprocessing:
         return np.frombuffer(planes, np.uint8).reshape(self.channels, height, width)
 
     def _is_ready(self, array: npt.NDArray[Any], height: int, width: int) -> bool:
-        """Whether an array is RGB of the output's size, and nothing is cut off."""
+        """Return whether an array is RGB of the output's size, and nothing is cut off."""
         same = self.channels == 3 and array.shape == (height, width, 3) and array.dtype == np.uint8
         return same and self._box(width, height, height, width) == (0, 0, width, height)
 
     def _jpeg_scale(self, width: int, height: int, out_height: int, out_width: int) -> int:
-        """Return by how much a JPEG of this size may be scaled down while it is decoded: 1, 2, 4 or 8."""
+        """Return the divisor for decoding a JPEG of this size: 1, 2, 4 or 8."""
         if not self.decode_tolerance:
             return 1
         left, upper, right, lower = self._box(width, height, out_height, out_width)
@@ -219,14 +228,14 @@ class Preprocessing:
 
 
 def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
-    """Decode one image, turn it as its EXIF orientation says, and convert its colors.
+    """Decode one image, turn it by its EXIF orientation, and convert its colors.
 
-    Transparency is dropped, as torchvision's loader does, unless ``mode`` keeps it; 16-bit gray is scaled to 8 bits; of
-    an animation the first frame is taken.
+    Transparency is dropped, as in torchvision's loader, unless ``mode`` keeps it. 16-bit gray is scaled to 8 bits. An
+    animation gives its first frame.
 
     Args:
         source: The image; see ``ImageSource``.
-        mode: ``"L"`` or ``"RGB"``; ``None`` for ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, whichever the image is.
+        mode: ``"L"`` or ``"RGB"``; ``None`` for the image's own one of ``"L"``, ``"LA"``, ``"RGB"`` and ``"RGBA"``.
 
     Returns:
         A fully decoded Pillow image in ``mode``.
@@ -242,9 +251,9 @@ _Box: TypeAlias = tuple[float, float, float, float]
 
 
 class _Decoded(NamedTuple):
-    """An upright image, the size that it has in full, by how much it is scaled down, and where it begins.
+    """An upright image, its full size, the divisor of its sides, and its origin.
 
-    A scaled JPEG is padded to whole pixels on the right and below; turning it may bring that to the left and above.
+    A scaled JPEG is padded to whole pixels on the right and below. Turning it may move the padding to the left and top.
     """
 
     image: Image.Image
@@ -253,7 +262,7 @@ class _Decoded(NamedTuple):
     begin: tuple[float, float] = (0, 0)
 
     def scaled(self, box: _Box) -> _Box:
-        """Return where a part of the full image lies in ``image``."""
+        """Return the box in ``image`` of a part of the full image."""
         if self.scale == 1:
             return box
         left, upper, right, lower = (side / self.scale for side in box)
@@ -261,11 +270,11 @@ class _Decoded(NamedTuple):
 
 
 _Shrink: TypeAlias = Callable[[int, int], int]
-"""From the width and height of an upright image to what a JPEG decoder may divide them by: 1, 2, 4 or 8."""
+"""From the width and height of an upright image to the divisor for a JPEG decoder: 1, 2, 4 or 8."""
 
 
 def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
-    """Do what ``open_image`` says, scaled down while decoding where ``shrink`` allows it."""
+    """Decode as ``open_image`` does, at a smaller scale if ``shrink`` allows it."""
     name = _describe(source)
     try:
         return _decode(source, mode, name, shrink)

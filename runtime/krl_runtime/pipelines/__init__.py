@@ -1,4 +1,4 @@
-"""From a bundle to something that answers: one pipeline for each task."""
+"""Pipelines from inputs to results, one for each task."""
 
 from __future__ import annotations
 
@@ -82,25 +82,25 @@ def load(
 ) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
-    What ``krl-runtime tune`` measured best on this device comes first. Else TensorRT is tried (if the bundle has an
-    engine that matches), then ONNX Runtime on CUDA, then on the CPU; OpenVINO only if it is asked for.
-    ``model.backend.reason`` says which was chosen and why, and one line of the logger ``"krl"`` says the same.
+    The best result of ``krl-runtime tune`` on this device comes first. Else TensorRT is tried if the bundle has an
+    engine that matches, then ONNX Runtime on CUDA, then on the CPU. OpenVINO runs only on request.
+    ``model.backend.reason`` has the choice and its reason; the logger ``"krl"`` logs it too.
 
     Args:
         path: The bundle, a folder ``NAME.krl``.
-        pipeline: ``Classifier``, ``Restorer`` or ``Generator``, where the program needs one of them: bundles of other
-            tasks are refused, and type checkers know the result.
-        variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the one that the bundle names for the device,
-            and FP32 where it names none.
-        backend: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``: where to begin in that order; or ``"openvino"`` or
-            ``"openvino-bf16"``, before the CPU.
+        pipeline: ``Classifier``, ``Restorer`` or ``Generator``. Bundles of other tasks are then refused, and type
+            checkers know the result's type.
+        variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the bundle's default for the device, else FP32.
+        backend: The first backend to try: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``, in that order; or ``"openvino"``
+            or ``"openvino-bf16"``, before the CPU.
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
-        build: ``"background"``: where TensorRT is but no engine matches, answer at once on what else is there, build
-            the engine in another process, and change over to it when it has passed the golden inputs.
-            ``model.backend.state`` says how that stands, and ``model.backend.reason`` why it failed if it did.
-        build_command: What builds the engine and registers it in the bundle; by default ``krl-deploy build-engine``.
+        build: ``"background"``: if TensorRT is installed but no engine matches, run at once on another backend. Build
+            the engine in another process, and use it when it has passed the golden inputs. ``model.backend.state``
+            has the progress, and ``model.backend.reason`` the reason of a failure.
+        build_command: Command that builds the engine and registers it in the bundle; by default
+            ``krl-deploy build-engine``.
 
     Returns:
         The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.

@@ -82,7 +82,7 @@ class Pipeline:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free what the model holds; calling it afterwards raises ``BackendError``."""
+        """Free the model's resources; a later call raises ``BackendError``."""
         self.backend.close()
 
     def __enter__(self: _Self) -> _Self:

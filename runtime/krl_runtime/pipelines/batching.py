@@ -33,7 +33,7 @@ _Result = TypeVar("_Result")
 
 
 class OverloadedError(KrlError):
-    """More requests wait than may, and none of them was taken within the time that was given."""
+    """The queue of requests is full, and had no free slot within the time-out."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class _Request(Generic[_Result]):
 class Batcher(Generic[_Result]):
     """Runs requests together: at most ``max_batch``, and the first of them waits no longer than ``max_delay``.
 
-    Images are decoded by the caller's thread. At most ``max_waiting`` requests wait; whoever comes then waits for a
-    place, or is refused. Made by ``Classifier.batched``; close it, or use it as a context manager.
+    Images are decoded by the caller's thread. At most ``max_waiting`` requests wait in the queue. A
+    further one waits for a free slot, or is refused. ``Classifier.batched`` makes it. Close it, or use it as a context
+    manager.
 
     Attributes:
         batches: How many batches were run.
-        answered: How many requests were in them.
+        processed: How many requests were in them.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Batcher(Generic[_Result]):
         self._max_delay, self._max_waiting = max_delay, max_waiting
         self._waiting: deque[_Request[_Result]] = deque()
         self._closed = False
-        self.batches = self.answered = 0
+        self.batches = self.processed = 0
         lock = Lock()
         self._came, self._taken = Condition(lock), Condition(lock)
         self._threads = [Thread(target=self._work, name="krl-batcher", daemon=True) for _ in range(workers)]
@@ -100,15 +101,15 @@ class Batcher(Generic[_Result]):
 
         Args:
             source: The image; see ``ImageSource``.
-            top_k: How many classes the answer names.
-            timeout: Seconds to wait for a place; 0 does not wait, ``None`` waits as long as it takes.
+            top_k: Number of classes in the result.
+            timeout: Seconds to wait for a free slot in the queue; 0 does not wait, ``None`` waits without a limit.
 
         Returns:
-            A future of the answer. One that is canceled before its batch begins is not run.
+            A future of the result. A future that is canceled before its batch begins is not run.
 
         Raises:
             ImageError: The image cannot be used.
-            OverloadedError: There was no place in time.
+            OverloadedError: The queue had no free slot in time.
             BackendError: The batcher is closed.
             UsageError: ``top_k`` is less than 1.
         """
@@ -131,11 +132,11 @@ class Batcher(Generic[_Result]):
         return request.future
 
     def __call__(self, source: ImageSource, *, top_k: int = 5) -> _Result:
-        """Answer one image; see ``submit`` for what is raised, and ``Classifier.__call__``."""
+        """Return the result of one image; see ``submit`` for the exceptions, and ``Classifier.__call__``."""
         return self.submit(source, top_k=top_k).result()
 
     async def ask(self, source: ImageSource, *, top_k: int = 5) -> _Result:
-        """Answer one image without blocking the event loop; canceling the task cancels the request."""
+        """Return the result of one image without blocking the event loop. Canceling the task cancels the request."""
         import asyncio
 
         future = await asyncio.to_thread(self.submit, source, top_k=top_k)
@@ -145,7 +146,7 @@ class Batcher(Generic[_Result]):
         """Take no more requests, and return when those that were taken are done.
 
         Args:
-            drain: Whether requests that still wait are answered; otherwise they are canceled.
+            drain: Whether waiting requests are still run; otherwise they are canceled.
         """
         with self._came:
             self._closed = True
@@ -189,19 +190,19 @@ class Batcher(Generic[_Result]):
             return taken
 
     def _is_due(self) -> bool:
-        """Whether what waits is a full batch, has waited long enough, or has nothing more to wait for."""
+        """Return whether the batch is full, has waited long enough, or has nothing more to wait for."""
         late = time.monotonic() >= self._waiting[0].since + self._max_delay
         return late or self._closed or len(self._waiting) >= self._max_batch
 
     def _run(self, requests: list[_Request[_Result]]) -> None:
         with self._came:
             self.batches += 1
-            self.answered += len(requests)
+            self.processed += len(requests)
         outcomes: Sequence[_Result | Exception]
         try:
             pixels = np.stack([request.pixels for request in requests])
             outcomes = self._model.run_batch(pixels, [request.top_k for request in requests])
-        except Exception as error:  # whatever it is, nobody may wait for ever
+        except Exception as error:  # whatever it is, each request must end
             outcomes = [error] * len(requests)
         for request, outcome in zip(requests, outcomes, strict=True):
             if isinstance(outcome, Exception):

@@ -16,7 +16,7 @@ from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, Us
 
 from .base import Pipeline
 from .batching import Batcher
-from .streams import Answered, Watch, stream
+from .streams import StreamItem, Watch, stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,7 +32,7 @@ class Classification:
 
     Attributes:
         label: The most probable class.
-        index: Its place among the labels.
+        index: Its index in the labels.
         score: Its softmax probability, 0 to 1.
         top: The most probable classes and their probabilities, the best first; ``top[0]`` is ``(label, score)``.
         logits: The network's outputs ``[classes]``, float32, in the order of the labels.
@@ -60,7 +60,7 @@ class Classification:
 
 
 class Classifier(Pipeline):
-    """Answers which class an image shows. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Predicts the class of an image. ``krl_runtime.load`` makes it. Several threads may call it at once.
 
     Attributes:
         labels: Class names in the order of the logits.
@@ -107,28 +107,29 @@ class Classifier(Pipeline):
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB); or a list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
-            top_k: How many classes an answer names, from 1; at most as many as there are.
+                ``[H, W, C]`` (RGB). For several images a list or tuple of those, or an array of uint8
+                ``[N, H, W, C]``.
+            top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:
-            One answer for one image; a list of them, in order, for several.
+            One result for one image; a list of results, in order, for several.
 
         Raises:
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: A logit is not a finite number.
             BackendError: The device failed, or the model is closed.
             UsageError: ``top_k`` is less than 1.
         """
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
             return self.interpret(self.logits(self.preprocessing(source)[None]), top_k=top_k)[0]
-        answers: list[Classification] = []
+        results: list[Classification] = []
         for start in range(0, len(source), self._limit):
             pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
-            answers += self.interpret(self.logits(pixels), top_k=top_k)
-        return answers
+            results += self.interpret(self.logits(pixels), top_k=top_k)
+        return results
 
     async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
-        """Classify one image in a thread, so that the event loop goes on; see ``__call__`` for what is raised.
+        """Classify one image in a thread, without blocking the event loop; see ``__call__`` for the exceptions.
 
         For many requests at once use ``batched``, which limits how many wait.
         """
@@ -138,12 +139,12 @@ class Classifier(Pipeline):
 
     def stream(
         self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
-    ) -> Iterator[Answered[Classification]]:
-        """Answer every image of a folder or an iterable, in order; see ``krl_runtime.pipelines.streams.stream``."""
+    ) -> Iterator[StreamItem[Classification]]:
+        """Yield the result of every image of a folder or an iterable; see ``krl_runtime.pipelines.streams.stream``."""
         return stream(self, sources, top_k=top_k, workers=workers)
 
     def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch[Classification]:
-        """Answer the latest frame of a camera, and count those that were dropped; see ``streams.Watch``."""
+        """Yield the result of the latest frame of a camera; see ``krl_runtime.pipelines.streams.Watch``."""
         return Watch(self, frames, top_k=top_k)
 
     def batched(
@@ -181,11 +182,11 @@ class Classifier(Pipeline):
         return self.backend.run({self._input: pixels})[self._output].astype(np.float32, copy=False)
 
     def interpret(self, logits: npt.NDArray[np.float32], *, top_k: int = 5) -> list[Classification]:
-        """Turn logits into answers.
+        """Turn logits into results.
 
         Args:
             logits: ``[N, classes]``, float32.
-            top_k: How many classes an answer names, from 1; at most as many as there are.
+            top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Raises:
             ModelError: A logit is not a finite number.
@@ -195,15 +196,15 @@ class Classifier(Pipeline):
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
         if logits.ndim != 2 or logits.shape[1] != len(self.labels):
             raise UsageError(f"logits have shape {list(logits.shape)}; accepted: [batch, {len(self.labels)}]")
-        return [self._answer(row, top_k) for row in logits]
+        return [self._result(row, top_k) for row in logits]
 
-    def _answer(self, logits: npt.NDArray[np.float32], top_k: int) -> Classification:
+    def _result(self, logits: npt.NDArray[np.float32], top_k: int) -> Classification:
         values = logits.astype(np.float64)
         # Finite float32 numbers cannot overflow the sum in float64, and any other number makes it infinite or NaN.
         if not math.isfinite(values.sum()):
             raise ModelError(
-                f"variant {self.backend.variant} on {self.backend.name} answered with logits that are not finite "
-                f"numbers, so there is no answer; load another variant, and run krl-runtime selftest {self.bundle.path}"
+                f"variant {self.backend.variant} on {self.backend.name} gave logits that are not finite "
+                f"numbers, so there is no result; load another variant, and run krl-runtime selftest {self.bundle.path}"
             )
         best = _largest(values, top_k)
         # The largest logit becomes exp(0) = 1, so that nothing overflows.
@@ -227,8 +228,8 @@ class Classifier(Pipeline):
 
 
 def _largest(values: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the largest values, the largest first, of equal ones the first first."""
+    """Return the indices of the largest values, the largest first; the first of equal values comes first."""
     count = min(count, len(values))
     # Those that can be among them: a few more than ``count`` where values are equal.
-    places = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
-    return sorted(places, key=values.__getitem__, reverse=True)[:count]
+    indices = np.flatnonzero(values >= np.partition(values, -count)[-count]).tolist()
+    return sorted(indices, key=values.__getitem__, reverse=True)[:count]

@@ -28,11 +28,11 @@ LATENT, CONDITION = "latent", "condition"
 def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     """Return the latents of a seed: ``standard_normal`` of numpy's ``Generator(PCG64(seed))`` in float32, row by row.
 
-    So the first images of a seed are the same however many are made, on every machine and backend.
+    So the first images of a seed do not depend on their number, the machine or the backend.
 
     Args:
-        seed: Any whole number from 0 on.
-        count: Number of latents, from 1.
+        seed: A whole number, 0 or more.
+        count: Number of latents, 1 or more.
         size: Numbers in a latent.
 
     Returns:
@@ -40,6 +40,12 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
     Raises:
         UsageError: ``seed`` is negative or ``count`` less than 1.
+
+    Example:
+        >>> latents_of(seed=1, count=3, size=8).shape
+        (3, 8)
+        >>> bool((latents_of(1, 2, 8) == latents_of(1, 3, 8)[:2]).all())
+        True
     """
     if not all(isinstance(number, int | np.integer) for number in (seed, count)) or seed < 0 or count < 1:
         raise UsageError(f"the seed is {seed!r}, the count {count!r}; accepted: whole numbers from 0, and from 1")
@@ -47,14 +53,14 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
 
 class Generator(Pipeline):
-    """Makes images from latents. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Makes images from latents. ``krl_runtime.load`` makes it. Several threads may call it at once.
 
-    The same latents give the same images on every backend within the tolerance of the variant, which the manifest
-    states and ``krl-runtime selftest`` checks.
+    The same latents give the same images on every backend, within the variant's tolerance in the manifest.
+    ``krl-runtime selftest`` checks that.
 
     Attributes:
         latent_size: Numbers in a latent.
-        condition: Settings of the condition that images are made for; ``None`` where there is none.
+        condition: Settings of the condition that images are made for; ``None`` without conditions.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
@@ -109,10 +115,10 @@ class Generator(Pipeline):
         """Make images.
 
         Args:
-            count: How many, from 1.
-            seed: Gives the latents, see ``latents_of``; the same seed gives the same images.
-            condition: What they are to show, where the generator was trained with conditions: one for all of them, by
-                itself or in a list, or one for each. ``krl_runtime.conditions`` has the forms.
+            count: Number of images, 1 or more.
+            seed: Seed of the latents; see ``latents_of``. The same seed gives the same images.
+            condition: The condition of all images, by itself or in a list, or a list of one for each. Only generators
+                that were trained with conditions take it. ``krl_runtime.conditions`` describes conditions.
 
         Returns:
             ``count`` images.
@@ -120,7 +126,7 @@ class Generator(Pipeline):
         Raises:
             UsageError: An argument is out of its range, a word or attribute is not known, or a condition is missing or
                 not taken.
-            ModelError: The network made numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         return self.generate_from(latents_of(seed, count, self.latent_size), condition=condition)
@@ -136,7 +142,7 @@ class Generator(Pipeline):
 
         Raises:
             UsageError: ``latents`` has another dtype or shape, or is not finite; and what ``generate`` raises.
-            ModelError: The network made numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         shown: object = list(getattr(latents, "shape", ()))
@@ -175,7 +181,7 @@ class Generator(Pipeline):
         return self.backend.run(feed)[self._output].astype(np.float32, copy=False)
 
     def interpret(self, values: npt.NDArray[np.float32]) -> list[Raster]:
-        """Round and clip what the network made.
+        """Round and clip the network's outputs.
 
         Args:
             values: float32 ``[N, channels, height, width]``.
@@ -193,15 +199,15 @@ class Generator(Pipeline):
     def interpolate(
         self, first: int, last: int, steps: int, *, condition: Condition | Sequence[Condition] | None = None
     ) -> list[Raster]:
-        """Make the images on the way from one seed's first image to another's.
+        """Make the images on the path from one seed's first image to another's.
 
-        The way is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"): a straight line would lead
-        through latents that are shorter than any that training saw.
+        The path is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"). A straight line would lead
+        through latents that are shorter than those of training.
 
         Args:
             first: The seed of the first image.
             last: The seed of the last image.
-            steps: Number of images, from 2.
+            steps: Number of images, 2 or more.
             condition: See ``generate``.
 
         Raises:
@@ -220,7 +226,7 @@ class Generator(Pipeline):
         return self.generate_from(latents.astype(np.float32), condition=condition)
 
     def tokens(self, condition: Condition | Sequence[Condition] | None, count: int) -> npt.NDArray[np.int64] | None:
-        """Return the graph's input for a condition, int64 ``[count, length]``; ``None`` where it takes none.
+        """Return the graph's input for a condition, int64 ``[count, length]``; ``None`` if it takes none.
 
         Raises:
             UsageError: A word or attribute is not known, or a condition is missing or not taken.

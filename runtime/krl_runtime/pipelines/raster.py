@@ -1,4 +1,4 @@
-"""Images that networks made: kept as arrays, shown and saved as files."""
+"""Images from networks: arrays that can be shown and saved."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True, eq=False)
 class Raster:
-    """An image that a network made.
+    """An image from a network.
 
     Attributes:
         pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha.
+
+    Example:
+        >>> image = Raster(np.zeros((2, 3, 4), np.uint8))
+        >>> image.width, image.height, image.mode
+        (3, 2, 'RGBA')
+        >>> str(image)
+        '3x2 RGBA'
     """
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
@@ -56,16 +63,16 @@ class Raster:
         return Image.fromarray(self.pixels[..., 0] if self.mode == "L" else self.pixels)
 
     def save(self, path: str | Path) -> Path:
-        """Write a file, whole or not at all.
+        """Write a file atomically.
 
         Args:
-            path: Its ending says what is written: ``.png``, ``.webp`` (without loss), ``.tif`` or ``.jpg``.
+            path: The file. Its suffix is the format: ``.png``, ``.webp`` (lossless), ``.tif`` or ``.jpg``.
 
         Returns:
             The path.
 
         Raises:
-            UsageError: The ending is another one, or JPEG is asked for and the image has transparency.
+            UsageError: The suffix is another one, or ``.jpg`` for an image with transparency.
         """
         path = Path(path)
         kind = _FORMATS.get(path.suffix.lower())
@@ -86,12 +93,19 @@ def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) 
     """Return images of one size side by side, row by row, on white.
 
     Args:
-        images: At least one.
-        columns: Images in a row; left out: as many as make the grid about square.
-        gap: Pixels between them.
+        images: One or more images.
+        columns: Images in a row; left out: the grid is about square.
+        gap: Pixels between images.
 
     Raises:
-        UsageError: There is none, they differ in size or mode, or ``columns`` is less than 1.
+        UsageError: There is no image, they differ in size or mode, or ``columns`` is less than 1.
+
+    Example:
+        >>> images = [Raster(np.zeros((8, 8, 1), np.uint8))] * 5
+        >>> str(grid(images))
+        '28x18 L'
+        >>> str(grid(images, columns=5, gap=0))
+        '40x8 L'
     """
     shapes = {image.pixels.shape for image in images}
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns

@@ -28,8 +28,8 @@ MAX_RESTORED = 512 * 1024 * 1024
 """Restored images with more pixels than this are refused before any work is done."""
 
 _MAX_SCALE = 16  # enlargement; networks go up to 8, and a manifest must not ask for any amount of memory
-_MARGIN = 4  # pixels around a part whose chroma is resized: more than the bicubic filter sees
-_STRIDE = 16  # parts begin at its multiples, so that networks which halve an image up to four times see the same
+_MARGIN = 4  # pixels around a part whose chroma is resized: more than the radius of the bicubic filter
+_STRIDE = 16  # parts begin at its multiples, so that networks which halve an image up to four times are aligned
 _SIDES = (256, 512)  # smallest and largest side of a part
 _TIMES_OVERLAP = 16  # tile side over overlap: a quarter more pixels are computed than in one piece
 _COLORS = {"y": 1, "gray": 1, "rgb": 3}
@@ -38,7 +38,7 @@ _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class _Span:
-    """A piece of one side of an image: what the network sees, and which of it is kept, in pixels of the input."""
+    """A part of one side of an image: the input of the network, and the kept part of it, in pixels of the input."""
 
     begin: int
     end: int
@@ -47,18 +47,19 @@ class _Span:
 
 
 class Restorer(Pipeline):
-    """Restores images. Made by ``krl_runtime.load``; several threads may call it at once.
+    """Restores images. ``krl_runtime.load`` makes it. Several threads may call it at once.
 
-    Large images are cut into parts that overlap by what one output pixel depends on, so that there are no seams, and
-    activations never take more memory than those of one part. A network that is not local sees the whole image.
+    Large images are cut into parts, so that activations take no more memory than those of one part. The parts overlap
+    by the receptive field of an output pixel, so that there are no seams. A network that is not local runs on the whole
+    image.
 
     A luma network (``color`` "y") restores luma, BT.601 in studio swing; chroma is resized bicubically. A gray network
     restores each color by itself. Gray images stay gray; alpha is resized bicubically.
 
     Attributes:
-        scale: How many times as wide and high a restored image is.
-        color: What the network works on: ``"y"``, ``"gray"`` or ``"rgb"``.
-        overlap: How far an output pixel sees, in input pixels; ``None`` where the network is not local.
+        scale: Factor from the sides of an image to those of the restored one.
+        color: Channels of the network: ``"y"``, ``"gray"`` or ``"rgb"``.
+        overlap: Radius of an output pixel's receptive field, in input pixels; ``None`` if the network is not local.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
@@ -107,16 +108,16 @@ class Restorer(Pipeline):
         """Restore one image or several.
 
         Args:
-            source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB or RGBA), of any size; or a list or tuple of those.
+            source: An image of any size: a path, encoded bytes, a binary file object, a Pillow image, or an array of
+                uint8 ``[H, W]`` or ``[H, W, C]`` (RGB or RGBA). For several images a list or tuple of those.
 
         Returns:
-            An image ``scale`` times as wide and high, gray or colored and with alpha as the given one; a list of
-            them, in order, for several.
+            An image ``scale`` times as wide and high, with the channels of the given one; a list of images, in order,
+            for several.
 
         Raises:
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         if not isinstance(source, list | tuple):
@@ -124,7 +125,7 @@ class Restorer(Pipeline):
         return [self._restore(np.asarray(open_image(item, mode=None))) for item in source]
 
     def restore_planes(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Restore what the network works on, in parts where it is large.
+        """Restore the channels of the network; large images in parts.
 
         Args:
             pixels: uint8 ``[channels, H, W]``: luma of 16 to 235 for color "y", else 0 to 255.
@@ -133,7 +134,7 @@ class Restorer(Pipeline):
             float32 ``[channels, scale * H, scale * W]``, neither rounded nor clipped.
 
         Raises:
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
         channels, height, width = pixels.shape
@@ -205,8 +206,8 @@ class Restorer(Pipeline):
         fixed = self._input.shape[2:]
         for rows in self._spans(pixels.shape[1], fixed[0]):
             for columns in self._spans(pixels.shape[2], fixed[1]):
-                seen = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
-                made = self._run(_padded(seen, fixed))
+                part = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
+                made = self._run(_padded(part, fixed))
                 kept = made[
                     :,
                     (rows.keep - rows.begin) * self.scale : (rows.until - rows.begin) * self.scale,
@@ -215,9 +216,9 @@ class Restorer(Pipeline):
                 yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
 
     def _spans(self, length: int, fixed: int | str) -> Iterator[_Span]:
-        """Cut one side of an image into pieces."""
+        """Cut one side of an image into parts."""
         if isinstance(fixed, int):
-            # Pieces of one size: those at the ends are moved inwards, where they keep what is theirs alone.
+            # Parts of one size: those at the ends are moved inwards, and keep only their own pixels.
             overlap, keep = self.overlap or 0, 0
             step = fixed - 2 * overlap
             while keep < length:
@@ -243,7 +244,7 @@ class Restorer(Pipeline):
         made = self.backend.run({self._input.name: np.ascontiguousarray(pixels[None])})[self._output][0]
         if not np.isfinite(made).all():
             raise ModelError(
-                f"{self._where()} answered with numbers that are not finite, so there is no image; load another "
+                f"{self._where()} gave numbers that are not finite, so there is no image; load another "
                 f"variant, and run krl-runtime selftest {self.bundle.path}"
             )
         expected = (len(pixels), pixels.shape[1] * self.scale, pixels.shape[2] * self.scale)

@@ -1,4 +1,4 @@
-"""Answers for images that keep coming: all of a folder or an iterable, in order; of a camera the latest frame."""
+"""Results for streams of images: every image of a folder or an iterable, or the latest frame of a camera."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
     from .base import BatchModel
 
-__all__ = ["Answered", "Watch", "stream"]
+__all__ = ["StreamItem", "Watch", "stream"]
 
 _END: Any = object()
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Answered(Generic[_Result]):
-    """One image of a stream: either ``answer`` or ``error`` is there.
+class StreamItem(Generic[_Result]):
+    """One image of a stream, with its ``result`` or its ``error``.
 
     Attributes:
         source: The image, as it was given.
-        answer: What the model says.
-        error: Why the image cannot be used; the stream goes on.
+        result: The model's result; ``None`` after an error.
+        error: Why the image cannot be used; the stream continues.
     """
 
     source: Any
-    answer: _Result | None
+    result: _Result | None
     error: ImageError | None = None
 
 
@@ -45,17 +45,17 @@ def stream(
     *,
     top_k: int = 5,
     workers: int | None = None,
-) -> Iterator[Answered[_Result]]:
-    """Answer every image of a folder or an iterable, in order, decoding a few ahead in threads.
+) -> Iterator[StreamItem[_Result]]:
+    """Yield the result of every image of a folder or an iterable, in order. Threads decode a few images ahead.
 
     Args:
         model: The model; with ``threads=1`` and as many workers as cores it is fastest.
-        sources: A folder, whose images are found at any depth, or any iterable of images, endless ones included.
-        top_k: How many classes an answer names.
-        workers: Images that are worked on at once; by default one for each core.
+        sources: A folder, searched at any depth, or any iterable of images, an endless one too.
+        top_k: Number of classes in a result.
+        workers: Images that are processed at once; by default one for each core.
 
     Returns:
-        One item for each image, with the cause where it cannot be used. Closing the iterator stops the work.
+        One item for each image, with the error if it cannot be used. Closing the iterator stops the work.
 
     Raises:
         DataError: The folder is missing or holds no image.
@@ -74,14 +74,14 @@ def stream(
 
 def _stream(
     model: BatchModel[_Result], sources: Iterable[ImageSource], top_k: int, workers: int
-) -> Iterator[Answered[_Result]]:
+) -> Iterator[StreamItem[_Result]]:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    ahead: deque[Future[Answered[_Result]]] = deque()
+    ahead: deque[Future[StreamItem[_Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="krl-stream")
     try:
         for source in sources:
-            ahead.append(pool.submit(_answer, model, source, top_k))
+            ahead.append(pool.submit(_item, model, source, top_k))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -90,22 +90,22 @@ def _stream(
         pool.shutdown(cancel_futures=True)
 
 
-def _answer(model: BatchModel[_Result], source: ImageSource, top_k: int) -> Answered[_Result]:
+def _item(model: BatchModel[_Result], source: ImageSource, top_k: int) -> StreamItem[_Result]:
     try:
         pixels = model.prepare(source)
     except ImageError as error:
-        return Answered(source, None, error)
+        return StreamItem(source, None, error)
     (result,) = model.run_batch(pixels[None], [top_k])
     if isinstance(result, KrlError):
         raise result
-    return Answered(source, result)
+    return StreamItem(source, result)
 
 
 class Watch(Generic[_Result]):
-    """Answers for the latest frame of a camera: frames that come while the model is busy are dropped and counted.
+    """Yields results for the latest frame of a camera.
 
-    Frames are taken from their iterable in a thread as fast as they come. Made by ``Classifier.watch``; iterate over
-    it, and close it or use it as a context manager.
+    A thread takes frames from their iterable as fast as they come. Frames that come while the model is busy are
+    dropped and counted. ``Classifier.watch`` makes it. Iterate over it, and close it or use it as a context manager.
 
     Attributes:
         dropped: How many frames a later one has replaced.
@@ -117,7 +117,7 @@ class Watch(Generic[_Result]):
         Args:
             model: The model; it is not closed with this.
             frames: Anything that yields images, each only when it is there, as a camera does.
-            top_k: How many classes an answer names.
+            top_k: Number of classes in a result.
 
         Raises:
             UsageError: ``top_k`` is less than 1.
@@ -137,13 +137,13 @@ class Watch(Generic[_Result]):
         """Return this."""
         return self
 
-    def __next__(self) -> Answered[_Result]:
-        """Wait for a frame that was not answered yet, and answer the latest.
+    def __next__(self) -> StreamItem[_Result]:
+        """Wait for a new frame, and return the result of the latest one.
 
         Raises:
-            StopIteration: The frames have ended, and the last one was answered; or this is closed.
+            StopIteration: The frames have ended and the last result was returned, or this is closed.
             BackendError: The device failed, or the model is closed.
-            Exception: What taking a frame raised.
+            Exception: The iterable of frames raised it.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._frame is not _END or self._ended)
@@ -151,7 +151,7 @@ class Watch(Generic[_Result]):
             if frame is _END:
                 error, self._error = self._error, None
                 raise error or StopIteration
-        return _answer(self._model, frame, self._top_k)
+        return _item(self._model, frame, self._top_k)
 
     def close(self) -> None:
         """Take no more frames; the thread ends with the frame that it waits for."""

@@ -20,7 +20,7 @@ __all__ = ["serve"]
 
 
 def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], None] = lambda _: None) -> None:
-    """Answer requests until the process is asked to stop (SIGINT or SIGTERM); requests under way are finished.
+    """Serve requests until the process is asked to stop (SIGINT or SIGTERM). Requests under way are finished.
 
     Args:
         model: The loaded model; it is not closed.

@@ -35,12 +35,12 @@ _STATUS: tuple[tuple[type[KrlError], int], ...] = (
     (KrlError, 500),
 )
 _PLATFORMS = {"tensorrt": "tensorrt_plan"}  # of all other backends: "onnxruntime_onnx"
-_LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender sees the answer
+_LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender gets the response
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 )
 
-_Answer = Callable[[Request, bytes], Awaitable[Response]]
+_Handler = Callable[[Request, bytes], Awaitable[Response]]
 
 
 def make_app(model: Classifier, config: ServeConfig) -> Starlette:
@@ -93,7 +93,7 @@ class _Application:
         finally:
             self._service.close()
 
-    # What only looks
+    # Requests that do not run the model
 
     async def _show_page(self, _: Request) -> Response:
         return HTMLResponse(self._page, headers={"Content-Security-Policy": _POLICY})
@@ -136,7 +136,7 @@ class _Application:
                 404, f"no model {name!r} of version {version!r} here; accepted: {self._service.name!r} of version '1'"
             )
 
-    # What runs the model
+    # Requests that run the model
 
     async def _classify(self, request: Request, body: bytes) -> Response:
         text = request.query_params.get("top_k", "5")
@@ -151,26 +151,26 @@ class _Application:
         text = request.headers.get(protocol.HEADER)
         if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 19):
             raise UsageError(f"{protocol.HEADER} is {text!r}; accepted: a number of bytes")
-        answer, length = await self._service.infer(body, None if text is None else int(text))
+        content, length = await self._service.infer(body, None if text is None else int(text))
         if length is None:
-            return Response(answer, media_type="application/json")
-        return Response(answer, media_type="application/octet-stream", headers={protocol.HEADER: str(length)})
+            return Response(content, media_type="application/json")
+        return Response(content, media_type="application/octet-stream", headers={protocol.HEADER: str(length)})
 
-    def _guarded(self, endpoint: str, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
-        """Return a handler with limits around it, whose errors are answers, and which is counted and timed."""
+    def _guarded(self, endpoint: str, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler with limits, which turns errors into responses, and counts and times requests."""
 
         async def handle(request: Request) -> Response:
             begin = perf_counter()
-            response = await self._respond(request, answer)
+            response = await self._respond(request, handler)
             self._metrics.request(endpoint, response.status_code, perf_counter() - begin)
             return response
 
         return handle
 
-    async def _respond(self, request: Request, answer: _Answer) -> Response:
+    async def _respond(self, request: Request, handler: _Handler) -> Response:
         try:
-            with self._service.place():
-                return await answer(request, await self._body(request))
+            with self._service.slot():
+                return await handler(request, await self._body(request))
         except HTTPException as error:
             return _error(error.status_code, error.detail)
         except BusyError as error:
@@ -191,7 +191,7 @@ class _Application:
             raise HTTPException(415, "compressed bodies are not accepted; send it as it is")
         limit = self._config.max_body_bytes
         body = None
-        # A client that asks first (Expect: 100-continue) gets its answer before it sends anything.
+        # A client that asks first (Expect: 100-continue) gets its response before it sends anything.
         if not (int(request.headers.get("content-length", "0")) > limit and "expect" in request.headers):
             body = await self._read(request, limit)
         if body is None:
@@ -201,7 +201,7 @@ class _Application:
     async def _read(self, request: Request, keep: int) -> bytes | None:
         """Return the body if it has no more than ``keep`` bytes; if it has more, read on a while and return ``None``.
 
-        An answer to a client that is still sending would be lost when the connection is closed.
+        A client that is still sending would lose the response when the connection is closed.
         """
         chunks: list[bytes] = []
         size = 0
@@ -225,8 +225,8 @@ class _Application:
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """Answer what starlette raises itself (404, 405) as the protocol wants it."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - that is what this is registered for
+    """Return the response to errors that starlette raises itself (404, 405), as the protocol wants it."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type only
     return _error(error.status_code, error.detail, error.headers)
 
 

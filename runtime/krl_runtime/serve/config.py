@@ -1,4 +1,4 @@
-"""Where a server listens and what it accepts."""
+"""Address and limits of a server."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["ServeConfig"]
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Where a server listens and what it accepts.
+    """Address and limits of a server.
 
     Attributes:
-        name: What clients call the model; ``None`` takes the bundle's file name without ``.krl``.
+        name: Name of the model for clients; ``None`` takes the bundle's file name without ``.krl``.
         host: Address to listen on; ``"0.0.0.0"`` for all of this machine's.
         port: Port to listen on; 0 for any that is free.
-        workers: Requests that are worked on at once, each in a thread.
-        queue: Requests that may wait for a worker; one more is answered with 503.
+        workers: Requests that are processed at once, each in a thread.
+        queue: Requests that may wait for a worker; the response to one more is 503.
         max_batch: Images of several requests that are run together at most; 1 runs each by itself, which suits a CPU.
         max_delay_seconds: How long the first image of a batch waits for others.
-        max_body_bytes: Largest body of a request; a larger one is answered with 413.
-        max_pixels: Images with more pixels are answered with 413 before they are decoded.
-        read_seconds: Time for a request's body to arrive; after it the answer is 408.
+        max_body_bytes: Largest body of a request; the response to a larger one is 413.
+        max_pixels: Most pixels of an image; the response to a larger one is 413, before it is decoded.
+        read_seconds: Time for a request's body to arrive; after it the response is 408.
         grace_seconds: Time that requests under way get when the server is asked to stop.
     """
 

@@ -24,13 +24,13 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
             "krl_requests",
-            "Requests by what was asked and HTTP status.",
+            "Requests by endpoint and HTTP status.",
             ["endpoint", "status"],
             registry=self._registry,
         )
         self._seconds = Histogram(
             "krl_request_seconds",
-            "From the request's head to the answer, the body's arrival included.",
+            "From the request's head to the response, the body's arrival included.",
             ["endpoint"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -42,9 +42,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._places = Gauge("krl_requests_in_progress", "Requests worked on or waiting.", registry=self._registry)
+        self._in_progress = Gauge("krl_requests_in_progress", "Requests that run or wait.", registry=self._registry)
         self._model = Gauge(
-            "krl_model_info", "The model and where it really runs; always 1.", ["model", "backend", "variant"],
+            "krl_model_info", "The model and its backend; always 1.", ["model", "backend", "variant"],
             registry=self._registry,
         )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Metrics:
         self._stages.labels(name).observe(seconds)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Take note of one answered request."""
+        """Count and time one finished request."""
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
@@ -62,5 +62,5 @@ class Metrics:
         status = service.status()
         self._model.clear()
         self._model.labels(status["model"], status["backend"], status["variant"]).set(1)
-        self._places.set(service.taken)
+        self._in_progress.set(service.taken)
         return generate_latest(self._registry)

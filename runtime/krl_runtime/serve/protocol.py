@@ -86,7 +86,7 @@ def parse(
         The request; its arrays have the dtypes of ``inputs``, but any shape.
 
     Raises:
-        UsageError: The body is not such a request; or it names tensors, types or places that the model has not.
+        UsageError: The body is not such a request; or it names tensors, types or shapes that the model does not have.
     """
     length = len(body) if header_length is None else header_length
     if not 0 < length <= len(body):
@@ -198,14 +198,14 @@ def render(
     labels: Sequence[str],
     parameters: Mapping[str, Any],
 ) -> tuple[bytes, int | None]:
-    """Write the body of an answer.
+    """Return the body of a response.
 
     Args:
-        request: What was asked.
+        request: The request.
         outputs: The model's outputs by name.
         model: Its name.
         labels: Class names in the order of the logits.
-        parameters: What else the answer says.
+        parameters: Further facts of the response.
 
     Returns:
         The body, and the length of its JSON part if bytes of tensors follow.
@@ -235,7 +235,7 @@ def render(
     try:
         header = json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise ModelError("the network answered with numbers that are not finite; JSON cannot hold them") from error
+        raise ModelError("the network's outputs have numbers that are not finite; JSON cannot hold them") from error
     return b"".join((header, *parts)), len(header) if parts else None
 
 

@@ -28,7 +28,7 @@ _CONNECTIONS = 1024  # the usual limit of open files of a process
 
 def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> None:
     """See ``krl_runtime.serve.serve``."""
-    # What the first inference costs more than others is paid here, and a model that does not run does not listen.
+    # This run takes the extra time of the first inference. A model that does not run never listens.
     model.logits(np.zeros((1, *model.preprocessing.shape), np.uint8))
     listener = listen(config.host, config.port)
     server = make_server(make_app(model, config), config)
@@ -86,7 +86,7 @@ def address(listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _stops_quietly() -> Iterator[None]:
-    """Let the signals that stop a server end it without an error: uvicorn raises them once more when it has stopped."""
+    """Ignore the signals that stop a server after it stopped: uvicorn raises them once more."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -59,7 +59,7 @@ class _Stopwatch:
         self._last = perf_counter()
 
     def lap(self, stage: str) -> None:
-        """The stage ends now; the next begins."""
+        """End the stage and begin the next."""
         now = perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
@@ -83,7 +83,7 @@ class Service:
             self._batcher = model.batched(
                 max_batch=config.max_batch,
                 max_delay=config.max_delay_seconds,
-                max_waiting=config.workers + config.queue,  # so nobody waits for a place
+                max_waiting=config.workers + config.queue,  # so no request waits for a slot
             )
         self._taken = 0
         self._fault: str | None = None
@@ -95,19 +95,19 @@ class Service:
 
     @property
     def taken(self) -> int:
-        """Requests that are worked on or wait."""
+        """Number of requests that run or wait."""
         return self._taken
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one place among workers and queue.
+    def slot(self) -> Iterator[None]:
+        """Hold one slot among workers and queue.
 
         Raises:
             BusyError: There is none.
         """
-        places = self._config.workers + self._config.queue
-        if self._taken >= places:
-            raise BusyError(f"{places} requests are worked on or wait already; try again in a second")
+        slots = self._config.workers + self._config.queue
+        if self._taken >= slots:
+            raise BusyError(f"{slots} requests run or wait already; try again in a second")
         self._taken += 1
         try:
             yield
@@ -129,7 +129,7 @@ class Service:
         }
 
     async def ready(self) -> bool:
-        """Whether the model answers. After a failure of the device this runs it once to find out."""
+        """Return whether the model runs. After a failure of the device this runs it once to find out."""
         if self._fault is not None:
             try:
                 await self._in_thread(self.warm_up)
@@ -150,27 +150,27 @@ class Service:
 
         Args:
             body: The image as a file holds it.
-            top_k: How many classes the answer names.
+            top_k: Number of classes in the result.
 
         Returns:
-            Plain JSON types: the answer, what ran, and ``time_ms`` for each stage.
+            Plain JSON types: the result, what ran, and ``time_ms`` for each stage.
 
         Raises:
             TooLargeError: It has too many pixels.
             ImageError: It cannot be decoded.
             BackendError: The device failed.
-            ModelError: The network answered with numbers that are not finite.
+            ModelError: A logit is not a finite number.
         """
         watch = _Stopwatch(self._observer)
         batcher = self._batcher
         if batcher is None:
-            answer = await self._in_thread(lambda: self._classify(body, top_k, watch))
+            result = await self._in_thread(lambda: self._classify(body, top_k, watch))
         else:
             waiting = await self._in_thread(lambda: self._submit(batcher, body, top_k, watch))
             with self._noting_faults():
-                answer = await asyncio.wrap_future(waiting)
+                result = await asyncio.wrap_future(waiting)
             watch.lap("inference")
-        values = answer.to_dict()
+        values = result.to_dict()
         del values["logits"]
         backend = self.model.backend
         times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
@@ -178,17 +178,17 @@ class Service:
         return {**values, **where, "time_ms": {**times, "whole": sum(times.values())}}
 
     async def infer(self, body: bytes, header_length: int | None) -> tuple[bytes, int | None]:
-        """Answer one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
+        """Process one request of the Open Inference Protocol; see ``protocol.parse`` and ``protocol.render``.
 
         Raises:
-            UsageError: The request is malformed, or its arrays are not what the network takes.
+            UsageError: The request is malformed, or its arrays are not inputs of the network.
             BackendError: The device failed.
         """
         watch = _Stopwatch(self._observer)
         return await self._in_thread(lambda: self._infer(body, header_length, watch))
 
     def close(self) -> None:
-        """Let the threads end when they have nothing to do any more."""
+        """Let the threads end after their work."""
         self._pool.shutdown()
         if self._batcher is not None:
             self._batcher.close()
@@ -221,7 +221,7 @@ class Service:
                 width, height = image.size
         except Image.DecompressionBombError as error:
             raise TooLargeError(f"image of {len(body)} bytes: {error}") from error
-        except Exception:  # whatever is wrong with it, preprocessing says it better
+        except Exception:  # preprocessing has a better message for any damage
             return
         if width * height > self._config.max_pixels:
             raise TooLargeError(

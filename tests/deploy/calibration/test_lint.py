@@ -46,7 +46,7 @@ def test_images_one_pixel_wide_pass():
 
 def test_classes_without_an_image_are_named(caplog):
     check_classes([0, 0, 2], ["cat", "dog", "bird", "fish"])
-    assert "no image to calibrate on is of 2 of the 4 classes: dog, fish" in caplog.text
+    assert "2 of the 4 classes have no calibration image: dog, fish" in caplog.text
 
 
 def test_all_classes_or_none_known_say_nothing(caplog):

@@ -19,7 +19,7 @@ from krl_deploy.evaluation.generation import random_conditions, random_inputs
 from krl_deploy.evaluation.images import ImageScore, ImageTally, ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.exporters.parity import check_parity, torch_outputs
-from krl_deploy.exporters.plan import Plan
+from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.precision import quantize as quantize_module
 from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
 from krl_runtime.device.selftest import selftest
@@ -140,8 +140,8 @@ def test_images_smaller_than_a_part_are_measured_where_they_are(restorer_run, tm
 @pytest.mark.parametrize(
     ("side", "overlap", "message"),
     [
-        (10, 5, "--tile is 10; accepted: more than 10, twice what an output pixel sees"),
-        (64, None, "--tile: this network sees the whole image at once"),
+        (10, 5, "--tile is 10; accepted: more than 10, twice the receptive field's radius"),
+        (64, None, "--tile: this network needs the whole image at once"),
     ],
 )
 def test_a_part_that_is_too_small(restorer_run, tmp_path, capsys, side, overlap, message):
@@ -198,7 +198,7 @@ def test_parity_that_fails(restorer_run):
 
     batch = torch.export.Dim("batch")
     model = convert(network, {"pixels": torch.zeros((2, 1, 20, 24), dtype=torch.uint8)}, "restored", [{0: batch}], 18)
-    plan = Plan(network, model, {"pixels": pixels}, "restored", restorer_run.record.preprocessing, 0)
+    plan = ExportPlan(network, model, {"pixels": pixels}, "restored", restorer_run.record.preprocessing, 0)
     data, tolerance = model.SerializeToString(), 0.01 / 255
     wanted = torch_outputs(network, plan.inputs)
     assert check_parity(data, plan, wanted, tolerance)["max_abs_error"] < 0.01
@@ -235,7 +235,7 @@ def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
     assert (
-        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images, accepted are 0.2; the bundle is unchanged"
+        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images; accepted: 0.2; the bundle is unchanged"
         in capsys.readouterr().err
     )
     assert (bundle.path / "manifest.json").read_bytes() == before
@@ -394,7 +394,7 @@ def test_random_conditions_are_known(condition):
 def test_a_generator_takes_no_images(tmp_path, photographs, capsys):
     bundle = write_generator(tmp_path / "a.krl")
     assert main(["quantize", str(bundle.path), "--data", str(photographs)]) == 2
-    assert "--data: a generator is calibrated and measured on latents; leave it out" in capsys.readouterr().err
+    assert "--data: a generator is calibrated and measured on latents; leave the option out" in capsys.readouterr().err
 
 
 def test_an_unknown_task(tmp_path):

@@ -18,7 +18,7 @@ from krl_deploy.exporters import classifier
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
 from krl_deploy.exporters.parity import check_parity, torch_outputs
-from krl_deploy.exporters.plan import Plan
+from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.graph.files import to_bytes
 from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
@@ -137,7 +137,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path, run, digits, capsys)
 def test_a_run_that_overflows_is_refused(run):
     network = run.network()
     network.backbone.linear.weight.data.fill_(3e38)
-    with pytest.raises(ModelError, match="answers real inputs with numbers that are not finite"):
+    with pytest.raises(ModelError, match="outputs for real inputs have numbers that are not finite"):
         torch_outputs(network, {"pixels": np.full((1, 1, 16, 16), 255, np.uint8)})
 
 
@@ -162,7 +162,7 @@ class Linear(torch.nn.Module):
 
 def parity(exported, network, pixels, tolerance):
     """Compare a graph with another network than it was made from."""
-    plan = Plan(network, exported, {"pixels": pixels}, "logits", PREPROCESSING, 0)
+    plan = ExportPlan(network, exported, {"pixels": pixels}, "logits", PREPROCESSING, 0)
     return check_parity(to_bytes(exported), plan, torch_outputs(network, plan.inputs), tolerance)
 
 
@@ -170,7 +170,7 @@ def test_parity_fails_where_the_graph_is_another_function():
     exported = to_onnx(Linear(1.0), (1, 2, 2), 20)
     pixels = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     network = Linear(1.001)
-    with pytest.raises(CheckFailedError, match=r"differ from torch's by 0\.007 on 2 real inputs, accepted are 0\.0001"):
+    with pytest.raises(CheckFailedError, match=r"differ from torch's by 0\.007 on 2 real inputs; accepted: 0\.0001"):
         parity(exported, network, pixels, 1e-4)
     assert parity(exported, network, pixels, 0.01)["batches"] == [1, 3]
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from _helpers.graphs import constants, graph, node, ops, run
-from krl_deploy.graph.quantized import is_in_pairs, read_quantized
+from krl_deploy.graph.quantized import is_qdq_model, read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
-from krl_deploy.precision.emit_fp16 import to_half
+from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.weights import Rounding
 from krl_runtime.errors import ModelError
@@ -61,8 +61,8 @@ def model() -> onnx.ModelProto:
 
 def test_what_we_wrote_for_tensorrt_is_read_back_exactly(model):
     written = to_tensorrt(model, RANGES).model
-    assert is_in_pairs(written)
-    assert not is_in_pairs(model)
+    assert is_qdq_model(written)
+    assert not is_qdq_model(model)
     read = read_quantized(written)
     assert ops(read.model) == ops(model)
     # Symmetric scales are float32 numbers: 127 of them are the largest magnitude.
@@ -102,8 +102,8 @@ def test_the_form_for_the_cpu_has_offsets_and_integers_between(model):
 
 
 def test_fp16_around_int8(model):
-    exact = to_tensorrt(model, RANGES, rounding=Rounding(half=True)).model
-    read = read_quantized(to_half(exact, {}, around_int8=True).model)
+    exact = to_tensorrt(model, RANGES, rounding=Rounding(fp16=True)).model
+    read = read_quantized(to_fp16(exact, {}, around_int8=True).model)
     assert all(value.dtype != np.float16 for value in constants(read.model).values())
     again = to_tensorrt(read.model, read.ranges, rounding=Rounding(scales=read.weight_scales)).model
     np.testing.assert_allclose(run(again, x=X)[0], run(exact, x=X)[0], atol=0.02)
@@ -155,7 +155,7 @@ def test_a_file_of_onnx_runtimes_quantizer(model, tmp_path, symmetric):
             extra_options={"ActivationSymmetric": symmetric},
         )
     written = onnx.load(tmp_path / "int8.onnx")
-    assert is_in_pairs(written)
+    assert is_qdq_model(written)
     read = read_quantized(written)
     exact, theirs = run(model, x=X)[0], run(written, x=X, optimize=False)[0]
     error = np.abs(theirs - exact).max()
@@ -191,7 +191,7 @@ def faulty(kind: str) -> onnx.ModelProto:
         ("channels", "a scale for each channel of an activation"),
         ("computed", "a scale that is computed"),
         ("type", "has the type INT16; int8 and uint8 can be read"),
-        ("between", "Clip n_q2 computes on what a quantizer stored"),
+        ("between", "Clip n_q2 computes on stored integers"),
     ],
 )
 def test_what_cannot_be_read_is_refused(kind, message):

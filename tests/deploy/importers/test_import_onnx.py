@@ -22,7 +22,7 @@ LABELS = [str(digit) for digit in range(10)]
 
 
 def third_party(exported, *, batch: int | str = "batch", softmax=False, reshape=False):
-    """The exported network without its normalization: float input, as somebody else would have written it."""
+    """The exported network without its normalization: float input, as in a third-party file."""
     model = onnx.load(exported / "model.fp32.onnx")
     nodes = [item for item in model.graph.node if item.op_type not in ("Cast", "Mul")]
     first = next(item for item in nodes if item.op_type == "Add")
@@ -127,7 +127,7 @@ def test_a_batch_that_cannot_be_opened_stays_fixed(options, tmp_path, capsys):
 
 def test_a_larger_batch_that_cannot_be_opened_is_refused(options, tmp_path, capsys):
     assert main(options(mixing(batch=3))) == 1
-    assert "an open batch does not answer as the file does" in capsys.readouterr().err
+    assert "an open batch differ from the file's" in capsys.readouterr().err
     assert not (tmp_path / "a.krl").exists()
 
 
@@ -243,8 +243,8 @@ def test_a_uint8_model_normalizes_itself(options, tmp_path, capsys):
     np.testing.assert_allclose(golden["logits"], run(model, image=golden["pixels"])[0], rtol=1e-4)
 
 
-def test_a_rewritten_model_that_answers_otherwise_is_refused(exported, options, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(importing, "_answers", lambda *_: np.zeros((16, 10), np.float32))
+def test_a_rewritten_model_whose_outputs_differ_is_refused(exported, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importing, "_outputs", lambda *_: np.zeros((16, 10), np.float32))
     assert main(options(third_party(exported))) == 1
     assert "the outputs differ by" in capsys.readouterr().err
     assert issubclass(CheckFailedError, Exception)

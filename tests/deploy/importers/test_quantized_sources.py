@@ -235,7 +235,7 @@ def test_ranges_of_another_kind_of_image_are_reported(third_party, digits, tmp_p
     read = importing.read_quantized
     negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
     monkeypatch.setattr(importing, "read_quantized", negated)
-    with pytest.raises(CheckFailedError, match="the float model of the quantized file gives its answer on"):
+    with pytest.raises(CheckFailedError, match="the float model agrees with the quantized file on"):
         import_onnx(import_config(third_party, digits, tmp_path / "a.krl"))
 
 
@@ -259,7 +259,7 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     with caplog.at_level(logging.WARNING, "krl"):
         assert importing._unquantized(model) is None
     assert "computes on integers (QLinearMatMul)" in caplog.text
-    assert "TensorRT does not take it" in caplog.text
+    assert "TensorRT refuses it" in caplog.text
 
 
 def test_the_command_says_it(third_party, digits, tmp_path, capsys):

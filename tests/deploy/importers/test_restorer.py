@@ -178,7 +178,7 @@ def test_radius_by_hand():
 
 @pytest.mark.skipif(not (SHARED_DATA / "models").is_dir(), reason="shared data is absent")
 def test_the_espcn_of_the_onnx_zoo(tmp_path, capsys):
-    """Trained by somebody else; 30.4 dB is what bicubic enlargement has on these five images."""
+    """A third-party network; 30.4 dB is what bicubic enlargement has on these five images."""
     model = onnx.load(SHARED_DATA / "models" / "super_resolution_espcn_x3.onnx")
     code, result = imported(tmp_path, model, SHARED_DATA / "sr" / "set5", capsys, "--golden", "2")
     assert code == 0

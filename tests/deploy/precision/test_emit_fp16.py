@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from _helpers.graphs import assert_alike, constants, graph, measured_ranges, named, node, ops, producer, run
 from krl_deploy.graph.edit import GraphEditor
-from krl_deploy.precision.emit_fp16 import float_tensors, round_as_half, to_half
+from krl_deploy.precision.emit_fp16 import float_tensors, round_to_fp16, to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.weights import Rounding
 from krl_runtime.errors import ModelError
@@ -42,7 +42,7 @@ def classifier(*extra, k=2.0):
 
 
 def test_types_after_the_pass():
-    half = to_half(classifier(), {})
+    half = to_fp16(classifier(), {})
     editor = GraphEditor(half.model)
     assert editor.dtype("x") == TensorProto.UINT8
     assert editor.dtype("y") == TensorProto.FLOAT
@@ -61,10 +61,10 @@ def test_types_after_the_pass():
 
 def test_it_computes_the_same():
     model = classifier()
-    half = to_half(model, {})
+    half = to_fp16(model, {})
     expected = run(model, x=X)[0]
     assert_alike(run(half.model, x=X)[0], expected, 0.003)
-    rounded = run(round_as_half(model, half.nodes), x=X)[0]
+    rounded = run(round_to_fp16(model, half.nodes), x=X)[0]
     assert_alike(rounded, expected, 0.003)
     assert np.abs(rounded - expected).max() > 0  # it does round
 
@@ -72,22 +72,22 @@ def test_it_computes_the_same():
 def test_rounding_shows_the_overflow_that_the_cpu_provider_hides():
     """The provider computes FP16 graphs in FP32; on a device, 70000 is infinite."""
     model = classifier(node("Mul", ["r", "k"], "m"), node("Div", ["m", "k"], "e"), k=20000.0)
-    naive = to_half(model, {})
-    assert not np.isfinite(run(round_as_half(model, naive.nodes), x=X)[0]).all()
+    naive = to_fp16(model, {})
+    assert not np.isfinite(run(round_to_fp16(model, naive.nodes), x=X)[0]).all()
     ranges = measured_ranges(model, x=X)
-    rescued = to_half(model, ranges)
+    rescued = to_fp16(model, ranges)
     assert set(rescued.kept) == {"n_m", "n_e"}
     assert "reaches" in rescued.kept["n_m"]
     assert "FP16 ends at 65504" in rescued.kept["n_m"]
     expected = run(model, x=X)[0]
-    for variant in (rescued.model, round_as_half(model, rescued.nodes)):
+    for variant in (rescued.model, round_to_fp16(model, rescued.nodes)):
         assert_alike(run(variant, x=X)[0], expected, 0.01)
 
 
 def test_a_constant_beyond_the_range_stays():
     values = {"w": normal(16, 16), "big": np.float32(1e5), "tiny": np.float32(1e-12)}
     nodes = [node("MatMul", ["x", "w"], "m"), node("Min", ["m", "big"], "n"), node("Add", ["n", "tiny"], "y")]
-    half = to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {})
+    half = to_fp16(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {})
     assert half.nodes == {"n_m"}
     assert "constant big has 1e+05" in half.kept["n_n"]
     assert "constant tiny, at most 1e-12, would become 0" in half.kept["n_y"]
@@ -97,7 +97,7 @@ def test_a_constant_beyond_the_range_stays():
 def test_a_tiny_bias_may_vanish():
     nodes = [node("Gemm", ["x", "w", "b"], "y")]
     values = {"w": normal(16, 16), "b": np.full(16, 1e-10, np.float32)}
-    assert to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {}).nodes == {"n_y"}
+    assert to_fp16(graph(nodes, {"x": ["batch", 16]}, {"y": None}, values), {}).nodes == {"n_y"}
 
 
 def test_casts_to_float_are_retargeted_and_others_stay():
@@ -108,7 +108,7 @@ def test_casts_to_float_are_retargeted_and_others_stay():
         node("Add", ["f", "m"], "y"),
     ]
     model = graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16)})
-    half = to_half(model, {})
+    half = to_fp16(model, {})
     assert named(half.model, "n_f").attribute[0].i == TensorProto.FLOAT16
     assert half.kept == {"n_i": "casts to another type"}
     x = normal(2, 16)
@@ -122,7 +122,7 @@ def test_scales_of_resize_stay_fp32():
     ]
     values = {"w": normal(4, 3, 1, 1), "scales": np.float32([1, 1, 2, 2])}
     model = graph(nodes, {"x": ["batch", 3, 4, 4]}, {"y": None}, values)
-    half = to_half(model, {})
+    half = to_fp16(model, {})
     assert "n_y" in half.nodes
     assert constants(half.model)["scales"].dtype == np.float32
     x = normal(1, 3, 4, 4)
@@ -138,7 +138,7 @@ def test_operators_without_an_fp16_form_stay():
         node("Add", ["c", "zeros"], "y"),
     ]
     model = graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16)})
-    half = to_half(model, {})
+    half = to_fp16(model, {})
     assert half.kept == {"n_c": "Celu is not defined in FP16", "n_zeros": "ConstantOfShape makes FP32 by definition"}
     x = normal(2, 16)
     assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.003)
@@ -149,7 +149,7 @@ def test_foreign_operators_stay():
     model.graph.node.append(helper.make_node("QuickGelu", ["m"], ["y"], domain="com.microsoft", name="n_y"))
     model.graph.output[0].name = "y"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    half = to_half(model, {"m": (-1.0, 1.0)})
+    half = to_fp16(model, {"m": (-1.0, 1.0)})
     assert half.nodes == {"n_m"}
     x = normal(2, 16)
     assert_alike(run(half.model, x=x)[0], run(model, x=x)[0], 0.003)
@@ -157,11 +157,11 @@ def test_foreign_operators_stay():
 
 def test_what_cannot_be_typed_is_refused():
     with pytest.raises(ModelError, match="no node of the model can compute in FP16"):
-        to_half(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
+        to_fp16(graph([node("Relu", ["x"], "y")], {"x": [1]}, {"y": [1]}), {})
     nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
     values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
     with pytest.raises(ModelError, match="the model is quantized"):
-        to_half(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values), {})
+        to_fp16(graph(nodes, {"x": [1, 2]}, {"y": [1, 2]}, values), {})
 
 
 def test_float_tensors_in_order():
@@ -175,7 +175,7 @@ def test_a_tensor_is_cast_once_for_all_its_readers():
         node("Add", ["m", "big"], "b"),
         node("Add", ["a", "b"], "y"),
     ]
-    half = to_half(graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16), "big": np.float32(1e5)}), {})
+    half = to_fp16(graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16), "big": np.float32(1e5)}), {})
     casts = [item for item in half.model.graph.node if item.op_type == "Cast" and item.input[0] == "m"]
     assert len(casts) == 1
     assert "Cast" in ops(half.model)
@@ -195,7 +195,7 @@ def quantized(opset=20, keep=None):
     model = graph(nodes, {"pixels": ["batch", 3, 8, 8]}, {"y": None}, values, dtypes={"pixels": "uint8"}, opset=opset)
     ranges = measured_ranges(model, pixels=PIXELS)
     ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
-    return model, ranges, to_tensorrt(model, ranges, rounding=Rounding(half=True), keep=keep).model
+    return model, ranges, to_tensorrt(model, ranges, rounding=Rounding(fp16=True), keep=keep).model
 
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
@@ -203,7 +203,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
 
 def test_around_int8_the_pairs_have_the_precision_of_their_neighbors():
     _, ranges, model = quantized()
-    half = to_half(model, ranges, around_int8=True)
+    half = to_fp16(model, ranges, around_int8=True)
     assert half.kept == {}
     values = constants(half.model)
     types = {item.output[0]: item.op_type for item in half.model.graph.node}
@@ -221,15 +221,15 @@ def test_around_int8_the_pairs_have_the_precision_of_their_neighbors():
 
 def test_around_int8_the_numbers_are_those_of_fp32_around():
     _, ranges, model = quantized()
-    half = to_half(model, ranges, around_int8=True)
+    half = to_fp16(model, ranges, around_int8=True)
     exact = run(model, pixels=PIXELS)[0]
-    for net in (half.model, round_as_half(model, half.nodes)):
+    for net in (half.model, round_to_fp16(model, half.nodes)):
         assert_alike(run(net, pixels=PIXELS)[0], exact, 0.01)
 
 
 def test_around_int8_what_overflows_stays_in_fp32():
     _, ranges, model = quantized()
-    half = to_half(model, {**ranges, "s": (-1e5, 1e5)}, around_int8=True)
+    half = to_fp16(model, {**ranges, "s": (-1e5, 1e5)}, around_int8=True)
     assert set(half.kept) == {"n_s", "n_y"}  # the addition that makes it, and the convolution that reads it
     assert "1e+05" in half.kept["n_y"]
     values = constants(half.model)
@@ -240,7 +240,7 @@ def test_around_int8_what_overflows_stays_in_fp32():
 
 def test_around_int8_a_layer_that_is_not_int8_is_fp16():
     _, ranges, model = quantized(keep={"n_c1": "for a reason"})
-    half = to_half(model, ranges, around_int8=True)
+    half = to_fp16(model, ranges, around_int8=True)
     assert "n_c1" in half.nodes
     assert constants(half.model)[named(half.model, "n_c1").input[1]].dtype == np.float16
 
@@ -248,7 +248,7 @@ def test_around_int8_a_layer_that_is_not_int8_is_fp16():
 def test_fp16_scales_need_opset_19():
     _, ranges, model = quantized(opset=18)
     with pytest.raises(ModelError, match="the model has opset 18; FP16 scales need 19"):
-        to_half(model, ranges, around_int8=True)
+        to_fp16(model, ranges, around_int8=True)
     _, ranges, model = quantized()
     with pytest.raises(ModelError, match="the model is quantized"):
-        to_half(model, ranges)
+        to_fp16(model, ranges)

@@ -88,7 +88,7 @@ def test_the_factors_by_hand():
     "model",
     [
         chain(between="Sigmoid"),
-        chain(extra=[node("Neg", ["r"], "z")]),  # somebody else reads it
+        chain(extra=[node("Neg", ["r"], "z")]),  # another node reads it
         chain(extra=[node("Neg", ["c"], "z")]),
         chain(group=4),
     ],

@@ -83,7 +83,7 @@ def test_an_overflow_that_calibration_did_not_see_fails_and_changes_nothing(tmp_
     bundle = overflowing(tmp_path / "big.krl", factor=20_000.0)
     monkeypatch.setattr(module, "collect", lambda *_: {})
     assert main(["fp16", str(bundle.path)]) == 1
-    assert "in FP16 the network answers with numbers that are not finite" in capsys.readouterr().err
+    assert "in FP16 the network's outputs have numbers that are not finite" in capsys.readouterr().err
     assert set(Bundle.open(bundle.path).manifest.variants) == {"fp32"}
 
 

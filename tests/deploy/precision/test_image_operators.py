@@ -14,7 +14,7 @@ from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.calibrate import measure_tensors
-from krl_deploy.precision.emit_fp16 import float_tensors, round_as_half, to_half
+from krl_deploy.precision.emit_fp16 import float_tensors, round_to_fp16, to_fp16
 from krl_deploy.precision.variants import Emitter
 
 RNG = np.random.default_rng(0)
@@ -82,13 +82,13 @@ def test_clean_half_and_int8(name):
     np.testing.assert_allclose(run(model, pixels=PIXELS)[0], wanted, atol=1e-4)
 
     extremes = collect(model, float_tensors(model), PIXELS)
-    typed = to_half(model, extremes)
-    assert typed.nodes
-    assert noise(run(typed.model, pixels=PIXELS)[0], wanted) < 0.01
-    assert noise(run(round_as_half(model, typed.nodes), pixels=PIXELS)[0], wanted) < 0.01
+    converted = to_fp16(model, extremes)
+    assert converted.nodes
+    assert noise(run(converted.model, pixels=PIXELS)[0], wanted) < 0.01
+    assert noise(run(round_to_fp16(model, converted.nodes), pixels=PIXELS)[0], wanted) < 0.01
 
     calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
-    emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
+    emitter = Emitter(to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True)
     graphs = emitter.emit()
     assert "n_y" not in graphs.tensorrt.kept_float
     for form in ("int8", "int8.cpu"):
@@ -100,7 +100,7 @@ def test_clean_half_and_int8(name):
 def test_transposed_convolutions_are_int8_for_tensorrt_alone():
     model = clean(net("ConvTranspose"))
     calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
-    emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
+    emitter = Emitter(to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True)
     tensorrt, cpu = emitter.tensorrt(), emitter.cpu()
     assert "n_m" not in tensorrt.kept_float
     assert "no quantized transposed convolution" in cpu.kept_float["n_m"]
@@ -114,7 +114,7 @@ def test_plans_that_keep_what_comes_before():
     for name in MIDDLES:
         model = clean(net(name))
         calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
-        emitter = Emitter(to_bytes(model), calibration, half=False, optimal_scales=False, bias_correction=True)
+        emitter = Emitter(to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True)
         (wanted,) = run(model, pixels=PIXELS)
         for kept in (["n_a"], ["n_a", "n_m"], ["n_y"]):
             graphs = emitter.emit(dict.fromkeys(kept, "kept by the test"))

@@ -61,7 +61,7 @@ def arguments(made, digits, *more):
 def test_a_net_that_collapses_passes_with_a_plan(outlier, digits, capsys):
     assert main(arguments(outlier, digits)) == 1
     error = capsys.readouterr().err
-    assert "--mixed-precision finds the layers that cost most" in error
+    assert "--mixed-precision keeps the layers with the largest drop" in error
     assert main(arguments(outlier, digits, "--mixed-precision", "--float-precision", "fp16", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["drop_points"] <= 1
@@ -136,7 +136,7 @@ def test_without_labels_agreement_counts(tmp_path, outlier, digits, capsys):
         shutil.copy(file, flat / f"{index:03d}.png")
     assert main(arguments(outlier, flat, "--mixed-precision", "--max-drop", "5", "--json")) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
-    assert plan["drop"] == "points of agreement with fp32, for want of labels"
+    assert plan["drop"] == "points of agreement with fp32, since there are no labels"
     assert plan["attempts"][-1]["drop"] == pytest.approx((1 - plan["attempts"][-1]["agreement"]) * 100)
 
 

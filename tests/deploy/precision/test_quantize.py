@@ -106,7 +106,7 @@ def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, di
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
-    assert "points of top-1 on 300 images, accepted are 2; the bundle is unchanged" in error
+    assert "points of top-1 on 300 images; accepted: 2; the bundle is unchanged" in error
     assert "int8 (CPU)" in error  # the table that says which
     assert tree(bundle.path) == before
 
@@ -342,7 +342,7 @@ def test_the_file_computes_what_was_measured(bundle, digits, fast):
     emitter = Emitter(
         (bundle.path / "model.fp32.onnx").read_bytes(),
         calibration,
-        half=True,
+        fp16=True,
         optimal_scales=False,
         bias_correction=True,
     )
@@ -407,4 +407,4 @@ def test_an_interrupted_calibration_is_gone_on_with(bundle, digits, fast, monkey
 
 def test_missing_classes_are_reported(bundle, digits, fast, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "8", "--max-drop", "99"]) == 0
-    assert "no image to calibrate on is of 2 of the 10 classes: 8, 9" in capsys.readouterr().err
+    assert "2 of the 10 classes have no calibration image: 8, 9" in capsys.readouterr().err

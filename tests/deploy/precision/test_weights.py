@@ -34,7 +34,7 @@ def test_optimal_scales_are_the_least_squared_error():
 
 def test_scales_for_fp16_are_fp16_numbers():
     weight = np.concatenate([normal(4, 50), normal(1, 50) * 1e-6, np.zeros((1, 50), np.float32)])
-    values, scale = quantize_weight(weight, 0, rounding=Rounding(half=True))
+    values, scale = quantize_weight(weight, 0, rounding=Rounding(fp16=True))
     assert (scale.astype(np.float16).astype(np.float32) == scale).all()
     assert scale.min() == np.finfo(np.float16).tiny  # smaller ones lose digits, and 0 is no scale
     np.testing.assert_allclose(values[:4] * scale[:4, None], weight[:4], atol=float(scale[:4].max()) * 0.51)
@@ -121,7 +121,7 @@ def test_both_forms_keep_the_mean(emit, bias):
 
 def test_scales_in_the_file_are_fp16_numbers():
     model = graph([node("Conv", ["x", "w"], "y")], {"x": ["b", 16, 4, 4]}, {"y": None}, {"w": normal(16, 16, 1, 1)})
-    values = constants(to_tensorrt(model, {"x": (-1.0, 3.1)}, rounding=Rounding(half=True)).model)
+    values = constants(to_tensorrt(model, {"x": (-1.0, 3.1)}, rounding=Rounding(fp16=True)).model)
     for name, value in values.items():
         if name.endswith("_scale"):
             assert (value.astype(np.float16).astype(np.float32) == value).all()

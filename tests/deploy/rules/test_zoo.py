@@ -10,7 +10,7 @@ import pytest
 from _helpers.planted import family, findings
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.precision.emit_cpu import to_cpu
-from krl_deploy.precision.emit_fp16 import to_half
+from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.weights import Rounding
 from krl_deploy.rules.targets import ONNXRUNTIME_CPU
@@ -39,12 +39,12 @@ def graphs(name: str, size: int) -> dict[str, onnx.ModelProto]:
     network = Network(build_model(name, 10), Preprocessing(size, size)).eval()
     model = to_onnx(network, (3, size, size), 20)
     ranges: dict[str, tuple[float, float]] = defaultdict(lambda: (-1.0, 1.0))
-    exact = to_tensorrt(model, ranges, rounding=Rounding(half=True)).model
+    exact = to_tensorrt(model, ranges, rounding=Rounding(fp16=True)).model
     return {
         "fp32": model,
-        "fp16": to_half(model, {}).model,
+        "fp16": to_fp16(model, {}).model,
         "int8 and fp32": to_tensorrt(model, ranges).model,
-        "int8 and fp16": to_half(exact, {}, around_int8=True).model,
+        "int8 and fp16": to_fp16(exact, {}, around_int8=True).model,
         "int8 for the CPU": to_cpu(model, ranges).model,
     }
 

@@ -409,7 +409,7 @@ def test_an_onnx_file_becomes_an_engine_with_a_description_beside_it(trt, bundle
     assert description["sha256"] == sha256_bytes(target.read_bytes())
     assert description["onnx_sha256"] == sha256_file(onnx)
     assert (description["tensorrt"], description["gpu"], description["parity"]) == (trt.version, GPU_NAME, None)
-    assert "its answers were not checked" in caplog.text
+    assert "its outputs were not checked" in caplog.text
     inspect_engine(InspectEngineConfig(target, json=True))
     shown = json.loads(capsys.readouterr().out)["engines"]["net.engine"]
     assert (shown["profile"], shown["tensorrt"]) == ([1, 4, 8], trt.version)

@@ -132,8 +132,8 @@ def test_without_onnxruntime_no_backend_is_left(bundle: Bundle, monkeypatch: pyt
     message = str(caught.value)
     assert f"tensorrt ({NO_ENGINE})" in message
     assert "[gpu]'), cpu (running a model on ONNX Runtime needs onnxruntime, which is not installed" in message
-    assert "[cpu]'); krl-runtime doctor" in message
-    assert message.endswith("krl-runtime doctor says what this machine has")
+    assert "[cpu]'); run krl-runtime doctor" in message
+    assert message.endswith("run krl-runtime doctor to check this machine")
 
 
 def test_a_damaged_file_is_no_reason_to_fall_back(with_engine: Bundle, monkeypatch: pytest.MonkeyPatch):

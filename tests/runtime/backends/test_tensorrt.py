@@ -488,7 +488,7 @@ def test_without_tensorrt_the_message_says_how_to_install_it(monkeypatch, tmp_pa
     with pytest.raises(NoTensorRTError, match=r"TensorRT is not installed here; install it with: pip .*\[tensorrt\]"):
         tensorrt_version()
     monkeypatch.setattr(cuda, "jetson_release", lambda: "36.4.3")
-    with pytest.raises(NoTensorRTError, match=r"comes with JetPack.*--system-site-packages"):
+    with pytest.raises(NoTensorRTError, match=r"install JetPack.*--system-site-packages"):
         tensorrt_version()
 
 

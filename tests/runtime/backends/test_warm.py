@@ -29,7 +29,7 @@ Bundle.open(path).update({"k.engine": b"plan"}, engines={"k": engine})
 
 
 class FakeEngine:
-    """Stands where TensorRT would: its answers are those of the variant's file, a little slower."""
+    """Stands where TensorRT would: its outputs are those of the variant's file, a little slower."""
 
     name = "tensorrt"
     shift = 0.0
@@ -237,7 +237,7 @@ def test_without_golden_inputs_nothing_is_built(tmp_path: Path, jetson):
 def test_without_krl_deploy_nothing_is_built(bundle: Bundle, jetson, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(warm, "find_spec", lambda name: None)
     model = load(bundle.path, build="background")
-    assert "krl-deploy, which builds it, is not installed; install it with: pip install" in model.backend.reason
+    assert "krl-deploy, which builds it, is not installed; install krl with its extra deploy" in model.backend.reason
 
 
 def test_arguments_are_checked(bundle: Bundle):

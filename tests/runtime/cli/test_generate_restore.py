@@ -167,7 +167,7 @@ def test_selftest_of_wrong_images(run, tmp_path: Path):
     assert "replays failed: fp32 on cpu" in error
     replay = next(item for item in json.loads(out)["replays"] if item["kind"] == "cpu")
     assert replay["psnr"] == pytest.approx(38.6, abs=0.05)
-    assert "the PSNR to the golden images is 38.6 dB, required are 40.0" in replay["cause"]
+    assert "the PSNR to the golden images is 38.6 dB, required: 40.0" in replay["cause"]
     bundle.update({}, variants={"fp32": replace(variant, psnr=38.0)})
     assert run("selftest", bundle.path)[0] == 0
 

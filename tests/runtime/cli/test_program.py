@@ -14,7 +14,7 @@ from _helpers.bundles import LABELS, write_bundle
 from krl_runtime import Bundle, __version__, load
 from krl_runtime.cli import main
 from krl_runtime.device import doctor
-from krl_runtime.device.doctor import Finding
+from krl_runtime.device.doctor import Component
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 
@@ -376,7 +376,7 @@ def test_doctor(run):
 
 
 def test_doctor_where_nothing_runs(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "doctor", lambda: (Finding("onnxruntime-cpu", "missing", "x", "install it"),))
+    monkeypatch.setattr(doctor, "doctor", lambda: (Component("onnxruntime-cpu", "missing", "x", "install it"),))
     code, out, err = run("doctor")
     assert code == 1
     assert "install it" in out

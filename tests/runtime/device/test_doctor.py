@@ -13,12 +13,12 @@ from _helpers.fakes import fake_gpu_runtime
 from krl_runtime import BackendError
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.device import doctor
-from krl_runtime.device.doctor import Finding, can_run
+from krl_runtime.device.doctor import Component, can_run
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 
 
-def found(component: str) -> Finding:
+def found(component: str) -> Component:
     (finding,) = [finding for finding in doctor.doctor() if finding.component == component]
     return finding
 
@@ -60,7 +60,7 @@ def test_a_runtime_without_cuda():
 
 def test_cuda_that_works_and_cuda_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake_gpu_runtime(monkeypatch, tmp_path)
-    assert found("onnxruntime-cuda") == Finding(
+    assert found("onnxruntime-cuda") == Component(
         "onnxruntime-cuda", "ok", "onnxruntime 1.99.0 ran a model", runs_models=True
     )
     fake_gpu_runtime(monkeypatch, tmp_path, works=False, ignores_strictness=True)
@@ -95,9 +95,9 @@ def test_a_session_that_computes_nonsense(monkeypatch: pytest.MonkeyPatch):
 def test_gpus(monkeypatch: pytest.MonkeyPatch):
     gpu = Gpu("Orin", "8.7", 8 * 2**30, 3 * 2**30)
     monkeypatch.setattr(doctor, "current_gpu", lambda: gpu)
-    assert found("cuda") == Finding("cuda", "ok", "Orin, compute capability 8.7, 3.0 of 8.0 GiB free")
+    assert found("cuda") == Component("cuda", "ok", "Orin, compute capability 8.7, 3.0 of 8.0 GiB free")
     monkeypatch.setattr(doctor, "current_gpu", raising(NoTensorRTError("no GPU; buy one")))
-    assert found("cuda") == Finding("cuda", "missing", "no GPU", "buy one")
+    assert found("cuda") == Component("cuda", "missing", "no GPU", "buy one")
     monkeypatch.setattr(doctor, "current_gpu", raising(ValueError("odd; really")))
     finding = found("cuda")
     assert (finding.state, finding.detail) == ("broken", "ValueError: odd; really")
@@ -114,14 +114,14 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, runtime: object) -> None:
 
 def test_tensorrt(monkeypatch: pytest.MonkeyPatch):
     fake_tensorrt(monkeypatch, object())
-    assert found("tensorrt") == Finding("tensorrt", "ok", "10.3.0 made a runtime", runs_models=True)
+    assert found("tensorrt") == Component("tensorrt", "ok", "10.3.0 made a runtime", runs_models=True)
     fake_tensorrt(monkeypatch, None)
     finding = found("tensorrt")
     assert (finding.state, finding.detail) == ("broken", "making a TensorRT runtime: TensorRT made none")
     fake_tensorrt(monkeypatch, raising(TypeError("factory function returned nullptr")))
     assert "factory function returned nullptr" in found("tensorrt").detail
     monkeypatch.setattr(doctor, "tensorrt_version", raising(BackendError("TensorRT 8.5 is installed; krl needs 10.3")))
-    assert found("tensorrt") == Finding("tensorrt", "broken", "TensorRT 8.5 is installed", "krl needs 10.3")
+    assert found("tensorrt") == Component("tensorrt", "broken", "TensorRT 8.5 is installed", "krl needs 10.3")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_tensorrt(monkeypatch: pytest.MonkeyPatch):
         ("35.4.1", "JetPack 5.1 (L4T 35.4.1): its TensorRT 8.5.2 is older than krl needs (10.3); use the CPU"),
         ("38.2", "JetPack 7.0, 7.1 (L4T 38.2): TensorRT 10.13"),
         ("39.2.0", "JetPack 7.2 (L4T 39.2.0): TensorRT 10.16"),
-        ("99.1", "a JetPack that this krl does not know (L4T 99.1): look which TensorRT it has"),
+        ("99.1", "a JetPack that this krl does not know (L4T 99.1): check its TensorRT"),
     ],
 )
 def test_jetsons(monkeypatch: pytest.MonkeyPatch, release: str, detail: str):

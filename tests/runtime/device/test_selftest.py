@@ -70,7 +70,7 @@ def test_other_classes_fail(tmp_path: Path):
     bundle = write_bundle(tmp_path / "a.krl", contents={"golden.npz": npz(pixels=pixels, logits=logits)})
     replay = on_cpu(bundle.update({}, variants=variants))["fp32"]
     assert (replay.state, replay.agreement) == ("failed", 0.75)
-    assert replay.cause == "top-1 agrees on 75.0% of the golden inputs, required are 80.0%"
+    assert replay.cause == "top-1 agrees on 75.0% of the golden inputs, required: 80.0%"
     variants = {"fp32": replace(VARIANTS["fp32"], tolerance=1000, agreement=0.75)}
     assert on_cpu(bundle.update({}, variants=variants))["fp32"].state == "passed"
 

@@ -123,7 +123,7 @@ def test_variants_that_lose_too_much_or_have_no_evidence_are_not_tried(bundle: B
     assert rows(found) == [("cpu", "fp32", 1)]
     causes = {item.variant: item.cause for item in found.measurements if item.kind == "cpu"}
     assert causes["fp16"] == "the bundle has no accuracy evidence for variant fp16"
-    assert causes["int8"] == "variant int8 drops by 0.50 points by the bundle's evidence, accepted are 0.4"
+    assert causes["int8"] == "variant int8 drops by 0.50 points by the bundle's evidence, accepted: 0.4"
     assert read_tuning(bundle) is None
 
 

@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_model(model: Classifier):
             answer, alone = future.result(), model(image, top_k=index % 4 + 1)
             assert [label for label, _ in answer.top] == [label for label, _ in alone.top]
             assert np.abs(answer.logits - alone.logits).max() < 1e-5
-        assert batcher.answered == len(IMAGES)
+        assert batcher.processed == len(IMAGES)
         assert batcher(IMAGES[3]).label == model(IMAGES[3]).label
 
 
@@ -71,7 +71,7 @@ def test_requests_that_wait_are_run_together(model: Classifier, gate: Gate):
         for future in futures:
             future.result(20)
     assert gate.sizes == [1, 8, 8, 4]
-    assert (batcher.batches, batcher.answered) == (4, 21)
+    assert (batcher.batches, batcher.processed) == (4, 21)
 
 
 def test_the_first_waits_for_others_but_not_for_ever(model: Classifier, gate: Gate):
@@ -106,7 +106,7 @@ def test_a_graph_for_one_image_is_never_given_more(tmp_path: Path):
     with model.batched(max_delay=0.01) as batcher:
         for future in [batcher.submit(image) for image in IMAGES[:5]]:
             future.result(20)
-    assert (batcher.batches, batcher.answered) == (5, 5)
+    assert (batcher.batches, batcher.processed) == (5, 5)
 
 
 def test_back_pressure(model: Classifier, gate: Gate):
@@ -248,7 +248,7 @@ def test_ten_thousand_requests_with_random_cancellations(model: Classifier, work
         with ThreadPoolExecutor(16) as pool:
             outcomes = list(pool.map(ask, plan))
     assert len(outcomes) == 10_000
-    assert batcher.answered == outcomes.count("answered")
+    assert batcher.processed == outcomes.count("answered")
     assert outcomes.count("canceled") > 100
 
 

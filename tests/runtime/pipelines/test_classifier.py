@@ -132,7 +132,7 @@ def test_top_k_is_checked(model: Classifier):
 def test_logits_that_are_not_finite_are_no_answer(model: Classifier, value: float):
     logits = np.zeros((2, 4), np.float32)
     logits[1, 2] = value
-    with pytest.raises(ModelError, match="variant fp32 on onnxruntime-cpu answered with logits that are not finite"):
+    with pytest.raises(ModelError, match="variant fp32 on onnxruntime-cpu gave logits that are not finite"):
         model.interpret(logits)
 
 

@@ -26,7 +26,7 @@ def model(bundle: Bundle) -> Iterator[Classifier]:
 def test_all_images_in_order(model: Classifier, workers: int | None):
     frames = list(FRAMES)
     found = list(model.stream(iter(frames), workers=workers, top_k=2))
-    assert [item.answer for item in found] == [model(frame, top_k=2) for frame in FRAMES]
+    assert [item.result for item in found] == [model(frame, top_k=2) for frame in FRAMES]
     assert all(item.source is frame for item, frame in zip(found, frames, strict=True))
     assert {item.error for item in found} == {None}
 
@@ -37,8 +37,8 @@ def test_a_folder(model: Classifier, images: list[Path]):
     for folder in (images[0].parent, str(images[0].parent)):
         found = list(model.stream(folder))
         assert [item.source for item in found] == images
-        assert [item.answer for item in found[::2]] == [model(image) for image in images[::2]]
-        assert found[1].answer is None
+        assert [item.result for item in found[::2]] == [model(image) for image in images[::2]]
+        assert found[1].result is None
         assert isinstance(found[1].error, ImageError)
         assert "b.png" in str(found[1].error)
 
@@ -46,10 +46,10 @@ def test_a_folder(model: Classifier, images: list[Path]):
 def test_an_endless_stream_is_read_only_a_little_ahead(model: Classifier):
     taken = itertools.count()
     frames = (FRAMES[next(taken) % 50] for _ in itertools.count())
-    answers = model.stream(frames, workers=2)
+    results = model.stream(frames, workers=2)
     for index in range(10):
-        assert next(answers).answer == model(FRAMES[index])
-    answers.close()
+        assert next(results).result == model(FRAMES[index])
+    results.close()
     assert next(taken) <= 10 + 2 * 2 + 1
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("krl-stream")]
 
@@ -112,50 +112,50 @@ class Camera:
 
 def test_the_latest_frame_wins_and_the_others_are_counted(model: Classifier):
     camera = Camera()
-    with model.watch(camera, top_k=2) as answers:
+    with model.watch(camera, top_k=2) as results:
         camera.show(FRAMES[0])
-        first = next(answers)
+        first = next(results)
         assert np.array_equal(first.source, FRAMES[0])
-        assert first.answer == model(FRAMES[0], top_k=2)
-        assert answers.dropped == 0
+        assert first.result == model(FRAMES[0], top_k=2)
+        assert results.dropped == 0
         camera.show(*FRAMES[1:6])
-        assert next(answers).answer == model(FRAMES[5], top_k=2)
-        assert answers.dropped == 4
+        assert next(results).result == model(FRAMES[5], top_k=2)
+        assert results.dropped == 4
         camera.show(FRAMES[6], None)
-        assert [item.answer for item in answers] == [model(FRAMES[6], top_k=2)]
-        assert answers.dropped == 4
+        assert [item.result for item in results] == [model(FRAMES[6], top_k=2)]
+        assert results.dropped == 4
         with pytest.raises(StopIteration):
-            next(answers)
+            next(results)
 
 
 def test_a_bad_frame_does_not_end_it(model: Classifier):
     camera = Camera()
-    answers = model.watch(camera)
+    results = model.watch(camera)
     camera.show(np.zeros((3, 3)))
-    assert isinstance(next(answers).error, ImageError)
+    assert isinstance(next(results).error, ImageError)
     camera.show(FRAMES[0])
-    assert next(answers).answer == model(FRAMES[0])
-    answers.close()
+    assert next(results).result == model(FRAMES[0])
+    results.close()
 
 
-def test_a_camera_that_fails_is_heard_once_its_last_frame_is_answered(model: Classifier):
+def test_a_camera_that_fails_is_heard_once_its_last_frame_is_returned(model: Classifier):
     camera = Camera()
-    answers = model.watch(camera)
+    results = model.watch(camera)
     camera.show(FRAMES[0], OSError("unplugged"))
-    assert next(answers).answer == model(FRAMES[0])
+    assert next(results).result == model(FRAMES[0])
     with pytest.raises(OSError, match="unplugged"):
-        next(answers)
+        next(results)
     with pytest.raises(StopIteration):
-        next(answers)
+        next(results)
 
 
 def test_closing_ends_the_iteration_of_another_thread(model: Classifier):
     camera = Camera()
-    answers = model.watch(camera)
+    results = model.watch(camera)
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.extend(answers))
+    thread = threading.Thread(target=lambda: found.extend(results))
     thread.start()
-    answers.close()
+    results.close()
     thread.join(20)
     assert not thread.is_alive()
     assert found == []

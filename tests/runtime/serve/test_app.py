@@ -351,7 +351,7 @@ def test_a_full_queue(start, slow, images: list[Path]):
         refused = server.ask("POST", "/classify", data)
         assert refused.status == 503
         assert refused.headers["retry-after"] == "1"
-        assert "3 requests are worked on or wait already" in refused.json()["error"]
+        assert "3 requests run or wait already" in refused.json()["error"]
         assert server.metric("krl_requests_in_progress") == 3
         assert len(calls) == 1
         go.set()
