@@ -38,7 +38,7 @@ __all__ = [
     "study",
 ]
 
-_PLACES = {
+_MODULES = {
     ".config": ("DistillConfig", "JointConfig", "MutualConfig", "StudyConfig"),
     ".verbs": ("DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"),
 }
@@ -46,4 +46,4 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for."""
-    return attribute(__name__, _PLACES, name)
+    return attribute(__name__, _MODULES, name)

@@ -135,7 +135,7 @@ def import_onnx(config: ImportConfig | None = None, /, **options: Any) -> Bundle
         **options: As on the command line of ``krl-deploy import``: ``model``, ``out``, ``data``, ``labels`` …
 
     Raises:
-        CheckFailedError: The rewritten graph answers otherwise than the file.
+        CheckFailedError: The outputs of the rewritten graph differ from those of the file.
         KrlError: The file, the data or an option cannot be used.
     """
     config = configure(ImportConfig, config, options)
@@ -186,7 +186,7 @@ def build_engine(config: BuildEngineConfig | None = None, /, **options: Any) -> 
         **options: As on the command line of ``krl-deploy build-engine``: ``model``, ``precision``, ``profile`` …
 
     Raises:
-        CheckFailedError: The engine answers otherwise than the golden outputs.
+        CheckFailedError: The outputs of the engine differ from the golden ones.
         KrlError: The model or an option cannot be used, or the build failed.
     """
     config = configure(BuildEngineConfig, config, options)

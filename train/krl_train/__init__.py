@@ -38,7 +38,7 @@ __all__ = [
     "unpack",
 ]
 
-_PLACES = {
+_MODULES = {
     ".config": ("EvaluateConfig", "FitConfig", "ImportConfig", "UnpackConfig"),
     ".run": ("Run", "RunRecord"),
     ".verbs": ("EvaluateResult", "RunResult", "UnpackResult", "evaluate", "fit", "import_weights", "unpack"),
@@ -47,4 +47,4 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for."""
-    return attribute(__name__, _PLACES, name)
+    return attribute(__name__, _MODULES, name)

@@ -1,4 +1,4 @@
-"""How fast a loaded model answers on this device, and where the time goes."""
+"""How fast a loaded model results on this device, and where the time goes."""
 
 from __future__ import annotations
 
