@@ -140,7 +140,11 @@ def _help(program: Program, name: str, configuration: type, arguments: Sequence[
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
     usage, _, options = "\n".join(line.rstrip() for line in written.getvalue().splitlines()).partition("\n\n")
-    print(usage, textwrap.fill(about, _WIDTH), options.strip("\n"), sep="\n\n")
+    usage, about = (
+        textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        for text, indent in ((usage, "  "), (about, ""))
+    )
+    print(usage, about, options.strip("\n"), sep="\n\n")
     return 0
 
 
