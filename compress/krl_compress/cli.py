@@ -73,7 +73,8 @@ def recipes(config: RecipesConfig) -> None:
     """List the recipes, or show one."""
     if config.name is None:
         found = [(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for path in _files()]
-        print(table(("recipe", "what it is"), found))
+        print(table(("recipe", "description"), found))
+        next_command("krl-compress distill --recipe NAME --teacher RUN --student NAME --out STUDENT")
         return
     path = next((path for path in _files() if path.stem == config.name), None)
     if path is None:
@@ -81,6 +82,7 @@ def recipes(config: RecipesConfig) -> None:
 
         raise UsageError(f"recipe {config.name!r} is not known; krl-compress recipes lists them")
     print(path.read_text(encoding="utf-8"), end="")
+    next_command(f"krl-compress distill --recipe {config.name} --teacher RUN --student NAME --out STUDENT")
 
 
 def _files() -> list[Path]:

@@ -77,6 +77,12 @@ def check_loss(text: str, task: str) -> None:
 
     Raises:
         UsageError: No loss of the task has that name.
+
+    Example:
+        >>> check_loss("kd:weight=0.9", "classification")
+        >>> check_loss("kdd", "classification")
+        Traceback (most recent call last):
+        krl_runtime.errors.UsageError: --loss kdd: unknown loss 'kdd' (did you mean 'kd'?); accepted: ce, kd, ...
     """
     known = LOSSES.get(task, ())
     name = split_loss(text, known)[0]

@@ -91,6 +91,8 @@ def inspect_engine(config: InspectEngineConfig) -> None:
     """Show what built an engine, and for what, without TensorRT."""
     result = verbs.inspect_engine(config)
     _print(result, result.text, config.json)
+    if config.model.is_dir():
+        next_command(f"krl-runtime selftest {config.model}")
 
 
 def package(config: PackageConfig) -> None:

@@ -22,6 +22,15 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert "--out" in shown or command in ("evaluate", "models")
 
 
+def test_resuming_needs_the_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "dscnn-0.25", "--data", "digits", "--limit", "64", "--val-limit", "20", "--epochs", "1"]
+    assert main(["fit", *options, "--out", str(tmp_path / "run")]) == 0
+    assert "next: krl-compress distill --teacher" in capsys.readouterr().err
+    assert main(["fit", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert main(["fit", "--resume", "--out", str(tmp_path / "run"), "--epochs", "2"]) == 2
+    assert "epochs was 1, now 2" in capsys.readouterr().err
+
+
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert {"resnet20", "resnet18", "mobilenet_v3_small"} <= set(capsys.readouterr().out.split())

@@ -68,6 +68,8 @@ def models(config: ModelsConfig) -> None:
         print_json({"task": config.task, "models": names})
     else:
         print("\n".join(names))
+    task = "" if config.task == "classification" else f" --task {config.task}"
+    next_command(f"krl-train fit{task} --model NAME --data FOLDER --out RUN")
 
 
 def _show_run(result: verbs.RunResult, json: bool) -> None:

@@ -6,9 +6,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from krl_runtime._version import __version__
 from krl_runtime.bundle import Bundle
@@ -270,7 +271,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from time import perf_counter
 
-    from krl_runtime.device.bench import bench, board_rows, golden_image
+    from krl_runtime.device.bench import bench, golden_image
 
     begin = perf_counter()
     model = load_model(arguments, None)
@@ -294,19 +295,28 @@ def _bench(arguments: argparse.Namespace) -> None:
             "load_ms": load_ms,
             **bench(model, image, **counts).to_dict(),
         }
-    if arguments.json:
-        print_json(result)
-        return
+    print_json(result) if arguments.json else print(_bench_text(result))
+    if isinstance(model, Classifier):
+        next_command(f"{PROG} serve {arguments.bundle}")
+
+
+def _bench_text(result: Mapping[str, Any]) -> str:
     times = {"whole": result["latency_ms"], **result["stages_ms"]}
     rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
     memory = result["peak_memory_mib"]
-    print(table(("milliseconds", *result["latency_ms"]), rows))
-    print(f"\nimage:        {result['image']}, {result['batch']} in a run, {result['iterations']} runs")
-    print(f"throughput:     {result['throughput_per_s']:.1f} images/s")
-    print(f"cold start:     {load_ms:.0f} ms to load, {result['first_result_ms']:.1f} ms to the first result")
-    print(f"peak memory:    {'not known here' if memory is None else f'{memory:.0f} MiB'}")
+    lines = [
+        table(("milliseconds", *result["latency_ms"]), rows),
+        "",
+        f"image:       {result['image']}, {result['batch']} in a run, {result['iterations']} runs",
+        f"throughput:  {result['throughput_per_s']:.1f} images/s",
+        f"cold start:  {result['load_ms']:.0f} ms to load, {result['first_result_ms']:.1f} ms to the first result",
+        f"peak memory: {'not known here' if memory is None else f'{memory:.0f} MiB'}",
+    ]
     if result["board"]:
-        print("\n" + table(("board", "before", "after"), board_rows(result["board"])))
+        from krl_runtime.device.bench import board_rows
+
+        lines += ["", table(("board", "before", "after"), board_rows(result["board"]))]
+    return "\n".join(lines)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -523,3 +523,11 @@ def test_manifest_bytes_are_the_only_ones(bundle: Bundle):
     with pytest.raises(BundleError, match="was changed after krl wrote it"):
         Bundle.open(bundle.path)
     assert Manifest.from_bytes(bundle.manifest.to_bytes(), "here").name == "tiny"
+
+
+def test_a_run_where_a_bundle_is_expected(tmp_path: Path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(
+        BundleError, match=r"is a run, where a bundle is needed; make one with: krl-deploy export .* -o"
+    ):
+        Bundle.open(tmp_path)

@@ -358,7 +358,7 @@ def test_bench_on_a_board_that_tells_its_state(run, bundle: Bundle, monkeypatch:
 def test_bench_where_the_memory_is_not_known(run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("krl_runtime.device.bench.peak_memory_mib", lambda: None)
     _, out, _ = run("bench", bundle.path, "--iterations", 1)
-    assert "peak memory:    not known here" in out
+    assert "peak memory: not known here" in out
 
 
 # doctor

@@ -47,6 +47,10 @@ def model_names(task: str) -> list[str]:
 
     Args:
         task: ``"classification"``, ``"gan"``, ``"vae"``, or a task from image to image.
+
+    Example:
+        >>> model_names("gan")
+        ['dcgan-WIDTH', 'resgan-WIDTH', 'dsgan-WIDTH', 'subgan-WIDTH', 'mlp-UNITS-UNITS']
     """
     if task == "classification":
         return [*_SMALL, *_CLASSIFIERS, *torchvision_classifiers(), "timm/NAME"]

@@ -15,7 +15,12 @@ WEIGHTS = "model.safetensors"
 
 
 def recorded_task(run: str | Path | None) -> str:
-    """Return the task of a run; ``"classification"`` for a network by name, and where the record cannot be read."""
+    """Return the task of a run; ``"classification"`` for a network by name, and where the record cannot be read.
+
+    Example:
+        >>> recorded_task(None)
+        'classification'
+    """
     if run is None:
         return "classification"
     try:
