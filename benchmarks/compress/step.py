@@ -102,7 +102,7 @@ def ours(objective: Objective, data: PixelSet, augmentation: Augmentation, preci
     def batches() -> Iterator[Any]:
         epoch = 0
         while True:
-            yield from stream.epoch(epoch, 0, trainer.placement)
+            yield from stream.epoch(epoch, 0, trainer.worker)
             epoch += 1
 
     upcoming = batches()

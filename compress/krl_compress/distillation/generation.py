@@ -29,12 +29,12 @@ from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
-from krl_train.placement import Placement
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
 from krl_train.training.gan import generator_size
 from krl_train.training.train import train_task
+from krl_train.worker import Worker
 
 from .job import COMMAND, Job, starting_point
 
@@ -55,9 +55,9 @@ class LatentStream:
     batch_size: int
     steps: int
 
-    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
         """Yield batches of which only the length says something."""
-        pixels = torch.zeros(self.batch_size, 0, device=placement.device)
+        pixels = torch.zeros(self.batch_size, 0, device=worker.device)
         nothing = torch.zeros(self.batch_size, dtype=torch.int64)
         for _ in range(first_step, self.steps):
             yield Batch(pixels, nothing, nothing, view=0, epoch=epoch)
@@ -100,7 +100,7 @@ class _GeneratorJob(Job):
         measured: dict[str, Any] = generator_size(self.teacher)
         if self.score is not None:
             device = resolve_device(self.config.loop.device)
-            measured |= self.score(self.teacher.to(device), Placement(device))
+            measured |= self.score(self.teacher.to(device), Worker(device))
         return [measured]
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:

@@ -21,7 +21,6 @@ from krl_train.data import PatchBatch
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
-from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
@@ -33,6 +32,7 @@ from krl_train.training.restoration import (
     train_restorer,
 )
 from krl_train.training.train import network_size
+from krl_train.worker import Worker
 
 from .job import COMMAND, Job, starting_point
 
@@ -148,7 +148,7 @@ class _RestorerJob(Job):
         """Return the metrics of the teacher on the validation images."""
         device, arguments = resolve_device(self.config.loop.device), self.there.record.model.arguments
         measured = evaluate_restorer(
-            self.teacher.to(device), self.training.val, arguments["scale"], arguments["degradation"], Placement(device)
+            self.teacher.to(device), self.training.val, arguments["scale"], arguments["degradation"], Worker(device)
         )
         return [{**measured, **network_size(self.teacher)}]
 

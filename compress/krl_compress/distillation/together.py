@@ -101,7 +101,7 @@ def _write(
     """Write all runs, the first one last: while it is not finished, the command can be resumed."""
     runs = []
     history = tuple(trainer.state.history)
-    measured = task.evaluate_all(trainer.placement)
+    measured = task.evaluate_all(trainer.worker)
     for network, record, folder, metrics in reversed(list(zip(networks, records, folders, measured, strict=True))):
         done = replace(record, metrics={**metrics, **network_size(network), **costs(trainer)}, history=history)
         if trainer.accelerator.is_main_process:

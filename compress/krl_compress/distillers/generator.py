@@ -21,10 +21,10 @@ from krl_train.models.generator_backbones import MapGenerator
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.network import fit_images
 from krl_train.models.sampling import sample_grid, sample_latents
-from krl_train.placement import Placement
 from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
 from krl_train.tasks.gan import GanTask, Score, averaged_generator, generator_learner
+from krl_train.worker import Worker
 
 from .weighted_losses import Loss
 
@@ -175,15 +175,15 @@ class _Follower(Task[Batch]):
         """Return the moving average of the student, which the run keeps."""
         return averaged_generator(self.student)
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Compare the student with its teacher on the same latents, and score it."""
-        student, teacher = self.final().eval(), self.objective.teacher.to(placement.device)
+        student, teacher = self.final().eval(), self.objective.teacher.to(worker.device)
         latents = sample_latents(_MEASURED, student.latent_size, _SEED)
         tokens = None
         if self.conditions is not None:
             tokens = self.conditions.tokens[torch.arange(_MEASURED) * len(self.conditions.tokens) // _MEASURED]
         close = same_latent(student, teacher, latents, tokens)
-        return {**close, **({} if self.score is None else self.score(student, placement))}
+        return {**close, **({} if self.score is None else self.score(student, worker))}
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return the teacher's images (left) and the student's (right) of the same latents."""

@@ -15,9 +15,9 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.placement import Placement
 from krl_train.tasks import Batch, Task, Update, make_learner
 from krl_train.tasks.optim import build_optimizer
+from krl_train.worker import Worker
 
 __all__ = ["PeerTask"]
 
@@ -85,14 +85,14 @@ class PeerTask(Task[Batch]):
         detached = {name: value.detach() for name, value in parts.items()}
         return {"loss": torch.stack(list(detached.values())).sum(), **detached}
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure all networks: the first one's metrics, and every ``top1`` as ``net0_top1`` and so on."""
-        measured = self.evaluate_all(placement)
+        measured = self.evaluate_all(worker)
         return {**measured[0], **{f"net{index}_top1": each["top1"] for index, each in enumerate(measured)}}
 
-    def evaluate_all(self, placement: Placement) -> list[dict[str, Any]]:
+    def evaluate_all(self, worker: Worker) -> list[dict[str, Any]]:
         """Return the metrics of each network."""
-        return [evaluate_classifier(network, self.val, self.labels, placement) for network in self.networks]
+        return [evaluate_classifier(network, self.val, self.labels, worker) for network in self.networks]
 
     def state(self) -> dict[str, Tensor]:
         """Return the first network's weights."""

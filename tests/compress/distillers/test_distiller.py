@@ -19,8 +19,8 @@ from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
 from krl_train.models.features import list_feature_maps
-from krl_train.placement import Placement
 from krl_train.tasks import Batch
+from krl_train.worker import Worker
 
 
 def network(name: str = "resnet8", seed: int = 0, classes: int = 4, size: int = 32) -> Network:
@@ -192,7 +192,7 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
     data = PixelSet(pixels, [0, 1, 2, 3] * 4)
     config = AugmentConfig(mixup=1.0, crop_padding=0, flip="none")
     augmentation = Augmentation.resolve(config, Preprocessing(32, 32), flip=True, seed=0)
-    mixed = next(BatchStream(data, augmentation, 8, seed=0).epoch(0, 0, Placement(torch.device("cpu"))))
+    mixed = next(BatchStream(data, augmentation, 8, seed=0).epoch(0, 0, Worker(torch.device("cpu"))))
     assert mixed.share is not None
     assert 0.5 <= mixed.share <= 1
     plain = torch.from_numpy(pixels)[mixed.indices].float()

@@ -23,10 +23,10 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
-from krl_train.placement import Placement
 from krl_train.run import RECORD, WEIGHTS, Run
 from krl_train.tasks.optim import build_optimizer, learning_rate_factor
 from krl_train.training.fit import fit
+from krl_train.worker import Worker
 
 
 def config(out: Path, data: str = "digits", **changes) -> FitConfig:
@@ -159,15 +159,15 @@ def test_processes_share_the_images_that_one_would_see() -> None:
     augmentation = Augmentation.resolve(AugmentConfig(), Preprocessing(8, 8), flip=True, seed=0)
     stream = BatchStream(data, augmentation, 16, seed=0)
     cpu = torch.device("cpu")
-    alone = list(stream.epoch(1, 0, Placement(cpu)))
-    halves = [list(stream.epoch(1, 0, Placement(cpu, rank, 2))) for rank in range(2)]
+    alone = list(stream.epoch(1, 0, Worker(cpu)))
+    halves = [list(stream.epoch(1, 0, Worker(cpu, rank, 2))) for rank in range(2)]
     assert len(alone) == stream.steps == 2
     for step, batch in enumerate(alone):
         for rank in range(2):
             assert torch.equal(batch.pixels[rank::2], halves[rank][step].pixels)
     seen = torch.cat([batch.indices for batch in alone])
     assert len(set(seen.tolist())) == 32
-    later = list(stream.epoch(1, 1, Placement(cpu)))
+    later = list(stream.epoch(1, 1, Worker(cpu)))
     assert torch.equal(later[0].pixels, alone[1].pixels)
 
 

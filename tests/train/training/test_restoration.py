@@ -35,12 +35,12 @@ from krl_train.data.patches import PatchStream, Truths, read_image
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.metrics.restoration import enlarge, score, ssim
 from krl_train.models.restorers import RestorerNetwork
-from krl_train.placement import Placement
 from krl_train.run import Run
 from krl_train.training.fit import fit
+from krl_train.worker import Worker
 
 SR = Path("../shared/data/sr")
-CPU = Placement(torch.device("cpu"))
+CPU = Worker(torch.device("cpu"))
 BICUBIC = {"kind": "bicubic"}
 
 
@@ -95,7 +95,7 @@ def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, 
     later = next(iter(again.epoch(1, 1, CPU)))
     assert torch.equal(later.pixels, whole[1].pixels)
     assert torch.equal(later.truth, whole[1].truth)
-    halves = [next(iter(again.epoch(1, 0, Placement(torch.device("cpu"), rank, 2)))) for rank in range(2)]
+    halves = [next(iter(again.epoch(1, 0, Worker(torch.device("cpu"), rank, 2)))) for rank in range(2)]
     for rank in range(2):
         assert torch.equal(halves[rank].pixels, whole[0].pixels[rank::2])
     other = next(iter(stream.epoch(2, 0, CPU)))

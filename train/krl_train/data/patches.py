@@ -23,7 +23,7 @@ from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 from krl_train.config import DataConfig
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 __all__ = ["PatchBatch", "PatchStream", "Truths", "list_images", "read_image", "read_truths"]
 
@@ -239,14 +239,14 @@ class PatchStream:
         """Number of steps in one epoch."""
         return max(1, int(self._ends[-1]) // self.batch_size)
 
-    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[PatchBatch]:
+    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[PatchBatch]:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
         order = np.random.default_rng((self.seed, epoch)).permutation(int(self._ends[-1]))
         for step in range(first_step, self.steps):
             whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            patches = [self._patch(epoch, int(index)) for index in whole[placement.rank :: placement.world]]
+            patches = [self._patch(epoch, int(index)) for index in whole[worker.rank :: worker.world]]
             pixels, truth = (
-                _to_tensor(list(side)).to(placement.device, memory_format=_layout(placement))
+                _to_tensor(list(side)).to(worker.device, memory_format=_layout(worker))
                 for side in zip(*patches, strict=True)
             )
             yield PatchBatch(pixels, truth, epoch)
@@ -274,5 +274,5 @@ def _to_tensor(patches: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
     return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
 
-def _layout(placement: Placement) -> torch.memory_format:
-    return torch.channels_last if placement.channels_last else torch.contiguous_format
+def _layout(worker: Worker) -> torch.memory_format:
+    return torch.channels_last if worker.channels_last else torch.contiguous_format

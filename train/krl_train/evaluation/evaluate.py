@@ -18,8 +18,8 @@ from krl_train.data import PixelSet, Source, open_source
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.placement import Placement
 from krl_train.run import Run
+from krl_train.worker import Worker
 
 __all__ = ["evaluate", "evaluate_run", "pick_split"]
 
@@ -92,7 +92,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure a network on a device given by name; see ``evaluate_classifier``."""
     device = resolve_device(device_name)
-    return evaluate_classifier(network.to(device), data, labels, Placement(device), batch_size=batch_size)
+    return evaluate_classifier(network.to(device), data, labels, Worker(device), batch_size=batch_size)
 
 
 def _translate(classes: Tensor, names: Sequence[str], labels: Sequence[str], run: Path) -> Tensor:

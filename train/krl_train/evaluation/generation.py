@@ -16,9 +16,9 @@ from krl_train.metrics.generation import frechet_distance, same_latent
 from krl_train.metrics.scoring import real_pixels, score_against
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
-from krl_train.placement import Placement
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import ClassificationTask, Supervised
+from krl_train.worker import Worker
 
 if TYPE_CHECKING:
     from .deployed import DeployedGenerator
@@ -110,7 +110,7 @@ def _score(
     score = score_against(options.features, data.val, options.score_samples, device, generator.condition, tokens)
     training = score.classifier.statistics(real_pixels(data.train, len(score.real.features))[0])
     return {
-        **score(generator, Placement(device)),
+        **score(generator, Worker(device)),
         "fid_floor": round(frechet_distance(score.real.features, training.features), 6),
         "real": len(score.real.features),
         "features": score.classifier.describe(),

@@ -12,9 +12,9 @@ from krl_train.data import Truths
 from krl_train.data.patches import list_images
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
-from krl_train.placement import Placement
 from krl_train.run import Run
 from krl_train.training.restoration import read_images
+from krl_train.worker import Worker
 
 __all__ = ["evaluate_restoration"]
 
@@ -46,7 +46,7 @@ def evaluate_restoration(run: Run, config: EvaluateConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     arguments = record.model.arguments
     metrics = evaluate_restorer(
-        run.module().to(device), truths, arguments["scale"], arguments["degradation"], Placement(device)
+        run.module().to(device), truths, arguments["scale"], arguments["degradation"], Worker(device)
     )
     return {"run": str(config.run), "data": str(root), "split": split, **metrics}
 

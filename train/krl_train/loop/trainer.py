@@ -28,8 +28,8 @@ from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
 from krl_train.config import LoopConfig
 from krl_train.data import Augmentation, PixelSet
-from krl_train.placement import Placement
 from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
+from krl_train.worker import Worker
 
 __all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
 
@@ -114,14 +114,14 @@ class BatchStream:
         """Return the number of the view that an epoch shows."""
         return epoch if self.views is None else epoch % self.views
 
-    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
         """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data))
         view = self.view(epoch)
 
         def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
             whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            indices = whole[placement.rank :: placement.world]
+            indices = whole[worker.rank :: worker.world]
             return self.data.pixels(indices), indices
 
         with ThreadPoolExecutor(1) as pool:
@@ -130,14 +130,14 @@ class BatchStream:
                 pixels, indices = upcoming.result()
                 if step + 1 < self.steps:
                     upcoming = pool.submit(load, step + 1)
-                views = self.augmentation(pixels.to(placement.device), indices, view)
+                views = self.augmentation(pixels.to(worker.device), indices, view)
                 positions = torch.from_numpy(indices)
-                labels = self.data.labels[positions].to(placement.device)
+                labels = self.data.labels[positions].to(worker.device)
                 partners, share = None, None
                 if self.augmentation.mixup:
                     views, share = self.augmentation.mix(views, epoch, step)
                     partners = labels.roll(1)
-                if placement.channels_last:
+                if worker.channels_last:
                     views = views.contiguous(memory_format=torch.channels_last)
                 yield Batch(views, labels, positions, view, epoch, partners, share)
 
@@ -169,7 +169,7 @@ class Trainer:
         world = self.accelerator.num_processes
         if config.batch_size % world:
             raise UsageError(f"--batch-size {config.batch_size} cannot be shared by {world} processes; use a multiple")
-        self.placement = Placement(self.accelerator.device, self.accelerator.process_index, world, config.channels_last)
+        self.worker = Worker(self.accelerator.device, self.accelerator.process_index, world, config.channels_last)
         for learner in task.learners.values():
             self._prepare(learner)
         self.state = _State()
@@ -224,14 +224,14 @@ class Trainer:
         self.task.begin_epoch(state.epoch)
         sums: dict[str, Tensor] = {}
         count = 0
-        for batch in self.stream.epoch(state.epoch, state.step, self.placement):
-            torch.manual_seed(_step_seed(self.config.seed, state.epoch, state.step, self.placement.rank))
+        for batch in self.stream.epoch(state.epoch, state.step, self.worker):
+            torch.manual_seed(_step_seed(self.config.seed, state.epoch, state.step, self.worker.rank))
             parts = self.task.step(batch, self._update)
             sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
             count += 1
             state.step += 1
             last = state.step == self.stream.steps
-            if last or self.placement.device.type == "cpu" or state.step % _WATCH_EVERY_ON_GPU == 0:
+            if last or self.worker.device.type == "cpu" or state.step % _WATCH_EVERY_ON_GPU == 0:
                 self._watch(sums)
             if not last and time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
                 self.save()
@@ -240,7 +240,7 @@ class Trainer:
         entry |= {name: round(float(value) / count, 6) for name, value in sums.items()} if count else {}
         final = state.epoch + 1 == self.config.epochs
         if final or (state.epoch + 1) % self.config.evaluate_every == 0:
-            state.metrics = self.task.evaluate(self.placement)
+            state.metrics = self.task.evaluate(self.worker)
             entry |= {f"val_{name}": value for name, value in state.metrics.items() if isinstance(value, float)}
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
@@ -312,7 +312,7 @@ class Trainer:
             return False
         path = self.out / CHECKPOINT
         try:
-            saved = torch.load(path, map_location=self.placement.device, weights_only=True)
+            saved = torch.load(path, map_location=self.worker.device, weights_only=True)
             for name, learner in self.task.learners.items():
                 values = saved["learners"][name]
                 self.accelerator.unwrap_model(learner.module).load_state_dict(values["module"])

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from krl_runtime.errors import ModelError
 from krl_train.data.pixels import PixelSet
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 __all__ = ["evaluate_classifier"]
 
@@ -24,7 +24,7 @@ def evaluate_classifier(
     network: nn.Module,
     data: PixelSet,
     labels: Sequence[str],
-    placement: Placement,
+    worker: Worker,
     *,
     batch_size: int = 256,
 ) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def evaluate_classifier(
         network: Takes pixels ``[N, C, H, W]`` of uint8; it is in eval mode afterwards.
         data: The images.
         labels: Class names in the order of the logits.
-        placement: Where the network is; each process takes every ``world``-th image, and all get the same answer.
+        worker: Where the network is; each process takes every ``world``-th image, and all get the same answer.
         batch_size: Images in one step.
 
     Returns:
@@ -51,18 +51,18 @@ def evaluate_classifier(
         "loss": MeanMetric(),
     }
     for metric in metrics.values():
-        metric.to(placement.device)
+        metric.to(worker.device)
     network.eval()
-    mine = np.arange(placement.rank, len(data), placement.world)
+    mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _center(data, indices).to(placement.device)
-        if placement.channels_last:
+        pixels = _center(data, indices).to(worker.device)
+        if worker.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         logits = network(pixels).float()
         if not logits.isfinite().all():
             raise ModelError("the network answers images with logits that are not finite numbers; train it again")
-        targets = data.labels[torch.from_numpy(indices)].to(placement.device)
+        targets = data.labels[torch.from_numpy(indices)].to(worker.device)
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
         for name in ("top1", "top5", "recall", "confusion"):
             metrics[name].update(logits, targets)

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.luma import crop_border, luma, psnr, resize, to_uint8
 from krl_train.data.patches import Truths
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 __all__ = ["enlarge", "evaluate_restorer", "restore_image", "score", "ssim"]
 
@@ -97,16 +97,16 @@ def restore_image(network: nn.Module, image: npt.NDArray[np.uint8], device: torc
 
 
 def evaluate_restorer(
-    network: nn.Module, truths: Truths, scale: int, degradation: Mapping[str, Any], placement: Placement
+    network: nn.Module, truths: Truths, scale: int, degradation: Mapping[str, Any], worker: Worker
 ) -> dict[str, Any]:
     """Measure a restorer on whole images in float32.
 
     Args:
-        network: A ``RestorerNetwork`` on ``placement.device``; it is in eval mode afterwards.
+        network: A ``RestorerNetwork`` on ``worker.device``; it is in eval mode afterwards.
         truths: The images; each is made worse, restored and compared.
         scale: By how much the truth is larger than the input.
         degradation: See ``krl_runtime.images.luma.corrupt``; noise follows from each image's number.
-        placement: Where; each process takes every ``world``-th image, and all get the same answer.
+        worker: Where; each process takes every ``world``-th image, and all get the same answer.
 
     Returns:
         ``count``, means over the images of ``psnr`` (dB) and ``ssim`` of the luma and of ``input_psnr`` and
@@ -118,23 +118,23 @@ def evaluate_restorer(
     """
     network.eval()
     rows = np.zeros((len(truths), 4))
-    for index in range(placement.rank, len(truths), placement.world):
+    for index in range(worker.rank, len(truths), worker.world):
         try:
             given, truth = truths.pair(index, scale, degradation)
             border = scale if scale > 1 else 0
-            restored = score(restore_image(network, given, placement.device), truth, border)
+            restored = score(restore_image(network, given, worker.device), truth, border)
             plain = score(enlarge(given, scale), truth, border)
         except UsageError as error:
             raise DataError(f"validation image {truths.names[index]}: {error}; leave it out") from error
         rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"]]
-    return _result(_shared(rows, placement), truths.names)
+    return _result(_shared(rows, worker), truths.names)
 
 
-def _shared(rows: npt.NDArray[np.float64], placement: Placement) -> npt.NDArray[np.float64]:
+def _shared(rows: npt.NDArray[np.float64], worker: Worker) -> npt.NDArray[np.float64]:
     """Add up the rows of all processes; each row is of one process and 0 elsewhere."""
-    if placement.world == 1:
+    if worker.world == 1:
         return rows
-    total = torch.from_numpy(rows).to(placement.device)
+    total = torch.from_numpy(rows).to(worker.device)
     torch.distributed.all_reduce(total)
     return np.asarray(total.cpu())
 

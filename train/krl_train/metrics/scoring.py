@@ -14,7 +14,7 @@ from torch import Tensor
 from krl_runtime.errors import UsageError
 from krl_train.data import PixelSet
 from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .generation import FeatureNet, FeatureStatistics, score_features
 from .guide import Guide
@@ -52,13 +52,13 @@ class GeneratorScore:
     tokens: Tensor | None = None
     expected: Tensor | None = None
 
-    def __call__(self, generator: ImageGenerator, placement: Placement) -> dict[str, Any]:
+    def __call__(self, generator: ImageGenerator, worker: Worker) -> dict[str, Any]:
         """Return ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``agreement`` with classes.
 
         ``agreement`` is the share of images that the classifier takes for what the condition asked for; ``None``
         without such conditions. The latents are the same each time.
         """
-        del placement
+        del worker
         latents = sample_latents(self.count, generator.latent_size, _SEED)
         chosen = None
         if self.tokens is not None:

@@ -195,7 +195,7 @@ def _depths(graph: fx.GraphModule) -> Mapping[fx.Node, int]:
 
 
 def _is_int8(layer: nn.Module | None, depth: int) -> bool:
-    """Return whether a layer is wide enough for INT8 kernels; the rule of ``krl_deploy.graph.placement``."""
+    """Return whether a layer is wide enough for INT8 kernels; the rule of ``krl_deploy.graph.worker``."""
     if isinstance(layer, nn.Linear):
         return min(layer.in_features, layer.out_features) >= MIN_CHANNELS
     if not isinstance(layer, nn.Conv2d):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 __all__ = ["Batch", "Learner", "Task", "TrainingStream", "Update"]
 
@@ -71,7 +71,7 @@ class TrainingStream(Protocol[_Yielded]):
     def steps(self) -> int:
         """Number of steps in one epoch."""
 
-    def epoch(self, epoch: int, first_step: int, placement: Placement) -> Iterator[_Yielded]:
+    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[_Yielded]:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on, on its device."""
 
 
@@ -98,7 +98,7 @@ class Task(ABC, Generic[_Batch]):
             learner.module.train()
 
     @abstractmethod
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Return metrics on the validation data; all processes call it and get the same answer."""
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:

@@ -12,7 +12,7 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .base import Batch
 from .objective import ObjectiveTask
@@ -80,6 +80,6 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         self.val = val
         self.labels = labels
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""
-        return evaluate_classifier(self.final(), self.val, self.labels, placement)
+        return evaluate_classifier(self.final(), self.val, self.labels, worker)

@@ -18,7 +18,7 @@ from krl_train.metrics.guide import Guide
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import sample_grid
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .adversarial import discriminator_loss, generator_loss, r1_penalty
 from .base import Batch, Learner, Task, Update
@@ -28,7 +28,7 @@ __all__ = ["CollapseWatch", "GanTask", "Score", "averaged_generator", "generator
 
 _R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
 
-Score: TypeAlias = Callable[[GeneratorNetwork, Placement], dict[str, Any]]
+Score: TypeAlias = Callable[[GeneratorNetwork, Worker], dict[str, Any]]
 """Measures a generator in eval mode."""
 
 
@@ -194,9 +194,9 @@ class GanTask(Task[Batch]):
         """Return the moving average of the generator, which the run keeps."""
         return averaged_generator(self.learners["generator"])
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Score the moving average of the generator."""
-        return {} if self.score is None else self.score(self.final().eval(), placement)
+        return {} if self.score is None else self.score(self.final().eval(), worker)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return a grid of 64 images of the same latents each time; with conditions each row has another one."""

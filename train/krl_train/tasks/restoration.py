@@ -15,7 +15,7 @@ from krl_train.data import PatchBatch, Truths
 from krl_train.metrics import evaluate_restorer
 from krl_train.metrics.restoration import enlarge, restore_image
 from krl_train.models.restorers import RestorerNetwork
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .objective import ObjectiveTask
 
@@ -97,9 +97,9 @@ class RestorationTask(ObjectiveTask[PatchBatch, RestorerNetwork]):
         self.val = val
         self.degradation = dict(degradation)
 
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""
-        return evaluate_restorer(self.final(), self.val, self.network.scale, self.degradation, placement)
+        return evaluate_restorer(self.final(), self.val, self.network.scale, self.degradation, worker)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return ``"restored"``: for the first validation images input (enlarged), restoration and truth in a row."""

@@ -14,7 +14,7 @@ from krl_train.config import StyleConfig
 from krl_train.data import PatchBatch
 from krl_train.models.perceptual import FeatureMaps, gram
 from krl_train.models.restorers import RestorerNetwork
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .restoration import SHOWN_SIDE, RestorationObjective, RestorationTask, framed
 
@@ -85,13 +85,13 @@ class StyleTask(RestorationTask):
     """Trains the network of a ``StyleObjective``; what it measures are the parts of the loss on validation images."""
 
     @torch.no_grad()
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Return ``count``, and means over the images of ``content`` and ``style``; every process computes all."""
         network, objective = self.final().eval(), self.objective
         assert isinstance(objective, StyleObjective)  # noqa: S101  for the type checker
         sums = {"content": 0.0, "style": 0.0}
         for image in self.val.images:
-            pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(placement.device)
+            pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(worker.device)
             parts = objective.compare(pixels, network(pixels))
             sums = {name: value + float(parts[name]) for name, value in sums.items()}
         return {"count": len(self.val), **{name: round(value / len(self.val), 6) for name, value in sums.items()}}

@@ -20,7 +20,7 @@ from krl_train.metrics.scoring import real_pixels
 from krl_train.models.generator_backbones import image_sizes
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.sampling import image_grid, sample_grid
-from krl_train.placement import Placement
+from krl_train.worker import Worker
 
 from .base import Batch, Task, Update
 from .gan import Score, averaged_generator, generator_learner
@@ -158,17 +158,17 @@ class VaeTask(Task[Batch]):
         return averaged_generator(self.learners["vae"])
 
     @torch.no_grad()
-    def evaluate(self, placement: Placement) -> dict[str, Any]:
+    def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure how well images are reconstructed (``psnr``, dB), and score what the decoder generates."""
         generator = self.final().eval()
-        result = {} if self.score is None else self.score(generator, placement)
+        result = {} if self.score is None else self.score(generator, worker)
         if self.conditions is not None:  # the validation images' conditions are not known
             return result
         self.model.eval()
         pixels, _ = real_pixels(self.val, _MEASURED)
         errors = []
         for start in range(0, len(pixels), _BATCH):
-            part = pixels[start : start + _BATCH].to(placement.device)
+            part = pixels[start : start + _BATCH].to(worker.device)
             decoded = generator(self.model.encode(part)[0]).clamp(0, 255)
             errors.append((decoded - part.float()).square().mean((1, 2, 3)).cpu())
         mean = float(torch.cat(errors).double().mean())

@@ -115,7 +115,7 @@ def train_task(
 
 def costs(trainer: Trainer) -> dict[str, Any]:
     """Return the cost of a training: seconds, and this process's peak memory in MiB."""
-    device = trainer.placement.device
+    device = trainer.worker.device
     gpu = (
         {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)} if device.type == "cuda" else {}
     )
