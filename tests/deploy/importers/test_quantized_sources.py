@@ -69,7 +69,7 @@ def pixels(size: int, channels: int = 3) -> torch.Tensor:
                     ("efficientnet_b0", 64),
                     ("googlenet", 64),
                 ),
-                *(("squeezenet1_1", 64), ("regnet_x_400mf", 64), ("convnext_tiny", 64), ("vgg11", 64)),
+                *(("squeezenet1_1", 64), ("regnet_x_400mf", 64), ("convnext_tiny", 64), ("cifar-vgg8", 32)),
             )
         ),
     ],
