@@ -39,7 +39,7 @@ from krl_runtime.conditions import encode
 from krl_train.conditioning.generator_data import open_generator
 from krl_train.config import DataConfig
 from krl_train.data import open_source
-from krl_train.models.generators import Generator
+from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.network import fit_images
 from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.run import Run
@@ -211,7 +211,7 @@ def measure(generator: Path, folder: Path, each: int) -> dict[str, float]:
     return {name: round(100 * float(np.mean(values)), 1) for name, values in hits.items()}
 
 
-def generate_texts(generator: Generator, texts: list[str]) -> torch.Tensor:
+def generate_texts(generator: GeneratorNetwork, texts: list[str]) -> torch.Tensor:
     """Return an image of each text [N, 3, 28, 28]."""
     assert generator.condition is not None
     tokens = torch.from_numpy(encode(texts, generator.condition))
