@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
+from krl_runtime.cli.options import option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 
@@ -24,7 +25,7 @@ def _check_fraction(value: float) -> None:
 def _check_counts(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: 1 or more")
+            raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
 @dataclass(frozen=True)

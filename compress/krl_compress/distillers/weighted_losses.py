@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from krl_compress import losses
 from krl_compress.config import LOSS_OPTIONS, split_loss
+from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.custom import is_custom
 
@@ -141,7 +141,7 @@ def parse_loss(text: str, kinds: Mapping[str, Loss] = REGISTRY) -> WeightedLoss:
     if custom is None and name not in kinds:
         more = ", or your own function as package.module:name" if kinds is REGISTRY else ""
         raise UsageError(
-            f"--loss {text}: unknown loss {name!r}{_suggest(name, kinds)}; accepted: {', '.join(kinds)}{more}"
+            f"--loss {text}: unknown loss {name!r}{suggest(name, kinds)}; accepted: {', '.join(kinds)}{more}"
         )
     kind = custom or kinds[name]
     options = kind.options()
@@ -150,7 +150,7 @@ def parse_loss(text: str, kinds: Mapping[str, Loss] = REGISTRY) -> WeightedLoss:
         key, equals, value = item.partition("=")
         if key not in options and key not in LOSS_OPTIONS:
             accepted = ", ".join((*LOSS_OPTIONS, *options))
-            raise UsageError(f"--loss {text}: {name} has no {key!r}{_suggest(key, options)}; accepted: {accepted}")
+            raise UsageError(f"--loss {text}: {name} has no {key!r}{suggest(key, options)}; accepted: {accepted}")
         try:
             values[key] = float(value) if equals else 1.0
         except ValueError:
@@ -167,8 +167,3 @@ def _custom_kind(name: str) -> Loss:
     """Return a user's function as a loss; the whole batch is gathered for it, as its samples may be coupled."""
     function, takes_labels = custom_function(name)
     return Loss(function, "logits+labels" if takes_labels else "logits", couples=True)
-
-
-def _suggest(word: str, accepted: Any) -> str:
-    close = difflib.get_close_matches(word, list(accepted), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

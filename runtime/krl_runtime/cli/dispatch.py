@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import shlex
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from krl_runtime.errors import UsageError, require
 
 from .commandline import guard, take_quiet
 from .config_files import merged, options_of, take_files
-from .options import help_configuration, option_name
+from .options import help_configuration, repeated_options
 from .suggestions import refuse_renamed, suggest
 
 __all__ = ["Program", "dispatch", "value_of"]
@@ -150,7 +149,7 @@ def _help(program: Program, name: str, configuration: type, arguments: Sequence[
 
 def _all_options(program: Program, name: str, configuration: type, arguments: list[str]) -> list[str]:
     """Return the command line with the options of files, and of the run that is to be resumed, before it."""
-    repeated = set(_repeated(configuration))
+    repeated = set(repeated_options(configuration))
     rest, files = take_files(arguments, program.recipes, repeated)
     if "--resume" in rest and program.record is not None:
         stored = _stored(program, name, value_of(rest, "--out", "-o"))
@@ -189,21 +188,3 @@ def _say_how_to_resume(program: Program, name: str, parsed: Any) -> None:
     out = getattr(parsed, "out", None)
     if program.record is not None and hasattr(parsed, "resume") and out and Path(out, program.record).is_file():
         print(f"continue with: {program.name} {name} --resume --out {shlex.quote(str(out))}", file=sys.stderr)
-
-
-def _repeated(configuration: type) -> Iterator[str]:
-    """Yield the options of a configuration that may be given several times."""
-    import tyro
-
-    hints = typing.get_type_hints(configuration, include_extras=True)
-    for item in dataclasses.fields(configuration):
-        hint = hints[item.name]
-        bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-        if dataclasses.is_dataclass(bare) and isinstance(bare, type):
-            yield from _repeated(bare)
-        elif tyro.conf.UseAppendAction in _marks(hint):
-            yield option_name(item.name)
-
-
-def _marks(hint: Any) -> Collection[Any]:
-    return getattr(hint, "__metadata__", ())

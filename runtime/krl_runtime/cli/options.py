@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from krl_runtime.errors import UsageError
 
-__all__ = ["Advanced", "Only", "help_configuration", "option_name", "refuse_other_tasks"]
+__all__ = ["Advanced", "Only", "help_configuration", "option_name", "refuse_other_tasks", "repeated_options"]
 
 _T = TypeVar("_T")
 
@@ -55,24 +55,31 @@ def refuse_other_tasks(config: Any, task: str) -> None:
     """
     for field, hint in _fields(type(config)):
         value, only = getattr(config, field.name), _mark(hint, Only)
-        foreign = only is not None and task not in only.tasks
-        if dataclasses.is_dataclass(value):
-            given = next(_given(value), None) if foreign else None
-            if given is None:
-                refuse_other_tasks(value, task) if not foreign else None
-                continue
-            name = given
-        elif foreign and value != _default(field):
-            name = field.name
-        else:
-            continue
-        assert only is not None  # noqa: S101  for the type checker
-        raise UsageError(f"{option_name(name)} is for {' and '.join(only.tasks)}; the task is {task}, leave it out")
+        section = dataclasses.is_dataclass(value)
+        if only is None or task in only.tasks:
+            if section:
+                refuse_other_tasks(value, task)
+        elif value != _default(field):
+            name = _first_given(value) if section else field.name
+            raise UsageError(f"{option_name(name)} is for {' and '.join(only.tasks)}; the task is {task}, leave it out")
 
 
-def _given(section: Any) -> Iterator[str]:
-    """Yield the fields of a section whose value is not the default."""
-    return (field.name for field, _ in _fields(type(section)) if getattr(section, field.name) != _default(field))
+def _first_given(section: Any) -> str:
+    """Return the first field of a section whose value is not the default."""
+    return next(field.name for field, _ in _fields(type(section)) if getattr(section, field.name) != _default(field))
+
+
+def repeated_options(configuration: type) -> Iterator[str]:
+    """Yield the options of a configuration that may be given several times."""
+    import tyro
+
+    for field, hint in _fields(configuration):
+        section = _bare(hint)
+        if dataclasses.is_dataclass(section):
+            assert isinstance(section, type)  # noqa: S101  for the type checker
+            yield from repeated_options(section)
+        elif tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ()):
+            yield option_name(field.name)
 
 
 def help_configuration(configuration: type, task: str | None, *, everything: bool) -> type:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from krl_runtime.cli.options import Advanced, Only
+from krl_runtime.cli.options import Advanced, Only, option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 from krl_train.custom import Custom, CustomName, named
@@ -84,7 +84,7 @@ class DataConfig:
         for name in ("limit", "val_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: 1 or more")
+                raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class OptimConfig:
             raise UsageError("--milestones is for --schedule multistep; leave it out")
         for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 to below 1")
+                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class LoopConfig:
         """Check the ranges."""
         for name in ("epochs", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 1 or more")
+                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 1 or more")
 
 
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]

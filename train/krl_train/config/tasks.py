@@ -117,7 +117,7 @@ class GenerationConfig:
         for name, least in (("latent", 1), ("patience", 1), ("score_samples", 64), ("discriminator_width", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; accepted: {least} or more")
+                raise UsageError(f"{option_name(name)} is {value}; accepted: {least} or more")
         for name in ("r1", "beta"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 0 or more")
@@ -170,7 +170,7 @@ class TranslationConfig:
         """Check the ranges."""
         for name in ("pixel_weight", "adversarial_weight"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
+                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 0 or more")
 
 
 @dataclass(frozen=True)
@@ -192,4 +192,4 @@ class StyleConfig:
         """Check the ranges."""
         for name in ("content_weight", "style_weight", "variation_weight"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
+                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 0 or more")
