@@ -1,4 +1,4 @@
-"""What deployment's benchmarks share: real images, the runtime's networks, and ONNX Runtime's quantize_static."""
+"""The shared part of deployment's benchmarks: real images, the runtime's networks, and ONNX Runtime's quantize_static."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def quantize_static(model: bytes, pixels: np.ndarray, method: str, operators: Sequence[str] | None = None) -> bytes:
-    """Return what ONNX Runtime makes of the same file and the same images: uint8 activations, int8 per channel.
+    """Return ONNX Runtime's own quantization of the same file on the same images: uint8 activations, int8 per channel.
 
     Args:
         model: The float32 file, cleaned already: quantize_static is at its best on such.

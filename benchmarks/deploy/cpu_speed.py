@@ -1,6 +1,6 @@
-"""Speed of INT8 on ONNX Runtime's CPU provider: krl's two forms and quantize_static's, over FP32, at batch 1.
+"""Speed of INT8 on ONNX Runtime's CPU provider: krl's two graphs and quantize_static's, over FP32, at batch 1.
 
-The nets have random weights, which changes nothing about the speed. All forms run in turn in one process.
+The nets have random weights, which changes nothing about the speed. All graphs run in turn in one process.
 """
 
 from __future__ import annotations

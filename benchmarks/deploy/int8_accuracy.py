@@ -1,4 +1,4 @@
-"""What INT8 costs a trained net: krl's two forms beside quantize_static of ONNX Runtime, on the same images.
+"""Accuracy drop of INT8 for a trained net: krl's two graphs beside quantize_static of ONNX Runtime, on the same images.
 
 Give a bundle made by ``krl-deploy export`` from a net that has not seen the validation images, and its data. Every
 row is calibrated on the same images and measured on the same others. The error of the logits tells methods apart

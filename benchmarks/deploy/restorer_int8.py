@@ -1,4 +1,4 @@
-"""What INT8 costs a restorer in dB: krl's two forms beside quantize_static of ONNX Runtime, in one run.
+"""Drop of INT8 for a restorer in dB: krl's two graphs beside quantize_static of ONNX Runtime, in one run.
 
 Give a bundle made by ``krl-deploy import --task restoration`` or ``export``, and a folder of ``train/`` (T91, say) and
 ``val/`` (Set5). Every row is calibrated on the same patches and measured on the same whole images: PSNR of luma, the

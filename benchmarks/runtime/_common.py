@@ -1,4 +1,4 @@
-"""What the runtime's benchmarks share: real networks as bundles, real photographs as JPEG, and fair timing."""
+"""The shared part of the runtime's benchmarks: real networks as bundles, real photographs as JPEG, and fair timing."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def ratios(blocks: Mapping[str, list[float]], base: str) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measured time depends on."""
+    """Return the facts about this machine that a measured time depends on."""
     import PIL
 
     from krl_deploy.evaluation.comparison import machine as described

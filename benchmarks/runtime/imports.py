@@ -1,4 +1,4 @@
-"""What starting costs: importing, from a cold shell to the answer, memory, and the size of the device's wheel."""
+"""Cost of starting: importing, from a cold shell to the answer, memory, and the size of the device's wheel."""
 
 from __future__ import annotations
 

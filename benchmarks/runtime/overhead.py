@@ -1,4 +1,4 @@
-"""What ``model(array)`` costs beyond a bare ``InferenceSession.run`` with its arrays at hand, at batch 1."""
+"""Cost of ``model(array)`` beyond a bare ``InferenceSession.run`` with its arrays at hand, at batch 1."""
 
 from __future__ import annotations
 

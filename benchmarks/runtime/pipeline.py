@@ -28,7 +28,7 @@ Answer = Callable[[bytes], list[int]]
 
 
 def with_torch(network: Any, threads: int) -> Answer:
-    """Return what torchvision's documentation shows."""
+    """Return the pipeline of torchvision's documentation."""
     import torch
     from torchvision import transforms
 
@@ -47,7 +47,7 @@ def with_torch(network: Any, threads: int) -> Answer:
 
 
 def with_numpy(bundle: Bundle, network: Any, threads: int) -> Answer:
-    """Return what people write for ONNX Runtime: a float graph, and normalization in numpy."""
+    """Return the usual pipeline for ONNX Runtime: a float graph, and normalization in numpy."""
     import onnxruntime
     import torch
 

@@ -1,4 +1,4 @@
-"""What deployment's tests share: real digits as files, a network that learned them, and its bundle."""
+"""Fixtures of deployment's tests: real digits as files, a network that learned them, and its bundle."""
 
 from __future__ import annotations
 

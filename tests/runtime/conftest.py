@@ -1,4 +1,4 @@
-"""What the runtime's tests share: a bundle, image files, and the logger as a program finds it."""
+"""Fixtures of the runtime's tests: a bundle, image files, and the logger as a program finds it."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_quantized_weight_is_not_folded_back():
 
 
 def test_shared_weights_and_biases_are_given_to_each_node():
-    """What legacy exports share through Identity kept ONNX Runtime from quantizing 16 of 20 convolutions."""
+    """A tensor that legacy exports share through Identity kept ONNX Runtime from quantizing 16 of 20 convolutions."""
     nodes = [
         node("Identity", ["bias"], "bias2"),
         node("Conv", ["x", "w", "bias"], "a"),

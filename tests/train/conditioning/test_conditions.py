@@ -1,4 +1,4 @@
-"""What a training set's images show, read from files."""
+"""Conditions of a training set's images, read from files."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def check_custom(name: str, network: nn.Module, num_classes: int, shape: tuple[i
     if logits.shape != (2, num_classes) or not logits.is_floating_point():
         given = f"{str(logits.dtype).removeprefix('torch.')} of shape {list(logits.shape)} for two images"
         raise ModelError(f"model {name} returns {given}; accepted: {accepted}")
-    foreign = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise ModelError(f"model {name}: its state has {', '.join(foreign)}, not a tensor; a run holds tensors alone")
+    others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"model {name}: its state has {', '.join(others)}, not a tensor; a run holds tensors alone")
 
 
 def custom_arguments(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
