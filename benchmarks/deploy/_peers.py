@@ -1,4 +1,4 @@
-"""The shared part of deployment's benchmarks: real images, the runtime's networks, and ONNX Runtime's quantize_static."""
+"""The shared part of deployment's benchmarks: real images, networks, and ONNX Runtime's quantize_static."""
 
 from __future__ import annotations
 
