@@ -48,6 +48,7 @@ def take_quiet(arguments: list[str]) -> tuple[list[str], bool]:
 
 def next_command(*commands: str) -> None:
     """Say on standard error what one would type next, unless the command is quiet."""
+    sys.stdout.flush()  # where both streams are one file, it comes after the result
     for command in commands:
         logging.getLogger("krl.next").info("next: %s", command)
 
