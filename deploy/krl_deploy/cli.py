@@ -80,10 +80,10 @@ def check(config: CheckConfig) -> None:
 
 
 def build_engine(config: BuildEngineConfig) -> None:
-    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine."""
+    """Build an engine of TensorRT on this device, or of TensorRT-RTX anywhere; check it and keep it."""
     result = verbs.build_engine(config)
     _print(result, result.text, config.json)
-    if config.model.is_dir():
+    if config.model.is_dir() and result.engine is not None:
         next_command(f"krl-runtime selftest {config.model}")
 
 

@@ -223,7 +223,7 @@ class CheckConfig:
     model: tyro.conf.Positional[Path]
     """The ONNX file, or the bundle NAME.krl, to check; a bundle's variants are all checked."""
     target: str
-    """Target to check: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, onnxruntime-cpu, …"""
+    """Target to check: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, rtx, onnxruntime-cpu"""
     precision: Literal["fp32", "fp16", "int8"] | None = None
     """The one variant of a bundle to check."""
     json: bool = False

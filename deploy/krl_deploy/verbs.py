@@ -179,7 +179,7 @@ def quantize(config: QuantizeConfig | None = None, /, **options: Any) -> Variant
 
 
 def build_engine(config: BuildEngineConfig | None = None, /, **options: Any) -> EngineResult:
-    """Build a TensorRT engine on this device, check it and keep it; elsewhere do all up to the engine.
+    """Build an engine of TensorRT on this device, or of TensorRT-RTX anywhere; check it and keep it.
 
     Args:
         config: A whole configuration; or give options.
@@ -187,7 +187,8 @@ def build_engine(config: BuildEngineConfig | None = None, /, **options: Any) -> 
 
     Raises:
         CheckFailedError: The outputs of the engine differ from the golden ones.
-        KrlError: The model or an option cannot be used, or the build failed.
+        KrlError: The model or an option cannot be used, nothing can be built here (unless ``prepare`` is given), or
+            the build failed.
     """
     config = configure(BuildEngineConfig, config, options)
     from .tensorrt.engines import build_engine as run_build

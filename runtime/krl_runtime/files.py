@@ -112,8 +112,13 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``, which replaces ``target`` if the block ends without error."""
+def atomic_path(target: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``, which replaces ``target`` if the block ends without error.
+
+    Args:
+        target: The file to make.
+        mode: Its permissions; until then the user alone can read it.
+    """
     import tempfile
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,16 +128,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(target)
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(target: Path, data: bytes) -> None:
+def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a whole file, or leave the old one unchanged."""
-    with atomic_path(target) as temporary:
+    with atomic_path(target, mode=mode) as temporary:
         temporary.write_bytes(data)
 
 

@@ -132,7 +132,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
 def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
     manifest = bundle.manifest
     kind: Kind = "cuda" if config.backend == "auto" else config.backend
-    if config.engine is not None or (config.backend == "auto" and manifest.engines):
+    if config.engine is not None or (config.backend == "auto" and _tensorrt_engines(bundle)):
         kind = "tensorrt"
     if config.engine is not None and config.backend not in ("auto", "tensorrt"):
         raise UsageError(f"--engine is for the backend tensorrt, not {config.backend}; leave one of them out")
@@ -149,7 +149,13 @@ def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
 
 def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     """Return the one engine that fits."""
-    engines = bundle.manifest.engines
+    chosen = bundle.manifest.engines.get(config.engine or "")
+    if chosen is not None and chosen.library != "tensorrt":
+        raise UsageError(
+            f"engine {config.engine} is one of TensorRT-RTX, which Triton does not run; choose one of TensorRT, or "
+            "leave --engine out"
+        )
+    engines = _tensorrt_engines(bundle)
     if not engines:
         raise UsageError("the bundle has no TensorRT engine; krl-deploy build-engine adds one, on the device")
     matching = {
@@ -159,7 +165,7 @@ def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     }
     if len(matching) != 1:
         listed = "; ".join(
-            f"{key} ({engine.variant}, TensorRT {engine.tensorrt}, {engine.gpu})" for key, engine in engines.items()
+            f"{key} ({engine.variant}, TensorRT {engine.version}, {engine.gpu})" for key, engine in engines.items()
         )
         raise UsageError(f"{len(matching)} engines match; choose one with --engine; the bundle has: {listed}")
     ((key, engine),) = matching.items()
@@ -167,6 +173,11 @@ def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     batched = not isinstance(bundle.manifest.inputs[0].shape[0], int)
     largest = min(config.max_batch, engine.profile[2]) if batched else 0
     return _Packaged("tensorrt", engine.variant, engine.file, "model.plan", largest)
+
+
+def _tensorrt_engines(bundle: Bundle) -> dict[str, Engine]:
+    """Return the engines that Triton's backend ``tensorrt`` loads; those of TensorRT-RTX are others."""
+    return {key: engine for key, engine in bundle.manifest.engines.items() if engine.library == "tensorrt"}
 
 
 def _check_engine(key: str, engine: Engine) -> None:
@@ -179,12 +190,12 @@ def _check_engine(key: str, engine: Engine) -> None:
         )
     _log.info(
         "Triton must have TensorRT %s%s and a GPU like %s (compute capability %s)",
-        engine.tensorrt,
+        engine.version,
         " or newer, started with --backend-config=tensorrt,version-compatible=true,"
         if engine.version_compatible
         else "",
         engine.gpu,
-        engine.compute_capability,
+        ", ".join(engine.compute_capabilities),
     )
 
 

@@ -38,7 +38,13 @@ _BATCH = Rule(
     "error",
     "shapes/inputs",
     "export the model with fixed sizes behind the batch; for others build with trtexec and --minShapes, --maxShapes",
-    "krl-deploy build-engine makes one optimization profile, over the batch",
+    "krl-deploy build-engine makes one optimization profile, over the batch and the sides of images",
+)
+_SIDES = Rule(
+    "note",
+    "shapes/inputs",
+    "give build-engine the sizes, as in --height 64,512,1024 --width 64,512,1024; a restorer's bundle has its own",
+    "krl-deploy build-engine makes one optimization profile, over the batch and the sides of images",
 )
 _SIZES = Rule(
     "note",
@@ -74,11 +80,16 @@ def check_inputs(view: View) -> Iterator[Finding]:
     batches = {}
     for name in view.graph.inputs:
         shape = view.graph.shape(name) or ()
-        if not shape or any(isinstance(size, str) for size in shape[1:]):
+        sides = shape[2:] if len(shape) == 4 else ()
+        if shape and any(isinstance(size, str) for size in sides) and isinstance(shape[1], int):
+            yield _SIDES.at(name, "", f"input {name!r} takes images of any size; an engine takes a range of them")
+        elif not shape or any(isinstance(size, str) for size in shape[1:]):
             named = ["batch" if isinstance(size, str) and axis == 0 else size for axis, size in enumerate(shape)]
             shown = ", ".join(map(str, named))
             yield _BATCH.at(
-                name, "", f"input {name!r} has shape [{shown}]; accepted: a batch first, which may vary, the rest fixed"
+                name,
+                "",
+                f"input {name!r} has shape [{shown}]; accepted: a batch, and height and width of images, that vary",
             )
         if shape:
             batches[name] = "batch" if isinstance(shape[0], str) else shape[0]

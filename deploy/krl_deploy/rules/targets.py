@@ -6,11 +6,12 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from krl_runtime.backends.cuda import MINIMUM_TENSORRT, version_tuple
+from krl_runtime.backends.cuda import version_tuple
+from krl_runtime.backends.tensorrt.library import MINIMUM_TENSORRT
 from krl_runtime.device.platforms import JETPACKS, JetPack, jetpack_here
 from krl_runtime.errors import UsageError
 
-__all__ = ["NEWEST_TENSORRT", "ONNXRUNTIME_CPU", "Target", "parse_target", "target_here"]
+__all__ = ["NEWEST_TENSORRT", "ONNXRUNTIME_CPU", "RTX", "Target", "parse_target", "target_here"]
 
 ONNXRUNTIME_CPU = "onnxruntime-cpu"
 NEWEST_TENSORRT = (11, 4)
@@ -26,26 +27,34 @@ class Target:
         tensorrt: Version of TensorRT; empty for ONNX Runtime's CPU provider.
         boards: Families of Jetson boards; empty for any GPU.
         source: Source of the version, if it is not in the name.
+        rtx: Whether it is TensorRT-RTX; ``tensorrt`` is the version whose rules hold for it.
     """
 
     name: str
     tensorrt: tuple[int, ...] = ()
     boards: tuple[str, ...] = ()
     source: str = ""
+    rtx: bool = False
 
     @property
     def title(self) -> str:
         """Name with version and boards, as ``"jetpack-6.2 (TensorRT 10.3, Orin)"``."""
         version = f"TensorRT {'.'.join(map(str, self.tensorrt))}" if self.boards else ""
+        if self.rtx:
+            version = f"TensorRT-RTX, by the rules of TensorRT {'.'.join(map(str, self.tensorrt))}"
         inside = ", ".join(part for part in (version, *self.boards) if part)
         return f"{self.name} ({inside})" if inside else self.name
+
+
+RTX = Target("rtx", NEWEST_TENSORRT, rtx=True)
+"""TensorRT-RTX on desktop GPUs. Its parser is that of the newest TensorRT."""
 
 
 def parse_target(name: str) -> Target:
     """Return the target of this name.
 
     Args:
-        name: ``"jetpack-6.2"``, ``"tensorrt-10.16"`` or ``"onnxruntime-cpu"``.
+        name: ``"jetpack-6.2"``, ``"tensorrt-10.16"``, ``"rtx"`` or ``"onnxruntime-cpu"``.
 
     Raises:
         UsageError: There is no such target, or krl does not run there.
@@ -60,6 +69,8 @@ def parse_target(name: str) -> Target:
     """
     if name == ONNXRUNTIME_CPU:
         return Target(name)
+    if name == RTX.name:
+        return RTX
     match = re.fullmatch(r"(jetpack|tensorrt)-(\d+(?:\.\d+)+)", name)
     if match is None:
         close = difflib.get_close_matches(name, _examples(), n=1)
@@ -110,4 +121,4 @@ def _examples() -> list[str]:
         if version_tuple(jetpack.tensorrt) >= MINIMUM_TENSORRT
         for version in jetpack.versions
     ]
-    return [*jetpacks, "tensorrt-10.3", "tensorrt-10.16", "tensorrt-11.4", ONNXRUNTIME_CPU]
+    return [*jetpacks, "tensorrt-10.3", "tensorrt-10.16", "tensorrt-11.4", RTX.name, ONNXRUNTIME_CPU]

@@ -10,7 +10,7 @@ import tyro
 
 from krl_runtime.errors import UsageError
 
-from .builder import BuildOptions
+from .options import BuildOptions, Range
 
 __all__ = ["BuildEngineConfig", "InspectEngineConfig"]
 
@@ -21,12 +21,22 @@ class BuildEngineConfig:
 
     model: tyro.conf.Positional[Path]
     """The bundle NAME.krl; or an ONNX file, whose types stand in it."""
+    target: Literal["tensorrt", "rtx"] = "tensorrt"
+    """TensorRT on the device that is to run the engine; or TensorRT-RTX for desktop GPUs, which builds on any
+    machine."""
     precision: Literal["fp32", "fp16", "int8"] | None = None
-    """The variant of the bundle to build from."""
+    """The variant of the bundle to build from; with --target rtx fp16 if left out."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """For an ONNX file: the engine to write; its description goes beside it, as ENGINE.json."""
     profile: str = "1,1,1"
     """Smallest, best and largest batch, as MIN,OPT,MAX; larger batches are run in parts."""
+    height: str | None = None
+    """For graphs that take images of any size: smallest, best and largest height, as MIN,OPT,MAX. Left out: for a
+    restorer's bundle the parts that it cuts images into."""
+    width: str | None = None
+    """The same for the width."""
+    compute_capability: tuple[str, ...] = ()
+    """With --target rtx: the GPUs to build for, as 8.6,8.9,12.0; left out: 8.6 and later."""
     workspace_mb: int | None = None
     """Memory in MiB that a layer may use for itself; by default, and at most, the GPU's free memory."""
     optimization_level: int = 3
@@ -44,7 +54,9 @@ class BuildEngineConfig:
     time_limit: float | None = None
     """Seconds after which to give up."""
     emit_script: Path | None = None
-    """Write a shell script that builds the same engine with trtexec, for TensorRT 10 and 11."""
+    """Write a shell script that builds the same engine with trtexec, for TensorRT 10 and 11, or tensorrt_rtx."""
+    prepare: bool = False
+    """Where nothing can be built, do all but the build, print the commands, and exit with 0."""
     json: bool = False
     """Print one JSON object."""
 
@@ -54,12 +66,11 @@ class BuildEngineConfig:
         Raises:
             UsageError: One is out of its range.
         """
-        try:
-            low, best, high = (int(part) for part in self.profile.split(","))
-        except ValueError as error:
-            raise UsageError(f"--profile is {self.profile!r}; accepted: MIN,OPT,MAX, as in 1,8,32") from error
         return BuildOptions(
-            profile=(low, best, high),
+            profile=_range("profile", self.profile),
+            height=None if self.height is None else _range("height", self.height),
+            width=None if self.width is None else _range("width", self.width),
+            compute_capabilities=tuple(part for item in self.compute_capability for part in item.split(",") if part),
             workspace_bytes=None if self.workspace_mb is None else self.workspace_mb << 20,
             optimization_level=self.optimization_level,
             dla_core=self.dla_core,
@@ -69,6 +80,15 @@ class BuildEngineConfig:
             strip_weights=self.strip_weights,
             time_limit=self.time_limit,
         )
+
+
+def _range(option: str, text: str) -> Range:
+    """Return the three sizes of an option."""
+    try:
+        low, best, high = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--{option} is {text!r}; accepted: MIN,OPT,MAX, as in 1,8,32") from error
+    return low, best, high
 
 
 @dataclass(frozen=True)

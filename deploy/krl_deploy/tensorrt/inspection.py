@@ -32,7 +32,8 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
         found = {key: _entry(bundle, engine) for key, engine in bundle.manifest.engines.items()}
     else:
         found = {config.model.name: _file(config.model)}
-    columns = ("variant", "tensorrt", "gpu", "compute_capability", "platform", "profile", "bytes")
+    known = ("variant", "library", "version", "gpu", "compute_capabilities", "profile", "height", "width", "bytes")
+    columns = tuple(name for name in known if any(entry.get(name) for entry in found.values()))
     rows = [(key, *(_cell(entry.get(column)) for column in columns)) for key, entry in found.items()]
     shown = table(("engine", *columns), rows) if rows else f"{config.model} has no engines"
     return {"model": str(config.model), "engines": found}, shown
@@ -40,12 +41,14 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
 
 def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     path = bundle.file(engine.file)
-    return {**asdict(engine), "plan_version": plan_version(path), "bytes": path.stat().st_size}
+    return {**asdict(engine), "plan_version": plan_version(path)[1], "bytes": path.stat().st_size}
 
 
 def _file(path: Path) -> dict[str, Any]:
     """Describe an engine file. The record beside it counts only if it has the file's hash."""
-    entry: dict[str, Any] = {"tensorrt": plan_version(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    library, version = plan_version(path)
+    entry: dict[str, Any] = {"library": library, "version": version}
+    entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     try:
         beside = json.loads(path.with_name(path.name + ".json").read_bytes())
     except (OSError, ValueError):
@@ -53,7 +56,9 @@ def _file(path: Path) -> dict[str, Any]:
     if not isinstance(beside, dict) or beside.get("sha256") != entry["sha256"]:
         _log.warning("%s.json does not belong to this engine (another SHA-256)", path)
         return entry
-    return {**beside, "profile": beside.get("options", {}).get("profile"), "plan_version": entry["tensorrt"]}
+    options = beside.get("options", {})
+    sizes = {name: options.get(name) for name in ("profile", "height", "width")}
+    return {**beside, **sizes, "plan_version": version}
 
 
 def _cell(value: object) -> object:

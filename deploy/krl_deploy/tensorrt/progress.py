@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
+from krl_runtime.backends.tensorrt.library import Library
+
 if TYPE_CHECKING:
     import tensorrt as trt
     from rich.progress import Progress, TaskID
@@ -70,10 +72,11 @@ class BuildProgress:
         if self._bars is not None and task is not None:
             self._bars.remove_task(task)
 
-    def monitor(self) -> trt.IProgressMonitor:
-        """Return this as TensorRT's builder takes it."""
-        import tensorrt as trt
-
+    def monitor(self, library: Library) -> trt.IProgressMonitor:
+        """Return this as the builder of a library takes it."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        trt = library.module
         progress = self
 
         class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The same engine by hand: the lines for ``trtexec``, which TensorRT's packages (not pip's) bring."""
+"""The same engine by hand: lines for ``trtexec`` and ``tensorrt_rtx``, which NVIDIA's packages (not pip's) bring."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from krl_runtime.bundle import TensorSpec
 from krl_runtime.device.platforms import jetpacks_with
 
 from . import api
-from .builder import BuildOptions
+from .options import BuildOptions, Range
 
-__all__ = ["trtexec_line", "trtexec_script"]
+__all__ = ["build_lines", "build_script", "rtx_line", "trtexec_line"]
 
 _COMPATIBILITY = {"ampere-plus": "ampere+", "same-compute-capability": "sameComputeCapability"}
 
@@ -29,10 +29,7 @@ def trtexec_line(major: int, onnx: str, engine: str, inputs: Sequence[TensorSpec
         options: How to build.
     """
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}", *api.trtexec_typing(major)]
-    dynamic = [spec for spec in inputs if spec.shape[0] == "batch"]
-    for kind, batch in zip(("min", "opt", "max"), options.profile, strict=True):
-        shapes = [f"{spec.name}:{'x'.join(map(str, (batch, *spec.shape[1:])))}" for spec in dynamic]
-        words += [f"--{kind}Shapes={','.join(shapes)}"] if shapes else []
+    words += _shapes(inputs, options)
     if options.workspace_bytes is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_bytes >> 20}M")
     # Not timing.cache: in a bundle that one is krl's, and its hash stands in the manifest.
@@ -46,14 +43,57 @@ def trtexec_line(major: int, onnx: str, engine: str, inputs: Sequence[TensorSpec
     return shlex.join([*words, "--skipInference"])
 
 
-def trtexec_script(onnx: str, engine: str, inputs: Sequence[TensorSpec], options: BuildOptions) -> str:
-    """Return a shell script that takes ``10`` or ``11`` and builds the engine with that TensorRT."""
+def rtx_line(onnx: str, engine: str, inputs: Sequence[TensorSpec], options: BuildOptions) -> str:
+    """Return one shell command that builds what ``build-engine --target rtx`` builds.
+
+    Options as in NVIDIA's documentation of TensorRT-RTX: "CPU-Only AOT and TensorRT-RTX Engines", "Best Practices".
+
+    Args:
+        onnx: Path of the ONNX file.
+        engine: Path of the engine to write.
+        inputs: The graph's inputs.
+        options: How to build.
+    """
+    words = ["tensorrt_rtx", f"--onnx={onnx}", f"--saveEngine={engine}", *_shapes(inputs, options)]
+    if options.compute_capabilities:
+        numbers = ",".join(name.replace(".", "") for name in options.compute_capabilities)
+        words.append(f"--computeCapabilities={numbers}")
+    words += ["--refit"] if options.refit or options.strip_weights else []
+    words += ["--stripWeights"] if options.strip_weights else []
+    return shlex.join([*words, "--skipInference"])
+
+
+def build_lines(onnx: str, engine: str, inputs: Sequence[TensorSpec], options: BuildOptions) -> dict[str, str]:
+    """Return the command for each generation: under ``"10"`` and ``"11"`` of TensorRT, under ``"rtx"`` of RTX."""
+    lines = {str(major): trtexec_line(major, onnx, engine, inputs, options) for major in api.GENERATIONS}
+    return {**lines, "rtx": rtx_line(onnx, engine, inputs, options)}
+
+
+def build_script(onnx: str, engine: str, inputs: Sequence[TensorSpec], options: BuildOptions) -> str:
+    """Return a shell script that takes ``10``, ``11`` or ``rtx`` and builds the engine with that library."""
     cases = []
-    for major in api.GENERATIONS:
-        jetpacks = "; ".join(jetpack.name for jetpack in jetpacks_with(major))
-        cases.append(
-            f"{major}) # TensorRT {major}.x{f' ({jetpacks})' if jetpacks else ''}\n"
-            f"  exec {trtexec_line(major, onnx, engine, inputs, options)} ;;\n"
-        )
-    usage = '*) echo "usage: sh $0 10|11   (the major version of TensorRT on this device)" >&2; exit 2 ;;\n'
+    for name, line in build_lines(onnx, engine, inputs, options).items():
+        jetpacks = "; ".join(jetpack.name for jetpack in jetpacks_with(int(name))) if name != "rtx" else ""
+        title = "TensorRT-RTX, for desktop GPUs" if name == "rtx" else f"TensorRT {name}.x"
+        cases.append(f"{name}) # {title}{f' ({jetpacks})' if jetpacks else ''}\n  exec {line} ;;\n")
+    usage = '*) echo "usage: sh $0 10|11|rtx   (the TensorRT to build with)" >&2; exit 2 ;;\n'
     return f'#!/bin/sh\n# Run it in the folder that has the ONNX file.\ncase "$1" in\n{"".join(cases)}{usage}esac\n'
+
+
+def _shapes(inputs: Sequence[TensorSpec], options: BuildOptions) -> list[str]:
+    """Return the options of the optimization profile; a graph with fixed sizes needs none."""
+    dynamic = [spec for spec in inputs if any(isinstance(size, str) for size in spec.shape)]
+    words = []
+    for index, kind in enumerate(("min", "opt", "max")):
+        shapes = [f"{spec.name}:{'x'.join(map(str, _sizes(spec, options, index)))}" for spec in dynamic]
+        words += [f"--{kind}Shapes={','.join(shapes)}"] if shapes else []
+    return words
+
+
+def _sizes(spec: TensorSpec, options: BuildOptions, index: int) -> list[int]:
+    """Return a shape of the profile. Sides that are open and not given are the caller's fault."""
+    ranges: tuple[Range | None, ...] = (options.profile, None, options.height, options.width)
+    return [
+        size if isinstance(size, int) else (ranges[axis] or options.profile)[index]
+        for axis, size in enumerate(spec.shape)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,17 +15,26 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "RunningBackend", "check_graph", "keeps_weights_inside", "run_in_parts"]
+__all__ = ["Backend", "ImageSizes", "RunningBackend", "check_graph", "keeps_weights_inside", "run_in_parts"]
 
 _EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
+
+
+ImageSizes: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+"""Smallest and largest height, smallest and largest width, of images that a backend takes."""
 
 
 class Backend(Protocol):
     """Runs one graph on one device. Instances may be called from several threads at once."""
 
     name: str
-    """``"tensorrt"``, ``"onnxruntime-cuda"``, ``"onnxruntime-cpu"``, ``"openvino"`` or ``"openvino-bf16"``: what really
-    runs, not what was asked for."""
+    """``"tensorrt"``, ``"tensorrt-rtx"``, ``"onnxruntime-cuda"``, ``"onnxruntime-cpu"``, ``"openvino"`` or
+    ``"openvino-bf16"``: what really runs, not what was asked for."""
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """Sizes of images that it takes, where the graph takes any and the backend does not; else ``None``."""
+        ...
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once.
@@ -57,6 +66,11 @@ class RunningBackend(Protocol):
     @property
     def variant(self) -> str:
         """The variant of the bundle that runs."""
+        ...
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """Sizes of images that run; see ``Backend.image_sizes``."""
         ...
 
     @property

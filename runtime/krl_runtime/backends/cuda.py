@@ -1,4 +1,4 @@
-"""The base of TensorRT: the installed library, the GPU, and memory, streams and graphs on it.
+"""The base of TensorRT: the GPU, and memory, streams and graphs on it.
 
 CUDA is called through ``cuda.bindings`` (cuda-python 12.8 to 13.x), whose calls return ``(error, *results)``; each
 one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` chooses among several.
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from krl_runtime.errors import BackendError, install_command
+from krl_runtime.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from cuda.bindings import runtime as cudart
 
 __all__ = [
-    "MINIMUM_TENSORRT",
     "Buffer",
     "Gpu",
     "Graph",
@@ -34,12 +33,8 @@ __all__ = [
     "current_gpu",
     "jetson_release",
     "platform_key",
-    "tensorrt_version",
     "version_tuple",
 ]
-
-MINIMUM_TENSORRT = (10, 3)
-"""The oldest TensorRT that krl runs on: JetPack 6.1's."""
 
 _P = ParamSpec("_P")
 
@@ -90,37 +85,6 @@ def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
     except OSError:
         return None
     return f"{match[1]}.{match[2]}" if match else None
-
-
-def tensorrt_version() -> str:
-    """Return the version of the installed TensorRT, as ``"10.3.0"``.
-
-    Raises:
-        NoTensorRTError: It is not installed; the message says how to install it on this kind of machine.
-        BackendError: It is older than ``MINIMUM_TENSORRT``, or its libraries cannot be loaded.
-    """
-    try:
-        import tensorrt as trt
-    except ModuleNotFoundError as error:
-        if error.name != "tensorrt":
-            raise BackendError(f"TensorRT's Python package cannot be imported: {error}") from error
-        raise NoTensorRTError(f"TensorRT is not installed here; {_how_to_install()}") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(f"TensorRT's Python package is here, but its libraries cannot be loaded: {error}") from error
-    version: str = trt.__version__
-    if version_tuple(version) < MINIMUM_TENSORRT:
-        minimum = ".".join(map(str, MINIMUM_TENSORRT))
-        raise BackendError(f"TensorRT {version} is installed; krl needs {minimum} or newer (JetPack 6.1 or newer)")
-    return version
-
-
-def _how_to_install() -> str:
-    if jetson_release() is not None:
-        return (
-            "on a Jetson install JetPack's (sudo apt install nvidia-jetpack); use the system's own Python, or an "
-            "environment made with python3 -m venv --system-site-packages"
-        )
-    return f"install it with: {install_command('tensorrt')}"
 
 
 def current_gpu() -> Gpu:

@@ -18,7 +18,7 @@ from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 
-from .base import check_graph, keeps_weights_inside
+from .base import ImageSizes, check_graph, keeps_weights_inside
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,6 +62,9 @@ class NoCudaProviderError(BackendError):
 
 class OnnxRuntimeBackend:
     """Runs one ONNX file in one session; several threads may call it at once."""
+
+    image_sizes: ImageSizes | None = None
+    """It takes what the graph takes."""
 
     def __init__(self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.name = name

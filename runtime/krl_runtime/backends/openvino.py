@@ -18,7 +18,7 @@ from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 from krl_runtime.processor import cpu_count
 
-from .base import check_graph, keeps_weights_inside
+from .base import ImageSizes, check_graph, keeps_weights_inside
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,6 +32,9 @@ class OpenVinoBackend:
     A batch of one runs on a graph compiled for that size, which is faster. Other batches run on a graph for any size,
     which is compiled when the first of them comes.
     """
+
+    image_sizes: ImageSizes | None = None
+    """It takes what the graph takes."""
 
     def __init__(self, path: Path, name: str, bundle: Bundle, variant: str, settings: Mapping[str, Any]) -> None:
         """Compile the graph for one input.

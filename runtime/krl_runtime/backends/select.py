@@ -9,21 +9,41 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
 
-from .base import Backend
+from .base import Backend, ImageSizes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["ALL_KINDS", "KINDS", "Kind", "SelectedBackend", "choose_variant", "open_backend", "select_backend"]
+__all__ = [
+    "ALL_KINDS",
+    "KINDS",
+    "ON_GPU",
+    "Kind",
+    "SelectedBackend",
+    "choose_variant",
+    "open_backend",
+    "select_backend",
+]
 
-Kind: TypeAlias = Literal["tensorrt", "cuda", "openvino-bf16", "openvino", "cpu"]
-"""A TensorRT engine, ONNX Runtime on CUDA, OpenVINO on the CPU in BF16 or FP32, or ONNX Runtime on the CPU."""
+Kind: TypeAlias = Literal["tensorrt", "tensorrt-rtx", "cuda", "openvino-bf16", "openvino", "cpu"]
+"""An engine of TensorRT or of TensorRT-RTX, ONNX Runtime on CUDA, OpenVINO on the CPU in BF16 or FP32, or ONNX Runtime
+on the CPU."""
 
 ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
 """All kinds."""
 
-KINDS: tuple[Kind, ...] = ("tensorrt", "cuda", "cpu")
+KINDS: tuple[Kind, ...] = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 """Those that are tried without being asked for, in this order; OpenVINO has to be asked for, or chosen by a tuning."""
+
+
+ON_GPU: tuple[Kind, ...] = ("tensorrt", "tensorrt-rtx", "cuda")
+"""Those that run on a GPU, where a number of CPU threads means nothing."""
+
+
+_NO_ENGINE = {
+    "tensorrt": "the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device",
+    "tensorrt-rtx": "the bundle has no TensorRT-RTX engine; krl-deploy build-engine --target rtx adds one",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,13 @@ class SelectedBackend:
 
     @property
     def name(self) -> str:
-        """The backend that runs: ``"tensorrt"``, ``"onnxruntime-cuda"`` or ``"onnxruntime-cpu"``."""
+        """The backend that runs; see ``Backend.name``."""
         return self.backend.name
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """Sizes of images that run; see ``Backend.image_sizes``."""
+        return self.backend.image_sizes
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once; see ``Backend.run``."""
@@ -64,7 +89,7 @@ def select_backend(
     require: Kind | None = None,
     threads: int | None = None,
 ) -> SelectedBackend:
-    """Open the first backend that can run a bundle here: TensorRT, then ONNX Runtime on CUDA, then on the CPU.
+    """Open the first backend that runs a bundle here: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, then on the CPU.
 
     Where neither variant nor backend is asked for, and ``krl-runtime tune`` measured this bundle on this device, its
     choice comes before that order.
@@ -117,11 +142,11 @@ def select_backend(
 def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
     """Return the variant that a kind of backend runs by default, and why, as a phrase."""
     manifest = bundle.manifest
-    device = "cuda" if kind in ("tensorrt", "cuda") else "cpu"
+    device = "cuda" if kind in ON_GPU else "cpu"
     if device in manifest.default_variants:
         return manifest.default_variants[device], f"the bundle's default on {device}"
-    built = sorted({engine.variant for engine in manifest.engines.values()})
-    if kind == "tensorrt" and built and "fp32" not in built:
+    built = sorted({engine.variant for engine in manifest.engines.values() if engine.library == kind})
+    if built and "fp32" not in built:
         return built[0], "the variant that has an engine"
     return "fp32", f"the bundle names no default for {device}"
 
@@ -143,12 +168,12 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         MissingExtraError: Its library is not installed.
         BundleError: A file that is needed is missing, damaged or changed.
     """
-    if kind == "tensorrt":
-        if not bundle.manifest.engines:
-            raise BackendError("the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device")
-        from .tensorrt import open_engine
+    if kind in ("tensorrt", "tensorrt-rtx"):
+        if all(engine.library != kind for engine in bundle.manifest.engines.values()):
+            raise BackendError(_NO_ENGINE[kind])
+        from .tensorrt.engines import open_engine
 
-        return open_engine(bundle, variant), ""
+        return open_engine(bundle, variant, kind), ""
     if kind in ("openvino", "openvino-bf16"):
         from .openvino import open_openvino
 

@@ -18,10 +18,11 @@ from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
 
-from .base import Backend
-from .cuda import current_gpu, tensorrt_version
+from .base import Backend, ImageSizes
+from .cuda import current_gpu
 from .replay import compare, replay
 from .select import SelectedBackend, choose_variant, open_backend
+from .tensorrt.library import tensorrt_library
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,11 +58,11 @@ def warm_start(
     Returns:
         A ``WarmStart``; or ``first`` with the cause in its reason if nothing is built.
     """
-    if first.name == "tensorrt":
+    if first.name in ("tensorrt", "tensorrt-rtx"):
         return first
     variant = variant or choose_variant(bundle, "tensorrt")[0]
     try:
-        tensorrt_version()
+        tensorrt_library()
         current_gpu()
         golden = golden_arrays(bundle)
         if command is None and find_spec("krl_deploy") is None:
@@ -117,6 +118,11 @@ class WarmStart:
     def variant(self) -> str:
         """The variant that runs now."""
         return self._lease.selected.variant
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """Sizes of images that run now; see ``Backend.image_sizes``."""
+        return self._lease.selected.image_sizes
 
     @property
     def skipped(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -59,17 +59,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Engine:
-    """A TensorRT plan and its device and model; it runs only if all of these match.
+    """A plan of TensorRT or TensorRT-RTX, with its device and model; it runs only if all of these match.
 
     Attributes:
         file: Path in the bundle.
         variant: The variant that it was built from.
         onnx_sha256: Hash of the ONNX file that it was built from.
-        tensorrt: Version of TensorRT, as ``"10.3.0.30"``.
-        compute_capability: Of the GPU, as ``"8.7"``.
-        gpu: The GPU's name.
-        platform: As ``"linux-aarch64"``.
+        version: Version of the library, as ``"10.3.0.30"``.
+        compute_capabilities: Of the GPUs that it is for, as ``("8.7",)``: one with TensorRT; with TensorRT-RTX several,
+            or none, which is 8.6 and all later ones.
+        gpu: Name of the GPU that it was built on; empty for TensorRT-RTX, which needs none.
+        platform: As ``"linux-aarch64"``; empty for TensorRT-RTX, whose engines run on each.
         profile: Smallest, best and largest batch size.
+        library: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        height: Smallest, best and largest height of images; ``None`` if the graph has a fixed one.
+        width: The same for the width.
         version_compatible: Whether newer TensorRT of the same major version runs it as well; it carries its own
             runtime then.
         hardware_compatibility: ``"none"``, ``"ampere-plus"`` (any GPU from compute capability 8.0 on, no Jetson) or
@@ -81,11 +85,14 @@ class Engine:
     file: str
     variant: str
     onnx_sha256: str
-    tensorrt: str
-    compute_capability: str
+    version: str
+    compute_capabilities: tuple[str, ...]
     gpu: str
     platform: str
     profile: tuple[int, int, int]
+    library: str = "tensorrt"
+    height: tuple[int, int, int] | None = None
+    width: tuple[int, int, int] | None = None
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     dla_core: int | None = None
@@ -190,10 +197,7 @@ class Manifest:
                 "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
                 "labels": tuple(values["labels"]),
                 "variants": {name: Variant(**item) for name, item in values["variants"].items()},
-                "engines": {
-                    name: Engine(**{**item, "profile": tuple(item["profile"])})
-                    for name, item in values["engines"].items()
-                },
+                "engines": {name: _engine(item) for name, item in values["engines"].items()},
                 "files": {name: FileEntry(**item) for name, item in values["files"].items()},
             }
         )
@@ -247,6 +251,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _ITEM_TYPES: dict[str, type | tuple[type, ...]] = {
     "Mapping[str, str]": str,
     "tuple[int, int, int]": int,
+    "tuple[int, int, int] | None": int,
     "tuple[int | str, ...]": (int, str),
     "tuple[str, ...]": str,
 }
@@ -257,11 +262,26 @@ def _check_types(item: Any) -> None:
     for entry in fields(item):
         value, declared = getattr(item, entry.name), str(entry.type)
         wrong = declared in _TYPES and not isinstance(value, _TYPES[declared])
+        if value is None and declared.endswith("| None"):
+            continue
         if not wrong and declared in _ITEM_TYPES:
             items = value.values() if isinstance(value, dict) else value
-            wrong = not all(isinstance(part, _ITEM_TYPES[declared]) for part in items)
-        if wrong or (declared == "tuple[int, int, int]" and len(value) != 3):
+            wrong = isinstance(value, str) or not isinstance(items, Iterable)
+            wrong = wrong or not all(isinstance(part, _ITEM_TYPES[declared]) for part in items)
+        if wrong or (declared.startswith(_THREE) and len(value) != 3):
             raise TypeError(f"{entry.name} is {value!r}; accepted: {declared}")
+
+
+_THREE = "tuple[int, int, int]"
+_ENGINE_TUPLES = ("compute_capabilities", "profile", "height", "width")
+
+
+def _engine(values: dict[str, Any]) -> Engine:
+    """Return an engine; JSON's lists become tuples."""
+    if values.get("library") not in ("tensorrt", "tensorrt-rtx"):
+        raise ValueError(f"library is {values.get('library')!r}; accepted: tensorrt, tensorrt-rtx")
+    lists = {name: tuple(values[name]) for name in _ENGINE_TUPLES if isinstance(values.get(name), list)}
+    return Engine(**{**values, **lists})
 
 
 def _tensor(values: dict[str, Any]) -> TensorSpec:

@@ -45,10 +45,18 @@ def describe(bundle: Bundle) -> str:
     parts = [table(("field", "value"), _fields(manifest)), _variants(manifest)]
     if manifest.engines:
         rows = [
-            (engine.variant, engine.tensorrt, engine.gpu, engine.platform, "..".join(map(str, engine.profile)))
+            (
+                engine.variant,
+                f"{engine.library} {engine.version}",
+                engine.gpu or "any",
+                ", ".join(engine.compute_capabilities) or "8.6 and later",
+                engine.platform or "any",
+                "..".join(map(str, engine.profile)),
+            )
             for engine in manifest.engines.values()
         ]
-        parts.append(table(("engine of", "TensorRT", "GPU", "platform", "batch min..best..max"), rows))
+        header = ("engine of", "built by", "GPU", "compute capability", "platform", "batch min..best..max")
+        parts.append(table(header, rows))
     return "\n\n".join(parts)
 
 

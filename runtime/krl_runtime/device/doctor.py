@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -13,16 +13,10 @@ import numpy as np
 import PIL
 
 from krl_runtime._version import __version__
-from krl_runtime.backends.cuda import (
-    MINIMUM_TENSORRT,
-    NoTensorRTError,
-    current_gpu,
-    jetson_release,
-    tensorrt_version,
-    version_tuple,
-)
+from krl_runtime.backends.cuda import NoTensorRTError, current_gpu, jetson_release, version_tuple
 from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_session
-from krl_runtime.backends.tensorrt_calls import attempt, check, tensorrt_logger
+from krl_runtime.backends.tensorrt.calls import attempt, check, tensorrt_logger
+from krl_runtime.backends.tensorrt.library import MINIMUM_TENSORRT, Library, rtx_library, tensorrt_library
 from krl_runtime.errors import BackendError, KrlError, MissingExtraError
 
 from .platforms import JETPACKS, jetpack_of
@@ -54,6 +48,7 @@ class Component:
 
 def doctor() -> tuple[Component, ...]:
     """Return the state of every component, after a real session on every backend. A broken component never raises."""
+    cuda = _cuda()
     return (
         Component("krl", "ok", __version__),
         Component("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -63,8 +58,9 @@ def doctor() -> tuple[Component, ...]:
         _session(cuda=False),
         _session(cuda=True),
         *_openvino(),
-        _cuda(),
-        _tensorrt(),
+        cuda,
+        _tensorrt("tensorrt", tensorrt_library),
+        *_rtx(cuda),
     )
 
 
@@ -145,17 +141,30 @@ def _cuda() -> Component:
     return Component("cuda", "ok", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
 
 
-def _tensorrt() -> Component:
-    """Return the state of TensorRT, after making a runtime, which fails without a GPU."""
+def _tensorrt(component: str, find: Callable[[], Library]) -> Component:
+    """Return the state of TensorRT or TensorRT-RTX, after making a runtime, which fails without a GPU."""
     try:
-        version = tensorrt_version()
-        import tensorrt
-
+        library = find()
         with attempt("making a TensorRT runtime"):
-            check(tensorrt.Runtime(tensorrt_logger()), "TensorRT made none")
+            check(library.module.Runtime(tensorrt_logger(library)), "TensorRT made none")
     except Exception as error:  # see _session
-        return _fault("tensorrt", error, "TensorRT needs its own libraries and a GPU; see the component cuda")
-    return Component("tensorrt", "ok", f"{version} made a runtime", runs_models=True)
+        return _fault(component, error, "TensorRT needs its own libraries and a GPU; see the component cuda")
+    return Component(component, "ok", f"{library.version} made a runtime", runs_models=True)
+
+
+def _rtx(cuda: Component) -> Iterator[Component]:
+    """Yield the state of TensorRT-RTX; nothing if it is not installed, since it is optional."""
+    try:
+        library = rtx_library()
+    except NoTensorRTError:
+        return
+    except Exception as error:  # see _session
+        yield _fault("tensorrt-rtx", error, "install it again")
+        return
+    if cuda.state == "ok":
+        yield _tensorrt("tensorrt-rtx", rtx_library)
+    else:  # it builds engines all the same, and on most machines that is what it is installed for
+        yield Component("tensorrt-rtx", "ok", f"{library.version} builds engines; running them needs a GPU")
 
 
 def _fault(component: str, error: Exception, advice: str) -> Component:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.base import Backend
 from krl_runtime.backends.replay import compare, makes_images, replay
-from krl_runtime.backends.select import ALL_KINDS, Kind, open_backend
+from krl_runtime.backends.select import ALL_KINDS, ON_GPU, Kind, open_backend
 from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
 from krl_runtime.bundle import Bundle, Manifest, Variant
 from krl_runtime.bundle.golden import golden_arrays
@@ -147,7 +147,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
             elif not points <= max_drop:
                 drop = f"{points:.2f} {unit}"
                 cause = f"variant {variant} drops by {drop} by the bundle's evidence, accepted: {max_drop:g}"
-            counts: Sequence[int | None] = [None] if cause or kind in ("tensorrt", "cuda") else threads
+            counts: Sequence[int | None] = [None] if cause or kind in ON_GPU else threads
             for count in counts:
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))
 

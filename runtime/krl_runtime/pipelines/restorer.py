@@ -10,7 +10,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BundleError, ImageError, ModelError
+from krl_runtime.errors import BackendError, BundleError, ImageError, ModelError
 from krl_runtime.images import luma
 from krl_runtime.images.preprocessing import open_image
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.images.preprocessing import ImageSource
 
-__all__ = ["MAX_RESTORED", "Restorer"]
+__all__ = ["MAX_RESTORED", "Restorer", "longest_part"]
 
 MAX_RESTORED = 512 * 1024 * 1024
 """Restored images with more pixels than this are refused before any work is done."""
@@ -203,11 +203,11 @@ class Restorer(Pipeline):
 
     def _parts(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[slice, slice, npt.NDArray[np.float32]]]:
         """Yield rows and columns of the input, which together cover it once, and what they become ``[C, H, W]``."""
-        fixed = self._input.shape[2:]
-        for rows in self._spans(pixels.shape[1], fixed[0]):
-            for columns in self._spans(pixels.shape[2], fixed[1]):
+        height, width = self._sides()
+        for rows in self._spans(pixels.shape[1], height):
+            for columns in self._spans(pixels.shape[2], width):
                 part = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
-                made = self._run(_padded(part, fixed))
+                made = self._run(_padded(part, (height[0], width[0])))
                 kept = made[
                     :,
                     (rows.keep - rows.begin) * self.scale : (rows.until - rows.begin) * self.scale,
@@ -215,29 +215,74 @@ class Restorer(Pipeline):
                 ]
                 yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
 
-    def _spans(self, length: int, fixed: int | str) -> Iterator[_Span]:
-        """Cut one side of an image into parts."""
-        if isinstance(fixed, int):
-            # Parts of one size: those at the ends are moved inwards, and keep only their own pixels.
-            overlap, keep = self.overlap or 0, 0
-            step = fixed - 2 * overlap
-            while keep < length:
-                begin = max(0, min(keep - overlap, length - fixed))
-                until = length if begin + fixed >= length else (keep + step if keep else fixed - overlap)
-                yield _Span(begin, min(begin + fixed, length), keep, until)
-                keep = until
+    def _sides(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
+        """Return the smallest and largest height and width of a part; the graph may fix them, the backend bound them.
+
+        No bound is ``None``. A network that is local never needs more than ``longest_part``.
+        """
+        bounds = self.backend.image_sizes
+        sides: list[tuple[int, int | None]] = []
+        for axis, size in enumerate(self._input.shape[2:]):
+            if isinstance(size, int):
+                sides.append((size, size))
+            else:
+                sides.append((1, None) if bounds is None else bounds[axis])
+        return sides[0], sides[1]
+
+    def _spans(self, length: int, side: tuple[int, int | None]) -> Iterator[_Span]:
+        """Cut one side of an image into parts.
+
+        Args:
+            length: Number of pixels.
+            side: Smallest and largest part that can be run; smaller ones are padded.
+
+        Raises:
+            BackendError: The network is not local, and takes only images that are smaller.
+        """
+        shortest, longest = side
+        if shortest == longest:
+            yield from self._equal_spans(length, shortest)
             return
         if self.overlap is None:
+            if longest is not None and length > longest:
+                raise BackendError(
+                    f"an image with a side of {length} pixels does not fit the engine, which takes at most {longest}, "
+                    "and this network needs the whole image; build an engine for larger ones with: krl-deploy "
+                    "build-engine --height MIN,OPT,MAX --width MIN,OPT,MAX"
+                )
             yield _Span(0, length, 0, length)
             return
-        overlap = -(-self.overlap // _STRIDE) * _STRIDE
-        side = int(np.clip(_TIMES_OVERLAP * overlap, *_SIDES))
-        if length <= side + overlap:
+        overlap, most = _aligned(self.overlap), longest_part(self.overlap)
+        most = most if longest is None else min(most, longest)
+        step = (most - 2 * overlap) // _STRIDE * _STRIDE
+        if step < _STRIDE:
+            yield from self._equal_spans(length, most)
+            return
+        if length <= step + overlap:
             yield _Span(0, length, 0, length)
             return
-        for keep in range(0, length, side):
-            until = min(length, keep + side)
-            yield _Span(max(0, keep - overlap), min(length, until + overlap), keep, until)
+        for keep in range(0, length, step):
+            until = min(length, keep + step)
+            end = min(length, until + overlap)
+            # The last part may be too small for the backend: it begins earlier then.
+            begin = min(keep - overlap, (length - shortest) // _STRIDE * _STRIDE)
+            yield _Span(max(0, begin, end - most), end, keep, until)
+
+    def _equal_spans(self, length: int, side: int) -> Iterator[_Span]:
+        """Cut into parts of one size: those at the ends are moved inwards, and keep only their own pixels."""
+        overlap, keep = self.overlap or 0, 0
+        step = side - 2 * overlap
+        if step < 1 and length > side:
+            raise BackendError(
+                f"parts of at most {side} pixels a side are too small for this network, whose receptive field has a "
+                f"radius of {overlap}; build an engine for larger ones with: krl-deploy build-engine --height "
+                "MIN,OPT,MAX --width MIN,OPT,MAX"
+            )
+        while keep < length:
+            begin = max(0, min(keep - overlap, length - side))
+            until = length if begin + side >= length else (keep + step if keep else side - overlap)
+            yield _Span(begin, min(begin + side, length), keep, until)
+            keep = until
 
     def _run(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Run the network on one part ``[C, H, W]``."""
@@ -264,6 +309,24 @@ class Restorer(Pipeline):
         return f"Restorer({self.bundle.manifest.name!r}, scale {self.scale}, color {self.color}, {self._where()})"
 
 
+def longest_part(overlap: int) -> int:
+    """Return the largest side of the parts that a local network is given, if its graph takes any size.
+
+    Args:
+        overlap: See ``Restorer``.
+
+    Example:
+        >>> longest_part(7), longest_part(40)
+        (288, 608)
+    """
+    aligned = _aligned(overlap)
+    return int(np.clip(_TIMES_OVERLAP * aligned, *_SIDES)) + 2 * aligned
+
+
+def _aligned(overlap: int) -> int:
+    return -(-overlap // _STRIDE) * _STRIDE
+
+
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -281,10 +344,7 @@ def _check_sizes(bundle: Bundle, scale: Any, overlap: Any) -> None:
         )
 
 
-def _padded(pixels: npt.NDArray[np.uint8], fixed: tuple[int | str, ...]) -> npt.NDArray[np.uint8]:
-    """Return pixels ``[C, H, W]`` with their last row and column repeated up to what a graph of fixed size takes."""
-    missing = [
-        max(0, size - given) if isinstance(size, int) else 0
-        for size, given in zip(fixed, pixels.shape[1:], strict=True)
-    ]
+def _padded(pixels: npt.NDArray[np.uint8], least: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return pixels ``[C, H, W]`` with their last row and column repeated up to the smallest size that runs."""
+    missing = [max(0, size - given) for size, given in zip(least, pixels.shape[1:], strict=True)]
     return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else pixels

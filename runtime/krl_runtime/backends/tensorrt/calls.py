@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from krl_runtime.errors import BackendError
 
+from .library import Library
+
 if TYPE_CHECKING:
     import tensorrt as trt
 
@@ -44,10 +46,11 @@ _listeners: dict[int, list[str]] = {}
 _loggers: dict[ModuleType, trt.ILogger] = {}
 
 
-def tensorrt_logger() -> trt.ILogger:
-    """Return the process's one logger for TensorRT, which keeps the first that it is given and ignores others."""
-    import tensorrt as trt
-
+def tensorrt_logger(library: Library) -> trt.ILogger:
+    """Return the process's one logger for a library, which keeps the first that it is given and ignores others."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    trt = library.module
     if trt not in _loggers:
         severities = trt.ILogger.Severity
         levels = {severities.INTERNAL_ERROR: logging.ERROR, severities.ERROR: logging.ERROR}
@@ -100,20 +103,22 @@ def check(result: _T | None, failure: str) -> _T:
     return result
 
 
-def refit(engine: trt.ICudaEngine, weights: bytes) -> None:
+def refit(library: Library, engine: trt.ICudaEngine, weights: bytes) -> None:
     """Put the weights back into an engine that was built without them.
 
     Args:
+        library: The library that loaded the engine.
         engine: The engine.
         weights: The ONNX file that it was built from.
 
     Raises:
         BackendError: They do not fit it.
     """
-    import tensorrt as trt
-
-    refitter = trt.Refitter(engine, tensorrt_logger())
-    parser = trt.OnnxParserRefitter(refitter, tensorrt_logger())
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    trt = library.module
+    refitter = trt.Refitter(engine, tensorrt_logger(library))
+    parser = trt.OnnxParserRefitter(refitter, tensorrt_logger(library))
     check(parser.refit_from_bytes(weights), "its weights cannot be taken from the ONNX file")
     check(refitter.refit_cuda_engine(), "its weights cannot be put back")
 

@@ -1,0 +1,121 @@
+"""What an engine is built from: a variant of a bundle or an ONNX file, checked, with the options that fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from krl_runtime.backends.cuda import NoTensorRTError
+from krl_runtime.backends.tensorrt.library import tensorrt_library
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import UsageError
+from krl_runtime.pipelines.restorer import longest_part
+
+from .config import BuildEngineConfig
+from .onnx_file import OnnxFile, read_source
+from .options import BuildOptions, Range
+
+if TYPE_CHECKING:
+    from krl_deploy.rules.targets import Target
+
+__all__ = ["Inputs", "read_inputs"]
+
+_MAKERS = {"fp16": "krl-deploy fp16", "int8": "krl-deploy quantize"}
+_SMALLEST_SIDE = 16  # pixels; smaller images are padded at run time. Networks halve an image up to four times
+_SIDES = {2: "height", 3: "width"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an engine is built from.
+
+    Attributes:
+        bundle: The bundle; ``None`` for an ONNX file.
+        variant: Its variant; empty for an ONNX file.
+        source: The ONNX file.
+        options: How to build.
+    """
+
+    bundle: Bundle | None
+    variant: str
+    source: OnnxFile
+    options: BuildOptions
+
+
+def read_inputs(config: BuildEngineConfig) -> Inputs:
+    """Read the model and check it for the target.
+
+    Raises:
+        UsageError: An option is not for this model.
+        BundleError: The bundle or a file of it is missing, damaged or changed.
+        ModelError: The ONNX file is not ready for the target; the message names each node.
+    """
+    options = config.options()
+    target = _target(config)
+    if config.model.suffix == ".onnx" and not config.model.is_dir():
+        if config.precision is not None:
+            raise UsageError("--precision is for bundles; the types of an ONNX file stand in it")
+        return Inputs(None, "", read_source(config.model, target), options)
+    if config.output is not None:
+        raise UsageError("--output is for ONNX files; a bundle keeps its engines itself")
+    bundle = Bundle.open(config.model)
+    bundle.verify()
+    variants = bundle.manifest.variants
+    precision = config.precision or ("fp16" if config.target == "rtx" else None)
+    if precision is None:
+        raise UsageError(f"--precision is missing; bundle {bundle.path} has: {', '.join(variants)}")
+    if precision not in variants:
+        raise UsageError(
+            f"bundle {bundle.path} has no variant {precision} (it has: {', '.join(variants)}); make it with: "
+            f"{_MAKERS[precision]} {bundle.path}"
+        )
+    options = _with_sides(bundle, options)
+    return Inputs(bundle, precision, read_source(bundle.file(variants[precision].file), target), options)
+
+
+def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
+    """Return the options with the heights and widths that a restorer needs, unless they are given.
+
+    A local network gets images in parts, so that an engine for the largest part serves images of any size.
+    """
+    manifest = bundle.manifest
+    for axis, name in _SIDES.items():
+        shape = manifest.inputs[0].shape
+        if len(shape) <= axis or isinstance(shape[axis], int) or getattr(options, name) is not None:
+            continue
+        overlap = manifest.settings.get("overlap") if manifest.task == "restoration" else None
+        if overlap is None:
+            raise UsageError(
+                f"--{name} is missing: the graph of bundle {bundle.path} takes images of any size and needs the whole "
+                f"image, an engine takes a range of sizes; give --height MIN,OPT,MAX and --width MIN,OPT,MAX, as in "
+                "64,512,1024"
+            )
+        longest = longest_part(overlap)
+        sizes: Range = (_SMALLEST_SIDE, longest, longest)
+        options = replace(options, height=sizes) if name == "height" else replace(options, width=sizes)
+    for name in _SIDES.values():
+        _check_overlap(bundle, name, options)
+    return options
+
+
+def _check_overlap(bundle: Bundle, name: str, options: BuildOptions) -> None:
+    """Check that parts of the largest size are larger than what they overlap by."""
+    overlap, sizes = bundle.manifest.settings.get("overlap"), getattr(options, name)
+    if isinstance(overlap, int) and sizes is not None and sizes[2] <= 2 * overlap:
+        shown = ",".join(map(str, sizes))
+        raise UsageError(
+            f"--{name} is {shown}; the receptive field of this network has a radius of {overlap} pixels, so that "
+            f"larger images cannot be cut into such parts; accepted: a MAX of {2 * overlap + 1} or more"
+        )
+
+
+def _target(config: BuildEngineConfig) -> Target:
+    """Return the target to check for: RTX, the TensorRT that is installed, else the newest that krl knows."""
+    from krl_deploy.rules.targets import RTX, target_here
+
+    if config.target == "rtx":
+        return RTX
+    try:
+        return target_here(tensorrt_library().version)
+    except NoTensorRTError:
+        return target_here(None)

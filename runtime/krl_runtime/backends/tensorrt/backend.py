@@ -1,0 +1,181 @@
+"""An engine that runs: TensorRT 10.3 to 11.x and TensorRT-RTX, through NVIDIA's bindings and ``cuda.bindings``.
+
+Only parts of TensorRT that are the same in all those versions are used here; ``rtx`` has what is not.
+
+Not measured: no engine has been run on a GPU yet. The logic is tested against fakes whose calls are bound to the
+signatures of the real bindings.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from krl_runtime.backends.base import ImageSizes
+from krl_runtime.bundle.tensors import check_inputs
+from krl_runtime.errors import BackendError
+
+from .calls import attempt, check, refit, tensorrt_logger
+from .interface import read_interface, split
+from .lane import Lane
+from .library import Library
+from .rtx import RuntimeSettings
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import tensorrt as trt
+
+__all__ = ["TensorRTBackend"]
+
+_log = logging.getLogger("krl")
+
+_CONTEXTS = 4  # calls that run at once; each context has its own activations on the GPU, so more would cost memory
+
+
+class TensorRTBackend:
+    """Runs one engine. Several threads may call it at once, each on an execution context of its own.
+
+    Up to four contexts are made, each when it is needed. Beyond that, or without memory for another context, threads
+    wait for each other. Batches above the engine's largest are run in several parts.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        plan: bytes,
+        *,
+        label: str,
+        version_compatible: bool = False,
+        dla_core: int | None = None,
+        weights: bytes | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Load an engine and make its first execution context.
+
+        Args:
+            library: The library that built the engine.
+            plan: The serialized engine. It is code: only from a source that is trusted.
+            label: Name of the engine in messages.
+            version_compatible: Whether it was built to be; it brings its own runtime then, which is let run.
+            dla_core: The DLA core to run it on, if it was built for one.
+            weights: The ONNX file that it was built from, if its weights were stripped.
+            cache: File for the kernels that TensorRT-RTX compiles; ``None`` for none.
+
+        Raises:
+            BackendError: The library refuses the engine, or memory does not suffice.
+        """
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        trt = library.module
+        self.name: str = library.name
+        self._label = label
+        self._lock = threading.Lock()
+        self._slots: queue.LifoQueue[Lane | None] = queue.LifoQueue()
+        self._size, self._closed = _CONTEXTS, False
+        with attempt(f"loading engine {label}"):
+            runtime = trt.Runtime(tensorrt_logger(library))
+            if version_compatible:
+                runtime.engine_host_code_allowed = True
+            if dla_core is not None:
+                runtime.DLA_core = dla_core
+            engine = check(runtime.deserialize_cuda_engine(plan), "TensorRT does not load it")
+            if weights is not None:
+                refit(library, engine, weights)
+            self._interface = read_interface(library, engine)
+            # Any: for type checkers the engine is one of TensorRT, which TensorRT-RTX's is not
+            self._settings = RuntimeSettings(library, cast("Any", engine), cache) if library.rtx else None
+            self._engine: trt.ICudaEngine | None = engine
+            first = self._new_lane()
+        self._specs = [tensor.spec for tensor in self._interface.inputs]
+        for lane in (*[None] * (_CONTEXTS - 1), first):
+            self._slots.put(lane)
+
+    @property
+    def image_sizes(self) -> ImageSizes | None:
+        """Smallest and largest height and width; see ``Backend.image_sizes``."""
+        return self._interface.image_sizes
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the engine once; see ``Backend.run``."""
+        if self._closed:
+            raise BackendError(f"engine {self._label} is closed; load the bundle again")
+        check_inputs(self._specs, inputs)
+        sizes = sorted({len(array) for array in inputs.values()})
+        if len(sizes) > 1:
+            raise BackendError(f"the inputs have different batches: {sizes}")
+        profile, parts = split(sizes[0], [item.batches for item in self._interface.profiles])
+        self._interface.check_sides(profile, {name: (parts[0], *a.shape[1:]) for name, a in inputs.items()})
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        start = 0
+        with attempt(f"running engine {self._label}"), self._lane() as lane:
+            for size in parts:
+                rows = slice(start, start + size)
+                part = {name: array[rows] for name, array in inputs.items()}
+                shapes = lane.prepare(profile, {name: array.shape for name, array in part.items()})
+                if not outputs:
+                    outputs = {
+                        tensor.name: np.empty((sizes[0], *shapes[tensor.name][1:]), tensor.dtype)
+                        for tensor in self._interface.outputs
+                    }
+                lane.run(part, {name: array[rows] for name, array in outputs.items()})
+                start += size
+        return outputs
+
+    def close(self) -> None:
+        """Free the contexts and the engine, once the calls that are under way are done."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for _ in range(self._size):
+            lane = self._slots.get()
+            if lane is not None:
+                lane.close()
+        if self._settings is not None:
+            self._settings.keep()
+        self._settings = self._engine = None
+        for _ in range(self._size):
+            self._slots.put(None)  # wakes threads that wait for a context; they find the engine closed
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """Yield a context that no other thread uses; a context that failed is closed."""
+        lane = self._take()
+        kept: Lane | None = None
+        try:
+            yield lane
+            kept = lane
+        except BaseException:
+            lane.close()
+            raise
+        finally:
+            self._slots.put(kept)
+
+    def _take(self) -> Lane:
+        while True:
+            lane = self._slots.get()
+            if lane is not None:
+                return lane
+            try:
+                return self._new_lane()
+            except BaseException as error:
+                with self._lock:
+                    if not isinstance(error, BackendError) or self._closed or self._size == 1:
+                        self._slots.put(None)
+                        raise
+                    self._size -= 1
+                _log.warning("engine %s runs at most %d calls at once: %s", self._label, self._size, error)
+
+    def _new_lane(self) -> Lane:
+        engine = check(self._engine, "it is closed; load the bundle again")
+        if self._settings is not None:
+            return Lane(cast("Any", self._settings.context()), self._interface, capture=False)
+        context = check(engine.create_execution_context(), "no execution context can be made")
+        return Lane(context, self._interface, capture=True)

@@ -1,0 +1,112 @@
+"""Which engine of a bundle runs on this machine, and why not the others."""
+
+from __future__ import annotations
+
+import logging
+
+from krl_runtime.backends.cuda import Gpu, current_gpu, platform_key, version_tuple
+from krl_runtime.bundle import Bundle, Engine
+from krl_runtime.errors import BackendError
+
+from .backend import TensorRTBackend
+from .library import Library, LibraryName, rtx_library, tensorrt_library
+from .rtx import cache_file
+
+__all__ = ["mismatch", "open_engine"]
+
+_log = logging.getLogger("krl")
+
+_RTX_DEFAULT = (8, 6)  # without --compute-capability an engine of TensorRT-RTX is for these GPUs and later ones
+
+
+def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") -> TensorRTBackend:
+    """Open the bundle's engine that fits this machine.
+
+    Args:
+        bundle: The bundle. Its engines' hashes are checked before the library loads them, since an engine is code.
+        variant: Name of one of its variants.
+        name: The library to run it.
+
+    Raises:
+        BackendError: The library or a GPU is not there, no engine fits (the message has a sentence for each), or the
+            library refuses the one that does.
+        BundleError: The engine's file is missing, damaged or changed.
+    """
+    rtx = name == "tensorrt-rtx"
+    engines = {
+        key: engine
+        for key, engine in bundle.manifest.engines.items()
+        if engine.variant == variant and engine.library == name
+    }
+    build = f"run: krl-deploy build-engine {bundle.path} --precision {variant}"
+    build = f"{build} --target rtx" if rtx else f"on this device {build}"
+    if not engines:
+        title = "TensorRT-RTX" if rtx else "TensorRT"
+        raise BackendError(f"the bundle has no {title} engine of variant {variant}; {build}")
+    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu()
+    onnx = bundle.manifest.variants[variant].file
+    sha256 = bundle.manifest.files[onnx].sha256
+    causes = {key: mismatch(engine, library, gpu, sha256) for key, engine in engines.items()}
+    fitting = [key for key, cause in causes.items() if cause is None]
+    if not fitting:
+        raise BackendError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
+    # An engine made for this very GPU before a portable one, then the one that takes the largest batches.
+    key = max(fitting, key=lambda key: (_closeness(engines[key], gpu), engines[key].profile[2], key))
+    engine = engines[key]
+    if not rtx and engine.gpu != gpu.name:
+        _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
+    return TensorRTBackend(
+        library,
+        bundle.file(engine.file).read_bytes(),
+        label=key,
+        version_compatible=engine.version_compatible,
+        dla_core=engine.dla_core,
+        weights=bundle.file(onnx).read_bytes() if engine.stripped else None,
+        cache=cache_file(bundle.manifest.files[engine.file].sha256, library, gpu.name) if rtx else None,
+    )
+
+
+def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> str | None:
+    """Return why an engine does not run here, in one sentence, or ``None`` if it should.
+
+    Args:
+        engine: The manifest's entry.
+        library: The library here.
+        gpu: The GPU here.
+        onnx_sha256: Hash of the ONNX file of the engine's variant as it is now.
+    """
+    if engine.onnx_sha256 != onnx_sha256:
+        return f"engine {engine.file} was built from an older ONNX file of variant {engine.variant}"
+    if engine.platform and engine.platform != platform_key():
+        return f"engine built for {engine.platform}, this is {platform_key()}"
+    here, built = version_tuple(library.version), version_tuple(engine.version)
+    same_version = here == built or (engine.version_compatible and here[0] == built[0] and here >= built)
+    if same_version and _takes(engine, gpu):
+        return None
+    capabilities = ", ".join(map(_sm, engine.compute_capabilities)) or f"{_sm('8.6')} and later"
+    title = "TensorRT-RTX" if library.rtx else "TensorRT"
+    return (
+        f"engine built by {title} {engine.version} for {capabilities}, "
+        f"this is {library.version} on {_sm(gpu.compute_capability)}"
+    )
+
+
+def _takes(engine: Engine, gpu: Gpu) -> bool:
+    """Return whether an engine is for a GPU."""
+    if gpu.compute_capability in engine.compute_capabilities:
+        return True
+    capability = version_tuple(gpu.compute_capability)
+    if engine.library == "tensorrt-rtx":
+        return not engine.compute_capabilities and capability >= _RTX_DEFAULT
+    return engine.hardware_compatibility == "ampere-plus" and capability >= (8, 0)
+
+
+def _closeness(engine: Engine, gpu: Gpu) -> float:
+    """Return how well an engine suits a GPU, from 0 (made for many) to 1 (made for this one)."""
+    if engine.library == "tensorrt-rtx":
+        return 1 / len(engine.compute_capabilities) if engine.compute_capabilities else 0
+    return float(engine.gpu == gpu.name)
+
+
+def _sm(compute_capability: str) -> str:
+    return f"sm_{compute_capability.replace('.', '')}"
