@@ -22,6 +22,7 @@ from onnx import helper
 
 from _helpers.fake_cuda import FakeCuda
 from _helpers.tensorrt_bindings import cache_folder, dump_tensorrt, signatures
+from krl_runtime.backends.tensorrt.library import Library
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int8": "INT8", "int32": "INT32", "int64": "INT64", "uint8": "UINT8"}
 _DTYPES["bool"] = "BOOL"
@@ -35,7 +36,7 @@ def install_fakes(generation, config, monkeypatch):
     """Put a fake TensorRT of a generation, and a fake CUDA under it, in place of the real ones."""
     cuda = FakeCuda().install(monkeypatch)
     dump = dump_tensorrt(cache_folder(config), generation)
-    return FakeTensorRT(dump, cuda).install(monkeypatch)
+    return FakeTensorRT(dump, cuda, rtx=generation.rtx).install(monkeypatch)
 
 
 class FakeTensorRT:
@@ -53,8 +54,11 @@ class FakeTensorRT:
         on_step: Called at each step of a build with its number.
     """
 
-    def __init__(self, dump, cuda):
+    def __init__(self, dump, cuda, rtx=False):
         self.version = dump["version"]
+        self.rtx = rtx
+        self.contexts = []  # keyword arguments of each execution context that was made
+        self.capabilities = []
         self.cuda = cuda
         self.calls = Counter()
         self.fail = {}
@@ -73,8 +77,13 @@ class FakeTensorRT:
         self.module = _Module(self)
 
     def install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "tensorrt", self.module)
+        monkeypatch.setitem(sys.modules, self.module.__name__, self.module)
         return self
+
+    @property
+    def library(self):
+        """The fake as krl's code takes it."""
+        return Library("tensorrt-rtx" if self.rtx else "tensorrt", self.module, self.version)
 
     def log_error(self, message):
         if self._logger is not None:
@@ -197,7 +206,10 @@ class FakeTensorRT:
         for value in parsed.graph.input:
             shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim]
             network.s.inputs.append(self.new("ITensor", name=value.name, shape=shape))
-        network.s.layers = [self.new("ILayer", name=node.name or node.output[0]) for node in parsed.graph.node]
+        network.s.layers = [
+            self.new("ILayer", name=node.name or node.output[0], type=self.module.LayerType.CONVOLUTION)
+            for node in parsed.graph.node
+        ]
         return True
 
     def _OnnxParser_num_errors(self, this):
@@ -227,6 +239,13 @@ class FakeTensorRT:
 
     def _INetworkDefinition_get_layer(self, this, index):
         return this.s.layers[index]
+
+    def _ILayer_get_output_type(self, this, index):
+        return self.module.DataType.FLOAT
+
+    def _IBuilderConfig_set_compute_capability(self, this, compute_capability, index):
+        self.capabilities[index:] = [compute_capability.name]
+        return True
 
     def _Builder_num_DLA_cores(self, this):
         return self.dla_cores
@@ -264,7 +283,7 @@ class FakeTensorRT:
 
     def _Builder_build_serialized_network(self, this, network, config):
         monitor = config.s.values["progress_monitor"]
-        assert config.s.cache is not None
+        assert self.rtx or config.s.cache is not None
         monitor.phase_start("Building engine", None, 4)
         monitor.phase_start("Tactics", "Building engine", 2)
         for step in range(4):
@@ -284,11 +303,11 @@ class FakeTensorRT:
 
     def _header(self):
         numbers = ([int(part) for part in self.version.split(".")] + [0])[:4]
-        return b"ftrt" + struct.pack("<I", 0) + bytes(16) + bytes(numbers)
+        return (b"vtrt" if self.rtx else b"ftrt") + struct.pack("<I", 0) + bytes(16) + bytes(numbers)
 
     def _Runtime_deserialize_cuda_engine(self, this, serialized_engine):
         data = bytes(serialized_engine)
-        if not data.startswith(b"ftrt"):
+        if data[:4] != self._header()[:4]:
             self.log_error("Error Code 1: Serialization (Serialization assertion plan->header.magicTag failed.)")
             return None
         if data[:28] != self._header():
@@ -348,7 +367,25 @@ class FakeTensorRT:
     def _ICudaEngine_get_tensor_profile_shape(self, this, name, profile_index):
         return this.s.profiles[profile_index][name]
 
-    def _ICudaEngine_create_execution_context(self, this, strategy=None):
+    def _IRuntimeConfig_create_runtime_cache(self, this):
+        return self.new("IRuntimeCache", content=b"")
+
+    def _IRuntimeConfig_set_runtime_cache(self, this, cache):
+        this.s.cache = cache
+        return True
+
+    def _IRuntimeCache_deserialize(self, this, blob):
+        this.s.content = bytes(blob)
+        return this.s.content.startswith(b"kernels")
+
+    def _IRuntimeCache_serialize(self, this):
+        return self.new("IHostMemory", content=this.s.content)
+
+    def _ICudaEngine_create_execution_context(self, this, **given):
+        self.contexts.append(given)
+        config = given.get("runtime_config")
+        if config is not None and not config.s.cache.s.content.startswith(b"kernels"):
+            config.s.cache.s.content = b"kernels of " + self.version.encode()  # compiled now
         assert this.s.refitted, "a stripped engine was run without weights"
         options = ort.SessionOptions()
         options.add_session_config_entry("session.x64quantprecision", "1")  # exact INT8 on x86 without VNNI
@@ -374,8 +411,19 @@ class FakeTensorRT:
 
     def _IExecutionContext_get_tensor_shape(self, this, name):
         mode, _, shape = self._tensors(this.s.owner)[name]
+        if mode == "INPUT":
+            return this.s.shapes[name]
+        if -1 in shape[1:]:
+            return self._shape_that_comes_out(this, name)
         batch = next(iter(this.s.shapes.values()))[0]
-        return this.s.shapes[name] if mode == "INPUT" else [batch if size == -1 else size for size in shape]
+        return [batch if size == -1 else size for size in shape]
+
+    def _shape_that_comes_out(self, context, name):
+        inputs = {}
+        for tensor, shape in context.s.shapes.items():
+            dtype = next(key for key, value in _DTYPES.items() if value == self._tensors(context.s.owner)[tensor][1])
+            inputs[tensor] = np.zeros(shape, dtype)
+        return list(context.s.session.run([name], inputs)[0].shape)
 
     def _IExecutionContext_set_tensor_address(self, this, name, memory):
         this.s.addresses[name] = memory
@@ -408,7 +456,7 @@ class _Module(ModuleType):
     """Makes its classes when they are asked for; what the real module has not is not there."""
 
     def __init__(self, fake):
-        super().__init__("tensorrt")
+        super().__init__("tensorrt_rtx" if fake.rtx else "tensorrt")
         self.__version__ = fake.version
         self._fake = fake
 

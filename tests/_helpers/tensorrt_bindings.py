@@ -27,8 +27,9 @@ STUB(getNvOnnxParserVersion) STUB(getPluginRegistry) STUB(initLibNvInferPlugins)
 """
 
 _DUMP_TENSORRT = """
-import json, sys
-import tensorrt_bindings, tensorrt_bindings.tensorrt as module
+import importlib, json, sys
+package = importlib.import_module(sys.argv[1])
+module = importlib.import_module(sys.argv[1] + "." + sys.argv[1].removesuffix("_bindings"))
 
 def describe(cls):
     result = {"bases": [], "methods": {}, "properties": {}, "nested": {}, "members": None}
@@ -45,7 +46,7 @@ def describe(cls):
     return result
 
 classes = {name: describe(value) for name, value in vars(module).items() if isinstance(value, type)}
-print(json.dumps({"version": tensorrt_bindings.__version__, "classes": classes}))
+print(json.dumps({"version": package.__version__, "classes": classes}))
 """
 
 _DUMP_CUDA = """
@@ -68,20 +69,37 @@ print(json.dumps({"functions": functions, "classes": classes, "constants": const
 """
 
 
+_LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
+
 _failures: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One TensorRT, and the cuda-python that goes with it."""
+    """One TensorRT or TensorRT-RTX, and the cuda-python that goes with it."""
 
     name: str
     package: str
     cuda_bindings: str
+    rtx: bool = False
 
     @property
     def major(self) -> int:
-        return int(self.name.split(".")[0])
+        return int(self.version.split(".")[0])
+
+    @property
+    def version(self) -> str:
+        return self.name.removeprefix("rtx-")
+
+    @property
+    def module(self) -> str:
+        return "tensorrt_rtx_bindings" if self.rtx else "tensorrt_bindings"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Shared libraries that the bindings are linked with."""
+        names = ("libtensorrt_rtx", "libtensorrt_onnxparser_rtx") if self.rtx else _LIBRARIES
+        return tuple(f"{name}.so.{self.major}" for name in names)
 
 
 GENERATIONS = (
@@ -89,6 +107,8 @@ GENERATIONS = (
     Generation("10.16", "tensorrt-cu13-bindings==10.16.1.11", "13.0.0"),
     Generation("11.4", "tensorrt-cu13-bindings==11.4.0.106", "13.5.0"),
 )
+RTX = Generation("rtx-1.7", "tensorrt-rtx-cu13-bindings==1.7.1.116", "13.5.0", rtx=True)
+ALL = (*GENERATIONS, RTX)
 
 
 def cache_folder(config: pytest.Config) -> Path:
@@ -104,8 +124,8 @@ def dump_tensorrt(folder: Path, generation: Generation) -> dict:
     """Return all classes of a TensorRT with their methods, properties and enum members; skip where that cannot be."""
 
     def make(work: Path) -> str:
-        environment = {"LD_LIBRARY_PATH": str(_compile_stubs(work, generation.major))}
-        return _run_python(_DUMP_TENSORRT, _install(work, generation.package), environment)
+        environment = {"LD_LIBRARY_PATH": str(_compile_stubs(work, generation.libraries))}
+        return _run_python(_DUMP_TENSORRT, _install(work, generation.package), environment, generation.module)
 
     return _remembered(folder, f"{generation.package}-{_digest(_STUBS + _DUMP_TENSORRT)}", make)
 
@@ -160,22 +180,21 @@ def _pip_install(requirement: str, target: Path) -> str:
     return _failures[requirement]
 
 
-def _compile_stubs(work: Path, major: int) -> Path:
+def _compile_stubs(work: Path, names: tuple[str, ...]) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make stub libraries with")
     (work / "stub.c").write_text(_STUBS)
-    for library in ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin"):
-        name = f"{library}.so.{major}"
+    for name in names:
         options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(work / name), str(work / "stub.c")]
         subprocess.run([compiler, *options], check=True)
     return work
 
 
-def _run_python(code: str, path: Path, environment: dict[str, str]) -> str:
+def _run_python(code: str, path: Path, environment: dict[str, str], *arguments: str) -> str:
     environment = {**os.environ, **environment, "PYTHONPATH": str(path)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, *arguments], env=environment, check=True, capture_output=True, text=True
     ).stdout
 
 

@@ -33,14 +33,15 @@ _SIMPLE = {
 }
 
 
-def write_stubs(folder: Path, tensorrt: dict, cuda: dict) -> None:
-    """Write ``tensorrt.pyi`` and ``cuda/bindings/runtime.pyi``."""
+def write_stubs(folder: Path, tensorrt: dict, rtx: dict, cuda: dict) -> None:
+    """Write ``tensorrt.pyi``, ``tensorrt_rtx.pyi`` and ``cuda/bindings/runtime.pyi``."""
     package = folder / "cuda" / "bindings"
     package.mkdir(parents=True)
     for init in (package.parent / "__init__.pyi", package / "__init__.pyi"):
         init.touch()
     (package / "runtime.pyi").write_text(_cuda(cuda))
     (folder / "tensorrt.pyi").write_text(_tensorrt(tensorrt["classes"]))
+    (folder / "tensorrt_rtx.pyi").write_text(_tensorrt(rtx["classes"]))
 
 
 def _cuda(dump: dict) -> str:

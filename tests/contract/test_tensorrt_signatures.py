@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from _helpers.tensorrt_bindings import GENERATIONS, cache_folder, dump_cuda, dump_tensorrt
+from _helpers.tensorrt_bindings import ALL, RTX, cache_folder, dump_cuda, dump_tensorrt
 from _helpers.tensorrt_stubs import write_stubs
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("train", "compress", "deploy", "runtime")
-USES = re.compile(r"^\s*(import tensorrt\b|from tensorrt\b|import cuda\b|from cuda\b)", re.MULTILINE)
+USES = re.compile(r"^\s*(import tensorrt(_rtx)?\b|from tensorrt\b|import cuda\b|from cuda\b)", re.MULTILINE)
 
 CONFIGURATION = """
 [mypy]
@@ -23,7 +23,7 @@ warn_unused_ignores = false
 explicit_package_bases = true
 follow_imports = silent
 mypy_path = {path}
-[mypy-tensorrt.*,cuda.*]
+[mypy-tensorrt.*,tensorrt_rtx.*,cuda.*]
 ignore_errors = true
 [mypy-numpy.*,onnx.*,onnxruntime.*,openvino.*,rich.*,tyro.*,PIL.*]
 follow_imports = skip
@@ -31,7 +31,7 @@ ignore_missing_imports = true
 """
 
 
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
+@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
 def mypy(request, pytestconfig, tmp_path):
     """A function that checks files of a source tree against the bindings of one generation."""
     pytest.importorskip("mypy")
@@ -39,7 +39,8 @@ def mypy(request, pytestconfig, tmp_path):
     stubs = tmp_path / "stubs"
     stubs.mkdir()
     generation = request.param
-    write_stubs(stubs, dump_tensorrt(folder, generation), dump_cuda(folder, generation.cuda_bindings))
+    own, rtx = dump_tensorrt(folder, generation), dump_tensorrt(folder, RTX)
+    write_stubs(stubs, own, rtx, dump_cuda(folder, generation.cuda_bindings))
 
     def run(root: Path, files: list[str]) -> tuple[int, str]:
         paths = [stubs, *(root / package for package in PACKAGES)]
@@ -75,49 +76,63 @@ MUTATIONS = {
         "trt.BuilderFlag.REFIT,",
         "trt.BuilderFlag.INT8,",
         '"type[BuilderFlag]" has no attribute "INT8"',
-        (11,),
+        (1, 11),
     ),
     "absent method": (
-        "runtime/krl_runtime/backends/tensorrt.py",
+        "runtime/krl_runtime/backends/tensorrt/lane.py",
         "self._context.execute_async_v3(int(self._stream))",
         "self._context.execute_async_v2([], int(self._stream))",
         'has no attribute "execute_async_v2"',
-        (10, 11),
+        (1, 10, 11),
     ),
     "too few arguments": (
         "deploy/krl_deploy/tensorrt/builder.py",
         "config.set_timing_cache(cache, False)",
         "config.set_timing_cache(cache)",
         'Missing positional argument "ignore_mismatch"',
-        (10, 11),
+        (1, 10, 11),
     ),
     "wrong type": (
-        "runtime/krl_runtime/backends/tensorrt_calls.py",
+        "runtime/krl_runtime/backends/tensorrt/calls.py",
         "parser.refit_from_bytes(weights)",
         "parser.refit_from_file(weights)",
         'incompatible type "bytes"; expected "str"',
-        (10, 11),
+        (1, 10, 11),
     ),
     "unchecked None": (
-        "runtime/krl_runtime/backends/tensorrt.py",
+        "runtime/krl_runtime/backends/tensorrt/backend.py",
         'check(engine.create_execution_context(), "no execution context can be made")',
         "engine.create_execution_context()",
-        'of "IExecutionContext | None" has no attribute',
-        (10, 11),
+        'Argument 1 to "Lane" has incompatible type "IExecutionContext | None"',
+        (1, 10, 11),
+    ),
+    "absent method of RTX": (
+        "runtime/krl_runtime/backends/tensorrt/rtx.py",
+        "self._config.set_runtime_cache(self._cache)",
+        "self._config.set_kernel_cache(self._cache)",
+        'has no attribute "set_kernel_cache"',
+        (1, 10, 11),
+    ),
+    "wrong type for RTX": (
+        "deploy/krl_deploy/tensorrt/api.py",
+        "rtx_config.set_compute_capability(known[name], index)",
+        "rtx_config.set_compute_capability(name, index)",
+        'incompatible type "str"; expected "ComputeCapability"',
+        (1, 10, 11),
     ),
     "unknown CUDA call": (
         "runtime/krl_runtime/backends/cuda.py",
         "call(cudart.cudaMalloc, nbytes)",
         "call(cudart.cudaMallocPinned, nbytes)",
         'Module has no attribute "cudaMallocPinned"',
-        (10, 11),
+        (1, 10, 11),
     ),
     "CUDA call with a missing argument": (
         "runtime/krl_runtime/backends/cuda.py",
         "call(cudart.cudaGraphInstantiate, graph, 0)",
         "call(cudart.cudaGraphInstantiate, graph)",
         'Missing positional argument "flags"',
-        (10, 11),
+        (1, 10, 11),
     ),
 }
 
@@ -135,13 +150,13 @@ def test_a_use_that_does_not_exist_is_found(mypy, tmp_path):
     code, output = mypy(tmp_path, sorted({file for file, *_ in MUTATIONS.values()}))
     assert code == 1
     assert [message for message in expected if message not in output] == [], output
-    assert ("INT8" in output) == (mypy.generation.major == 11)
+    assert ("INT8" in output) == (mypy.generation.major != 10)
 
 
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
+@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
 def classes(request, pytestconfig):
     dump = dump_tensorrt(cache_folder(pytestconfig), request.param)
-    assert dump["version"].startswith(request.param.name)
+    assert dump["version"].startswith(request.param.version)
     return request.param, dump["classes"]
 
 
@@ -153,3 +168,6 @@ def test_what_krl_says_of_the_generations(classes):
     assert found["NetworkDefinitionCreationFlag"]["members"]["STRONGLY_TYPED"] == (1 if generation.major == 10 else 0)
     same_capability = "SAME_COMPUTE_CAPABILITY" in found["HardwareCompatibilityLevel"]["members"]
     assert same_capability == (generation.name != "10.3")
+    assert ("ComputeCapability" in found) == generation.rtx
+    assert ("CudaGraphStrategy" in found) == generation.rtx
+    assert ("IRuntimeCache" in found) == generation.rtx

@@ -52,13 +52,14 @@ def test_require_lets_a_broken_library_speak_for_itself(tmp_path, monkeypatch: p
 
 
 def test_tensorrt_is_installed_with_the_distribution_that_is_here(monkeypatch: pytest.MonkeyPatch):
-    from krl_runtime.backends import cuda
+    from krl_runtime.backends.cuda import NoTensorRTError
+    from krl_runtime.backends.tensorrt.library import tensorrt_library
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(metadata, "metadata", lambda name: {"Name": name})
     monkeypatch.setattr(errors, "_origin", lambda name: {})
-    with pytest.raises(cuda.NoTensorRTError, match=r"pip install 'krl-runtime\[tensorrt\]'"):
-        cuda.tensorrt_version()
+    with pytest.raises(NoTensorRTError, match=r"pip install 'krl-runtime\[tensorrt\]'"):
+        tensorrt_library()
 
 
 @pytest.mark.parametrize(

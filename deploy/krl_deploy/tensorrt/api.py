@@ -34,7 +34,7 @@ __all__ = [
 GENERATIONS: Final = (10, 11)
 """The major versions of TensorRT that krl knows."""
 
-_RTX_GENERATIONS: Final = (1,)
+_RTX_GENERATIONS: Final = (1,)  # the only one there is
 
 
 def generation(library: Library) -> int:

@@ -160,7 +160,7 @@ def _engine(key: str, variant: str, source: OnnxFile, options: BuildOptions, pla
 
 
 def _evidence(built: BuiltPlan, parity: Parity | None, reason: str) -> dict[str, Any]:
-    """Return what the build showed."""
+    """Return the measurements of the build for the manifest."""
     return {
         "seconds": round(built.seconds, 1),
         "layers": built.layers,

@@ -1,4 +1,4 @@
-"""What an engine is built from: a variant of a bundle or an ONNX file, checked, with the options that fit it."""
+"""The input of a build: a variant of a bundle or an ONNX file, checked, with the options that fit it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SIDES = {2: "height", 3: "width"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an engine is built from.
+    """The input of a build.
 
     Attributes:
         bundle: The bundle; ``None`` for an ONNX file.
@@ -81,7 +81,13 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
     manifest = bundle.manifest
     for axis, name in _SIDES.items():
         shape = manifest.inputs[0].shape
-        if len(shape) <= axis or isinstance(shape[axis], int) or getattr(options, name) is not None:
+        if len(shape) <= axis or isinstance(shape[axis], int):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    f"--{name} is for graphs that take images of any {name}; this one is fixed; leave it out"
+                )
+            continue
+        if getattr(options, name) is not None:
             continue
         overlap = manifest.settings.get("overlap") if manifest.task == "restoration" else None
         if overlap is None:
@@ -90,19 +96,28 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
                 f"image, an engine takes a range of sizes; give --height MIN,OPT,MAX and --width MIN,OPT,MAX, as in "
                 "64,512,1024"
             )
-        longest = longest_part(overlap)
-        sizes: Range = (_SMALLEST_SIDE, longest, longest)
+        golden = getattr(manifest.preprocessing, name)
+        longest = max(longest_part(overlap), golden)
+        sizes: Range = (min(_SMALLEST_SIDE, golden), longest, longest)
         options = replace(options, height=sizes) if name == "height" else replace(options, width=sizes)
     for name in _SIDES.values():
-        _check_overlap(bundle, name, options)
+        _check_sides(bundle, name, options)
     return options
 
 
-def _check_overlap(bundle: Bundle, name: str, options: BuildOptions) -> None:
-    """Check that parts of the largest size are larger than what they overlap by."""
-    overlap, sizes = bundle.manifest.settings.get("overlap"), getattr(options, name)
-    if isinstance(overlap, int) and sizes is not None and sizes[2] <= 2 * overlap:
-        shown = ",".join(map(str, sizes))
+def _check_sides(bundle: Bundle, name: str, options: BuildOptions) -> None:
+    """Check that the golden inputs fit, and that the largest parts are larger than what they overlap by."""
+    sizes: Range | None = getattr(options, name)
+    if sizes is None:
+        return
+    overlap, golden = bundle.manifest.settings.get("overlap"), getattr(bundle.manifest.preprocessing, name)
+    shown = ",".join(map(str, sizes))
+    if not sizes[0] <= golden <= sizes[2]:
+        raise UsageError(
+            f"--{name} is {shown}; accepted: a range with {golden}, the {name} of the bundle's golden inputs, on which "
+            "the engine is compared"
+        )
+    if isinstance(overlap, int) and sizes[2] <= 2 * overlap:
         raise UsageError(
             f"--{name} is {shown}; the receptive field of this network has a radius of {overlap} pixels, so that "
             f"larger images cannot be cut into such parts; accepted: a MAX of {2 * overlap + 1} or more"

@@ -33,10 +33,18 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
     else:
         found = {config.model.name: _file(config.model)}
     known = ("variant", "library", "version", "gpu", "compute_capabilities", "profile", "height", "width", "bytes")
-    columns = tuple(name for name in known if any(entry.get(name) for entry in found.values()))
-    rows = [(key, *(_cell(entry.get(column)) for column in columns)) for key, entry in found.items()]
+    columns = tuple(name for name in known if any(_for_people(name, entry) for entry in found.values()))
+    rows = [(key, *(_for_people(column, entry) for column in columns)) for key, entry in found.items()]
     shown = table(("engine", *columns), rows) if rows else f"{config.model} has no engines"
     return {"model": str(config.model), "engines": found}, shown
+
+
+def _for_people(column: str, entry: dict[str, Any]) -> object:
+    """Return one cell of the table."""
+    value = entry.get(column)
+    if column == "compute_capabilities" and not value and entry.get("library") == "tensorrt-rtx":
+        return "8.6 and later"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
@@ -59,7 +67,3 @@ def _file(path: Path) -> dict[str, Any]:
     options = beside.get("options", {})
     sizes = {name: options.get(name) for name in ("profile", "height", "width")}
     return {**beside, **sizes, "plan_version": version}
-
-
-def _cell(value: object) -> object:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value

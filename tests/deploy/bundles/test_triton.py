@@ -23,7 +23,7 @@ PLAN = b"ftrt a plan"
 
 
 def engine(variant: str = "fp16", **changes: Any) -> Engine:
-    made = Engine("engines/a.engine", variant, "0" * 64, "10.3.0.30", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+    made = Engine("engines/a.engine", variant, "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
     return replace(made, **changes)
 
 

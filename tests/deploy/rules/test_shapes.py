@@ -19,7 +19,7 @@ def relu(*shapes):
 @pytest.mark.parametrize(
     ("shapes", "why"),
     [
-        ([["n", 3, "h", "w"]], r"input 'x0' has shape [batch, 3, h, w]; accepted: a batch first"),
+        ([["n", 3, "h"]], "input 'x0' has shape [batch, 3, h]; accepted: a batch, and height and width of images"),
         ([["n", 3], [2, 3]], "the inputs have different batches: x0 batch, x1 2"),
     ],
 )
@@ -29,6 +29,12 @@ def test_inputs_that_krl_cannot_feed(shapes, why):
     assert any(why in finding.why for finding in found)
     assert of_rule(relu(["n", 3, 8, 8], ["n", 3, 8, 8]), "shapes/inputs") == []
     assert of_rule(relu([2, 3]), "shapes/inputs") == []
+
+
+def test_images_of_any_size_get_a_note():
+    (found,) = of_rule(relu(["n", 3, "h", "w"]), "shapes/inputs")
+    assert (found.severity, found.node) == ("note", "x0")
+    assert "--height" in found.do
 
 
 def test_shapes_that_depend_on_values():

@@ -21,10 +21,11 @@ from krl_deploy.cli import build_engine, inspect_engine
 from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
 from krl_runtime import Generator, Restorer, load
 from krl_runtime.backends.cuda import platform_key
-from krl_runtime.backends.tensorrt import open_engine
+from krl_runtime.backends.tensorrt.engines import open_engine
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, BundleError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.pipelines.restorer import longest_part
 
 NO_LEAKS = {"memory": 0, "streams": 0, "graphs": 0}
 
@@ -49,24 +50,26 @@ def tree(bundle):
 
 
 def config(model, precision="int8", **changes):
-    return BuildEngineConfig(getattr(model, "path", model), precision, **{"profile": "1,4,8", **changes})
+    return BuildEngineConfig(getattr(model, "path", model), precision=precision, **{"profile": "1,4,8", **changes})
 
 
-def key_of(trt, rest="b1-4-8", precision="int8"):
-    return f"{precision}-trt{trt.version}-sm90-{platform_key()}-{rest}"
+def key_of(trt, bundle, rest="b1-4-8", precision="int8"):
+    onnx = sha256_file(bundle.path / f"model.{precision}.onnx")
+    return f"{precision}-trt{trt.version}-sm90-{platform_key()}-{rest}-{onnx[:8]}"
 
 
 def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
     assert build_engine(config(bundle)) is None
     built = Bundle.open(bundle.path)
     built.verify()
-    key = key_of(trt)
+    key = key_of(trt, bundle)
     assert list(built.manifest.engines) == [key]
     engine = built.manifest.engines[key]
     onnx = built.file("model.int8.onnx")
     assert engine.file == f"engines/{key}.engine"
-    assert (engine.variant, engine.onnx_sha256, engine.tensorrt) == ("int8", sha256_file(onnx), trt.version)
-    assert (engine.compute_capability, engine.gpu, engine.platform) == ("9.0", GPU_NAME, platform_key())
+    assert (engine.variant, engine.onnx_sha256, engine.version) == ("int8", sha256_file(onnx), trt.version)
+    assert (engine.compute_capabilities, engine.gpu, engine.platform) == (("9.0",), GPU_NAME, platform_key())
+    assert engine.library == "tensorrt"
     assert engine.profile == (1, 4, 8)
     # The bytes are those that TensorRT gave, and nothing else.
     expected = trt.plan(onnx.read_bytes(), [{"pixels": [[n, 3, 12, 10] for n in (1, 4, 8)]}])
@@ -98,6 +101,62 @@ def test_a_restorer_of_one_size_runs_on_its_engine(trt, tmp_path):
     assert trt.cuda.leaks() == NO_LEAKS
 
 
+def test_an_engine_for_a_range_of_sizes_restores_images_of_any_size(trt, tmp_path):
+    """Without sizes the engine is for the parts that images are cut into; smaller and larger images run as well."""
+    bundle = write_restorer(tmp_path / "open.krl")
+    longest = longest_part(bundle.manifest.settings["overlap"])
+    assert build_engine(config(bundle, "fp32", profile="1,1,1")) is None
+    (engine,) = Bundle.open(bundle.path).manifest.engines.values()
+    assert engine.height == engine.width == (16, longest, longest)
+    with load(bundle.path, Restorer, require="tensorrt") as model, load(bundle.path, Restorer, backend="cpu") as cpu:
+        for height, width in ((61, 47), (5, 300), (700, 40)):
+            image = smooth(height, width, 3)
+            difference = np.abs(model(image).pixels.astype(int) - cpu(image).pixels)
+            inner = difference[: 2 * height - 24, : 2 * width - 24] if min(height, width) < 16 else difference
+            assert inner.size == 0 or inner.max() <= 1  # beside the padded rows nothing differs
+    assert trt.cuda.leaks() == NO_LEAKS
+
+
+def test_an_engine_for_small_sizes_gets_images_in_small_parts(trt, tmp_path):
+    bundle = write_restorer(tmp_path / "open.krl")
+    assert build_engine(config(bundle, "fp32", profile="1,1,1", height="16,48,64", width="20,40,40")) is None
+    key = next(iter(Bundle.open(bundle.path).manifest.engines))
+    assert "-h16-48-64-w20-40-40-" in key
+    image = smooth(150, 97, 3)
+    with load(bundle.path, Restorer, require="tensorrt") as model, load(bundle.path, Restorer, backend="cpu") as cpu:
+        assert model.backend.image_sizes == ((16, 64), (20, 40))
+        assert np.abs(model(image).pixels.astype(int) - cpu(image).pixels).max() <= 1
+        with pytest.raises(BackendError, match=r"has height 65, the engine takes 16 to 64; .*--height MIN,OPT,MAX"):
+            model.backend.run({"pixels": np.zeros((1, 1, 65, 40), np.uint8)})
+
+
+def test_sizes_that_cannot_be_are_refused(newest, tmp_path, bundle):
+    restorer = write_restorer(tmp_path / "open.krl")
+    wide = write_restorer(tmp_path / "wide.krl", overlap=30)
+    with pytest.raises(UsageError, match=r"--height is 1,40,60; the receptive field of this network has a radius of"):
+        build_engine(config(wide, "fp32", profile="1,1,1", height="1,40,60"))
+    with pytest.raises(UsageError, match=r"--width is 64,64,64; accepted: a range with 20, the width of the bundle's"):
+        build_engine(config(restorer, "fp32", profile="1,1,1", width="64,64,64"))
+    with pytest.raises(UsageError, match=r"--height is for graphs that take images of any height; this one is fixed"):
+        build_engine(config(bundle, height="16,16,16"))
+    with pytest.raises(UsageError, match=r"--compute-capability is for --target rtx"):
+        build_engine(config(bundle, compute_capability=("8.6",)))
+    onnx = restorer.path / "model.fp32.onnx"
+    with pytest.raises(UsageError, match=r"--height is missing: input 'pixels' takes images of any height"):
+        build_engine(config(onnx, None, profile="1,1,1"))
+
+
+def test_a_network_that_needs_the_whole_image_says_how_large_it_may_be(newest, tmp_path):
+    bundle = write_restorer(tmp_path / "whole.krl", overlap=None)
+    with pytest.raises(UsageError, match=r"--height is missing: .* needs the whole image.*--height MIN,OPT,MAX"):
+        build_engine(config(bundle, "fp32", profile="1,1,1"))
+    build_engine(config(bundle, "fp32", profile="1,1,1", height="16,32,64", width="16,32,64"))
+    with load(bundle.path, Restorer, require="tensorrt") as model:
+        assert model(smooth(64, 20, 3)).pixels.shape == (128, 40, 3)
+        with pytest.raises(BackendError, match=r"side of 65 pixels does not fit the engine, which takes at most 64"):
+            model(smooth(65, 20, 3))
+
+
 def test_a_generator_with_labels_runs_on_its_engine(trt, tmp_path):
     bundle = write_generator(tmp_path / "gan.krl", condition=LABELS_CONDITION)
     assert build_engine(config(bundle, "fp32", profile="1,4,8")) is None
@@ -114,7 +173,7 @@ def test_the_other_files_of_the_bundle_stay_as_they_were(newest, bundle):
     assert {name for name in after if after[name] != before.get(name)} == {
         "manifest.json",
         "timing.cache",
-        f"engines/{key_of(newest)}.engine",
+        f"engines/{key_of(newest, bundle)}.engine",
     }
     assert set(before) <= set(after)
 
@@ -124,7 +183,7 @@ def test_several_engines_and_a_second_build_of_one(newest, bundle):
     build_engine(config(bundle, "fp32", profile="1,1,1"))
     build_engine(config(bundle))
     built = Bundle.open(bundle.path)
-    assert set(built.manifest.engines) == {key_of(newest), key_of(newest, "b1-1-1", "fp32")}
+    assert set(built.manifest.engines) == {key_of(newest, bundle), key_of(newest, bundle, "b1-1-1", "fp32")}
     assert set(built.manifest.evidence["engines"]) == set(built.manifest.engines)
     built.verify()
 
@@ -286,7 +345,7 @@ def test_options_reach_the_builder_and_the_key(trt, bundle):
     assert configs[0]["builder_optimization_level"] == 5
     assert configs[0]["hardware_compatibility_level"].name == "AMPERE_PLUS"
     built = Bundle.open(bundle.path)
-    key = key_of(trt, "b1-4-8-vc-ampere-plus-refit-stripped")
+    key = key_of(trt, bundle, "b1-4-8-vc-ampere-plus-refit-stripped")
     engine = built.manifest.engines[key]
     assert (engine.version_compatible, engine.hardware_compatibility, engine.stripped) == (True, "ampere-plus", True)
     golden = built.golden()
@@ -312,7 +371,7 @@ def test_a_hardware_compatibility_that_this_tensorrt_lacks_is_refused(trt, bundl
             build_engine(asked)
     else:
         build_engine(asked)
-        assert key_of(trt, "b1-4-8-same-compute-capability") in Bundle.open(bundle.path).manifest.engines
+        assert key_of(trt, bundle, "b1-4-8-same-compute-capability") in Bundle.open(bundle.path).manifest.engines
 
 
 def test_dla_reports_what_runs_on_the_gpu(trt, bundle, caplog):
@@ -325,7 +384,7 @@ def test_dla_reports_what_runs_on_the_gpu(trt, bundle, caplog):
     assert "2 of 8 layers are not for the DLA and run on the GPU: float, logits" in caplog.text
     assert trt.set_flags == ["GPU_FALLBACK"]
     built = Bundle.open(bundle.path)
-    key = key_of(trt, "b2-2-2-dla1", "fp16")
+    key = key_of(trt, bundle, "b2-2-2-dla1", "fp16")
     assert built.manifest.engines[key].dla_core == 1
     assert built.manifest.evidence["engines"][key]["layers_on_gpu"] == ["float", "logits"]
 
@@ -408,11 +467,11 @@ def test_an_onnx_file_becomes_an_engine_with_a_description_beside_it(trt, bundle
     assert target.read_bytes().startswith(b"ftrt")
     assert description["sha256"] == sha256_bytes(target.read_bytes())
     assert description["onnx_sha256"] == sha256_file(onnx)
-    assert (description["tensorrt"], description["gpu"], description["parity"]) == (trt.version, GPU_NAME, None)
+    assert (description["version"], description["gpu"], description["parity"]) == (trt.version, GPU_NAME, None)
     assert "its outputs were not checked" in caplog.text
     inspect_engine(InspectEngineConfig(target, json=True))
     shown = json.loads(capsys.readouterr().out)["engines"]["net.engine"]
-    assert (shown["profile"], shown["tensorrt"]) == ([1, 4, 8], trt.version)
+    assert (shown["profile"], shown["version"]) == ([1, 4, 8], trt.version)
     with pytest.raises(UsageError, match="--precision is for bundles"):
         build_engine(config(onnx, "fp16"))
 
@@ -433,7 +492,7 @@ def test_engines_are_shown_without_tensorrt(trt, bundle, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     inspect_engine(InspectEngineConfig(bundle.path, json=True))
     shown = json.loads(capsys.readouterr().out)
-    entry = shown["engines"][key_of(trt)]
+    entry = shown["engines"][key_of(trt, bundle)]
     numbers = [int(part) for part in trt.version.split(".")]
     assert entry["plan_version"] == ".".join(map(str, [*numbers, *[0] * (4 - len(numbers))]))
     assert entry["bytes"] == (bundle.path / entry["file"]).stat().st_size
@@ -447,7 +506,7 @@ def test_a_description_of_another_engine_is_not_believed(tmp_path, capsys, caplo
     (tmp_path / "a.engine.json").write_text(json.dumps({"sha256": "0" * 64, "gpu": "wrong"}))
     inspect_engine(InspectEngineConfig(engine, json=True))
     entry = json.loads(capsys.readouterr().out)["engines"]["a.engine"]
-    assert entry["tensorrt"] == "10.3.0.30"
+    assert entry["version"] == "10.3.0.30"
     assert "gpu" not in entry
     assert "does not belong to this engine" in caplog.text
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from _helpers.bundles import TinyNet, write_bundle
 from krl_deploy.cli import build_engine, inspect_engine
 from krl_deploy.rules.targets import Target, target_here
 from krl_deploy.tensorrt import engines as commands
-from krl_deploy.tensorrt.builder import BuildOptions
+from krl_deploy.tensorrt import inputs
 from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
 from krl_deploy.tensorrt.onnx_file import read_source
+from krl_deploy.tensorrt.options import BuildOptions
 from krl_deploy.tensorrt.plan import plan_version
 from krl_deploy.tensorrt.script import trtexec_line
 from krl_runtime import load
+from krl_runtime.backends.tensorrt.library import Library
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.cli.dispatch import Program, dispatch
 from krl_runtime.device import platforms
@@ -46,7 +49,7 @@ def tree(path):
 
 def test_all_but_the_engine_is_done_and_said(bundle, capsys):
     before = tree(bundle.path)
-    assert build_engine(BuildEngineConfig(bundle.path, "int8", profile="1,8,32")) is None
+    assert build_engine(BuildEngineConfig(bundle.path, precision="int8", profile="1,8,32", prepare=True)) is None
     told = capsys.readouterr().out
     assert (
         f"No engine was built: TensorRT is not installed here; install it with: {install_command('tensorrt')}" in told
@@ -64,34 +67,34 @@ def test_all_but_the_engine_is_done_and_said(bundle, capsys):
 
 
 def test_the_same_as_json(bundle, capsys):
-    build_engine(BuildEngineConfig(bundle.path, "int8", json=True))
+    build_engine(BuildEngineConfig(bundle.path, precision="int8", json=True, prepare=True))
     report = json.loads(capsys.readouterr().out)
     assert report["engine"] is None
     assert report["reason"].startswith("TensorRT is not installed here")
-    assert set(report["trtexec"]) == {"10", "11"}
+    assert set(report["commands"]) == {"10", "11", "rtx"}
 
 
 def test_with_tensorrt_but_without_a_gpu_it_is_the_same(bundle, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "tensorrt_version", lambda: "11.4.0.106")
+    monkeypatch.setattr(commands, "tensorrt_library", lambda: Library("tensorrt", None, "11.4.0.106"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    build_engine(BuildEngineConfig(bundle.path, "int8"))
+    build_engine(BuildEngineConfig(bundle.path, precision="int8", prepare=True))
     assert "No engine was built: cuda-python is not installed here" in capsys.readouterr().out
 
 
 def test_a_damaged_bundle_is_found_all_the_same(bundle):
     (bundle.path / "model.fp32.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"model\.fp32\.onnx is damaged or was changed"):
-        build_engine(BuildEngineConfig(bundle.path, "int8"))
+        build_engine(BuildEngineConfig(bundle.path, precision="int8"))
 
 
 def test_on_a_jetson_the_jetpack_is_named(bundle, capsys, monkeypatch):
     monkeypatch.setattr(platforms, "jetson_release", lambda: "36.4.3")
-    build_engine(BuildEngineConfig(bundle.path, "int8"))
+    build_engine(BuildEngineConfig(bundle.path, precision="int8", prepare=True))
     assert "This is JetPack 6.1, 6.2, which has TensorRT 10.3." in capsys.readouterr().out
 
 
 def test_an_onnx_file_needs_no_bundle(bundle, capsys):
-    build_engine(BuildEngineConfig(bundle.path / "model.fp32.onnx", output=Path("net.engine")))
+    build_engine(BuildEngineConfig(bundle.path / "model.fp32.onnx", output=Path("net.engine"), prepare=True))
     assert "--saveEngine=net.engine" in capsys.readouterr().out
 
 
@@ -99,6 +102,9 @@ def test_the_command_line(bundle, capsys, tmp_path):
     names = {"build-engine": build_engine, "inspect-engine": inspect_engine}
     script = tmp_path / "build.sh"
     argv = ["build-engine", str(bundle.path), "--precision", "int8", "--profile", "1,2,4", "--emit-script", str(script)]
+    assert dispatch(Program("krl-deploy", "d", names), argv) == 2
+    assert "no engine was built: TensorRT is not installed here" in capsys.readouterr().err
+    argv.append("--prepare")
     assert dispatch(Program("krl-deploy", "d", names), argv) == 0
     assert "No engine was built" in capsys.readouterr().out
     assert script.read_text().startswith("#!/bin/sh\n")
@@ -133,7 +139,8 @@ def test_the_help_needs_neither_onnx_nor_tensorrt(tmp_path):
 def test_the_script_calls_trtexec_as_each_generation_wants_it(bundle, tmp_path):
     script = tmp_path / "build.sh"
     options = {"workspace_mb": 512, "optimization_level": 4, "strip_weights": True, "version_compatible": True}
-    build_engine(BuildEngineConfig(bundle.path, "int8", profile="1,2,4", emit_script=script, **options))
+    asked = BuildEngineConfig(bundle.path, precision="int8", profile="1,2,4", emit_script=script, **options)
+    build_engine(replace(asked, prepare=True))
     trtexec = tmp_path / "trtexec"
     trtexec.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     trtexec.chmod(0o755)
@@ -156,6 +163,9 @@ def test_the_script_calls_trtexec_as_each_generation_wants_it(bundle, tmp_path):
     files = ["--onnx=model.int8.onnx", "--saveEngine=model.int8.engine"]
     assert run("10").stdout.splitlines() == [*files, "--stronglyTyped", *common]
     assert run("11").stdout.splitlines() == [*files, *common]
+    rtx = ["--minShapes=pixels:1x3x12x10", "--optShapes=pixels:2x3x12x10", "--maxShapes=pixels:4x3x12x10"]
+    trtexec.rename(tmp_path / "tensorrt_rtx")
+    assert run("rtx").stdout.splitlines() == [*files, *rtx, "--refit", "--stripWeights", "--skipInference"]
     wrong = run("9")
     assert wrong.returncode == 2
     assert "usage:" in wrong.stderr
@@ -185,16 +195,21 @@ def plan(*version, tag=b"ftrt", layout=0):
 def test_the_version_in_an_engines_header(tmp_path, capsys):
     path = tmp_path / "a.engine"
     path.write_bytes(plan(10, 3, 0, 30))
-    assert plan_version(path) == "10.3.0.30"
+    assert plan_version(path) == ("tensorrt", "10.3.0.30")
     inspect_engine(InspectEngineConfig(path, json=True))
     entry = json.loads(capsys.readouterr().out)["engines"]["a.engine"]
-    assert entry == {"tensorrt": "10.3.0.30", "bytes": 36, "sha256": sha256_bytes(path.read_bytes())}
+    assert entry == {
+        "library": "tensorrt",
+        "version": "10.3.0.30",
+        "bytes": 36,
+        "sha256": sha256_bytes(path.read_bytes()),
+    }
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a TensorRT engine: it does not begin with ftrt"),
+        (b"", "is not a TensorRT engine: it does not begin with ftrt or vtrt"),
         (plan(10, 3, 0, 30)[:27], "is not a TensorRT engine"),
         (b"\x20\0\0\0" + b'{"stride": 32}' + plan(10, 3, 0, 30), "its first bytes are metadata of another tool"),
         (plan(10, 3, 0, 30, layout=7), "of format 7; this krl reads format 0"),
@@ -294,7 +309,7 @@ def test_warnings_are_said_and_the_file_is_read(tmp_path, caplog):
 
 
 def test_the_check_is_for_the_tensorrt_that_is_here(monkeypatch):
-    monkeypatch.setattr(commands, "tensorrt_version", lambda: "10.3.0")
-    assert commands._target() == Target("tensorrt-10.3.0", (10, 3, 0))
+    monkeypatch.setattr(inputs, "tensorrt_library", lambda: Library("tensorrt", None, "10.3.0"))
+    assert inputs._target(BuildEngineConfig(Path("m.krl"))) == Target("tensorrt-10.3.0", (10, 3, 0))
     monkeypatch.setattr(platforms, "jetson_release", lambda: "36.4.3")
-    assert commands._target().boards == ("Orin",)
+    assert inputs._target(BuildEngineConfig(Path("m.krl"))).boards == ("Orin",)

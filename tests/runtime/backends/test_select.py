@@ -11,22 +11,24 @@ import pytest
 from _helpers.bundles import write_bundle
 from _helpers.fakes import fake_gpu_runtime
 from krl_runtime import BackendError, Bundle, BundleError, UsageError, load
-from krl_runtime.backends import tensorrt
 from krl_runtime.backends.onnxruntime import open_cpu
 from krl_runtime.backends.select import KINDS, choose_variant, select_backend
+from krl_runtime.backends.tensorrt import engines as tensorrt_engines
 from krl_runtime.bundle import Engine
 
 NO_ENGINE = "the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device"
+NO_RTX_ENGINE = "the bundle has no TensorRT-RTX engine; krl-deploy build-engine --target rtx adds one"
 IMAGE = np.full((12, 10, 3), 99, np.uint8)
-ENGINE = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+ENGINE = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
 
 
 class FakeEngine:
     """Stands where a TensorRT backend would."""
 
-    name = "tensorrt"
+    image_sizes = None
 
-    def __init__(self, bundle: Bundle, variant: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+        self.name = library
         self._cpu = open_cpu(bundle, variant)
 
     def run(self, inputs: dict) -> dict:
@@ -38,9 +40,10 @@ class FakeEngine:
 
 @pytest.fixture
 def with_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A bundle with an INT8 engine, on a machine whose TensorRT runs it."""
-    monkeypatch.setattr(tensorrt, "open_engine", FakeEngine)
-    return bundle.update({"k.engine": b"plan"}, engines={"k": replace(ENGINE, variant="int8")})
+    """A bundle with INT8 engines, on a machine whose TensorRT and TensorRT-RTX run them."""
+    monkeypatch.setattr(tensorrt_engines, "open_engine", FakeEngine)
+    both = {name: replace(ENGINE, variant="int8", library=name) for name in ("tensorrt", "tensorrt-rtx")}
+    return bundle.update({"k.engine": b"plan"}, engines=both)
 
 
 def test_the_cpu_is_chosen_here_and_the_reason_names_the_others(bundle: Bundle, caplog: pytest.LogCaptureFixture):
@@ -48,10 +51,10 @@ def test_the_cpu_is_chosen_here_and_the_reason_names_the_others(bundle: Bundle, 
         model = load(bundle.path)
     assert model.backend.name == "onnxruntime-cpu"
     assert model.backend.variant == "fp32"
-    assert model.backend.skipped.keys() == {"tensorrt", "cuda"}
+    assert model.backend.skipped.keys() == {"tensorrt", "tensorrt-rtx", "cuda"}
     assert model.backend.reason.startswith(
         "onnxruntime-cpu runs variant fp32 (the bundle names no default for cpu); skipped: "
-        f"tensorrt ({NO_ENGINE}), cuda (the onnxruntime "
+        f"tensorrt ({NO_ENGINE}), tensorrt-rtx ({NO_RTX_ENGINE}), cuda (the onnxruntime "
     )
     assert "has no CUDA provider; on a machine with an NVIDIA GPU replace it" in model.backend.reason
     (line,) = [record for record in caplog.records if record.name == "krl"]
@@ -60,7 +63,8 @@ def test_the_cpu_is_chosen_here_and_the_reason_names_the_others(bundle: Bundle, 
 
 
 @pytest.mark.parametrize(
-    ("require", "message"), [("tensorrt", NO_ENGINE), ("cuda", "that is installed has no CUDA provider")]
+    ("require", "message"),
+    [("tensorrt", NO_ENGINE), ("tensorrt-rtx", NO_RTX_ENGINE), ("cuda", "that is installed has no CUDA provider")],
 )
 def test_what_is_required_and_not_here_raises_with_the_cause(bundle: Bundle, require: str, message: str):
     with pytest.raises(BackendError, match=f"cannot run on {require}, which is required: ") as caught:
@@ -88,14 +92,21 @@ def test_tensorrt_comes_first(with_engine: Bundle):
 
 def test_require_and_backend(with_engine: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake_gpu_runtime(monkeypatch, tmp_path)
-    names = {"tensorrt": "tensorrt", "cuda": "onnxruntime-cuda", "cpu": "onnxruntime-cpu"}
+    names = {
+        "tensorrt": "tensorrt",
+        "tensorrt-rtx": "tensorrt-rtx",
+        "cuda": "onnxruntime-cuda",
+        "cpu": "onnxruntime-cpu",
+    }
     for kind in KINDS:
         assert load(with_engine.path, require=kind).backend.name == names[kind]
         assert load(with_engine.path, backend=kind).backend.name == names[kind]
         assert load(with_engine.path, backend=kind, require=kind).backend.name == names[kind]
     assert load(with_engine.path, backend="auto").backend.name == "tensorrt"
     reason = load(with_engine.path, variant="fp16", require="cuda").backend.reason
-    assert reason.endswith("(as asked); skipped: tensorrt (cuda alone was asked for)")
+    assert reason.endswith(
+        "(as asked); skipped: tensorrt (cuda alone was asked for), tensorrt-rtx (cuda alone was asked for)"
+    )
     assert "cuda (backend cpu was asked for)" in load(with_engine.path, backend="cpu").backend.reason
 
 
@@ -109,8 +120,14 @@ def test_backend_says_where_to_begin_and_goes_on_from_there(bundle: Bundle):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "gpu"}, "backend is 'gpu'; accepted: auto, tensorrt, cuda, openvino-bf16, openvino, cpu"),
-        ({"require": "auto"}, "require is 'auto'; accepted: tensorrt, cuda, openvino-bf16, openvino, cpu"),
+        (
+            {"backend": "gpu"},
+            "backend is 'gpu'; accepted: auto, tensorrt, tensorrt-rtx, cuda, openvino-bf16, openvino, cpu",
+        ),
+        (
+            {"require": "auto"},
+            "require is 'auto'; accepted: tensorrt, tensorrt-rtx, cuda, openvino-bf16, openvino, cpu",
+        ),
         ({"backend": "cpu", "require": "cuda"}, "backend is 'cpu' but require is 'cuda'; give one of them"),
         (
             {"variant": "int4"},
@@ -137,10 +154,10 @@ def test_without_onnxruntime_no_backend_is_left(bundle: Bundle, monkeypatch: pyt
 
 
 def test_a_damaged_file_is_no_reason_to_fall_back(with_engine: Bundle, monkeypatch: pytest.MonkeyPatch):
-    def open_engine(bundle: Bundle, variant: str) -> None:
+    def open_engine(bundle: Bundle, variant: str, library: str) -> None:
         bundle.file("k.engine")
 
-    monkeypatch.setattr(tensorrt, "open_engine", open_engine)
+    monkeypatch.setattr(tensorrt_engines, "open_engine", open_engine)
     (with_engine.path / "k.engine").write_bytes(b"plot")
     with pytest.raises(BundleError, match=r"k\.engine is damaged or was changed"):
         load(with_engine.path)
@@ -152,11 +169,11 @@ def test_a_damaged_file_is_no_reason_to_fall_back(with_engine: Bundle, monkeypat
 @pytest.mark.parametrize(
     ("defaults", "engines", "expected"),
     [
-        ({}, (), {"tensorrt": "fp32", "cuda": "fp32", "cpu": "fp32"}),
-        ({"cpu": "int8"}, (), {"tensorrt": "fp32", "cuda": "fp32", "cpu": "int8"}),
-        ({"cuda": "fp16"}, ("int8",), {"tensorrt": "fp16", "cuda": "fp16", "cpu": "fp32"}),
-        ({}, ("int8", "fp16"), {"tensorrt": "fp16", "cuda": "fp32", "cpu": "fp32"}),
-        ({}, ("int8", "fp32"), {"tensorrt": "fp32", "cuda": "fp32", "cpu": "fp32"}),
+        ({}, (), {"tensorrt": "fp32", "tensorrt-rtx": "fp32", "cuda": "fp32", "cpu": "fp32"}),
+        ({"cpu": "int8"}, (), {"tensorrt": "fp32", "tensorrt-rtx": "fp32", "cuda": "fp32", "cpu": "int8"}),
+        ({"cuda": "fp16"}, ("int8",), {"tensorrt": "fp16", "tensorrt-rtx": "fp16", "cuda": "fp16", "cpu": "fp32"}),
+        ({}, ("int8", "fp16"), {"tensorrt": "fp16", "tensorrt-rtx": "fp32", "cuda": "fp32", "cpu": "fp32"}),
+        ({}, ("int8", "fp32"), {"tensorrt": "fp32", "tensorrt-rtx": "fp32", "cuda": "fp32", "cpu": "fp32"}),
     ],
 )
 def test_variant_that_each_kind_runs(bundle: Bundle, defaults: dict, engines: tuple, expected: dict):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import sys
 import threading
 import time
@@ -11,10 +13,14 @@ import numpy as np
 import pytest
 
 from _helpers.bundles import SHIFTS, write_bundle
+from _helpers.fake_cuda import GPU_NAME
+from _helpers.fake_tensorrt import install_fakes
+from _helpers.tensorrt_bindings import GENERATIONS, cache_folder, dump_tensorrt
 from krl_runtime import BackendError, Bundle, Classifier, UsageError, load
-from krl_runtime.backends import tensorrt, warm
+from krl_runtime.backends import warm
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend, open_cpu
+from krl_runtime.backends.tensorrt import engines
 
 BUILDER = """
 import sys, time
@@ -23,7 +29,7 @@ from krl_runtime.bundle import Bundle, Engine
 path, variant, signal = sys.argv[1:]
 while not Path(signal).exists():
     time.sleep(0.005)
-engine = Engine("k.engine", variant, "0" * 64, "10.3.0", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+engine = Engine("k.engine", variant, "0" * 64, "10.3.0", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
 Bundle.open(path).update({"k.engine": b"plan"}, engines={"k": engine})
 """
 
@@ -35,7 +41,10 @@ class FakeEngine:
     shift = 0.0
     opened: list[FakeEngine]
 
-    def __init__(self, bundle: Bundle, variant: str) -> None:
+    image_sizes = None
+
+    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+        assert library == "tensorrt"
         self._cpu = open_cpu(bundle, variant, 1)
         self.closed = False
         self.opened.append(self)
@@ -51,10 +60,10 @@ class FakeEngine:
 @pytest.fixture
 def jetson(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     """A machine with TensorRT and a GPU, and an engine that answers as it should."""
-    monkeypatch.setattr(warm, "tensorrt_version", lambda: "10.3.0")
+    monkeypatch.setattr(warm, "tensorrt_library", lambda: None)
     monkeypatch.setattr(warm, "current_gpu", lambda: Gpu("Orin", "8.7", 1, 1))
     engine = type("Engine", (FakeEngine,), {"opened": []})
-    monkeypatch.setattr(tensorrt, "open_engine", engine)
+    monkeypatch.setattr(engines, "open_engine", engine)
     return engine
 
 
@@ -221,7 +230,7 @@ def test_without_tensorrt_nothing_is_built(bundle: Bundle, monkeypatch: pytest.M
     def missing() -> str:
         raise NoTensorRTError("TensorRT is not installed here; install it")
 
-    monkeypatch.setattr(warm, "tensorrt_version", missing)
+    monkeypatch.setattr(warm, "tensorrt_library", missing)
     model = load(bundle.path, build="background")
     assert model.backend.name == "onnxruntime-cpu"
     told = "; no engine is built in the background: TensorRT is not installed here; install it"
@@ -245,3 +254,45 @@ def test_arguments_are_checked(bundle: Bundle):
         load(bundle.path, build="now")
     with pytest.raises(UsageError, match="which is for TensorRT, but require is 'cpu'"):
         load(bundle.path, build="background", require="cpu")
+
+
+STARTUP = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import pytest
+from _helpers.fake_cuda import FakeCuda
+from _helpers.fake_tensorrt import FakeTensorRT
+patch = pytest.MonkeyPatch()
+with open({dump!r}) as file:
+    FakeTensorRT(json.load(file), FakeCuda().install(patch)).install(patch)
+"""
+
+
+def test_the_real_command_line_builds_the_engine(tmp_path: Path, pytestconfig, monkeypatch: pytest.MonkeyPatch):
+    """The default command in a process of its own, where a fake TensorRT stands: ``python -m krl_deploy``."""
+    bundle = write_bundle(tmp_path / "a.krl")
+    install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+    dump = tmp_path / "dump.json"
+    dump.write_text(json.dumps(dump_tensorrt(cache_folder(pytestconfig), GENERATIONS[-1])))
+    code = STARTUP.format(tests=str(Path(__file__).parents[2]), dump=str(dump))
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "startup"), prepend=os.pathsep)
+    with load(bundle.path, backend="cpu", build="background") as model:
+        assert model.backend.wait(120)
+        assert model.backend.state == "done", model.backend.reason
+        assert model.backend.name == "tensorrt"
+        images = list(bundle.golden()["pixels"].transpose(0, 2, 3, 1))
+        assert [result.index for result in model(images)] == bundle.golden()["logits"].argmax(1).tolist()
+    (engine,) = Bundle.open(bundle.path).manifest.engines.values()
+    assert (engine.variant, engine.library, engine.gpu) == ("fp32", "tensorrt", GPU_NAME)
+
+
+def test_the_real_command_line_that_cannot_build_ends_in_failure(bundle: Bundle, jetson):
+    """TensorRT is in this process alone: the command that is to build finds none, and does not end with 0."""
+    with load(bundle.path, build="background") as model:
+        assert model.backend.wait(120)
+        assert model.backend.state == "failed"
+        assert "exit code 2" in model.backend.reason
+        assert "no engine was built: TensorRT is not installed here" in model.backend.reason
+        assert model.backend.name == "onnxruntime-cpu"

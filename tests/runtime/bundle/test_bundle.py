@@ -20,7 +20,7 @@ from krl_runtime.bundle import bundle as module
 from krl_runtime.files import sha256_bytes
 
 FILES = (MANIFEST, "golden.npz", "model.fp16.onnx", "model.fp32.onnx", "model.int8.cpu.onnx", "model.int8.onnx")
-ENGINE = Engine("engines/k.engine", "int8", "0" * 64, "10.3.0.30", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+ENGINE = Engine("engines/k.engine", "int8", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
 
 
 def forge(bundle: Bundle, change: Any) -> None:

@@ -249,7 +249,7 @@ def test_info_as_json_is_the_manifest(run, bundle: Bundle):
 def test_info_shows_engines_and_cuts_long_lists_of_labels(run, tmp_path: Path):
     from krl_runtime.bundle import Engine
 
-    engine = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", "8.7", "Orin", "linux-aarch64", (1, 4, 8))
+    engine = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
     bundle = write_bundle(tmp_path / "a.krl", labels=[f"c{i}" for i in range(20)])
     bundle.update({"k.engine": b"plan"}, engines={"k": engine})
     code, out, _ = run("info", bundle.path)
@@ -291,13 +291,13 @@ def test_selftest_passes(run, bundle: Bundle):
     code, out, err = run("selftest", bundle.path)
     assert (code, err) == (0, f"next: krl-runtime tune {bundle.path}\n")
     lines = out.splitlines()
-    assert len(lines) == 2 + 9
+    assert len(lines) == 2 + 12
     assert sum("passed" in line for line in lines) == 3
-    assert sum("unavailable" in line for line in lines) == 6
+    assert sum("unavailable" in line for line in lines) == 9
     assert out.count("the bundle has no TensorRT engine") == 3
     code, out, _ = run("selftest", bundle.path, "--json", "--threads", 1)
     values = json.loads(out)
-    assert (code, values["passed"], len(values["replays"])) == (0, True, 9)
+    assert (code, values["passed"], len(values["replays"])) == (0, True, 12)
 
 
 def test_selftest_fails(run, tmp_path: Path):
@@ -308,7 +308,7 @@ def test_selftest_fails(run, tmp_path: Path):
     code, out, err = run("selftest", bundle.path)
     assert code == 1
     assert "is above the tolerance" in out
-    assert "krl-runtime: error: 1 of 6 replays failed: int8 on cpu" in err
+    assert "krl-runtime: error: 1 of 8 replays failed: int8 on cpu" in err
     code, out, _ = run("selftest", bundle.path, "--json")
     assert (code, json.loads(out)["passed"]) == (1, False)
 

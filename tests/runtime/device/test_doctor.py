@@ -12,6 +12,7 @@ import pytest
 from _helpers.fakes import fake_gpu_runtime
 from krl_runtime import BackendError
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
+from krl_runtime.backends.tensorrt.library import Library
 from krl_runtime.device import doctor
 from krl_runtime.device.doctor import Component, can_run
 
@@ -39,7 +40,7 @@ def test_the_model_that_it_carries_along():
 
 def test_this_machine():
     findings = doctor.doctor()
-    assert [finding.component for finding in findings] == [
+    assert [finding.component for finding in findings if finding.component != "tensorrt-rtx"] == [
         "krl", "python", "numpy", "pillow", "onnxruntime-cpu", "onnxruntime-cuda", "cuda", "tensorrt"
     ]  # fmt: skip
     assert found("numpy").detail == np.__version__
@@ -108,8 +109,8 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, runtime: object) -> None:
     module = ModuleType("tensorrt")
     module.Runtime = lambda logger: runtime() if callable(runtime) else runtime
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(doctor, "tensorrt_version", lambda: "10.3.0")
-    monkeypatch.setattr(doctor, "tensorrt_logger", object)
+    monkeypatch.setattr(doctor, "tensorrt_library", lambda: Library("tensorrt", module, "10.3.0"))
+    monkeypatch.setattr(doctor, "tensorrt_logger", lambda library: None)
 
 
 def test_tensorrt(monkeypatch: pytest.MonkeyPatch):
@@ -120,7 +121,7 @@ def test_tensorrt(monkeypatch: pytest.MonkeyPatch):
     assert (finding.state, finding.detail) == ("broken", "making a TensorRT runtime: TensorRT made none")
     fake_tensorrt(monkeypatch, raising(TypeError("factory function returned nullptr")))
     assert "factory function returned nullptr" in found("tensorrt").detail
-    monkeypatch.setattr(doctor, "tensorrt_version", raising(BackendError("TensorRT 8.5 is installed; krl needs 10.3")))
+    monkeypatch.setattr(doctor, "tensorrt_library", raising(BackendError("TensorRT 8.5 is installed; krl needs 10.3")))
     assert found("tensorrt") == Component("tensorrt", "broken", "TensorRT 8.5 is installed", "krl needs 10.3")
 
 
@@ -139,3 +140,21 @@ def test_jetsons(monkeypatch: pytest.MonkeyPatch, release: str, detail: str):
     finding = found("jetpack")
     assert finding.detail.startswith(detail)
     assert "--system-site-packages" in finding.advice
+
+
+def test_rtx(monkeypatch: pytest.MonkeyPatch):
+    """Without a GPU it builds engines, which is no fault; with one it has to make a runtime."""
+    module = ModuleType("tensorrt_rtx")
+    module.Runtime = lambda logger: None
+    monkeypatch.setattr(doctor, "rtx_library", lambda: Library("tensorrt-rtx", module, "1.7.1"))
+    monkeypatch.setattr(doctor, "tensorrt_logger", lambda library: None)
+    monkeypatch.setattr(doctor, "current_gpu", raising(NoTensorRTError("no GPU; buy one")))
+    assert found("tensorrt-rtx") == Component("tensorrt-rtx", "ok", "1.7.1 builds engines; running them needs a GPU")
+    monkeypatch.setattr(doctor, "current_gpu", lambda: Gpu("RTX", "8.9", 8 * 2**30, 3 * 2**30))
+    assert found("tensorrt-rtx").state == "broken"
+    module.Runtime = lambda logger: object()
+    assert found("tensorrt-rtx") == Component("tensorrt-rtx", "ok", "1.7.1 made a runtime", runs_models=True)
+    monkeypatch.setattr(doctor, "rtx_library", raising(BackendError("its libraries cannot be loaded")))
+    assert found("tensorrt-rtx").state == "broken"
+    monkeypatch.setattr(doctor, "rtx_library", raising(NoTensorRTError("not installed")))
+    assert "tensorrt-rtx" not in [finding.component for finding in doctor.doctor()]

@@ -26,7 +26,7 @@ def on_cpu(bundle: Bundle) -> dict[str, Replay]:
 def test_every_variant_on_every_backend(bundle: Bundle):
     replays = selftest(bundle)
     assert [(replay.variant, replay.kind) for replay in replays] == [
-        (variant, kind) for variant in ("fp16", "fp32", "int8") for kind in ("tensorrt", "cuda", "cpu")
+        (variant, kind) for variant in ("fp16", "fp32", "int8") for kind in ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
     ]
     for replay in replays:
         assert replay.state == ("passed" if replay.kind == "cpu" else "unavailable")

@@ -30,6 +30,10 @@ _REASONS = (
     (r"incompatible device", "it was built for another kind of GPU"),
     (r"Platform specific tag mismatch", "it was built for another operating system or processor"),
     (r"magicTag|[Mm]agic tag", "it is damaged, or not a TensorRT engine"),
+    (
+        r"Cannot compile operation '(.+?)' for (\w+) \(SM(\d+)\): (.+?) is not supported",
+        "there is no {3} on {1} (sm_{2}), which node {0!r} needs; build from another precision, or for other GPUs",
+    ),
     (r"Target GPU SM (\d+) is not supported", "this TensorRT does not support this GPU (sm_{})"),
 )
 

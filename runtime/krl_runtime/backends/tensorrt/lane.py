@@ -25,7 +25,7 @@ _log = logging.getLogger("krl")
 
 
 class Lane:
-    """What one call needs, used by one thread at a time.
+    """The resources of one call, used by one thread at a time.
 
     Args:
         context: The execution context; the lane owns it.

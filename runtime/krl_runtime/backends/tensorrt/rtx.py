@@ -1,4 +1,4 @@
-"""What TensorRT-RTX alone has at run time: kernels compiled on the device, a cache of them, and its own CUDA graphs.
+"""The run-time features of TensorRT-RTX alone: kernels compiled on the device, a cache of them, and its own CUDA graphs.
 
 An engine of TensorRT-RTX holds no kernels for one GPU. They are compiled when an execution context is made, and may be
 kept in a runtime cache, so that the next start is quick. The cache is code: it lies in the user's own cache folder,
@@ -73,6 +73,7 @@ class RuntimeSettings:
         if self._kept and not self._cache.deserialize(self._kept):
             _log.info("the cache of kernels %s does not fit; they are compiled again", cache)
             self._kept = b""
+            self._cache = check(self._config.create_runtime_cache(), "no new runtime cache can be made")
         check(self._config.set_runtime_cache(self._cache), "the runtime cache cannot be set")
 
     def context(self) -> trt_rtx.IExecutionContext:

@@ -1,34 +1,33 @@
 import logging
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from _helpers.bundles import TinyNet, write_bundle
-from _helpers.fake_cuda import GPU_NAME, FakeCuda
+from _helpers.bundles import TinyNet
 from _helpers.fake_tensorrt import install_fakes
-from _helpers.tensorrt_bindings import GENERATIONS
-from krl_runtime.backends import cuda
-from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key, tensorrt_version, version_tuple
-from krl_runtime.backends.select import select_backend
-from krl_runtime.backends.tensorrt import TensorRTBackend, mismatch, open_engine
-from krl_runtime.bundle import Engine
-from krl_runtime.errors import BackendError, BundleError
+from _helpers.tensorrt_bindings import ALL, GENERATIONS
+from krl_runtime.backends.tensorrt.backend import TensorRTBackend
+from krl_runtime.errors import BackendError
 from krl_runtime.images.preprocessing import Preprocessing
 
 SPEC = Preprocessing(12, 10)
 NET = TinyNet.random(SPEC, 4)
 
 
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
+@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
 def trt(request, pytestconfig, monkeypatch):
+    return install_fakes(request.param, pytestconfig, monkeypatch)
+
+
+@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
+def capturing(request, pytestconfig, monkeypatch):
+    """TensorRT, whose work krl captures as CUDA graphs; TensorRT-RTX does so itself."""
     return install_fakes(request.param, pytestconfig, monkeypatch)
 
 
@@ -43,7 +42,7 @@ def shapes(*batches):
 
 def load(trt, *profiles, **options):
     plan = trt.plan(NET.onnx(), [shapes(*profile) for profile in profiles or [(1, 4, 8)]], bool(options.get("weights")))
-    return TensorRTBackend(plan, label="test", **options)
+    return TensorRTBackend(trt.library, plan, label="test", **options)
 
 
 def pixels(count, seed=0):
@@ -81,11 +80,11 @@ def test_answers_as_the_network_does_and_gives_arrays_that_the_caller_owns(trt):
     assert trt.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
 
 
-def test_a_batch_beyond_the_largest_is_run_in_even_parts(trt):
-    backend = load(trt, (3, 4, 4))
+def test_a_batch_beyond_the_largest_is_run_in_even_parts(capturing):
+    backend = load(capturing, (3, 4, 4))
     check(backend, 9)
-    assert trt.calls["IExecutionContext.execute_async_v3"] == 2  # 3 + 3 + 3: one run, one captured
-    assert trt.cuda.calls["cudaGraphLaunch"] == 2
+    assert capturing.calls["IExecutionContext.execute_async_v3"] == 2  # 3 + 3 + 3: one run, one captured
+    assert capturing.cuda.calls["cudaGraphLaunch"] == 2
     with pytest.raises(BackendError, match=r"batch of 5 does not fit.*takes 3 to 4, and nothing is padded.*--profile"):
         backend.run({"pixels": pixels(5)})
     with pytest.raises(BackendError, match="batch of 2 does not fit"):
@@ -103,41 +102,41 @@ def test_the_profile_that_fits_is_used(trt):
 
 
 def test_a_fixed_batch(trt):
-    backend = TensorRTBackend(trt.plan(NET.onnx(batch=2), []), label="fixed")
+    backend = TensorRTBackend(trt.library, trt.plan(NET.onnx(batch=2), []), label="fixed")
     check(backend, 2)
     check(backend, 6)
     with pytest.raises(BackendError, match="batch of 3 does not fit the engine, which takes 2 to 2"):
         backend.run({"pixels": pixels(3)})
 
 
-def test_the_second_run_of_a_shape_is_captured_and_then_replayed(trt):
-    backend = load(trt)
+def test_the_second_run_of_a_shape_is_captured_and_then_replayed(capturing):
+    backend = load(capturing)
     for seed in range(5):
         check(backend, 3, seed)
-    assert trt.cuda.calls["cudaGraphLaunch"] == 4
-    assert trt.calls["IExecutionContext.execute_async_v3"] == 2  # one run, one capture
+    assert capturing.cuda.calls["cudaGraphLaunch"] == 4
+    assert capturing.calls["IExecutionContext.execute_async_v3"] == 2  # one run, one capture
     check(backend, 4)
-    assert trt.cuda.leaks()["graphs"] == 0  # a graph belongs to the shape that it was captured with
+    assert capturing.cuda.leaks()["graphs"] == 0  # a graph belongs to the shape that it was captured with
     check(backend, 4)
-    assert trt.cuda.calls["cudaGraphInstantiate"] == 2
+    assert capturing.cuda.calls["cudaGraphInstantiate"] == 2
 
 
 @pytest.mark.parametrize("cause", ["engine", "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
-def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt, cause, caplog):
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(capturing, cause, caplog):
     if cause == "engine":
-        trt.no_capture = True
+        capturing.no_capture = True
     else:
-        trt.cuda.fail[cause] = "cudaErrorStreamCaptureUnsupported"
-    backend = load(trt)
+        capturing.cuda.fail[cause] = "cudaErrorStreamCaptureUnsupported"
+    backend = load(capturing)
     with caplog.at_level(logging.INFO, "krl"):
         for seed in range(4):
             check(backend, 3, seed)
     told = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
     assert len(told) == 1
     assert ("when stream is capturing" if cause == "engine" else "cudaErrorStreamCaptureUnsupported") in told[0]
-    assert trt.cuda.calls["cudaGraphLaunch"] == 0
+    assert capturing.cuda.calls["cudaGraphLaunch"] == 0
     backend.close()
-    assert trt.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
+    assert capturing.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}
 
 
 def faults(fake):
@@ -160,7 +159,7 @@ def test_every_failing_call_of_tensorrt_is_an_error_with_its_cause(trt, pytestco
     assert ("Runtime.deserialize_cuda_engine", None) in found
     for key, outcome in found:
         with pytest.MonkeyPatch.context() as patch:
-            generation = next(item for item in GENERATIONS if trt.version.startswith(item.name))
+            generation = next(item for item in ALL if trt.version.startswith(item.version))
             fake = install_fakes(generation, pytestconfig, patch)
             fake.fail[key] = outcome
             fake.say[key] = ["Error Code 1: Cuda Runtime (out of memory)"]
@@ -316,14 +315,17 @@ OPSET = helper.make_opsetid("", 18)
     ("model", "message"),
     [
         (graph([("x", TensorProto.BFLOAT16, ["b", 3])], [("y", TensorProto.BFLOAT16, ["b", 3])]), "'x' has type BF16"),
-        (graph([("x", F, ["b", "n"])], [("y", F, ["b", "n"])]), r"'x' has shape \[-1, -1\]; only a batch may vary"),
+        (
+            graph([("x", F, ["b", "n"])], [("y", F, ["b", "n"])]),
+            r"'x' has shape \[-1, -1\]; only the batch, and .* may vary",
+        ),
         (graph([("x", F, [])], [("y", F, [])]), r"'x' has shape \[\]"),
         (graph([("x", F, ["b", 2])], [("y", F, [1, 2])]), r"do not share one batch dimension: \[-1, 1\]"),
     ],
 )
 def test_engines_of_another_form_are_refused_when_they_are_loaded(newest, model, message):
     with pytest.raises(BackendError, match=f"loading engine odd: .*{message}"):
-        TensorRTBackend(newest.plan(model, [{"x": [[1, 2], [1, 2], [1, 2]]}]), label="odd")
+        TensorRTBackend(newest.library, newest.plan(model, [{"x": [[1, 2], [1, 2], [1, 2]]}]), label="odd")
 
 
 def test_tensors_on_the_host_and_shapes_that_stay_unknown_are_refused(newest):
@@ -342,7 +344,7 @@ def test_tensors_on_the_host_and_shapes_that_stay_unknown_are_refused(newest):
 
 def test_inputs_with_different_batches_are_refused(newest):
     model = graph([("a", F, ["b", 2]), ("c", F, ["b", 3])], [("x", F, ["b", 2]), ("y", F, ["b", 3])])
-    backend = TensorRTBackend(newest.plan(model, [{"a": [[1, 2]] * 3, "c": [[1, 3]] * 3}]), label="two")
+    backend = TensorRTBackend(newest.library, newest.plan(model, [{"a": [[1, 2]] * 3, "c": [[1, 3]] * 3}]), label="two")
     with pytest.raises(BackendError, match=r"different batches: \[1, 2\]"):
         backend.run({"a": np.zeros((1, 2), np.float32), "c": np.zeros((2, 3), np.float32)})
     result = backend.run({"a": np.full((1, 2), 5, np.float32), "c": np.full((1, 3), 7, np.float32)})
@@ -356,9 +358,9 @@ def test_a_plan_of_another_version_or_a_damaged_one_is_refused_with_its_reason(t
     with pytest.raises(
         BackendError, match=r"does not load it: it was built by another version of TensorRT.*Version tag"
     ):
-        TensorRTBackend(bytes(plan), label="old")
+        TensorRTBackend(trt.library, bytes(plan), label="old")
     with pytest.raises(BackendError, match="it is damaged, or not a TensorRT engine"):
-        TensorRTBackend(b"\0" * 100, label="zeros")
+        TensorRTBackend(trt.library, b"\0" * 100, label="zeros")
 
 
 def test_options_reach_the_runtime(trt):
@@ -381,181 +383,6 @@ def test_options_reach_the_runtime(trt):
         trt.fail = {key: False}
         with pytest.raises(BackendError, match=message):
             load(trt, weights=NET.onnx())
-
-
-# Choosing an engine
-
-
-def bundle_with(tmp_path, trt, *engines, **changes):
-    """A bundle with engines that differ from a fitting one in the given fields."""
-    bundle = write_bundle(tmp_path / "m.krl", variants=("fp32", "int8"))
-    file = bundle.manifest.variants["int8"].file
-    fitting = Engine(
-        file="engines/0.engine",
-        variant="int8",
-        onnx_sha256=bundle.manifest.files[file].sha256,
-        tensorrt=trt.version,
-        compute_capability="9.0",
-        gpu=GPU_NAME,
-        platform=platform_key(),
-        profile=(1, 4, 8),
-    )
-    made = {f"e{i}": replace(fitting, file=f"engines/{i}.engine", **item) for i, item in enumerate(engines)}
-    onnx_bytes = bundle.file(file).read_bytes()
-    plans = {engine.file: trt.plan(onnx_bytes, [shapes(*engine.profile)], engine.stripped) for engine in made.values()}
-    return bundle.update(plans, engines=made)
-
-
-def test_open_engine_runs_the_one_that_fits(tmp_path, trt):
-    bundle = bundle_with(tmp_path, trt, {"compute_capability": "8.7"}, {}, {"profile": (1, 1, 1)}, {"gpu": "Other"})
-    backend = open_engine(bundle, "int8")
-    golden = bundle.golden()
-    result = backend.run({"pixels": golden["pixels"]})
-    np.testing.assert_allclose(result["logits"], golden["logits"] + 0.01, atol=1e-4)  # the file of variant int8
-    assert backend._label == "e1"
-    selected = select_backend(bundle, variant="int8")
-    assert selected.name == "tensorrt"
-    assert "tensorrt runs variant int8" in selected.reason
-
-
-def test_an_engine_of_another_gpu_of_the_same_kind_runs_with_a_warning(tmp_path, newest, caplog):
-    open_engine(bundle_with(tmp_path, newest, {"gpu": "Other GPU"}), "int8").close()
-    assert f"built on a Other GPU; on this {GPU_NAME} it may be slower" in caplog.text
-
-
-def test_a_stripped_engine_takes_its_weights_from_the_bundle(tmp_path, trt):
-    bundle = bundle_with(tmp_path, trt, {"stripped": True})
-    golden = bundle.golden()
-    result = open_engine(bundle, "int8").run({"pixels": golden["pixels"]})
-    np.testing.assert_allclose(result["logits"], golden["logits"] + 0.01, atol=1e-4)
-
-
-def test_each_engine_that_does_not_fit_has_its_sentence(tmp_path, newest):
-    bundle = bundle_with(
-        tmp_path,
-        newest,
-        {"tensorrt": "10.3.0", "compute_capability": "8.7"},
-        {"platform": "linux-riscv"},
-        {"onnx_sha256": "0" * 64},
-    )
-    with pytest.raises(BackendError) as caught:
-        open_engine(bundle, "int8")
-    message = str(caught.value)
-    assert f"engine built by TensorRT 10.3.0 for sm_87, this is {newest.version} on sm_90" in message
-    assert f"engine built for linux-riscv, this is {platform_key()}" in message
-    assert "engines/2.engine was built from an older ONNX file of variant int8" in message
-    assert f"krl-deploy build-engine {bundle.path} --precision int8" in message
-    with pytest.raises(BackendError, match="the bundle has no TensorRT engine of variant fp32"):
-        open_engine(bundle, "fp32")
-
-
-def test_a_changed_engine_is_not_given_to_tensorrt(tmp_path, newest):
-    bundle = bundle_with(tmp_path, newest, {})
-    (bundle.path / "engines" / "0.engine").write_bytes(b"ftrt" + bytes(100))
-    with pytest.raises(BundleError, match="is damaged or was changed"):
-        open_engine(bundle, "int8")
-    assert newest.calls["Runtime.deserialize_cuda_engine"] == 0
-
-
-ENGINE = Engine("e", "int8", "h", "10.16.1.11", "8.6", "RTX", platform_key(), (1, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("changes", "version", "capability", "fits"),
-    [
-        ({}, "10.16.1.11", "8.6", True),
-        ({}, "10.16.1.12", "8.6", False),
-        ({}, "10.16.1.11", "8.9", False),
-        ({"version_compatible": True}, "10.17.0", "8.6", True),
-        ({"version_compatible": True}, "10.15.9", "8.6", False),
-        ({"version_compatible": True}, "11.4.0.106", "8.6", False),
-        ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "12.0", True),
-        ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "7.5", False),
-        ({"hardware_compatibility": "same-compute-capability"}, "10.16.1.11", "8.9", False),
-    ],
-)
-def test_which_engines_run_where(changes, version, capability, fits):
-    cause = mismatch(replace(ENGINE, **changes), version, Gpu("RTX", capability, 1, 1), "h")
-    sm = capability.replace(".", "")
-    assert cause == (None if fits else f"engine built by TensorRT 10.16.1.11 for sm_86, this is {version} on sm_{sm}")
-
-
-# What is installed
-
-
-def test_without_tensorrt_the_message_says_how_to_install_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(NoTensorRTError, match=r"TensorRT is not installed here; install it with: pip .*\[tensorrt\]"):
-        tensorrt_version()
-    monkeypatch.setattr(cuda, "jetson_release", lambda: "36.4.3")
-    with pytest.raises(NoTensorRTError, match=r"install JetPack.*--system-site-packages"):
-        tensorrt_version()
-
-
-def test_a_tensorrt_that_cannot_be_used_is_reported(monkeypatch, newest):
-    newest.module.__version__ = "8.6.2"
-    with pytest.raises(BackendError, match=r"TensorRT 8\.6\.2 is installed; krl needs 10\.3 or newer"):
-        tensorrt_version()
-
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "tensorrt":
-                raise ImportError("libnvinfer.so.11: cannot open shared object file")
-
-    monkeypatch.delitem(sys.modules, "tensorrt")
-    monkeypatch.setattr("sys.meta_path", [Broken()])
-    with pytest.raises(BackendError, match=r"libraries cannot be loaded: libnvinfer\.so\.11") as caught:
-        tensorrt_version()
-    assert not isinstance(caught.value, NoTensorRTError)
-
-
-def test_the_gpu_is_described(monkeypatch):
-    FakeCuda(compute_capability=(8, 7), free=5, total=8).install(monkeypatch)
-    assert current_gpu() == Gpu(GPU_NAME, "8.7", total_bytes=8, free_bytes=5)
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("cudaErrorNoDevice", "the driver sees no GPU"),
-        ("cudaErrorInsufficientDriver", r"pip install 'cuda-python<13'"),
-        (RuntimeError("Failed to dlopen libcuda.so.1"), "no NVIDIA driver can be used here.*libcuda"),
-    ],
-)
-def test_without_a_gpu_that_is_reported(monkeypatch, fault, message):
-    fake = FakeCuda().install(monkeypatch)
-    fake.fail["cudaGetDeviceCount"] = fault
-    with pytest.raises(NoTensorRTError, match=message):
-        current_gpu()
-
-
-def test_the_real_bindings_describe_a_gpu_or_say_that_there_is_none():
-    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda.bindings is not installed")
-    error, _ = cudart.cudaGetDeviceCount()
-    if error == 0:
-        gpu = current_gpu()
-        assert version_tuple(gpu.compute_capability) >= (5, 0)
-        assert 0 < gpu.free_bytes <= gpu.total_bytes
-    else:
-        with pytest.raises(
-            NoTensorRTError, match="no NVIDIA GPU can be used here: CUDA call cudaGetDeviceCount failed"
-        ):
-            current_gpu()
-
-
-def test_without_cuda_python_that_is_reported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(NoTensorRTError, match="cuda-python is not installed here"):
-        current_gpu()
-
-
-def test_versions_and_releases_are_read(tmp_path):
-    assert version_tuple("10.13.3.9.post1") == (10, 13, 3, 9)
-    assert version_tuple("dev") == ()
-    release = tmp_path / "nv_tegra_release"
-    assert cuda.jetson_release(release) is None
-    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
-    assert cuda.jetson_release(release) == "36.4.3"
 
 
 def test_no_more_is_asked_of_tensorrt_for_each_run_than_needed(newest):
