@@ -1,6 +1,8 @@
 """Distill, export, convert and run a classifier of the embedded digits. Each step is a command that is printed first.
 
-Usage: python examples/01_quickstart.py FOLDER
+Usage: python examples/01_quickstart.py FOLDER [--rtx]
+
+With --rtx it also builds engines of TensorRT-RTX, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -49,7 +51,19 @@ def row(title: str, run_folder: Path, bundle: Path, variant: str) -> tuple[objec
     )
 
 
-def main(folder: Path) -> None:
+def build_rtx(bundle: Path) -> None:
+    for precision in ("fp16", "int8"):
+        run(f"krl-deploy build-engine {bundle} --target rtx --precision {precision}")
+    run(f"krl-deploy inspect-engine {bundle}")
+    print(
+        "\nThese engines are for desktop RTX GPUs of compute capability 8.6 and later, on Linux and Windows.\n"
+        f"They were built without a GPU and have not been run. Copy {bundle} to such a machine, install krl\n"
+        "there with the extra rtx, and run:\n"
+        "krl-runtime selftest student.krl && krl-runtime bench student.krl --backend tensorrt-rtx"
+    )
+
+
+def main(folder: Path, *, rtx: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
@@ -62,6 +76,8 @@ def main(folder: Path) -> None:
     run(f"krl-deploy export {student} -o {bundle}")
     run(f"krl-deploy fp16 {bundle}")
     run(f"krl-deploy quantize {bundle} --data {digits}")
+    if rtx:
+        build_rtx(bundle)
     run(f"krl-runtime selftest {bundle}")
     images = [next((digits / "val" / str(digit)).iterdir()) for digit in range(10)]
     run(f"krl-runtime classify {bundle} {' '.join(map(str, images))}")
@@ -80,6 +96,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    words = [word for word in sys.argv[1:] if word != "--rtx"]
+    if len(words) != 1:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(Path(words[0]), rtx="--rtx" in sys.argv)

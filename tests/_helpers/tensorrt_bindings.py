@@ -108,6 +108,7 @@ GENERATIONS = (
     Generation("11.4", "tensorrt-cu13-bindings==11.4.0.106", "13.5.0"),
 )
 RTX = Generation("rtx-1.7", "tensorrt-rtx-cu13-bindings==1.7.1.116", "13.5.0", rtx=True)
+RTX_OLDEST = Generation("rtx-1.5", "tensorrt-rtx-cu13-bindings==1.5.0.114", "13.5.0", rtx=True)
 ALL = (*GENERATIONS, RTX)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from _helpers.tensorrt_bindings import ALL, RTX, cache_folder, dump_cuda, dump_tensorrt
+from _helpers.tensorrt_bindings import ALL, RTX, RTX_OLDEST, cache_folder, dump_cuda, dump_tensorrt
 from _helpers.tensorrt_stubs import write_stubs
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ ignore_missing_imports = true
 """
 
 
-@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
+@pytest.fixture(params=(*ALL, RTX_OLDEST), ids=lambda generation: generation.name)
 def mypy(request, pytestconfig, tmp_path):
     """A function that checks files of a source tree against the bindings of one generation."""
     pytest.importorskip("mypy")
@@ -39,7 +39,8 @@ def mypy(request, pytestconfig, tmp_path):
     stubs = tmp_path / "stubs"
     stubs.mkdir()
     generation = request.param
-    own, rtx = dump_tensorrt(folder, generation), dump_tensorrt(folder, RTX)
+    own = dump_tensorrt(folder, generation)
+    rtx = own if generation.rtx else dump_tensorrt(folder, RTX)
     write_stubs(stubs, own, rtx, dump_cuda(folder, generation.cuda_bindings))
 
     def run(root: Path, files: list[str]) -> tuple[int, str]:
@@ -153,7 +154,7 @@ def test_a_use_that_does_not_exist_is_found(mypy, tmp_path):
     assert ("INT8" in output) == (mypy.generation.major != 10)
 
 
-@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
+@pytest.fixture(params=(*ALL, RTX_OLDEST), ids=lambda generation: generation.name)
 def classes(request, pytestconfig):
     dump = dump_tensorrt(cache_folder(pytestconfig), request.param)
     assert dump["version"].startswith(request.param.version)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,9 @@ def _subset(source: Path, target: Path, count: int) -> Path:
 
 
 def test_quickstart(tmp_path: Path) -> None:
-    done = _run(sys.executable, str(EXAMPLES / "01_quickstart.py"), "work", cwd=tmp_path)
+    """With TensorRT-RTX where it is installed, as sh examples/quickstart.sh --rtx runs it."""
+    rtx = ["--rtx"] if find_spec("tensorrt_rtx_bindings") else []
+    done = _run(sys.executable, str(EXAMPLES / "01_quickstart.py"), "work", *rtx, cwd=tmp_path)
     table = done.stdout[done.stdout.rindex("On ") :]
     titles = [line for line in table.splitlines() if line.startswith(("teacher", "student", "distilled"))]
     assert len(titles) == 4
@@ -48,6 +51,8 @@ def test_quickstart(tmp_path: Path) -> None:
     assert accuracies[0] > 97  # the teacher
     assert min(accuracies) > 90
     assert abs(accuracies[2] - accuracies[3]) <= 1  # INT8 against FP32, in points
+    assert done.stdout.count("tensorrt-rtx ") >= 2 * len(rtx)  # the table of engines: FP16 and INT8
+    assert ("These engines are for desktop RTX GPUs" in done.stdout) == bool(rtx)
     # each step was printed as a command that can be repeated
     assert done.stdout.count("\n$ krl-") >= 9
 

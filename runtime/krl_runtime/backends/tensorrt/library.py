@@ -21,8 +21,8 @@ LibraryName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 MINIMUM_TENSORRT: Final = (10, 3)
 """The oldest TensorRT that krl runs on: JetPack 6.1's."""
 
-MINIMUM_RTX: Final = (1, 4)
-"""The oldest TensorRT-RTX: the first whose Python bindings are on the package index."""
+MINIMUM_RTX: Final = (1, 5)
+"""The oldest TensorRT-RTX: the first whose networks are all strongly typed (1.4 still has a flag for it)."""
 
 _RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # NVIDIA's meta-package, and the bindings that it re-exports
 

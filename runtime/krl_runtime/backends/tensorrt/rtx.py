@@ -1,4 +1,4 @@
-"""The run-time features of TensorRT-RTX alone: kernels compiled on the device, a cache of them, and its own CUDA graphs.
+"""The run-time features of TensorRT-RTX alone: kernels compiled on the device, a cache of them, its own CUDA graphs.
 
 An engine of TensorRT-RTX holds no kernels for one GPU. They are compiled when an execution context is made, and may be
 kept in a runtime cache, so that the next start is quick. The cache is code: it lies in the user's own cache folder,

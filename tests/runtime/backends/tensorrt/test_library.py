@@ -108,6 +108,6 @@ def test_rtx_is_found_under_either_name(pytestconfig, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", fake.module)
     assert rtx_library().module is fake.module
-    fake.module.__version__ = "1.3.0"
-    with pytest.raises(BackendError, match=r"TensorRT-RTX 1\.3\.0 is installed; krl needs 1\.4 or newer"):
+    fake.module.__version__ = "1.4.0"
+    with pytest.raises(BackendError, match=r"TensorRT-RTX 1\.4\.0 is installed; krl needs 1\.5 or newer"):
         rtx_library()
