@@ -353,8 +353,7 @@ from krl_train.loop import BatchStream, Trainer, process_first
 from krl_train.models import Network
 from krl_train.tasks import ClassificationTask
 {NET}
-def main():
-    how, folder = sys.argv[1], Path(sys.argv[2])
+def train(how, folder):
     size = Preprocessing(8, 8)
     data = PixelSet(np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8)).astype(np.uint8), list(range(4)) * 12)
     augmentation = Augmentation.resolve(AugmentConfig(), size, flip=True, seed=0)
@@ -375,21 +374,25 @@ def main():
         weights = torch.cat([p.detach().flatten() for p in student.parameters()])
         print(" ".join(map(repr, weights.tolist())))
 
+def main():
+    for how in ("live", "stored"):
+        train(how, Path(sys.argv[1]))
+
 {END}"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["live", "stored"])
-def test_two_processes_train_the_student_that_one_trains(how: str, tmp_path: Path) -> None:
+def test_two_processes_train_the_student_that_one_trains(tmp_path: Path) -> None:
+    """With a teacher that answers each batch, and with one whose answers are stored."""
     script = tmp_path / "whole.py"
     script.write_text(WHOLE)
     weights = []
     for processes in ("1", "2"):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
-        command += ["--master-port", str(30100 + os.getpid() % 1000), str(script), how, str(tmp_path / processes)]
+        command += ["--master-port", str(30100 + os.getpid() % 1000), str(script), str(tmp_path / processes)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        weights.append(np.array([float(value) for value in done.stdout.split()]))
-    assert len(weights[0]) == 6 * 27 + 6 + 4 * 6 + 4
+        weights.append(np.array([[float(value) for value in line.split()] for line in done.stdout.splitlines()]))
+    assert weights[0].shape == weights[1].shape == (2, 6 * 27 + 6 + 4 * 6 + 4)
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-4, atol=1e-5)

@@ -6,7 +6,11 @@ import pytest
 from krl_deploy.calibration.histogram import Histogram
 from krl_runtime.errors import ModelError
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    """The same numbers for each test, whichever tests ran before it."""
+    return np.random.default_rng(0)
 
 
 def filled(*parts):
@@ -32,20 +36,22 @@ def test_widening_loses_no_value_and_keeps_zero_an_edge():
     assert (histogram.low, histogram.high) == (-100, 3)
 
 
-def test_memory_does_not_grow():
-    histogram = filled(*(RNG.normal(size=1000) * 2.0**step for step in range(20)))
+def test_memory_does_not_grow(rng):
+    histogram = filled(*(rng.normal(size=1000) * 2.0**step for step in range(20)))
     assert histogram.counts.shape == (8192,)
     assert histogram.counts.sum() == 20000
 
 
 @pytest.mark.parametrize("share", [99.0, 99.9, 90.0])
-def test_percentile_against_numpy(share):
-    parts = [RNG.normal(size=5000), RNG.normal(size=5000) * 3 + 1]
-    low, high = filled(*parts).percentile(share)
+def test_percentile_against_numpy(rng, share):
+    parts = [rng.normal(size=5000), rng.normal(size=5000) * 3 + 1]
+    found = filled(*parts).percentile(share)
     values = np.concatenate(parts)
-    expected = np.percentile(values, [(100 - share) / 2, 100 - (100 - share) / 2])
+    shares = [(100 - share) / 2, 100 - (100 - share) / 2]
     width = 2 * max(abs(values)) / 2048
-    np.testing.assert_allclose([low, high], expected, atol=2 * width)
+    # Between two neighbors in the sparse tails there is no one right value: NumPy interpolates, a histogram does not.
+    assert np.all(found >= np.percentile(values, shares, method="lower") - 2 * width)
+    assert np.all(found <= np.percentile(values, shares, method="higher") + 2 * width)
 
 
 def test_all_values_is_their_range():
@@ -53,8 +59,8 @@ def test_all_values_is_their_range():
     assert filled(values).percentile(100) == (float(values.min()), float(values.max()))
 
 
-def test_values_after_relu_have_no_negative_end():
-    values = np.maximum(RNG.normal(size=10000), 0)
+def test_values_after_relu_have_no_negative_end(rng):
+    values = np.maximum(rng.normal(size=10000), 0)
     low, high = filled(values).percentile(99.9)
     assert low == 0
     assert 2.5 < high < values.max()

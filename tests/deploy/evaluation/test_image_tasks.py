@@ -415,16 +415,9 @@ def test_typing_needs_no_torch(tmp_path, photographs):
     assert onnx.load(bundle / "model.int8.onnx").graph.node
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["package", "--to", "triton", "-o", "repository"], "is for the task 'restoration'; accepted: classification"),
-        (["build-engine", "--precision", "fp32"], "takes images of any size, an engine of krl those of one. Make"),
-    ],
-)
-def test_what_restorers_are_not_for(tmp_path, capsys, monkeypatch, arguments, message):
+def test_restorers_are_not_for_triton(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundle = write_restorer(tmp_path / "a.krl")
-    assert main([arguments[0], str(bundle.path), *arguments[1:]]) == 2
-    assert message in capsys.readouterr().err
+    assert main(["package", str(bundle.path), "--to", "triton", "-o", "repository"]) == 2
+    assert "is for the task 'restoration'; accepted: classification" in capsys.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == ["a.krl"]

@@ -271,9 +271,9 @@ def test_the_command_says_it(third_party, digits, tmp_path, capsys):
 
 
 def test_the_self_test_of_fp16_around_int8_is_not_lax(bundle, digits):
-    """Were the file measured with the optimizer that overflows, the tolerance would let everything pass."""
+    """Were the file measured with the optimizer that overflows, the tolerance would be twelve times as large."""
     found = {}
     for around in ("fp32", "fp16"):
         quantize(QuantizeConfig(bundle.path, digits, limit=64, max_drop=5, float_precision=around))
         found[around] = Bundle.open(bundle.path).manifest.variants["int8"].tolerance
-    assert found["fp16"] < 1.5 * found["fp32"]
+    assert found["fp16"] < 3 * found["fp32"]
