@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage, find_images
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 PROG = "krl-runtime"
-_KINDS = ("tensorrt", "cuda", "openvino-bf16", "openvino", "cpu")
 _Pipeline = TypeVar("_Pipeline", Classifier, Restorer, Generator)
 
 
@@ -83,12 +83,12 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
     parser.add_argument("--variant", metavar="NAME", help="fp32, fp16 or int8 (default: the bundle's for the device)")
     parser.add_argument(
         "--backend",
-        choices=("auto", *_KINDS),
+        choices=("auto", *ALL_KINDS),
         default="auto",
         help="where to begin in the order TensorRT, CUDA, CPU, which has OpenVINO only if asked for (default: auto, "
         f"what {PROG} tune chose, else the beginning)",
     )
-    parser.add_argument("--require", choices=_KINDS, help="run on this or not at all")
+    parser.add_argument("--require", choices=ALL_KINDS, help="run on this or not at all")
     add_threads(parser, threads)
 
 

@@ -26,7 +26,7 @@ class Replay:
 
     Attributes:
         variant: Name of the variant.
-        kind: ``"tensorrt"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` if it is installed.
+        kind: ``"tensorrt"``, ``"tensorrt-rtx"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` if it is installed.
         state: ``"passed"``, ``"failed"``, or ``"unavailable"`` if this machine has no such backend.
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.

@@ -82,8 +82,9 @@ def load(
 ) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
-    The best result of ``krl-runtime tune`` on this device comes first. Else TensorRT is tried if the bundle has an
-    engine that matches, then ONNX Runtime on CUDA, then on the CPU. OpenVINO runs only on request.
+    The best result of ``krl-runtime tune`` on this device comes first. Else TensorRT and TensorRT-RTX are
+    tried if the bundle has an engine that matches, then ONNX Runtime on CUDA, then on the CPU. OpenVINO runs only on
+    request.
     ``model.backend.reason`` has the choice and its reason; the logger ``"krl"`` logs it too.
 
     Args:
@@ -91,8 +92,8 @@ def load(
         pipeline: ``Classifier``, ``Restorer`` or ``Generator``. Bundles of other tasks are then refused, and type
             checkers know the result's type.
         variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the bundle's default for the device, else FP32.
-        backend: The first backend to try: ``"tensorrt"``, ``"cuda"`` or ``"cpu"``, in that order; or ``"openvino"``
-            or ``"openvino-bf16"``, before the CPU.
+        backend: The first backend to try: ``"tensorrt"``, ``"tensorrt-rtx"``, ``"cuda"`` or ``"cpu"``, in that order;
+            or ``"openvino"`` or ``"openvino-bf16"``, before the CPU.
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.

@@ -169,6 +169,7 @@ def test_other_files_in_a_folder(run, bundle: Bundle, images: list[Path]):
     ("flags", "message"),
     [
         (("--require", "cuda"), "cannot run on cuda, which is required: the onnxruntime"),
+        (("--require", "tensorrt-rtx"), "which is required: the bundle has no TensorRT-RTX engine; krl-deploy"),
         (("--require", "tensorrt"), "which is required: the bundle has no TensorRT engine; krl-deploy build-engine"),
         (("--variant", "int4"), "has no variant 'int4'; it has: fp16, fp32, int8"),
     ],
