@@ -34,7 +34,8 @@ _STATUS: tuple[tuple[type[KrlError], int], ...] = (
     (UsageError, 400),
     (KrlError, 500),
 )
-_PLATFORMS = {
+# Of all other backends: "onnxruntime_onnx".
+_PLATFORMS = {"tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_rtx_plan"}
     "tensorrt": "tensorrt_plan",
     "tensorrt-rtx": "tensorrt_rtx_plan",
 }  # of all other backends: "onnxruntime_onnx"
