@@ -36,9 +36,6 @@ _STATUS: tuple[tuple[type[KrlError], int], ...] = (
 )
 # Of all other backends: "onnxruntime_onnx".
 _PLATFORMS = {"tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_rtx_plan"}
-    "tensorrt": "tensorrt_plan",
-    "tensorrt-rtx": "tensorrt_rtx_plan",
-}  # of all other backends: "onnxruntime_onnx"
 _LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender gets the response
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
