@@ -25,6 +25,7 @@ __all__ = [
     "residual_inputs",
     "weighted_depths",
     "weighted_nodes",
+    "why_bias_is_odd",
     "why_float_on_tensorrt",
     "why_narrow",
 ]
@@ -96,9 +97,26 @@ def why_narrow(graph: GraphEditor, weighted: Weighted) -> str | None:
     return None
 
 
+def why_bias_is_odd(graph: GraphEditor, weighted: Weighted) -> str | None:
+    """Return why a bias cannot be corrected or stored as an integer; ``None`` if it can, or if there is none."""
+    node = weighted.node
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or not node.input[2]:
+        return None
+    bias = graph.constant(node.input[2])
+    if bias is None:
+        return "its bias is computed"
+    channels = (graph.shape(node.input[1]) or ())[weighted.axis]
+    if bias.size not in (1, channels) or (bias.ndim > 0 and bias.shape[-1] != bias.size):
+        return f"its bias has shape {list(bias.shape)}: INT8 needs one number for each of the {channels} outputs"
+    return None
+
+
 def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
     """Return why TensorRT should keep this operator in floating point; ``None`` if INT8 suits it."""
     node = weighted.node
+    odd = why_bias_is_odd(graph, weighted)
+    if odd is not None:
+        return odd
     if node.op_type != "Conv":
         return why_narrow(graph, weighted) or _why_behind_attention(graph, node)
     out_channels, in_channels, *kernel = (int(size) for size in graph.shape(node.input[1]) or ())

@@ -24,7 +24,7 @@ from onnx import NodeProto, helper
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.operators import MOVES_STORED_INTEGERS
-from krl_deploy.graph.placement import Ranges, Weighted, why_narrow
+from krl_deploy.graph.placement import Ranges, Weighted, why_bias_is_odd, why_narrow
 
 from .emit_tensorrt import Quantized, open_quantizable
 from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
@@ -127,7 +127,7 @@ class _Emitter:
         graph, node = self.graph, item.node
         source = self._quantized(node.input[0])
         weight = graph.constant(node.input[1])
-        bias = bias_of(graph, node)
+        bias = bias_of(graph, item)
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
         # A channel whose weights are almost 0 must not have a scale on which its bias overflows int32.
         least = np.abs(bias.astype(np.float64)) / (float(source.scale) * 2**30) if bias is not None else 0.0
@@ -244,4 +244,4 @@ class _Emitter:
 def _why_float(graph: GraphEditor, item: Weighted) -> str | None:
     if item.node.op_type == "ConvTranspose":
         return "ONNX Runtime's CPU provider has no quantized transposed convolution"
-    return why_narrow(graph, item)
+    return why_bias_is_odd(graph, item) or why_narrow(graph, item)

@@ -115,7 +115,7 @@ def to_tensorrt(
         values, scale = quantize_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
         shift = bias_shift(graph, weighted, values, scale, rounding.means)
         if shift is not None:
-            bias = bias_of(graph, node)
+            bias = bias_of(graph, weighted)
             name = node.input[2] if bias is not None else f"{node.input[1]}_bias"
             node.input[:] = [*node.input[:2], graph.add_constant(name, shift if bias is None else bias + shift)]
         node.input[0] = pair(node.input[0])

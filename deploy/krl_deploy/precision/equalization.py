@@ -21,7 +21,7 @@ import onnx
 from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
-from krl_deploy.graph.placement import weighted_nodes
+from krl_deploy.graph.placement import Weighted, weighted_nodes, why_bias_is_odd
 from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
 
 from .weights import bias_of
@@ -39,7 +39,7 @@ class _Between:
     """An activation that one convolution writes and one other reads, with at most a ReLU between them."""
 
     tensor: str
-    before: NodeProto
+    before: Weighted
     after: NodeProto
     depthwise: bool
 
@@ -51,7 +51,8 @@ def equalizable(model: onnx.ModelProto) -> list[str]:
 
 def _between(graph: GraphEditor) -> list[_Between]:
     producers, consumers = graph.producers(), graph.consumers()
-    convolutions = {item.node.name for item in weighted_nodes(graph) if item.node.op_type == "Conv"}
+    weighted = (item for item in weighted_nodes(graph) if why_bias_is_odd(graph, item) is None)
+    convolutions = {item.node.name: item for item in weighted if item.node.op_type == "Conv"}
     found = []
     for node in graph.nodes:
         if node.name not in convolutions:
@@ -64,7 +65,7 @@ def _between(graph: GraphEditor) -> list[_Between]:
             continue
         channels, groups = int((graph.shape(tensor) or (0, 0))[1]), attribute(node, "group", 1)
         if groups in (1, channels):
-            found.append(_Between(tensor, source, node, groups > 1))
+            found.append(_Between(tensor, convolutions[source.name], node, groups > 1))
     return found
 
 
@@ -123,10 +124,11 @@ def equalize(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
     for item in _between(graph):
         if item.tensor in factors:
             factor = np.asarray(factors[item.tensor], np.float64)
-            _scale(graph, item.before, 1 / factor, axis=0)
+            _scale(graph, item.before.node, 1 / factor, axis=0)
             bias = bias_of(graph, item.before)
             if bias is not None:
-                item.before.input[2] = graph.add_constant(item.before.input[2], (bias / factor).astype(np.float32))
+                node = item.before.node
+                node.input[2] = graph.add_constant(node.input[2], (bias / factor).astype(np.float32))
             _scale(graph, item.after, factor, axis=0 if item.depthwise else 1)
     return graph.close()
 

@@ -160,6 +160,16 @@ def dequantized_constant(
     return graph.add("DequantizeLinear", [stored, scales, zeros], f"{name}_dequantized", axis=axis)
 
 
-def bias_of(graph: GraphEditor, node: NodeProto) -> npt.NDArray[np.float32] | None:
-    """Return the constant bias of a weighted operator; ``None`` if it has none."""
-    return graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+def bias_of(graph: GraphEditor, weighted: Weighted) -> npt.NDArray[np.float32] | None:
+    """Return the constant bias of a weighted operator, one number for each output; ``None`` if it has none.
+
+    Args:
+        graph: The graph.
+        weighted: An operator whose bias is not odd; see ``why_bias_is_odd``.
+    """
+    node = weighted.node
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if bias is None:
+        return None
+    channels = (graph.shape(node.input[1]) or ())[weighted.axis]
+    return np.broadcast_to(bias.reshape(-1), (int(channels),))
