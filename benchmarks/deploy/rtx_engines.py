@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch that the engines are built for")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     arguments = parser.parse_args()
+    logging.getLogger("krl").setLevel(logging.ERROR)  # the builder warns of each FP16 scale that it widens
     library = rtx_library()
     rows = []
     with bar(arguments.models) as advance:

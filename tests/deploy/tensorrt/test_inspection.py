@@ -168,9 +168,14 @@ def unsigned(model: onnx.ModelProto) -> None:
     set_value(model, "r0_zero_point", np.uint8(128))
 
 
+def float_scale(model: onnx.ModelProto) -> None:
+    set_value(model, "r0_scale_half", np.float32(0.01))
+
+
 @pytest.mark.parametrize(
     ("form", "plant"),
     [
+        ("int8 in fp16", float_scale),
         ("int8", zero_point),
         ("int8", unsigned),
         ("fp16", float_bias),
