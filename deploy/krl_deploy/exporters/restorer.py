@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ExportConfig
@@ -24,15 +25,15 @@ from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
 from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from krl_train.run import Run
 
-__all__ = ["plan_restorer"]
+__all__ = ["plan_restorer", "restorer_graph"]
 
 
 def plan_restorer(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a restorer, and read real inputs; see ``krl_deploy.exporters.export``."""
-    import torch
-
     from krl_train.models import count_macs
 
     network, record = run.module(), run.record
@@ -47,20 +48,37 @@ def plan_restorer(config: ExportConfig, run: Run) -> ExportPlan:
         record.preprocessing if config.tile is None else _tile(config.tile, record.preprocessing, settings["overlap"])
     )
     pixels, whole = _real_images(config, run, spec, settings)
-    example = torch.zeros((EXPORT_BATCH, *spec.shape), dtype=torch.uint8)
-    sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
-    made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
-    if config.tile is not None:
-        sides |= {2: config.tile, 3: config.tile}
-        made = dict.fromkeys(made, settings["scale"] * config.tile)
-    dynamic = {axis: torch.export.Dim(name) for axis, name in sides.items() if isinstance(name, str)}
-    model = convert(network, {PIXELS: example}, RESTORED, [dynamic], config.opset)
-    graph = GraphEditor(model)
-    graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", channels, sides[2], sides[3]))
-    graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", channels, made[2], made[3]))
+    model = restorer_graph(network, spec, settings["scale"], config.opset, fixed=config.tile is not None)
     further = {PIXELS: whole} if config.tile is None else None
     macs = count_macs(network, spec.shape)
-    return ExportPlan(network, graph.close(), {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
+    return ExportPlan(network, model, {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
+
+
+def restorer_graph(
+    network: nn.Module, spec: Preprocessing, scale: int, opset: int, *, fixed: bool = False
+) -> onnx.ModelProto:
+    """Return the ONNX graph of a restorer, from ``pixels`` to ``restored``, with an open batch.
+
+    Args:
+        network: In eval mode.
+        spec: Channels of the images, and the size of the traced example.
+        scale: By how much it enlarges.
+        opset: Requested version of the ONNX operators.
+        fixed: Whether the graph takes images of this size alone, and not of any.
+    """
+    import torch
+
+    sides: dict[int, int | str] = {0: "batch", 2: "height", 3: "width"}
+    made: dict[int, int | str] = {2: "scaled_height", 3: "scaled_width"}
+    if fixed:
+        sides |= {2: spec.height, 3: spec.width}
+        made = {2: scale * spec.height, 3: scale * spec.width}
+    dynamic = {axis: torch.export.Dim(name) for axis, name in sides.items() if isinstance(name, str)}
+    example = torch.zeros((EXPORT_BATCH, *spec.shape), dtype=torch.uint8)
+    graph = GraphEditor(convert(network, {PIXELS: example}, RESTORED, [dynamic], opset))
+    graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", spec.channels, sides[2], sides[3]))
+    graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", spec.channels, made[2], made[3]))
+    return graph.close()
 
 
 def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:

@@ -127,7 +127,8 @@ def _weight(view: View, weighted: Weighted) -> Iterator[Finding]:
     pair = view.pair(node.input[1])
     scale = None if pair is None else view.constant(pair.dequantize.input[1])
     axis = weight_axis(view, node)
-    if scale is not None and scale.size == 1:
+    channels = (view.graph.shape(node.input[1]) or ())[weighted.axis :][:1] if weighted.axis >= 0 else ()
+    if scale is not None and scale.size == 1 and channels != (1,):
         yield _ONE_SCALE.at(node.name, node.op_type, "its weight has one scale for all channels")
     elif axis is not None and weighted.axis >= 0 and axis != weighted.axis:
         why = f"its weight has scales along axis {axis}; the output channels are axis {weighted.axis}"

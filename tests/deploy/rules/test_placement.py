@@ -124,6 +124,11 @@ def one_layer(op, weight, axis, shape, **attributes):
     return graph(nodes, {"x": shape}, {"y": None}, constants)
 
 
+def test_one_scale_is_all_that_a_single_channel_has():
+    assert of_rule(one_layer("Conv", normal(1, 24, 3, 3), 0, ["n", 24, 8, 8]), "qdq/per-tensor-weight") == []
+    assert of_rule(one_layer("ConvTranspose", normal(24, 1, 3, 3), 1, ["n", 24, 8, 8]), "qdq/per-tensor-weight") == []
+
+
 @pytest.mark.parametrize(
     ("op", "weight", "right", "shape", "attributes"),
     [
