@@ -100,6 +100,27 @@ def shufflenet() -> nn.Module:
     return models.ShuffleNetV2([2, 2, 2], [24, 32, 64, 128, 128], num_classes=10)
 
 
+def densenet() -> nn.Module:
+    return models.DenseNet(8, (2, 2), 16, num_classes=10)
+
+
+def regnet() -> nn.Module:
+    from torchvision.models.regnet import BlockParams
+
+    return models.RegNet(
+        BlockParams.from_init_params(depth=4, w_0=16, w_a=16.0, w_m=2.0, group_width=8), num_classes=10
+    )
+
+
+def inception() -> nn.Module:
+    """Branches side by side that are concatenated, as in GoogLeNet."""
+    from torchvision.models.googlenet import Inception
+
+    stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(stem, Inception(32, 16, 16, 16, 16, 16, 16), pooled)
+
+
 def vit() -> nn.Module:
     network = models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=16)
     return _random(network)
