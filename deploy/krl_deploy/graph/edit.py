@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ __all__ = ["GraphEditor", "attribute", "infer"]
 
 _SMALL = 4096
 """Bytes of an initializer that shapes may depend on; weights are larger."""
+
+_FAULT = re.compile(r"\(op_type:(\w+), node name: (.*?)\): \[\w+\] (.*?)\.?$", re.MULTILINE)
+"""A fault in the messages of ONNX's shape inference."""
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
@@ -120,6 +124,20 @@ class GraphEditor:
             return None
         dims = value.type.tensor_type.shape.dim
         return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
+
+    def contradictions(self) -> list[tuple[str, str, str]]:
+        """Return name, operator and fault of each node whose shapes ONNX's inference finds impossible."""
+        shell = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        shell.graph.name = self._model.graph.name or "graph"
+        shell.graph.node.extend(self.nodes)
+        shell.graph.input.extend(self._inputs)
+        shell.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)  # not as declared
+        shell.graph.initializer.extend(self.constants.values())
+        try:
+            onnx.shape_inference.infer_shapes(_without_weights(shell), strict_mode=True, data_prop=True)
+        except onnx.shape_inference.InferenceError as error:
+            return [(match[2], match[1], match[3]) for match in _FAULT.finditer(str(error))]
+        return []
 
     def fresh(self, base: str) -> str:
         """Return a name that no tensor has yet, ``base`` itself if it is free."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.operators import QDQ
 
 from .findings import Finding, Rule
@@ -20,6 +21,7 @@ _LEAST_HALF = float(np.finfo(np.float16).tiny)
 
 _HEADER = "NVIDIA/TensorRT: NvInfer.h, IQuantizeLayer"
 _PARSER = "onnx/onnx-tensorrt: onnxOpImporters.cpp of 10.1"
+_TRIED = "NVIDIA's parser, TensorRT-RTX 1.7.1"
 _GUIDE = "NVIDIA's developer guide: explicit quantization"
 _AGAIN = "quantize the float model again, symmetrically: krl-deploy quantize"
 
@@ -33,6 +35,7 @@ _SIGNED = Rule(
     "error", "qdq/int8", "use the Q/DQ model that krl-deploy quantize writes for TensorRT (model.int8.onnx)", _PARSER
 )
 _UNSAID = Rule("error", "qdq/int8", "add a zero point of int8 zeros", f"{_PARSER}; ONNX: QuantizeLinear")
+_COUNT = Rule("error", "qdq/scale-count", _AGAIN, f"ONNX: DequantizeLinear; {_TRIED}")
 _CHANNELS = Rule("error", "qdq/per-channel-activation", "give the activation one scale", _HEADER)
 _PAIRED = Rule("error", "qdq/pair", "let DequantizeLinear follow QuantizeLinear at once", _GUIDE)
 _RESCALED = Rule("warning", "qdq/pair", "give both the same scale", _GUIDE)
@@ -43,6 +46,7 @@ def check_quantizers(view: View) -> Iterator[Finding]:
     for node in view.nodes:
         if node.op_type in QDQ:
             yield from _scale(view, node)
+            yield from _counts(view, node)
             yield from _zero_point(view, node)
             yield from _partner(view, node)
 
@@ -55,12 +59,31 @@ def _scale(view: View, node: NodeProto) -> Iterator[Finding]:
         return
     if not values.size or not (values > 0).all():
         yield _SCALE.at(node.name, node.op_type, "a scale is not positive")
+    elif not np.isfinite(values).all():
+        yield _SCALE.at(node.name, node.op_type, "a scale is infinite")
     elif view.dtype(node.input[1]) == TensorProto.FLOAT16 and values.min() < _LEAST_HALF:
         yield _SMALL.at(node.name, node.op_type, "a scale is below the smallest normal FP16 number")
     if values.size > 1 and node.op_type == "QuantizeLinear" and not view.rooted(node.input[0]):
         yield _CHANNELS.at(
             node.name, node.op_type, "scales for each channel are taken for weights only, this is an activation"
         )
+
+
+def _counts(view: View, node: NodeProto) -> Iterator[Finding]:
+    """Yield a finding if there are not as many scales as channels, or not as many zero points as scales."""
+    scale, shape = view.numbers(node.input[1]), view.graph.shape(node.input[0])
+    zero = view.numbers(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if scale is None or attribute(node, "block_size", 0):
+        return
+    if zero is not None and zero.size != scale.size:
+        yield _COUNT.at(node.name, node.op_type, f"it has {scale.size} scales and {zero.size} zero points")
+    if scale.size <= 1 or shape is None:
+        return
+    axis = int(attribute(node, "axis", 1))
+    if not -len(shape) <= axis < len(shape):
+        yield _COUNT.at(node.name, node.op_type, f"its axis is {axis}; its input has {len(shape)} axes")
+    elif isinstance(shape[axis], int) and shape[axis] != scale.size:
+        yield _COUNT.at(node.name, node.op_type, f"it has {scale.size} scales for {shape[axis]} values of axis {axis}")
 
 
 def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:

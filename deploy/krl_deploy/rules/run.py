@@ -15,6 +15,7 @@ from krl_runtime.errors import ModelError, UsageError
 
 from .attention import check_attention
 from .bugs import check_known_bugs, unknown_without_gpu
+from .consistency import check_consistency
 from .findings import SEVERITIES, Finding, Rule
 from .onnxruntime_cpu import check_on_cpu
 from .placement import check_placement
@@ -82,6 +83,7 @@ def _on_tensorrt(model: onnx.ModelProto, view: View | None, target: Target) -> I
     yield from check_inputs(view)
     yield from check_restrictions(view, target)
     yield from check_types(view, target)
+    yield from check_consistency(view)
     yield from check_quantizers(view)
     yield from check_placement(view)
     yield from check_attention(view, target)

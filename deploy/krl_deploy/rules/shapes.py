@@ -33,6 +33,7 @@ _TAKEN = frozenset(
         "FLOAT4E2M1",
     ]
 )
+_QUANTIZED_ALONE = frozenset(["INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"])
 
 _BATCH = Rule(
     "error",
@@ -64,11 +65,17 @@ _UINT8_SHAPE = Rule(
     "take the shape behind the Cast, as krl-deploy export does",
     "NVIDIA/TensorRT: NvInfer.h, IShapeLayer (any type), against the operator documentation of 10.7, Shape",
 )
+_UINT8_CAST = Rule(
+    "warning",
+    "types/uint8",
+    "cast the pixels to float first, as krl-deploy export and import do",
+    "onnx/onnx-tensorrt: docs/operators.md; NVIDIA's parser, TensorRT-RTX 1.7.1",
+)
 _INT8 = Rule(
-    "error",
+    "warning",
     "types/int8",
     "let DequantizeLinear follow QuantizeLinear at once, as in the Q/DQ model that krl-deploy quantize writes",
-    "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantization alone",
+    "onnx/onnx-tensorrt: docs/operators.md: INT8 is available through quantization alone; TensorRT-RTX 1.7.1 builds it",
 )
 _FOREIGN = Rule("error", "types/supported", "cast it, or export the model in other types", OPERATORS_MD)
 _LISTED = Rule("warning", "types/supported", "cast its input to a type that is listed", f"{OPERATORS_MD}; {CHANGELOG}")
@@ -108,12 +115,25 @@ def check_types(view: View, target: Target) -> Iterator[Finding]:
         dtype = view.dtype(node.input[index]) if len(node.input) > index and node.input[index] else 0
         if dtype and node.op_type not in QDQ:  # those have rules of their own
             yield from _check_type(view, node, dtype, target)
-        if node.op_type == "Cast" and dtype == TensorProto.UINT8:
-            wanted = int(attribute(node, "to", 0))
-            if wanted not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-                yield _UINT8.at(
-                    node.name, node.op_type, f"UINT8 is cast to {type_name(wanted)}; accepted: FLOAT, FLOAT16"
-                )
+        if node.op_type == "Cast":
+            yield from _check_cast(view, node, dtype)
+
+
+def _check_cast(view: View, node: NodeProto, dtype: int) -> Iterator[Finding]:
+    """Yield a finding for a cast to a type that TensorRT does not have there."""
+    wanted = int(attribute(node, "to", 0))
+    name = type_name(wanted)
+    if wanted == TensorProto.UINT8 and node.output[0] not in view.graph.outputs:
+        yield _UINT8.at(node.name, node.op_type, "it makes UINT8, which TensorRT has at inputs and outputs alone")
+    elif name in _QUANTIZED_ALONE:
+        yield _FOREIGN.at(
+            node.name, node.op_type, f"it casts to {name}, which TensorRT takes from QuantizeLinear alone"
+        )
+    elif name not in _TAKEN:
+        yield _FOREIGN.at(node.name, node.op_type, f"it casts to {name}, which TensorRT does not have")
+    elif dtype == TensorProto.UINT8 and wanted not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8):
+        why = f"UINT8 is cast to {name}; FLOAT and FLOAT16 are documented, TensorRT-RTX 1.7.1 takes others"
+        yield _UINT8_CAST.at(node.name, node.op_type, why)
 
 
 def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iterator[Finding]:
@@ -132,7 +152,8 @@ def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iter
     elif name == "UINT8":
         yield _UINT8.at(node.name, kind, "it computes in UINT8, which TensorRT has at inputs and outputs alone")
     elif name == "INT8":
-        yield _INT8.at(node.name, kind, "it computes on INT8 values between QuantizeLinear and DequantizeLinear")
+        why = "it computes on INT8 values between QuantizeLinear and DequantizeLinear, which is not documented"
+        yield _INT8.at(node.name, kind, why)
     elif not view.rooted(node.input[0]):
         shown = ", ".join(sorted(listed))
         yield _LISTED.at(node.name, kind, f"it computes in {name}; listed are {shown}")

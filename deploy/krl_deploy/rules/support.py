@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.files import nodes_of, opset_of
@@ -15,12 +15,15 @@ from krl_deploy.graph.operators import STANDARD_INTEGER
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, OPSETS, SINCE, TYPES, UNSUPPORTED, Version, source_of
 from .targets import Target
-from .view import View
+from .view import View, type_name
 
 __all__ = ["check_operators", "check_opset", "check_restrictions"]
 
 _OLDEST_OPSET = 9  # the oldest that TensorRT's parser documents (docs/operators.md of onnx-tensorrt)
+_OLDEST_TAKEN = 7  # the oldest that it takes: operators before opset 7 broadcast in a way that it refuses
 
+_SOURCES = f"{OPERATORS_MD}; {CHANGELOG}; onnxOpCheckers.cpp"
+_FLOOR = "round_prefer_floor"
 _QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
@@ -32,7 +35,10 @@ def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
     documented = [entry for entry in OPSETS if entry[0] <= target.tensorrt]
     _, newest, source = documented[-1]
     later = [entry for entry in OPSETS if entry[0] > target.tensorrt]
-    if opset < _OLDEST_OPSET or (opset > newest and (not later or opset > later[0][1])):
+    if _OLDEST_TAKEN <= opset < _OLDEST_OPSET:
+        why = f"opset is {opset}; {_OLDEST_OPSET} to {newest} are documented; TensorRT-RTX 1.7.1 takes it as well"
+        yield Rule("warning", "operators/opset", _OPSET, source).at("", "", why)
+    elif opset < _OLDEST_TAKEN or (opset > newest and (not later or opset > later[0][1])):
         why = f"opset is {opset}; TensorRT takes {_OLDEST_OPSET} to {newest}"
         yield Rule("error", "operators/opset", _OPSET, source).at("", "", why)
     elif opset > newest and later:
@@ -88,9 +94,7 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
             found += _not_constant(view, node, target.tensorrt)
         for why in found:
             do = "write it otherwise before exporting"
-            yield Rule("error", "operators/restriction", do, f"{OPERATORS_MD}; {CHANGELOG}").at(
-                node.name, node.op_type, why
-            )
+            yield Rule("error", "operators/restriction", do, _SOURCES).at(node.name, node.op_type, why)
 
 
 _CONSTANT_INPUTS: dict[str, tuple[int, Version | None]] = {
@@ -118,8 +122,8 @@ def _not_constant(view: View, node: NodeProto, version: Version) -> Iterator[str
 
 def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     rank = len(view.graph.shape(node.input[0]) or ())
-    if rank and rank not in (4, 5):
-        yield f"its input has {rank} axes; 2D and 3D pooling alone is taken"
+    if rank and rank not in (3, 4, 5):
+        yield f"its input has {rank} axes; 1D, 2D and 3D pooling alone is taken"
     if any(step != 1 for step in attribute(node, "dilations", [])):
         yield "its dilations are not all 1"
     if len(node.output) > 1 and node.output[1]:
@@ -132,7 +136,7 @@ def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
     accepted: dict[str, tuple[str, set[str]]] = {
-        "mode": ("nearest", {"nearest", "linear"}),
+        "mode": ("nearest", {"nearest", "linear", "cubic"}),
         "nearest_mode": ("round_prefer_floor", {"floor", "ceil", "round_prefer_floor", "round_prefer_ceil"}),
         "keep_aspect_ratio_policy": ("stretch", {"stretch"}),
         "coordinate_transformation_mode": (
@@ -143,8 +147,64 @@ def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     for name, (default, values) in accepted.items():
         if text(name, default) not in values:
             yield f"its {name} is {text(name, default)}; accepted: {', '.join(sorted(values))}"
+    nearest = text("nearest_mode", "round_prefer_floor")
+    if text("coordinate_transformation_mode", "half_pixel") == "tf_half_pixel_for_nn" and nearest != _FLOOR:
+        yield f"its nearest_mode is {nearest}; accepted with tf_half_pixel_for_nn: {_FLOOR}"
     if attribute(node, "antialias", 0):
         yield "antialiasing is not supported"
+
+
+def _batch_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if attribute(node, "training_mode", 0):
+        yield "it is in training mode"
+    elif any(node.output[1:]):
+        yield "its first output alone is supported"
+
+
+def _convolution(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    rank = len(view.graph.shape(node.input[0]) or ())
+    if rank and rank not in (3, 4, 5):
+        yield f"its input has {rank} axes; 1D, 2D and 3D convolution alone is taken"
+
+
+def _einsum(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    equation = attribute(node, "equation", b"").decode(errors="replace")
+    wrong = sorted(set(equation) - set("abcdefghijklmnopqrstuvwxyz->., "))
+    if wrong:
+        yield f"its equation has {' '.join(wrong)}; accepted: small letters"
+
+
+def _norm_order(view: View, node: NodeProto, version: Version) -> Iterator[str]:
+    if attribute(node, "p", 2) not in (1, 2):
+        yield f"its p is {attribute(node, 'p', 2)}; accepted: 1, 2"
+    if node.op_type == "LpPool":
+        yield from _pool(view, node, version)
+
+
+def _recurrent(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if attribute(node, "input_forget", 0):
+        yield "its input_forget is not supported"
+    activations = attribute(node, "activations", [])
+    half = len(activations) // 2
+    if attribute(node, "direction", b"forward") == b"bidirectional" and activations[:half] != activations[half:]:
+        yield "its activations differ between the directions"
+
+
+def _random(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    dtype = attribute(node, "dtype", TensorProto.FLOAT)
+    if dtype not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        yield f"its dtype is {type_name(dtype)}; accepted: FLOAT, FLOAT16"
+
+
+def _sequence(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    if attribute(node, "batch_axis", 1) == attribute(node, "time_axis", 0):
+        yield "its batch_axis is its time_axis"
+
+
+def _constant(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+    given = {item.name for item in node.attribute} & {"sparse_value", "value_string", "value_strings"}
+    if given:
+        yield f"its {', '.join(sorted(given))} is not supported"
 
 
 def _layer_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
@@ -170,8 +230,6 @@ def _scatter_nd(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 
 
 def _top_k(view: View, node: NodeProto, _: Version) -> Iterator[str]:
-    if attribute(node, "sorted", 1) != 1:
-        yield "its sorted is not 1"
     count = view.numbers(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
     if count is not None and np.any(count >= 3840):
         yield "its K is not below 3840"
@@ -192,11 +250,26 @@ def _attention(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 _RESTRICTIONS: dict[str, Callable[[View, NodeProto, Version], Iterator[str]]] = {
     "Attention": _attention,
     "AveragePool": _pool,
+    "BatchNormalization": _batch_norm,
+    "Constant": _constant,
+    "Conv": _convolution,
+    "ConvTranspose": _convolution,
     "Dropout": _dropout,
+    "Einsum": _einsum,
+    "GRU": _recurrent,
     "GridSample": _grid_sample,
+    "LSTM": _recurrent,
     "LayerNormalization": _layer_norm,
+    "LpNormalization": _norm_order,
+    "LpPool": _norm_order,
     "MaxPool": _pool,
+    "RNN": _recurrent,
+    "RandomNormal": _random,
+    "RandomNormalLike": _random,
+    "RandomUniform": _random,
+    "RandomUniformLike": _random,
     "Resize": _resize,
+    "ReverseSequence": _sequence,
     "ScatterND": _scatter_nd,
     "TopK": _top_k,
 }

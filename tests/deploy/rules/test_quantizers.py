@@ -53,6 +53,20 @@ def per_channel(model):
     set_value(model, zero, np.zeros(32, np.int8))
 
 
+def few_scales(model):
+    restored = find(model, W)
+    set_value(model, restored.input[1], np.full(16, 0.01, np.float32))
+    set_value(model, restored.input[2], np.zeros(16, np.int8))
+
+
+def few_zero_points(model):
+    set_value(model, find(model, W).input[2], np.zeros(16, np.int8))
+
+
+def axis_beyond(model):
+    find(model, W).attribute[0].i = 5
+
+
 def other_scale(model):
     find(model, DQ).input[1] = find(model, "QuantizeLinear_x_quantized").input[1]
     set_value(model, find(model, DQ).input[1], value(model, find(model, Q).input[1]) * 2)
@@ -72,6 +86,9 @@ def integer_output(model):
         (open_scale, "qdq/constant", "error", Q, "its scale is not a constant"),
         (open_zero_point, "qdq/constant", "error", Q, "its zero point is not a constant"),
         (per_channel, "qdq/per-channel-activation", "error", Q, "this is an activation"),
+        (few_scales, "qdq/scale-count", "error", W, "it has 16 scales for 32 values of axis 0"),
+        (few_zero_points, "qdq/scale-count", "error", W, "it has 32 scales and 16 zero points"),
+        (axis_beyond, "qdq/scale-count", "error", W, "its axis is 5; its input has 4 axes"),
         (other_scale, "qdq/pair", "warning", DQ, "its scale is not that of the QuantizeLinear before it"),
         (integer_output, "qdq/pair", "error", Q, "the graph gives out its integers"),
     ],

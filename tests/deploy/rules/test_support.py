@@ -22,7 +22,9 @@ def relu(opset=20):
 @pytest.mark.parametrize(
     ("opset", "target", "severity"),
     [
-        (8, "tensorrt-10.3", "error"),
+        (6, "tensorrt-10.3", "error"),
+        (7, "tensorrt-10.3", "warning"),  # not documented, but NVIDIA's parser takes it
+        (8, "tensorrt-10.3", "warning"),
         (9, "tensorrt-10.3", None),
         (20, "jetpack-6.2", None),
         (21, "jetpack-6.2", "warning"),  # documented for 10.15, not for what is between
@@ -122,6 +124,9 @@ def single(
     )
 
 
+NORM = {name: np.ones(3, np.float32) for name in "sbmv"}
+LSTM = {"w": np.ones((1, 16, 3), np.float32), "r": np.ones((1, 16, 4), np.float32)}
+BOTH = {name: np.concatenate([array, array]) for name, array in LSTM.items()}
 AXES = {"axes": np.int64([2])}
 SIZES = {"roi": np.float32([]), "scales": np.float32([1, 1, 2, 2])}
 UP = (["roi", "scales"], SIZES)
@@ -137,10 +142,10 @@ UP = (["roi", "scales"], SIZES)
             "its dilations are not all 1",
         ),
         (
+            single("AveragePool", [], {}, shape=("n", 3, 4, 4, 4, 4), kernel_shape=[2] * 4),
             single("AveragePool", [], {}, shape=("n", 3, 8), kernel_shape=[2]),
-            single("AveragePool", [], {}, kernel_shape=[2, 2]),
             "tensorrt-11.4",
-            "its input has 3 axes; 2D and 3D pooling alone is taken",
+            "its input has 6 axes; 1D, 2D and 3D pooling alone is taken",
         ),
         (
             single("MaxPool", [], {}, outputs=("y", "indices"), kernel_shape=[2, 2]),
@@ -149,10 +154,10 @@ UP = (["roi", "scales"], SIZES)
             "its second output, the indices, is not supported",
         ),
         (
+            single("Resize", *UP, coordinate_transformation_mode="tf_half_pixel_for_nn", nearest_mode="ceil"),
             single("Resize", *UP, mode="cubic"),
-            single("Resize", *UP, mode="linear"),
             "tensorrt-11.4",
-            "its mode is cubic; accepted: linear, nearest",
+            "its nearest_mode is ceil; accepted with tf_half_pixel_for_nn: round_prefer_floor",
         ),
         (
             single("Resize", *UP, mode="linear", antialias=1),
@@ -197,10 +202,53 @@ UP = (["roi", "scales"], SIZES)
             "its K is not below 3840",
         ),
         (
-            single("TopK", ["k"], {"k": np.int64([5])}, shape=("n", 50), outputs=("y", "i"), sorted=0),
-            single("TopK", ["k"], {"k": np.int64([5])}, shape=("n", 50), outputs=("y", "i")),
+            single("BatchNormalization", list("sbmv"), NORM, training_mode=1, outputs=("y", "mean", "var")),
+            single("BatchNormalization", list("sbmv"), NORM, training_mode=0),
             "tensorrt-11.4",
-            "its sorted is not 1",
+            "it is in training mode",
+        ),
+        (
+            single("Conv", ["w"], {"w": np.ones((2, 3, 2, 2, 2, 2), np.float32)}, shape=("n", 3, 4, 4, 4, 4)),
+            single("Conv", ["w"], {"w": np.ones((2, 3, 2, 2, 2), np.float32)}, shape=("n", 3, 4, 4, 4)),
+            "tensorrt-11.4",
+            "its input has 6 axes; 1D, 2D and 3D convolution alone is taken",
+        ),
+        (
+            single("Einsum", ["w"], {"w": np.ones((4, 2), np.float32)}, shape=(3, 4), equation="Ab,bc->Ac"),
+            single("Einsum", ["w"], {"w": np.ones((4, 2), np.float32)}, shape=(3, 4), equation="ab,bc->ac"),
+            "tensorrt-11.4",
+            "its equation has A; accepted: small letters",
+        ),
+        (
+            single("LpPool", [], {}, kernel_shape=[2, 2], p=3),
+            single("LpPool", [], {}, kernel_shape=[2, 2], p=2),
+            "tensorrt-11.4",
+            "its p is 3; accepted: 1, 2",
+        ),
+        (
+            single("LSTM", ["w", "r"], LSTM, shape=(5, 1, 3), hidden_size=4, input_forget=1),
+            single("LSTM", ["w", "r"], LSTM, shape=(5, 1, 3), hidden_size=4),
+            "tensorrt-11.4",
+            "its input_forget is not supported",
+        ),
+        (
+            single("LSTM", ["w", "r"], BOTH, shape=(5, 1, 3), hidden_size=4, direction="bidirectional",
+                   activations=["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh", "Relu"]),
+            single("LSTM", ["w", "r"], BOTH, shape=(5, 1, 3), hidden_size=4, direction="bidirectional"),
+            "tensorrt-11.4",
+            "its activations differ between the directions",
+        ),
+        (
+            single("RandomUniformLike", [], {}, result=list("abcd"), dtype=TensorProto.DOUBLE),
+            single("RandomUniformLike", [], {}, result=list("abcd"), dtype=TensorProto.FLOAT),
+            "tensorrt-11.4",
+            "its dtype is DOUBLE; accepted: FLOAT, FLOAT16",
+        ),
+        (
+            single("ReverseSequence", ["l"], {"l": np.int64([2] * 8)}, shape=(8, 8), batch_axis=1, time_axis=1),
+            single("ReverseSequence", ["l"], {"l": np.int64([2] * 8)}, shape=(8, 8), batch_axis=1, time_axis=0),
+            "tensorrt-11.4",
+            "its batch_axis is its time_axis",
         ),
         (
             single("ScatterND", ["i", "u"], {"i": np.int64([[0]]), "u": np.zeros((1, 8), np.float32)},
@@ -230,6 +278,19 @@ def test_restrictions_that_a_later_version_lifts():
     (found,) = of_rule(volume, "operators/restriction", "tensorrt-11.1")
     assert found.why == "its input has 5 axes; before TensorRT 11.2 it has to have 4"
     assert of_rule(volume, "operators/restriction", "tensorrt-11.2") == []
+
+
+def test_sparse_constants():
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [0]), [3])
+
+    def model(**attributes):
+        nodes = [helper.make_node("Constant", [], ["c"], name="c", **attributes), node("Add", ["x", "c"], "y")]
+        return graph(nodes, {"x": ["n", 3]}, {"y": ["n", 3]})
+
+    (found,) = of_rule(model(sparse_value=sparse), "operators/restriction")
+    assert (found.node, found.why) == ("c", "its sparse_value is not supported")
+    assert of_rule(model(value_floats=[1.0, 2.0, 3.0]), "operators/restriction") == []
 
 
 def test_a_fused_attention():
