@@ -14,6 +14,8 @@ from krl_runtime.images.folders import OnBadImage
 
 __all__ = ["CheckConfig", "Equalize", "ExportConfig", "Fp16Config", "ImportConfig", "Method", "QuantizeConfig"]
 
+_LONGEST_WAIT = 86400  # seconds: one day
+
 _OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
@@ -226,8 +228,20 @@ class CheckConfig:
     """Target to check: jetpack-6.2, jetpack-7.2, tensorrt-10.3, tensorrt-10.16, tensorrt-11.4, rtx, onnxruntime-cpu"""
     precision: Literal["fp32", "fp16", "int8"] | None = None
     """The one variant of a bundle to check."""
+    parser: bool = False
+    """Ask the installed NVIDIA parser as well, and its builder, in a process of its own: TensorRT's, or without it
+    TensorRT-RTX's, which needs no GPU."""
+    time_limit: float | None = None
+    """With --parser: seconds for each file, 300 if left out."""
     json: bool = False
     """Print the result as one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.time_limit is not None and not self.parser:
+            raise UsageError("--time-limit is for --parser; give both, or leave it out")
+        if self.time_limit is not None and not 0 < self.time_limit <= _LONGEST_WAIT:
+            raise UsageError(f"--time-limit is {self.time_limit:g}; accepted: seconds, above 0, up to {_LONGEST_WAIT}")
 
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]

@@ -220,21 +220,27 @@ def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
 
     Args:
         config: A whole configuration; or give options.
-        **options: As on the command line of ``krl-deploy check``: ``model``, ``target``, ``precision``.
+        **options: As on the command line of ``krl-deploy check``: ``model``, ``target``, ``parser`` …
 
     Returns:
         The findings; errors among them raise nothing here, see ``CheckResult.ready``.
 
     Raises:
+        NoTensorRTError: ``parser`` is given, and no NVIDIA parser is installed.
         KrlError: The model, the target or an option cannot be used.
     """
     config = configure(CheckConfig, config, options)
     from .rules.report import as_dict, as_text
     from .rules.run import check_path, unknown
     from .rules.targets import parse_target
+    from .tensorrt.ask import TIME_LIMIT, ask_about, check_target
 
     target = parse_target(config.target)
+    if config.parser:
+        check_target(target)
     checked = check_path(config.model, target, config.precision)
+    if config.parser:
+        checked = ask_about(checked, target, config.time_limit or TIME_LIMIT)
     questions = unknown(checked, target)
     found = as_dict(checked, target, questions)
     details = {name: value for name, value in found.items() if name != "counts"}

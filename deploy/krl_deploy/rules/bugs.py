@@ -152,8 +152,14 @@ def check_known_bugs(view: View, target: Target) -> Iterator[Finding]:
                 yield bug.rule.at(node.name, node.op_type, bug.why)
 
 
-def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
-    """Return the questions that only the target itself can settle."""
+def unknown_without_gpu(target: Target, *, quantized: bool, built: bool = False) -> list[str]:
+    """Return the questions that only the target itself can settle.
+
+    Args:
+        target: The target.
+        quantized: Whether a file is quantized.
+        built: Whether the target's own parser and builder took every file.
+    """
     if not target.tensorrt:
         known = ["the latency on the device's processor: krl-runtime bench measures it there"]
         if quantized:
@@ -163,6 +169,10 @@ def unknown_without_gpu(target: Target, *, quantized: bool) -> list[str]:
         return known
     unknown = [
         "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation",
+    ]
+    if built:
+        unknown = []
+    unknown += [
         "whether the engine's outputs are right: build-engine compares them with the golden inputs",
         "latency, memory and power; how much TensorRT fuses",
         "whether values beyond the calibration images overflow FP16",

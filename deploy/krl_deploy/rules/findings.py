@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["SEVERITIES", "Finding", "Rule", "Severity"]
+__all__ = ["SEVERITIES", "Finding", "Rule", "Severity", "Verdict"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -56,3 +56,31 @@ class Rule:
     def at(self, node: str, op: str, why: str) -> Finding:
         """Return a finding of this rule."""
         return Finding(self.severity, self.name, node, op, why, self.do, self.source)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of NVIDIA's parser and builder for a file; their complaints are findings.
+
+    Attributes:
+        library: ``"TensorRT"`` or ``"TensorRT-RTX"``.
+        version: Its version.
+        parsed: Whether the parser took the file.
+        built: Whether the builder made an engine of it; ``None`` where it was not asked.
+        seconds: Duration of both; ``None`` where they did not come to an end.
+        note: What the verdict does not say; empty if there is nothing.
+        exact: Whether the library is the target's own, in its version.
+    """
+
+    library: str
+    version: str
+    parsed: bool
+    built: bool | None
+    seconds: float | None
+    note: str = ""
+    exact: bool = True
+
+    @property
+    def title(self) -> str:
+        """Return name and version, as ``"TensorRT-RTX 1.7.1.116"``."""
+        return f"{self.library} {self.version}"

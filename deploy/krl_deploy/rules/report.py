@@ -9,7 +9,7 @@ from typing import Any
 
 from krl_runtime.cli.tables import table
 
-from .findings import SEVERITIES, Finding
+from .findings import SEVERITIES, Finding, Verdict
 from .run import CheckedFile
 from .targets import Target
 
@@ -34,6 +34,7 @@ def as_dict(checked: list[CheckedFile], target: Target, unknown: list[str]) -> d
             "quantized": item.quantized,
             "counts": counts([item]),
             "findings": [asdict(finding) for finding in item.findings],
+            "parser": None if item.parser is None else asdict(item.parser),
         }
         for item in checked
     ]
@@ -66,6 +67,7 @@ def _file(item: CheckedFile, target: Target) -> str:
     number = counts([item])
     said = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in number.items() if count)
     title = f"{name} for {target.title}: {said or 'no findings'}"
+    title += "" if item.parser is None else f"\n{_parser(item.parser)}"
     groups = list(grouped(item.findings))
     if not groups:
         return title
@@ -74,6 +76,14 @@ def _file(item: CheckedFile, target: Target) -> str:
     advice = {found.rule: f"  {found.rule}: {found.do} [{found.source}]" for found, _ in reversed(groups)}
     lines = [title, table(("", "rule", "node", "why"), rows), *more, "What to do, and where it comes from:"]
     return "\n".join([*lines, *reversed(advice.values())])
+
+
+def _parser(verdict: Verdict) -> str:
+    """Return a verdict of NVIDIA's parser as one line."""
+    builder = {None: "", True: "; the builder takes it", False: "; the builder does not take it"}[verdict.built]
+    takes = "takes the file" if verdict.parsed else "does not take the file"
+    seconds = "" if verdict.seconds is None else f" ({verdict.seconds:.1f} s)"
+    return f"parser of {verdict.title}: {takes}{builder}{seconds}" + (f"\n  {verdict.note}" if verdict.note else "")
 
 
 def named(finding: Finding, nodes: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from krl_runtime.errors import ModelError, UsageError
 from .attention import check_attention
 from .bugs import check_known_bugs, unknown_without_gpu
 from .consistency import check_consistency
-from .findings import SEVERITIES, Finding, Rule
+from .findings import SEVERITIES, Finding, Rule, Verdict
 from .onnxruntime_cpu import check_on_cpu
 from .placement import check_placement
 from .quantizers import check_quantizers
@@ -25,7 +25,7 @@ from .support import check_operators, check_opset, check_restrictions
 from .targets import Target
 from .view import View
 
-__all__ = ["CheckedFile", "check_file", "check_path", "findings_of", "unknown"]
+__all__ = ["CheckedFile", "check_file", "check_path", "findings_of", "in_order", "unknown"]
 
 _NESTED = Rule(
     "warning",
@@ -44,12 +44,14 @@ class CheckedFile:
         variant: The variant in a bundle; empty for a single file.
         quantized: Whether the model is quantized.
         findings: The findings, worst first.
+        parser: The verdict of NVIDIA's parser; ``None`` if it was not asked.
     """
 
     file: Path
     variant: str
     quantized: bool
     findings: tuple[Finding, ...]
+    parser: Verdict | None = None
 
 
 def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
@@ -68,7 +70,12 @@ def findings_of(model: onnx.ModelProto, target: Target) -> tuple[Finding, ...]:
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"the model's shapes contradict each other: {str(error).strip()}") from error
     found = list(_on_tensorrt(model, view, target) if target.tensorrt else check_on_cpu(model, view))
-    return tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule)))
+    return in_order(found)
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings worst first."""
+    return tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule)))
 
 
 def _on_tensorrt(model: onnx.ModelProto, view: View | None, target: Target) -> Iterator[Finding]:
@@ -129,4 +136,5 @@ def check_path(path: Path, target: Target, precision: str | None = None) -> list
 
 def unknown(checked: list[CheckedFile], target: Target) -> list[str]:
     """Return the questions about these files that only the device can settle."""
-    return unknown_without_gpu(target, quantized=any(item.quantized for item in checked))
+    built = all(item.parser is not None and item.parser.exact and item.parser.built for item in checked)
+    return unknown_without_gpu(target, quantized=any(item.quantized for item in checked), built=built)
