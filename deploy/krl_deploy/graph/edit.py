@@ -136,7 +136,9 @@ class GraphEditor:
         try:
             onnx.shape_inference.infer_shapes(_without_weights(shell), strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
-            return [(match[2], match[1], match[3]) for match in _FAULT.finditer(str(error))]
+            faults = [(match[2], match[1], match[3]) for match in _FAULT.finditer(str(error))]
+            # Operators that ONNX defines by a function are inferred from its body, which has faults of its own in 1.23.
+            return [fault for fault in faults if not fault[2].startswith("Inference error(s)")]
         return []
 
     def fresh(self, base: str) -> str:

@@ -39,6 +39,7 @@ _SIZES = Rule("error", "shapes/sizes", "export the model again: its sizes contra
 
 _ALIKE: Final[dict[int, int]] = {TensorProto.DOUBLE: TensorProto.FLOAT}  # the parser turns every FP64 into FP32
 _FIRST_ALONE: Final = frozenset({"Clip", "Pad"})  # the parser casts the limits of Clip and the value of Pad
+_BROADCASTS: Final = 7  # the opset from which the slope of PRelu is broadcast by its last axes
 _GATES: Final = {"LSTM": 4, "GRU": 3, "RNN": 1}  # ONNX: rows of W and R for each unit
 
 
@@ -94,7 +95,7 @@ def _sizes(view: View, node: NodeProto) -> Iterator[str]:
         yield from _convolution(view, node)
     elif node.op_type in ("DepthToSpace", "SpaceToDepth"):
         yield from _blocks(view, node)
-    elif node.op_type == "PRelu" and len(node.input) > 1:
+    elif node.op_type == "PRelu" and len(node.input) > 1 and view.opset >= _BROADCASTS:
         shape, slope = _known(view, node.input[0]), _known(view, node.input[1])
         if shape is not None and slope is not None and not _broadcasts(slope, shape):
             yield f"its slope of shape {_shown(slope)} does not fit its input of shape {_shown(shape)}"

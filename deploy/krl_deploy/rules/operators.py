@@ -12,6 +12,7 @@ __all__ = [
     "CHANGELOG",
     "OPERATORS_MD",
     "OPSETS",
+    "RTX_LACKS",
     "SINCE",
     "TYPES",
     "UNSUPPORTED",
@@ -79,6 +80,9 @@ SINCE: Final[dict[str, tuple[Version, str]]] = {
     "DFT": ((11, 2), _RELEASES),
 }
 """The first version that takes an operator, if TensorRT 10.3 does not, with its source."""
+
+RTX_LACKS: Final = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
+"""Operators of TensorRT's plugins, which TensorRT-RTX 1.7.1 comes without: its parser or builder refuses them."""
 
 UNSUPPORTED: Final = frozenset(
     [

@@ -13,14 +13,14 @@ from krl_deploy.graph.files import nodes_of, opset_of
 from krl_deploy.graph.operators import STANDARD_INTEGER
 
 from .findings import Finding, Rule
-from .operators import CHANGELOG, OPERATORS_MD, OPSETS, SINCE, TYPES, UNSUPPORTED, Version, source_of
+from .operators import CHANGELOG, OPERATORS_MD, OPSETS, RTX_LACKS, SINCE, TYPES, UNSUPPORTED, Version, source_of
 from .targets import Target
 from .view import View, type_name
 
 __all__ = ["check_operators", "check_opset", "check_restrictions"]
 
 _OLDEST_OPSET = 9  # the oldest that TensorRT's parser documents (docs/operators.md of onnx-tensorrt)
-_OLDEST_TAKEN = 7  # the oldest that it takes: operators before opset 7 broadcast in a way that it refuses
+_BROADCASTS = 7  # the first opset that broadcasts without an attribute
 
 _SOURCES = f"{OPERATORS_MD}; {CHANGELOG}; onnxOpCheckers.cpp"
 _FLOOR = "round_prefer_floor"
@@ -35,10 +35,10 @@ def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
     documented = [entry for entry in OPSETS if entry[0] <= target.tensorrt]
     _, newest, source = documented[-1]
     later = [entry for entry in OPSETS if entry[0] > target.tensorrt]
-    if _OLDEST_TAKEN <= opset < _OLDEST_OPSET:
-        why = f"opset is {opset}; {_OLDEST_OPSET} to {newest} are documented; TensorRT-RTX 1.7.1 takes it as well"
+    if opset < _OLDEST_OPSET:
+        why = f"opset is {opset}; {_OLDEST_OPSET} to {newest} are documented; TensorRT-RTX 1.7.1 takes older ones"
         yield Rule("warning", "operators/opset", _OPSET, source).at("", "", why)
-    elif opset < _OLDEST_TAKEN or (opset > newest and (not later or opset > later[0][1])):
+    elif opset > newest and (not later or opset > later[0][1]):
         why = f"opset is {opset}; TensorRT takes {_OLDEST_OPSET} to {newest}"
         yield Rule("error", "operators/opset", _OPSET, source).at("", "", why)
     elif opset > newest and later:
@@ -61,6 +61,9 @@ def check_operators(model: onnx.ModelProto, target: Target) -> Iterator[Finding]
         elif kind in UNSUPPORTED:
             why = "TensorRT has no such operator"
             yield Rule("error", "operators/supported", _REPLACE, OPERATORS_MD).at(name, kind, why)
+        elif target.rtx and kind in RTX_LACKS:
+            rule = Rule("error", "operators/supported", _REPLACE, "NVIDIA's parser and builder, TensorRT-RTX 1.7.1")
+            yield rule.at(name, kind, "TensorRT-RTX has no plugin for it")
         elif kind in SINCE and target.tensorrt < SINCE[kind][0]:
             why = f"TensorRT takes it from version {'.'.join(map(str, SINCE[kind][0]))} on"
             yield Rule("error", "operators/supported", _REPLACE, source_of(kind)).at(name, kind, why)
@@ -92,6 +95,8 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
         found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target.tensorrt))
         if node.op_type in _CONSTANT_INPUTS:
             found += _not_constant(view, node, target.tensorrt)
+        if view.opset < _BROADCASTS and attribute(node, "broadcast", 0):
+            found.append(f"its attribute broadcast, of opsets before {_BROADCASTS}, is not supported")
         for why in found:
             do = "write it otherwise before exporting"
             yield Rule("error", "operators/restriction", do, _SOURCES).at(node.name, node.op_type, why)
@@ -214,7 +219,7 @@ def _layer_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 
 def _dropout(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     training = view.numbers(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    if training is None or np.any(training):
+    if training is None or np.any(training) or not attribute(node, "is_test", 1):  # is_test: before opset 7
         yield "it is in training mode"
 
 

@@ -132,9 +132,12 @@ def _ask(onnx: bytes, library: Library, builder: trt.Builder, logger: Any, recor
 
 
 def _add_profile(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> bool:
-    """Set a batch of 1 where the batch is open, and return whether everything else is fixed."""
+    """Set a batch of 1 where the batch is open, and return whether everything else is fixed.
+
+    An input that other shapes are computed from is not: its values would need a range.
+    """
     inputs = [check(network.get_input(index), "an input is missing") for index in range(network.num_inputs)]
-    if any(-1 in tuple(tensor.shape)[1:] for tensor in inputs):
+    if any(-1 in tuple(tensor.shape)[1:] or tensor.is_shape_tensor for tensor in inputs):
         return False
     profile = check(builder.create_optimization_profile(), "no optimization profile can be made")
     for tensor in inputs:

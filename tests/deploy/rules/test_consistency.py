@@ -126,6 +126,20 @@ def test_an_open_batch_is_no_contradiction():
     assert of_rule(reshape(7, shape=("n", 3)), "shapes/sizes") == []
 
 
+def test_a_slope_of_channels_before_it_was_broadcast():
+    """In opset 6 a slope of one axis counts the channels."""
+    old = loose([node("PRelu", ["x", "s"], "y")], {"x": [2, 4, 8, 8]}, {"s": ones(4)}, opset=6)
+    assert of_rule(old, "shapes/sizes") == []
+
+
+def test_operators_that_onnx_defines_by_a_function():
+    """ONNX infers them from the function's body, where it finds faults of its own."""
+    assert (
+        of_rule(loose([node("MeanVarianceNormalization", ["x"], "y")], {"x": [1, 3, 4, 4]}, {}), "shapes/consistent")
+        == []
+    )
+
+
 @pytest.mark.parametrize(
     ("op", "other", "why"),
     [("MatMul", (5, 4), "Incompatible dimensions for matrix multiplication"), ("Add", (5,), "Incompatible dimensions")],

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from _helpers.graphs import graph, node
 from _helpers.planted import findings, of_rule
 from krl_deploy.graph.files import inline_functions
-from krl_deploy.rules.operators import SINCE, TYPES, UNSUPPORTED
+from krl_deploy.rules.operators import RTX_LACKS, SINCE, TYPES, UNSUPPORTED
 from krl_deploy.rules.support import check_operators
 from krl_deploy.rules.targets import parse_target
 
@@ -22,8 +22,7 @@ def relu(opset=20):
 @pytest.mark.parametrize(
     ("opset", "target", "severity"),
     [
-        (6, "tensorrt-10.3", "error"),
-        (7, "tensorrt-10.3", "warning"),  # not documented, but NVIDIA's parser takes it
+        (6, "tensorrt-10.3", "warning"),  # not documented, but NVIDIA's parser takes it
         (8, "tensorrt-10.3", "warning"),
         (9, "tensorrt-10.3", None),
         (20, "jetpack-6.2", None),
@@ -80,6 +79,13 @@ def test_operators_that_tensorrt_does_not_have():
     (found,) = of_bare(bare("Det"), "operators/supported")
     assert (found.severity, found.node, found.op) == ("error", "node", "Det")
     assert of_bare(bare("Relu"), "operators/supported") == []
+
+
+@pytest.mark.parametrize("op", sorted(RTX_LACKS))
+def test_operators_that_tensorrt_rtx_has_no_plugin_for(op):
+    (found,) = of_bare(bare(op), "operators/supported", "rtx")
+    assert (found.severity, found.why) == ("error", "TensorRT-RTX has no plugin for it")
+    assert of_bare(bare(op), "operators/supported", "tensorrt-11.4") == []
 
 
 def test_operators_that_no_table_lists_are_not_condemned():
