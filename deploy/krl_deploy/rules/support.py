@@ -24,6 +24,9 @@ _BROADCASTS = 7  # the first opset that broadcasts without an attribute
 
 _SOURCES = f"{OPERATORS_MD}; {CHANGELOG}; onnxOpCheckers.cpp"
 _FLOOR = "round_prefer_floor"
+_BROADCASTING = frozenset(
+    ["Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Mean", "Min", "Mul", "Or", "Pow", "Sub", "Sum", "Xor"]
+)
 _QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
@@ -95,8 +98,10 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
         found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target.tensorrt))
         if node.op_type in _CONSTANT_INPUTS:
             found += _not_constant(view, node, target.tensorrt)
-        if view.opset < _BROADCASTS and attribute(node, "broadcast", 0):
-            found.append(f"its attribute broadcast, of opsets before {_BROADCASTS}, is not supported")
+        if view.opset < _BROADCASTS and _needs_broadcast(view, node):
+            found.append(
+                f"it broadcasts as in opsets before {_BROADCASTS}, which is not supported, even for equal shapes"
+            )
         for why in found:
             do = "write it otherwise before exporting"
             yield Rule("error", "operators/restriction", do, _SOURCES).at(node.name, node.op_type, why)
@@ -123,6 +128,14 @@ def _not_constant(view: View, node: NodeProto, version: Version) -> Iterator[str
         yield f"its input number {index + 1} has to be a constant" + (
             f" before TensorRT {'.'.join(map(str, until))}" if until else ""
         )
+
+
+def _needs_broadcast(view: View, node: NodeProto) -> bool:
+    """Return whether NVIDIA's parser broadcasts the inputs of a node."""
+    if node.op_type in ("Gemm", "PRelu"):
+        result = view.graph.shape(node.output[0] if node.op_type == "Gemm" else node.input[0]) or ()
+        return len(view.graph.shape(node.input[-1]) or ()) != len(result)
+    return node.op_type in _BROADCASTING and len(node.input) > 1
 
 
 def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
