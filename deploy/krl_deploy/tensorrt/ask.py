@@ -32,7 +32,7 @@ TIME_LIMIT = 300.0
 
 _GRACE = 10.0  # seconds after which the process ends itself, should nobody stop it at its limit
 _LONGEST = 600  # characters of a message; TensorRT repeats itself in long ones
-_CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGILL, signal.SIGBUS)
+_CRASHES = {getattr(signal, name, None) for name in ("SIGSEGV", "SIGFPE", "SIGABRT", "SIGILL", "SIGBUS")}  # of POSIX
 # What the parser appends on a machine without a GPU or its driver; it says nothing about the file.
 _NO_DRIVER = re.compile(r"\s*\[checkMacros\.cpp::catchCudaError.*", re.DOTALL)
 _INITIALIZER = re.compile(r"Failed to import initializer: (\S+)$")
@@ -154,7 +154,7 @@ def _signal_name(number: int, path: Path) -> str:
     """
     if number in _CRASHES:
         return signal.Signals(number).name
-    why = ", most likely because the memory ran out" if number == signal.SIGKILL else ""
+    why = ", most likely because the memory ran out" if signal.Signals(number).name == "SIGKILL" else ""
     raise BackendError(
         f"NVIDIA's parser was stopped by signal {number} while it read {path}{why}; this says nothing about the file: "
         "free memory, and run the command again"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import signal
 import sys
 import time
@@ -46,9 +45,8 @@ class _Record:
 def main(arguments: Sequence[str]) -> int:
     """Ask about one file, and return the exit code."""
     model, result, names, seconds = arguments
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, and its core dump has the size of the model
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, float(seconds))  # ends this process, if its parent is no longer there to do so
+    if sys.platform != "win32":
+        _bound(float(seconds))
     with Path(result).open("w", encoding="utf-8") as file:
         record = _Record(file)
         try:
@@ -58,6 +56,15 @@ def main(arguments: Sequence[str]) -> int:
         except BackendError as error:
             record.write(failure=str(error), missing=isinstance(error, NoTensorRTError))
     return 0
+
+
+def _bound(seconds: float) -> None:
+    """End this process after some time, should its parent no longer be there to do so, and write no core dump."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, and a dump has the size of the model
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _builder(names: Sequence[str], record: _Record) -> tuple[Library, trt.Builder, Any]:
@@ -112,8 +119,8 @@ def _ask(onnx: bytes, library: Library, builder: trt.Builder, logger: Any, recor
     network = check(builder.create_network(api.network_flags(library)), "no network can be made")
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
-        faults = [check(parser.get_error(index), "the parser has lost its error") for index in range(parser.num_errors)]
-        said = [{"node": f.node_name(), "op": f.node_operator(), "why": f.desc()} for f in faults]
+        errors = [check(parser.get_error(index), "the parser has lost its error") for index in range(parser.num_errors)]
+        said = [{"node": each.node_name(), "op": each.node_operator(), "why": each.desc()} for each in errors]
         others = [{"node": "", "op": "", "why": line} for line in logger.errors]
         record.write(done=True, parsed=False, faults=said or others[:1], seconds=time.monotonic() - start)
         return
