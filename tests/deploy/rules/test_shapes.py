@@ -31,6 +31,12 @@ def test_inputs_that_krl_cannot_feed(shapes, why):
     assert of_rule(relu([2, 3]), "shapes/inputs") == []
 
 
+def test_images_of_any_size_get_a_note():
+    (found,) = of_rule(relu(["n", 3, "h", "w"]), "shapes/inputs")
+    assert (found.severity, found.node) == ("note", "x0")
+    assert "--height" in found.do
+
+
 def test_shapes_that_depend_on_values():
     model = graph([node("NonZero", ["x"], "y")], {"x": ["n", 3]}, {"y": None}, dtypes={"y": "int64"})
     (found,) = of_rule(model, "shapes/data-dependent")
