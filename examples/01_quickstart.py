@@ -74,7 +74,7 @@ def main(folder: Path, *, rtx: bool) -> None:
     run(f"krl-train fit --data digits --model resnet20 --epochs 40 --out {teacher}")
     run(f"krl-compress distill --teacher {teacher} --student dscnn-0.25 --epochs 15 --baseline --out {student}")
     run(f"krl-deploy export {student} -o {bundle}")
-    run(f"krl-deploy fp16 {bundle}")
+    run(f"krl-deploy fp16 {bundle} --data {digits}")
     run(f"krl-deploy quantize {bundle} --data {digits}")
     if rtx:
         build_rtx(bundle)

@@ -30,6 +30,13 @@ def _check_counts(**values: int) -> None:
             raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
+def _check_limits(max_drop: float | None, min_psnr: float | None) -> None:
+    if max_drop is not None and not max_drop >= 0:
+        raise UsageError(f"--max-drop is {max_drop}; accepted: 0 or more percentage points, or dB")
+    if min_psnr is not None and not min_psnr > 0:
+        raise UsageError(f"--min-psnr is {min_psnr}; accepted: above 0 dB")
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """Options of ``krl-deploy export``."""
@@ -141,6 +148,12 @@ class Fp16Config:
     """Measure on this many images at most."""
     val_fraction: float = 0.2
     """Share of --data to measure on, if it is not split already."""
+    max_drop: float | None = None
+    """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
+    min_psnr: float | None = None
+    """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (40)."""
+    accept_unmeasured: bool = False
+    """Keep the variant although it was judged on fewer than 100 images; the bundle records it."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
@@ -150,6 +163,7 @@ class Fp16Config:
         """Check the ranges."""
         _check_counts(val_limit=self.val_limit)
         _check_fraction(self.val_fraction)
+        _check_limits(self.max_drop, self.min_psnr)
 
 
 @dataclass(frozen=True)
@@ -174,6 +188,8 @@ class QuantizeConfig:
     """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
     min_psnr: float | None = None
     """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (30)."""
+    accept_unmeasured: bool = False
+    """Keep the variant although it was judged on fewer than 100 images; the bundle records it."""
     method: Method = "percentile"
     """Range of calibration data: all values (minmax), all but a few at both ends (percentile), least loss of
     information (entropy), or least squared error (mse)."""
@@ -208,10 +224,7 @@ class QuantizeConfig:
         _check_fraction(self.val_fraction)
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
-        if self.max_drop is not None and not self.max_drop >= 0:
-            raise UsageError(f"--max-drop is {self.max_drop}; accepted: 0 or more percentage points, or dB")
-        if self.min_psnr is not None and not self.min_psnr > 0:
-            raise UsageError(f"--min-psnr is {self.min_psnr}; accepted: above 0 dB")
+        _check_limits(self.max_drop, self.min_psnr)
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
         if self.budget_seconds is not None and not self.mixed_precision:

@@ -44,7 +44,7 @@ def test_without_torch_everything_but_export_works(bundle, digits):
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from krl_deploy.cli import main\n"
-        f"assert main(['fp16', {str(bundle.path)!r}]) == 0\n"
+        f"assert main(['fp16', {str(bundle.path)!r}, '--accept-unmeasured']) == 0\n"
         f"assert main(['quantize', {str(bundle.path)!r}, '--data', {str(digits)!r}, '--limit', '64']) == 0\n"
         f"assert main(['export', 'run', '-o', 'x.krl']) == 2\n"
     )
@@ -61,6 +61,6 @@ def test_unknown_options_are_refused():
 
 def test_a_configuration_file(bundle, digits, tmp_path, capsys):
     file = tmp_path / "half.yaml"
-    file.write_text(f"data: {digits}\nval_limit: 30\n", encoding="utf-8")
+    file.write_text(f"data: {digits}\nval_limit: 30\naccept_unmeasured: true\n", encoding="utf-8")
     assert main(["fp16", str(bundle.path), "--config", str(file)]) == 0
     assert "measured on 30 images of digits" in capsys.readouterr().out

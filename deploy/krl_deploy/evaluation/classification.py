@@ -14,7 +14,8 @@ from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
-from krl_runtime.evaluation.limits import MAX_DROP_POINTS
+from krl_runtime.evaluation.gate import Verdict, judge_predictions
+from krl_runtime.evaluation.limits import LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import PredictionTally, Score
@@ -94,15 +95,33 @@ class Classification(Task):
         return {"agreement": max(0.0, alike - slack / count)}
 
     def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
-        """Return points of top-1. Without labels return points of agreement, which are not checked."""
+        """Return points of top-1; without labels points of agreement, by the limit of INT8."""
         reference, *variants = scores.values()
         if reference.top1 is None:
             value = worst([(1 - score.agreement) * 100 for score in variants])
             unit = "points of agreement with fp32, since there are no labels"
-            return AccuracyDrop(value, unit, self.accepted, checked=False)
-        value = worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
-        return AccuracyDrop(value, "points of top-1", self.accepted)
+            return AccuracyDrop(value, unit, (1 - LEAST_AGREEMENT["int8"]) * 100)
+        return AccuracyDrop(self._drop(scores) or 0.0, "points of top-1", self.accepted)
 
-    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
-        """Return the evidence of an accuracy drop for a bundle."""
-        return {"drop_points": drop.value if drop.checked else None}
+    def verdict(self, precision: str, count: int, scores: Mapping[str, Score]) -> Verdict:
+        """Return whether variants pass the gate; see ``Task.verdict``."""
+        _, *variants = scores.values()
+        return judge_predictions(
+            precision,
+            count=count,
+            agreement=min(score.agreement for score in variants),
+            drop=self._drop(scores),
+            max_drop=self.options.max_drop,
+            accept_unmeasured=self.options.accept_unmeasured,
+        )
+
+    def evidence(self, scores: Mapping[str, Score], verdict: Verdict) -> dict[str, Any]:
+        """Return the drop, the limits, and whether enough was judged."""
+        return {"drop_points": self._drop(scores), "limits": dict(verdict.limits), "judged": verdict.judged}
+
+    def _drop(self, scores: Mapping[str, Score]) -> float | None:
+        """Return the largest drop of top-1 in points; ``None`` without labels."""
+        reference, *variants = scores.values()
+        if reference.top1 is None:
+            return None
+        return worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.errors import UsageError
+from krl_runtime.evaluation.gate import Verdict, judge_images
 from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
 from krl_runtime.images.luma import mean_psnr
 
@@ -95,6 +96,7 @@ class ImageTask(Task):
                 "--max-drop needs true images to measure against, and this model has none; give --min-psnr, in dB to "
                 "the images of fp32"
             )
+        self.limits = options
         self.accepted = MAX_DROP_DB if options.max_drop is None else options.max_drop
         self.least = SAME_IMAGE_DB if options.min_psnr is None else options.min_psnr
 
@@ -116,13 +118,32 @@ class ImageTask(Task):
 
     def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
         """Return dB of PSNR to the true images. Without them return the dB below ``--min-psnr`` to fp32's images."""
-        reference, *variants = scores.values()
-        if self.true and reference.psnr is not None:
-            drop = worst([reference.psnr - (score.psnr or 0.0) for score in variants])
+        _, *variants = scores.values()
+        drop = self._drop(scores)
+        if drop is not None:
             return AccuracyDrop(drop, "dB of PSNR", self.accepted)
         missing = worst([self.least - score.psnr_to_fp32 for score in variants])
         return AccuracyDrop(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
 
-    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
-        """Return the evidence of an accuracy drop for a bundle."""
-        return {"drop_db": drop.value} if self.true else {"min_psnr": self.least}
+    def verdict(self, precision: str, count: int, scores: Mapping[str, ImageScore]) -> Verdict:
+        """Return whether variants pass the gate; see ``Task.verdict``."""
+        _, *variants = scores.values()
+        return judge_images(
+            precision,
+            psnr=min(score.psnr_to_fp32 for score in variants),
+            drop=self._drop(scores),
+            max_drop=self.limits.max_drop,
+            min_psnr=self.limits.min_psnr,
+        )
+
+    def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:
+        """Return the drop or the least PSNR, and the limits."""
+        own = {"drop_db": self._drop(scores)} if self.true else {"min_psnr": self.least}
+        return {**own, "limits": dict(verdict.limits), "judged": verdict.judged}
+
+    def _drop(self, scores: Mapping[str, ImageScore]) -> float | None:
+        """Return the largest drop of PSNR to the true images in dB; ``None`` if they are not known."""
+        reference, *variants = scores.values()
+        if not self.true or reference.psnr is None:
+            return None
+        return worst([reference.psnr - (score.psnr or 0.0) for score in variants])

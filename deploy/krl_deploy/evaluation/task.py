@@ -16,6 +16,7 @@ from krl_runtime.images.folders import OnBadImage
 
 if TYPE_CHECKING:
     from krl_runtime.bundle import Bundle
+    from krl_runtime.evaluation.gate import Verdict
 
 __all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "worst"]
 
@@ -62,13 +63,11 @@ class AccuracyDrop:
         value: Largest drop of any variant; 0 or less is no drop.
         unit: Unit of the drop, for people.
         accepted: Largest drop that passes.
-        checked: Whether the drop may fail a command. Without labels, differing predictions are only reported.
     """
 
     value: float
     unit: str
     accepted: float
-    checked: bool = True
 
     @property
     def passes(self) -> bool:
@@ -88,6 +87,7 @@ class EvaluationOptions:
     max_drop: float | None = None
     min_psnr: float | None = None
     from_generator: Path | None = None
+    accept_unmeasured: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,18 @@ class Task(ABC):
         """Return the accuracy drop of variants; the first score is the reference's."""
 
     @abstractmethod
-    def evidence(self, drop: AccuracyDrop) -> dict[str, Any]:
-        """Return the evidence of an accuracy drop for a bundle."""
+    def verdict(self, precision: str, count: int, scores: Mapping[str, Any]) -> Verdict:
+        """Return whether variants pass the gate.
+
+        Args:
+            precision: ``"fp16"`` or ``"int8"``.
+            count: Number of inputs that were judged.
+            scores: As of ``accuracy_drop``.
+        """
+
+    @abstractmethod
+    def evidence(self, scores: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+        """Return the evidence of the gate for a bundle."""
 
 
 def worst(values: Sequence[float]) -> float:

@@ -47,7 +47,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
         The measurements as plain JSON types, and as a table.
 
     Raises:
-        CheckFailedError: FP16 gives numbers that are not finite where FP32 does not.
+        CheckFailedError: FP16 does not pass the gate, or gives numbers that are not finite where FP32 does not.
         DataError: The images cannot be used.
         ModelError: No node of the model can compute in FP16.
         BundleError: The bundle is damaged, or has no golden inputs.
@@ -57,7 +57,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     golden = golden_arrays(bundle)
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
     expected = golden[manifest.outputs[0].name]
-    task = task_of(bundle, EvaluationOptions(config.data, config.val_limit, config.val_fraction, config.on_bad_image))
+    task = task_of(bundle, _options(config))
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
@@ -73,10 +73,23 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
         outputs = [outputs_of(sessions[name], inputs) for name in ("fp16", "fp16.rounded")]
     except ModelError as failure:
         raise CheckFailedError(f"in FP16 {failure}; the bundle is unchanged; give more images with --data") from failure
+    rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
+    verdict = task.verdict("fp16", count, scores)
+    if not verdict.passes:
+        raise CheckFailedError(
+            f"FP16 is not kept, judged on {count} images: {verdict.reason}; the bundle is unchanged. Few images: give "
+            f"more with --data, or --accept-unmeasured\n{score_table(rows)}"
+        )
+    if not verdict.judged:
+        _log.warning("FP16 was judged on %d images alone, which was accepted with --accept-unmeasured", count)
     error = max(float(np.abs(values - expected).max()) for values in outputs)
     alike = min(task.alike(values, expected) for values in outputs)
     measured_on = {"data": task.name, "count": count}
-    evidence = {"images": measured_on, **_evidence(converted, scores, files)}
+    evidence = {
+        "images": measured_on,
+        **_evidence(converted, scores, files),
+        **task.evidence(scores, verdict),
+    }
     tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
     variant = Variant("fp16", names.FP16, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(
@@ -84,8 +97,19 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
         variants={**manifest.variants, "fp16": variant},
         evidence={**manifest.evidence, "fp16": evidence},
     )
-    rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
     return {"bundle": str(bundle.path), **evidence}, score_table(rows)
+
+
+def _options(config: Fp16Config) -> EvaluationOptions:
+    return EvaluationOptions(
+        config.data,
+        config.val_limit,
+        config.val_fraction,
+        config.on_bad_image,
+        max_drop=config.max_drop,
+        min_psnr=config.min_psnr,
+        accept_unmeasured=config.accept_unmeasured,
+    )
 
 
 def _evidence(converted: Fp16Graph, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_gra
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError
+from krl_runtime.evaluation.gate import Verdict
 
 from .calibrate import calibrate
 from .planner import PLAN_FILES, MixedPrecisionPlan, make_plan
@@ -31,6 +32,10 @@ _log = logging.getLogger("krl")
 
 _FILES = {"int8": names.INT8, "int8.cpu": names.INT8_CPU}
 _WORTHWHILE = 1.1  # times FP32's speed: INT8 has to be clearly faster to be the default on a CPU; chosen, not measured
+_ADVICE = (
+    "--mixed-precision keeps the layers with the largest drop in floating point; another --method or a higher --limit "
+    "may also help. Few images: give more with --data, or --accept-unmeasured"
+)
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
 _MEASURED = (
     "int8: TensorRT's graph with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.cpu: the file on ONNX "
@@ -45,6 +50,7 @@ class _Measured:
     count: int
     scores: Mapping[str, Any]
     drop: AccuracyDrop
+    verdict: Verdict
     latency: Mapping[str, float]
     convolutions: Mapping[str, int]
 
@@ -90,7 +96,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     graphs = emitter.emit(plan.keep if plan else None)
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs))
-    _check_drop(measured, shown)
+    _check_verdict(measured, shown)
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
     files = {**{file: graphs.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
@@ -115,6 +121,7 @@ def _options(config: QuantizeConfig) -> EvaluationOptions:
         config.max_drop,
         config.min_psnr,
         config.from_generator,
+        config.accept_unmeasured,
     )
 
 
@@ -133,19 +140,19 @@ def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str
     timed = {name: graphs.sessions[name] for name in ("fp32", "int8.cpu")}
     first = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
     latency = interleaved_latency(timed, first)
-    return _Measured(count, scores, task.accuracy_drop(scores), latency, convolutions)
+    verdict = task.verdict("int8", count, scores)
+    return _Measured(count, scores, task.accuracy_drop(scores), verdict, latency, convolutions)
 
 
-def _check_drop(measured: _Measured, shown: str) -> None:
-    drop = measured.drop
-    if not drop.checked:
-        _log.warning("the images have no labels of the model: --max-drop was not checked, only agreement measured")
-    elif not drop.passes:
+def _check_verdict(measured: _Measured, shown: str) -> None:
+    verdict = measured.verdict
+    if not verdict.passes:
         raise CheckFailedError(
-            f"the accuracy drop of INT8 is {drop.value:.2f} {drop.unit} on {measured.count} images; accepted: "
-            f"{drop.accepted:g}; the bundle is unchanged. --mixed-precision keeps the layers with the "
-            f"largest drop in floating point; another --method or a higher --limit may also help\n{shown}"
+            f"INT8 is not kept, judged on {measured.count} images: {verdict.reason}; the bundle is unchanged. "
+            f"{_ADVICE}\n{shown}"
         )
+    if not verdict.judged:
+        _log.warning("INT8 was judged on %d images alone, which was accepted with --accept-unmeasured", measured.count)
 
 
 def _default(measured: _Measured) -> str:
@@ -190,7 +197,7 @@ def _evidence(
         "images": {"data": task.name, "count": measured.count},
         "scores": {name: asdict(score) for name, score in measured.scores.items()},
         "measured": _MEASURED,
-        **task.evidence(measured.drop),
+        **task.evidence(measured.scores, measured.verdict),
         "latency_ms": dict(measured.latency),
         "latency_batch": 1,
         "speedup": measured.speedup,

@@ -1,10 +1,11 @@
-"""Default limits of accuracy; ``--max-drop`` and ``--min-psnr`` replace them."""
+"""Default limits of accuracy; ``--max-drop``, ``--min-psnr`` and ``--accept-unmeasured`` replace them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["MAX_DROP_DB", "MAX_DROP_POINTS", "SAME_IMAGE_DB"]
+__all__ = ["LEAST_AGREEMENT", "LEAST_IMAGES", "LEAST_PSNR", "MAX_DROP_DB", "MAX_DROP_POINTS", "SAME_IMAGE_DB"]
 
 MAX_DROP_POINTS: Final = 1.0
 """Largest accuracy drop of a classifier, in percentage points of top-1. A starting value: MLPerf Inference asks for
@@ -15,3 +16,13 @@ MAX_DROP_DB: Final = 0.1
 
 SAME_IMAGE_DB: Final = 30.0
 """Least PSNR in dB at which two images count as the same where the true image is not known (a generator's)."""
+
+LEAST_IMAGES: Final = 100
+"""Least number of images to judge a classifier on, where the user gives no limit: one is worth a point of top-1."""
+
+LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp16": 0.99, "int8": 0.95}
+"""Least share of images with FP32's prediction, where there are no labels. Starting values: FP16 of networks that it
+suits agrees on more than 99.9 %, and INT8 with a drop of a point or less on 97 % and more."""
+
+LEAST_PSNR: Final[Mapping[str, float]] = {"fp16": 40.0, "int8": SAME_IMAGE_DB}
+"""Least PSNR in dB to FP32's images, where the true ones are not known. FP16 is mostly above 60."""

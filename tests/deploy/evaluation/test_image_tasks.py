@@ -230,14 +230,12 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ImageTask, "accuracy_drop", lambda self, scores: AccuracyDrop(0.3, "dB of PSNR", self.accepted))
+    monkeypatch.setattr(ImageTask, "_drop", lambda self, scores: 0.3)
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1
-    assert (
-        "the accuracy drop of INT8 is 0.30 dB of PSNR on 3 images; accepted: 0.2; the bundle is unchanged"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "INT8 is not kept, judged on 3 images: the accuracy drop is 0.30 dB of PSNR, accepted: 0.2; the" in error
     assert (bundle.path / "manifest.json").read_bytes() == before
 
 
@@ -268,7 +266,7 @@ def test_half_and_quantize_of_a_generator(generator_run, tmp_path, capsys):
     assert result["min_psnr"] == 15
     assert result["scores"]["int8.cpu"]["psnr_to_fp32"] > 15
     assert main(["quantize", str(bundle.path), "--min-psnr", "190", "--limit", "40", "--val-limit", "30"]) == 1
-    assert "dB of the 190 of PSNR that it should have to fp32 on 30 images" in capsys.readouterr().err
+    assert "dB, required: 190; the bundle is unchanged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -296,14 +294,16 @@ def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
     """Images that the generator makes are the calibration source, and stand in its identity."""
     generator = write_generator(tmp_path / "gan.krl")
     arguments = ["quantize", str(bundle.path), "--from-generator", str(generator.path), "--limit", "48"]
-    assert main([*arguments, "--val-limit", "20", "--json"]) == 0
+    assert main([*arguments, "--val-limit", "20", "--json"]) == 1
+    assert "20 images are too few to judge by" in capsys.readouterr().err
+    assert main([*arguments, "--val-limit", "20", "--accept-unmeasured", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     digest = generator.manifest.digest
     assert result["calibration"]["source"] == f"48 images of seed 0 by the generator {digest}"
     assert result["images"] == {"data": "images of gan.krl", "count": 20}
     assert result["drop_points"] is None
-    assert "--max-drop was not checked" in captured.err
+    assert "which was accepted with --accept-unmeasured" in captured.err
     assert main(["quantize", str(bundle.path)]) == 2
     assert "give --data FOLDER, or --from-generator NAME.krl" in capsys.readouterr().err
     assert main(["quantize", str(bundle.path), "--from-generator", str(bundle.path)]) == 2

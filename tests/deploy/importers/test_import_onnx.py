@@ -122,7 +122,7 @@ def test_a_batch_that_cannot_be_opened_stays_fixed(options, tmp_path, capsys):
     imported = Bundle.open(tmp_path / "a.krl")
     assert imported.manifest.inputs[0].shape == (1, 1, 16, 16)
     assert [replay.state for replay in selftest(imported) if replay.kind == "cpu"] == ["passed"]
-    assert main(["fp16", str(imported.path)]) == 0
+    assert main(["fp16", str(imported.path), "--accept-unmeasured"]) == 0
 
 
 def test_a_larger_batch_that_cannot_be_opened_is_refused(options, tmp_path, capsys):

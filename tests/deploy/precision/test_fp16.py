@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from _helpers.bundles import npz, write_bundle
 from krl_deploy.cli import main
@@ -40,7 +40,7 @@ def test_the_whole_way(bundle, digits, capsys):
 
 
 def test_types(bundle):
-    fp16(Fp16Config(bundle.path))
+    fp16(Fp16Config(bundle.path, accept_unmeasured=True))
     model = onnx.load(bundle.path / "model.fp16.onnx")
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     assert kinds == {"pixels": onnx.TensorProto.UINT8, "logits": onnx.TensorProto.FLOAT}
@@ -48,11 +48,72 @@ def test_types(bundle):
     assert all(value.dtype == np.float16 for value in weights if value.size > 100)
 
 
-def test_without_data_the_golden_inputs_are_measured_on(bundle, capsys):
-    assert main(["fp16", str(bundle.path)]) == 0
-    output = capsys.readouterr().out
-    assert "measured on 16 images of golden inputs" in output
-    assert "fp16.rounded" in output
+def test_without_data_only_the_user_can_say_that_the_golden_inputs_are_enough(bundle, capsys):
+    before = (bundle.path / "manifest.json").read_bytes()
+    assert main(["fp16", str(bundle.path)]) == 1
+    error = capsys.readouterr().err
+    assert "FP16 is not kept, judged on 16 images: 16 images are too few to judge by, required: 100" in error
+    assert "--accept-unmeasured" in error
+    assert "fp16.rounded" in error  # the table
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    assert main(["fp16", str(bundle.path), "--accept-unmeasured"]) == 0
+    captured = capsys.readouterr()
+    assert "measured on 16 images of golden inputs" in captured.out
+    assert "judged on 16 images alone, which was accepted with --accept-unmeasured" in captured.err
+    assert Bundle.open(bundle.path).manifest.evidence["fp16"]["judged"] is False
+
+
+def planted(path, kind):
+    """A bundle whose values FP16 cannot hold: 8000 and more, where its steps are 4, or around 10^-8."""
+    bundle = write_bundle(path, golden=16)
+    model = onnx.load_model_from_string((path / "model.fp32.onnx").read_bytes())
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    head, bias = (numpy_helper.to_array(constants[name]) for name in ("head", "bias"))
+    nodes = list(model.graph.node)
+    if kind == "far":
+        added = {"far": np.float32(8000)}
+        nodes[5:5] = [helper.make_node("Add", ["positive", "far"], ["moved"])]
+        nodes[6].input[0] = "moved"
+        constants["bias"].CopyFrom(numpy_helper.from_array(bias - 8000 * head.sum(1), "bias"))
+    else:
+        added = {"down": np.float32(1e-4), "up": np.float32(1e4)}
+        nodes[5:5] = [
+            helper.make_node("Mul", ["positive", "down"], ["small"]),
+            helper.make_node("Mul", ["small", "down"], ["tiny"]),
+        ]
+        nodes[7].input[0] = "tiny"
+        nodes[9:9] = [
+            helper.make_node("Mul", ["features", "up"], ["larger"]),
+            helper.make_node("Mul", ["larger", "up"], ["as_before"]),
+        ]
+        nodes[11].input[0] = "as_before"
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in added.items())
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    manifest = replace(bundle.manifest, variants={"fp32": replace(bundle.manifest.variants["fp32"], tolerance=0.05)})
+    files = {"model.fp32.onnx": model.SerializeToString(), "golden.npz": npz(**bundle.golden())}
+    return Bundle.create(path, manifest, files, replace=True)
+
+
+@pytest.mark.parametrize("kind", ["far", "tiny"])
+def test_a_net_that_fp16_destroys_is_not_kept(tmp_path, capsys, kind):
+    """ONNX Runtime's CPU computes FP16 files in FP32, so that the rounded simulation decides."""
+    bundle = planted(tmp_path / "planted.krl", kind)
+    assert [replay.state for replay in selftest(bundle) if replay.kind == "cpu"] == ["passed"]
+    before = (bundle.path / "manifest.json").read_bytes()
+    assert main(["fp16", str(bundle.path), "--accept-unmeasured"]) == 1
+    error = capsys.readouterr().err
+    assert "of the predictions agree with FP32, required: 99.0%; the bundle is unchanged" in error
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    assert not (bundle.path / "model.fp16.onnx").exists()
+
+
+def test_a_limit_of_the_users_is_enforced_or_fails(bundle, digits, tmp_path, capsys):
+    """With labels it is a statement on these images, however few; without labels it cannot be checked."""
+    options = ["--data", str(digits), "--val-limit", "20", "--max-drop", "50"]
+    assert main(["fp16", str(bundle.path), *options]) == 0
+    assert main(["fp16", str(bundle.path), "--max-drop", "50", "--accept-unmeasured"]) == 1
+    assert "the images have no labels of the model, so that --max-drop cannot be checked" in capsys.readouterr().err
 
 
 def overflowing(path, *, factor):
@@ -71,7 +132,7 @@ def overflowing(path, *, factor):
 
 def test_a_net_that_overflows_is_rescued(tmp_path, capsys):
     bundle = overflowing(tmp_path / "big.krl", factor=7_000.0)
-    assert main(["fp16", str(bundle.path), "--json"]) == 0
+    assert main(["fp16", str(bundle.path), "--accept-unmeasured", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert any("FP16 ends at 65504" in reason for reason in result["kept_fp32"].values())

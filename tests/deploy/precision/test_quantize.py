@@ -15,7 +15,6 @@ from krl_deploy.calibration.checkpoint import Checkpoint
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig, QuantizeConfig
-from krl_deploy.evaluation import AccuracyDrop
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.files import opset_of
@@ -26,7 +25,7 @@ from krl_deploy.precision.quantize import quantize
 from krl_deploy.precision.variants import Emitter, tensors_to_calibrate
 from krl_runtime import Bundle
 from krl_runtime.device.selftest import selftest
-from krl_runtime.errors import CheckFailedError, ModelError, UsageError
+from krl_runtime.errors import ModelError, UsageError
 
 
 def tree(folder):
@@ -106,7 +105,8 @@ def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, di
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
-    assert "points of top-1 on 300 images; accepted: 2; the bundle is unchanged" in error
+    assert "points of top-1, accepted: 2; the bundle is unchanged" in error
+    assert "judged on 300 images: the accuracy drop is" in error
     assert "int8 (CPU)" in error  # the table that says which
     assert tree(bundle.path) == before
 
@@ -116,15 +116,36 @@ def test_images_without_labels_measure_agreement(tmp_path, bundle, digits, fast,
     flat.mkdir()
     for index, file in enumerate(sorted(digits.glob("train/*/*.png"))[::4]):
         shutil.copy(file, flat / f"{index:03d}.png")
-    assert main(["quantize", str(bundle.path), "--data", str(flat), "--max-drop", "5", "--json"]) == 0
+    before = tree(bundle.path)
+    assert main(["quantize", str(bundle.path), "--data", str(flat), "--max-drop", "5"]) == 1
+    error = capsys.readouterr().err
+    assert "the images have no labels of the model, so that --max-drop cannot be checked" in error
+    assert main(["quantize", str(bundle.path), "--data", str(flat)]) == 1
+    assert "images are too few to judge by, required: 100" in capsys.readouterr().err
+    assert tree(bundle.path) == before
+    assert main(["quantize", str(bundle.path), "--data", str(flat), "--accept-unmeasured", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
+    assert result["judged"] is False
     assert result["drop_points"] is None
     assert result["scores"]["int8"]["top1"] is None
     assert result["scores"]["int8"]["agreement"] > 0.9
     assert result["default_on_cpu"] == "int8"
     assert result["calibration"]["count"] + result["images"]["count"] == 150
-    assert "--max-drop was not checked" in captured.err
+    assert "which was accepted with --accept-unmeasured" in captured.err
+
+
+def test_missing_labels_do_not_open_the_gate(tmp_path, bundle, digits, fast, monkeypatch, capsys):
+    """Ranges that are far too small destroy INT8; the images have no labels."""
+    monkeypatch.setattr(calibrate, "collect", lambda model, names, *_, **__: dict.fromkeys(names, (-0.01, 0.01)))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index, file in enumerate(sorted(digits.glob("train/*/*.png"))):
+        shutil.copy(file, flat / f"{index:03d}.png")
+    before = tree(bundle.path)
+    assert main(["quantize", str(bundle.path), "--data", str(flat), "--accept-unmeasured"]) == 1
+    assert "of the predictions agree with FP32, required: 95.0%" in capsys.readouterr().err
+    assert tree(bundle.path) == before
 
 
 def test_folders_of_other_classes_are_reported(tmp_path, bundle, digits, fast, capsys):
@@ -313,11 +334,6 @@ def test_a_net_with_nothing_for_int8_is_refused():
 def test_options_out_of_range(options, message):
     with pytest.raises(UsageError, match=message):
         QuantizeConfig(None, None, **options)
-
-
-def test_the_check_alone():
-    with pytest.raises(CheckFailedError, match=r"the accuracy drop of INT8 is 3\.00 points"):
-        module._check_drop(module._Measured(10, {}, AccuracyDrop(3.0, "points of top-1", 1.0), {}, {}), "table")
 
 
 def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):

@@ -1,0 +1,70 @@
+"""The gate of accuracy, by hand: nothing opens it but a measurement or the user."""
+
+import math
+
+import pytest
+
+from krl_runtime.evaluation.gate import judge_images, judge_predictions
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({"count": 100, "agreement": 1.0, "drop": 0.0}, True),
+        ({"count": 99, "agreement": 1.0, "drop": 0.0}, False),  # one image is worth more than the limit
+        ({"count": 99, "agreement": 1.0, "drop": 0.0, "accept_unmeasured": True}, True),
+        ({"count": 99, "agreement": 1.0, "drop": 0.0, "max_drop": 0.5}, True),  # the user's own statement
+        ({"count": 99, "agreement": 1.0, "drop": 0.6, "max_drop": 0.5}, False),
+        ({"count": 99, "agreement": 1.0, "drop": 0.6, "max_drop": 0.5, "accept_unmeasured": True}, False),
+        ({"count": 1000, "agreement": 0.2, "drop": 1.0}, True),  # with labels agreement does not count
+        ({"count": 1000, "agreement": 1.0, "drop": 1.1}, False),
+        ({"count": 1000, "agreement": 1.0, "drop": 1.0000000001}, True),
+        ({"count": 1000, "agreement": 1.0, "drop": NAN}, False),
+        ({"count": 1000, "agreement": NAN, "drop": None}, False),
+        ({"count": 1000, "agreement": 0.95, "drop": None}, True),
+        ({"count": 1000, "agreement": 0.949, "drop": None}, False),
+        ({"count": 1000, "agreement": 0.949, "drop": None, "accept_unmeasured": True}, False),
+        ({"count": 1000, "agreement": 1.0, "drop": None, "max_drop": 100.0}, False),  # it cannot be checked
+        ({"count": 0, "agreement": 1.0, "drop": None}, False),
+    ],
+)
+def test_predictions(given, passes):
+    verdict = judge_predictions("int8", **given)
+    assert verdict.passes == passes
+    assert bool(verdict.reason) != passes
+
+
+def test_fp16_is_held_to_more_than_int8():
+    measured = {"count": 1000, "agreement": 0.97, "drop": None}
+    assert judge_predictions("int8", **measured).passes
+    assert not judge_predictions("fp16", **measured).passes
+
+
+def test_what_was_not_judged_is_recorded():
+    few = judge_predictions("fp16", count=16, agreement=1.0, drop=None, accept_unmeasured=True)
+    assert (few.passes, few.judged) == (True, False)
+    enough = judge_predictions("fp16", count=160, agreement=1.0, drop=None, accept_unmeasured=True)
+    assert (enough.passes, enough.judged) == (True, True)
+    assert enough.limits == {"least_images": 100, "least_agreement": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("precision", "given", "passes"),
+    [
+        ("int8", {"psnr": 10.0, "drop": 0.1}, True),  # with true images the PSNR to FP32's does not count
+        ("int8", {"psnr": 60.0, "drop": 0.11}, False),
+        ("int8", {"psnr": 60.0, "drop": 0.11, "max_drop": 0.2}, True),
+        ("int8", {"psnr": 60.0, "drop": NAN}, False),
+        ("int8", {"psnr": 30.0, "drop": None}, True),
+        ("int8", {"psnr": 29.9, "drop": None}, False),
+        ("fp16", {"psnr": 39.9, "drop": None}, False),
+        ("fp16", {"psnr": 35.0, "drop": None, "min_psnr": 35.0}, True),
+        ("fp16", {"psnr": NAN, "drop": None}, False),
+    ],
+)
+def test_images(precision, given, passes):
+    verdict = judge_images(precision, **given)
+    assert verdict.passes == passes
+    assert bool(verdict.reason) != passes
