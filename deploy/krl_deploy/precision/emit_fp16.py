@@ -2,8 +2,9 @@
 
 The graph leaves nothing to a builder's flags, which TensorRT 11 does not have. A node stays in FP32
 
-* if its values on calibration data come near the end of FP16's range,
-* if a constant does not survive the rounding,
+* if its values on calibration data come near the end of FP16's range, or are all smaller than its normal numbers,
+* if they differ by less than a few of FP16's steps where they are,
+* if a constant or a divisor does not survive the rounding,
 * if ONNX does not define the operator in FP16,
 * before the first weighted operator: normalizing pixels costs nothing and cancels digits.
 
@@ -32,6 +33,11 @@ LARGEST = 65504.0
 """The largest finite FP16 number."""
 
 _LIMIT = LARGEST / 2
+_SMALLEST = float(np.finfo(np.float16).tiny)  # of full precision: 6.1e-5
+_VANISHING = float(np.finfo(np.float16).smallest_subnormal) / 2  # what is smaller is rounded to 0
+_EPS = float(np.finfo(np.float16).eps)  # largest step between neighbors, as a share of them
+_LEAST_STEPS = 16  # 4 bits: values that differ by fewer steps are hardly told apart; a choice, the gate judges the rest
+_DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}  # index of the input that must not become 0
 
 OPSET_OF_FP16_SCALES = 19
 """From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
@@ -175,6 +181,9 @@ def _why_out_of_range(graph: GraphEditor, node: NodeProto, floats: list[str], ra
         low, high = ranges.get(name, (0.0, 0.0))
         if max(abs(low), abs(high)) > _LIMIT:
             return f"{name} reaches {max(abs(low), abs(high)):.4g}; FP16 ends at {LARGEST:.0f}"
+        lost = _why_rounded_away(node, name, low, high)
+        if lost is not None:
+            return lost
         value = graph.constant(name)
         if value is None or not value.size:
             continue
@@ -184,6 +193,28 @@ def _why_out_of_range(graph: GraphEditor, node: NodeProto, floats: list[str], ra
             continue  # a bias that small may vanish; a divisor may not
         if np.any(value) and not np.any(value.astype(np.float16)):
             return f"constant {name}, at most {np.abs(value).max():.4g}, would become 0 in FP16"
+        divides = name in _divisors(node)
+        if divides and np.any((value != 0) & (value.astype(np.float16) == 0)):
+            return f"divisor {name} has a value that would become 0 in FP16"
+    return None
+
+
+def _divisors(node: NodeProto) -> list[str]:
+    index = _DIVISORS.get(node.op_type)
+    return [] if index is None else [node.input[index]]
+
+
+def _why_rounded_away(node: NodeProto, name: str, low: float, high: float) -> str | None:
+    """Return why the values of a tensor would be lost in FP16, or ``None``; one value alone is a constant."""
+    largest = max(abs(low), abs(high))
+    if low == high:
+        return None
+    if name in _divisors(node) and 0 < low < _VANISHING:
+        return f"divisor {name} goes down to {low:.4g}, which would become 0 in FP16"
+    if largest < _SMALLEST:
+        return f"{name} is at most {largest:.4g}; FP16 has its full precision from {_SMALLEST:.1e} on"
+    if high - low < _LEAST_STEPS * _EPS * largest:
+        return f"{name} has values from {low:.6g} to {high:.6g}, where the steps of FP16 are {_EPS * largest:.2g}"
     return None
 
 

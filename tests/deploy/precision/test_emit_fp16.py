@@ -252,3 +252,51 @@ def test_fp16_scales_need_opset_19():
     _, ranges, model = quantized()
     with pytest.raises(ModelError, match="the model is quantized"):
         to_fp16(model, ranges)
+
+
+def divided(divisor):
+    nodes = [node("Conv", ["x", "w"], "c"), node("Div", ["c", "d"], "y")]
+    return graph(
+        nodes, {"x": [1, 4, 3, 3]}, {"y": [1, 4, 1, 1]}, {"w": np.ones((4, 4, 3, 3), np.float32), "d": divisor}
+    )
+
+
+@pytest.mark.parametrize(
+    ("divisor", "kept"),
+    [
+        ([1, 2, 3, 4], False),
+        ([1, 2, 1e-9, 4], True),  # one channel alone would be divided by 0
+        ([1, 2, 0, 4], False),  # a zero stays what it is
+        ([1e-9, 1e-9, 1e-9, 1e-9], True),
+    ],
+)
+def test_a_divisor_that_would_become_zero_stays(divisor, kept):
+    made = to_fp16(divided(np.float32(divisor).reshape(1, 4, 1, 1)), {})
+    assert ("n_y" in made.kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kept"),
+    [
+        (0.0, 1.0, False),
+        (0.0, 7e-5, False),
+        (0.0, 5e-5, True),  # subnormal: fewer bits the smaller it is
+        (-5e-5, 0.0, True),
+        (0.0, 0.0, False),  # nothing is there to be lost
+        (8000.0, 8010.0, True),  # two steps
+        (8000.0, 8200.0, False),
+        (-8010.0, -8000.0, True),
+        (5.0, 5.0, False),
+        (0.98, 1.0, False),
+    ],
+)
+def test_small_values_and_small_differences_stay_in_fp32(low, high, kept):
+    model = divided(np.float32([1, 2, 3, 4]).reshape(1, 4, 1, 1))
+    assert ("n_y" in to_fp16(model, {"y": (low, high)}).kept) == kept
+
+
+@pytest.mark.parametrize(("low", "kept"), [(1e-9, True), (1e-3, False), (-1.0, False)])
+def test_a_computed_divisor_that_would_become_zero_stays(low, kept):
+    nodes = [node("Conv", ["x", "w"], "c"), node("Abs", ["c"], "d"), node("Div", ["c", "d"], "y")]
+    model = graph(nodes, {"x": [1, 4, 3, 3]}, {"y": [1, 4, 1, 1]}, {"w": np.ones((4, 4, 3, 3), np.float32)})
+    assert ("n_y" in to_fp16(model, {"d": (low, 10.0)}).kept) == kept

@@ -95,9 +95,24 @@ def planted(path, kind):
     return Bundle.create(path, manifest, files, replace=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("far", "where the steps of FP16 are 7.8"), ("tiny", "FP16 has its full precision from 6.1e-05 on")],
+)
+def test_a_net_that_fp16_destroys_is_rescued(tmp_path, capsys, kind, reason):
+    """The values that calibration saw say which nodes stay in FP32."""
+    bundle = planted(tmp_path / "planted.krl", kind)
+    assert main(["fp16", str(bundle.path), "--accept-unmeasured", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert any(reason in why for why in result["kept_fp32"].values()), result["kept_fp32"]
+    assert result["scores"]["fp16.rounded"]["agreement"] == 1
+    assert result["fp16_operators"] >= 1
+
+
 @pytest.mark.parametrize("kind", ["far", "tiny"])
-def test_a_net_that_fp16_destroys_is_not_kept(tmp_path, capsys, kind):
+def test_a_net_that_fp16_destroys_and_calibration_did_not_see_is_not_kept(tmp_path, monkeypatch, capsys, kind):
     """ONNX Runtime's CPU computes FP16 files in FP32, so that the rounded simulation decides."""
+    monkeypatch.setattr(module, "collect", lambda *_: {})
     bundle = planted(tmp_path / "planted.krl", kind)
     assert [replay.state for replay in selftest(bundle) if replay.kind == "cpu"] == ["passed"]
     before = (bundle.path / "manifest.json").read_bytes()
