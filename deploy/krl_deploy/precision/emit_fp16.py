@@ -36,7 +36,7 @@ _LIMIT = LARGEST / 2
 _SMALLEST = float(np.finfo(np.float16).tiny)  # of full precision: 6.1e-5
 _VANISHING = float(np.finfo(np.float16).smallest_subnormal) / 2  # what is smaller is rounded to 0
 _EPS = float(np.finfo(np.float16).eps)  # largest step between neighbors, as a share of them
-_LEAST_STEPS = 16  # 4 bits: values that differ by fewer steps are hardly told apart; a choice, the gate judges the rest
+_LEAST_STEPS = 16  # 4 bits: too few to distinguish values by; a choice, and the gate judges the rest
 _DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}  # index of the input that must not become 0
 
 OPSET_OF_FP16_SCALES = 19
