@@ -14,7 +14,7 @@ from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
-from krl_runtime.evaluation.gate import Verdict, judge_predictions
+from krl_runtime.evaluation.gate import Verdict, judge_predictions, resolution
 from krl_runtime.evaluation.limits import LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.images.folders import ImageFile, decode, identity
 
@@ -118,6 +118,15 @@ class Classification(Task):
     def evidence(self, scores: Mapping[str, Score], verdict: Verdict) -> dict[str, Any]:
         """Return the drop, the limits, and whether enough was judged."""
         return {"drop_points": self._drop(scores), "limits": dict(verdict.limits), "judged": verdict.judged}
+
+    def remark(self, count: int, scores: Mapping[str, Score]) -> str:
+        """Return what the images resolve; see ``Task.remark``."""
+        top1 = next(iter(scores.values())).top1
+        if top1 is None:
+            return ""
+        image, error = resolution(top1, count)
+        finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
+        return f"one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points{finer}"
 
     def _drop(self, scores: Mapping[str, Score]) -> float | None:
         """Return the largest drop of top-1 in points; ``None`` without labels."""

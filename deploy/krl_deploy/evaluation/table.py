@@ -29,8 +29,8 @@ class Row:
     latency_ms: float | None = None
 
 
-def score_table(rows: Iterable[Row]) -> str:
-    """Return the table; the first row is the reference of the others."""
+def score_table(rows: Iterable[Row], remark: str = "") -> str:
+    """Return the table, and a remark below it; the first row is the reference of the others."""
     rows = list(rows)
     reference = rows[0].score
 
@@ -38,4 +38,5 @@ def score_table(rows: Iterable[Row]) -> str:
         latency = None if row.latency_ms is None else f"{row.latency_ms:.3f}"
         return row.variant, f"{row.file_bytes / 2**20:.2f}", *row.score.cells(reference), latency
 
-    return table(("variant", "file MiB", *reference.HEADER, "CPU latency ms"), [cells(row) for row in rows])
+    shown = table(("variant", "file MiB", *reference.HEADER, "CPU latency ms"), [cells(row) for row in rows])
+    return f"{shown}\n{remark}" if remark else shown

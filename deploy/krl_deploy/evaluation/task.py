@@ -166,6 +166,15 @@ class Task(ABC):
             scores: As of ``accuracy_drop``.
         """
 
+    def remark(self, count: int, scores: Mapping[str, Any]) -> str:
+        """Return what a measurement on this number of inputs can resolve, for people; empty if there is nothing to say.
+
+        Args:
+            count: Number of inputs that were judged.
+            scores: As of ``accuracy_drop``.
+        """
+        return ""
+
     @abstractmethod
     def evidence(self, scores: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
         """Return the evidence of the gate for a bundle."""

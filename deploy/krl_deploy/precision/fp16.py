@@ -74,11 +74,12 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     except ModelError as failure:
         raise CheckFailedError(f"in FP16 {failure}; the bundle is unchanged; give more images with --data") from failure
     rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
+    shown = score_table(rows, task.remark(count, scores))
     verdict = task.verdict("fp16", count, scores)
     if not verdict.passes:
         raise CheckFailedError(
             f"FP16 is not kept, judged on {count} images: {verdict.reason}; the bundle is unchanged. Few images: give "
-            f"more with --data, or --accept-unmeasured\n{score_table(rows)}"
+            f"more with --data, or --accept-unmeasured\n{shown}"
         )
     if not verdict.judged:
         _log.warning("FP16 was judged on %d images alone, which was accepted with --accept-unmeasured", count)
@@ -97,7 +98,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
         variants={**manifest.variants, "fp16": variant},
         evidence={**manifest.evidence, "fp16": evidence},
     )
-    return {"bundle": str(bundle.path), **evidence}, score_table(rows)
+    return {"bundle": str(bundle.path), **evidence}, shown
 
 
 def _options(config: Fp16Config) -> EvaluationOptions:

@@ -95,7 +95,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     plan = make_plan(config, task, emitter) if config.mixed_precision else None
     graphs = emitter.emit(plan.keep if plan else None)
     measured = _measure(bundle, task, graphs, golden)
-    shown = score_table(measured.rows(graphs))
+    shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
     _check_verdict(measured, shown)
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)

@@ -12,7 +12,7 @@ from typing import Final
 
 from .limits import LEAST_AGREEMENT, LEAST_IMAGES, LEAST_PSNR, MAX_DROP_DB, MAX_DROP_POINTS
 
-__all__ = ["Verdict", "judge_images", "judge_predictions"]
+__all__ = ["Verdict", "judge_images", "judge_predictions", "resolution"]
 
 _EXACT: Final = 1e-9  # 1 of 100 images is 1 point, and not 1.00…09
 
@@ -89,6 +89,20 @@ def judge_predictions(
     if few and not accept_unmeasured:
         faults.append(f"{count} images are too few to judge by, required: {LEAST_IMAGES}")
     return Verdict(tuple(faults), limits, judged=not few)
+
+
+def resolution(top1: float, count: int) -> tuple[float, float]:
+    """Return what one image is worth, and one standard error of the accuracy, in percentage points.
+
+    Args:
+        top1: Share of right predictions, 0 to 1.
+        count: Number of images.
+
+    Example:
+        >>> resolution(0.9, 400)
+        (0.25, 1.5)
+    """
+    return 100 / count, 100 * (top1 * (1 - top1) / count) ** 0.5
 
 
 def judge_images(

@@ -170,3 +170,13 @@ def test_bad_input(tmp_path, bundle, capsys):
     assert "none does not exist" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--val-limit is 0"):
         Fp16Config(bundle.path, val_limit=0)
+
+
+def test_the_table_says_what_the_images_resolve(bundle, digits, capsys):
+    assert main(["fp16", str(bundle.path), "--data", str(digits)]) == 0
+    out = capsys.readouterr().out
+    assert "one image is worth 0.33 points, one standard error of top-1 is" in out
+    assert "finer" not in out
+    assert main(["fp16", str(bundle.path), "--data", str(digits), "--max-drop", "0.2"]) in (0, 1)
+    captured = capsys.readouterr()
+    assert "points; --max-drop 0.2 is finer than that" in captured.out + captured.err
