@@ -98,9 +98,7 @@ def test_images_against_the_teacher_are_of_all_classes_and_sure(teacher: Run) ->
     assert float(shares[0]) < 0.35 < 0.5 < float(shares[1])  # of the most frequent class
     assert len(set(found.argmax(1).tolist())) >= 6
     assert float(found.amax(1).mean()) > 0.5
-    again = [invert(network, 16, seed=seed, device=CPU) for seed in (0, 0, 1)]
-    assert torch.equal(again[0], again[1])
-    assert not torch.equal(again[0], again[2])
+    assert torch.equal(pixels, invert(network, 160, seed=0, device=CPU))
 
 
 def test_the_teacher_alone_is_enough(teacher: Run, tmp_path: Path) -> None:
