@@ -120,7 +120,7 @@ class Classification(Task):
         return {"drop_points": self._drop(scores), "limits": dict(verdict.limits), "judged": verdict.judged}
 
     def remark(self, count: int, scores: Mapping[str, Score]) -> str:
-        """Return what the images resolve; see ``Task.remark``."""
+        """Return the resolution of the images in words; see ``Task.remark``."""
         top1 = next(iter(scores.values())).top1
         if top1 is None:
             return ""

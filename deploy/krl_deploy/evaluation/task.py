@@ -167,7 +167,7 @@ class Task(ABC):
         """
 
     def remark(self, count: int, scores: Mapping[str, Any]) -> str:
-        """Return what a measurement on this number of inputs can resolve, for people; empty if there is nothing to say.
+        """Return the resolution of a measurement on this number of inputs in words; empty if there is nothing to say.
 
         Args:
             count: Number of inputs that were judged.

@@ -92,7 +92,7 @@ def judge_predictions(
 
 
 def resolution(top1: float, count: int) -> tuple[float, float]:
-    """Return what one image is worth, and one standard error of the accuracy, in percentage points.
+    """Return the worth of one image, and one standard error of the accuracy, in percentage points.
 
     Args:
         top1: Share of right predictions, 0 to 1.
