@@ -83,7 +83,9 @@ def test_published_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (SHARED_DATA / "flowers128").is_dir(), reason="the shared data is not here")
 def test_photographs(tmp_path: Path) -> None:
-    data = _subset(SHARED_DATA / "flowers128" / "train", tmp_path / "data", 40)
+    data = _subset(
+        SHARED_DATA / "flowers128" / "train", tmp_path / "data", 110
+    )  # of which more than 100 judge FP16 and INT8
     script = EXAMPLES / "03_flowers_photographs.sh"
     _run("sh", str(script), str(data), str(tmp_path / "out"), "2", "2", "64", cwd=tmp_path)
     assert (tmp_path / "out" / "student.krl" / "model.fp16.onnx").is_file()

@@ -3,7 +3,7 @@
 The graph leaves nothing to a builder's flags, which TensorRT 11 does not have. A node stays in FP32
 
 * if its values on calibration data come near the end of FP16's range, or are all smaller than its normal numbers,
-* if they differ by less than a few of FP16's steps where they are,
+* if they are far from 0 and differ by less than a few of FP16's steps there,
 * if a constant or a divisor does not survive the rounding,
 * if ONNX does not define the operator in FP16,
 * before the first weighted operator: normalizing pixels costs nothing and cancels digits.
@@ -37,6 +37,7 @@ _SMALLEST = float(np.finfo(np.float16).tiny)  # of full precision: 6.1e-5
 _VANISHING = float(np.finfo(np.float16).smallest_subnormal) / 2  # what is smaller is rounded to 0
 _EPS = float(np.finfo(np.float16).eps)  # largest step between neighbors, as a share of them
 _LEAST_STEPS = 16  # 4 bits: too few to distinguish values by; a choice, and the gate judges the rest
+_FAR = 8.0  # gates (sigmoids, softmax) are at most 1 and may hardly vary: as factors they lose nothing by rounding
 _DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}  # index of the input that must not become 0
 
 OPSET_OF_FP16_SCALES = 19
@@ -213,7 +214,7 @@ def _why_rounded_away(node: NodeProto, name: str, low: float, high: float) -> st
         return f"divisor {name} goes down to {low:.4g}, which would become 0 in FP16"
     if largest < _SMALLEST:
         return f"{name} is at most {largest:.4g}; FP16 has its full precision from {_SMALLEST:.1e} on"
-    if high - low < _LEAST_STEPS * _EPS * largest:
+    if largest > _FAR and high - low < _LEAST_STEPS * _EPS * largest:
         return f"{name} has values from {low:.6g} to {high:.6g}, where the steps of FP16 are {_EPS * largest:.2g}"
     return None
 
