@@ -34,17 +34,20 @@ _PRIVATE = 0o600  # the user alone
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def cache_file(engine_sha256: str, library: Library, gpu: str) -> Path:
+def cache_file(engine_sha256: str, library: Library, gpu: str) -> Path | None:
     """Return the path of the runtime cache of an engine on a GPU: ``~/.cache/krl/tensorrt-rtx/KEY.cache``.
 
-    ``XDG_CACHE_HOME`` moves the folder ``.cache``.
+    ``XDG_CACHE_HOME`` moves the folder ``.cache``. A user without a home folder has no cache.
 
     Args:
         engine_sha256: Hash of the engine's bytes.
         library: The library; kernels of another version do not fit.
         gpu: Name of the GPU.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # as in a container, for a user whom nobody knows
+        return None
     device = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower()
     return base / "krl" / "tensorrt-rtx" / f"{engine_sha256[:32]}-{library.version}-{device}.cache"
 

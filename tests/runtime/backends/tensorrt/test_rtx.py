@@ -137,6 +137,15 @@ def test_the_cache_folder_is_the_home_folders_without_xdg(monkeypatch):
     assert os.sep not in path.name
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache_file("a" * 64, Library("tensorrt-rtx", None, "1.7.1"), "RTX 4090") is None
+
+
 @pytest.mark.parametrize(
     ("capabilities", "version", "gpu", "fits"),
     [
