@@ -51,6 +51,9 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
         ModelError: The ONNX file is not ready for the target; the message names each node.
     """
     options = config.options()
+    options.check_library(
+        "tensorrt-rtx" if config.target == "rtx" else "tensorrt", gpu=True
+    )  # whether one is, is later
     target = _target(config)
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
