@@ -70,7 +70,9 @@ class BuildEngineConfig:
             profile=_range("profile", self.profile),
             height=None if self.height is None else _range("height", self.height),
             width=None if self.width is None else _range("width", self.width),
-            compute_capabilities=tuple(part for item in self.compute_capability for part in item.split(",") if part),
+            compute_capabilities=tuple(
+                part.strip() for item in self.compute_capability for part in item.split(",") if part.strip()
+            ),
             workspace_bytes=None if self.workspace_mb is None else self.workspace_mb << 20,
             optimization_level=self.optimization_level,
             dla_core=self.dla_core,

@@ -78,7 +78,7 @@ def test_an_engine_is_built_and_registered_without_a_gpu(bundle, library, capsys
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_precision_and_option_is_in_the_key(bundle, precision, library):
     found = build_engine(
-        model=bundle.path, target="rtx", precision=precision, profile="1,4,8", compute_capability=("8.6,8.9", "12.0")
+        model=bundle.path, target="rtx", precision=precision, profile="1,4,8", compute_capability=("8.6, 8.9", "12.0")
     )
     (engine,) = Bundle.open(bundle.path).manifest.engines.values()
     assert engine.compute_capabilities == ("8.6", "8.9", "12.0")
