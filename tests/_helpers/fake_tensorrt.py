@@ -18,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import helper
 
 from _helpers.fake_cuda import FakeCuda
@@ -37,6 +38,17 @@ def install_fakes(generation, config, monkeypatch):
     cuda = FakeCuda().install(monkeypatch)
     dump = dump_tensorrt(cache_folder(config), generation)
     return FakeTensorRT(dump, cuda, rtx=generation.rtx).install(monkeypatch)
+
+
+def faked(*generations):
+    """Return a fixture: the fake of each generation in turn, or of the one that is given."""
+    named = {"params": generations, "ids": lambda generation: generation.name} if len(generations) > 1 else {}
+
+    @pytest.fixture(**named)
+    def fake(request, pytestconfig, monkeypatch):
+        return install_fakes(getattr(request, "param", generations[0]), pytestconfig, monkeypatch)
+
+    return fake
 
 
 class FakeTensorRT:

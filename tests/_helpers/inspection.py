@@ -1,4 +1,4 @@
-"""What a parsed network should look like, from the float graph and the plan alone: none of the emitters' code is used.
+"""The expected form of a parsed network, from the float graph and the plan alone: none of the emitters' code is used.
 
 Each function ends in ``_faults`` and returns the differences as text; no text, no fault.
 """

@@ -142,3 +142,18 @@ def place(model: onnx.ModelProto, nodes: list[NodeProto], *, before: str) -> Non
     for item in nodes:
         model.graph.node.insert(position, item)
         position += 1
+
+
+WEIGHT = "DequantizeLinear_w1_dequantized"
+"""Node of the second convolution's weight in ``block``."""
+
+
+def few_scales(model: onnx.ModelProto) -> None:
+    """Leave half of the scales of a weight, and half of their zero points."""
+    set_value(model, find(model, WEIGHT).input[1], np.full(16, 0.01, np.float32))
+    few_zero_points(model)
+
+
+def few_zero_points(model: onnx.ModelProto) -> None:
+    """Leave half of the zero points of a weight."""
+    set_value(model, find(model, WEIGHT).input[2], np.zeros(16, np.int8))

@@ -1,4 +1,4 @@
-"""What a test needs and a machine may lack: the test is skipped, or fails where ``KRL_REQUIRE`` says it must be there.
+"""Requirements of tests that a machine may lack: a test is skipped, or fails where ``KRL_REQUIRE`` names them.
 
 ``KRL_REQUIRE=rtx,sshd`` names what a machine must have, so that continuous integration does not pass by skipping.
 """

@@ -96,12 +96,13 @@ class Classification(Task):
 
     def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
         """Return points of top-1; without labels points of agreement, by the limit of INT8."""
-        reference, *variants = scores.values()
-        if reference.top1 is None:
-            value = worst([(1 - score.agreement) * 100 for score in variants])
-            unit = "points of agreement with fp32, since there are no labels"
-            return AccuracyDrop(value, unit, (1 - LEAST_AGREEMENT["int8"]) * 100)
-        return AccuracyDrop(self._drop(scores) or 0.0, "points of top-1", self.accepted)
+        _, *variants = scores.values()
+        drop = self._drop(scores)
+        if drop is not None:
+            return AccuracyDrop(drop, "points of top-1", self.accepted)
+        value = worst([(1 - score.agreement) * 100 for score in variants])
+        unit = "points of agreement with fp32, since there are no labels"
+        return AccuracyDrop(value, unit, (1 - LEAST_AGREEMENT["int8"]) * 100)
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, Score]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""

@@ -35,7 +35,7 @@ class Generation(ImageTask):
         if options.data is not None:
             raise UsageError("--data: a generator is calibrated and measured on latents; leave the option out")
         super().__init__(options, true=False)
-        self.bundle, self.options = bundle, options
+        self.bundle = bundle
         self.name = f"latents of seed {_EVALUATION_SEED}"
 
     @cached_property

@@ -96,7 +96,7 @@ class ImageTask(Task):
                 "--max-drop needs true images to measure against, and this model has none; give --min-psnr, in dB to "
                 "the images of fp32"
             )
-        self.limits = options
+        self.options = options
         self.accepted = MAX_DROP_DB if options.max_drop is None else options.max_drop
         self.least = SAME_IMAGE_DB if options.min_psnr is None else options.min_psnr
 
@@ -132,8 +132,8 @@ class ImageTask(Task):
             precision,
             psnr=min(score.psnr_to_fp32 for score in variants),
             drop=self._drop(scores),
-            max_drop=self.limits.max_drop,
-            min_psnr=self.limits.min_psnr,
+            max_drop=self.options.max_drop,
+            min_psnr=self.options.min_psnr,
         )
 
     def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Restoration(ImageTask):
     """
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
-        self.bundle, self.options = bundle, options
+        self.bundle = bundle
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]

@@ -15,6 +15,7 @@ from krl_deploy.config import Fp16Config
 from krl_deploy.data.arrays import Inputs
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
+from krl_deploy.evaluation.enforce import enforce
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
@@ -76,13 +77,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
     shown = score_table(rows, task.remark(count, scores))
     verdict = task.verdict("fp16", count, scores)
-    if not verdict.passes:
-        raise CheckFailedError(
-            f"FP16 is not kept, judged on {count} images: {verdict.reason}; the bundle is unchanged. Few images: give "
-            f"more with --data, or --accept-unmeasured\n{shown}"
-        )
-    if not verdict.judged:
-        _log.warning("FP16 was judged on %d images alone, which was accepted with --accept-unmeasured", count)
+    enforce(verdict, "FP16", count, shown)
     error = max(float(np.abs(values - expected).max()) for values in outputs)
     alike = min(task.alike(values, expected) for values in outputs)
     measured_on = {"data": task.name, "count": count}

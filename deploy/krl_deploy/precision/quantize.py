@@ -14,12 +14,12 @@ from krl_deploy.calibration.record import Calibration
 from krl_deploy.config import QuantizeConfig
 from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
+from krl_deploy.evaluation.enforce import enforce
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
-from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
 
 from .calibrate import calibrate
@@ -34,7 +34,7 @@ _FILES = {"int8": names.INT8, "int8.cpu": names.INT8_CPU}
 _WORTHWHILE = 1.1  # times FP32's speed: INT8 has to be clearly faster to be the default on a CPU; chosen, not measured
 _ADVICE = (
     "--mixed-precision keeps the layers with the largest drop in floating point; another --method or a higher --limit "
-    "may also help. Few images: give more with --data, or --accept-unmeasured"
+    "may also help."
 )
 _SLACK = "twice the largest error on the golden inputs, and their agreement less two of them, or their PSNR less 6 dB"
 _MEASURED = (
@@ -96,7 +96,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     graphs = emitter.emit(plan.keep if plan else None)
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
-    _check_verdict(measured, shown)
+    enforce(measured.verdict, "INT8", measured.count, shown, _ADVICE)
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
     files = {**{file: graphs.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
@@ -144,20 +144,9 @@ def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str
     return _Measured(count, scores, task.accuracy_drop(scores), verdict, latency, convolutions)
 
 
-def _check_verdict(measured: _Measured, shown: str) -> None:
-    verdict = measured.verdict
-    if not verdict.passes:
-        raise CheckFailedError(
-            f"INT8 is not kept, judged on {measured.count} images: {verdict.reason}; the bundle is unchanged. "
-            f"{_ADVICE}\n{shown}"
-        )
-    if not verdict.judged:
-        _log.warning("INT8 was judged on %d images alone, which was accepted with --accept-unmeasured", measured.count)
-
-
 def _default(measured: _Measured) -> str:
-    """Return the variant that a CPU should run: INT8 if it is clearly faster and as accurate."""
-    if measured.drop.passes and measured.speedup >= _WORTHWHILE:
+    """Return the variant that a CPU should run: INT8, which has passed the gate, if it is clearly faster."""
+    if measured.speedup >= _WORTHWHILE:
         return "int8"
     _log.info(
         "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, with a drop of %.2f %s",

@@ -167,12 +167,9 @@ def unknown_without_gpu(target: Target, *, quantized: bool, built: bool = False)
                 "whether its processor saturates uint8 times int8 (x86 without VNNI): krl-runtime selftest shows it"
             )
         return known
+    parser = "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation"
     unknown = [
-        "whether TensorRT's parser takes every node with these attributes, and its builder finds an implementation",
-    ]
-    if built:
-        unknown = []
-    unknown += [
+        *(() if built else (parser,)),
         "whether the engine's outputs are right: build-engine compares them with the golden inputs",
         "latency, memory and power; how much TensorRT fuses",
         "whether values beyond the calibration images overflow FP16",

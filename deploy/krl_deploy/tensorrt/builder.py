@@ -17,7 +17,7 @@ from krl_runtime.backends.tensorrt.library import Library
 from krl_runtime.errors import BackendError, ModelError, UsageError
 
 from . import api
-from .network import layer_types
+from .network import layer_types, layers
 from .options import BuildOptions
 from .profiles import add_profile
 from .progress import BuildProgress, run_cancellable
@@ -177,5 +177,4 @@ def _use_dla(
         )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
-    layers = [check(network.get_layer(index), "a layer is missing") for index in range(network.num_layers)]
-    return tuple(layer.name for layer in layers if not config.can_run_on_DLA(layer))
+    return tuple(layer.name for layer in layers(network) if not config.can_run_on_DLA(layer))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from krl_runtime.backends.cuda import NoTensorRTError
+from krl_runtime.backends.tensorrt.interface import SIDES
 from krl_runtime.backends.tensorrt.library import tensorrt_library
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
@@ -14,6 +15,7 @@ from krl_runtime.pipelines.restorer import longest_part
 from .config import BuildEngineConfig
 from .onnx_file import OnnxFile, read_source
 from .options import BuildOptions, Range
+from .profiles import fixed_side
 
 if TYPE_CHECKING:
     from krl_deploy.rules.targets import Target
@@ -22,7 +24,6 @@ __all__ = ["Inputs", "read_inputs"]
 
 _MAKERS = {"fp16": "krl-deploy fp16", "int8": "krl-deploy quantize"}
 _SMALLEST_SIDE = 16  # pixels; smaller images are padded at run time. Networks halve an image up to four times
-_SIDES = {2: "height", 3: "width"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,8 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
         ModelError: The ONNX file is not ready for the target; the message names each node.
     """
     options = config.options()
-    options.check_library(
-        "tensorrt-rtx" if config.target == "rtx" else "tensorrt", gpu=True
-    )  # whether one is, is later
+    # Whether a GPU is here is asked once the model is known to be in order.
+    options.check_library("tensorrt-rtx" if config.target == "rtx" else "tensorrt", gpu=True)
     target = _target(config)
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
@@ -82,13 +82,11 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
     A local network gets images in parts, so that an engine for the largest part serves images of any size.
     """
     manifest = bundle.manifest
-    for axis, name in _SIDES.items():
+    for axis, name in SIDES.items():
         shape = manifest.inputs[0].shape
         if len(shape) <= axis or isinstance(shape[axis], int):
             if getattr(options, name) is not None:
-                raise UsageError(
-                    f"--{name} is for graphs that take images of any {name}; this one is fixed; leave it out"
-                )
+                raise fixed_side(name)
             continue
         if getattr(options, name) is not None:
             continue
@@ -103,7 +101,7 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
         longest = max(longest_part(overlap), golden)
         sizes: Range = (min(_SMALLEST_SIDE, golden), longest, longest)
         options = replace(options, height=sizes) if name == "height" else replace(options, width=sizes)
-    for name in _SIDES.values():
+    for name in SIDES.values():
         _check_sides(bundle, name, options)
     return options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from krl_runtime.backends.tensorrt.calls import check
+from krl_runtime.backends.tensorrt.interface import SIDES
 from krl_runtime.errors import UsageError
 
 from .options import BuildOptions, Range
@@ -12,10 +13,9 @@ from .options import BuildOptions, Range
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["add_profile"]
+__all__ = ["add_profile", "fixed_side"]
 
 _IMAGE_RANK = 4  # [batch, channels, height, width]
-_SIDES = {2: "height", 3: "width"}
 
 
 def add_profile(
@@ -37,13 +37,18 @@ def add_profile(
             dynamic = True
             low, best, high = zip(*ranges, strict=True)
             profile.set_shape(tensor.name, low, best, high)
-        sides |= {_SIDES[axis] for axis, size in enumerate(shape) if size == -1 and axis in _SIDES}
-    for name in _SIDES.values():
+        sides |= {SIDES[axis] for axis, size in enumerate(shape) if size == -1 and axis in SIDES}
+    for name in SIDES.values():
         if getattr(options, name) is not None and name not in sides:
-            raise UsageError(f"--{name} is for graphs that take images of any {name}; this one is fixed; leave it out")
+            raise fixed_side(name)
     if dynamic:
         check(bool(profile), "TensorRT finds the optimization profile incomplete")
         check(config.add_optimization_profile(profile) >= 0, "TensorRT refuses the optimization profile")
+
+
+def fixed_side(name: str) -> UsageError:
+    """Return the error of a height or width that was given for a graph which has a fixed one."""
+    return UsageError(f"--{name} is for graphs that take images of any {name}; this one is fixed; leave it out")
 
 
 def _range(name: str, shape: tuple[int, ...], axis: int, options: BuildOptions) -> Range:
@@ -59,7 +64,7 @@ def _range(name: str, shape: tuple[int, ...], axis: int, options: BuildOptions) 
         return size, size, size
     if axis == 0:
         return options.profile
-    side = _SIDES.get(axis) if len(shape) == _IMAGE_RANK else None
+    side = SIDES.get(axis) if len(shape) == _IMAGE_RANK else None
     if side is None:
         raise UsageError(
             f"input {name!r} has shape {list(shape)}; accepted: a batch, and height and width of images, that vary"

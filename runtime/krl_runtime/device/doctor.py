@@ -162,7 +162,7 @@ def _rtx(cuda: Component) -> Iterator[Component]:
         yield _fault("tensorrt-rtx", error, "install it again")
         return
     if cuda.state == "ok":
-        yield _tensorrt("tensorrt-rtx", rtx_library)
+        yield _tensorrt("tensorrt-rtx", lambda: library)
     else:  # it builds engines all the same, and on most machines that is what it is installed for
         yield Component("tensorrt-rtx", "ok", f"{library.version} builds engines; running them needs a GPU")
 

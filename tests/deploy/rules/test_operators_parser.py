@@ -252,6 +252,6 @@ TAKEN = {
 
 
 def test_neither_refuses_it(refused):
-    answers = dict(zip(TAKEN, refused(*TAKEN.values()), strict=True))
-    assert answers == dict.fromkeys(TAKEN, False)
+    verdicts = dict(zip(TAKEN, refused(*TAKEN.values()), strict=True))
+    assert verdicts == dict.fromkeys(TAKEN, False)
     assert {use: errors(model) for use, model in TAKEN.items()} == {use: set() for use in TAKEN}

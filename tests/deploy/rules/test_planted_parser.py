@@ -11,10 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from _helpers.planted import WEIGHT as W
 from _helpers.planted import (
     add_constant,
     block,
     edited,
+    few_scales,
+    few_zero_points,
     find,
     findings,
     normal,
@@ -27,7 +30,7 @@ from _helpers.required import real_rtx
 from krl_deploy.rules.targets import RTX
 from krl_deploy.tensorrt.ask import ask
 
-Q, DQ, W = "QuantizeLinear_r0_quantized", "DequantizeLinear_r0_dequantized", "DequantizeLinear_w1_dequantized"
+Q, DQ = "QuantizeLinear_r0_quantized", "DequantizeLinear_r0_dequantized"
 W0, W3 = "DequantizeLinear_w0_dequantized", "DequantizeLinear_w3_dequantized"
 
 FULL, HALF = block(), block(half=True)  # INT8 within FP32, and within FP16
@@ -120,16 +123,6 @@ def scale_of_one_channel(wrong):
 
 def no_scale(model):
     set_value(model, find(model, Q).input[1], np.zeros(0, np.float32))
-
-
-def few_scales(model):
-    restored = find(model, W)
-    set_value(model, restored.input[1], np.full(16, 0.01, np.float32))
-    set_value(model, restored.input[2], np.zeros(16, np.int8))
-
-
-def few_zero_points(model):
-    set_value(model, find(model, W).input[2], np.zeros(16, np.int8))
 
 
 def axis(name, wrong):
@@ -331,7 +324,7 @@ ACCEPTED = {
     # krl's runtime gives out floats.
     "integers at an output": (integers_given_out, Q, "qdq/pair"),
 }
-"""What NVIDIA builds and krl refuses as a policy, with the reason."""
+"""Graphs that NVIDIA builds and krl refuses as a policy, with the reason."""
 
 
 @pytest.mark.parametrize("fault", ACCEPTED)
@@ -366,7 +359,7 @@ WARNED = {
     "int8 bias": (FULL, int8_bias, "qdq/bias"),
     "FP32 scale of a quantizer in FP16": (HALF, fp32_scale_of_a_quantizer, "qdq/pair"),
 }
-"""What NVIDIA builds and krl warns of: not documented, slow, or of another scale than its partner."""
+"""Graphs that NVIDIA builds and krl warns of: not documented, slow, or of another scale than its partner."""
 
 
 @pytest.mark.parametrize("fault", WARNED)

@@ -7,9 +7,10 @@ import pytest
 from onnx import helper
 
 from _helpers.graphs import graph, node
-from _helpers.planted import block, edited, family, find, of_rule, set_value, value
+from _helpers.planted import WEIGHT as W
+from _helpers.planted import block, edited, family, few_scales, few_zero_points, find, of_rule, set_value, value
 
-Q, DQ, W = "QuantizeLinear_r0_quantized", "DequantizeLinear_r0_dequantized", "DequantizeLinear_w1_dequantized"
+Q, DQ = "QuantizeLinear_r0_quantized", "DequantizeLinear_r0_dequantized"
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -51,16 +52,6 @@ def per_channel(model):
     scale, zero = find(model, Q).input[1:3]
     set_value(model, scale, np.full(32, 0.01, np.float32))
     set_value(model, zero, np.zeros(32, np.int8))
-
-
-def few_scales(model):
-    restored = find(model, W)
-    set_value(model, restored.input[1], np.full(16, 0.01, np.float32))
-    set_value(model, restored.input[2], np.zeros(16, np.int8))
-
-
-def few_zero_points(model):
-    set_value(model, find(model, W).input[2], np.zeros(16, np.int8))
 
 
 def axis_beyond(model):

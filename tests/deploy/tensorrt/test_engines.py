@@ -14,7 +14,7 @@ import pytest
 
 from _helpers.bundles import npz, write_bundle
 from _helpers.fake_cuda import GPU_NAME
-from _helpers.fake_tensorrt import install_fakes
+from _helpers.fake_tensorrt import faked, install_fakes
 from _helpers.image_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_deploy.cli import build_engine, inspect_engine
@@ -30,14 +30,8 @@ from krl_runtime.pipelines.restorer import longest_part
 NO_LEAKS = {"memory": 0, "streams": 0, "graphs": 0}
 
 
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
-def trt(request, pytestconfig, monkeypatch):
-    return install_fakes(request.param, pytestconfig, monkeypatch)
-
-
-@pytest.fixture
-def newest(pytestconfig, monkeypatch):
-    return install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+trt = faked(*GENERATIONS)
+newest = faked(GENERATIONS[-1])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Graphs of every family that krl trains, judged by NVIDIA's parser and builder, and by krl's own rules beside them.
 
 TensorRT-RTX builds without a GPU. So the parser, the types of the network and the builder's rules are the real ones.
-What an engine answers is not tested here.
+The outputs of an engine are not tested here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.backends.base import ImageSizes
 
-__all__ = ["Interface", "Profile", "Tensor", "read_interface", "split"]
+__all__ = ["SIDES", "Interface", "Profile", "Tensor", "read_interface", "split"]
 
 _DTYPES = {
     "BOOL": np.bool_,
@@ -30,7 +30,8 @@ _DTYPES = {
     "INT64": np.int64,
     "UINT8": np.uint8,
 }
-_SIDES = {2: "height", 3: "width"}  # axes of images [batch, channels, height, width], for messages
+SIDES: Final = {2: "height", 3: "width"}
+"""Axes of images ``[batch, channels, height, width]`` whose size may vary, by number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Tensor:
     @property
     def spec(self) -> TensorSpec:
         """Return the tensor as a bundle describes it."""
-        sides = (size if size >= 0 else _SIDES.get(axis, f"axis {axis}") for axis, size in enumerate(self.shape, 1))
+        sides = (size if size >= 0 else SIDES.get(axis, f"axis {axis}") for axis, size in enumerate(self.shape, 1))
         return TensorSpec(self.name, self.dtype.name, ("batch", *sides))
 
 
@@ -91,7 +92,7 @@ class Interface:
             low, high = chosen.low[name], chosen.high[name]
             for axis in range(1, len(shape)):
                 if not low[axis] <= shape[axis] <= high[axis]:
-                    side = _SIDES.get(axis, f"axis {axis}")
+                    side = SIDES.get(axis, f"axis {axis}")
                     raise BackendError(
                         f"input {name!r} has {side} {shape[axis]}, the engine takes {low[axis]} to {high[axis]}; build "
                         f"one with: krl-deploy build-engine --{side} MIN,OPT,MAX"

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from _helpers.bundles import TinyNet
-from _helpers.fake_tensorrt import install_fakes
+from _helpers.fake_tensorrt import faked, install_fakes
 from _helpers.tensorrt_bindings import ALL, GENERATIONS
 from krl_runtime.backends.tensorrt.backend import TensorRTBackend
 from krl_runtime.errors import BackendError
@@ -20,20 +20,9 @@ SPEC = Preprocessing(12, 10)
 NET = TinyNet.random(SPEC, 4)
 
 
-@pytest.fixture(params=ALL, ids=lambda generation: generation.name)
-def trt(request, pytestconfig, monkeypatch):
-    return install_fakes(request.param, pytestconfig, monkeypatch)
-
-
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
-def capturing(request, pytestconfig, monkeypatch):
-    """TensorRT, whose work krl captures as CUDA graphs; TensorRT-RTX does so itself."""
-    return install_fakes(request.param, pytestconfig, monkeypatch)
-
-
-@pytest.fixture
-def newest(pytestconfig, monkeypatch):
-    return install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+trt = faked(*ALL)
+capturing = faked(*GENERATIONS)  # krl captures their work as CUDA graphs; TensorRT-RTX does so itself
+newest = faked(GENERATIONS[-1])
 
 
 def shapes(*batches):

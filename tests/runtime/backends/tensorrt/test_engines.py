@@ -7,7 +7,7 @@ import pytest
 
 from _helpers.bundles import write_bundle
 from _helpers.fake_cuda import GPU_NAME
-from _helpers.fake_tensorrt import install_fakes
+from _helpers.fake_tensorrt import faked
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_runtime.backends.cuda import Gpu, platform_key
 from krl_runtime.backends.select import select_backend
@@ -20,14 +20,8 @@ from krl_runtime.images.preprocessing import Preprocessing
 SPEC = Preprocessing(12, 10)
 
 
-@pytest.fixture(params=GENERATIONS, ids=lambda generation: generation.name)
-def trt(request, pytestconfig, monkeypatch):
-    return install_fakes(request.param, pytestconfig, monkeypatch)
-
-
-@pytest.fixture
-def newest(pytestconfig, monkeypatch):
-    return install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+trt = faked(*GENERATIONS)
+newest = faked(GENERATIONS[-1])
 
 
 def shapes(*batches):

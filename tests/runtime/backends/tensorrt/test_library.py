@@ -1,11 +1,11 @@
-"""What is installed: TensorRT, TensorRT-RTX, cuda-python, a GPU."""
+"""Finding what is installed: TensorRT, TensorRT-RTX, cuda-python, a GPU."""
 
 import sys
 
 import pytest
 
 from _helpers.fake_cuda import GPU_NAME, FakeCuda
-from _helpers.fake_tensorrt import install_fakes
+from _helpers.fake_tensorrt import faked, install_fakes
 from _helpers.tensorrt_bindings import GENERATIONS, RTX
 from krl_runtime.backends import cuda
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, version_tuple
@@ -13,10 +13,7 @@ from krl_runtime.backends.tensorrt import library
 from krl_runtime.backends.tensorrt.library import rtx_library, tensorrt_library
 from krl_runtime.errors import BackendError
 
-
-@pytest.fixture
-def newest(pytestconfig, monkeypatch):
-    return install_fakes(GENERATIONS[-1], pytestconfig, monkeypatch)
+newest = faked(GENERATIONS[-1])
 
 
 def test_without_tensorrt_the_message_says_how_to_install_it(monkeypatch, tmp_path):
