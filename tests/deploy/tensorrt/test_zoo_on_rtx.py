@@ -50,7 +50,7 @@ def forms(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto, Plan]]
 
 
 def advice(model: onnx.ModelProto, form: str) -> list[str]:
-    """Return what krl's own rules find in a graph of krl's own: errors, and anything of the families of Q/DQ rules.
+    """Return the findings of krl's own rules in a graph of krl's own: errors, and all of the families of Q/DQ rules.
 
     That the sides of images are open is no fault. Known bugs of TensorRT and missing kernels are not faults either.
     """
