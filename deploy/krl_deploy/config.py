@@ -30,9 +30,11 @@ def _check_counts(**values: int) -> None:
             raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
-def _check_limits(max_drop: float | None, min_psnr: float | None) -> None:
+def _check_limits(max_drop: float | None, max_recall_drop: float | None, min_psnr: float | None) -> None:
     if max_drop is not None and not max_drop >= 0:
         raise UsageError(f"--max-drop is {max_drop}; accepted: 0 or more percentage points, or dB")
+    if max_recall_drop is not None and not max_recall_drop >= 0:
+        raise UsageError(f"--max-recall-drop is {max_recall_drop}; accepted: 0 or more percentage points")
     if min_psnr is not None and not min_psnr > 0:
         raise UsageError(f"--min-psnr is {min_psnr}; accepted: above 0 dB")
 
@@ -152,8 +154,11 @@ class Fp16Config:
     """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
     min_psnr: float | None = None
     """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (40)."""
+    max_recall_drop: float | None = None
+    """Largest accepted drop of the recall of one class, in percentage points; left out: 10, if it is not by chance."""
     accept_unmeasured: bool = False
-    """Keep the variant although it was judged on fewer than 100 images; the bundle records it."""
+    """Keep the variant although it was judged on fewer than 100 images, or on images unlike those of the model; the
+    bundle records it."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
@@ -163,7 +168,7 @@ class Fp16Config:
         """Check the ranges."""
         _check_counts(val_limit=self.val_limit)
         _check_fraction(self.val_fraction)
-        _check_limits(self.max_drop, self.min_psnr)
+        _check_limits(self.max_drop, self.max_recall_drop, self.min_psnr)
 
 
 @dataclass(frozen=True)
@@ -188,8 +193,11 @@ class QuantizeConfig:
     """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
     min_psnr: float | None = None
     """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (30)."""
+    max_recall_drop: float | None = None
+    """Largest accepted drop of the recall of one class, in percentage points; left out: 10, if it is not by chance."""
     accept_unmeasured: bool = False
-    """Keep the variant although it was judged on fewer than 100 images; the bundle records it."""
+    """Keep the variant although it was judged on fewer than 100 images, or on images unlike those of the model; the
+    bundle records it."""
     method: Method = "percentile"
     """Range of calibration data: all values (minmax), all but a few at both ends (percentile), least loss of
     information (entropy), or least squared error (mse)."""
@@ -202,9 +210,8 @@ class QuantizeConfig:
     """Correct biases for the shift of a layer's mean that rounding the weights causes."""
     optimal_scales: bool = False
     """Choose the weight scale of each channel by the least squared error, and not by the largest weight."""
-    float_precision: Literal["fp16", "fp32"] = "fp32"
-    """Precision of the rest of TensorRT's graph; the CPU's has FP32. Use fp16 only for files that TensorRT or krl runs:
-    an optimizer of ONNX Runtime that krl turns off computes the fp16 graph wrongly."""
+    float_precision: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the rest of the graph for GPUs. With fp16 there is a second file with fp32 for OpenVINO."""
     mixed_precision: bool = False
     """Measure the accuracy drop of each layer in INT8, and keep the worst in FP16 or FP32 until --max-drop is met."""
     budget_seconds: float | None = None
@@ -224,7 +231,7 @@ class QuantizeConfig:
         _check_fraction(self.val_fraction)
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
-        _check_limits(self.max_drop, self.min_psnr)
+        _check_limits(self.max_drop, self.max_recall_drop, self.min_psnr)
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
         if self.budget_seconds is not None and not self.mixed_precision:

@@ -142,7 +142,8 @@ def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
         return _engine(bundle, config)
     variant = config.variant or choose_variant(bundle, kind)[0]
     chosen = manifest.variants[variant]
-    file = chosen.cpu_file or chosen.file if kind == "cpu" else chosen.file
+    # Triton leaves all optimizers of ONNX Runtime on, and one of them computes INT8 with FP16 around it wrongly.
+    file = (chosen.cpu_file if kind == "cpu" else chosen.fp32_file) or chosen.file
     batched = not isinstance(manifest.inputs[0].shape[0], int)
     return _Packaged(kind, variant, file, "model.onnx", config.max_batch if batched else 0)
 

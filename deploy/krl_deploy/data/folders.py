@@ -10,7 +10,7 @@ from pathlib import Path
 from krl_runtime.errors import DataError
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, open_folder
 
-__all__ = ["choose", "choose_any", "open_data", "with_label_indices"]
+__all__ = ["choose", "choose_any", "open_data", "some", "with_label_indices"]
 
 _log = logging.getLogger("krl")
 
@@ -28,7 +28,7 @@ def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
             f"{data} is the name of a data set, not a folder; write it as a folder first with "
             f"krl-train unpack --data {data} --out FOLDER, then give --data FOLDER"
         )
-    return open_folder(data, on_bad=on_bad)
+    return open_folder(data, on_bad=on_bad, same_classes=False)
 
 
 def choose(folder: ImageFolder, split: str, limit: int, *, val_fraction: float) -> list[ImageFile]:
@@ -60,20 +60,24 @@ def with_label_indices(
     """Return the images with the indices of a model's labels, matched by name.
 
     Where the folder has classes that the model does not know, nothing can be said of accuracy: that is logged, and
-    the images get -1.
+    all images get -1. So does an image without a class.
     """
     unknown = sorted(set(folder.labels) - set(labels))
     if unknown:
         _log.warning(
             "%s has classes that the model does not: %s; the model's: %s; accuracy is not measured, only agreement",
             folder.root,
-            _some(unknown),
-            _some(labels),
+            some(unknown),
+            some(labels),
         )
     index = {name: position for position, name in enumerate(labels)}
     known = folder.labels and not unknown
-    return tuple(replace(image, label=index[folder.labels[image.label]] if known else -1) for image in images)
+    return tuple(
+        replace(image, label=index[folder.labels[image.label]] if known and image.label >= 0 else -1)
+        for image in images
+    )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list in words, and how many more there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

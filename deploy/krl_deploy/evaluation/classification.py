@@ -11,17 +11,23 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose, open_data, with_label_indices
+from krl_deploy.data.folders import choose, open_data, some, with_label_indices
+from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
+from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
-from krl_runtime.evaluation.gate import Verdict, judge_predictions, resolution
+from krl_runtime.evaluation.gate import Verdict, judge_predictions
 from krl_runtime.evaluation.limits import LEAST_AGREEMENT, MAX_DROP_POINTS
+from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, better_than_chance, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
 
-from .comparison import PredictionTally, Score
-from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task, worst
+from .comparison import outputs_of
+from .shift import SAMPLE, distribution_shift
+from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task, judged, worst
 
 __all__ = ["Classification"]
+
+_MOST_CLASSES = 20  # in the table of recall; more than that is no longer read
 
 
 class Classification(Task):
@@ -34,6 +40,8 @@ class Classification(Task):
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.val: list[ImageFile] = []
+        self.other_classes: tuple[str, ...] = ()
+        self.used: dict[str, npt.NDArray[np.uint8]] = {}  # a sample of the images, by their use
         self.name = "golden inputs"
         if options.data is not None:
             self._choose()
@@ -46,7 +54,9 @@ class Classification(Task):
         folder = open_data(options.data, on_bad=options.on_bad_image)
         train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
         val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
-        labeled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
+        labels = self.bundle.manifest.labels
+        self.other_classes = tuple(sorted(set(folder.labels) - set(labels)))
+        labeled = with_label_indices([*train, *val], folder, labels)
         self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
         self.name = folder.root.name
 
@@ -59,6 +69,7 @@ class Classification(Task):
 
             made, origin = images_of(options.from_generator, options.limit, 0, manifest.preprocessing)
             check_images(made)
+            self.used["calibration"] = _sample(made)
             return CalibrationData(made, identity(made, []), origin)
         if options.data is None:
             raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
@@ -66,18 +77,24 @@ class Classification(Task):
         labels = [image.label for image in used]
         check_images(pixels)
         check_classes(labels, manifest.labels)
+        self.used["calibration"] = _sample(pixels)
         return CalibrationData(pixels, identity(pixels, labels), "images")
 
     def batches(self) -> Iterator[Batch]:
         """Yield images and labels; see ``Task.batches``."""
         manifest, options = self.bundle.manifest, self.options
         if self.val:
-            yield from decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image)
+            sample = []
+            for pixels, labels in decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image):
+                sample.append(pixels[:: -(-len(self.val) // SAMPLE)])
+                yield pixels, labels
+            self.used["evaluation"] = np.concatenate(sample)[:SAMPLE]
             return
         if options.from_generator is not None:
             from .generation import images_of
 
             pixels, _ = images_of(options.from_generator, min(options.val_limit, 512), 1, manifest.preprocessing)
+            self.used["evaluation"] = _sample(pixels)
         else:
             pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
@@ -86,15 +103,7 @@ class Classification(Task):
         """Return an empty tally."""
         return PredictionTally()
 
-    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return the share, 0 to 1, with the same top-1."""
-        return float((outputs.argmax(1) == expected.argmax(1)).mean())
-
-    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the agreement that the self-test requires."""
-        return {"agreement": max(0.0, alike - slack / count)}
-
-    def accuracy_drop(self, scores: Mapping[str, Score]) -> AccuracyDrop:
+    def accuracy_drop(self, scores: Mapping[str, PredictionScore]) -> AccuracyDrop:
         """Return points of top-1; without labels points of agreement, by the limit of INT8."""
         _, *variants = scores.values()
         drop = self._drop(scores)
@@ -104,34 +113,91 @@ class Classification(Task):
         unit = "points of agreement with fp32, since there are no labels"
         return AccuracyDrop(value, unit, (1 - LEAST_AGREEMENT["int8"]) * 100)
 
-    def verdict(self, precision: str, count: int, scores: Mapping[str, Score]) -> Verdict:
+    def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
-        _, *variants = scores.values()
+        reference, *variants = scores.values()
         return judge_predictions(
             precision,
             count=count,
             agreement=min(score.agreement for score in variants),
             drop=self._drop(scores),
+            classes=[item for score in variants for item in score.classes],
+            labels=self.bundle.manifest.labels,
             max_drop=self.options.max_drop,
+            max_recall_drop=self.options.max_recall_drop,
+            doubts=self._doubts(reference),
             accept_unmeasured=self.options.accept_unmeasured,
         )
 
-    def evidence(self, scores: Mapping[str, Score], verdict: Verdict) -> dict[str, Any]:
-        """Return the drop, the limits, and whether enough was judged."""
-        return {"drop_points": self._drop(scores), "limits": dict(verdict.limits), "judged": verdict.judged}
+    def _doubts(self, reference: PredictionScore) -> list[str]:
+        """Return reasons why the images say nothing of the variants."""
+        doubts = []
+        if self.other_classes:
+            doubts.append(f"the images are of classes that the model does not have: {some(self.other_classes)}")
+        if "calibration" in self.used and set(self.train) & set(self.val):
+            doubts.append("the images that it was judged on were calibrated on as well")
+        if better_than_chance(reference.classes) or not self.used:
+            return doubts  # the model knows the images
+        manifest, golden = self.bundle.manifest, self.bundle.golden()
+        known = golden[manifest.inputs[0].name], golden[manifest.outputs[0].name]
+        session = open_cpu(self.bundle.file(manifest.variants["fp32"].file).read_bytes())
+        for use, images in self.used.items():
+            shift = distribution_shift(*known, images, outputs_of(session, images))
+            if shift:
+                doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
+        return doubts
 
-    def remark(self, count: int, scores: Mapping[str, Score]) -> str:
-        """Return the resolution of the images in words; see ``Task.remark``."""
-        top1 = next(iter(scores.values())).top1
-        if top1 is None:
-            return ""
-        image, error = resolution(top1, count)
+    def evidence(self, scores: Mapping[str, PredictionScore], verdict: Verdict) -> dict[str, Any]:
+        """Return the drop, recall of the classes, the limits, and whether enough was judged."""
+        rows = self._recalls(scores)
+        recall = {name: {"images": count, **dict(zip(scores, each, strict=True))} for name, count, *each in rows}
+        return {"drop_points": self._drop(scores), **({"recall": recall} if recall else {}), **judged(verdict)}
+
+    def remark(self, count: int, scores: Mapping[str, PredictionScore]) -> str:
+        """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""
+        reference, *_ = scores.values()
+        if reference.top1 is None:
+            return f"{count} images without labels; one is worth {100 / count:.2g} points of agreement"
+        image, error = resolution(reference.top1, count)
         finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
-        return f"one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points{finer}"
+        rows = self._recalls(scores)
+        missing = len(self.bundle.manifest.labels) - len(reference.classes)
+        absent = f"\n{missing} classes have no image and were not judged" if missing else ""
+        which = "recall" if len(rows) == len(reference.classes) else "recall, largest drops"
+        cells = [(name, number, *(f"{each:.1%}" for each in more)) for name, number, *more in rows]
+        shown = table((which, "images", *scores), cells)
+        return (
+            f"{count} images; one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points"
+            f"{finer}\n{shown}{absent}"
+        )
 
-    def _drop(self, scores: Mapping[str, Score]) -> float | None:
+    def _recalls(self, scores: Mapping[str, PredictionScore]) -> list[tuple[Any, ...]]:
+        """Return name, number of images, and recall in each file, of all classes, or of those that drop most."""
+        reference, *variants = scores.values()
+        labels = self.bundle.manifest.labels
+
+        def drop(position: int) -> float:
+            return max(score.classes[position].drop for score in variants)
+
+        positions = list(range(len(reference.classes)))
+        if len(positions) > _MOST_CLASSES:
+            positions = sorted(positions, key=drop, reverse=True)[:_MOST_CLASSES]
+        return [
+            (
+                labels[reference.classes[position].index],
+                reference.classes[position].count,
+                *(score.classes[position].recall for score in scores.values()),
+            )
+            for position in positions
+        ]
+
+    def _drop(self, scores: Mapping[str, PredictionScore]) -> float | None:
         """Return the largest drop of top-1 in points; ``None`` without labels."""
         reference, *variants = scores.values()
         if reference.top1 is None:
             return None
         return worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
+
+
+def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return pixels[:: -(-len(pixels) // SAMPLE)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,60 +14,12 @@ import numpy.typing as npt
 from krl_deploy.data.arrays import Inputs, batches, feed, length
 from krl_runtime.device.timing import interleaved
 from krl_runtime.errors import BackendError, DataError, ModelError, require
+from krl_runtime.evaluation.predictions import PredictionTally
 from krl_runtime.processor import cpu_count, processor_name
 
-__all__ = ["PredictionTally", "Score", "compare", "interleaved_latency", "machine", "outputs_of"]
+__all__ = ["compare", "interleaved_latency", "machine", "outputs_of"]
 
 _BATCH = 8  # images in a run: larger batches are no faster on a CPU, and their activations take memory
-
-
-@dataclass(frozen=True)
-class Score:
-    """A classifier on a set of images.
-
-    Attributes:
-        top1: Share of right predictions, 0 to 1; ``None`` without labels.
-        agreement: Share of images, 0 to 1, with the reference's prediction.
-        max_error: Largest absolute difference of a logit from the reference's.
-    """
-
-    top1: float | None
-    agreement: float
-    max_error: float
-
-    HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "largest logit error")
-
-    def cells(self, reference: Score) -> tuple[str | None, ...]:
-        """Return the score for people, beside that of the reference."""
-        known = self.top1 is not None and reference.top1 is not None
-        return (
-            None if self.top1 is None else f"{self.top1:.2%}",
-            f"{(reference.top1 - self.top1) * 100:.2f}" if known else None,  # type: ignore[operator]
-            f"{self.agreement:.2%}",
-            f"{self.max_error:.4g}",
-        )
-
-
-class PredictionTally:
-    """Counts right predictions, and those equal to the reference's."""
-
-    def __init__(self) -> None:
-        self.count, self.right, self.same, self.error, self.labeled = 0, 0, 0, 0.0, True
-
-    def add(
-        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
-    ) -> None:
-        """Count the predictions of one batch of logits ``[N, classes]``; ``truth`` has the labels, -1 where unknown."""
-        predictions = outputs.argmax(axis=1)
-        self.count += len(outputs)
-        self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
-        self.right += int((predictions == truth).sum()) if self.labeled else 0
-        self.same += int((predictions == reference.argmax(axis=1)).sum())
-        self.error = max(self.error, float(np.abs(outputs - reference).max()))
-
-    def score(self) -> Score:
-        """Return the score of all batches."""
-        return Score(self.right / self.count if self.labeled else None, self.same / self.count, self.error)
 
 
 def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDArray[np.float32]:

@@ -1,13 +1,20 @@
-"""The one place that stops a variant which does not pass the gate."""
+"""The one place that stops a variant which does not pass the gate, and that sets the limits of one that does."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
+from krl_runtime.evaluation.golden import Likeness, golden_limits, likeness, makes_images
 
-__all__ = ["enforce"]
+__all__ = ["enforce", "limits_of"]
 
 _log = logging.getLogger("krl")
 
@@ -26,9 +33,42 @@ def enforce(verdict: Verdict, name: str, count: int, shown: str, advice: str = "
         CheckFailedError: The variant does not pass; the message has the reasons and the table.
     """
     if not verdict.passes:
-        more = f"{advice} Few images: give more with --data, or --accept-unmeasured".strip()
+        doubtful = "Give other images with --data, or --accept-unmeasured." if verdict.doubts else ""
         raise CheckFailedError(
-            f"{name} is not kept, judged on {count} images: {verdict.reason}; the bundle is unchanged. {more}\n{shown}"
+            f"{name} is not kept, judged on {count} images: {verdict.reason}; the bundle is unchanged. "
+            f"{' '.join(filter(None, (advice, doubtful)))}\n{shown}"
         )
     if not verdict.judged:
-        _log.warning("%s was judged on %d images alone, which was accepted with --accept-unmeasured", name, count)
+        _log.warning("%s was accepted with --accept-unmeasured: %s", name, "; ".join(verdict.doubts))
+
+
+def limits_of(
+    precision: str,
+    manifest: Manifest,
+    outputs: Sequence[npt.NDArray[Any]],
+    golden: Mapping[str, npt.NDArray[Any]],
+    verdict: Verdict,
+) -> dict[str, Any]:
+    """Return the limits of a variant that passed the gate on the golden inputs, as fields of ``Variant``.
+
+    Args:
+        precision: ``"fp16"`` or ``"int8"``.
+        manifest: The bundle's manifest.
+        outputs: First output of each of its files for the golden inputs, ``[N, ...]``.
+        golden: Golden inputs and outputs.
+        verdict: Of the gate.
+
+    Raises:
+        CheckFailedError: The variant is outside of them: it has lost inputs that the bundle was exported with.
+    """
+    name = manifest.outputs[0].name
+    each = [likeness(manifest, {name: values}, golden) for values in outputs]
+    error = float(np.max([item.error for item in each]))
+    measured = Likeness(each[0].count, each[0].largest, error, float(np.min([item.alike for item in each])))
+    limits, fault = golden_limits(precision, measured, verdict.limits, images=makes_images(manifest))
+    if fault:
+        raise CheckFailedError(
+            f"{precision.upper()} is not kept: on the {measured.count} golden inputs of the bundle, {fault}; the "
+            "bundle is unchanged. Calibrate on images like those that the model was trained on"
+        )
+    return limits

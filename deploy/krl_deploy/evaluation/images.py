@@ -2,79 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_images
+from krl_runtime.evaluation.images import ImageScore, ImageTally
 from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
-from krl_runtime.images.luma import mean_psnr
 
-from .task import AccuracyDrop, EvaluationOptions, Task, worst
+from .task import AccuracyDrop, EvaluationOptions, Task, judged, worst
 
-__all__ = ["ImageScore", "ImageTally", "ImageTask"]
-
-_SLACK = 6.0  # dB: twice the error, as for logits
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """Images that one variant of a model makes.
-
-    Attributes:
-        psnr: In dB to the true images, the mean over images; ``None`` if they are not known.
-        psnr_to_fp32: In dB to those of the reference, the mean over images; 200 if they are equal.
-        max_error: Largest absolute difference of a value from the reference's, in levels of 255.
-    """
-
-    psnr: float | None
-    psnr_to_fp32: float
-    max_error: float
-
-    HEADER: ClassVar[tuple[str, ...]] = ("PSNR in dB", "drop in dB", "dB to fp32", "largest error")
-
-    def cells(self, reference: ImageScore) -> tuple[str | None, ...]:
-        """Return the score for people, beside that of the reference."""
-        known = self.psnr is not None and reference.psnr is not None
-        return (
-            None if self.psnr is None else f"{self.psnr:.3f}",
-            f"{reference.psnr - self.psnr:.3f}" if known else None,  # type: ignore[operator]
-            f"{self.psnr_to_fp32:.2f}",
-            f"{self.max_error:.4g}",
-        )
-
-
-class ImageTally:
-    """Sums PSNR.
-
-    Args:
-        quality: PSNR in dB of one output ``[C, H, W]`` and its truth.
-    """
-
-    def __init__(self, quality: Callable[[npt.NDArray[np.float32], npt.NDArray[Any]], float]) -> None:
-        self.quality = quality
-        self.truths: list[float] = []
-        self.references: list[float] = []
-        self.error = 0.0
-
-    def add(
-        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
-    ) -> None:
-        """Count one batch ``[N, C, H, W]``. A truth is that of the batch's only image."""
-        pairs = zip(outputs, reference, strict=True)
-        self.references += [mean_psnr(one[None], other[None]) for one, other in pairs]
-        self.error = max(self.error, float(np.abs(outputs - reference).max()))
-        if truth is not None:
-            self.truths.append(self.quality(outputs[0], truth))
-
-    def score(self) -> ImageScore:
-        """Return the score of all batches."""
-        known = len(self.truths) == len(self.references)
-        return ImageScore(float(np.mean(self.truths)) if known else None, float(np.mean(self.references)), self.error)
+__all__ = ["ImageTask"]
 
 
 class ImageTask(Task):
@@ -108,14 +49,6 @@ class ImageTask(Task):
         """Return the PSNR in dB of one output ``[C, H, W]`` to its truth."""
         raise NotImplementedError
 
-    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return the PSNR in dB, the mean over images."""
-        return mean_psnr(outputs, expected)
-
-    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the PSNR that the self-test requires."""
-        return {"psnr": alike - _SLACK}
-
     def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
         """Return dB of PSNR to the true images. Without them return the dB below ``--min-psnr`` to fp32's images."""
         _, *variants = scores.values()
@@ -139,7 +72,7 @@ class ImageTask(Task):
     def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:
         """Return the drop or the least PSNR, and the limits."""
         own = {"drop_db": self._drop(scores)} if self.true else {"min_psnr": self.least}
-        return {**own, "limits": dict(verdict.limits), "judged": verdict.judged}
+        return {**own, **judged(verdict)}
 
     def _drop(self, scores: Mapping[str, ImageScore]) -> float | None:
         """Return the largest drop of PSNR to the true images in dB; ``None`` if they are not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from krl_runtime.bundle import Bundle
     from krl_runtime.evaluation.gate import Verdict
 
-__all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "worst"]
+__all__ = [
+    "AccuracyDrop",
+    "Batch",
+    "CalibrationData",
+    "EvaluationOptions",
+    "Scored",
+    "Tally",
+    "Task",
+    "judged",
+    "worst",
+]
 
 Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
 """Inputs ``[N, ...]`` and their truth: labels ``[N]``, -1 if unknown; or one image; or ``None``."""
@@ -32,6 +42,10 @@ class Scored(Protocol):
 
     def cells(self, reference: Any) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score as plain JSON types."""
         ...
 
 
@@ -85,9 +99,15 @@ class EvaluationOptions:
     on_bad_image: OnBadImage
     limit: int = 512
     max_drop: float | None = None
+    max_recall_drop: float | None = None
     min_psnr: float | None = None
     from_generator: Path | None = None
     accept_unmeasured: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> EvaluationOptions:
+        """Return the options of a command's configuration that has fields of these names."""
+        return cls(**{item.name: getattr(config, item.name) for item in fields(cls) if hasattr(config, item.name)})
 
 
 @dataclass(frozen=True)
@@ -139,20 +159,6 @@ class Task(ABC):
         """Return an empty tally."""
 
     @abstractmethod
-    def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-        """Return how alike outputs are: the share, 0 to 1, with the same top-1, or the PSNR of images in dB."""
-
-    @abstractmethod
-    def floor(self, alike: float, count: int, slack: int) -> dict[str, float]:
-        """Return the limits of a variant in the self-test, as fields of ``Variant``.
-
-        Args:
-            alike: How alike its outputs are to the golden ones on this machine.
-            count: Number of golden inputs.
-            slack: How many predictions may differ on another device; images may be 6 dB less alike.
-        """
-
-    @abstractmethod
     def accuracy_drop(self, scores: Mapping[str, Any]) -> AccuracyDrop:
         """Return the accuracy drop of variants; the first score is the reference's."""
 
@@ -167,7 +173,7 @@ class Task(ABC):
         """
 
     def remark(self, count: int, scores: Mapping[str, Any]) -> str:
-        """Return the resolution of a measurement on this number of inputs in words; empty if there is nothing to say.
+        """Return what else people should see of a measurement: its resolution, recall of classes; may be empty.
 
         Args:
             count: Number of inputs that were judged.
@@ -178,6 +184,11 @@ class Task(ABC):
     @abstractmethod
     def evidence(self, scores: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
         """Return the evidence of the gate for a bundle."""
+
+
+def judged(verdict: Verdict) -> dict[str, Any]:
+    """Return the limits of a verdict and its doubts, for a bundle's evidence."""
+    return {"limits": dict(verdict.limits), "judged": verdict.judged, "doubts": list(verdict.doubts)}
 
 
 def worst(values: Sequence[float]) -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import onnx
 
 from krl_deploy.calibration.collect import collect
@@ -15,7 +13,7 @@ from krl_deploy.config import Fp16Config
 from krl_deploy.data.arrays import Inputs
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
-from krl_deploy.evaluation.enforce import enforce
+from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
@@ -30,11 +28,6 @@ __all__ = ["fp16"]
 
 _log = logging.getLogger("krl")
 
-_LEAST_TOLERANCE = 0.01  # of the largest golden output: 20 times FP16's rounding of it (2^-11)
-_SLACK = (
-    "four times the largest error on the golden inputs, at least 1 % of their largest output; their agreement less one "
-    "of them, or their PSNR less 6 dB"
-)
 _MEASURED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
     "to FP16 as a device stores it"
@@ -57,8 +50,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     golden = golden_arrays(bundle)
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
-    expected = golden[manifest.outputs[0].name]
-    task = task_of(bundle, _options(config))
+    task = task_of(bundle, EvaluationOptions.of(config))
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
@@ -78,16 +70,13 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     shown = score_table(rows, task.remark(count, scores))
     verdict = task.verdict("fp16", count, scores)
     enforce(verdict, "FP16", count, shown)
-    error = max(float(np.abs(values - expected).max()) for values in outputs)
-    alike = min(task.alike(values, expected) for values in outputs)
+    variant = Variant("fp16", names.FP16, **limits_of("fp16", manifest, outputs, golden, verdict))
     measured_on = {"data": task.name, "count": count}
     evidence = {
         "images": measured_on,
         **_evidence(converted, scores, files),
         **task.evidence(scores, verdict),
     }
-    tolerance = max(4 * error, _LEAST_TOLERANCE * float(np.abs(expected).max()))
-    variant = Variant("fp16", names.FP16, None, tolerance, **task.floor(alike, len(expected), slack=1))
     bundle.update(
         {names.FP16: files["fp16"]},
         variants={**manifest.variants, "fp16": variant},
@@ -96,27 +85,14 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     return {"bundle": str(bundle.path), **evidence}, shown
 
 
-def _options(config: Fp16Config) -> EvaluationOptions:
-    return EvaluationOptions(
-        config.data,
-        config.val_limit,
-        config.val_fraction,
-        config.on_bad_image,
-        max_drop=config.max_drop,
-        min_psnr=config.min_psnr,
-        accept_unmeasured=config.accept_unmeasured,
-    )
-
-
 def _evidence(converted: Fp16Graph, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     return {
-        "scores": {name: asdict(score) for name, score in scores.items()},
+        "scores": {name: score.to_dict() for name, score in scores.items()},
         "measured": _MEASURED,
         "fp16_operators": len(converted.nodes),
         "kept_fp32": dict(converted.kept),
         "file_bytes": {name: len(data) for name, data in files.items()},
         "machine": machine(),
-        "selftest_slack": _SLACK,
     }
 
 

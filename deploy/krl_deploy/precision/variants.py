@@ -64,7 +64,8 @@ class Int8Graphs:
     Attributes:
         tensorrt: TensorRT's graph, before FP16 is written around INT8.
         cpu: The CPU's graph.
-        files: ONNX files: ``"fp32"``, ``"int8"`` and ``"int8.cpu"``.
+        files: ONNX files: ``"fp32"``, ``"int8"``, ``"int8.cpu"``, and where ``"int8"`` has FP16 around INT8,
+            ``"int8.fp32"``, which has FP32 there.
         simulated: TensorRT's graph with FP32 tensors, rounded to FP16 as in the file. It computes what a device
             computes. ONNX Runtime's CPU provider runs it three times as fast as the file itself.
         fp32_around: Reasons by operator, for each operator of TensorRT's graph that cannot compute in FP16.
@@ -78,7 +79,7 @@ class Int8Graphs:
 
     @cached_property
     def sessions(self) -> dict[str, Any]:
-        """Sessions that evaluate ``"fp32"``, ``"int8"`` (simulated) and ``"int8.cpu"``."""
+        """Sessions that evaluate the files; that of ``"int8"`` is simulated."""
         return {name: open_cpu(self.simulated if name == "int8" else data) for name, data in self.files.items()}
 
 
@@ -133,12 +134,14 @@ class Emitter:
         tensorrt = self.tensorrt(keep)
         cpu = self.cpu(keep)
         exact = to_bytes(tensorrt.model)
-        files = {"fp32": self.fp32, "int8": exact, "int8.cpu": to_bytes(cpu.model)}
+        own = to_bytes(cpu.model)
         if not self.fp16:
-            return Int8Graphs(tensorrt, cpu, files, exact)
+            return Int8Graphs(tensorrt, cpu, {"fp32": self.fp32, "int8": exact, "int8.cpu": own}, exact)
         converted = to_fp16(tensorrt.model, self.calibration.extremes, around_int8=True)
         simulated = to_bytes(round_to_fp16(tensorrt.model, converted.nodes))
-        return Int8Graphs(tensorrt, cpu, {**files, "int8": to_bytes(converted.model)}, simulated, converted.kept)
+        half = to_bytes(converted.model)
+        files = {"fp32": self.fp32, "int8": half, "int8.fp32": exact, "int8.cpu": own}
+        return Int8Graphs(tensorrt, cpu, files, simulated, converted.kept)
 
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write TensorRT's graph with FP32 around INT8, with the scales of the file."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krl_runtime.backends.replay import compare, makes_images
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
+from krl_runtime.evaluation.golden import compare, makes_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -115,7 +115,7 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
 
     Args:
         bundle: The bundle.
-        variant: Name of one of its variants; its file for TensorRT is run, which suits OpenVINO as well.
+        variant: Name of one of its variants; its graph with FP32 around INT8 is run, or else its file for TensorRT.
         threads: Threads for one call; ``None`` means all cores. As many calls run at once as there are cores for.
         bf16: Whether floating point is computed in BF16 rather than FP32.
 
@@ -128,7 +128,8 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
     name = "openvino-bf16" if bf16 else "openvino"
     if bf16 and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(f"{name}: this CPU has no BF16 instructions; openvino computes in FP32")
-    path = bundle.file(bundle.manifest.variants[variant].file)
+    chosen = bundle.manifest.variants[variant]
+    path = bundle.file(chosen.fp32_file or chosen.file)
     if not keeps_weights_inside(path):
         raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
     streams = max(1, cpu_count() // threads) if threads else 1

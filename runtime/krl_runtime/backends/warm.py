@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
+from krl_runtime.evaluation.golden import compare
 
 from .base import Backend, ImageSizes
 from .cuda import current_gpu
-from .replay import compare, replay
+from .replay import replay
 from .select import SelectedBackend, choose_variant, open_backend
 from .tensorrt.library import tensorrt_library
 

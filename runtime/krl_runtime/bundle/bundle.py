@@ -198,7 +198,7 @@ class Bundle:
         manifest = self.manifest
         for name in manifest.files:
             _safe(self.path, name)
-        named = [file for variant in manifest.variants.values() for file in (variant.file, variant.cpu_file)]
+        named: list[str | None] = [file for variant in manifest.variants.values() for file in variant.files]
         named += [engine.file for engine in manifest.engines.values()]
         named += [manifest.golden, manifest.calibration]
         missing = sorted({name for name in named if name is not None and name not in manifest.files})

@@ -43,6 +43,7 @@ class Variant:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         file: The strongly typed ONNX file that TensorRT builds from and that ONNX Runtime runs on a GPU.
         cpu_file: The variant's graph for ONNX Runtime's CPU provider, if it differs from ``file``.
+        fp32_file: The variant's graph with FP32 in place of FP16, for OpenVINO, if it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
         agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
         psnr: For outputs that are images, instead of ``agreement``: smallest PSNR in dB to the golden ones, the mean
@@ -52,9 +53,15 @@ class Variant:
     precision: str
     file: str
     cpu_file: str | None = None
+    fp32_file: str | None = None
     tolerance: float = 1e-3
     agreement: float = 1.0
     psnr: float | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the names of its files."""
+        return tuple(name for name in (self.file, self.cpu_file, self.fp32_file) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -218,9 +225,7 @@ class Manifest:
     def without_files(self, names: Collection[str]) -> Manifest:
         """Return the manifest without these files and their dependents."""
         variants = {
-            key: variant
-            for key, variant in self.variants.items()
-            if variant.file not in names and variant.cpu_file not in names
+            key: variant for key, variant in self.variants.items() if not any(file in names for file in variant.files)
         }
         return replace(
             self,

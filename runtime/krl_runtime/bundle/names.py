@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "MANIFEST"]
+__all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "INT8_FP32", "MANIFEST"]
 
 MANIFEST: Final = "manifest.json"
 """The manifest, with the hashes of all other files."""
@@ -16,7 +16,10 @@ FP16: Final = "model.fp16.onnx"
 """FP16 in the graph."""
 
 INT8: Final = "model.int8.onnx"
-"""Q/DQ pairs, for TensorRT."""
+"""Q/DQ pairs with FP16 around them, for TensorRT and ONNX Runtime on a GPU."""
+
+INT8_FP32: Final = "model.int8.fp32.onnx"
+"""The same Q/DQ pairs with FP32 around them, for OpenVINO."""
 
 INT8_CPU: Final = "model.int8.cpu.onnx"
 """The INT8 graph of the same calibration that ONNX Runtime's CPU provider runs fast."""

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from krl_runtime.backends.base import Backend
-from krl_runtime.backends.replay import compare, makes_images, replay
+from krl_runtime.backends.replay import replay
 from krl_runtime.backends.select import KINDS, Kind, open_backend
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError
+from krl_runtime.evaluation.golden import bf16_limits, compare, makes_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,7 +27,8 @@ class Replay:
 
     Attributes:
         variant: Name of the variant.
-        kind: ``"tensorrt"``, ``"tensorrt-rtx"``, ``"cuda"``, ``"cpu"``, or ``"openvino"`` if it is installed.
+        kind: ``"tensorrt"``, ``"tensorrt-rtx"``, ``"cuda"``, ``"cpu"``, or if OpenVINO is installed ``"openvino"`` and
+            ``"openvino-bf16"``.
         state: ``"passed"``, ``"failed"``, or ``"unavailable"`` if this machine has no such backend.
         inputs: Number of golden inputs that were replayed.
         max_abs_error: Largest absolute difference from the golden outputs; ``None`` where nothing ran.
@@ -64,8 +66,7 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     """
     bundle.verify()
     golden = golden_arrays(bundle)
-    # BF16 is left out: no variant's tolerance is meant for it; see ``krl_runtime.device.tune`` for its limit.
-    kinds: tuple[Kind, ...] = (*KINDS, "openvino") if find_spec("openvino") else KINDS
+    kinds: tuple[Kind, ...] = (*KINDS, "openvino", "openvino-bf16") if find_spec("openvino") else KINDS
     return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 
 
@@ -75,7 +76,7 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
     except MissingExtraError as error:
         return Replay(name, kind, "unavailable", cause=str(error))
     except BackendError as error:
-        # If they are installed they run on any CPU: then the variant is at fault.
+        # If they are installed they run on any CPU: then the variant is at fault. BF16 needs a CPU that has it.
         return Replay(name, kind, "failed" if kind in ("cpu", "openvino") else "unavailable", cause=str(error))
     try:
         return _judge(bundle, name, kind, backend, golden)
@@ -87,6 +88,8 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
 
 def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
     variant: Variant = bundle.manifest.variants[name]
+    if kind == "openvino-bf16":
+        variant = bf16_limits(variant, golden, bundle.manifest)
     error, alike, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
     images = makes_images(bundle.manifest)
     return Replay(

@@ -2,8 +2,8 @@
 
 A candidate must pass two checks. By the bundle's evidence, the variant's accuracy drop is at most ``max_drop``, in
 points of top-1, or in dB of PSNR if it makes images. On this device, its outputs for the golden inputs are within the
-variant's tolerance. BF16 is not a variant of the bundle. It gets the largest tolerance of the variants that may be
-chosen.
+variant's limits. BF16 is not a variant of the bundle, and is judged by its own limits; see
+``krl_runtime.evaluation.golden``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.base import Backend
-from krl_runtime.backends.replay import compare, makes_images, replay
+from krl_runtime.backends.replay import replay
 from krl_runtime.backends.select import ALL_KINDS, ON_GPU, Kind, open_backend
 from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
-from krl_runtime.bundle import Bundle, Manifest, Variant
+from krl_runtime.bundle import Bundle, Manifest
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+from krl_runtime.evaluation.golden import bf16_limits, compare, makes_images
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS, SAME_IMAGE_DB
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
@@ -78,11 +79,10 @@ def tune(
         raise UsageError(f"max_drop is {max_drop}, rounds {rounds}, threads {list(threads)}; accepted: 0, 1, 1 or more")
     bundle.verify()
     golden = golden_arrays(bundle)
-    limits = {name: lost(bundle.manifest, name, "cpu") for name in bundle.manifest.variants}
     candidates = list(_candidates(bundle, max_drop, list(threads) or _thread_counts()))
     try:
         for candidate in progress(candidates, "checking the golden inputs"):
-            _open(bundle, candidate, golden, _loosest(bundle.manifest, limits, max_drop))
+            _open(bundle, candidate, golden)
         _measure(bundle, [item for item in candidates if item.backend is not None], golden, rounds)
     finally:
         for candidate in candidates:
@@ -152,13 +152,7 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))
 
 
-def _loosest(manifest: Manifest, points: Mapping[str, float | None], max_drop: float) -> Variant:
-    """Return the limit for BF16: the least exact of the variants that may be chosen."""
-    chosen = [manifest.variants[name] for name, value in points.items() if value is not None and value <= max_drop]
-    return max(chosen, key=lambda variant: variant.tolerance)
-
-
-def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArray[Any]], loosest: Variant) -> None:
+def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArray[Any]]) -> None:
     """Open a candidate's backend and replay the golden inputs; a candidate that fails gets its cause."""
     found = candidate.measurement
     if found.cause:
@@ -168,8 +162,9 @@ def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArra
     error, cause = None, ""
     try:
         backend, _ = open_backend(kind, bundle, found.variant, found.threads)
-        own = bundle.manifest.variants[found.variant]
-        accepted = max(own, loosest, key=lambda item: item.tolerance) if kind == "openvino-bf16" else own
+        accepted = bundle.manifest.variants[found.variant]
+        if kind == "openvino-bf16":
+            accepted = bf16_limits(accepted, golden, bundle.manifest)
         error, _, cause = compare(bundle.manifest, accepted, replay(bundle, backend, golden), golden)
     except (BackendError, MissingExtraError) as problem:
         cause = str(problem)

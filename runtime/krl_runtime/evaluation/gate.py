@@ -1,18 +1,27 @@
 """The gate of accuracy: whether a variant may be kept, from what was measured of it beside FP32.
 
-Missing data never opens it. Without labels predictions are compared with those of FP32, and with few images only the
-user can say that it is enough.
+Missing data never opens it. Without labels predictions are compared with those of FP32. Where the images are few, or
+doubtful, only the user can say that they are enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from .limits import LEAST_AGREEMENT, LEAST_IMAGES, LEAST_PSNR, MAX_DROP_DB, MAX_DROP_POINTS
+from .limits import (
+    LEAST_AGREEMENT,
+    LEAST_IMAGES,
+    LEAST_PSNR,
+    MAX_DROP_DB,
+    MAX_DROP_POINTS,
+    MAX_RECALL_DROP_POINTS,
+)
+from .predictions import ClassCounts
 
-__all__ = ["Verdict", "judge_images", "judge_predictions", "resolution"]
+__all__ = ["Verdict", "judge_images", "judge_predictions"]
 
 _EXACT: Final = 1e-9  # 1 of 100 images is 1 point, and not 1.00…09
 
@@ -24,17 +33,22 @@ class Verdict:
     Attributes:
         faults: Reasons why it does not pass, each a sentence without its end; empty if it passes.
         limits: The limits that it was held to, by name.
-        judged: Whether enough was measured; ``False`` if the user accepted a variant all the same.
+        doubts: Reasons why the measurement says little; faults as well, unless the user accepted them.
     """
 
     faults: tuple[str, ...]
     limits: Mapping[str, float] = field(default_factory=dict)
-    judged: bool = True
+    doubts: tuple[str, ...] = ()
 
     @property
     def passes(self) -> bool:
         """Return whether there is no fault."""
         return not self.faults
+
+    @property
+    def judged(self) -> bool:
+        """Return whether the measurement is enough to judge by."""
+        return not self.doubts
 
     @property
     def reason(self) -> str:
@@ -48,7 +62,11 @@ def judge_predictions(
     count: int,
     agreement: float,
     drop: float | None,
+    classes: Sequence[ClassCounts] = (),
+    labels: Sequence[str] = (),
     max_drop: float | None = None,
+    max_recall_drop: float | None = None,
+    doubts: Sequence[str] = (),
     accept_unmeasured: bool = False,
 ) -> Verdict:
     """Judge a classifier's variant.
@@ -58,8 +76,13 @@ def judge_predictions(
         count: Number of images that were judged.
         agreement: Share of them, 0 to 1, with FP32's prediction; the smallest of all its files.
         drop: Largest drop of top-1 in percentage points; ``None`` without labels.
+        classes: Counts of each class, of every file of the variant; empty without labels.
+        labels: Names of the classes.
         max_drop: Largest drop that the user accepts; ``None`` for the default.
-        accept_unmeasured: Whether the user accepts a variant that was judged on too few images.
+        max_recall_drop: Largest drop of the recall of one class, in percentage points, that the user accepts; ``None``
+            for the default, which forgives a class what chance explains.
+        doubts: Reasons why the images say nothing of the variant, each a sentence without its end.
+        accept_unmeasured: Whether the user accepts a variant that was judged on too few or on doubtful images.
 
     Example:
         >>> judge_predictions("int8", count=2000, agreement=0.98, drop=0.4).passes
@@ -73,8 +96,16 @@ def judge_predictions(
     limits: dict[str, float] = {"least_images": LEAST_IMAGES}
     if drop is not None:
         limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
+        limits["max_recall_drop_points"] = MAX_RECALL_DROP_POINTS if max_recall_drop is None else max_recall_drop
         if not drop <= limits["max_drop_points"] + _EXACT:
             faults.append(f"the accuracy drop is {drop:.2f} points of top-1, accepted: {limits['max_drop_points']:g}")
+        worst = _worst_class(classes, limits["max_recall_drop_points"], forgiving=max_recall_drop is None)
+        if worst is not None:
+            name = labels[worst.index] if worst.index < len(labels) else str(worst.index)
+            faults.append(
+                f"the recall of class {name} drops by {worst.drop:.1f} points to {worst.recall:.1%} of {worst.count} "
+                f"images, accepted: {limits['max_recall_drop_points']:g} points"
+            )
     else:
         limits["least_agreement"] = LEAST_AGREEMENT[precision]
         if max_drop is not None:
@@ -86,23 +117,34 @@ def judge_predictions(
             )
     # A limit that the user gave, on labels that the user gave, is a statement on this data, however little it is.
     few = count < LEAST_IMAGES and (drop is None or max_drop is None)
-    if few and not accept_unmeasured:
-        faults.append(f"{count} images are too few to judge by, required: {LEAST_IMAGES}")
-    return Verdict(tuple(faults), limits, judged=not few)
+    open_doubts = [f"{count} images are too few to judge by, required: {LEAST_IMAGES}"] * few + list(doubts)
+    if not accept_unmeasured:
+        faults += open_doubts
+    return Verdict(tuple(faults), limits, tuple(open_doubts))
 
 
-def resolution(top1: float, count: int) -> tuple[float, float]:
-    """Return the worth of one image, and one standard error of the accuracy, in percentage points.
+def _worst_class(classes: Sequence[ClassCounts], accepted: float, *, forgiving: bool) -> ClassCounts | None:
+    """Return the class whose recall drops most of those that drop too far; ``None`` if there is none.
 
     Args:
-        top1: Share of right predictions, 0 to 1.
-        count: Number of images.
-
-    Example:
-        >>> resolution(0.9, 400)
-        (0.25, 1.5)
+        classes: The classes, of one or several files.
+        accepted: Largest drop in percentage points.
+        forgiving: Whether a drop counts only if chance does not explain it. Then the sign test of the predictions that
+            differ must refuse, at 5 % for all classes together (Bonferroni).
     """
-    return 100 / count, 100 * (top1 * (1 - top1) / count) ** 0.5
+    level = 0.05 / max(1, len({item.index for item in classes}))
+    found = [
+        item
+        for item in classes
+        if item.drop > accepted + _EXACT and (not forgiving or _sign_test(item.lost, item.gained) <= level)
+    ]
+    return max(found, key=lambda item: item.drop, default=None)
+
+
+def _sign_test(lost: int, gained: int) -> float:
+    """Return the chance that at least this many of the predictions that differ are lost, if both are as likely."""
+    count = lost + gained
+    return float(sum(math.comb(count, number) for number in range(lost, count + 1)) / 2**count)
 
 
 def judge_images(

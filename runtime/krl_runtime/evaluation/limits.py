@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["LEAST_AGREEMENT", "LEAST_IMAGES", "LEAST_PSNR", "MAX_DROP_DB", "MAX_DROP_POINTS", "SAME_IMAGE_DB"]
+__all__ = [
+    "AGREEMENT_FLOOR",
+    "DROP_TO_DISAGREEMENT",
+    "LEAST_AGREEMENT",
+    "LEAST_IMAGES",
+    "LEAST_PSNR",
+    "MAX_DROP_DB",
+    "MAX_DROP_POINTS",
+    "MAX_RECALL_DROP_POINTS",
+    "PSNR_FLOOR",
+    "SAME_IMAGE_DB",
+]
 
 MAX_DROP_POINTS: Final = 1.0
 """Largest accuracy drop of a classifier, in percentage points of top-1. A starting value: MLPerf Inference asks for
 99 % of FP32's accuracy."""
+
+MAX_RECALL_DROP_POINTS: Final = 10.0
+"""Largest drop of the recall of one class, in percentage points, where chance does not explain it. A starting value:
+a class of 50 images moves by a few points with no loss at all."""
 
 MAX_DROP_DB: Final = 0.1
 """Largest accuracy drop of a restorer, in dB of PSNR. A starting value, well below a visible difference."""
@@ -20,9 +35,20 @@ SAME_IMAGE_DB: Final = 30.0
 LEAST_IMAGES: Final = 100
 """Least number of images to judge a classifier on, where the user gives no limit: one is worth a point of top-1."""
 
-LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp16": 0.99, "int8": 0.95}
+LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.99, "int8": 0.95}
 """Least share of images with FP32's prediction, where there are no labels. Starting values: FP16 of networks that it
-suits agrees on more than 99.9 %, and INT8 with a drop of a point or less on 97 % and more."""
+suits agrees on more than 99.9 %, BF16 on 99.5 %, and INT8 with a drop of a point or less on 97 % and more."""
 
-LEAST_PSNR: Final[Mapping[str, float]] = {"fp16": 40.0, "int8": SAME_IMAGE_DB}
+DROP_TO_DISAGREEMENT: Final = 3.0
+"""Points of predictions that differ from FP32's for each point of top-1 that may be lost: most predictions that INT8
+changes were wrong before, or are wrong either way."""
+
+AGREEMENT_FLOOR: Final = 0.5
+"""Least share of golden inputs with the golden prediction, whatever was accepted: below it the outputs are another
+model's."""
+
+LEAST_PSNR: Final[Mapping[str, float]] = {"fp32": 40.0, "fp16": 40.0, "bf16": 40.0, "int8": SAME_IMAGE_DB}
 """Least PSNR in dB to FP32's images, where the true ones are not known. FP16 is mostly above 60."""
+
+PSNR_FLOOR: Final = 20.0
+"""Least PSNR in dB to the golden images, whatever was accepted: below it they are other images."""

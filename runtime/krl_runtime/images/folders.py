@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -123,16 +123,17 @@ def find_images(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
     return images
 
 
-def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> ImageFolder:
+def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes: bool = True) -> ImageFolder:
     """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or images without classes.
 
     Args:
         root: The folder.
         on_bad: Action for files that are not images by their name.
+        same_classes: Whether ``train/`` and ``val/`` must have the same classes, as training needs them.
 
     Raises:
         DataError: The folder is missing, empty, mixes images with class folders, or the classes of ``train/`` and
-            ``val/`` differ.
+            ``val/`` differ and must not.
     """
     root = Path(root)
     if not root.is_dir():
@@ -147,14 +148,22 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse") -> ImageFold
         return ImageFolder(root, labels, {"all": images})
     train_labels, train = _classes(root / "train", on_bad)
     val_labels, val = _classes(root / val_name, on_bad)
-    if train_labels != val_labels:
+    if train_labels != val_labels and same_classes:
         only_train = sorted(set(train_labels) - set(val_labels))
         only_val = sorted(set(val_labels) - set(train_labels))
         raise DataError(
             f"{root}: the classes of train/ and {val_name}/ differ; only in train/: {only_train or 'none'}; only in "
             f"{val_name}/: {only_val or 'none'}; both need the same class folders"
         )
-    return ImageFolder(root, train_labels, {"train": train, "val": val})
+    labels = tuple(sorted({*train_labels, *val_labels}))
+    parts = {"train": (train_labels, train), "val": (val_labels, val)}
+    return ImageFolder(root, labels, {name: _renumbered(images, own, labels) for name, (own, images) in parts.items()})
+
+
+def _renumbered(images: Sequence[ImageFile], own: Sequence[str], labels: Sequence[str]) -> tuple[ImageFile, ...]:
+    """Return images whose labels index ``own`` with labels that index ``labels``."""
+    index = [labels.index(name) for name in own]
+    return tuple(image if image.label < 0 else replace(image, label=index[image.label]) for image in images)
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -16,13 +16,14 @@ from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generato
 from krl_deploy.cli import main
 from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
-from krl_deploy.evaluation.images import ImageScore, ImageTally, ImageTask
+from krl_deploy.evaluation.images import ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.precision import quantize as quantize_module
 from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer, UsageError, load
 from krl_runtime.device.selftest import selftest
+from krl_runtime.evaluation.images import ImageScore, ImageTally
 from krl_runtime.images import luma
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models.generators import build_generator
@@ -303,7 +304,7 @@ def test_a_classifier_on_what_a_generator_makes(bundle, tmp_path, capsys):
     assert result["calibration"]["source"] == f"48 images of seed 0 by the generator {digest}"
     assert result["images"] == {"data": "images of gan.krl", "count": 20}
     assert result["drop_points"] is None
-    assert "which was accepted with --accept-unmeasured" in captured.err
+    assert "was accepted with --accept-unmeasured: 20 images are too few to judge by" in captured.err
     assert main(["quantize", str(bundle.path)]) == 2
     assert "give --data FOLDER, or --from-generator NAME.krl" in capsys.readouterr().err
     assert main(["quantize", str(bundle.path), "--from-generator", str(bundle.path)]) == 2
@@ -323,8 +324,17 @@ def test_scores_by_hand():
     assert tally.score().psnr == 40
 
 
+def test_the_error_of_a_paired_drop():
+    """Qualities of 3, 5 and 10 against 4, 7 and 9: drops of 1, 2 and -1."""
+    tally = ImageTally(lambda output, _: float(output.mean()))
+    for made, wanted in ((3, 4), (5, 7), (10, 9)):
+        tally.add(*(np.full((1, 1, 2, 2), value, np.float32) for value in (made, wanted)), np.float32(0))
+    assert tally.score().psnr == 6
+    assert tally.score().drop_error == pytest.approx(np.std([1, 2, -1]) / np.sqrt(3))
+
+
 def test_losses_by_hand(tmp_path, photographs):
-    fp32, int8 = ImageScore(30.0, 200.0, 0.0), ImageScore(29.75, 40.0, 3.0)
+    fp32, int8 = ImageScore(30.0, 0.0, 200.0, 0.0), ImageScore(29.75, 0.1, 40.0, 3.0)
     known = task_of(write_restorer(tmp_path / "a.krl"), EvaluationOptions(photographs, 10, 0.2, "refuse"))
     assert known.accuracy_drop({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == AccuracyDrop(0.25, "dB of PSNR", 0.1)
     unknown = task_of(write_generator(tmp_path / "b.krl"), EvaluationOptions(None, 10, 0.2, "refuse", min_psnr=42.0))

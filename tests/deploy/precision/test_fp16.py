@@ -59,7 +59,7 @@ def test_without_data_only_the_user_can_say_that_the_golden_inputs_are_enough(bu
     assert main(["fp16", str(bundle.path), "--accept-unmeasured"]) == 0
     captured = capsys.readouterr()
     assert "measured on 16 images of golden inputs" in captured.out
-    assert "judged on 16 images alone, which was accepted with --accept-unmeasured" in captured.err
+    assert "FP16 was accepted with --accept-unmeasured: 16 images are too few to judge by" in captured.err
     assert Bundle.open(bundle.path).manifest.evidence["fp16"]["judged"] is False
 
 

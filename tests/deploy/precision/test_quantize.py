@@ -105,7 +105,8 @@ def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, di
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
-    assert "points of top-1, accepted: 2; the bundle is unchanged" in error
+    assert "points of top-1, accepted: 2; the recall of class" in error
+    assert "accepted: 10 points; the bundle is unchanged" in error
     assert "judged on 300 images: the accuracy drop is" in error
     assert "int8 (CPU)" in error  # the table that says which
     assert tree(bundle.path) == before
@@ -132,7 +133,7 @@ def test_images_without_labels_measure_agreement(tmp_path, bundle, digits, fast,
     assert result["scores"]["int8"]["agreement"] > 0.9
     assert result["default_on_cpu"] == "int8"
     assert result["calibration"]["count"] + result["images"]["count"] == 150
-    assert "which was accepted with --accept-unmeasured" in captured.err
+    assert "INT8 was accepted with --accept-unmeasured: 34 images are too few to judge by" in captured.err
 
 
 def test_missing_labels_do_not_open_the_gate(tmp_path, bundle, digits, fast, monkeypatch, capsys):
@@ -152,8 +153,14 @@ def test_folders_of_other_classes_are_reported(tmp_path, bundle, digits, fast, c
     shutil.copytree(digits, tmp_path / "other")
     for split in ("train", "val"):
         (tmp_path / "other" / split / "3").rename(tmp_path / "other" / split / "three")
-    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "other"), "--limit", "64"]) == 0
+    before = tree(bundle.path)
+    arguments = ["quantize", str(bundle.path), "--data", str(tmp_path / "other"), "--limit", "64"]
+    assert main(arguments) == 1
+    assert "the images are of classes that the model does not have: three" in capsys.readouterr().err
+    assert tree(bundle.path) == before
+    assert main([*arguments, "--accept-unmeasured"]) == 0
     assert "has classes that the model does not: three" in capsys.readouterr().err
+    assert Bundle.open(bundle.path).manifest.evidence["int8"]["judged"] is False
 
 
 def test_the_calibration_is_kept_and_reused_only_if_it_is_the_same(bundle, digits, fast, monkeypatch, capsys):
@@ -277,7 +284,8 @@ def test_a_net_too_narrow_for_tensorrt_is_reported(tmp_path, digits, capsys):
     from _helpers.bundles import write_bundle
 
     write_bundle(tmp_path / "tiny.krl")
-    assert main(["quantize", str(tmp_path / "tiny.krl"), "--data", str(digits), "--limit", "64"]) == 0
+    arguments = ["quantize", str(tmp_path / "tiny.krl"), "--data", str(digits), "--limit", "64"]
+    assert main([*arguments, "--accept-unmeasured"]) == 0  # its golden inputs are noise
     error = capsys.readouterr().err
     assert "TensorRT's graph has nothing in INT8" in error
     assert "thin convolution of 3 to 5 channels" in error

@@ -138,12 +138,19 @@ def test_golden_inputs_have_to_come_out_within_the_tolerance(tmp_path: Path, tim
     assert int8.cause == "the largest error 0.02 is above the tolerance 0.001"
 
 
-@pytest.mark.parametrize(("variants", "chosen"), [(("fp32",), False), (("fp32", "int8"), True)])
-def test_bf16_is_held_to_the_loosest_variant_that_may_be_chosen(
-    tmp_path: Path, times: dict, monkeypatch: pytest.MonkeyPatch, variants: tuple, chosen: bool
+@pytest.mark.parametrize(
+    ("error", "flipped", "cause"),
+    [
+        (0.03, 0, ""),
+        (10.0, 0, "the largest error 10 is above the tolerance"),
+        (0.0, 6, "top-1 agrees on 0.0% of the golden inputs, required: 66.7%"),
+    ],
+)
+def test_bf16_is_held_to_limits_of_its_own(
+    tmp_path: Path, times: dict, monkeypatch: pytest.MonkeyPatch, error: float, flipped: int, cause: str
 ):
-    """A backend that is off by 0.03: beyond FP32's tolerance, within INT8's, which loses 0.5 points."""
-    bundle = write_bundle(tmp_path / "a.krl", variants=variants, evidence=MEASURED)
+    """A backend that is off by 0.03 is beyond FP32's tolerance, and within what BF16 rounds."""
+    bundle = write_bundle(tmp_path / "a.krl", variants=("fp32",), evidence=MEASURED)
 
     class Rounded:
         name = "openvino-bf16"
@@ -152,7 +159,9 @@ def test_bf16_is_held_to_the_loosest_variant_that_may_be_chosen(
             self._exact = open_cpu(bundle, "fp32")
 
         def run(self, inputs: dict) -> dict:
-            return {key: value + np.float32(0.03) for key, value in self._exact.run(inputs).items()}
+            logits = self._exact.run(inputs)["logits"] + np.float32(error)
+            logits[:flipped] = np.roll(logits[:flipped], 1, axis=1)  # the largest one is another class's
+            return {"logits": logits}
 
         def close(self) -> None:
             self._exact.close()
@@ -165,8 +174,10 @@ def test_bf16_is_held_to_the_loosest_variant_that_may_be_chosen(
         )
     times["openvino-bf16", "fp32", 1] = 1.0
     found = tune(bundle, threads=(1,))
-    assert (rows(found)[0][0] == "openvino-bf16") == chosen
-    assert load(bundle.path).backend.name == ("openvino-bf16" if chosen else "onnxruntime-cpu")
+    assert (rows(found)[0][0] == "openvino-bf16") == (not cause)
+    (bf16,) = [item for item in found.measurements if item.kind == "openvino-bf16"]
+    assert cause in bf16.cause
+    assert load(bundle.path).backend.name == ("onnxruntime-cpu" if cause else "openvino-bf16")
 
 
 # Files that cannot be used.

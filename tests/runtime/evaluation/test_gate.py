@@ -5,6 +5,7 @@ import math
 import pytest
 
 from krl_runtime.evaluation.gate import judge_images, judge_predictions
+from krl_runtime.evaluation.predictions import ClassCounts
 
 NAN = math.nan
 
@@ -68,3 +69,42 @@ def test_images(precision, given, passes):
     verdict = judge_images(precision, **given)
     assert verdict.passes == passes
     assert bool(verdict.reason) != passes
+
+
+@pytest.mark.parametrize(
+    ("classes", "lost", "gained", "count", "passes"),
+    [
+        (2, 6, 0, 6, False),  # a rare class that is gone: the chance of 6 of 6 is 1.6 %, accepted 2.5 %
+        (2, 5, 0, 5, True),  # 3.1 %
+        (10, 8, 0, 40, False),  # 0.4 %, accepted 0.5 %
+        (10, 7, 0, 40, True),
+        (10, 12, 2, 50, True),  # 0.65 %
+        (10, 13, 2, 50, False),  # 0.37 %
+        (10, 13, 2, 500, True),  # 2.2 points are no matter
+        (1000, 13, 0, 50, True),
+        (1000, 15, 0, 50, False),
+    ],
+)
+def test_the_recall_of_a_class(classes, lost, gained, count, passes):
+    others = [ClassCounts(index, 50, 45, 1, 1) for index in range(1, classes)]
+    bad = ClassCounts(0, count, count - lost, lost, gained)
+    measured = {"count": 5000, "agreement": 0.99, "drop": 0.3}
+    verdict = judge_predictions("int8", **measured, classes=[*others, bad], labels=["cat", "dog"])
+    assert verdict.passes == passes
+    assert verdict.limits["max_recall_drop_points"] == 10
+    assert passes or "the recall of class cat drops by" in verdict.reason
+
+
+def test_a_limit_of_recall_that_the_user_gave_is_taken_at_its_word():
+    measured = {"count": 5000, "agreement": 0.99, "drop": 0.3, "classes": [ClassCounts(7, 50, 48, 2, 0)]}
+    assert judge_predictions("int8", **measured).passes
+    strict = judge_predictions("int8", **measured, max_recall_drop=3.0)
+    assert strict.reason == "the recall of class 7 drops by 4.0 points to 96.0% of 50 images, accepted: 3 points"
+    assert judge_predictions("int8", **measured, max_recall_drop=4.0).passes
+
+
+def test_doubts_are_faults_that_only_the_user_can_lift():
+    measured = {"count": 5000, "agreement": 1.0, "drop": None, "doubts": ["the images are X-rays"]}
+    assert judge_predictions("int8", **measured).reason == "the images are X-rays"
+    accepted = judge_predictions("int8", **measured, accept_unmeasured=True)
+    assert (accepted.passes, accepted.judged, accepted.doubts) == (True, False, ("the images are X-rays",))

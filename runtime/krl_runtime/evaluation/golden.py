@@ -1,0 +1,172 @@
+"""Limits of a variant on the golden inputs, and the comparison with the golden outputs: what a device judges by.
+
+The limits come from the gate, and have a floor. The error that was measured when a variant was made can make them
+stricter, and never looser.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from krl_runtime.bundle import Manifest, Variant
+from krl_runtime.images.luma import mean_psnr
+
+from .limits import AGREEMENT_FLOOR, DROP_TO_DISAGREEMENT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Likeness", "bf16_limits", "compare", "golden_limits", "likeness", "makes_images"]
+
+_FALSE_ALARM: Final = 1e-3  # chance that golden inputs refuse a variant that the gate's limit accepts
+_SLACK_DB: Final = 6.0  # twice the error: another device, and few golden images
+_MAX_ERROR: Final[Mapping[str, float]] = {"fp16": 0.25, "bf16": 0.25, "int8": 1.0}
+"""Largest error that any variant may have, as a share of the largest golden output: as large as the output itself for
+INT8, whose largest error is that of an outlier; types with an exponent round each value by less than 1 %."""
+_LEAST_ERROR: Final[Mapping[str, float]] = {"fp16": 0.01, "bf16": 0.05, "int8": 0.0}
+"""Error that a variant may have in any case, as a share of the largest golden output: 20 times FP16's rounding of it
+(2^-11), 13 times BF16's (2^-8)."""
+_SLACK: Final[Mapping[str, int]] = {"fp16": 4, "bf16": 4, "int8": 2}
+"""Times the largest error that was measured here, which another device may have. FP16 has errors close to 0."""
+_SLACK_INPUTS: Final[Mapping[str, int]] = {"fp16": 1, "bf16": 1, "int8": 2}
+"""Golden inputs whose prediction another device may change in addition."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How outputs compare with the golden ones.
+
+    Attributes:
+        count: Number of golden inputs.
+        largest: Largest magnitude of a golden output.
+        error: Largest absolute difference of any output.
+        alike: Share, 0 to 1, of inputs with the golden top-1, or the PSNR in dB of images, the mean over them.
+    """
+
+    count: int
+    largest: float
+    error: float
+    alike: float
+
+
+def makes_images(manifest: Manifest) -> bool:
+    """Return whether a bundle's outputs are images, and not logits."""
+    return manifest.task != "classification"
+
+
+def likeness(
+    manifest: Manifest, outputs: Mapping[str, npt.NDArray[Any]], golden: Mapping[str, npt.NDArray[Any]]
+) -> Likeness:
+    """Return how outputs ``[N, ...]``, at least the first one, compare with the golden ones of the same shape."""
+    names = [spec.name for spec in manifest.outputs if spec.name in outputs]
+    errors = [np.abs(outputs[name].astype(np.float64) - golden[name]).max() for name in names]
+    made, wanted = outputs[names[0]], golden[names[0]]
+    alike = mean_psnr(made, wanted) if makes_images(manifest) else float((made.argmax(-1) == wanted.argmax(-1)).mean())
+    # A NaN in any of them stays a NaN, and passes nothing.
+    return Likeness(len(wanted), float(np.abs(wanted).max()), float(np.max(errors)), alike)
+
+
+def golden_limits(
+    precision: str, measured: Likeness, accepted: Mapping[str, float], *, images: bool
+) -> tuple[dict[str, Any], str]:
+    """Return the limits of a variant on golden inputs, as fields of ``Variant``.
+
+    Args:
+        precision: ``"fp16"``, ``"bf16"`` or ``"int8"``.
+        measured: How the variant compares here, the worst of its files.
+        accepted: Limits of the gate that it passed; see ``krl_runtime.evaluation.gate.Verdict``.
+        images: Whether it makes images.
+
+    Returns:
+        The limits, and why the variant itself is outside of them; empty if it is not.
+    """
+    most = _MAX_ERROR[precision] * measured.largest
+    least = _LEAST_ERROR[precision] * measured.largest
+    limits: dict[str, Any] = {"tolerance": min(most, max(_SLACK[precision] * measured.error, least))}
+    if images:
+        # Where true images were judged, PSNR to FP32's was not; golden images are few, so they may have less.
+        psnr = accepted.get("least_psnr_db", PSNR_FLOOR)
+        floor = max(min(PSNR_FLOOR, psnr), psnr - _SLACK_DB)
+        limits["psnr"] = max(floor, measured.alike - _SLACK_DB)
+    else:
+        least_agreement = 1 - DROP_TO_DISAGREEMENT * accepted.get("max_drop_points", 0.0) / 100
+        share = max(AGREEMENT_FLOOR, min(LEAST_AGREEMENT[precision], least_agreement))
+        floor = 1 - _most_misses(share, measured.count) / measured.count
+        limits["agreement"] = max(floor, measured.alike - _SLACK_INPUTS[precision] / measured.count)
+    variant = Variant(precision, "", **limits)
+    return limits, _why_unlike(variant, measured, images=images)
+
+
+def _most_misses(share: float, count: int) -> int:
+    """Return how many of ``count`` inputs may differ if a share agrees: more have a chance below ``_FALSE_ALARM``."""
+    chance, misses = share**count, 0
+    total = chance
+    while 1 - total > _FALSE_ALARM and misses < count:
+        chance *= (count - misses) / (misses + 1) * (1 - share) / share
+        misses += 1
+        total += chance
+    return misses
+
+
+def bf16_limits(variant: Variant, golden: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> Variant:
+    """Return a variant with the limits of BF16, which is no variant of a bundle: agreement, and no tolerance of FP32.
+
+    Args:
+        variant: The variant that is run in BF16; its own limits hold where they are wider.
+        golden: Golden inputs and outputs.
+        manifest: The bundle's manifest.
+    """
+    wanted = golden[manifest.outputs[0].name]
+    images = makes_images(manifest)
+    exact = Likeness(len(wanted), float(np.abs(wanted).max()), 0.0, -math.inf)
+    limits, _ = golden_limits("bf16", exact, {"least_psnr_db": LEAST_PSNR["bf16"]}, images=images)
+    widest = _MAX_ERROR["bf16"] * exact.largest
+    return replace(
+        variant,
+        tolerance=max(widest, variant.tolerance),
+        agreement=variant.agreement if images else min(limits["agreement"], variant.agreement),
+        psnr=min(limits["psnr"], variant.psnr or limits["psnr"]) if images else variant.psnr,
+    )
+
+
+def compare(
+    manifest: Manifest,
+    variant: Variant,
+    outputs: Mapping[str, npt.NDArray[Any]],
+    golden: Mapping[str, npt.NDArray[Any]],
+) -> tuple[float, float, str]:
+    """Compare outputs with the golden ones.
+
+    Args:
+        manifest: Names the outputs; the first one has the top-1, or the images.
+        variant: The variant, with its limits.
+        outputs: Outputs for the golden inputs, ``[N, ...]`` each.
+        golden: Torch's outputs for them.
+
+    Returns:
+        The largest absolute difference of any output. The share, 0 to 1, of inputs with the golden top-1, or the PSNR
+        in dB of images. The reason why the outputs fail, empty if they pass.
+    """
+    for spec in manifest.outputs:
+        made, wanted = outputs[spec.name].shape, golden[spec.name].shape
+        if made != wanted:
+            return math.inf, 0.0, f"{spec.name} has shape {list(made)}, the golden one {list(wanted)}"
+    measured = likeness(manifest, outputs, golden)
+    return measured.error, measured.alike, _why_unlike(variant, measured, images=makes_images(manifest))
+
+
+def _why_unlike(variant: Variant, measured: Likeness, *, images: bool) -> str:
+    """Return why outputs are outside of a variant's limits; empty if they are not."""
+    causes = []
+    if not measured.error <= variant.tolerance:
+        causes.append(f"the largest error {measured.error:.3g} is above the tolerance {variant.tolerance:.3g}")
+    if images and variant.psnr is not None and not measured.alike >= variant.psnr:
+        causes.append(f"the PSNR to the golden images is {measured.alike:.1f} dB, required: {variant.psnr:.1f}")
+    if not images and not measured.alike >= variant.agreement:
+        causes.append(f"top-1 agrees on {measured.alike:.1%} of the golden inputs, required: {variant.agreement:.1%}")
+    return "; ".join(causes)

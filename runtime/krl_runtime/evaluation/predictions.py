@@ -1,0 +1,173 @@
+"""Scores of a classifier's variant beside the reference: accuracy, agreement, recall of each class, and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ClassCounts", "PredictionScore", "PredictionTally", "resolution", "snr_db"]
+
+_EQUAL_DB = 200.0  # of outputs that are equal: their ratio would be infinite, and no JSON number
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Images of one class.
+
+    Attributes:
+        index: Index of the class.
+        count: Number of its images.
+        right: Number that the variant predicts right.
+        lost: Number that the reference predicts right and the variant does not.
+        gained: Number that the variant predicts right and the reference does not.
+    """
+
+    index: int
+    count: int
+    right: int
+    lost: int
+    gained: int
+
+    @property
+    def recall(self) -> float:
+        """Return the share of right predictions, 0 to 1."""
+        return self.right / self.count
+
+    @property
+    def drop(self) -> float:
+        """Return how much recall is lost against the reference, in percentage points."""
+        return 100 * (self.lost - self.gained) / self.count
+
+
+@dataclass(frozen=True)
+class PredictionScore:
+    """A classifier on a set of images.
+
+    Attributes:
+        top1: Share of right predictions, 0 to 1; ``None`` without labels.
+        drop_error: One standard error of the drop of ``top1`` against the reference, in percentage points: of the
+            paired difference. ``None`` without labels.
+        agreement: Share of images, 0 to 1, with the reference's prediction.
+        snr_db: Power of the reference's logits over that of their error, in dB; 200 if they are equal.
+        max_error: Largest absolute difference of a logit from the reference's.
+        classes: The classes that have images, in their order; empty without labels.
+    """
+
+    top1: float | None
+    drop_error: float | None
+    agreement: float
+    snr_db: float
+    max_error: float
+    classes: tuple[ClassCounts, ...] = ()
+
+    HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "SNR in dB", "largest logit error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score as plain JSON types, without the classes; those of many classes would fill a page."""
+        return {name: value for name, value in self.__dict__.items() if name != "classes"}
+
+    def cells(self, reference: PredictionScore) -> tuple[str | None, ...]:
+        """Return the score for people, beside that of the reference."""
+        drop = None
+        if self.top1 is not None and reference.top1 is not None:
+            drop = f"{(reference.top1 - self.top1) * 100:.2f}"
+            drop += "" if self is reference else f" ± {self.drop_error:.2f}"
+        return (
+            None if self.top1 is None else f"{self.top1:.2%}",
+            drop,
+            f"{self.agreement:.2%}",
+            f"{self.snr_db:.1f}",
+            f"{self.max_error:.4g}",
+        )
+
+
+class PredictionTally:
+    """Counts right predictions, and those equal to the reference's."""
+
+    def __init__(self) -> None:
+        self.count, self.same, self.error, self.labeled = 0, 0, 0.0, True
+        self.signal, self.noise = 0.0, 0.0
+        self.classes: npt.NDArray[np.int64] = np.zeros((0, 4), np.int64)
+
+    def add(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> None:
+        """Count the predictions of one batch.
+
+        Args:
+            outputs: Logits of the variant, ``[N, classes]``.
+            reference: Logits of the reference, ``[N, classes]``.
+            truth: Labels ``[N]``, -1 where unknown, or ``None``.
+        """
+        predictions, expected = outputs.argmax(axis=1), reference.argmax(axis=1)
+        self.count += len(outputs)
+        self.same += int((predictions == expected).sum())
+        difference = outputs.astype(np.float64) - reference
+        self.error = max(self.error, float(np.abs(difference).max()))
+        self.signal += float(np.square(reference, dtype=np.float64).sum())
+        self.noise += float(np.square(difference).sum())
+        self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
+        if self.labeled:
+            assert truth is not None  # noqa: S101  for the type checker
+            right, known = predictions == truth, expected == truth
+            counted = np.stack([np.ones(len(truth)), right, known & ~right, right & ~known], axis=1)
+            classes = np.zeros((outputs.shape[1], 4), np.int64)
+            np.add.at(classes, truth, counted.astype(np.int64))
+            self.classes = classes if not len(self.classes) else self.classes + classes
+
+    def score(self) -> PredictionScore:
+        """Return the score of all batches."""
+        agreement, snr = self.same / self.count, snr_db(self.signal, self.noise)
+        if not self.labeled:
+            return PredictionScore(None, None, agreement, snr, self.error)
+        _, right, lost, gained = (int(total) for total in self.classes.sum(axis=0))
+        classes = tuple(ClassCounts(index, *map(int, row)) for index, row in enumerate(self.classes) if row[0])
+        error = 100 * math.sqrt(max(0.0, lost + gained - (lost - gained) ** 2 / self.count)) / self.count
+        return PredictionScore(right / self.count, error, agreement, snr, self.error, classes)
+
+
+def snr_db(signal: float, noise: float) -> float:
+    """Return a signal-to-noise ratio in dB, 200 at most.
+
+    Args:
+        signal: Sum of the squared values of the reference.
+        noise: Sum of the squared differences from it.
+
+    Example:
+        >>> snr_db(100.0, 1.0), snr_db(1.0, 0.0)
+        (20.0, 200.0)
+    """
+    if noise <= signal * 10 ** (-_EQUAL_DB / 10):
+        return _EQUAL_DB
+    return 10 * math.log10(signal / noise) if signal > 0 else -_EQUAL_DB
+
+
+def resolution(top1: float, count: int) -> tuple[float, float]:
+    """Return the worth of one image, and one standard error of the accuracy, in percentage points.
+
+    Args:
+        top1: Share of right predictions, 0 to 1.
+        count: Number of images.
+
+    Example:
+        >>> resolution(0.9, 400)
+        (0.25, 1.5)
+    """
+    return 100 / count, 100 * (top1 * (1 - top1) / count) ** 0.5
+
+
+def better_than_chance(classes: Sequence[ClassCounts]) -> bool:
+    """Return whether the predictions are clearly better than those of a constant or random one.
+
+    Those have a mean recall of 1 over the number of classes; three standard errors above that are clear.
+    """
+    if len(classes) < 2:
+        return False
+    recalls = np.array([item.recall for item in classes])
+    variances = [item.recall * (1 - item.recall) / item.count for item in classes]
+    return bool(recalls.mean() - 1 / len(classes) > 3 * math.sqrt(sum(variances)) / len(classes))

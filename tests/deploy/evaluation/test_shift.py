@@ -1,0 +1,92 @@
+"""Images of another kind than a bundle's golden inputs, planted."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from krl_deploy.cli import main
+from krl_deploy.evaluation.shift import distribution_shift
+from krl_runtime import Bundle
+
+RNG = np.random.default_rng(0)
+
+
+def textures(count, *, mean=120, contrast=40):
+    """Images with smooth structure, of varied brightness."""
+    coarse = RNG.normal(0, contrast, (count, 3, 4, 4)) + RNG.normal(mean, 20, (count, 1, 1, 1))
+    return np.clip(coarse.repeat(4, 2).repeat(4, 3), 0, 255).astype(np.uint8)
+
+
+def logits(count, *, margin):
+    return (np.eye(10)[RNG.integers(0, 10, count)] * RNG.normal(margin, 1, (count, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_images_of_the_same_kind(seed):
+    globals()["RNG"] = np.random.default_rng(seed)
+    assert distribution_shift(textures(16), logits(16, margin=9), textures(128), logits(128, margin=9)) == ""
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (lambda: (textures(128).mean(1, keepdims=True).repeat(3, 1).astype(np.uint8), 9), "their pixels differ"),
+        (lambda: (textures(128, mean=20), 9), "their pixels differ"),
+        (lambda: (textures(128, contrast=2), 9), "their pixels differ"),
+        (lambda: (textures(128), 4), "the network does not know them"),
+    ],
+)
+def test_images_of_another_kind(other, reason):
+    images, margin = other()
+    found = distribution_shift(textures(16), logits(16, margin=9), images, logits(128, margin=margin))
+    assert found.startswith(reason)
+
+
+def test_a_few_golden_inputs_say_nothing():
+    assert distribution_shift(textures(7), logits(7, margin=9), textures(128, mean=20), logits(128, margin=9)) == ""
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Bright structures with dark edges, as no digit has: another domain, with the digits' names in one folder."""
+    flat, named = tmp_path / "flat", tmp_path / "named"
+    flat.mkdir()
+    for index, image in enumerate(textures(600, mean=200, contrast=15)):
+        folder = named / str(index % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (flat / f"{index}.png", folder / f"{index}.png"):
+            Image.fromarray(image[0]).save(file)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["flat", "named"])
+@pytest.mark.parametrize("command", ["fp16", "quantize"])
+def test_a_variant_is_not_judged_on_them(bundle, scans, capsys, command, folder):
+    before = {path.name: path.read_bytes() for path in bundle.path.iterdir()}
+    assert main([command, str(bundle.path), "--data", str(scans / folder)]) == 1
+    error = capsys.readouterr().err
+    assert "images are unlike the golden inputs of the bundle" in error
+    assert "--accept-unmeasured" in error
+    assert {path.name: path.read_bytes() for path in bundle.path.iterdir()} == before
+
+
+def test_images_of_one_class_are_of_the_same_kind(bundle, digits, tmp_path, capsys):
+    for split in ("train", "val"):
+        for name in ("3", "7"):
+            shutil.copytree(digits / split / name, tmp_path / "some" / split / name)
+    options = ["--data", str(tmp_path / "some"), "--max-drop", "2"]
+    assert main(["quantize", str(bundle.path), *options]) == 0
+    assert "8 classes have no image and were not judged" in capsys.readouterr().out
+    recall = Bundle.open(bundle.path).manifest.evidence["int8"]["recall"]
+    assert sorted(recall) == ["3", "7"]
+
+
+def test_calibration_and_evaluation_may_have_different_classes(bundle, digits, tmp_path):
+    for split, names in (("train", ("0", "1", "2", "3")), ("val", ("2", "3", "4", "5"))):
+        for name in names:
+            shutil.copytree(digits / split / name, tmp_path / "some" / split / name)
+    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "some"), "--max-drop", "2"]) == 0
+    evidence = Bundle.open(bundle.path).manifest.evidence["int8"]
+    assert (sorted(evidence["recall"]), evidence["images"]["count"]) == (["2", "3", "4", "5"], 120)

@@ -1,0 +1,54 @@
+"""Scores of classifiers, against scikit-learn and by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, recall_score
+
+from krl_runtime.evaluation.predictions import ClassCounts, PredictionTally, better_than_chance
+
+
+def logits_of(predictions, classes):
+    return np.eye(classes, dtype=np.float32)[predictions]
+
+
+@pytest.mark.parametrize(("seed", "classes", "batch"), [(0, 2, 7), (1, 5, 50), (2, 30, 64)])
+def test_against_scikit_learn(seed, classes, batch):
+    rng = np.random.default_rng(seed)
+    truth, reference, made = rng.integers(0, classes, (3, 200))
+    tally = PredictionTally()
+    for start in range(0, 200, batch):
+        part = slice(start, start + batch)
+        tally.add(logits_of(made[part], classes), logits_of(reference[part], classes), truth[part])
+    score = tally.score()
+    assert score.top1 == pytest.approx(accuracy_score(truth, made))
+    assert score.agreement == pytest.approx((made == reference).mean())
+    found = {item.index: item for item in score.classes}
+    assert sorted(found) == sorted(set(truth.tolist()))
+    recalls = recall_score(truth, made, average=None, labels=sorted(found))
+    before = recall_score(truth, reference, average=None, labels=sorted(found))
+    assert [found[index].recall for index in sorted(found)] == pytest.approx(recalls)
+    assert [found[index].drop for index in sorted(found)] == pytest.approx(100 * (before - recalls))
+    paired = (reference == truth).astype(float) - (made == truth)
+    assert score.drop_error == pytest.approx(100 * paired.std() / np.sqrt(200))
+
+
+def test_the_noise_of_logits():
+    """An error of 0.5 in each of two logits of 3 and 4: 25 over 0.5 is 50, or 16.99 dB."""
+    tally = PredictionTally()
+    tally.add(np.float32([[3.5, 4.5]]), np.float32([[3, 4]]), None)
+    score = tally.score()
+    assert score.snr_db == pytest.approx(10 * np.log10(50))
+    assert (score.top1, score.drop_error, score.classes, score.max_error) == (None, None, (), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("recalls", "clear"), [((0.9, 0.9), True), ((1.0, 0.0), False), ((0.6, 0.5), False), ((0.2, 0.15, 0.1), False)]
+)
+def test_better_than_chance(recalls, clear):
+    """A constant prediction has a recall of 1 in one class and 0 in the others."""
+    counts = [ClassCounts(index, 100, round(100 * recall), 0, 0) for index, recall in enumerate(recalls)]
+    assert better_than_chance(counts) == clear
+
+
+def test_one_class_alone_says_nothing():
+    assert not better_than_chance([ClassCounts(0, 1000, 1000, 0, 0)])
