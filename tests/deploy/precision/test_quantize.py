@@ -345,16 +345,29 @@ def test_options_out_of_range(options, message):
 
 
 def test_fp16_around_int8_and_fp32_on_request(bundle, digits, fast):
-    result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, float_precision="fp16"))
+    result, shown = quantize(QuantizeConfig(bundle.path, digits, limit=64))
     assert result["float_precision"] == "fp16"
     model = onnx.load(bundle.path / "model.int8.onnx")
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
+    types = {
+        item.name: item.type.tensor_type.elem_type for item in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    convolutions = [types[node.output[0]] for node in model.graph.node if node.op_type == "Conv"]
+    assert set(convolutions) == {onnx.TensorProto.FLOAT16}  # none is FP32 on a GPU
+    operators = result["operators"]
+    assert (operators["int8"]["fp32"], operators["int8.fp32"].get("fp16", 0)) == (2, 0)  # the normalization of pixels
+    assert f"int8 (OpenVINO)         {operators['int8.fp32']['int8']}" in shown
+    variant = Bundle.open(bundle.path).manifest.variants["int8"]
+    assert variant.files == ("model.int8.onnx", "model.int8.cpu.onnx", "model.int8.fp32.onnx")
+    exact = onnx.load(bundle.path / "model.int8.fp32.onnx")
+    assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in exact.graph.initializer}
     cpu = onnx.load(bundle.path / "model.int8.cpu.onnx")
     assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in cpu.graph.initializer}
     assert [replay.state for replay in selftest(Bundle.open(bundle.path)) if replay.kind == "cpu"] == ["passed"] * 2
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, float_precision="fp32", max_drop=2))
     assert result["float_precision"] == "fp32"
+    assert not (bundle.path / "model.int8.fp32.onnx").exists()  # of the earlier one
     model = onnx.load(bundle.path / "model.int8.onnx")
     assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in model.graph.initializer}
 
