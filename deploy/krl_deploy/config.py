@@ -206,11 +206,12 @@ class QuantizeConfig:
     """Precision of the rest of TensorRT's graph; the CPU's has FP32. Use fp16 only for files that TensorRT or krl runs:
     an optimizer of ONNX Runtime that krl turns off computes the fp16 graph wrongly."""
     mixed_precision: bool = False
-    """Measure the accuracy drop of each layer in INT8, and keep the worst in FP16 or FP32 until --max-drop is met."""
+    """Rank the layers by their error in INT8, and keep the worst in FP16 or FP32 until images of the train split that
+    are not calibrated on agree."""
     budget_seconds: float | None = None
     """Stop --mixed-precision after this time; without a plan that passes, the bundle stays as it is."""
     resume: bool = False
-    """Continue a calibration that was interrupted."""
+    """Continue a calibration or a plan that was interrupted."""
     reuse_calibration: bool = False
     """Use the ranges in the bundle, if they are of this model and of these images."""
     on_bad_image: OnBadImage = "refuse"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,26 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose, open_data, with_label_indices
+from krl_deploy.data.folders import choose, choose_disjoint, open_data, with_label_indices
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions, resolution
-from krl_runtime.evaluation.limits import LEAST_AGREEMENT, MAX_DROP_POINTS
+from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import PredictionTally, Score
+from .paired import EXACT, Paired, Pairs
 from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task, worst
 
 __all__ = ["Classification"]
 
+_MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
+
 
 class Classification(Task):
     """Images of a folder, or of a generator, and top-1."""
+
+    predicts = True
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
         if options.min_psnr is not None:
@@ -33,6 +40,7 @@ class Classification(Task):
         self.bundle, self.options = bundle, options
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
+        self.planned: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
         if options.data is not None:
@@ -44,10 +52,16 @@ class Classification(Task):
         options = self.options
         assert options.data is not None  # noqa: S101  for the type checker
         folder = open_data(options.data, on_bad=options.on_bad_image)
-        train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
-        val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
-        labeled = with_label_indices([*train, *val], folder, self.bundle.manifest.labels)
-        self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
+        if options.planning:
+            calibrated = 0 if options.from_generator is not None else options.limit
+            train, planned, val = choose_disjoint(
+                folder, calibrated, options.planning, options.val_limit, val_fraction=options.val_fraction
+            )
+        else:
+            train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+            planned, val = [], choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
+        labeled = iter(with_label_indices([*train, *planned, *val], folder, self.bundle.manifest.labels))
+        self.train, self.planned, self.val = (list(islice(labeled, len(part))) for part in (train, planned, val))
         self.name = folder.root.name
 
     @cached_property
@@ -75,12 +89,47 @@ class Classification(Task):
             yield from decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image)
             return
         if options.from_generator is not None:
-            from .generation import images_of
-
-            pixels, _ = images_of(options.from_generator, min(options.val_limit, 512), 1, manifest.preprocessing)
-        else:
-            pixels = self.bundle.golden()[manifest.inputs[0].name]
+            yield self._generated(options.from_generator, options.val_limit, 1)
+            return
+        pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
+
+    def _generated(self, generator: Path, limit: int, seed: int) -> Batch:
+        from .generation import images_of
+
+        pixels, _ = images_of(generator, min(limit, _MOST_GENERATED), seed, self.bundle.manifest.preprocessing)
+        return pixels, np.full(len(pixels), -1)
+
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield images and labels; see ``Task.planning_batches``."""
+        options = self.options
+        if self.planned:
+            yield from decoded(self.planned, self.bundle.manifest.preprocessing, on_bad=options.on_bad_image)
+        elif options.planning and options.from_generator is not None:
+            yield self._generated(options.from_generator, options.planning, 2)
+        else:
+            raise UsageError("--mixed-precision plans on images of its own; give --data FOLDER")
+
+    def pairs(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> Pairs:
+        """Return whether predictions agree, and for each label the points that are lost: 100, 0 or -100."""
+        made, wanted = outputs.argmax(axis=1), reference.argmax(axis=1)
+        if truth is None or (truth < 0).any():
+            return (made == wanted).astype(np.float64), None
+        return (made == wanted).astype(np.float64), 100.0 * ((wanted == truth).astype(np.float64) - (made == truth))
+
+    def why_refused(self, precision: str, paired: Paired) -> str | None:
+        """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
+        required = LEAST_AGREEMENT[precision]
+        if paired.drop is not None or self.options.max_drop is not None:
+            by_drop = max(0.0, 1 - DISAGREEMENT_PER_POINT * self.accepted / 100)
+            required = max(required, by_drop) if precision == "fp16" else by_drop
+        if paired.alike < required - EXACT:
+            return f"{paired.alike:.2%} of the predictions agree with fp32, required: {required:.2%}"
+        if paired.drop is not None and paired.drop - paired.error > self.accepted + EXACT:
+            return f"a drop of {paired.drop:.2f} ± {paired.error:.2f} points, accepted: {self.accepted:g}"
+        return None
 
     def tally(self) -> PredictionTally:
         """Return an empty tally."""

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_images
-from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
+from krl_runtime.evaluation.limits import LEAST_PSNR, MAX_DROP_DB, SAME_IMAGE_DB
 from krl_runtime.images.luma import mean_psnr
 
+from .paired import EXACT, Paired, Pairs
 from .task import AccuracyDrop, EvaluationOptions, Task, worst
 
 __all__ = ["ImageScore", "ImageTally", "ImageTask"]
@@ -107,6 +108,25 @@ class ImageTask(Task):
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
         """Return the PSNR in dB of one output ``[C, H, W]`` to its truth."""
         raise NotImplementedError
+
+    def pairs(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> Pairs:
+        """Return the PSNR in dB of each image to FP32's, and what it lost of its PSNR to the true image."""
+        alike = np.array([mean_psnr(one[None], other[None]) for one, other in zip(outputs, reference, strict=True)])
+        if truth is None or not self.true:
+            return alike, None
+        return alike, np.array([self.quality(reference[0], truth) - self.quality(outputs[0], truth)])
+
+    def why_refused(self, precision: str, paired: Paired) -> str | None:
+        """Return a drop that is too large, also by its standard error, or the PSNR that is missing."""
+        if paired.drop is not None:
+            within = paired.drop + paired.error <= self.accepted + EXACT
+            shown = f"a drop of {paired.drop:.3f} ± {paired.error:.3f} dB of PSNR, accepted: {self.accepted:g}"
+            return None if within else shown
+        least = LEAST_PSNR[precision] if self.options.min_psnr is None else self.options.min_psnr
+        within = paired.alike >= least - EXACT
+        return None if within else f"{paired.alike:.1f} dB of PSNR to the images of fp32, required: {least:g}"
 
     def alike(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
         """Return the PSNR in dB, the mean over images."""

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from krl_deploy.data.arrays import Inputs
 from krl_runtime.images.folders import OnBadImage
 
+from .paired import Paired, Pairs
+
 if TYPE_CHECKING:
     from krl_runtime.bundle import Bundle
     from krl_runtime.evaluation.gate import Verdict
@@ -88,6 +90,8 @@ class EvaluationOptions:
     min_psnr: float | None = None
     from_generator: Path | None = None
     accept_unmeasured: bool = False
+    planning: int = 0
+    """Number of images to plan mixed precision on, which are neither calibrated nor judged on; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,11 @@ class Task(ABC):
 
     Attributes:
         name: Name of the evaluation data, for people.
+        predicts: Whether outputs are logits of classes; else they are images.
     """
 
     name: str
+    predicts: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None: ...
@@ -132,6 +138,30 @@ class Task(ABC):
 
         Raises:
             DataError: The data cannot be used.
+        """
+
+    @abstractmethod
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield the data to plan mixed precision on, which is neither calibrated nor judged on.
+
+        Raises:
+            DataError: The data cannot be used.
+            UsageError: There is none, or ``EvaluationOptions.planning`` does not ask for it.
+        """
+
+    @abstractmethod
+    def pairs(
+        self, outputs: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], truth: npt.NDArray[Any] | None
+    ) -> Pairs:
+        """Compare outputs ``[N, ...]`` with those of the reference, each input by itself; see ``Tally.add``."""
+
+    @abstractmethod
+    def why_refused(self, precision: str, paired: Paired) -> str | None:
+        """Return why a plan of mixed precision is not accepted; ``None`` if it is.
+
+        Args:
+            precision: ``"fp16"`` or ``"int8"``.
+            paired: One of its files beside FP32, on the planning data.
         """
 
     @abstractmethod

@@ -20,10 +20,13 @@ from krl_deploy.graph.files import read_model
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
 
 from .calibrate import calibrate
-from .planner import PLAN_FILES, MixedPrecisionPlan, make_plan
+from .planner.int8 import PLAN_FILES, plan_int8
+from .planner.make import PLANNING_LIMIT
+from .planner.record import MixedPrecisionPlan
 from .variants import Emitter, Int8Graphs
 
 __all__ = ["quantize"]
@@ -92,7 +95,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
-    plan = make_plan(config, task, emitter) if config.mixed_precision else None
+    plan = plan_int8(config, bundle.path, task, emitter) if config.mixed_precision else None
     graphs = emitter.emit(plan.keep if plan else None)
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
@@ -101,7 +104,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     default = _default(measured)
     files = {**{file: graphs.files[name] for name, file in _FILES.items()}, names.CALIBRATION: calibration.to_bytes()}
     bundle.update(
-        {**files, **(plan.files(graphs) if plan else {})},
+        {**files, **(plan.files() if plan else {})},
         remove=() if plan else PLAN_FILES,
         variants={**bundle.manifest.variants, "int8": _variant(bundle, task, graphs, golden)},
         default_variants={**bundle.manifest.default_variants, "cpu": default},
@@ -122,12 +125,15 @@ def _options(config: QuantizeConfig) -> EvaluationOptions:
         config.min_psnr,
         config.from_generator,
         config.accept_unmeasured,
+        planning=PLANNING_LIMIT if config.mixed_precision else 0,
     )
 
 
 def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
     if not graphs.tensorrt.count:
         reasons = "; ".join(sorted(set(graphs.tensorrt.kept_float.values())))
+        if not graphs.cpu.count:
+            raise CheckFailedError(f"no operator is in INT8, so that there is no variant to keep: {reasons}")
         _log.warning("TensorRT's graph has nothing in INT8, no operator is wide enough: %s", reasons)
     convolutions = count_convolutions(optimized_graph(graphs.files["int8.cpu"]))
     if convolutions["float_convolutions"]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["LEAST_AGREEMENT", "LEAST_IMAGES", "LEAST_PSNR", "MAX_DROP_DB", "MAX_DROP_POINTS", "SAME_IMAGE_DB"]
+__all__ = [
+    "DISAGREEMENT_PER_POINT",
+    "LEAST_AGREEMENT",
+    "LEAST_IMAGES",
+    "LEAST_PSNR",
+    "MAX_DROP_DB",
+    "MAX_DROP_POINTS",
+    "SAME_IMAGE_DB",
+]
 
 MAX_DROP_POINTS: Final = 1.0
 """Largest accuracy drop of a classifier, in percentage points of top-1. A starting value: MLPerf Inference asks for
@@ -23,6 +31,11 @@ LEAST_IMAGES: Final = 100
 LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp16": 0.99, "int8": 0.95}
 """Least share of images with FP32's prediction, where there are no labels. Starting values: FP16 of networks that it
 suits agrees on more than 99.9 %, and INT8 with a drop of a point or less on 97 % and more."""
+
+DISAGREEMENT_PER_POINT: Final = 3.0
+"""Points of disagreement with FP32 that go with a drop of one point of top-1: measured INT8 networks with a drop of a
+point agree on about 97 %, since most changed predictions were wrong before. Agreement resolves more than top-1 does: on
+679 images the drop of plans that keep ever more layers in floating point went up and down by 0.6 points."""
 
 LEAST_PSNR: Final[Mapping[str, float]] = {"fp16": 40.0, "int8": SAME_IMAGE_DB}
 """Least PSNR in dB to FP32's images, where the true ones are not known. FP16 is mostly above 60."""
