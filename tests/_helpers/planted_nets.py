@@ -286,7 +286,7 @@ DIFFERENCES = {
 }
 """Values between 2000 and 8000 fit into FP16; what differs between them does not."""
 
-SMALL = 3e-4
+SMALL = 1e-4
 
 
 def _restore(net: Net) -> onnx.ModelProto:
@@ -327,4 +327,15 @@ def underflow_by_weights() -> onnx.ModelProto:
 
 
 UNDERFLOWS = {"factors": underflow_by_factors, "divisors": underflow_by_divisors, "weights": underflow_by_weights}
-"""Two factors of 3e-4 are FP16 numbers; their product with a value below 1 is not, beside a channel of usual size."""
+"""Two factors of 1e-4 are FP16 numbers; their product with a value below 1 is not, beside a channel of usual size."""
+
+
+def overflow(factor: float) -> onnx.ModelProto:
+    """Two convolutions make the last channel 3000 and ``factor`` times as large, which the next one takes back."""
+    net = _pooled(6)
+    for name, last in (("one", FACTOR), ("other", factor), ("back", 1 / FACTOR)):
+        weight = np.eye(WIDTH)
+        weight[-1] = 0
+        weight[-1, 0 if name == "one" else -1] = last
+        net.conv(name, weight)
+    return _finish(net)

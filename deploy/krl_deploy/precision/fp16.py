@@ -119,7 +119,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
         variants={**manifest.variants, "fp16": variant},
         evidence={**manifest.evidence, "fp16": evidence},
     )
-    return {"bundle": str(bundle.path), **evidence}, shown
+    return {"bundle": str(bundle.path), **evidence}, f"{shown}\n{plan.table()}" if plan else shown
 
 
 def _measure(

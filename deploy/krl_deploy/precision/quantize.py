@@ -111,7 +111,11 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         calibration=names.CALIBRATION,
         evidence={**bundle.manifest.evidence, "int8": evidence},
     )
-    return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
+    return {
+        "bundle": str(bundle.path),
+        "default_on_cpu": default,
+        **evidence,
+    }, f"{shown}\n{plan.table()}" if plan else shown
 
 
 def _options(config: QuantizeConfig) -> EvaluationOptions:

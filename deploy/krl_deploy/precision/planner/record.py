@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .plot import sensitivity_plot
-from .search import Attempt
+from .search import Attempt, attempts_table
 from .subject import Subject
 
 __all__ = ["MixedPrecisionPlan"]
@@ -64,6 +64,11 @@ class MixedPrecisionPlan:
         ]
         data = json.dumps(values, indent=1, allow_nan=False).encode() + b"\n"
         return {plan: data, plot: sensitivity_plot(bars, self.subject.precision)}
+
+    def table(self) -> str:
+        """Return the table of what was tried, and on how much."""
+        tried = attempts_table(list(self.attempts), self.subject.kept)
+        return f"plans, tried on {self.evidence['tried_on']} inputs that nothing else uses:\n{tried}"
 
     def _layers(self) -> Iterator[dict[str, Any]]:
         for number, group in enumerate(self.subject.groups):

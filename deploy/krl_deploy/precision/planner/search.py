@@ -95,4 +95,5 @@ def _cells(attempt: Attempt) -> tuple[object, ...]:
         alike = f"{attempt.psnr_to_fp32:.1f} dB"
     drop = None if attempt.drop is None else f"{attempt.drop:.2f} ± {attempt.standard_error or 0.0:.2f}"
     snr = None if attempt.snr_db is None else f"{attempt.snr_db:.1f}"
-    return attempt.kept, alike, drop, snr, attempt.refused or "accepted"
+    refused = "accepted" if attempt.refused is None else attempt.refused.split("; ")[0]  # of one file; the log has all
+    return attempt.kept, alike, drop, snr, refused
