@@ -56,7 +56,7 @@ class Subject(Protocol):
     fp32: bytes
     """The reference."""
     groups: Sequence[Group]
-    """What can be kept."""
+    """Layers that can be kept, in the order of execution."""
     identity: Mapping[str, Any]
     """Everything that the graphs depend on."""
 
