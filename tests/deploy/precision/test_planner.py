@@ -102,6 +102,7 @@ def test_no_plan_passes(outlier, digits, capsys, monkeypatch):
     assert "no plan with a layer in INT8 is accepted on 500 planning images; the bundle is unchanged" in error
     assert "most sensitive of 13 groups of layers" in error
     assert "layers in float" in error
+    assert not outlier.path.with_name(f"{outlier.path.name}.plan.json").exists()  # nothing is left to go on with
     assert (outlier.path / "manifest.json").read_bytes() == before
 
 

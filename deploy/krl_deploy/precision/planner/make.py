@@ -90,6 +90,8 @@ def make_plan(subject: Subject, task: Task, options: PlanOptions, sample: Inputs
     )
     if accepted is None:
         complete = len(attempts) == len(steps(len(ranked))) and len(errors) == len(ranked)
+        if complete:
+            checkpoint.remove()
         raise _failure(subject, judge.count, attempts, ranked, errors, None if complete else options)
     keep = _kept(ranked[:accepted])
     evidence = {
