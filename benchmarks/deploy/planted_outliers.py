@@ -56,7 +56,7 @@ def main() -> None:
     for name, result in results.items():
         print(f"\nwith {name}: {'passes' if result['passed'] else 'fails'}\n{result['shown']}")
         for tried in result.get("plan", {}).get("attempts", ()):
-            print(f"  {tried['kept']:3} layers in floating point: drop of {tried['drop']:.2f} points")
+            print(f"  {tried['kept']:3} layers in floating point: {tried['refused'] or 'accepted'}")
 
 
 def attempt(config: QuantizeConfig) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def _check_limits(max_drop: float | None, max_recall_drop: float | None, min_psn
         raise UsageError(f"--min-psnr is {min_psnr}; accepted: above 0 dB")
 
 
+def _check_budget(seconds: float | None, *, mixed_precision: bool) -> None:
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"--budget-seconds is {seconds}; accepted: above 0")
+    if seconds is not None and not mixed_precision:
+        raise UsageError("--budget-seconds bounds the planner; give --mixed-precision as well")
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """Options of ``krl-deploy export``."""
@@ -159,6 +166,13 @@ class Fp16Config:
     accept_unmeasured: bool = False
     """Keep the variant although it was judged on fewer than 100 images, or on images unlike those of the model; the
     bundle records it."""
+    mixed_precision: bool = False
+    """If FP16 fails, rank groups of nodes by their error in FP16, and keep the worst in FP32 until images of the train
+    split agree."""
+    budget_seconds: float | None = None
+    """Stop --mixed-precision after this time; without a plan that passes, the bundle stays as it is."""
+    resume: bool = False
+    """Continue a plan that was interrupted."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False
@@ -169,6 +183,9 @@ class Fp16Config:
         _check_counts(val_limit=self.val_limit)
         _check_fraction(self.val_fraction)
         _check_limits(self.max_drop, self.max_recall_drop, self.min_psnr)
+        _check_budget(self.budget_seconds, mixed_precision=self.mixed_precision)
+        if self.resume and not self.mixed_precision:
+            raise UsageError("--resume continues a plan; give --mixed-precision as well")
 
 
 @dataclass(frozen=True)
@@ -213,11 +230,12 @@ class QuantizeConfig:
     float_precision: Literal["fp16", "fp32"] = "fp16"
     """Precision of the rest of the graph for GPUs. With fp16 there is a second file with fp32 for OpenVINO."""
     mixed_precision: bool = False
-    """Measure the accuracy drop of each layer in INT8, and keep the worst in FP16 or FP32 until --max-drop is met."""
+    """Rank the layers by their error in INT8, and keep the worst in FP16 or FP32 until images of the train split that
+    are not calibrated on agree."""
     budget_seconds: float | None = None
     """Stop --mixed-precision after this time; without a plan that passes, the bundle stays as it is."""
     resume: bool = False
-    """Continue a calibration that was interrupted."""
+    """Continue a calibration or a plan that was interrupted."""
     reuse_calibration: bool = False
     """Use the ranges in the bundle, if they are of this model and of these images."""
     on_bad_image: OnBadImage = "refuse"
@@ -232,10 +250,7 @@ class QuantizeConfig:
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile is {self.percentile}; accepted: above 50, up to 100")
         _check_limits(self.max_drop, self.max_recall_drop, self.min_psnr)
-        if self.budget_seconds is not None and not self.budget_seconds > 0:
-            raise UsageError(f"--budget-seconds is {self.budget_seconds}; accepted: above 0")
-        if self.budget_seconds is not None and not self.mixed_precision:
-            raise UsageError("--budget-seconds bounds the planner; give --mixed-precision as well")
+        _check_budget(self.budget_seconds, mixed_precision=self.mixed_precision)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from krl_runtime.errors import DataError
+from krl_runtime.files import sha256_file
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, open_folder
 
-__all__ = ["choose", "choose_any", "open_data", "some", "with_label_indices"]
+__all__ = ["choose", "choose_any", "choose_disjoint", "open_data", "some", "with_label_indices"]
 
 _log = logging.getLogger("krl")
 
@@ -45,13 +46,51 @@ def choose(folder: ImageFolder, split: str, limit: int, *, val_fraction: float) 
     except DataError as error:
         images = folder.split("all")
         _log.warning("%s; all %d images are used instead", error, len(images))
+    return _balanced(images, limit)
+
+
+def choose_disjoint(
+    folder: ImageFolder, limit: int, planning: int, val_limit: int, *, val_fraction: float
+) -> tuple[list[ImageFile], list[ImageFile], list[ImageFile]]:
+    """Return images to calibrate on, to plan on, and to judge on; no two of them have an image in common.
+
+    Calibration gives up a part of its images if the train split has not enough for both. A copy of an image that is
+    calibrated or judged on is not planned on.
+
+    Args:
+        folder: The data.
+        limit: Number of calibration images at most; 0 for none.
+        planning: Number of planning images at most.
+        val_limit: Number of images to judge on at most.
+        val_fraction: Share of ``"val"`` where the folder is not split.
+
+    Raises:
+        DataError: A set would be empty.
+    """
+    train, val = (folder.split(name, val_fraction=val_fraction) for name in ("train", "val"))
+    count = min(planning, max(len(train) - limit, len(train) // 2))
+    calibration, judged = _balanced(train, min(limit, len(train) - count)), _balanced(val, val_limit)
+    if len(calibration) < min(limit, len(train)):
+        _log.info("%d instead of %d images to calibrate on; the others are to plan on", len(calibration), limit)
+    used = {image.path for image in calibration}
+    contents = {sha256_file(image.path) for image in [*calibration, *judged]}
+    planned = _balanced([image for image in train if image.path not in used], count)
+    planned = [image for image in planned if sha256_file(image.path) not in contents]
+    if not planned or (limit and not calibration):
+        raise DataError(
+            f"{folder.root}: the {len(train)} images to train on are too few to calibrate and to plan on different "
+            "ones; give more images, or leave --mixed-precision out"
+        )
+    return calibration, planned, judged
+
+
+def _balanced(images: Sequence[ImageFile], limit: int) -> list[ImageFile]:
     return [images[index] for index in balanced([image.label for image in images], limit)]
 
 
 def choose_any(folder: ImageFolder, limit: int) -> list[ImageFile]:
     """Return images that nothing was learned from, as far as the folder tells: its ``"val"``, or else any."""
-    images = folder.split("val" if "val" in folder.splits else "all")
-    return [images[index] for index in balanced([image.label for image in images], limit)]
+    return _balanced(folder.split("val" if "val" in folder.splits else "all"), limit)
 
 
 def with_label_indices(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,13 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose, open_data, some, with_label_indices
+from krl_deploy.data.folders import choose, choose_disjoint, open_data, some, with_label_indices
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions
-from krl_runtime.evaluation.limits import LEAST_AGREEMENT, MAX_DROP_POINTS
+from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, better_than_chance, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
 
@@ -28,10 +30,13 @@ from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task,
 __all__ = ["Classification"]
 
 _MOST_CLASSES = 20  # in the table of recall; more than that is no longer read
+_MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 
 
 class Classification(Task):
     """Images of a folder, or of a generator, and top-1."""
+
+    predicts = True
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
         if options.min_psnr is not None:
@@ -39,6 +44,7 @@ class Classification(Task):
         self.bundle, self.options = bundle, options
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
+        self.planned: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.other_classes: tuple[str, ...] = ()
         self.used: dict[str, npt.NDArray[np.uint8]] = {}  # a sample of the images, by their use
@@ -52,12 +58,18 @@ class Classification(Task):
         options = self.options
         assert options.data is not None  # noqa: S101  for the type checker
         folder = open_data(options.data, on_bad=options.on_bad_image)
-        train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
-        val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
+        if options.planning:
+            calibrated = 0 if options.from_generator is not None else options.limit
+            train, planned, val = choose_disjoint(
+                folder, calibrated, options.planning, options.val_limit, val_fraction=options.val_fraction
+            )
+        else:
+            train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+            planned, val = [], choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
         labels = self.bundle.manifest.labels
         self.other_classes = tuple(sorted(set(folder.labels) - set(labels)))
-        labeled = with_label_indices([*train, *val], folder, labels)
-        self.train, self.val = list(labeled[: len(train)]), list(labeled[len(train) :])
+        labeled = iter(with_label_indices([*train, *planned, *val], folder, labels))
+        self.train, self.planned, self.val = (list(islice(labeled, len(part))) for part in (train, planned, val))
         self.name = folder.root.name
 
     @cached_property
@@ -91,13 +103,40 @@ class Classification(Task):
             self.used["evaluation"] = np.concatenate(sample)[:SAMPLE]
             return
         if options.from_generator is not None:
-            from .generation import images_of
-
-            pixels, _ = images_of(options.from_generator, min(options.val_limit, 512), 1, manifest.preprocessing)
+            pixels, labels = self._generated(options.from_generator, options.val_limit, 1)
             self.used["evaluation"] = _sample(pixels)
-        else:
-            pixels = self.bundle.golden()[manifest.inputs[0].name]
+            yield pixels, labels
+            return
+        pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
+
+    def _generated(self, generator: Path, limit: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        from .generation import images_of
+
+        pixels, _ = images_of(generator, min(limit, _MOST_GENERATED), seed, self.bundle.manifest.preprocessing)
+        return pixels, np.full(len(pixels), -1)
+
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield images and labels; see ``Task.planning_batches``."""
+        options = self.options
+        if self.planned:
+            yield from decoded(self.planned, self.bundle.manifest.preprocessing, on_bad=options.on_bad_image)
+        elif options.planning and options.from_generator is not None:
+            yield self._generated(options.from_generator, options.planning, 2)
+        else:
+            raise UsageError("--mixed-precision plans on images of its own; give --data FOLDER")
+
+    def why_refused(self, precision: str, score: PredictionScore) -> str | None:
+        """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
+        required = LEAST_AGREEMENT[precision]
+        if score.drop is not None or self.options.max_drop is not None:
+            by_drop = max(0.0, 1 - DISAGREEMENT_PER_POINT * self.accepted / 100)
+            required = max(required, by_drop) if precision == "fp16" else by_drop
+        if score.agreement < required - EXACT:
+            return f"{score.agreement:.2%} of the predictions agree with fp32, required: {required:.2%}"
+        if score.drop is not None and score.drop - (score.drop_error or 0.0) > self.accepted + EXACT:
+            return f"a drop of {score.drop:.2f} ± {score.drop_error:.2f} points, accepted: {self.accepted:g}"
+        return None
 
     def tally(self) -> PredictionTally:
         """Return an empty tally."""
@@ -196,7 +235,7 @@ class Classification(Task):
         reference, *variants = scores.values()
         if reference.top1 is None:
             return None
-        return worst([(reference.top1 - (score.top1 or 0.0)) * 100 for score in variants])
+        return worst([score.drop or 0.0 for score in variants])
 
 
 def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

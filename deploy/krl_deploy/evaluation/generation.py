@@ -25,7 +25,7 @@ __all__ = ["Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 _MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
-_CALIBRATION_SEED, _EVALUATION_SEED = 0, 1  # seeds: evaluation has other latents than calibration
+_CALIBRATION_SEED, _EVALUATION_SEED, _PLANNING_SEED = 0, 1, 2  # no two of these have the same latents
 
 
 class Generation(ImageTask):
@@ -46,7 +46,14 @@ class Generation(ImageTask):
 
     def batches(self) -> Iterator[Batch]:
         """Yield latents; see ``Task.batches``."""
-        inputs = random_inputs(self.bundle.manifest.settings, min(self.options.val_limit, _MOST), _EVALUATION_SEED)
+        yield from self._latents(self.options.val_limit, _EVALUATION_SEED)
+
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield other latents; see ``Task.planning_batches``."""
+        yield from self._latents(self.options.planning, _PLANNING_SEED)
+
+    def _latents(self, limit: int, seed: int) -> Iterator[Batch]:
+        inputs = random_inputs(self.bundle.manifest.settings, min(limit, _MOST), seed)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_images
 from krl_runtime.evaluation.images import ImageScore, ImageTally
-from krl_runtime.evaluation.limits import MAX_DROP_DB, SAME_IMAGE_DB
+from krl_runtime.evaluation.limits import EXACT, LEAST_PSNR, MAX_DROP_DB, SAME_IMAGE_DB
 
 from .task import AccuracyDrop, EvaluationOptions, Task, judged, worst
 
@@ -49,6 +49,16 @@ class ImageTask(Task):
         """Return the PSNR in dB of one output ``[C, H, W]`` to its truth."""
         raise NotImplementedError
 
+    def why_refused(self, precision: str, score: ImageScore) -> str | None:
+        """Return a drop that is too large, also by its standard error, or the PSNR that is missing."""
+        if self.true and score.drop is not None:
+            within = score.drop + (score.drop_error or 0.0) <= self.accepted + EXACT
+            shown = f"a drop of {score.drop:.3f} ± {score.drop_error:.3f} dB of PSNR, accepted: {self.accepted:g}"
+            return None if within else shown
+        least = LEAST_PSNR[precision] if self.options.min_psnr is None else self.options.min_psnr
+        within = score.psnr_to_fp32 >= least - EXACT
+        return None if within else f"{score.psnr_to_fp32:.1f} dB of PSNR to the images of fp32, required: {least:g}"
+
     def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
         """Return dB of PSNR to the true images. Without them return the dB below ``--min-psnr`` to fp32's images."""
         _, *variants = scores.values()
@@ -79,4 +89,4 @@ class ImageTask(Task):
         reference, *variants = scores.values()
         if not self.true or reference.psnr is None:
             return None
-        return worst([reference.psnr - (score.psnr or 0.0) for score in variants])
+        return worst([score.drop or 0.0 for score in variants])

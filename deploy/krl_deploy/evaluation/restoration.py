@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_images
-from krl_deploy.data.folders import choose, open_data
+from krl_deploy.data.folders import choose, choose_disjoint, open_data
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import ImageFile, identity, report_bad
@@ -25,6 +25,7 @@ from .task import Batch, CalibrationData, EvaluationOptions
 __all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
 
 _LARGEST = 1024  # pixels a side of the evaluated part of an image: bounds the memory of activations
+_MOST_PLANNED = 64  # whole images to plan on: a PSNR has thousands of pixels, and each attempt runs over all of them
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
 DEGRADATIONS = ("bicubic", "noise", "jpeg")
 _MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
@@ -45,12 +46,19 @@ class Restoration(ImageTask):
         known = self.degradation.get("kind") in DEGRADATIONS
         super().__init__(options, true=known and options.data is not None)
         self.train: list[ImageFile] = []
+        self.planned: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.name = "golden inputs"
         if options.data is not None:
             folder = open_data(options.data, on_bad=options.on_bad_image)
-            self.train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
-            self.val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
+            if options.planning:
+                planning = min(options.planning, _MOST_PLANNED)
+                self.train, self.planned, self.val = choose_disjoint(
+                    folder, options.limit, planning, options.val_limit, val_fraction=options.val_fraction
+                )
+            else:
+                self.train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
+                self.val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
             self.name = folder.root.name
 
     @cached_property
@@ -75,8 +83,18 @@ class Restoration(ImageTask):
         if not self.val:
             yield self.bundle.golden()[self.bundle.manifest.inputs[0].name], None
             return
+        yield from self._whole(self.val, "measuring PSNR")
+
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield one image of the training split at a time; see ``Task.planning_batches``."""
+        if not self.planned:
+            raise UsageError("--mixed-precision plans on images of its own; give --data FOLDER")
+        yield from self._whole(self.planned, "decoding images to plan on")
+
+    def _whole(self, images: list[ImageFile], description: str) -> Iterator[Batch]:
+        """Yield images as large as the graph takes them, each with its truth if it is known."""
         sides = [side if isinstance(side, int) else None for side in self.bundle.manifest.inputs[0].shape[2:]]
-        for given, truth in self._pairs(self.val, "measuring PSNR"):
+        for given, truth in self._pairs(images, description):
             height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
             # A smaller image is padded to the graph's fixed size, as on the device.

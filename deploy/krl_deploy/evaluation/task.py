@@ -40,6 +40,21 @@ class Scored(Protocol):
     HEADER: ClassVar[tuple[str, ...]]
     """Column names of the cells, for a table."""
 
+    @property
+    def drop(self) -> float | None:
+        """Drop of accuracy against the reference, in points or dB; ``None`` if the truth is not known."""
+        ...
+
+    @property
+    def drop_error(self) -> float | None:
+        """One standard error of ``drop``: of the paired difference."""
+        ...
+
+    @property
+    def snr_db(self) -> float:
+        """Power of the reference's outputs over that of their error, in dB."""
+        ...
+
     def cells(self, reference: Any) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
         ...
@@ -103,6 +118,8 @@ class EvaluationOptions:
     min_psnr: float | None = None
     from_generator: Path | None = None
     accept_unmeasured: bool = False
+    planning: int = 0
+    """Number of images to plan mixed precision on, which are neither calibrated nor judged on; 0 for none."""
 
     @classmethod
     def of(cls, config: Any) -> EvaluationOptions:
@@ -130,9 +147,11 @@ class Task(ABC):
 
     Attributes:
         name: Name of the evaluation data, for people.
+        predicts: Whether outputs are logits of classes; else they are images.
     """
 
     name: str
+    predicts: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None: ...
@@ -152,6 +171,24 @@ class Task(ABC):
 
         Raises:
             DataError: The data cannot be used.
+        """
+
+    @abstractmethod
+    def planning_batches(self) -> Iterator[Batch]:
+        """Yield the data to plan mixed precision on, which is neither calibrated nor judged on.
+
+        Raises:
+            DataError: The data cannot be used.
+            UsageError: There is none, or ``EvaluationOptions.planning`` does not ask for it.
+        """
+
+    @abstractmethod
+    def why_refused(self, precision: str, score: Any) -> str | None:
+        """Return why a plan of mixed precision is not accepted; ``None`` if it is.
+
+        Args:
+            precision: ``"fp16"`` or ``"int8"``.
+            score: Of one of its files, on the planning data.
         """
 
     @abstractmethod

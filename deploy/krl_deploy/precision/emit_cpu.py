@@ -67,6 +67,7 @@ def to_cpu(
     *,
     rounding: Rounding | None = None,
     keep: Mapping[str, str] | None = None,
+    alone: bool = False,
 ) -> Quantized:
     """Write the INT8 graph for ONNX Runtime's CPU provider.
 
@@ -74,23 +75,28 @@ def to_cpu(
         model: A clean float32 model.
         ranges: At least of the tensors that are quantized.
         rounding: How weights become integers.
-        keep: Names of operators that stay in floating point, each with the reason.
+        keep: Names of operators that stay in floating point, each with the reason. A convolution that is read by no
+            others follows them, since it would write the INT8 that they shall not read.
+        alone: Leave such a convolution in INT8, to measure what it costs by itself.
 
     Raises:
         ModelError: The model cannot be quantized.
     """
     graph, candidates = open_quantizable(model)
-    return _Emitter(graph, ranges, rounding or Rounding(), keep or {}).emit(candidates)
+    return _Emitter(graph, ranges, rounding or Rounding(), keep or {}, alone=alone).emit(candidates)
 
 
 class _Emitter:
     """Walks the graph once, in the order of execution, and keeps the float and the uint8 name of each tensor."""
 
-    def __init__(self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str], *, alone: bool
+    ) -> None:
         self.graph = graph
         self.ranges = ranges
         self.rounding = rounding
         self.keep = keep
+        self.alone = alone
         self.consumers = graph.consumers()
         self.stored: dict[str, _Stored] = {}
         self.floats: dict[str, str] = {}
@@ -160,6 +166,8 @@ class _Emitter:
 
     def _read_in_float(self, item: Weighted) -> bool:
         """Return whether only operators that stay in floating point by choice read a convolution's output."""
+        if self.alone:
+            return False
         readers = self.consumers[item.node.output[0]]
         if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
             readers = self.consumers[readers[0].output[0]]

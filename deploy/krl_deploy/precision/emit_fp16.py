@@ -65,13 +65,16 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT]
 
 
-def to_fp16(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False) -> Fp16Graph:
+def to_fp16(
+    model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False, keep: Mapping[str, str] | None = None
+) -> Fp16Graph:
     """Convert a clean float32 model to FP16.
 
     Args:
         model: The model; it is not changed.
         ranges: Smallest and largest values of its tensors on real inputs. A tensor without a range counts as fitting.
         around_int8: Whether the model has Q/DQ pairs of ``to_tensorrt``, with scales that are FP16 numbers.
+        keep: Names of nodes that stay in FP32, each with the reason.
 
     Raises:
         ModelError: The model is quantized in another way, its opset has no FP16 scales, or no node can compute in
@@ -95,7 +98,11 @@ def to_fp16(model: onnx.ModelProto, ranges: Ranges, *, around_int8: bool = False
             continue
         if not depths[node.output[0]]:
             continue  # the normalization of pixels stays as it is
-        reason = _why_float(graph, node, opset_of(model)) or _why_out_of_range(graph, node, floats, ranges)
+        reason = (
+            _why_float(graph, node, opset_of(model))
+            or _why_out_of_range(graph, node, floats, ranges)
+            or (keep or {}).get(node.name)
+        )
         if reason is None:
             chosen.add(node.name)
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from krl_deploy.graph.coupling import products_behind_gelu
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.operators import QUANTIZED
@@ -23,6 +24,9 @@ from krl_runtime.int8 import LARGEST_INT8
 from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
 
 __all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
+
+
+_BEFORE_FLOAT = "the product behind its GELU stays in floating point, and TensorRT gave NaN for such pairs"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def to_tensorrt(
         weighted.node.name: why_float_on_tensorrt(graph, weighted) or keep.get(weighted.node.name)
         for weighted in candidates
     }
+    if rounding.fp16:
+        reasons |= _before_float(graph, candidates, {name for name, why in reasons.items() if why is not None})
     chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
     residuals = residual_inputs(graph, chosen)
     pairs: dict[str, str] = {}
@@ -123,3 +129,17 @@ def to_tensorrt(
     for node, index in residuals:
         node.input[index] = pair(node.input[index])
     return Quantized(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})
+
+
+def _before_float(graph: GraphEditor, candidates: list[Weighted], kept: set[str]) -> dict[str, str]:
+    """Return the products that FP16 around INT8 does not suit, since one behind their GELU is not in INT8."""
+    consumers = graph.consumers()
+    int8 = {item.node.name for item in candidates} - kept
+    found: dict[str, str] = {}
+    for node in (item.node for item in reversed(candidates)):
+        if node.name not in int8 or node.op_type not in ("Gemm", "MatMul"):
+            continue
+        if any(reader.name not in int8 for reader in products_behind_gelu(consumers, node)):
+            found[node.name] = _BEFORE_FLOAT
+            int8.discard(node.name)
+    return found

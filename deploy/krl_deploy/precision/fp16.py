@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from krl_deploy.calibration.collect import collect
 from krl_deploy.config import Fp16Config
 from krl_deploy.data.arrays import Inputs
-from krl_deploy.evaluation import EvaluationOptions, task_of
+from krl_deploy.evaluation import Batch, EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
 from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
@@ -21,17 +25,40 @@ from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import CheckFailedError, ModelError
+from krl_runtime.evaluation.gate import Verdict
 
 from .emit_fp16 import Fp16Graph, float_tensors, round_to_fp16, to_fp16
+from .planner.fp16 import FP16_PLAN_FILES, plan_fp16
+from .planner.make import PLANNING_LIMIT
 
 __all__ = ["fp16"]
 
 _log = logging.getLogger("krl")
 
+_ADVICE = "--mixed-precision keeps the nodes with the largest error in FP32."
 _MEASURED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
     "to FP16 as a device stores it"
 )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A converted model, measured. Without a verdict its outputs are not finite, as ``failure`` says."""
+
+    converted: Fp16Graph
+    files: Mapping[str, bytes]
+    count: int = 0
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Sequence[npt.NDArray[np.float32]] = ()
+    verdict: Verdict | None = None
+    failure: str = ""
+
+    def asks_for_a_plan(self, *, accept_unmeasured: bool) -> bool:
+        """Return whether it fails for another reason than too few images."""
+        if self.verdict is None:
+            return True
+        return not self.verdict.passes and (self.verdict.judged or accept_unmeasured)
 
 
 def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
@@ -50,39 +77,68 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     golden = golden_arrays(bundle)
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
-    task = task_of(bundle, EvaluationOptions.of(config))
+    task = task_of(bundle, _options(config))
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
-    converted = to_fp16(model, _extremes(model, [inputs, *(batch for batch, _ in batches)]))
+    ranges = _extremes(model, [inputs, *(batch for batch, _ in batches)])
+    measure = partial(_measure, task, batches, model, path.read_bytes(), ranges, inputs)
+    measured, plan = measure({}), None
+    if config.mixed_precision and measured.asks_for_a_plan(accept_unmeasured=config.accept_unmeasured):
+        plan = plan_fp16(config, bundle.path, task, model, ranges)
+        measured = measure(plan.keep)
+    converted, files, scores, count = measured.converted, measured.files, measured.scores, measured.count
     if converted.kept:
         reasons = "; ".join(sorted(set(converted.kept.values()))[:5])
         _log.warning("%d nodes stay in FP32: %s", len(converted.kept), reasons)
-    files = {"fp32": path.read_bytes(), "fp16": to_bytes(converted.model)}
-    rounded = to_bytes(round_to_fp16(model, converted.nodes))
-    sessions = {name: open_cpu(data) for name, data in [*files.items(), ("fp16.rounded", rounded)]}
-    try:
-        count, scores = compare(sessions, batches, task.tally)
-        outputs = [outputs_of(sessions[name], inputs) for name in ("fp16", "fp16.rounded")]
-    except ModelError as failure:
-        raise CheckFailedError(f"in FP16 {failure}; the bundle is unchanged; give more images with --data") from failure
+    if measured.verdict is None:
+        raise CheckFailedError(f"in FP16 {measured.failure}; the bundle is unchanged; give more images with --data")
     rows = [Row(name, len(files[name.partition(".")[0]]), score) for name, score in scores.items()]
     shown = score_table(rows, task.remark(count, scores))
-    verdict = task.verdict("fp16", count, scores)
-    enforce(verdict, "FP16", count, shown)
-    variant = Variant("fp16", names.FP16, **limits_of("fp16", manifest, outputs, golden, verdict))
+    enforce(measured.verdict, "FP16", count, shown, "" if plan else _ADVICE)
+    limits = limits_of("fp16", manifest, measured.outputs, golden, measured.verdict)
+    variant = Variant("fp16", names.FP16, **limits)
     measured_on = {"data": task.name, "count": count}
     evidence = {
         "images": measured_on,
         **_evidence(converted, scores, files),
-        **task.evidence(scores, verdict),
+        **task.evidence(scores, measured.verdict),
+        **({"plan": plan.summary()} if plan else {}),
     }
     bundle.update(
-        {names.FP16: files["fp16"]},
+        {names.FP16: files["fp16"], **(plan.files() if plan else {})},
+        remove=() if plan else FP16_PLAN_FILES,
         variants={**manifest.variants, "fp16": variant},
         evidence={**manifest.evidence, "fp16": evidence},
     )
-    return {"bundle": str(bundle.path), **evidence}, shown
+    return {"bundle": str(bundle.path), **evidence}, f"{shown}\n{plan.table()}" if plan else shown
+
+
+def _measure(
+    task: Task,
+    batches: Sequence[Batch],
+    model: onnx.ModelProto,
+    fp32: bytes,
+    ranges: Ranges,
+    golden: Inputs,
+    keep: Mapping[str, str],
+) -> _Measured:
+    """Convert a model and measure it: the file, and the simulation that rounds every FP16 tensor."""
+    converted = to_fp16(model, ranges, keep=keep)
+    files = {"fp32": fp32, "fp16": to_bytes(converted.model)}
+    rounded = to_bytes(round_to_fp16(model, converted.nodes))
+    sessions = {name: open_cpu(data) for name, data in [*files.items(), ("fp16.rounded", rounded)]}
+    try:
+        count, scores = compare(sessions, batches, task.tally)
+        outputs = [outputs_of(sessions[name], golden) for name in ("fp16", "fp16.rounded")]
+    except ModelError as failure:
+        return _Measured(converted, files, failure=str(failure))
+    return _Measured(converted, files, count, scores, outputs, task.verdict("fp16", count, scores))
+
+
+def _options(config: Fp16Config) -> EvaluationOptions:
+    options = EvaluationOptions.of(config)
+    return replace(options, limit=0, planning=PLANNING_LIMIT) if config.mixed_precision else options
 
 
 def _evidence(converted: Fp16Graph, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -22,10 +22,13 @@ from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_gra
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.cli.tables import table
+from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
 
 from .calibrate import calibrate
-from .planner import PLAN_FILES, MixedPrecisionPlan, make_plan
+from .planner.int8 import PLAN_FILES, plan_int8
+from .planner.make import PLANNING_LIMIT
+from .planner.record import MixedPrecisionPlan
 from .variants import Emitter, Int8Graphs
 
 __all__ = ["quantize"]
@@ -90,7 +93,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     """
     bundle = Bundle.open(config.bundle)
     golden = golden_arrays(bundle)
-    task = task_of(bundle, EvaluationOptions.of(config))
+    task = task_of(bundle, _options(config))
     path = bundle.file(bundle.manifest.variants["fp32"].file)
     calibration = calibrate(config, bundle, read_model(path), task)
     emitter = Emitter(
@@ -100,7 +103,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
     )
-    plan = make_plan(config, task, emitter) if config.mixed_precision else None
+    plan = plan_int8(config, bundle.path, task, emitter) if config.mixed_precision else None
     graphs = emitter.emit(plan.keep if plan else None)
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
@@ -110,7 +113,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
     files = {_FILES[name]: data for name, data in graphs.files.items() if name != "fp32"}
-    files = {**files, names.CALIBRATION: calibration.to_bytes(), **(plan.files(graphs) if plan else {})}
+    files = {**files, names.CALIBRATION: calibration.to_bytes(), **(plan.files() if plan else {})}
     bundle.update(
         files,
         remove=tuple(name for name in (names.INT8_FP32, *PLAN_FILES) if name not in files),
@@ -119,12 +122,22 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         calibration=names.CALIBRATION,
         evidence={**bundle.manifest.evidence, "int8": evidence},
     )
-    return {"bundle": str(bundle.path), "default_on_cpu": default, **evidence}, shown
+    return {
+        "bundle": str(bundle.path),
+        "default_on_cpu": default,
+        **evidence,
+    }, f"{shown}\n{plan.table()}" if plan else shown
+
+
+def _options(config: QuantizeConfig) -> EvaluationOptions:
+    return replace(EvaluationOptions.of(config), planning=PLANNING_LIMIT if config.mixed_precision else 0)
 
 
 def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]]) -> _Measured:
     if not graphs.tensorrt.count:
         reasons = "; ".join(sorted(set(graphs.tensorrt.kept_float.values())))
+        if not graphs.cpu.count:
+            raise CheckFailedError(f"no operator is in INT8, so that there is no variant to keep: {reasons}")
         _log.warning("TensorRT's graph has nothing in INT8, no operator is wide enough: %s", reasons)
     convolutions = count_convolutions(optimized_graph(graphs.files["int8.cpu"]))
     if convolutions["float_convolutions"]:

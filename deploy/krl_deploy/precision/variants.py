@@ -150,11 +150,10 @@ class Emitter:
             self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
         )
 
-    def cpu(self, keep: Mapping[str, str] | None = None) -> Quantized:
-        """Write the graph for ONNX Runtime's CPU provider."""
-        return to_cpu(
-            self.model, self.calibration.ranges, rounding=self.rounding, keep={**self.came_in_float, **(keep or {})}
-        )
+    def cpu(self, keep: Mapping[str, str] | None = None, *, alone: bool = False) -> Quantized:
+        """Write the graph for ONNX Runtime's CPU provider; see ``to_cpu``."""
+        kept = {**self.came_in_float, **(keep or {})}
+        return to_cpu(self.model, self.calibration.ranges, rounding=self.rounding, keep=kept, alone=alone)
 
 
 def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:

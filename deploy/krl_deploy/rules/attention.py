@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from krl_deploy.graph.coupling import products_behind_gelu
 from krl_deploy.graph.operators import MOVES_OR_CASTS, QDQ
 
 from .findings import Finding, Rule
@@ -15,7 +16,6 @@ from .view import View
 __all__ = ["attention_products", "check_attention"]
 
 _SCORES = frozenset({"Add", "Div", "Mul", "Where", *MOVES_OR_CASTS})
-_GELU = frozenset({"Add", "Cast", "Div", "Erf", "Gelu", "Mul", "Pow", "Sqrt", "Tanh"})
 
 _RFDETR = "roboflow/rf-detr #1453 and #1454, measured on TensorRT 10.16 and 11.3"
 
@@ -84,26 +84,10 @@ def _mlp(view: View, target: Target) -> Iterator[Finding]:
         node = weighted.node
         if node.op_type not in ("MatMul", "Gemm") or not view.is_int8(node) or not view.is_half(node):
             continue
-        for reader in _behind_gelu(view, node):
+        for reader in products_behind_gelu(view.consumers, node):
             if not view.is_int8(reader):
                 why = f"it is in INT8, and {reader.name} behind its GELU is in FP16: NaN on TensorRT 10.16 and 11.3"
                 yield rule.at(node.name, node.op_type, why)
-
-
-def _behind_gelu(view: View, node: NodeProto) -> list[NodeProto]:
-    """Return the matrix products that read a product's GELU, also through a pair."""
-    pending, seen, found, gelu = [node.output[0]], set(), [], False
-    while pending:
-        for reader in view.consumers[pending.pop()]:
-            if id(reader) in seen:
-                continue
-            seen.add(id(reader))
-            gelu = gelu or reader.op_type in ("Erf", "Gelu")
-            if reader.op_type in ("MatMul", "Gemm"):
-                found.append(reader)
-            elif reader.op_type in _GELU | MOVES_OR_CASTS | QDQ and len(seen) < 64:
-                pending += reader.output
-    return found if gelu else []
 
 
 def _norm(view: View) -> Iterator[Finding]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from .limits import (
+    EXACT,
     LEAST_AGREEMENT,
     LEAST_IMAGES,
     LEAST_PSNR,
@@ -22,8 +22,6 @@ from .limits import (
 from .predictions import ClassCounts
 
 __all__ = ["Verdict", "judge_images", "judge_predictions"]
-
-_EXACT: Final = 1e-9  # 1 of 100 images is 1 point, and not 1.00…09
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def judge_predictions(
     if drop is not None:
         limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
         limits["max_recall_drop_points"] = MAX_RECALL_DROP_POINTS if max_recall_drop is None else max_recall_drop
-        if not drop <= limits["max_drop_points"] + _EXACT:
+        if not drop <= limits["max_drop_points"] + EXACT:
             faults.append(f"the accuracy drop is {drop:.2f} points of top-1, accepted: {limits['max_drop_points']:g}")
         worst = _worst_class(classes, limits["max_recall_drop_points"], forgiving=max_recall_drop is None)
         if worst is not None:
@@ -110,7 +108,7 @@ def judge_predictions(
         limits["least_agreement"] = LEAST_AGREEMENT[precision]
         if max_drop is not None:
             faults.append("the images have no labels of the model, so that --max-drop cannot be checked")
-        if not agreement >= limits["least_agreement"] - _EXACT:
+        if not agreement >= limits["least_agreement"] - EXACT:
             faults.append(
                 f"without labels {agreement:.1%} of the predictions agree with FP32, required: "
                 f"{limits['least_agreement']:.1%}"
@@ -136,7 +134,7 @@ def _worst_class(classes: Sequence[ClassCounts], accepted: float, *, forgiving: 
     found = [
         item
         for item in classes
-        if item.drop > accepted + _EXACT and (not forgiving or _sign_test(item.lost, item.gained) <= level)
+        if item.drop > accepted + EXACT and (not forgiving or _sign_test(item.lost, item.gained) <= level)
     ]
     return max(found, key=lambda item: item.drop, default=None)
 
@@ -168,7 +166,7 @@ def judge_images(
     if drop is not None:
         accepted = MAX_DROP_DB if max_drop is None else max_drop
         faults = [f"the accuracy drop is {drop:.2f} dB of PSNR, accepted: {accepted:g}"]
-        return Verdict(tuple(faults if not drop <= accepted + _EXACT else ()), {"max_drop_db": accepted})
+        return Verdict(tuple(faults if not drop <= accepted + EXACT else ()), {"max_drop_db": accepted})
     least = LEAST_PSNR[precision] if min_psnr is None else min_psnr
     faults = [f"the PSNR to the images of FP32 is {psnr:.1f} dB, required: {least:g}"]
-    return Verdict(tuple(faults if not psnr >= least - _EXACT else ()), {"least_psnr_db": least})
+    return Verdict(tuple(faults if not psnr >= least - EXACT else ()), {"least_psnr_db": least})

@@ -16,7 +16,7 @@ import numpy as np
 from krl_runtime.bundle import Manifest, Variant
 from krl_runtime.images.luma import mean_psnr
 
-from .limits import AGREEMENT_FLOOR, DROP_TO_DISAGREEMENT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
+from .limits import AGREEMENT_FLOOR, DISAGREEMENT_PER_POINT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,7 +94,7 @@ def golden_limits(
         floor = max(min(PSNR_FLOOR, psnr), psnr - _SLACK_DB)
         limits["psnr"] = max(floor, measured.alike - _SLACK_DB)
     else:
-        least_agreement = 1 - DROP_TO_DISAGREEMENT * accepted.get("max_drop_points", 0.0) / 100
+        least_agreement = 1 - DISAGREEMENT_PER_POINT * accepted.get("max_drop_points", 0.0) / 100
         share = max(AGREEMENT_FLOOR, min(LEAST_AGREEMENT[precision], least_agreement))
         floor = 1 - _most_misses(share, measured.count) / measured.count
         limits["agreement"] = max(floor, measured.alike - _SLACK_INPUTS[precision] / measured.count)

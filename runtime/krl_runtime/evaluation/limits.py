@@ -7,7 +7,8 @@ from typing import Final
 
 __all__ = [
     "AGREEMENT_FLOOR",
-    "DROP_TO_DISAGREEMENT",
+    "DISAGREEMENT_PER_POINT",
+    "EXACT",
     "LEAST_AGREEMENT",
     "LEAST_IMAGES",
     "LEAST_PSNR",
@@ -17,6 +18,9 @@ __all__ = [
     "PSNR_FLOOR",
     "SAME_IMAGE_DB",
 ]
+
+EXACT: Final = 1e-9
+"""Rounding of a mean: 97 of 100 are 97 %, and not 96.99…99."""
 
 MAX_DROP_POINTS: Final = 1.0
 """Largest accuracy drop of a classifier, in percentage points of top-1. A starting value: MLPerf Inference asks for
@@ -39,9 +43,10 @@ LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp32": 0.99, "fp16": 0.99, "bf16
 """Least share of images with FP32's prediction, where there are no labels. Starting values: FP16 of networks that it
 suits agrees on more than 99.9 %, BF16 on 99.5 %, and INT8 with a drop of a point or less on 97 % and more."""
 
-DROP_TO_DISAGREEMENT: Final = 3.0
-"""Points of predictions that differ from FP32's for each point of top-1 that may be lost: most predictions that INT8
-changes were wrong before, or are wrong either way."""
+DISAGREEMENT_PER_POINT: Final = 3.0
+"""Points of disagreement with FP32 that go with a drop of one point of top-1: measured INT8 networks with a drop of a
+point agree on about 97 %, since most changed predictions were wrong before. Agreement resolves more than top-1 does: on
+679 images the drop of plans that keep ever more layers in floating point went up and down by 0.6 points."""
 
 AGREEMENT_FLOOR: Final = 0.5
 """Least share of golden inputs with the golden prediction, whatever was accepted: below it the outputs are another

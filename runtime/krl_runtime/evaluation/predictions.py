@@ -50,8 +50,8 @@ class PredictionScore:
 
     Attributes:
         top1: Share of right predictions, 0 to 1; ``None`` without labels.
-        drop_error: One standard error of the drop of ``top1`` against the reference, in percentage points: of the
-            paired difference. ``None`` without labels.
+        drop: Drop of ``top1`` against the reference, in percentage points; ``None`` without labels.
+        drop_error: One standard error of ``drop``: of the paired difference. ``None`` without labels.
         agreement: Share of images, 0 to 1, with the reference's prediction.
         snr_db: Power of the reference's logits over that of their error, in dB; 200 if they are equal.
         max_error: Largest absolute difference of a logit from the reference's.
@@ -59,6 +59,7 @@ class PredictionScore:
     """
 
     top1: float | None
+    drop: float | None
     drop_error: float | None
     agreement: float
     snr_db: float
@@ -73,10 +74,9 @@ class PredictionScore:
 
     def cells(self, reference: PredictionScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
-        drop = None
-        if self.top1 is not None and reference.top1 is not None:
-            drop = f"{(reference.top1 - self.top1) * 100:.2f}"
-            drop += "" if self is reference else f" ± {self.drop_error:.2f}"
+        drop = None if self.drop is None else f"{self.drop:.2f}"
+        if drop is not None and self is not reference:
+            drop += f" ± {self.drop_error:.2f}"
         return (
             None if self.top1 is None else f"{self.top1:.2%}",
             drop,
@@ -124,11 +124,13 @@ class PredictionTally:
         """Return the score of all batches."""
         agreement, snr = self.same / self.count, snr_db(self.signal, self.noise)
         if not self.labeled:
-            return PredictionScore(None, None, agreement, snr, self.error)
+            return PredictionScore(None, None, None, agreement, snr, self.error)
         _, right, lost, gained = (int(total) for total in self.classes.sum(axis=0))
         classes = tuple(ClassCounts(index, *map(int, row)) for index, row in enumerate(self.classes) if row[0])
-        error = 100 * math.sqrt(max(0.0, lost + gained - (lost - gained) ** 2 / self.count)) / self.count
-        return PredictionScore(right / self.count, error, agreement, snr, self.error, classes)
+        variance = (lost + gained - (lost - gained) ** 2 / self.count) / max(1, self.count - 1)
+        error = 100 * math.sqrt(max(0.0, variance) / self.count)
+        drop = 100 * (lost - gained) / self.count
+        return PredictionScore(right / self.count, drop, error, agreement, snr, self.error, classes)
 
 
 def snr_db(signal: float, noise: float) -> float:
