@@ -23,6 +23,8 @@ from .predictions import ClassCounts
 
 __all__ = ["Verdict", "judge_images", "judge_predictions"]
 
+_RECALL_PER_POINT = 3.0  # points of recall of one class for each point of top-1: a drop is not spread evenly
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -94,7 +96,8 @@ def judge_predictions(
     limits: dict[str, float] = {"least_images": LEAST_IMAGES}
     if drop is not None:
         limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
-        limits["max_recall_drop_points"] = MAX_RECALL_DROP_POINTS if max_recall_drop is None else max_recall_drop
+        usual = max(MAX_RECALL_DROP_POINTS, _RECALL_PER_POINT * limits["max_drop_points"])
+        limits["max_recall_drop_points"] = usual if max_recall_drop is None else max_recall_drop
         if not drop <= limits["max_drop_points"] + EXACT:
             faults.append(f"the accuracy drop is {drop:.2f} points of top-1, accepted: {limits['max_drop_points']:g}")
         worst = _worst_class(classes, limits["max_recall_drop_points"], forgiving=max_recall_drop is None)

@@ -103,6 +103,12 @@ def test_a_limit_of_recall_that_the_user_gave_is_taken_at_its_word():
     assert judge_predictions("int8", **measured, max_recall_drop=4.0).passes
 
 
+def test_who_accepts_a_large_drop_accepts_it_in_a_class():
+    measured = {"count": 5000, "agreement": 0.9, "drop": 8.0, "classes": [ClassCounts(7, 50, 30, 12, 0)]}
+    assert judge_predictions("int8", **measured, max_drop=8.0).passes  # 24 points
+    assert "accepted: 23.7 points" in judge_predictions("int8", **{**measured, "drop": 7.9}, max_drop=7.9).reason
+
+
 def test_doubts_are_faults_that_only_the_user_can_lift():
     measured = {"count": 5000, "agreement": 1.0, "drop": None, "doubts": ["the images are X-rays"]}
     assert judge_predictions("int8", **measured).reason == "the images are X-rays"
