@@ -38,7 +38,7 @@ SWITCHES = {
     ", equalized everywhere": {"equalizing": "all"},
     ", never equalized": {"equalizing": "none"},
 }
-DEFAULT = "percentile"
+DEFAULT = "mse"
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from krl_deploy.precision.planner import make_plan
 from krl_deploy.precision.variants import Emitter
 from krl_runtime.bundle import Bundle
 
-METHODS = ("percentile", "minmax", "mse")
+METHODS = ("mse", "percentile", "minmax")
 SWITCHES: dict[str, dict[str, Any]] = {
     "": {},
     ", optimal scales": {"optimal_scales": True},

@@ -215,9 +215,9 @@ class QuantizeConfig:
     accept_unmeasured: bool = False
     """Keep the variant although it was judged on fewer than 100 images, or on images unlike those of the model; the
     bundle records it."""
-    method: Method = "percentile"
-    """Range of calibration data: all values (minmax), all but a few at both ends (percentile), least loss of
-    information (entropy), or least squared error (mse)."""
+    method: Method = "mse"
+    """Range of calibration data: least squared error (mse), all values (minmax), all but a few at both ends
+    (percentile), or least loss of information (entropy)."""
     percentile: float = 99.999
     """Percentage of the values that a range holds, with --method percentile."""
     equalize: Equalize = "auto"
@@ -281,7 +281,7 @@ class CheckConfig:
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 """``"minmax"``: all values; ``"percentile"``: all but a small part at both ends; ``"entropy"`` and ``"mse"``: see
-``krl_deploy.calibration.threshold``."""
+``krl_deploy.calibration.threshold``. ``"mse"`` gives each INT8 graph the ranges for its own integers."""
 
 
 Equalize: TypeAlias = Literal["auto", "all", "none"]

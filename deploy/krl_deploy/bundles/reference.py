@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from krl_deploy.calibration.record import Calibration, Identity
+from krl_deploy.calibration.record import Calibration, Identity, Int8Ranges
 from krl_deploy.graph.quantized import Unquantized
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant, names
 from krl_runtime.errors import BundleError
@@ -119,7 +119,8 @@ def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Prepr
     """Return a calibration with the ranges that the model came with, without calibration images."""
     identity = Identity(sha256_bytes(fp32), preprocessing.to_dict(), "", 0, "given", "none")
     scales = {name: tuple(float(value) for value in values) for name, values in brought.weight_scales.items()}
-    return Calibration(identity, brought.ranges, given=brought.ranges, weight_scales=scales)
+    ranges = Int8Ranges(tensorrt=brought.ranges, cpu=brought.ranges)
+    return Calibration(identity, ranges, given=brought.ranges, weight_scales=scales)
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -14,6 +14,7 @@ from onnx import helper
 from krl_deploy.data.arrays import Inputs, batches, feed, length
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.operators import NEVER_NEGATIVE
 from krl_runtime.backends.onnxruntime import open_session
 
 from .collect import with_outputs
@@ -54,7 +55,8 @@ def measure_channels(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inp
         for name in found
         for output in ([name, name] if ranks[name] == 2 else [f"{name}::mean", f"{name}::largest"])
     ]
-    session = open_session(_with_pooling(model, [name for name in found if ranks[name] == 4], outputs), cuda=False)
+    planes = [name for name in found if ranks[name] == 4]
+    session = open_session(_with_pooling(graph, model, planes, outputs), cuda=False)
     sums: list[Any] = [0.0] * len(found)
     most: list[Any] = [0.0] * len(found)
     for batch in batches(inputs, session.get_inputs()[0].shape[0], _BATCH):
@@ -67,17 +69,29 @@ def measure_channels(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inp
     }
 
 
-def _with_pooling(model: onnx.ModelProto, planes: Sequence[str], outputs: Sequence[str]) -> bytes:
+def _with_pooling(graph: GraphEditor, model: onnx.ModelProto, planes: Sequence[str], outputs: Sequence[str]) -> bytes:
     """Return the model with the mean and the largest magnitude of each plane of these tensors.
 
     Pooling over whole planes is the same in every opset, as reductions along axes are not.
     """
     extended = with_outputs(model, outputs)
     for name in planes:
+        # In ONNX Runtime's layout for convolutions there is pooling but no Abs, which takes as long as they do.
+        magnitude = name if _never_negative(graph, name) else f"{name}::magnitude"
+        if magnitude != name:
+            extended.graph.node.append(helper.make_node("Abs", [name], [magnitude]))
         for op, source, target in (
             ("GlobalAveragePool", name, f"{name}::mean"),
-            ("Abs", name, f"{name}::magnitude"),
-            ("GlobalMaxPool", f"{name}::magnitude", f"{name}::largest"),
+            ("GlobalMaxPool", magnitude, f"{name}::largest"),
         ):
             extended.graph.node.append(helper.make_node(op, [source], [target]))
     return to_bytes(extended)
+
+
+def _never_negative(graph: GraphEditor, tensor: str) -> bool:
+    """Return whether the operator that makes a tensor gives no negative values."""
+    node = graph.producers().get(tensor)
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type in NEVER_NEGATIVE
+    low = graph.constant(node.input[1]) if len(node.input) > 1 else None
+    return low is not None and bool(np.all(low >= 0))

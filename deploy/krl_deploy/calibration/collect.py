@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,20 @@ from krl_runtime.progress import progress_bar
 
 from .checkpoint import Checkpoint
 from .histogram import Histogram
-from .threshold import entropy, mse
+from .record import Int8Ranges
+from .sampling import add_samples, image_tensors, sample_of, tile, values_needed
+from .threshold import entropy, mse, mse_uint8
 
-__all__ = ["collect", "with_outputs"]
+__all__ = ["collect", "collect_int8", "with_outputs"]
 
 _VALUES_IN_BATCH = 1 << 18  # of the input, 1 MiB as float32: small images run together, large ones one by one
 # Of all read activations of a batch: bounds memory for every network and image size
 _BYTES_OF_TENSORS = 64 << 20
 _SECONDS_BETWEEN_SAVES = 5.0  # an interruption loses about this much work, at most
 _REDUCTIONS = ("ReduceMin", "ReduceMax")
+
+
+_Choice: TypeAlias = Callable[[Histogram], tuple[float, float]]
 
 
 class _Reader(Protocol):
@@ -43,20 +48,43 @@ class _Reader(Protocol):
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None: ...
 
-    def ranges(self) -> dict[str, tuple[float, float]]: ...
-
 
 def collect(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     inputs: Inputs,
     *,
-    method: Method = "minmax",
-    share: float = 99.999,
     checkpoint: Checkpoint | None = None,
     size: int | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of each tensor over images, or over other inputs of the model.
+    """Return the smallest and largest value of each tensor over images, or over other inputs of the model.
+
+    Args:
+        model: A float32 model.
+        tensors: Names of float32 tensors of its graph.
+        inputs: Inputs of the model ``[N, ...]``.
+        checkpoint: File to save the extremes in, and to continue from.
+        size: Images in a batch, where the graph leaves that open; left out: what memory allows.
+
+    Raises:
+        ModelError: A tensor takes values that are not finite numbers.
+    """
+    reader = _Extremes(model, tensors, inputs)
+    _read(reader, inputs, checkpoint, size)
+    return reader.ranges()
+
+
+def collect_int8(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    inputs: Inputs,
+    *,
+    method: Method,
+    share: float = 99.999,
+    checkpoint: Checkpoint | None = None,
+    size: int | None = None,
+) -> Int8Ranges:
+    """Return the range of each tensor for both INT8 graphs, from one pass over the inputs.
 
     Args:
         model: A float32 model.
@@ -70,9 +98,20 @@ def collect(
     Raises:
         ModelError: A tensor takes values that are not finite numbers.
     """
-    reader: _Reader = (
-        _Extremes(model, tensors, inputs) if method == "minmax" else _Histograms(model, tensors, inputs, method, share)
-    )
+    if method == "minmax":
+        extremes = collect(model, tensors, inputs, checkpoint=checkpoint, size=size)
+        return Int8Ranges(extremes, extremes)
+    reader = _Histograms(model, tensors, inputs, share)
+    _read(reader, inputs, checkpoint, size)
+    choose: dict[Method, tuple[_Choice, _Choice]] = {
+        "percentile": (lambda histogram: histogram.percentile(share),) * 2,
+        "entropy": (entropy, entropy),
+        "mse": (mse, mse_uint8),
+    }
+    return Int8Ranges(*(reader.ranges(choice) for choice in choose[method]))
+
+
+def _read(reader: _Reader, inputs: Inputs, checkpoint: Checkpoint | None, size: int | None) -> None:
     kept = checkpoint.load() if checkpoint else None
     done = 0
     if kept is not None:
@@ -88,7 +127,6 @@ def collect(
             if checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 checkpoint.save({"done": np.asarray(done), **reader.state()})
                 saved = time.monotonic()
-    return reader.ranges()
 
 
 class _Extremes:
@@ -133,25 +171,27 @@ def _with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
 
 
 class _Histograms:
-    """A histogram of each tensor."""
+    """A histogram of each tensor; of a large one, of a sample of its values."""
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        tensors: Sequence[str],
-        inputs: Inputs,
-        method: Method,
-        share: float,
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs, share: float) -> None:
         self.histograms = {name: Histogram() for name in tensors}
-        self.method, self.share = method, share
+        self.outputs = list(tensors)
         self.session = open_session(to_bytes(with_outputs(model, tensors)), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
-        first = self._run(next(batches(inputs, self.batch, 1)))
-        self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first))))
+        first = dict(zip(tensors, self._run(next(batches(inputs, self.batch, 1))), strict=True))
+        self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first.values()))))
+        needed = values_needed(share)
+        shapes = {name: first[name].shape for name in image_tensors(model) & first.keys()}
+        tiles = {name: (shape[1], *tile(shape, length(inputs), needed)) for name, shape in shapes.items()}
+        tiles = {name: size for name, size in sorted(tiles.items()) if size[1:] != (1, 1)}
+        if tiles:
+            self.outputs = [sample_of(name) if name in tiles else name for name in tensors]
+            extended = with_outputs(model, self.outputs)
+            add_samples(extended, tiles)
+            self.session = open_session(to_bytes(extended), cuda=False)
 
     def _run(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
-        values: list[npt.NDArray[np.float32]] = self.session.run(list(self.histograms), feed(self.session, inputs))
+        values: list[npt.NDArray[np.float32]] = self.session.run(self.outputs, feed(self.session, inputs))
         return values
 
     def add(self, inputs: Inputs) -> None:
@@ -171,13 +211,8 @@ class _Histograms:
             item.limit, item.low, item.high = (float(value) for value in scalars)
             item.counts = counts.copy()
 
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        return {name: self._range(histogram) for name, histogram in self.histograms.items()}
-
-    def _range(self, histogram: Histogram) -> tuple[float, float]:
-        if self.method == "percentile":
-            return histogram.percentile(self.share)
-        return entropy(histogram) if self.method == "entropy" else mse(histogram)
+    def ranges(self, choose: _Choice) -> dict[str, tuple[float, float]]:
+        return {name: choose(histogram) for name, histogram in self.histograms.items()}
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

@@ -49,15 +49,16 @@ class Histogram:
         scale, middle = np.float32(_BINS / 2 / self.limit if self.limit else 0.0), np.float32(_BINS / 2)
         flat = values.ravel()
         # In pieces that stay in the processor's cache: whole activations would go to memory and back five times.
-        positions, bins = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
+        positions, bins = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.int32)
         for start in range(0, flat.size, _PIECE):
             piece = flat[start : start + _PIECE]
             position, bin_ = positions[: piece.size], bins[: piece.size]
             np.multiply(piece, scale, out=position)
             np.add(position, middle, out=position)
             np.copyto(bin_, position, casting="unsafe")
-            np.minimum(bin_, _BINS - 1, out=bin_)
-            self.counts += np.bincount(bin_, minlength=_BINS)
+            counts = np.bincount(bin_, minlength=_BINS + 1)  # the limit itself is at the start of one bin more
+            self.counts += counts[:_BINS]
+            self.counts[-1] += counts[_BINS]
 
     def _widen(self, magnitude: float) -> None:
         if self.limit == 0.0 and magnitude > 0.0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ from krl_runtime.errors import BundleError, CheckFailedError
 if TYPE_CHECKING:
     from krl_deploy.graph.placement import Ranges
 
-__all__ = ["Calibration", "Identity"]
+__all__ = ["Calibration", "Identity", "Int8Ranges"]
 
-_SCHEMA_VERSION = 3  # of calibration.json; another one is refused and made again
+_SCHEMA_VERSION = 4  # of calibration.json; another one is refused
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,19 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Int8Ranges:
+    """Smallest and largest value that INT8 represents, of each tensor that is quantized.
+
+    Attributes:
+        tensorrt: In TensorRT's graph, which takes the larger magnitude of both for both signs.
+        cpu: In the CPU's graph.
+    """
+
+    tensorrt: Ranges
+    cpu: Ranges
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Ranges of a model's tensors, measured on real images, and the identity that they belong to.
 
@@ -49,7 +62,7 @@ class Calibration:
 
     Attributes:
         identity: Everything that the ranges depend on.
-        ranges: Smallest and largest value that INT8 represents, of each tensor that is quantized.
+        ranges: Ranges of the tensors that are quantized, for each of the two graphs.
         extremes: Smallest and largest value of every float tensor on a sample; FP16 must hold them.
         means: Mean of each channel on the sample, for the inputs of weighted operators.
         factors: Divisors of the channels of an activation; see ``krl_deploy.precision.equalization``.
@@ -59,7 +72,7 @@ class Calibration:
     """
 
     identity: Identity
-    ranges: Ranges
+    ranges: Int8Ranges
     extremes: Ranges = field(default_factory=dict)
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -82,25 +95,24 @@ class Calibration:
             values = json.loads(data)
             if values["schema_version"] != _SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema_version']}, not {_SCHEMA_VERSION}")
-            limits = {
-                key: {name: (float(low), float(high)) for name, (low, high) in values[key].items()}
-                for key in ("ranges", "extremes", "given")
-            }
             channels = {
                 key: {name: tuple(float(value) for value in each) for name, each in values[key].items()}
                 for key in ("means", "factors", "weight_scales")
             }
             return cls(
                 Identity(**values["identity"]),
-                limits["ranges"],
-                limits["extremes"],
+                Int8Ranges(**{graph: _ranges(each) for graph, each in values["ranges"].items()}),
+                _ranges(values["extremes"]),
                 channels["means"],
                 channels["factors"],
-                limits["given"],
+                _ranges(values["given"]),
                 channels["weight_scales"],
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BundleError(f"calibration.json cannot be used ({error}); calibrate again") from error
+            raise BundleError(
+                f"calibration.json cannot be used ({error}); make the bundle again with krl-deploy "
+                "export or import, then quantize it"
+            ) from error
 
     def check(self, identity: Identity) -> None:
         """Refuse to be used for another identity.
@@ -116,6 +128,10 @@ class Calibration:
             raise CheckFailedError(
                 f"the calibration in the bundle is stale: {'; '.join(differing)}. Run it without --reuse-calibration"
             )
+
+
+def _ranges(values: Mapping[str, Sequence[float]]) -> Ranges:
+    return {name: (float(low), float(high)) for name, (low, high) in values.items()}
 
 
 def _short(value: object) -> str:

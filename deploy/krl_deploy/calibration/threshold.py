@@ -1,7 +1,7 @@
-"""Clipping thresholds for 8 bits: two criteria over a tensor's histogram.
+"""Clipping thresholds for 8 bits: criteria over a tensor's histogram.
 
-Both use magnitudes, since TensorRT's int8 is symmetric. Both ignore the bin at 0, since 0 is represented exactly, and
-after a ReLU its bin holds half of all values.
+Those for TensorRT use magnitudes, since its int8 is symmetric. All ignore the bin at 0, since 0 is represented exactly,
+and after a ReLU its bin holds half of all values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from krl_runtime.int8 import LARGEST_INT8
 
 from .histogram import Histogram
 
-__all__ = ["entropy", "mse"]
+__all__ = ["entropy", "mse", "mse_uint8"]
 
 _LEVELS = LARGEST_INT8 + 1  # magnitudes of an int8, from 0 on
 _STEP = 32
@@ -58,7 +58,7 @@ def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
 
 
 def mse(histogram: Histogram) -> tuple[float, float]:
-    """Return the range with the smallest mean squared error.
+    """Return the range with the smallest mean squared error in symmetric int8.
 
     A threshold ``T`` costs ``(T / 127)² / 12`` for each value below it (the variance of rounding) and ``(x − T)²``
     for each value above it.
@@ -70,13 +70,45 @@ def mse(histogram: Histogram) -> tuple[float, float]:
     counts[0] = 0
     if not counts.any():
         return _everything(histogram)
-    edges = np.arange(1, len(counts) + 1) * histogram.width
-    centers = edges - histogram.width / 2
-    # Sums over the values above each edge, of x⁰, x¹ and x².
-    above = [(counts * centers**power)[::-1].cumsum()[::-1] - counts * centers**power for power in range(3)]
-    clipping = above[2] - 2 * edges * above[1] + edges**2 * above[0]
-    rounding = (edges / (_LEVELS - 1)) ** 2 / 12 * (counts.sum() - above[0])
+    edges, clipping, inside = _costs(counts, histogram.width)
+    rounding = (edges / (_LEVELS - 1)) ** 2 / 12 * inside
     return histogram.clipped(float(edges[np.argmin(clipping + rounding)]))
+
+
+def mse_uint8(histogram: Histogram) -> tuple[float, float]:
+    """Return the range with the smallest mean squared error in uint8, whose 255 steps lie between its two ends.
+
+    The costs are those of ``mse``. Each end is chosen for the other one in turn, until neither moves.
+
+    Returns:
+        The ends of the range, within the smallest and largest value.
+    """
+    half = len(histogram.counts) // 2
+    above, below = histogram.counts[half:].astype(np.float64), histogram.counts[:half][::-1].astype(np.float64)
+    above[0] = below[0] = 0
+    if not above.any() and not below.any():
+        return _everything(histogram)
+    sides = [_costs(counts, histogram.width) for counts in (above, below)]
+    chosen = [half, half]
+    moved = 0
+    while moved < 2:
+        for side in (0, 1):
+            (edges, clipping, inside), (others, _, held) = sides[side], sides[1 - side]
+            step = (edges + others[chosen[1 - side]]) / 255
+            best = int(np.argmin(clipping + step**2 / 12 * (inside + held[chosen[1 - side]])))
+            moved = moved + 1 if best == chosen[side] else 0
+            chosen[side] = best
+    high, low = (float(edges[index]) for (edges, *_), index in zip(sides, chosen, strict=True))
+    return max(histogram.low, -low), min(histogram.high, high)
+
+
+def _costs(counts: npt.NDArray[np.float64], width: float) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return the edges of bins from 0 on; for each, the squared error of the values above it and how many are below."""
+    edges = np.arange(len(counts) + 1, dtype=np.float64) * np.float64(width)
+    centers = edges[1:] - width / 2
+    # Sums over the values above each edge, of x⁰, x¹ and x².
+    above = [np.append((counts * centers**power)[::-1].cumsum()[::-1], 0.0) for power in range(3)]
+    return edges, above[2] - 2 * edges * above[1] + edges**2 * above[0], counts.sum() - above[0]
 
 
 def _used(counts: npt.NDArray[np.float64]) -> int:

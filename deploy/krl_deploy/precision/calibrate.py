@@ -11,9 +11,9 @@ import onnx
 
 from krl_deploy.calibration.channels import Channels, measure_channels
 from krl_deploy.calibration.checkpoint import Checkpoint
-from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.collect import collect, collect_int8
 from krl_deploy.calibration.lint import check_batches, check_channels
-from krl_deploy.calibration.record import Calibration, Identity
+from krl_deploy.calibration.record import Calibration, Identity, Int8Ranges
 from krl_deploy.config import Equalize, Method, QuantizeConfig
 from krl_deploy.data.arrays import Inputs, length, rows
 from krl_deploy.evaluation import Task
@@ -30,7 +30,7 @@ from .variants import tensors_to_calibrate
 __all__ = ["calibrate", "measure_tensors"]
 
 _SAMPLE = 64  # images for means and largest magnitudes of channels; bounds the time, chosen
-_ALONE = 8  # images run one by one and together: one that differs is enough to find batch statistics
+_ALONE = 4  # images run one by one and together: one that differs is enough to find batch statistics
 _ONE = np.ones(1, np.float32)
 
 
@@ -133,15 +133,18 @@ def measure_tensors(
     check_channels({name: item.largest for name, item in channels.items()}, length(sample))
     chosen = _factors(model, channels, equalizing)
     equal = equalize(model, chosen) if chosen else model
-    extremes = collect(equal, float_tensors(equal), sample)
+    extremes = collect(equal, float_tensors(equal), rows(sample, slice(None, None, 2)))  # reads every tensor: costly
     if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         few = rows(sample, slice(_ALONE))
         check_batches(*(collect(equal, read, few, size=size) for size in (1, length(few))))
     needed = tensors_to_calibrate(equal)
     given, scales = (brought.given, brought.weight_scales) if brought else ({}, {})
     missing = [name for name in needed if name not in given]
-    ranges = collect(equal, missing, inputs, method=method, share=share, checkpoint=checkpoint) if missing else {}
-    ranges = {**ranges, **{name: _without_unused_half(given[name], extremes.get(name)) for name in given}}
+    ranges = Int8Ranges({}, {})
+    if missing:
+        ranges = collect_int8(equal, missing, inputs, method=method, share=share, checkpoint=checkpoint)
+    kept = {name: _without_unused_half(given[name], extremes.get(name)) for name in given}
+    ranges = Int8Ranges({**ranges.tensorrt, **kept}, {**ranges.cpu, **kept})
     means = {name: tuple((item.mean / chosen.get(name, _ONE)).tolist()) for name, item in channels.items()}
     factors = {name: tuple(values.tolist()) for name, values in chosen.items()}
     return Calibration(identity, ranges, extremes, means, factors, given, scales)

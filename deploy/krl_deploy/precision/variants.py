@@ -146,14 +146,13 @@ class Emitter:
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write TensorRT's graph with FP32 around INT8, with the scales of the file."""
         rounding = replace(self.rounding, fp16=self.fp16)
-        return to_tensorrt(
-            self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
-        )
+        ranges = self.calibration.ranges.tensorrt
+        return to_tensorrt(self.model, ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})})
 
     def cpu(self, keep: Mapping[str, str] | None = None, *, alone: bool = False) -> Quantized:
         """Write the graph for ONNX Runtime's CPU provider; see ``to_cpu``."""
         kept = {**self.came_in_float, **(keep or {})}
-        return to_cpu(self.model, self.calibration.ranges, rounding=self.rounding, keep=kept, alone=alone)
+        return to_cpu(self.model, self.calibration.ranges.cpu, rounding=self.rounding, keep=kept, alone=alone)
 
 
 def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from _helpers.graphs import graph, node
 from krl_deploy.calibration import collect as module
 from krl_deploy.calibration.checkpoint import Checkpoint
-from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.collect import collect_int8
 from krl_deploy.calibration.record import Identity
 
 IDENTITY = Identity("a" * 64, {}, "b" * 64, 70, "minmax", "auto")
@@ -53,19 +53,19 @@ class Interrupted(Checkpoint):
 def interrupt(path, method):
     checkpoint = Interrupted(path, IDENTITY, resume=False, saves=3)
     with pytest.raises(KeyboardInterrupt):
-        collect(model(), NAMES, PIXELS, method=method, checkpoint=checkpoint, size=7)
+        collect_int8(model(), NAMES, PIXELS, method=method, checkpoint=checkpoint, size=7)
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 def test_going_on_gives_the_same_ranges(tmp_path, method, caplog, monkeypatch):
     caplog.set_level("INFO", logger="krl")
-    expected = collect(model(), NAMES, PIXELS, method=method, size=7)
+    expected = collect_int8(model(), NAMES, PIXELS, method=method, size=7)
     interrupt(tmp_path / "x.npz", method)
     seen = []
     original = module.batches
     monkeypatch.setattr(module, "batches", lambda pixels, *rest: seen.append(len(pixels)) or original(pixels, *rest))
     again = Checkpoint(tmp_path / "x.npz", IDENTITY, resume=True)
-    assert collect(model(), NAMES, PIXELS, method=method, checkpoint=again, size=7) == expected
+    assert collect_int8(model(), NAMES, PIXELS, method=method, checkpoint=again, size=7) == expected
     assert seen[-1] == 70 - 3 * 7
     assert "going on after 21 images" in caplog.text
 
@@ -96,6 +96,6 @@ def test_nothing_to_go_on_from(tmp_path, caplog):
 
 def test_ranges_do_not_depend_on_the_batch():
     for method in ("percentile", "entropy", "mse"):
-        one, many = (collect(model(), ["s"], PIXELS, method=method, size=size) for size in (1, 32))
+        one, many = (collect_int8(model(), ["s"], PIXELS, method=method, size=size) for size in (1, 32))
         assert one == many
-        assert np.isfinite(one["s"]).all()
+        assert np.isfinite(one.cpu["s"]).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, measured_ranges, node
-from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.collect import collect, collect_int8
 from krl_runtime.errors import ModelError
 
 RNG = np.random.default_rng(0)
@@ -37,12 +37,12 @@ def test_percentile_of_everything_is_the_extremes():
     taken = model()
     names = ["s", "c", "logits"]
     extremes = collect(taken, names, PIXELS)
-    for name, values in collect(taken, names, PIXELS, method="percentile", share=100).items():
+    for name, values in collect_int8(taken, names, PIXELS, method="percentile", share=100).cpu.items():
         assert values == pytest.approx(extremes[name], rel=1e-5)
 
 
 def test_percentile_leaves_the_ends_out():
-    low, high = collect(model(), ["s"], PIXELS, method="percentile", share=90)["s"]
+    low, high = collect_int8(model(), ["s"], PIXELS, method="percentile", share=90).tensorrt["s"]
     values = PIXELS.astype(np.float32) - 128
     np.testing.assert_allclose([low, high], np.percentile(values, [5, 95]), atol=1)
 
@@ -53,4 +53,4 @@ def test_values_that_are_not_finite_are_named(method):
     broken = graph(nodes, {"pixels": ["batch", 1, 4, 4]}, {"logits": None}, dtypes={"pixels": "uint8"})
     pixels = np.zeros((3, 1, 4, 4), np.uint8)
     with pytest.raises(ModelError, match=r"tensor l: .*not finite numbers on a calibration image"):
-        collect(broken, ["l"], pixels, method=method)
+        collect_int8(broken, ["l"], pixels, method=method)

@@ -146,7 +146,7 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
 
     config = QuantizeConfig(bundle.path, digits, limit=100, max_drop=5, equalize="all")
     measured, _ = quantize(config)
-    assert measured["calibration"]["method"] == "given, else percentile 99.999"
+    assert measured["calibration"]["method"] == "given, else mse"
     assert measured["equalized_activations"] == 0
     made = Bundle.open(bundle.path)
     kept = Calibration.from_bytes(made.file("calibration.json").read_bytes())

@@ -12,7 +12,7 @@ from PIL import Image
 
 from _helpers.graphs import graph, node, ops
 from krl_deploy.calibration.checkpoint import Checkpoint
-from krl_deploy.calibration.record import Calibration
+from krl_deploy.calibration.record import Calibration, Int8Ranges
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig, QuantizeConfig
 from krl_deploy.evaluation.comparison import outputs_of
@@ -51,7 +51,7 @@ def test_the_whole_way(bundle, digits, capsys):
     assert result["scores"]["int8"]["agreement"] > 0.98
     assert result["scores"]["int8.cpu"]["agreement"] > 0.98
     assert result["calibration"]["count"] == 200
-    assert result["calibration"]["method"] == "percentile 99.999"
+    assert result["calibration"]["method"] == "mse"
     assert result["images"] == {"data": "digits", "count": 300}
     assert result["cpu_convolutions"] == {"int8_convolutions": 13, "float_convolutions": 0}
     assert result["file_bytes"]["int8"] < result["file_bytes"]["fp32"]
@@ -101,7 +101,8 @@ def test_where_int8_is_no_faster_fp32_stays_the_default(bundle, digits, slow, ca
 
 
 def test_a_drop_above_the_limit_fails_and_leaves_the_bundle_as_it_was(bundle, digits, fast, monkeypatch, capsys):
-    monkeypatch.setattr(calibrate, "collect", lambda model, names, *_, **__: dict.fromkeys(names, (-0.01, 0.01)))
+    narrow = lambda model, names, *_, **__: Int8Ranges(*[dict.fromkeys(names, (-0.01, 0.01))] * 2)  # noqa: E731
+    monkeypatch.setattr(calibrate, "collect_int8", narrow)
     before = tree(bundle.path)
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--max-drop", "2"]) == 1
     error = capsys.readouterr().err
@@ -138,7 +139,8 @@ def test_images_without_labels_measure_agreement(tmp_path, bundle, digits, fast,
 
 def test_missing_labels_do_not_open_the_gate(tmp_path, bundle, digits, fast, monkeypatch, capsys):
     """Ranges that are far too small destroy INT8; the images have no labels."""
-    monkeypatch.setattr(calibrate, "collect", lambda model, names, *_, **__: dict.fromkeys(names, (-0.01, 0.01)))
+    narrow = lambda model, names, *_, **__: Int8Ranges(*[dict.fromkeys(names, (-0.01, 0.01))] * 2)  # noqa: E731
+    monkeypatch.setattr(calibrate, "collect_int8", narrow)
     flat = tmp_path / "flat"
     flat.mkdir()
     for index, file in enumerate(sorted(digits.glob("train/*/*.png"))):
@@ -169,10 +171,11 @@ def test_the_calibration_is_kept_and_reused_only_if_it_is_the_same(bundle, digit
     assert kept.identity.graph_sha256 == bundle.manifest.files["model.fp32.onnx"].sha256
     assert kept.identity.preprocessing == bundle.manifest.preprocessing.to_dict()
     model = onnx.load(bundle.path / "model.fp32.onnx")
-    assert set(kept.ranges) == set(tensors_to_calibrate(model))
-    assert all(low <= high for low, high in kept.ranges.values())
+    for ranges in (kept.ranges.tensorrt, kept.ranges.cpu):
+        assert set(ranges) == set(tensors_to_calibrate(model))
+        assert all(low <= high for low, high in ranges.values())
 
-    monkeypatch.setattr(calibrate, "collect", lambda *_, **__: pytest.fail("calibrated again"))
+    monkeypatch.setattr(calibrate, "collect_int8", lambda *_, **__: pytest.fail("calibrated again"))
     result, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, reuse_calibration=True))
     assert result["calibration"]["images"] == kept.identity.images
     arguments = ["quantize", str(bundle.path), "--data", str(digits), "--limit", "60", "--reuse-calibration"]
@@ -182,6 +185,28 @@ def test_the_calibration_is_kept_and_reused_only_if_it_is_the_same(bundle, digit
     assert "images is" in error
 
 
+@pytest.mark.parametrize("method", ["mse", "percentile", "minmax"])
+def test_each_file_has_the_ranges_for_its_own_integers(bundle, digits, fast, method):
+    quantize(QuantizeConfig(bundle.path, digits, limit=64, method=method, max_drop=5))
+    ranges = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
+    assert (ranges.tensorrt == ranges.cpu) == (method != "mse")
+    symmetric, unsigned = _scales(bundle.path / "model.int8.onnx"), _scales(bundle.path / "model.int8.cpu.onnx")
+    assert symmetric
+    assert unsigned
+    for name, scale in symmetric.items():
+        assert scale == pytest.approx(max(map(abs, ranges.tensorrt[name])) / 127)
+    for name, scale in unsigned.items():
+        low, high = ranges.cpu[name]
+        assert scale == pytest.approx((max(high, 0) - min(low, 0)) / 255)
+
+
+def _scales(path):
+    """Return the scales of a file's activations by the activation's name."""
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
+    return {node.input[1].removesuffix("_scale"): float(values[node.input[1]]) for node in nodes}
+
+
 def test_nothing_to_reuse(bundle, digits, capsys):
     assert main(["quantize", str(bundle.path), "--data", str(digits), "--limit", "64", "--reuse-calibration"]) == 2
     assert "has no calibration; run it without --reuse-calibration" in capsys.readouterr().err
@@ -189,11 +214,11 @@ def test_nothing_to_reuse(bundle, digits, capsys):
 
 def test_percentile(bundle, digits, fast):
     wide, _ = quantize(QuantizeConfig(bundle.path, digits, limit=64, method="minmax", max_drop=5))
-    ranges = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
+    ranges = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges.cpu
     config = QuantizeConfig(bundle.path, digits, limit=64, method="percentile", percentile=99.9, max_drop=5)
     result, _ = quantize(config)
     assert result["calibration"]["method"] == "percentile 99.9"
-    narrow = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
+    narrow = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges.cpu
     assert set(narrow) == set(ranges)
     # Bins are at most 1/2048 of the largest magnitude wide; an interval may end with one.
     assert all(narrow[name][1] <= ranges[name][1] * 1.001 for name in ranges)
@@ -203,10 +228,10 @@ def test_percentile(bundle, digits, fast):
 
 def test_ranges_do_not_depend_on_how_images_are_batched(bundle, digits, fast, monkeypatch):
     quantize(QuantizeConfig(bundle.path, digits, limit=50, method="minmax", max_drop=5))
-    first = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
+    first = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges.cpu
     monkeypatch.setattr("krl_deploy.calibration.collect._VALUES_IN_BATCH", 256)
     quantize(QuantizeConfig(bundle.path, digits, limit=50, method="minmax", max_drop=5))
-    second = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
+    second = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges.cpu
     for name, values in first.items():
         assert second[name] == pytest.approx(values, rel=1e-5, abs=1e-6)
 
