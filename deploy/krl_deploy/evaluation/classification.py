@@ -160,6 +160,7 @@ class Classification(Task):
             count=count,
             agreement=min(score.agreement for score in variants),
             drop=self._drop(scores),
+            snr_db=min(score.snr_db for score in variants),
             classes=[item for score in variants for item in score.classes],
             labels=self.bundle.manifest.labels,
             max_drop=self.options.max_drop,

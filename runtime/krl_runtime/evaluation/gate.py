@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .limits import (
+    ENOUGH_SNR_DB,
     EXACT,
     LEAST_AGREEMENT,
     LEAST_IMAGES,
@@ -62,6 +63,7 @@ def judge_predictions(
     count: int,
     agreement: float,
     drop: float | None,
+    snr_db: float = 0.0,
     classes: Sequence[ClassCounts] = (),
     labels: Sequence[str] = (),
     max_drop: float | None = None,
@@ -76,6 +78,7 @@ def judge_predictions(
         count: Number of images that were judged.
         agreement: Share of them, 0 to 1, with FP32's prediction; the smallest of all its files.
         drop: Largest drop of top-1 in percentage points; ``None`` without labels.
+        snr_db: Signal-to-noise ratio of its logits; the smallest of all its files.
         classes: Counts of each class, of every file of the variant; empty without labels.
         labels: Names of the classes.
         max_drop: Largest drop that the user accepts; ``None`` for the default.
@@ -90,10 +93,12 @@ def judge_predictions(
         >>> judge_predictions("int8", count=2000, agreement=0.25, drop=None).reason
         'without labels 25.0% of the predictions agree with FP32, required: 95.0%'
         >>> judge_predictions("fp16", count=16, agreement=1.0, drop=None).reason
-        '16 images are too few to judge by, required: 100'
+        '16 images are too few to judge by, required: 100, or logits with an SNR of 40 dB (here 0.0)'
+        >>> judge_predictions("fp16", count=16, agreement=1.0, drop=None, snr_db=61.5).passes
+        True
     """
     faults = []
-    limits: dict[str, float] = {"least_images": LEAST_IMAGES}
+    limits: dict[str, float] = {"least_images": LEAST_IMAGES, "enough_snr_db": ENOUGH_SNR_DB}
     if drop is not None:
         limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
         usual = max(MAX_RECALL_DROP_POINTS, _RECALL_PER_POINT * limits["max_drop_points"])
@@ -117,8 +122,13 @@ def judge_predictions(
                 f"{limits['least_agreement']:.1%}"
             )
     # A limit that the user gave, on labels that the user gave, is a statement on this data, however little it is.
-    few = count < LEAST_IMAGES and (drop is None or max_drop is None)
-    open_doubts = [f"{count} images are too few to judge by, required: {LEAST_IMAGES}"] * few + list(doubts)
+    stated = drop is not None and max_drop is not None
+    few = count < LEAST_IMAGES and not stated and not snr_db >= ENOUGH_SNR_DB
+    too_few = (
+        f"{count} images are too few to judge by, required: {LEAST_IMAGES}, or logits with an SNR of {ENOUGH_SNR_DB:g} "
+        f"dB (here {snr_db:.1f})"
+    )
+    open_doubts = [too_few] * few + list(doubts)
     if not accept_unmeasured:
         faults += open_doubts
     return Verdict(tuple(faults), limits, tuple(open_doubts))

@@ -53,7 +53,8 @@ class PredictionScore:
         drop: Drop of ``top1`` against the reference, in percentage points; ``None`` without labels.
         drop_error: One standard error of ``drop``: of the paired difference. ``None`` without labels.
         agreement: Share of images, 0 to 1, with the reference's prediction.
-        snr_db: Power of the reference's logits over that of their error, in dB; 200 if they are equal.
+        snr_db: Power of the reference's logits over that of their error, in dB; 200 if they are equal. The mean over
+            the classes is left out of both, since it changes no prediction.
         max_error: Largest absolute difference of a logit from the reference's.
         classes: The classes that have images, in their order; empty without labels.
     """
@@ -109,8 +110,8 @@ class PredictionTally:
         self.same += int((predictions == expected).sum())
         difference = outputs.astype(np.float64) - reference
         self.error = max(self.error, float(np.abs(difference).max()))
-        self.signal += float(np.square(reference, dtype=np.float64).sum())
-        self.noise += float(np.square(difference).sum())
+        self.signal += float(np.square(_centered(reference.astype(np.float64))).sum())
+        self.noise += float(np.square(_centered(difference)).sum())
         self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
         if self.labeled:
             assert truth is not None  # noqa: S101  for the type checker
@@ -131,6 +132,11 @@ class PredictionTally:
         error = 100 * math.sqrt(max(0.0, variance) / self.count)
         drop = 100 * (lost - gained) / self.count
         return PredictionScore(right / self.count, drop, error, agreement, snr, self.error, classes)
+
+
+def _centered(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return logits ``[N, classes]`` less their mean over the classes; those of one class as they are."""
+    return logits - logits.mean(axis=1, keepdims=True) if logits.shape[1] > 1 else logits
 
 
 def snr_db(signal: float, noise: float) -> float:

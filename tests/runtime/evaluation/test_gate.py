@@ -29,6 +29,10 @@ NAN = math.nan
         ({"count": 1000, "agreement": 0.949, "drop": None, "accept_unmeasured": True}, False),
         ({"count": 1000, "agreement": 1.0, "drop": None, "max_drop": 100.0}, False),  # it cannot be checked
         ({"count": 0, "agreement": 1.0, "drop": None}, False),
+        ({"count": 16, "agreement": 1.0, "drop": None, "snr_db": 39.9}, False),
+        ({"count": 16, "agreement": 1.0, "drop": None, "snr_db": 40.0}, True),  # the logits say more than predictions
+        ({"count": 16, "agreement": 0.9, "drop": None, "snr_db": 80.0}, False),
+        ({"count": 16, "agreement": 1.0, "drop": None, "snr_db": NAN}, False),
     ],
 )
 def test_predictions(given, passes):
@@ -48,7 +52,7 @@ def test_what_was_not_judged_is_recorded():
     assert (few.passes, few.judged) == (True, False)
     enough = judge_predictions("fp16", count=160, agreement=1.0, drop=None, accept_unmeasured=True)
     assert (enough.passes, enough.judged) == (True, True)
-    assert enough.limits == {"least_images": 100, "least_agreement": 0.99}
+    assert enough.limits == {"least_images": 100, "least_agreement": 0.99, "enough_snr_db": 40}
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,17 @@ def test_against_scikit_learn(seed, classes, batch):
 
 
 def test_the_noise_of_logits():
-    """An error of 0.5 in each of two logits of 3 and 4: 25 over 0.5 is 50, or 16.99 dB."""
+    """Logits of 3, 4 and 8 are -2, -1 and 3 around their mean; errors of 0.5, 0.5 and -1 are so already: 14 over 1.5.
+
+    An error that all logits share changes no prediction.
+    """
     tally = PredictionTally()
-    tally.add(np.float32([[3.5, 4.5]]), np.float32([[3, 4]]), None)
+    tally.add(np.float32([[1003.5, 1004.5, 1007]]), np.float32([[3, 4, 8]]), None)
+    assert tally.score().snr_db == pytest.approx(10 * np.log10(14 / 1.5))
+    tally = PredictionTally()
+    tally.add(np.float32([[3.5], [4]]), np.float32([[3], [4]]), None)  # one class has no mean to leave out
     score = tally.score()
-    assert score.snr_db == pytest.approx(10 * np.log10(50))
+    assert score.snr_db == pytest.approx(10 * np.log10(25 / 0.25))
     assert (score.top1, score.drop, score.classes, score.max_error) == (None, None, (), 0.5)
 
 
