@@ -119,7 +119,7 @@ def _is_fp16(graph: GraphEditor, scale: str) -> bool:
 def _wide_scales(graph: GraphEditor) -> dict[str, str]:
     """Return the nodes beside pairs whose scale has no FP16 number, each with the reason to stay in FP32."""
     producers, consumers = graph.producers(), graph.consumers()
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.nodes:
         scale = graph.constant(node.input[1]) if node.op_type in QDQ else None
         if scale is None or _is_fp16(graph, node.input[1]):
