@@ -23,7 +23,7 @@ def emulate(model: onnx.ModelProto, **feeds: Array) -> Array:
         for node in model.graph.node:
             inputs = [values[name] for name in node.input if name]
             floats = {value.dtype for value in inputs if value.dtype.kind == "f"}
-            assert len(floats) == 1, f"{node.name} mixes {floats}"
+            assert len(floats) <= 1, f"{node.name} mixes {floats}"
             values[node.output[0]] = np.asarray(OPERATORS[node.op_type](node, *inputs))
     return values[model.graph.output[0].name]
 
@@ -98,6 +98,7 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "Exp": _same(np.exp),
     "Expand": _same(lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape)))),
     "Gemm": _matrix_product,
+    "Greater": _same(np.greater),
     "InstanceNormalization": _instance,
     "LayerNormalization": _layer,
     "Log": _same(np.log),
@@ -118,5 +119,6 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "Softplus": _same(_softplus),
     "Sqrt": _same(np.sqrt),
     "Sub": _same(np.subtract),
+    "Where": _same(np.where),
     "Transpose": lambda node, x: x.transpose(_given(node, "perm")),
 }

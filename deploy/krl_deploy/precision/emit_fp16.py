@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
@@ -138,9 +138,8 @@ def _split_pairs(graph: GraphEditor, chosen: set[str]) -> None:
         if not wide or len(wide) == len(consumers[node.output[0]]):
             continue
         output = graph.fresh(f"{node.output[0]}_float")
-        twin = helper.make_node(node.op_type, list(node.input), [output], name=f"{node.op_type}_{output}")
-        twin.attribute.extend(node.attribute)
-        graph.nodes.append(twin)
+        graph.add_for(node.op_type, node.input, output)
+        graph.nodes[-1].attribute.extend(node.attribute)
         for reader in wide:
             reader.input[:] = [output if name == node.output[0] else name for name in reader.input]
 
@@ -247,7 +246,7 @@ def _keep_output_types(graph: GraphEditor, made: set[str]) -> None:
         for node in graph.nodes:
             node.output[:] = [half if name == output else name for name in node.output]
         graph.reroute(output, half)
-        graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+        graph.add_for("Cast", [half], output, to=TensorProto.FLOAT)
 
 
 def round_to_fp16(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
@@ -281,5 +280,5 @@ def round_to_fp16(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelPr
 
 def _rounded(graph: GraphEditor, source: str, output: str) -> str:
     half = graph.add("Cast", [source], f"{source}_half", to=TensorProto.FLOAT16)
-    graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+    graph.add_for("Cast", [half], output, to=TensorProto.FLOAT)
     return output

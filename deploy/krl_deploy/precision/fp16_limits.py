@@ -39,6 +39,7 @@ _ONE = 1.0  # a number from here on is no epsilon
 _ABOVE_ZERO = {"Div": 1, "Reciprocal": 0, "Log": 0, "Sqrt": 0}  # index of the input that must not become 0
 _MOVES = MOVES_OR_CASTS | {"Concat", "Expand", "Gather", "Slice", "Split", "Tile"}
 _KEEPS_SMALL = _MOVES | {"Abs", "Add", "Clip", "Max", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
+_HANDS_ON_LARGE = _MOVES | {"Add", "Mul", "Sub", "Where"}
 _EXPONENTIALS = frozenset({"Cosh", "Exp", "ReduceLogSumExp", "Sinh", "Softplus"})
 _SUMS_OF_SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
 _VARIANCES = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
@@ -58,7 +59,7 @@ class Fp16Limits:
 
     def __init__(self, graph: GraphEditor, ranges: Ranges) -> None:
         self._graph = graph
-        self._ranges = _with_epsilons(graph, ranges)
+        self._ranges = _possible(graph, ranges)
         self._producers, self._consumers = graph.producers(), graph.consumers()
         self._above_zero = self._must_stay_above_zero()
         self._squares = dict(self._small_squares())
@@ -205,18 +206,36 @@ def _reduced(graph: GraphEditor, node: NodeProto) -> int:
     return max(1, sizes[0] // max(1, sizes[1]))
 
 
-def _with_epsilons(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
-    """Return the ranges, widened by the values that stored epsilons allow.
+def _possible(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Return the ranges, widened by the values that stored epsilons and masks allow.
 
-    ``x + 1e-8`` is 1e-8 on an image whose ``x`` is 0, and its reciprocal 1e8.
+    ``x + 1e-8`` is 1e-8 on an image whose ``x`` is 0, and its reciprocal 1e8. A mask of -1e9 reaches that on an image
+    that something is hidden of.
     """
     found = dict(ranges)
     for node in graph.nodes:
-        ends = _ends(graph, node, found, ranges)
+        ends = _large(graph, node, found) or _ends(graph, node, found, ranges)
         if ends is not None:
             low, high = found.get(node.output[0], ends)
             found[node.output[0]] = min(low, *ends), max(high, *ends)
     return found
+
+
+def _large(graph: GraphEditor, node: NodeProto, found: Mapping[str, tuple[float, float]]) -> tuple[float, float] | None:
+    """Return ends of the values beyond FP16 that a node may choose, add or move, or ``None``."""
+    if node.op_type not in _HANDS_ON_LARGE:
+        return None
+    values: list[float] = []
+    for name in node.input:
+        constant = graph.constant(name)
+        if constant is None:
+            values += found.get(name, ()) if node.op_type != "Mul" else ()
+        elif constant.dtype.kind == "f" and constant.size:
+            finite = constant[np.isfinite(constant)]
+            values += (float(finite.min()), float(finite.max())) if finite.size else ()
+    large = [value for value in values if abs(value) > LARGEST]
+    large += [-value for value in large] if node.op_type == "Sub" else []
+    return (min(large), max(large)) if large else None
 
 
 def _ends(

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from _helpers.graphs import assert_alike, graph, node, run
+from _helpers.half import emulate
 from _helpers.masked import ADD, FORMS, MASK, attention, inputs
 from _helpers.planted import findings
 from krl_deploy.calibration.collect import collect
@@ -79,6 +80,38 @@ def test_a_mask_that_is_almost_infinite_still_masks(value: str):
     np.testing.assert_allclose(expected, run(opened("initializer"), x=x)[0], rtol=1e-5, atol=1e-6)
     for name, variant in variants(model, x).items():
         assert_alike(run(variant, x=x)[0], expected, 0.003 if "fp16" in name and "int8" not in name else 0.05)
+
+
+HIDING = {
+    "Mul": [node("Cast", ["hidden"], "h", to=1), node("Mul", ["h", "large"], "mask"), node("Add", ["t", "mask"], "m")],
+    "Where": [node("Where", ["hidden", "large", "zero"], "mask"), node("Add", ["t", "mask"], "m")],
+    "Where of products": [node("Where", ["hidden", "large", "t"], "m")],
+    "Sub": [node("Where", ["hidden", "above", "zero"], "mask"), node("Sub", ["t", "mask"], "m")],
+}
+
+
+@pytest.mark.parametrize("value", ["float32 min", "-1e9", "twice FP16's end"])
+@pytest.mark.parametrize("how", HIDING)
+def test_a_mask_that_calibration_has_not_seen_at_work(how: str, value: str):
+    """Rows of which a part is hidden, and all: FP32 then weighs all alike, and FP16 must not give NaN."""
+    constants = {"zero": 0.0, "large": ALMOST[value], "above": -ALMOST[value], "edge": 1.0}
+    nodes = [
+        node("MatMul", ["x", "unit"], "t"),
+        node("Greater", ["t", "edge"], "hidden"),
+        *HIDING[how],
+        node("Softmax", ["m"], "y"),
+    ]
+    used = {name: np.float32(number) for name, number in constants.items() if any(name in n.input for n in nodes)}
+    model = graph(nodes, {"x": [8, 16]}, {"y": None}, {"unit": np.eye(16, dtype=np.float32), **used})
+    seen = np.random.default_rng(0).uniform(-1, 1, (8, 16)).astype(np.float32)
+    unseen = seen * np.float32(2)
+    unseen[3] = 1.5  # the whole row is hidden
+    ranges = collect(model, float_tensors(model), seen)
+    converted = to_fp16(model, ranges).model
+    for x in (seen, unseen):
+        expected = run(model, x=x)[0]
+        np.testing.assert_allclose(emulate(converted, x=x), expected, atol=2e-3)
+    assert (run(model, x=unseen)[0] == 0).any()
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
