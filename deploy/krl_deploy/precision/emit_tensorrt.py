@@ -11,24 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.infinities import intended_infinities
-from krl_deploy.graph.operators import MOVES_ACROSS_QDQ, QUANTIZED
+from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import LARGEST_INT8, LEAST_FP16_SCALE
 
-from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight, vanishing_channels
+from .insensitive_channels import InsensitiveChannels
+from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
 
 __all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
-
-
-_PART_OF_STEP = 1 / 16  # an error that small adds 0.2 dB to that of rounding, which is 1/12 of a step squared
-_KEEPS_OR_LIMITS = MOVES_ACROSS_QDQ | {"Clip", "Relu"}  # operators that enlarge no difference
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,12 @@ def to_tensorrt(
     chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
     infinite = intended_infinities(model)
     residuals = [(node, index) for node, index in residual_inputs(graph, chosen) if node.input[index] not in infinite]
-    steps = _steps_behind(graph, chosen, ranges) if rounding.fp16 else {}
+    # A dead channel must not ask for a scale that FP16 does not have.
+    channels, step = InsensitiveChannels(graph, ranges), LEAST_FP16_SCALE
+    least = {
+        item.node.name: np.where(channels.of(item.node, item.axis, step), step, 0.0) if rounding.fp16 else 0.0
+        for item in chosen
+    }
     pairs: dict[str, str] = {}
 
     def pair(tensor: str) -> str:
@@ -120,12 +121,7 @@ def to_tensorrt(
         node = weighted.node
         weight = graph.constant(node.input[1])
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
-        least: npt.NDArray[np.float64] | float = 0.0
-        if rounding.fp16:  # a dead channel must not ask for a scale that FP16 does not have
-            reach, step = max(map(abs, ranges[node.input[0]])), steps.get(node.name, 0.0)
-            dead = vanishing_channels(weight, weighted.axis, reach, bias_of(graph, weighted), step)
-            least = np.where(dead, LEAST_FP16_SCALE, 0.0)
-        values, scale = quantize_weight(weight, weighted.axis, least, rounding, node.input[1])
+        values, scale = quantize_weight(weight, weighted.axis, least[node.name], rounding, node.input[1])
         shift = bias_shift(graph, weighted, values, scale, rounding.means)
         if shift is not None:
             bias = bias_of(graph, weighted)
@@ -136,25 +132,3 @@ def to_tensorrt(
     for node, index in residuals:
         node.input[index] = pair(node.input[index])
     return Quantized(graph.close(), len(chosen), {name: why for name, why in reasons.items() if why is not None})
-
-
-def _steps_behind(graph: GraphEditor, chosen: list[Weighted], ranges: Ranges) -> dict[str, float]:
-    """Return by operator a difference of its output that INT8 hides, where operators in INT8 alone read it."""
-    consumers = graph.consumers()
-    quantized = {weighted.node.name for weighted in chosen}
-    found = {}
-    for weighted in chosen:
-        pending, steps = [weighted.node.output[0]], []
-        while pending:
-            name = pending.pop()
-            if name in graph.outputs:
-                steps.append(0.0)
-            for reader in consumers[name]:
-                if reader.op_type in _KEEPS_OR_LIMITS and reader.input[0] == name:
-                    pending += reader.output
-                elif reader.name in quantized and reader.input[0] == name:
-                    steps.append(float(symmetric_scale(*ranges[name])) * _PART_OF_STEP)
-                else:
-                    steps.append(0.0)
-        found[weighted.node.name] = min(steps, default=0.0)
-    return found

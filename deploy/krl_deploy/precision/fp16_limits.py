@@ -17,7 +17,7 @@ from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.operators import MOVES_OR_CASTS, WEIGHTED
 from krl_deploy.graph.placement import Ranges, channel_axis
 
-from .weights import vanishing_channels
+from .insensitive_channels import InsensitiveChannels
 
 __all__ = ["LARGEST", "Fp16Limits"]
 
@@ -62,6 +62,7 @@ class Fp16Limits:
         self._ranges = _possible(graph, ranges)
         self._producers, self._consumers = graph.producers(), graph.consumers()
         self._above_zero = self._must_stay_above_zero()
+        self._channels = InsensitiveChannels(graph, ranges)
         self._squares = dict(self._small_squares())
 
     def why_float(self, node: NodeProto) -> str | None:
@@ -84,7 +85,8 @@ class Fp16Limits:
             if largest < _SMALLEST:
                 return f"{name} is at most {largest:.4g}; FP16 has its full precision from {_SMALLEST:.1e} on"
             if largest > _FAR and high - low < _LEAST_STEPS * _EPS * largest:
-                return f"{name} has values from {low:.6g} to {high:.6g}, where FP16's steps are {_EPS * largest:.2g}"
+                steps = f"where the steps of FP16 are {_EPS * largest:.2g}"
+                return f"{name} has values from {low:.6g} to {high:.6g}, {steps}"
         value = self._graph.constant(name)
         return None if value is None else self._why_constant_lost(node, name, value[np.isfinite(value)])
 
@@ -173,10 +175,7 @@ class Fp16Limits:
             return None
         rows = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
         weak = (rows.max(axis=1) > 0) & (rows.max(axis=1) < _LEAST_WEIGHT)
-        bias = self._graph.constant(node.input[2]) if len(node.input) > 2 else None
-        bias = bias if bias is not None and bias.size in (1, len(rows)) else None
-        reach = max(map(abs, self._ranges.get(node.input[0], (0.0, 1.0))))
-        weak &= ~vanishing_channels(weight, axis, reach, bias)
+        weak = weak & ~self._channels.of(node, axis, _STEP) if weak.any() else weak
         if not weak.any():
             return None
         channel = int(np.flatnonzero(weak)[0])
@@ -271,6 +270,9 @@ def _epsilon(graph: GraphEditor, node: NodeProto, ranges: Ranges) -> float | Non
     if node.op_type == "Clip":
         limit = graph.constant(node.input[1]) if len(node.input) > 1 else None
         return float(limit) if limit is not None and 0 < limit < _ONE else None
+    if node.op_type == "Where":
+        chosen = [value for value in map(graph.constant, node.input[1:]) if value is not None and value.size == 1]
+        return next((float(value.max()) for value in chosen if 0 < value.max() < _FEW), None)
     if node.op_type not in ("Add", "Max") or len(node.input) != 2:
         return None
     for name, other in (tuple(node.input), tuple(node.input)[::-1]):

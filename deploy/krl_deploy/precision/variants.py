@@ -143,9 +143,8 @@ class Emitter:
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write TensorRT's graph with FP32 around INT8, with the scales of the file."""
         rounding = replace(self.rounding, fp16=self.fp16)
-        return to_tensorrt(
-            self.model, self.calibration.ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})}
-        )
+        ranges = {**self.calibration.extremes, **self.calibration.ranges}  # of all tensors, to find dead channels
+        return to_tensorrt(self.model, ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})})
 
     def cpu(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write the graph for ONNX Runtime's CPU provider."""

@@ -22,13 +22,10 @@ __all__ = [
     "bias_shift",
     "dequantized_constant",
     "quantize_weight",
-    "vanishing_channels",
 ]
 
 _SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
 _HALF = np.finfo(np.float16)
-_NO_FP16 = float(_HALF.smallest_subnormal) / 2  # FP16 rounds what is smaller to 0
-_BESIDE_BIAS = float(_HALF.eps) / 4  # FP16 rounds a sum to its larger part where the smaller one has this share
 
 
 @dataclass(frozen=True)
@@ -104,27 +101,6 @@ def _best_shrink(rows: npt.NDArray[np.float32], scale: npt.NDArray[np.float64]) 
         better = tried < error
         best[better], error[better] = shrink, tried[better]
     return best
-
-
-def vanishing_channels(
-    weight: npt.NDArray[np.float32],
-    axis: int,
-    reach: float,
-    bias: npt.NDArray[np.float32] | None,
-    step: float = 0.0,
-) -> npt.NDArray[np.bool_]:
-    """Return the output channels whose weights make no difference: dead ones, whose digits need no care.
-
-    Args:
-        weight: Of a convolution or matrix product.
-        axis: Axis of its output channels.
-        reach: Largest magnitude of its input.
-        bias: Its bias, one number or one for each channel.
-        step: A difference of an output that whatever reads it rounds away.
-    """
-    most = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).sum(axis=1, dtype=np.float64) * reach
-    beside = 0.0 if bias is None else _BESIDE_BIAS * np.abs(bias.reshape(-1)).astype(np.float64)
-    return np.asarray(most <= np.maximum(beside, max(step, _NO_FP16)))
 
 
 def bias_shift(

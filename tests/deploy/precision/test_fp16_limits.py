@@ -96,6 +96,13 @@ EPSILONS = {
         [NORM, node("Clip", ["n", "e"], "c"), node("Expand", ["c", "wide"], "w"), node("Div", ["t", "w"], "y")],
         {"e": TINY, **WIDE},
     ),
+    "Where before Sqrt and Div": (
+        [
+            *(*variance(), node("Greater", ["v", "none"], "g"), node("Where", ["g", "v", "e"], "a")),
+            *(node("Sqrt", ["a"], "s"), node("Div", ["t", "s"], "y")),
+        ],
+        {"e": EPS, "none": np.float32(0)},
+    ),
     "Max before Div": ([NORM, node("Max", ["n", "e"], "c"), node("Div", ["t", "c"], "y")], {"e": EPS}),
 }
 
