@@ -213,22 +213,25 @@ def _possible(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float, floa
     """
     found = dict(ranges)
     for node in graph.nodes:
-        ends = _large(graph, node, found) or _ends(graph, node, found, ranges)
+        ends = _large(graph, node, found, ranges) or _ends(graph, node, found, ranges)
         if ends is not None:
             low, high = found.get(node.output[0], ends)
             found[node.output[0]] = min(low, *ends), max(high, *ends)
     return found
 
 
-def _large(graph: GraphEditor, node: NodeProto, found: Mapping[str, tuple[float, float]]) -> tuple[float, float] | None:
-    """Return ends of the values beyond FP16 that a node may choose, add or move, or ``None``."""
+def _large(
+    graph: GraphEditor, node: NodeProto, found: Mapping[str, tuple[float, float]], ranges: Ranges
+) -> tuple[float, float] | None:
+    """Return ends of the stored values beyond FP16 that a node may choose, add or move, or ``None``."""
     if node.op_type not in _HANDS_ON_LARGE:
         return None
     values: list[float] = []
     for name in node.input:
         constant = graph.constant(name)
         if constant is None:
-            values += found.get(name, ()) if node.op_type != "Mul" else ()
+            is_mask = node.op_type != "Mul" and found.get(name) != ranges.get(name)  # else measurements say it all
+            values += found[name] if is_mask else ()
         elif constant.dtype.kind == "f" and constant.size:
             finite = constant[np.isfinite(constant)]
             values += (float(finite.min()), float(finite.max())) if finite.size else ()
