@@ -1,13 +1,20 @@
-"""The CPUs of this machine: the number for this process, and their name."""
+"""The CPUs of this machine: the number for this process, their name, and their instructions for INT8."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["cpu_count", "processor_name", "read_start"]
+__all__ = ["cpu_count", "int8_instructions", "int8_sums_saturate", "processor_name", "read_start"]
 
+_CPUINFO = Path("/proc/cpuinfo")
 _ENOUGH = 4096  # characters of a system file: /proc/cpuinfo is long, and slow to make, with many CPUs
+# Names of the Linux kernel for what adds up products of 8-bit numbers in 32 bits (arch/x86 cpufeatures.h, arm64
+# hwcap.h). By the key of their line, with a key that this architecture alone has.
+_INT8_FLAGS = {
+    "flags": ("cpu family", ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")),
+    "Features": ("CPU implementer", ("asimddp", "i8mm")),
+}
 
 
 def cpu_count() -> int:
@@ -17,9 +24,7 @@ def cpu_count() -> int:
 
 def processor_name() -> str:
     """Return the model of the first CPU; virtual ones that hide it differ by family and model number."""
-    lines = read_start(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in values.items()}
+    known = _first_cpu()
     parts = [known.get(key, "") for key in ("model name", "cpu family", "model", "CPU implementer", "CPU part")]
     name = " ".join(part for part in parts if part)
     if not name:
@@ -27,6 +32,35 @@ def processor_name() -> str:
 
         name = platform.processor()
     return name
+
+
+def int8_instructions() -> tuple[str, ...] | None:
+    """Return the names of the first CPU's instructions for INT8, as Linux gives them; ``None`` if they are not known.
+
+    On x86 these are VNNI, AVX-VNNI and AMX, on ARM the dot product (``asimddp``) and matrix product (``i8mm``).
+    """
+    known = _first_cpu()
+    for key, (identity, names) in _INT8_FLAGS.items():
+        if key in known and identity in known:
+            return tuple(name for name in names if name in known[key].split())
+    return None
+
+
+def int8_sums_saturate() -> bool | None:
+    """Return whether plain INT8 kernels would saturate in 16 bits: on x86 without such instructions.
+
+    ``None`` means that it is not known.
+    """
+    instructions = int8_instructions()
+    return None if instructions is None else "flags" in _first_cpu() and not instructions
+
+
+def _first_cpu() -> dict[str, str]:
+    """Return the lines on the first CPU by their keys; one that may be cut off is left out."""
+    text = read_start(_CPUINFO)
+    first, end, _ = text.partition("\n\n")
+    lines = first.splitlines()[: -1 if not end and len(text) == _ENOUGH else None]
+    return {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
 
 
 def read_start(path: Path) -> str:

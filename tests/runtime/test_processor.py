@@ -28,6 +28,70 @@ def test_the_first_cpu_gives_the_name(text: str, name: str, monkeypatch: pytest.
     assert processor.processor_name() == name
 
 
+COMMON = "fpu vme de pse tsc msr sse sse2 ssse3 sse4_1 sse4_2 avx f16c fma avx2 bmi2"
+X86 = (
+    "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nflags\t\t: {flags}\nbugs\t: x\n"
+)
+ARM = "processor\t: 0\nBogoMIPS\t: 62.50\nFeatures\t: {flags}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"
+CPUS = {
+    "Skylake-X": (
+        X86.format(vendor="GenuineIntel", family=6, model=85, flags=f"{COMMON} avx512f avx512dq avx512bw avx512vl"),
+        (),
+    ),
+    "Zen 2": (X86.format(vendor="AuthenticAMD", family=23, model=49, flags=f"{COMMON} sha_ni umip"), ()),
+    "Haswell": (X86.format(vendor="GenuineIntel", family=6, model=60, flags=COMMON), ()),
+    "Ice Lake": (
+        X86.format(vendor="GenuineIntel", family=6, model=106, flags=f"{COMMON} avx512f avx512_vnni avx512_bitalg"),
+        ("avx512_vnni",),
+    ),
+    "Alder Lake": (
+        X86.format(vendor="GenuineIntel", family=6, model=151, flags=f"{COMMON} avx_vnni serialize"),
+        ("avx_vnni",),
+    ),
+    "Arrow Lake": (
+        X86.format(vendor="GenuineIntel", family=6, model=198, flags=f"{COMMON} avx_vnni avx_vnni_int8"),
+        ("avx_vnni", "avx_vnni_int8"),
+    ),
+    "Sapphire Rapids": (
+        X86.format(
+            vendor="GenuineIntel",
+            family=6,
+            model=143,
+            flags=f"{COMMON} avx_vnni avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8",
+        ),
+        ("avx512_vnni", "avx_vnni", "amx_int8"),
+    ),
+    "Cortex-A57": (ARM.format(flags="fp asimd evtstrm aes pmull sha1 sha2 crc32", part="0xd07"), ()),
+    "Cortex-A78": (ARM.format(flags="fp asimd asimdhp lrcpc dcpop asimddp", part="0xd41"), ("asimddp",)),
+    "Neoverse V2": (ARM.format(flags="fp asimd asimddp sve svei8mm i8mm bf16", part="0xd4f"), ("asimddp", "i8mm")),
+}
+
+
+@pytest.mark.parametrize("name", CPUS)
+@pytest.mark.parametrize("count", [1, 64])
+def test_the_instructions_for_int8(name: str, count: int, monkeypatch: pytest.MonkeyPatch):
+    text, expected = CPUS[name]
+    monkeypatch.setattr(processor, "read_start", lambda path: "\n".join([text] * count)[:4096])
+    assert processor.int8_instructions() == expected
+    assert processor.int8_sums_saturate() == (name in ("Skylake-X", "Zen 2", "Haswell"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "processor\t: 0\nisa\t: rv64imafdcv\n",  # RISC-V
+        "system type\t: generic-loongson\nFeatures\t: cpucfg lam ual fpu lsx lasx\n",
+        "cpu\t: POWER9\nrevision\t: 2.2\n",
+        ("cpu family\t: 6\nflags\t: " + "x" * 4096)[:4096],  # cut off: what follows is not known
+    ],
+)
+def test_instructions_that_are_not_known_are_not_guessed(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processor, "read_start", lambda path: text)
+    assert processor.int8_instructions() is None
+    assert processor.int8_sums_saturate() is None
+
+
 def test_the_start_of_a_file(tmp_path: Path):
     (tmp_path / "long").write_text("x" * 10_000)
     assert len(processor.read_start(tmp_path / "long")) == 4096

@@ -9,11 +9,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from krl_deploy.config import Method
 from krl_deploy.data.arrays import Inputs, batches, feed, length, rows, total
 from krl_deploy.graph.files import to_bytes
+from krl_deploy.graph.infinities import Signs, intended_infinities
 from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.errors import ModelError
 from krl_runtime.progress import progress_bar
@@ -30,7 +31,7 @@ _VALUES_IN_BATCH = 1 << 18  # of the input, 1 MiB as float32: small images run t
 # Of all read activations of a batch: bounds memory for every network and image size
 _BYTES_OF_TENSORS = 64 << 20
 _SECONDS_BETWEEN_SAVES = 5.0  # an interruption loses about this much work, at most
-_REDUCTIONS = ("ReduceMin", "ReduceMax")
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")  # ONNX Runtime's extremes overlook NaN; a sum does not
 
 
 _Choice: TypeAlias = Callable[[Histogram], tuple[float, float]]
@@ -86,6 +87,9 @@ def collect_int8(
 ) -> Int8Ranges:
     """Return the range of each tensor for both INT8 graphs, from one pass over the inputs.
 
+    An infinity that follows from one that the model stores is right, and does not count; see ``intended_infinities``.
+    A tensor without other values has the range 0 to 0.
+
     Args:
         model: A float32 model.
         tensors: Names of float32 tensors of its graph.
@@ -96,7 +100,7 @@ def collect_int8(
         size: Images in a batch, where the graph leaves that open; left out: what memory allows.
 
     Raises:
-        ModelError: A tensor takes values that are not finite numbers.
+        ModelError: A tensor takes values that are not finite numbers, for no reason that the model stores.
     """
     if method == "minmax":
         extremes = collect(model, tensors, inputs, checkpoint=checkpoint, size=size)
@@ -143,12 +147,11 @@ class _Extremes:
 
     def add(self, inputs: Inputs) -> None:
         values: Any = np.array(self.session.run(self.names, feed(self.session, inputs)), np.float64)
-        bad = [self.tensors[int(index) // 2] for index in np.flatnonzero(~np.isfinite(values))]
-        if bad:
-            raise ModelError(
-                f"tensor {bad[0]}: values are not finite numbers on a calibration image; the model is broken"
-            )
-        self.low, self.high = np.minimum(self.low, values[::2]), np.maximum(self.high, values[1::2])
+        low, high, sums = values[0::3], values[1::3], values[2::3]
+        # Ends the wrong way round are those of no value at all: intended infinities are left out.
+        for index in np.flatnonzero(np.isnan(sums) | (low == -np.inf) | (high == np.inf)):
+            raise _broken(self.tensors[index])
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         return {"low": self.low, "high": self.high}
@@ -157,17 +160,38 @@ class _Extremes:
         self.low, self.high = state["low"], state["high"]
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        return {name: (float(a), float(b)) for name, a, b in zip(self.tensors, self.low, self.high, strict=True)}
+        ends = zip(self.tensors, self.low, self.high, strict=True)
+        return {name: (float(a), float(b)) if a <= b else (0.0, 0.0) for name, a, b in ends}
+
+
+def _broken(tensor: str) -> ModelError:
+    return ModelError(f"tensor {tensor}: values are not finite numbers on a calibration image; the model is broken")
 
 
 def _with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     extended = with_outputs(model, [])
+    infinite = intended_infinities(model)
     for tensor in tensors:
-        for op in _REDUCTIONS:
+        sources = _finite(extended.graph, tensor, infinite[tensor]) if tensor in infinite else (tensor, tensor, tensor)
+        for op, source in zip(_REDUCTIONS, sources, strict=True):
             name = f"{tensor}::{op}"
-            extended.graph.node.append(helper.make_node(op, [tensor], [name], keepdims=0))
+            extended.graph.node.append(helper.make_node(op, [source], [name], keepdims=0))
             extended.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     return to_bytes(extended)
+
+
+def _finite(graph: onnx.GraphProto, tensor: str, signs: Signs) -> tuple[str, str, str]:
+    """Add tensors with the intended infinities replaced, so that they are no smallest, no largest and no sum."""
+    found = f"{tensor}::is_infinite"
+    above, below = int(np.inf in signs), int(-np.inf in signs)
+    graph.node.append(helper.make_node("IsInf", [tensor], [found], detect_positive=above, detect_negative=below))
+    names = []
+    for op, value in zip(_REDUCTIONS, (np.inf, -np.inf, 0.0), strict=True):
+        constant, masked = f"{tensor}::{op}::other", f"{tensor}::{op}::finite"
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), constant))
+        graph.node.append(helper.make_node("Where", [found, constant, tensor], [masked]))
+        names.append(masked)
+    return names[0], names[1], names[2]
 
 
 class _Histograms:
@@ -176,12 +200,14 @@ class _Histograms:
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs, share: float) -> None:
         self.histograms = {name: Histogram() for name in tensors}
         self.outputs = list(tensors)
+        self.infinite = intended_infinities(model)
         self.session = open_session(to_bytes(with_outputs(model, tensors)), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
         first = dict(zip(tensors, self._run(next(batches(inputs, self.batch, 1))), strict=True))
         self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first.values()))))
         needed = values_needed(share)
-        shapes = {name: first[name].shape for name in image_tensors(model) & first.keys()}
+        finite = first.keys() - self.infinite.keys()
+        shapes = {name: first[name].shape for name in image_tensors(model) & finite}
         tiles = {name: (shape[1], *tile(shape, length(inputs), needed)) for name, shape in shapes.items()}
         tiles = {name: size for name, size in sorted(tiles.items()) if size[1:] != (1, 1)}
         if tiles:
@@ -196,10 +222,13 @@ class _Histograms:
 
     def add(self, inputs: Inputs) -> None:
         for (name, histogram), value in zip(self.histograms.items(), self._run(inputs), strict=True):
+            intended = [value == sign for sign in self.infinite.get(name, ())]
+            kept = value[~np.logical_or.reduce(intended)] if intended else value
             try:
-                histogram.add(value)
+                if kept.size:
+                    histogram.add(kept)
             except ModelError as error:
-                raise ModelError(f"tensor {name}: {error} on a calibration image; the model is broken") from error
+                raise _broken(name) from error
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         all_ = self.histograms.values()

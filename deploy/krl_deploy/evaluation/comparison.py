@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.data.arrays import Inputs, batches, feed, length
+from krl_runtime.backends.onnxruntime import EXACT_INT8
 from krl_runtime.device.timing import interleaved
 from krl_runtime.errors import BackendError, DataError, ModelError, require
 from krl_runtime.evaluation.predictions import PredictionTally
-from krl_runtime.processor import cpu_count, processor_name
+from krl_runtime.processor import cpu_count, int8_instructions, processor_name
 
 __all__ = ["compare", "interleaved_latency", "machine", "outputs_of"]
 
@@ -101,11 +102,18 @@ def interleaved_latency(
 
 
 def machine() -> dict[str, Any]:
-    """Return the facts about this machine that a measured time depends on."""
+    """Return the facts about this machine that a measured time or INT8 accuracy depends on.
+
+    ``int8_instructions`` is ``None`` if they are not known. ``exact_int8`` is whether sessions on the CPU add INT8
+    products up in 32 bits on every processor.
+    """
+    instructions = int8_instructions()
     ort = require("onnxruntime", extra="cpu", purpose="measuring")
     return {
         "processor": processor_name(),
         "cores": cpu_count(),
+        "int8_instructions": None if instructions is None else list(instructions),
+        "exact_int8": EXACT_INT8[1] == "1",
         "system": f"{platform.system()}-{platform.machine()}".lower(),
         "onnxruntime": ort.__version__,
     }

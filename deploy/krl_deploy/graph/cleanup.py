@@ -38,6 +38,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     constants_to_initializers(graph)
     _drop_pass_through(graph)
     _fold_constants(graph)
+    _open_clips(graph)
     _fold_affine(graph)
     _matmul_bias(graph)
     _pads_of_all_axes(graph)
@@ -66,15 +67,39 @@ def _pads_of_all_axes(graph: GraphEditor) -> None:
         node.input[:] = [node.input[0], full, *(name for name in node.input[2:3] if name)]
 
 
+def _open_clips(graph: GraphEditor) -> None:
+    """Leave out the ends of each ``Clip`` that limit no float32 number; FP16 could not hold most of them."""
+    ends = np.finfo(np.float32)
+    for node in graph.nodes:
+        if node.op_type != "Clip" or graph.dtype(node.input[0]) != onnx.TensorProto.FLOAT:
+            continue
+        for index in range(1, len(node.input)):
+            value = graph.constant(node.input[index])
+            if value is not None and (value >= ends.max if index == 2 else value <= ends.min).all():
+                node.input[index] = ""
+        while not node.input[-1]:
+            node.input.pop()
+
+
+_CONSTANT_TYPES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
 def constants_to_initializers(graph: GraphEditor) -> None:
-    """Turn ``Constant`` nodes that hold a tensor into initializers."""
+    """Turn ``Constant`` nodes that hold numbers into initializers."""
     moved = []
     for node in graph.nodes:
-        tensor = attribute(node, "value", None) if node.op_type == "Constant" else None
-        if tensor is not None:
-            graph.constants[node.output[0]] = tensor
-            tensor.name = node.output[0]
-            moved.append(node)
+        if node.op_type != "Constant":
+            continue
+        name, item = node.output[0], node.attribute[0]
+        if item.name == "value":
+            tensor = item.t
+        elif item.name in _CONSTANT_TYPES:
+            tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), _CONSTANT_TYPES[item.name]))
+        else:
+            continue
+        tensor.name = name
+        graph.constants[name] = tensor
+        moved.append(node)
     graph.remove(moved)
 
 
@@ -164,6 +189,8 @@ def _affine(graph: GraphEditor, node: NodeProto) -> tuple[str, _Array, _Array] |
         rank = len(graph.shape(source) or ())
         if value is None or graph.constant(source) is not None or rank < 3 or value.ndim > rank:
             continue
+        if not np.isfinite(value).all():
+            continue  # a mask, which must not become a weight
         channels = (1,) * (rank - value.ndim) + value.shape
         if any(size != 1 for axis, size in enumerate(channels) if axis != 1):
             continue
@@ -204,7 +231,7 @@ def _matmul_bias(graph: GraphEditor) -> None:
             continue
         other = add.input[1] if add.input[0] == product else add.input[0]
         bias = graph.constant(other)
-        if bias is None or bias.size != weight.shape[1] or bias.shape[-1] != bias.size:
+        if bias is None or bias.size != weight.shape[1] or bias.shape[-1] != bias.size or not np.isfinite(bias).all():
             continue
         flat = graph.add_constant(f"{node.input[1]}_bias", bias.reshape(-1))
         gemm = helper.make_node("Gemm", [*node.input, flat], [add.output[0]], name=node.name or f"Gemm_{product}")

@@ -65,7 +65,7 @@ class GraphEditor:
         self._model = infer(model)
         graph = self._model.graph
         self.nodes: list[NodeProto] = list(graph.node)
-        _name(self.nodes)
+        self._node_names = _name(self.nodes)
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self._inputs, self._outputs = list(graph.input), list(graph.output)
         self._values = {value.name: value for value in [*graph.value_info, *graph.input, *graph.output]}
@@ -143,11 +143,7 @@ class GraphEditor:
 
     def fresh(self, base: str) -> str:
         """Return a name that no tensor has yet, ``base`` itself if it is free."""
-        name, number = base, 1
-        while name in self._names:
-            name, number = f"{base}_{number}", number + 1
-        self._names.add(name)
-        return name
+        return _unlike(base, self._names)
 
     def add_constant(self, base: str, value: npt.NDArray[Any]) -> str:
         """Add an initializer and return its name, which begins with ``base``."""
@@ -158,8 +154,13 @@ class GraphEditor:
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Append a node with one output, and return that output's name, which begins with ``output``."""
         name = self.fresh(output)
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"{op}_{name}", **attributes))
+        self.add_for(op, inputs, name, **attributes)
         return name
+
+    def add_for(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        """Append a node that makes the tensor ``output``, which no other node makes."""
+        name = _unlike(f"{op}_{output}", self._node_names)
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
 
     def reroute(self, old: str, new: str, *, only: Callable[[NodeProto], bool] = lambda _: True) -> None:
         """Let the nodes that read ``old`` (those that ``only`` accepts) read ``new``."""
@@ -239,13 +240,26 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def _name(nodes: list[NodeProto]) -> None:
-    """Give each node a name of its own; third-party files have empty and repeated ones."""
+def _name(nodes: list[NodeProto]) -> set[str]:
+    """Give each node a name of its own, as third-party files have empty and repeated ones; return the names."""
     seen: set[str] = set()
+    repeated = []
     for node in nodes:
         if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{next(output for output in node.output if output)}"
+            repeated.append(node)
         seen.add(node.name)
+    for node in repeated:
+        node.name = _unlike(f"{node.op_type}_{next(output for output in node.output if output)}", seen)
+    return seen
+
+
+def _unlike(base: str, names: set[str]) -> str:
+    """Return a name that is not among ``names``, ``base`` itself if that can be, and add it to them."""
+    name, number = base, 1
+    while name in names:
+        name, number = f"{base}_{number}", number + 1
+    names.add(name)
+    return name
 
 
 def _alive(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

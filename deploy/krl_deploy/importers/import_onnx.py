@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
 from krl_deploy.bundles.reference import check_target, make_reference
 from krl_deploy.config import ImportConfig
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
+from krl_deploy.graph.infinities import check_numbers
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import ModelError
 from krl_runtime.files import sha256_file
 
 from .classifier import import_classifier
@@ -45,8 +43,9 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     """
     check_target(config.out, overwrite=config.overwrite)
     original = read_model(config.model)
-    _check_finite(original)
+    check_numbers(original)
     rewritten = _IMPORTERS[config.task](config, original)
+    check_numbers(rewritten.model)
     data, changes = to_bytes(rewritten.model), list(rewritten.changes)
     reference = make_reference(
         data,
@@ -68,15 +67,3 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     bundle = reference.write(config.out, evidence, overwrite=config.overwrite)
     shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
     return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
-
-
-def _check_finite(model: onnx.ModelProto) -> None:
-    """Refuse a model with weights that are not finite numbers.
-
-    Raises:
-        ModelError: It has some.
-    """
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    for tensor in model.graph.initializer:
-        if tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise ModelError(f"the model's weight {tensor.name} has values that are not finite numbers")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.operators import MOVES_STORED_INTEGERS
@@ -244,9 +244,7 @@ class _Emitter:
             return
         stored = self.stored[output]
         inputs = [stored.name, stored.scale_name, stored.zero_name]
-        self.graph.nodes.append(
-            helper.make_node("DequantizeLinear", inputs, [output], name=f"DequantizeLinear_{output}")
-        )
+        self.graph.add_for("DequantizeLinear", inputs, output)
 
 
 def _why_float(graph: GraphEditor, item: Weighted) -> str | None:

@@ -2,9 +2,8 @@
 
 The graph leaves nothing to a builder's flags, which TensorRT 11 does not have. A node stays in FP32
 
-* if its values on calibration data come near the end of FP16's range, or are all smaller than its normal numbers,
-* if they are far from 0 and differ by less than a few of FP16's steps there,
-* if a constant or a divisor does not survive the rounding,
+* if FP16 would lose its values; see ``fp16_limits``,
+* if a scale of a Q/DQ pair beside it has no FP16 number,
 * if ONNX does not define the operator in FP16,
 * before the first weighted operator: normalizing pixels costs nothing and cancels digits.
 
@@ -19,26 +18,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.operators import QDQ, QUANTIZED
 from krl_deploy.graph.placement import Ranges, weighted_depths
 from krl_runtime.errors import ModelError
+from krl_runtime.int8 import LEAST_FP16_SCALE
 
-__all__ = ["LARGEST", "OPSET_OF_FP16_SCALES", "Fp16Graph", "float_tensors", "round_to_fp16", "to_fp16"]
+from .fp16_limits import Fp16Limits
 
-LARGEST = 65504.0
-"""The largest finite FP16 number."""
-
-_LIMIT = LARGEST / 2
-_SMALLEST = float(np.finfo(np.float16).tiny)  # of full precision: 6.1e-5
-_VANISHING = float(np.finfo(np.float16).smallest_subnormal) / 2  # what is smaller is rounded to 0
-_EPS = float(np.finfo(np.float16).eps)  # largest step between neighbors, as a share of them
-_LEAST_STEPS = 16  # 4 bits: too few to distinguish values by; a choice, and the gate judges the rest
-_FAR = 8.0  # gates (sigmoids, softmax) are at most 1 and may hardly vary: as factors they lose nothing by rounding
-_DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}  # index of the input that must not become 0
+__all__ = ["OPSET_OF_FP16_SCALES", "Fp16Graph", "float_tensors", "round_to_fp16", "to_fp16"]
 
 OPSET_OF_FP16_SCALES = 19
 """From this opset on ``QuantizeLinear`` and ``DequantizeLinear`` may have FP16 scales."""
@@ -77,8 +68,8 @@ def to_fp16(
         keep: Names of nodes that stay in FP32, each with the reason.
 
     Raises:
-        ModelError: The model is quantized in another way, its opset has no FP16 scales, or no node can compute in
-            FP16.
+        ModelError: The model is quantized in another way, its opset has no FP16 scales, or no node of a float model
+            can compute in FP16.
     """
     present = QUANTIZED & {node.op_type for node in model.graph.node}
     if present - (QDQ if around_int8 else frozenset()):
@@ -86,29 +77,30 @@ def to_fp16(
     if present and opset_of(model) < OPSET_OF_FP16_SCALES:
         raise ModelError(f"the model has opset {opset_of(model)}; FP16 scales need {OPSET_OF_FP16_SCALES}")
     graph = GraphEditor(model)
-    ranges = {**ranges, **_through_pairs(graph, ranges)}
-    depths = weighted_depths(graph)
+    limits = Fp16Limits(graph, {**ranges, **_through_pairs(graph, ranges)})
+    depths, wide = weighted_depths(graph), _wide_scales(graph)
     chosen: set[str] = set()
     kept: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type in QDQ:
             continue  # follows its neighbors
-        floats = [name for name in [*node.input, *node.output] if graph.dtype(name) == TensorProto.FLOAT]
-        if not floats:
+        if not any(graph.dtype(name) == TensorProto.FLOAT for name in [*node.input, *node.output]):
             continue
         if not depths[node.output[0]]:
             continue  # the normalization of pixels stays as it is
         reason = (
             _why_float(graph, node, opset_of(model))
-            or _why_out_of_range(graph, node, floats, ranges)
+            or wide.get(node.name)
+            or limits.why_float(node)
             or (keep or {}).get(node.name)
         )
         if reason is None:
             chosen.add(node.name)
         else:
             kept[node.name] = reason
-    if not chosen:
+    if not chosen and not around_int8:
         raise ModelError("no node of the model can compute in FP16; krl-runtime runs it in FP32 as it is")
+    _split_pairs(graph, chosen)
     chosen |= _pairs_beside(graph, chosen)
     _retype(graph, chosen, opset_of(model))
     return Fp16Graph(graph.close(), frozenset(chosen), kept)
@@ -123,6 +115,41 @@ def _through_pairs(graph: GraphEditor, ranges: Ranges) -> dict[str, tuple[float,
         if source is not None and source.op_type == "QuantizeLinear" and source.input[0] in ranges:
             found[node.output[0]] = ranges[source.input[0]]
     return found
+
+
+def _is_fp16(graph: GraphEditor, scale: str) -> bool:
+    """Return whether every number of a constant scale is an FP16 number."""
+    value = graph.constant(scale)
+    with np.errstate(over="ignore"):  # what overflows is none
+        return value is not None and bool((value.astype(np.float16) == value).all())
+
+
+def _wide_scales(graph: GraphEditor) -> dict[str, str]:
+    """Return the nodes beside pairs whose scale has no FP16 number, each with the reason to stay in FP32."""
+    producers, consumers = graph.producers(), graph.consumers()
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        scale = graph.constant(node.input[1]) if node.op_type in QDQ else None
+        if scale is None or _is_fp16(graph, node.input[1]):
+            continue
+        beside = [producers.get(node.input[0])] if node.op_type == "QuantizeLinear" else consumers[node.output[0]]
+        why = f"scale {node.input[1]} has {scale.min():.4g}; FP16 scales begin at {LEAST_FP16_SCALE:.1e}"
+        found |= {item.name: why for item in beside if item is not None}
+    return found
+
+
+def _split_pairs(graph: GraphEditor, chosen: set[str]) -> None:
+    """Give nodes that stay in FP32 a dequantizer of their own where they share one with nodes in FP16."""
+    consumers = graph.consumers()
+    for node in [node for node in graph.nodes if node.op_type == "DequantizeLinear"]:
+        wide = [reader for reader in consumers[node.output[0]] if reader.name not in chosen]
+        if not wide or len(wide) == len(consumers[node.output[0]]):
+            continue
+        output = graph.fresh(f"{node.output[0]}_float")
+        graph.add_for(node.op_type, node.input, output)
+        graph.nodes[-1].attribute.extend(node.attribute)
+        for reader in wide:
+            reader.input[:] = [output if name == node.output[0] else name for name in reader.input]
 
 
 def _pairs_beside(graph: GraphEditor, chosen: set[str]) -> set[str]:
@@ -183,49 +210,6 @@ def _why_float(graph: GraphEditor, node: NodeProto, opset: int) -> str | None:
     return None
 
 
-def _why_out_of_range(graph: GraphEditor, node: NodeProto, floats: list[str], ranges: Ranges) -> str | None:
-    biased = node.op_type in ("Conv", "ConvTranspose", "Gemm")
-    for name in floats:
-        low, high = ranges.get(name, (0.0, 0.0))
-        if max(abs(low), abs(high)) > _LIMIT:
-            return f"{name} reaches {max(abs(low), abs(high)):.4g}; FP16 ends at {LARGEST:.0f}"
-        lost = _why_rounded_away(node, name, low, high)
-        if lost is not None:
-            return lost
-        value = graph.constant(name)
-        if value is None or not value.size:
-            continue
-        if np.abs(value).max() > LARGEST:
-            return f"constant {name} has {np.abs(value).max():.4g}; FP16 ends at {LARGEST:.0f}"
-        if biased and name in node.input[2:]:
-            continue  # a bias that small may vanish; a divisor may not
-        if np.any(value) and not np.any(value.astype(np.float16)):
-            return f"constant {name}, at most {np.abs(value).max():.4g}, would become 0 in FP16"
-        divides = name in _divisors(node)
-        if divides and np.any((value != 0) & (value.astype(np.float16) == 0)):
-            return f"divisor {name} has a value that would become 0 in FP16"
-    return None
-
-
-def _divisors(node: NodeProto) -> list[str]:
-    index = _DIVISORS.get(node.op_type)
-    return [] if index is None else [node.input[index]]
-
-
-def _why_rounded_away(node: NodeProto, name: str, low: float, high: float) -> str | None:
-    """Return why the values of a tensor would be lost in FP16, or ``None``; one value alone is a constant."""
-    largest = max(abs(low), abs(high))
-    if low == high:
-        return None
-    if name in _divisors(node) and 0 < low < _VANISHING:
-        return f"divisor {name} goes down to {low:.4g}, which would become 0 in FP16"
-    if largest < _SMALLEST:
-        return f"{name} is at most {largest:.4g}; FP16 has its full precision from {_SMALLEST:.1e} on"
-    if largest > _FAR and high - low < _LEAST_STEPS * _EPS * largest:
-        return f"{name} has values from {low:.6g} to {high:.6g}, where the steps of FP16 are {_EPS * largest:.2g}"
-    return None
-
-
 def _retype(graph: GraphEditor, chosen: set[str], opset: int) -> None:
     """Convert the chosen nodes to FP16. Add ``Cast`` nodes if a tensor is read in the other precision."""
     floats = {name for node in graph.nodes for name in node.output if graph.dtype(name) == TensorProto.FLOAT}
@@ -270,7 +254,7 @@ def _keep_output_types(graph: GraphEditor, made: set[str]) -> None:
         for node in graph.nodes:
             node.output[:] = [half if name == output else name for name in node.output]
         graph.reroute(output, half)
-        graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+        graph.add_for("Cast", [half], output, to=TensorProto.FLOAT)
 
 
 def round_to_fp16(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelProto:
@@ -304,5 +288,5 @@ def round_to_fp16(model: onnx.ModelProto, nodes: frozenset[str]) -> onnx.ModelPr
 
 def _rounded(graph: GraphEditor, source: str, output: str) -> str:
     half = graph.add("Cast", [source], f"{source}_half", to=TensorProto.FLOAT16)
-    graph.nodes.append(helper.make_node("Cast", [half], [output], name=f"Cast_{output}", to=TensorProto.FLOAT))
+    graph.add_for("Cast", [half], output, to=TensorProto.FLOAT)
     return output

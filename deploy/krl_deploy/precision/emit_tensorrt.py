@@ -16,11 +16,13 @@ import onnx
 from krl_deploy.graph.coupling import products_behind_gelu
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
+from krl_deploy.graph.infinities import intended_infinities
 from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
 from krl_runtime.errors import ModelError
-from krl_runtime.int8 import LARGEST_INT8
+from krl_runtime.int8 import LARGEST_INT8, LEAST_FP16_SCALE
 
+from .insensitive_channels import InsensitiveChannels
 from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quantize_weight
 
 __all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
@@ -103,7 +105,14 @@ def to_tensorrt(
     if rounding.fp16:
         reasons |= _before_float(graph, candidates, {name for name, why in reasons.items() if why is not None})
     chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
-    residuals = residual_inputs(graph, chosen)
+    infinite = intended_infinities(model)
+    residuals = [(node, index) for node, index in residual_inputs(graph, chosen) if node.input[index] not in infinite]
+    # A dead channel must not ask for a scale that FP16 does not have.
+    channels, step = InsensitiveChannels(graph, ranges), LEAST_FP16_SCALE
+    least = {
+        item.node.name: np.where(channels.of(item.node, item.axis, step), step, 0.0) if rounding.fp16 else 0.0
+        for item in chosen
+    }
     pairs: dict[str, str] = {}
 
     def pair(tensor: str) -> str:
@@ -118,7 +127,7 @@ def to_tensorrt(
         node = weighted.node
         weight = graph.constant(node.input[1])
         assert weight is not None  # noqa: S101  weighted_nodes returns no other
-        values, scale = quantize_weight(weight, weighted.axis, rounding=rounding, name=node.input[1])
+        values, scale = quantize_weight(weight, weighted.axis, least[node.name], rounding, node.input[1])
         shift = bias_shift(graph, weighted, values, scale, rounding.means)
         if shift is not None:
             bias = bias_of(graph, weighted)

@@ -146,7 +146,8 @@ class Emitter:
     def tensorrt(self, keep: Mapping[str, str] | None = None) -> Quantized:
         """Write TensorRT's graph with FP32 around INT8, with the scales of the file."""
         rounding = replace(self.rounding, fp16=self.fp16)
-        ranges = self.calibration.ranges.tensorrt
+        # The extremes are of all tensors, to find dead channels.
+        ranges = {**self.calibration.extremes, **self.calibration.ranges.tensorrt}
         return to_tensorrt(self.model, ranges, rounding=rounding, keep={**self.came_in_float, **(keep or {})})
 
     def cpu(self, keep: Mapping[str, str] | None = None, *, alone: bool = False) -> Quantized:

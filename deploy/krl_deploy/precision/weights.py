@@ -14,12 +14,18 @@ from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
 from krl_deploy.graph.placement import Weighted
-from krl_runtime.int8 import LARGEST_WEIGHT
+from krl_runtime.int8 import LARGEST_WEIGHT, LEAST_FP16_SCALE
 
-__all__ = ["Rounding", "bias_of", "bias_shift", "dequantized_constant", "quantize_weight"]
+__all__ = [
+    "Rounding",
+    "bias_of",
+    "bias_shift",
+    "dequantized_constant",
+    "quantize_weight",
+]
 
 _SHRINKS = np.linspace(0.5, 1.0, 51)[::-1]
-_SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
+_HALF = np.finfo(np.float16)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Rounding:
             weight.
         means: Channel means ``[C]`` on real inputs, by the name of a weighted operator's input. With them the bias
             corrects the shift of the output's mean that rounding the weights causes.
-        fp16: Scales are FP16 numbers, not below the smallest normal one.
+        fp16: Scales are FP16 numbers where FP16 has one that is close enough; see ``LEAST_FP16_SCALE``.
         scales: Given scales by the weight's name, one or one for each channel.
     """
 
@@ -43,7 +49,11 @@ class Rounding:
     def scale(self, value: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return float32 scales as they will stand in the graph."""
         scale = np.asarray(value, np.float32)
-        return np.maximum(scale, _SMALLEST_FP16).astype(np.float16).astype(np.float32) if self.fp16 else scale
+        if not self.fp16 or scale.min() < LEAST_FP16_SCALE or scale.max() > _HALF.max:
+            return scale
+        # Below the normal numbers steps are so wide that rounding down would cut values off.
+        small = np.ceil(scale / _HALF.smallest_subnormal) * _HALF.smallest_subnormal
+        return np.where(scale < _HALF.tiny, small, scale).astype(np.float16).astype(np.float32)
 
 
 def quantize_weight(

@@ -9,6 +9,7 @@ from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.operators import QDQ
+from krl_runtime.int8 import LEAST_FP16_SCALE
 
 from .findings import Finding, Rule
 from .view import View, type_name
@@ -17,8 +18,6 @@ __all__ = ["check_quantizers"]
 
 
 _INTEGERS = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
-_LEAST_HALF = float(np.finfo(np.float16).tiny)
-
 _HEADER = "NVIDIA/TensorRT: NvInfer.h, IQuantizeLayer"
 _PARSER = "onnx/onnx-tensorrt: onnxOpImporters.cpp of 10.1"
 _TRIED = "NVIDIA's parser, TensorRT-RTX 1.7.1"
@@ -28,7 +27,10 @@ _AGAIN = "quantize the float model again, symmetrically: krl-deploy quantize"
 _CONSTANT = Rule("error", "qdq/constant", _AGAIN, _HEADER)
 _SCALE = Rule("error", "qdq/scale", "calibrate again; give a tensor that is always 0 the scale 1", _HEADER)
 _SMALL = Rule(
-    "warning", "qdq/scale", "let no scale be below 6.1e-5, the smallest normal FP16 number", "roboflow/rf-detr #1453"
+    "warning",
+    "qdq/scale",
+    f"keep the operator and its pairs in FP32, as krl-deploy quantize does below {LEAST_FP16_SCALE:.1e}",
+    "IEEE 754: binary16 has steps of 6e-8 there",
 )
 _SYMMETRIC = Rule("error", "qdq/symmetric", _AGAIN, _HEADER)
 _SIGNED = Rule(
@@ -61,8 +63,8 @@ def _scale(view: View, node: NodeProto) -> Iterator[Finding]:
         yield _SCALE.at(node.name, node.op_type, "a scale is not positive")
     elif not np.isfinite(values).all():
         yield _SCALE.at(node.name, node.op_type, "a scale is infinite")
-    elif view.dtype(node.input[1]) == TensorProto.FLOAT16 and values.min() < _LEAST_HALF:
-        yield _SMALL.at(node.name, node.op_type, "a scale is below the smallest normal FP16 number")
+    elif view.dtype(node.input[1]) == TensorProto.FLOAT16 and values.min() < LEAST_FP16_SCALE:
+        yield _SMALL.at(node.name, node.op_type, f"an FP16 scale is {values.min():.1e}, where FP16 has few digits")
     if values.size > 1 and node.op_type == "QuantizeLinear" and not view.rooted(node.input[0]):
         yield _CHANNELS.at(
             node.name, node.op_type, "scales for each channel are taken for weights only, this is an activation"

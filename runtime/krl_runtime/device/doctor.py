@@ -18,6 +18,7 @@ from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_session
 from krl_runtime.backends.tensorrt.calls import attempt, check, tensorrt_logger
 from krl_runtime.backends.tensorrt.library import MINIMUM_TENSORRT, Library, rtx_library, tensorrt_library
 from krl_runtime.errors import BackendError, KrlError, MissingExtraError
+from krl_runtime.processor import int8_instructions, int8_sums_saturate
 
 from .platforms import JETPACKS, jetpack_of
 
@@ -54,6 +55,7 @@ def doctor() -> tuple[Component, ...]:
         Component("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Component("numpy", "ok", np.__version__),
         Component("pillow", "ok", PIL.__version__),
+        _int8(),
         *_jetson(),
         _session(cuda=False),
         _session(cuda=True),
@@ -95,6 +97,23 @@ def _jetpack(release: str) -> tuple[str, str]:
         advice = f"use the CPU, or update to JetPack {oldest.versions[0]} or later"
         return found.name, f"its TensorRT {found.tensorrt} is older than krl needs ({needed}); {advice}"
     return found.name, f"TensorRT {found.tensorrt} and CUDA {found.cuda}, from the system"
+
+
+def _int8() -> Component:
+    """Return the processor's instructions for INT8, and what their absence means."""
+    found = int8_instructions()
+    if found is None:
+        detail = "the processor's INT8 instructions are not known on this system"
+    elif int8_sums_saturate():
+        detail = (
+            "no VNNI, AVX-VNNI or AMX: plain sums of INT8 products would saturate in 16 bits; krl runs ONNX Runtime's "
+            "exact mode, which is slower"
+        )
+    elif found:
+        detail = f"the processor has {', '.join(found)}: INT8 products are added up in 32 bits"
+    else:
+        detail = "the processor has neither dot product (asimddp) nor i8mm"
+    return Component("int8", "ok", detail)
 
 
 def _session(*, cuda: bool) -> Component:

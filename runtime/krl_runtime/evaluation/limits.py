@@ -41,9 +41,9 @@ LEAST_IMAGES: Final = 100
 """Least number of images to judge a classifier on, where the user gives no limit: one is worth a point of top-1."""
 
 ENOUGH_SNR_DB: Final = 40.0
-"""SNR of the logits in dB from which fewer images are enough: each has a number for every class, which say more than one
-prediction. Disagreement falls with the error: a mobilenet_v3_small of flowers differs in 3.4 % of its predictions at
-24 dB, so that 0.5 % are to be expected at 40 dB. FP16 of networks that it suits is above 55 dB."""
+"""SNR of the logits in dB from which fewer images are enough: each has a number for every class, and they say more than
+one prediction. Disagreement falls with the error: a mobilenet_v3_small of flowers differs in 3.4 % of its predictions
+at 24 dB, so that 0.5 % are to be expected at 40 dB. FP16 of networks that it suits is above 55 dB."""
 
 LEAST_AGREEMENT: Final[Mapping[str, float]] = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.99, "int8": 0.95}
 """Least share of images with FP32's prediction, where there are no labels. Starting values: FP16 of networks that it

@@ -127,8 +127,16 @@ def test_machine_says_what_a_time_depends_on():
     assert found["cores"] >= 1
     assert found["processor"]
     assert found["onnxruntime"][0].isdigit()
+    assert found["exact_int8"] is True
 
 
 def test_machine_without_proc(monkeypatch):
     monkeypatch.setattr("krl_runtime.processor.read_start", lambda path: "")
     assert isinstance(machine()["processor"], str)
+    assert machine()["int8_instructions"] is None
+
+
+@pytest.mark.parametrize(("flags", "found"), [("avx2", []), ("avx2 avx512_vnni amx_int8", ["avx512_vnni", "amx_int8"])])
+def test_machine_says_what_int8_runs_on(monkeypatch, flags, found):
+    monkeypatch.setattr("krl_runtime.processor.read_start", lambda path: f"cpu family: 6\nflags: {flags}\n")
+    assert machine()["int8_instructions"] == found

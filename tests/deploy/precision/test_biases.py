@@ -8,6 +8,7 @@ import pytest
 
 from _helpers.graphs import assert_alike, graph, measured_ranges, node, run
 from krl_deploy.graph.cleanup import clean
+from krl_deploy.graph.quantized import read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.equalization import equalizable, equalize
@@ -84,6 +85,52 @@ def test_a_computed_bias_is_not_dropped(emit, correct, op):
     assert "its bias is computed" in made.kept_float.values()
     assert made.count == (0 if op == "Gemm" else 1)
     assert_alike(run(made.model, **feeds)[0], run(model, **feeds)[0])
+
+
+COMPUTED = {
+    "sum of two constants": ([node("Add", ["b1", "b2"], "b")], {"b1": (32,), "b2": (32,)}),
+    "product of the input": (
+        [node("Gemm", ["x", "w2", "b1"], "p"), node("ReduceMean", ["p", "first"], "b", keepdims=0)],
+        {"w2": (32, 32), "b1": (32,)},
+    ),
+    "stored in FP16": ([node("Cast", ["b1"], "h", to=10), node("Cast", ["h"], "b", to=1)], {"b1": (32,)}),
+    "part of a larger constant": ([node("Gather", ["b1", "first_row"], "b")], {"b1": (3, 32)}),
+}
+
+
+@pytest.mark.parametrize("emit", EMITTERS)
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("origin", COMPUTED)
+def test_computed_biases_of_every_origin(emit, correct, origin):
+    """Each adds as much as the product does, so that an error of 2 % shows it."""
+    nodes, shapes = COMPUTED[origin]
+    constants = {name: 5 * normal(*shape) + 3 for name, shape in shapes.items()} | {"w": normal(32, 32)}
+    indices = {"first": np.array([0]), "first_row": np.array(0)}
+    constants |= {name: value for name, value in indices.items() if any(name in item.input for item in nodes)}
+    last = [node("Gemm", ["x", "w", "b"], "g"), node("Relu", ["g"], "r"), node("MatMul", ["r", "w1"], "y")]
+    model = graph([*nodes, *last], {"x": [4, 32]}, {"y": [4, 32]}, constants | {"w1": normal(32, 32)})
+    feeds = {"x": normal(4, 32)}
+    expected = run(model, **feeds)[0]
+    made = quantized(emit, model, feeds, correct=correct)
+    assert made.kept_float["n_g"] == "its bias is computed"
+    assert made.count >= 1
+    assert np.linalg.norm(run(made.model, **feeds)[0] - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("emit", EMITTERS)
+@pytest.mark.parametrize("scales", [(), (32,)])
+def test_a_bias_behind_a_dequantizer_is_kept(emit, scales):
+    """As files of other quantizers store it: int32, at one scale or one for each output."""
+    counts = np.rint(1e4 * normal(32)).astype(np.int32)
+    constants = {"w": normal(32, 32), "q": counts, "s": np.full(scales, 1e-3, np.float32)}
+    constants["z"] = np.zeros(scales, np.int32)
+    nodes = [node("DequantizeLinear", ["q", "s", "z"], "b", axis=0), node("Gemm", ["x", "w", "b"], "y")]
+    model = graph(nodes, {"x": [4, 32]}, {"y": [4, 32]}, constants)
+    feeds = {"x": normal(4, 32)}
+    expected = feeds["x"] @ constants["w"] + counts * np.float32(1e-3)
+    made = quantized(emit, read_quantized(model).model, feeds, correct=False)
+    assert made.count == 1
+    assert np.linalg.norm(run(made.model, **feeds)[0] - expected) < 0.02 * np.linalg.norm(expected)
 
 
 def test_channels_behind_a_computed_bias_are_not_equalized():

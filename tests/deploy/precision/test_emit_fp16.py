@@ -301,3 +301,18 @@ def test_a_computed_divisor_that_would_become_zero_stays(low, kept):
     nodes = [node("Conv", ["x", "w"], "c"), node("Abs", ["c"], "d"), node("Div", ["c", "d"], "y")]
     model = graph(nodes, {"x": [1, 4, 3, 3]}, {"y": [1, 4, 1, 1]}, {"w": np.ones((4, 4, 3, 3), np.float32)})
     assert ("n_y" in to_fp16(model, {"d": (low, 10.0)}).kept) == kept
+
+
+def test_names_of_new_nodes_are_new():
+    """A third-party file may have the very names that krl would give."""
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Greater", ["m", "w0"], "g"), node("Cast", ["g"], "f", to=1)]
+    nodes += [node("Mul", ["f", "m"], "y")]
+    model = graph(nodes, {"x": ["batch", 16]}, {"y": None}, {"w": normal(16, 16), "w0": normal(1)})
+    for item in model.graph.node:
+        item.name = {"f": "Cast_f", "m": "Cast_y", "y": "Cast_m"}.get(item.output[0], item.name)
+    half = to_fp16(model, {"m": (-1.0, 1.0)})
+    x = normal(2, 16)
+    for net in (half.model, round_to_fp16(model, half.nodes)):
+        names = [item.name for item in net.graph.node]
+        assert len(set(names)) == len(names)
+        assert_alike(run(net, x=x)[0], run(model, x=x)[0], 0.01)

@@ -33,11 +33,26 @@ def test_optimal_scales_are_the_least_squared_error():
 
 
 def test_scales_for_fp16_are_fp16_numbers():
-    weight = np.concatenate([normal(4, 50), normal(1, 50) * 1e-6, np.zeros((1, 50), np.float32)])
-    values, scale = quantize_weight(weight, 0, rounding=Rounding(fp16=True))
+    weight = np.concatenate([normal(4, 50), normal(1, 50) * 1e-3, np.zeros((1, 50), np.float32)])
+    values, scale = quantize_weight(weight, 0, 2.0**-19, Rounding(fp16=True))
     assert (scale.astype(np.float16).astype(np.float32) == scale).all()
-    assert scale.min() == np.finfo(np.float16).tiny  # smaller ones lose digits, and 0 is no scale
-    np.testing.assert_allclose(values[:4] * scale[:4, None], weight[:4], atol=float(scale[:4].max()) * 0.51)
+    assert scale[4] < np.finfo(np.float16).tiny
+    assert 2.0**-19 <= scale.min() == scale[5]  # a channel of zeros
+    np.testing.assert_allclose(values * scale[:, None], weight, atol=float(scale.max()) * 0.51)
+    assert np.abs(values[4]).max() > 120  # no level is lost
+
+
+@pytest.mark.parametrize("scale", [1e-3, 6.2e-5, 6e-5, 7.87e-6, 2.0**-19])
+def test_a_subnormal_scale_is_rounded_up_a_little(scale):
+    (found,) = Rounding(fp16=True).scale([scale])
+    assert float(np.float16(found)) == found
+    assert -(2.0**-11) <= found / np.float32(scale) - 1 <= 1 / 32
+    assert found >= np.float32(scale) or scale > 6.1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-6, 2.0**-25, 1e-20, 7e4])
+def test_a_scale_without_an_fp16_number_stays(scale):
+    assert Rounding(fp16=True).scale([scale, 0.1]).tolist() == np.float32([scale, 0.1]).tolist()
 
 
 @pytest.mark.parametrize(

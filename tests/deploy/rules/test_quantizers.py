@@ -23,7 +23,7 @@ def zero_scale(model):
 
 
 def tiny_scale(model):
-    set_value(model, find(model, DQ).input[1], np.float16(3e-5))
+    set_value(model, find(model, DQ).input[1], np.float16(1e-6))
 
 
 def zero_point(model):
@@ -94,11 +94,13 @@ def test_a_planted_fault_is_found(plant, rule, severity, node_name, why):
     assert found[node_name].source
 
 
-def test_a_scale_below_the_normal_fp16_numbers():
+def test_a_scale_that_fp16_holds_with_few_digits():
     model = block(half=True)
     assert of_rule(model, "qdq/scale") == []
+    set_value(model, find(model, DQ).input[1], np.float16(3e-5))  # subnormal, in steps of 1/500 of it
+    assert of_rule(model, "qdq/scale") == []
     (found, *_) = of_rule(edited(model, tiny_scale), "qdq/scale")
-    assert (found.severity, found.why) == ("warning", "a scale is below the smallest normal FP16 number")
+    assert (found.severity, found.why) == ("warning", "an FP16 scale is 1.0e-06, where FP16 has few digits")
 
 
 def test_integers_of_a_type_that_tensorrt_does_not_quantize_to():

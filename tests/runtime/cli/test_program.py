@@ -376,6 +376,28 @@ def test_doctor(run):
     assert {"component", "state", "detail", "advice", "runs_models"} == set(values["findings"][0])
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("cpu family\t: 6\nflags\t: avx2 avx512f\n", "no VNNI, AVX-VNNI or AMX"),
+        ("cpu family\t: 6\nflags\t: avx2 avx_vnni\n", "the processor has avx_vnni: INT8 products"),
+        ("CPU implementer\t: 0x41\nFeatures\t: asimd asimddp\n", "the processor has asimddp: INT8 products"),
+        ("CPU implementer\t: 0x41\nFeatures\t: asimd\n", "the processor has neither dot product"),
+        ("", "not known on this system"),
+    ],
+)
+def test_doctor_says_what_int8_runs_on(run, monkeypatch: pytest.MonkeyPatch, flags: str, said: str):
+    monkeypatch.setattr("krl_runtime.processor.read_start", lambda path: flags)
+    code, out, _ = run("doctor", "--json")
+    (found,) = [item for item in json.loads(out)["findings"] if item["component"] == "int8"]
+    assert code == 0
+    assert found["state"] == "ok"
+    assert said in found["detail"]
+    assert ("exact mode" in found["detail"]) == ("no VNNI" in said)
+    _, out, _ = run("doctor")
+    assert said.split()[-1] in out
+
+
 def test_doctor_where_nothing_runs(run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "doctor", lambda: (Component("onnxruntime-cpu", "missing", "x", "install it"),))
     code, out, err = run("doctor")

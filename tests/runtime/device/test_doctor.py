@@ -41,7 +41,7 @@ def test_the_model_that_it_carries_along():
 def test_this_machine():
     findings = doctor.doctor()
     assert [finding.component for finding in findings if finding.component != "tensorrt-rtx"] == [
-        "krl", "python", "numpy", "pillow", "onnxruntime-cpu", "onnxruntime-cuda", "cuda", "tensorrt"
+        "krl", "python", "numpy", "pillow", "int8", "onnxruntime-cpu", "onnxruntime-cuda", "cuda", "tensorrt"
     ]  # fmt: skip
     assert found("numpy").detail == np.__version__
     cpu = found("onnxruntime-cpu")
