@@ -48,7 +48,15 @@ def test_types(bundle):
     assert all(value.dtype == np.float16 for value in weights if value.size > 100)
 
 
-def test_without_data_only_the_user_can_say_that_the_golden_inputs_are_enough(bundle, capsys):
+def test_without_data_the_logits_of_the_golden_inputs_say_enough(bundle):
+    result, _ = fp16(Fp16Config(bundle.path))
+    assert (result["images"], result["judged"]) == ({"data": "golden inputs", "count": 16}, True)
+    assert min(score["snr_db"] for score in result["scores"].values()) > 55
+    assert result["limits"]["enough_snr_db"] == 40
+
+
+def test_where_they_do_not_only_the_user_can_say_so(bundle, capsys, monkeypatch):
+    monkeypatch.setattr("krl_runtime.evaluation.gate.ENOUGH_SNR_DB", 150.0)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["fp16", str(bundle.path)]) == 1
     error = capsys.readouterr().err
