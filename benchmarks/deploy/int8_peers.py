@@ -212,17 +212,14 @@ def make_layer(emitter: Emitter, others: dict[str, str]) -> dict[str, bytes]:
 
 
 def of_static(fp32: bytes, pixels: np.ndarray) -> Iterator[Contender]:
-    ways: dict[str, dict[str, Any]] = {
-        "": {},
-        ", layers with weights": {"operators": LAYERS},
-        ", symmetric int8 for TensorRT": {"symmetric": True},
-    }
-    for way, options in ways.items():
-        for method, percentile in (*((method, None) for method in PEERS), ("Percentile", 99.99)):
-            extra = {} if percentile is None else {"CalibPercentile": percentile}
-            make = partial(quantize_static, fp32, pixels, method, extra=extra, preprocess=True, **options)
-            named = method if percentile is None else f"{method} {percentile:g}"
-            yield Contender(STATIC, named + way, lambda make=make: {"Q/DQ": make()})
+    # Activations stay with their layers: their ranges are those that the layers write.
+    some = (*LAYERS, "Relu", "Clip")
+    for symmetric, where in ((False, "for CPUs"), (True, "for TensorRT")):
+        for operators, which in ((None, ""), (some, ", layers alone")):
+            for method in PEERS:
+                options = {"operators": operators, "symmetric": symmetric, "preprocess": True}
+                make = partial(quantize_static, fp32, pixels, method, **options)
+                yield Contender(STATIC, f"{method}, {where}{which}", lambda make=make: {"Q/DQ": make()})
 
 
 def of_nncf(fp32: bytes, pixels: np.ndarray) -> Iterator[Contender]:
@@ -232,10 +229,9 @@ def of_nncf(fp32: bytes, pixels: np.ndarray) -> Iterator[Contender]:
 
 
 def of_modelopt(fp32: bytes, pixels: np.ndarray) -> Iterator[Contender]:
-    for method, around in (("entropy", "fp16"), ("entropy", "fp32"), ("max", "fp32")):
-        settings = f"{method}, {around.upper()} around" + (" (defaults)" if around == "fp16" else "")
-        make = partial(model_optimizer, fp32, pixels, method, around)
-        yield Contender(MODELOPT, settings, lambda make=make: {"Q/DQ": make()})
+    for method in ("entropy", "max"):
+        make = partial(model_optimizer, fp32, pixels, method)
+        yield Contender(MODELOPT, f"{method}, for TensorRT", lambda make=make: {"Q/DQ": make()})
 
 
 class Judge:
