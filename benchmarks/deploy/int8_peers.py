@@ -195,6 +195,7 @@ def emitter_of(config: QuantizeConfig, bundle: Bundle, task: Task) -> Emitter:
         fp16=False,
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
+        image=not task.predicts,
     )
 
 

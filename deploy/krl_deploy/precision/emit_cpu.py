@@ -7,6 +7,7 @@ measured:
 * The output of a convolution is quantized too, also before an addition.
 * A ReLU is not a node but the lower end of its uint8 range.
 * Biases are int32 on the scale of the accumulator.
+* A convolution that writes an image stays in floating point: its 8 bits would be those of the image.
 * Layout operators (slices, padding, pooling by maximum) work on the uint8 values.
 
 On x86 processors without VNNI the product of uint8 and int8 can saturate. The runtime sets ONNX Runtime's exact mode
@@ -23,7 +24,7 @@ import onnx
 from onnx import NodeProto
 
 from krl_deploy.graph.edit import GraphEditor, attribute
-from krl_deploy.graph.operators import MOVES_STORED_INTEGERS
+from krl_deploy.graph.operators import MOVES_STORED_INTEGERS, POINTWISE
 from krl_deploy.graph.placement import Ranges, Weighted, why_bias_is_odd, why_narrow
 
 from .emit_tensorrt import Quantized, open_quantizable
@@ -31,7 +32,9 @@ from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quanti
 
 __all__ = ["affine_parameters", "to_cpu"]
 
+_PER_VALUE = (MOVES_STORED_INTEGERS | POINTWISE) - {"MaxPool"}
 _ELEMENTWISE = frozenset({"Add", "Mul", "Concat"})
+_IMAGE = "it writes the image, which would have 8 bits"
 _READ_IN_FLOAT = "its output is read in floating point, and INT8 convolutions write INT8"
 
 
@@ -68,6 +71,7 @@ def to_cpu(
     rounding: Rounding | None = None,
     keep: Mapping[str, str] | None = None,
     alone: bool = False,
+    image: bool = False,
 ) -> Quantized:
     """Write the INT8 graph for ONNX Runtime's CPU provider.
 
@@ -78,25 +82,33 @@ def to_cpu(
         keep: Names of operators that stay in floating point, each with the reason. A convolution that is read by no
             others follows them, since it would write the INT8 that they shall not read.
         alone: Leave such a convolution in INT8, to measure what it costs by itself.
+        image: Whether the output is an image. The convolution that writes it stays in floating point.
 
     Raises:
         ModelError: The model cannot be quantized.
     """
     graph, candidates = open_quantizable(model)
-    return _Emitter(graph, ranges, rounding or Rounding(), keep or {}, alone=alone).emit(candidates)
+    return _Emitter(graph, ranges, rounding or Rounding(), keep or {}, alone=alone, image=image).emit(candidates)
 
 
 class _Emitter:
     """Walks the graph once, in the order of execution, and keeps the float and the uint8 name of each tensor."""
 
     def __init__(
-        self, graph: GraphEditor, ranges: Ranges, rounding: Rounding, keep: Mapping[str, str], *, alone: bool
+        self,
+        graph: GraphEditor,
+        ranges: Ranges,
+        rounding: Rounding,
+        keep: Mapping[str, str],
+        *,
+        alone: bool,
+        image: bool,
     ) -> None:
         self.graph = graph
         self.ranges = ranges
         self.rounding = rounding
         self.keep = keep
-        self.alone = alone
+        self.alone, self.image = alone, image
         self.consumers = graph.consumers()
         self.stored: dict[str, _Stored] = {}
         self.floats: dict[str, str] = {}
@@ -107,6 +119,9 @@ class _Emitter:
         graph = self.graph
         weighted = {item.node.name: item for item in candidates}
         kept = {name: _why_float(graph, item) or self.keep.get(name) for name, item in weighted.items()}
+        if self.image:
+            free = [item.node for name, item in weighted.items() if kept[name] is None and item.node.op_type == "Conv"]
+            kept |= {node.name: _IMAGE for node in free if _writes_the_output(graph, node, self.consumers)}
         kept |= {
             name: _READ_IN_FLOAT for name in weighted if kept[name] is None and self._read_in_float(weighted[name])
         }
@@ -245,6 +260,19 @@ class _Emitter:
         stored = self.stored[output]
         inputs = [stored.name, stored.scale_name, stored.zero_name]
         self.graph.add_for("DequantizeLinear", inputs, output)
+
+
+def _writes_the_output(graph: GraphEditor, node: NodeProto, consumers: Mapping[str, list[NodeProto]]) -> bool:
+    """Return whether only operators that move values or work on each by itself follow, up to the graph's output."""
+    waiting, seen = [node.output[0]], set[str]()
+    while waiting:
+        name = waiting.pop()
+        readers = [reader for reader in consumers.get(name, []) if reader.name not in seen]
+        if any(reader.op_type not in _PER_VALUE for reader in readers):
+            return False
+        seen |= {reader.name for reader in readers}
+        waiting += [reader.output[0] for reader in readers]
+    return bool(consumers.get(node.output[0])) or node.output[0] in graph.outputs
 
 
 def _why_float(graph: GraphEditor, item: Weighted) -> str | None:

@@ -19,6 +19,7 @@ from krl_deploy.evaluation.table import Row, score_table
 from krl_deploy.graph.files import read_model
 from krl_deploy.graph.precisions import count_precisions
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
+from krl_runtime.backends.onnxruntime import computes_fp16_pairs
 from krl_runtime.bundle import Bundle, Variant, names
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.cli.tables import table
@@ -102,6 +103,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
         fp16=config.float_precision == "fp16",
         optimal_scales=config.optimal_scales,
         bias_correction=config.bias_correction,
+        image=not task.predicts,
     )
     plan = plan_int8(config, bundle.path, task, emitter) if config.mixed_precision else None
     graphs = emitter.emit(plan.keep if plan else None)
@@ -180,7 +182,9 @@ def _variant(bundle: Bundle, graphs: Int8Graphs, golden: Mapping[str, npt.NDArra
     """Return the variant with the limits that the self-test holds it to."""
     inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
     made = [name for name in graphs.files if name != "fp32"]
-    sessions = [*(graphs.sessions[name] for name in made), *(open_cpu(graphs.files[name]) for name in made[:1])]
+    sessions = [graphs.sessions[name] for name in made]
+    if "int8.fp32" not in made or computes_fp16_pairs():
+        sessions.append(open_cpu(graphs.files["int8"]))
     outputs = [outputs_of(session, inputs) for session in sessions]
     limits = limits_of("int8", bundle.manifest, outputs, golden, verdict)
     chosen: dict[str, Any] = {_FIELDS[name]: _FILES[name] for name in made}

@@ -93,12 +93,20 @@ class Emitter:
         optimal_scales: See ``Rounding``.
         bias_correction: Use the means of the calibration; see ``Rounding``. A model that came with ranges keeps its
             biases, which fit its rounded weights.
+        image: Whether the output is an image; see ``to_cpu``.
     """
 
     def __init__(
-        self, fp32: bytes, calibration: Calibration, *, fp16: bool, optimal_scales: bool, bias_correction: bool
+        self,
+        fp32: bytes,
+        calibration: Calibration,
+        *,
+        fp16: bool,
+        optimal_scales: bool,
+        bias_correction: bool,
+        image: bool = False,
     ) -> None:
-        self.fp32 = fp32
+        self.fp32, self.image = fp32, image
         self.calibration = calibration
         factors = {name: np.asarray(values, np.float32) for name, values in calibration.factors.items()}
         model = onnx.load_model_from_string(fp32)
@@ -153,7 +161,8 @@ class Emitter:
     def cpu(self, keep: Mapping[str, str] | None = None, *, alone: bool = False) -> Quantized:
         """Write the graph for ONNX Runtime's CPU provider; see ``to_cpu``."""
         kept = {**self.came_in_float, **(keep or {})}
-        return to_cpu(self.model, self.calibration.ranges.cpu, rounding=self.rounding, keep=kept, alone=alone)
+        ranges = self.calibration.ranges.cpu
+        return to_cpu(self.model, ranges, rounding=self.rounding, keep=kept, alone=alone, image=self.image)
 
 
 def came_in_float(model: onnx.ModelProto, given: Ranges) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from _helpers.graphs import graph, named, node, run
 from _helpers.image_nets import smooth
@@ -120,3 +121,45 @@ def test_plans_that_keep_what_comes_before():
             graphs = emitter.emit(dict.fromkeys(kept, "kept by the test"))
             for form in ("int8", "int8.cpu"):
                 assert noise(outputs_of(graphs.sessions[form], PIXELS), wanted) < NOISE
+
+
+@pytest.mark.parametrize("behind", [["Clip"], ["DepthToSpace", "Clip"], ["Tanh"], ["Add", "Mul"], []])
+def test_the_convolution_that_writes_an_image_stays_in_float_on_a_cpu(behind):
+    model = _ending_in(behind)
+    calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
+    graphs = {}
+    for image in (False, True):
+        emitter = Emitter(
+            to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True, image=image
+        )
+        graphs[image] = emitter.emit()
+    assert "n_y" not in graphs[False].cpu.kept_float
+    assert graphs[True].cpu.kept_float == {"n_y": "it writes the image, which would have 8 bits"}
+    (wanted,) = run(model, pixels=PIXELS)
+    errors = [noise(outputs_of(each.sessions["int8.cpu"], PIXELS), wanted) for each in graphs.values()]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("behind", [["GlobalAveragePool"], ["Conv"]])
+def test_a_convolution_before_other_operators_does_not(behind):
+    model = _ending_in(behind)
+    calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
+    emitter = Emitter(to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True, image=True)
+    assert "n_y" not in emitter.cpu().kept_float
+
+
+def _ending_in(behind):
+    """The network above, with these operators behind its last convolution."""
+    model = net("Pad")
+    extra = {"low": np.float32(-9), "high": np.float32(9), "half": np.float32(0.5)}
+    extra["k"] = RNG.normal(0, 0.1, (16, 16, 1, 1)).astype(np.float32)
+    more = {"Clip": ["low", "high"], "Add": ["half"], "Mul": ["half"], "Conv": ["k"]}
+    nodes, last = list(model.graph.node), "y"
+    for op in behind:
+        options = {"blocksize": 2, "mode": "CRD"} if op == "DepthToSpace" else {}
+        nodes.append(node(op, [last, *more.get(op, [])], f"{last}_", **options))
+        last += "_"
+    used = {name for item in nodes for name in item.input}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants |= {name: value for name, value in extra.items() if name in used}
+    return clean(graph(nodes, {"pixels": ["n", 1, "h", "w_"]}, {last: None}, constants, dtypes={"pixels": "uint8"}))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from _helpers.bundles import TinyNet, write_bundle
 from _helpers.fakes import FakeSession, fake_gpu_runtime
 from krl_runtime import BackendError, Bundle, Preprocessing, load
+from krl_runtime.backends import onnxruntime as module
 from krl_runtime.backends.onnxruntime import NoCudaProviderError, open_cpu, open_cuda, open_session
 from krl_runtime.bundle import TensorSpec
 
@@ -234,6 +236,20 @@ def test_unknown_dimensions_and_types_of_a_graph(tmp_path: Path, bundle: Bundle)
 def test_no_cuda_provider(bundle: Bundle):
     with pytest.raises(NoCudaProviderError, match="that is installed has no CUDA provider; on a machine with"):
         open_cuda(bundle, "fp32")
+
+
+@pytest.mark.parametrize(("version", "file"), [("1.29.1", "model.int8.cpu.onnx"), ("1.30.0", "model.int8.onnx")])
+def test_cuda_gets_fp32_around_int8_from_an_old_version(bundle: Bundle, tmp_path, monkeypatch, version: str, file: str):
+    """That for CPUs stands for it here."""
+    variant = replace(bundle.manifest.variants["int8"], fp32_file="model.int8.cpu.onnx")
+    changed = bundle.update({}, variants={**bundle.manifest.variants, "int8": variant})
+    fake_gpu_runtime(monkeypatch, tmp_path)
+    monkeypatch.setattr(sys.modules["onnxruntime"], "__version__", version)
+    opened = []
+    real = module.open_session
+    monkeypatch.setattr(module, "open_session", lambda model, **options: opened.append(model) or real(model, **options))
+    open_cuda(changed, "int8")
+    assert [path.name for path in opened] == [file]
 
 
 def test_cuda_that_works(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
