@@ -203,14 +203,16 @@ class _Histograms:
         self.infinite = intended_infinities(model)
         self.session = open_session(to_bytes(with_outputs(model, tensors)), cuda=False)
         self.batch: int | str | None = self.session.get_inputs()[0].shape[0]
-        first = dict(zip(tensors, self._run(next(batches(inputs, self.batch, 1))), strict=True))
-        self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first.values()))))
-        needed = values_needed(share)
-        finite = first.keys() - self.infinite.keys()
-        shapes = {name: first[name].shape for name in image_tensors(model) & finite}
-        tiles = {name: (shape[1], *tile(shape, length(inputs), needed)) for name, shape in shapes.items()}
-        tiles = {name: size for name, size in sorted(tiles.items()) if size[1:] != (1, 1)}
+        first = self._run(next(batches(inputs, self.batch, 1)))
+        self.size = max(1, min(32, _BYTES_OF_TENSORS // max(1, sum(value.nbytes for value in first))))
+        shapes = {name: value.shape for name, value in zip(tensors, first, strict=True)}
+        needed, images = values_needed(share), image_tensors(model) - self.infinite.keys()
+        tiles = {
+            name: (shape[1], *tile(shape, length(inputs), needed)) for name, shape in shapes.items() if name in images
+        }
+        tiles = {name: size for name, size in tiles.items() if size[1:] != (1, 1)}
         if tiles:
+            del first, self.session  # before another one needs the same memory
             self.outputs = [sample_of(name) if name in tiles else name for name in tensors]
             extended = with_outputs(model, self.outputs)
             add_samples(extended, tiles)
