@@ -255,10 +255,10 @@ class Judge:
         """Return what the table has of a file or a session."""
         sessions = {"fp32": self.reference, "int8": opened(model)}
         _, scores = compare(sessions, self.batches, lambda: SignalTally(self.task.tally()))
-        (before, _), (after, snr) = scores["fp32"], scores["int8"]
-        drop = self.task.accuracy_drop({"fp32": before, "int8": after})
+        after, snr = scores["int8"]
+        unit = "points of top-1" if self.task.predicts else "dB of PSNR"
         alike = {"agreement": after.agreement} if hasattr(after, "agreement") else {"psnr_to_fp32": after.psnr_to_fp32}
-        row = {"drop": drop.value, "unit": drop.unit, **alike, "snr_db": snr, **count_layers(model)}
+        row = {"drop": after.drop, "unit": unit, **alike, "snr_db": snr, **count_layers(model)}
         if self.timed:
             latency = interleaved_latency(sessions, self.batches[0][0][:1])
             row["time_over_fp32"] = latency["int8"] / latency["fp32"]
@@ -320,10 +320,11 @@ def line(row: dict[str, Any]) -> str:
     if reason := row.get("skipped", row.get("error")):
         return f"{start} {reason[:200]}"
     alike = f"{row['agreement']:7.2%} alike" if "agreement" in row else f"{row['psnr_to_fp32']:6.2f} dB to FP32"
+    drop = "   -" if row["drop"] is None else f"{row['drop']:6.3f} {row['unit'].split()[0]:6}"
     timed = f"  {row['time_over_fp32']:5.2f} × FP32's time" if "time_over_fp32" in row else ""
     return (
-        f"{start} {row['file']:17} {row['int8_layers']:3} of {row['layers']:3} layers  drop {row['drop']:6.3f} "
-        f"{row['unit'].split()[0]:6}  {alike}  SNR {row['snr_db']:6.2f} dB{timed}  {row['seconds']:5.1f} s"
+        f"{start} {row['file']:17} {row['int8_layers']:3} of {row['layers']:3} layers  drop {drop}  "
+        f"{alike}  SNR {row['snr_db']:6.2f} dB{timed}  {row['seconds']:5.1f} s"
     )
 
 

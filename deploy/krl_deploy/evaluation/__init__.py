@@ -5,9 +5,9 @@ from __future__ import annotations
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
 
-from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Scored, Tally, Task
+from .task import Batch, CalibrationData, EvaluationOptions, Scored, Tally, Task
 
-__all__ = ["AccuracyDrop", "Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "task_of"]
+__all__ = ["Batch", "CalibrationData", "EvaluationOptions", "Scored", "Tally", "Task", "task_of"]
 
 
 def task_of(bundle: Bundle, options: EvaluationOptions) -> Task:

@@ -25,7 +25,7 @@ from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import outputs_of
 from .shift import SAMPLE, distribution_shift
-from .task import AccuracyDrop, Batch, CalibrationData, EvaluationOptions, Task, judged, worst
+from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, worst
 
 __all__ = ["Classification"]
 
@@ -141,16 +141,6 @@ class Classification(Task):
     def tally(self) -> PredictionTally:
         """Return an empty tally."""
         return PredictionTally()
-
-    def accuracy_drop(self, scores: Mapping[str, PredictionScore]) -> AccuracyDrop:
-        """Return points of top-1; without labels points of agreement, by the limit of INT8."""
-        _, *variants = scores.values()
-        drop = self._drop(scores)
-        if drop is not None:
-            return AccuracyDrop(drop, "points of top-1", self.accepted)
-        value = worst([(1 - score.agreement) * 100 for score in variants])
-        unit = "points of agreement with fp32, since there are no labels"
-        return AccuracyDrop(value, unit, (1 - LEAST_AGREEMENT["int8"]) * 100)
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_images
 from krl_runtime.evaluation.images import ImageScore, ImageTally
-from krl_runtime.evaluation.limits import EXACT, LEAST_PSNR, MAX_DROP_DB, SAME_IMAGE_DB
+from krl_runtime.evaluation.limits import EXACT, LEAST_PSNR, MAX_DROP_DB
 
-from .task import AccuracyDrop, EvaluationOptions, Task, judged, worst
+from .task import EvaluationOptions, Task, judged, worst
 
 __all__ = ["ImageTask"]
 
@@ -39,7 +39,6 @@ class ImageTask(Task):
             )
         self.options = options
         self.accepted = MAX_DROP_DB if options.max_drop is None else options.max_drop
-        self.least = SAME_IMAGE_DB if options.min_psnr is None else options.min_psnr
 
     def tally(self) -> ImageTally:
         """Return an empty tally."""
@@ -59,15 +58,6 @@ class ImageTask(Task):
         within = score.psnr_to_fp32 >= least - EXACT
         return None if within else f"{score.psnr_to_fp32:.1f} dB of PSNR to the images of fp32, required: {least:g}"
 
-    def accuracy_drop(self, scores: Mapping[str, ImageScore]) -> AccuracyDrop:
-        """Return dB of PSNR to the true images. Without them return the dB below ``--min-psnr`` to fp32's images."""
-        _, *variants = scores.values()
-        drop = self._drop(scores)
-        if drop is not None:
-            return AccuracyDrop(drop, "dB of PSNR", self.accepted)
-        missing = worst([self.least - score.psnr_to_fp32 for score in variants])
-        return AccuracyDrop(max(0.0, missing), f"dB of the {self.least:g} of PSNR that it should have to fp32", 0.0)
-
     def verdict(self, precision: str, count: int, scores: Mapping[str, ImageScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
         _, *variants = scores.values()
@@ -81,7 +71,7 @@ class ImageTask(Task):
 
     def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:
         """Return the drop or the least PSNR, and the limits."""
-        own = {"drop_db": self._drop(scores)} if self.true else {"min_psnr": self.least}
+        own = {"drop_db": self._drop(scores)} if self.true else {"min_psnr": verdict.limits["least_psnr_db"]}
         return {**own, **judged(verdict)}
 
     def _drop(self, scores: Mapping[str, ImageScore]) -> float | None:

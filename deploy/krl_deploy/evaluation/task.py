@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from krl_runtime.evaluation.gate import Verdict
 
 __all__ = [
-    "AccuracyDrop",
     "Batch",
     "CalibrationData",
     "EvaluationOptions",
@@ -82,26 +81,6 @@ class Tally(Protocol):
     def score(self) -> Scored:
         """Return the score of all batches; see ``Scored``."""
         ...
-
-
-@dataclass(frozen=True)
-class AccuracyDrop:
-    """Accuracy drop of variants against the reference.
-
-    Attributes:
-        value: Largest drop of any variant; 0 or less is no drop.
-        unit: Unit of the drop, for people.
-        accepted: Largest drop that passes.
-    """
-
-    value: float
-    unit: str
-    accepted: float
-
-    @property
-    def passes(self) -> bool:
-        """Return whether the drop is accepted."""
-        return self.value <= self.accepted
 
 
 @dataclass(frozen=True)
@@ -196,17 +175,13 @@ class Task(ABC):
         """Return an empty tally."""
 
     @abstractmethod
-    def accuracy_drop(self, scores: Mapping[str, Any]) -> AccuracyDrop:
-        """Return the accuracy drop of variants; the first score is the reference's."""
-
-    @abstractmethod
     def verdict(self, precision: str, count: int, scores: Mapping[str, Any]) -> Verdict:
         """Return whether variants pass the gate.
 
         Args:
             precision: ``"fp16"`` or ``"int8"``.
             count: Number of inputs that were judged.
-            scores: As of ``accuracy_drop``.
+            scores: By the name of the file; the first one is the reference.
         """
 
     def remark(self, count: int, scores: Mapping[str, Any]) -> str:
@@ -214,7 +189,7 @@ class Task(ABC):
 
         Args:
             count: Number of inputs that were judged.
-            scores: As of ``accuracy_drop``.
+            scores: As of ``verdict``.
         """
         return ""
 

@@ -12,7 +12,7 @@ import onnx
 
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.config import QuantizeConfig
-from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, Task, task_of
+from krl_deploy.evaluation import EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
@@ -61,7 +61,6 @@ class _Measured:
 
     count: int
     scores: Mapping[str, Any]
-    drop: AccuracyDrop
     verdict: Verdict
     latency: Mapping[str, float]
     convolutions: Mapping[str, int]
@@ -155,7 +154,7 @@ def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str
     verdict = task.verdict("int8", count, scores)
     models = {name: onnx.load_model_from_string(data) for name, data in graphs.files.items()}
     precisions = {name: count_precisions(model) for name, model in models.items() if name != "fp32"}
-    return _Measured(count, scores, task.accuracy_drop(scores), verdict, latency, convolutions, precisions)
+    return _Measured(count, scores, verdict, latency, convolutions, precisions)
 
 
 def _precision_table(precisions: Mapping[str, Mapping[str, int]]) -> str:
@@ -169,12 +168,7 @@ def _default(measured: _Measured) -> str:
     """Return the variant that a CPU should run: INT8, which has passed the gate, if it is clearly faster."""
     if measured.speedup >= _WORTHWHILE:
         return "int8"
-    _log.info(
-        "fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here, with a drop of %.2f %s",
-        measured.speedup,
-        measured.drop.value,
-        measured.drop.unit,
-    )
+    _log.info("fp32 stays the default on a CPU: INT8 runs at %.2f times its speed here", measured.speedup)
     return "fp32"
 
 

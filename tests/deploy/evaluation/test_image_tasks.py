@@ -14,7 +14,7 @@ from PIL import Image
 
 from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
 from krl_deploy.cli import main
-from krl_deploy.evaluation import AccuracyDrop, EvaluationOptions, task_of
+from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
 from krl_deploy.evaluation.images import ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
@@ -336,18 +336,19 @@ def test_the_error_of_a_paired_drop():
     assert tally.score().drop == pytest.approx(2 / 3)
 
 
-def test_losses_by_hand(tmp_path, photographs):
+def test_verdicts_by_hand(tmp_path, photographs):
     fp32, int8 = ImageScore(30.0, 0.0, 0.0, 200.0, 200.0, 0.0), ImageScore(29.75, 0.25, 0.1, 40.0, 35.0, 3.0)
-    known = task_of(write_restorer(tmp_path / "a.krl"), EvaluationOptions(photographs, 10, 0.2, "refuse"))
-    assert known.accuracy_drop({"fp32": fp32, "int8": int8, "int8.cpu": fp32}) == AccuracyDrop(0.25, "dB of PSNR", 0.1)
-    unknown = task_of(write_generator(tmp_path / "b.krl"), EvaluationOptions(None, 10, 0.2, "refuse", min_psnr=42.0))
-    drop = unknown.accuracy_drop({"fp32": fp32, "int8": int8})
-    assert (drop.value, drop.passes) == (2.0, False)
-    assert (
-        task_of(write_generator(tmp_path / "c.krl"), EvaluationOptions(None, 10, 0.2, "refuse"))
-        .accuracy_drop({"a": fp32, "b": int8})
-        .passes
-    )
+    options = EvaluationOptions(photographs, 10, 0.2, "refuse")
+    known = task_of(write_restorer(tmp_path / "a.krl"), options)
+    verdict = known.verdict("int8", 10, {"fp32": fp32, "int8": int8, "int8.cpu": fp32})
+    assert verdict.reason == "the accuracy drop is 0.25 dB of PSNR, accepted: 0.1"
+    assert known.evidence({"fp32": fp32, "int8": int8}, verdict)["drop_db"] == 0.25
+    for precision, least, passes in (("int8", 42.0, False), ("int8", None, True), ("fp16", 41.0, False)):
+        options = EvaluationOptions(None, 10, 0.2, "refuse", min_psnr=least)
+        unknown = task_of(write_generator(tmp_path / f"{least}.krl"), options)
+        verdict = unknown.verdict(precision, 10, {"fp32": fp32, "int8": int8})
+        assert verdict.passes == passes
+        assert unknown.evidence({"fp32": fp32, "int8": int8}, verdict)["min_psnr"] == (least or 30.0)
 
 
 def test_inputs_of_a_restorer(tmp_path):
