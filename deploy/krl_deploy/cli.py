@@ -66,7 +66,8 @@ def quantize(config: QuantizeConfig) -> None:
     found = result.details
     default = f"default on a CPU: {found['default_on_cpu']} (INT8 runs at {found['speedup']:.2f} times FP32's speed)"
     _print(result, f"{_measured_on(result)}\n{result.text}\n{default}", config.json)
-    next_command(f"krl-deploy build-engine {result.bundle} --precision int8", f"krl-runtime selftest {result.bundle}")
+    engine = [f"krl-deploy build-engine {result.bundle} --precision int8"] if found["operators"]["int8"]["int8"] else []
+    next_command(*engine, f"krl-runtime selftest {result.bundle}")
 
 
 def check(config: CheckConfig) -> None:

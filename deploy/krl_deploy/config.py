@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -31,11 +32,11 @@ def _check_counts(**values: int) -> None:
 
 
 def _check_limits(max_drop: float | None, max_recall_drop: float | None, min_psnr: float | None) -> None:
-    if max_drop is not None and not max_drop >= 0:
+    if max_drop is not None and not 0 <= max_drop < math.inf:
         raise UsageError(f"--max-drop is {max_drop}; accepted: 0 or more percentage points, or dB")
-    if max_recall_drop is not None and not max_recall_drop >= 0:
+    if max_recall_drop is not None and not 0 <= max_recall_drop < math.inf:
         raise UsageError(f"--max-recall-drop is {max_recall_drop}; accepted: 0 or more percentage points")
-    if min_psnr is not None and not min_psnr > 0:
+    if min_psnr is not None and not 0 < min_psnr < math.inf:
         raise UsageError(f"--min-psnr is {min_psnr}; accepted: above 0 dB")
 
 
@@ -152,7 +153,7 @@ class Fp16Config:
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an FP16 variant."""
     data: Path | None = None
-    """Folder of real images to look for overflow and to measure on; left out: the golden inputs alone."""
+    """Folder of real images: some to look for overflow on, others to measure on; left out: the golden inputs alone."""
     val_limit: int = 512
     """Measure on this many images at most."""
     val_fraction: float = 0.2

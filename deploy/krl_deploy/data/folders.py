@@ -11,7 +11,16 @@ from krl_runtime.errors import DataError
 from krl_runtime.files import sha256_file
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, open_folder
 
-__all__ = ["choose", "choose_any", "choose_disjoint", "open_data", "some", "with_label_indices"]
+__all__ = [
+    "choose",
+    "choose_any",
+    "choose_disjoint",
+    "choose_two",
+    "open_data",
+    "some",
+    "with_label_indices",
+    "without_copies",
+]
 
 _log = logging.getLogger("krl")
 
@@ -49,6 +58,36 @@ def choose(folder: ImageFolder, split: str, limit: int, *, val_fraction: float) 
     return _balanced(images, limit)
 
 
+def without_copies(images: Sequence[ImageFile], others: Sequence[ImageFile]) -> list[ImageFile]:
+    """Return the images whose content none of the others has."""
+    sizes = {image.path.stat().st_size for image in others}
+    alike = {image: image.path.stat().st_size in sizes for image in images}
+    both = {image.path.stat().st_size for image, possible in alike.items() if possible}
+    contents = {sha256_file(image.path) for image in others if image.path.stat().st_size in both}
+    return [image for image, possible in alike.items() if not (possible and sha256_file(image.path) in contents)]
+
+
+def choose_two(
+    folder: ImageFolder, limit: int, val_limit: int, *, val_fraction: float
+) -> tuple[list[ImageFile], list[ImageFile], str]:
+    """Return images to calibrate on and to judge on, and why they are not different ones; empty if they are.
+
+    Args:
+        folder: The data.
+        limit: Number of calibration images at most.
+        val_limit: Number of images to judge on at most.
+        val_fraction: Share of ``"val"`` where the folder is not split.
+    """
+    train = choose(folder, "train", limit, val_fraction=val_fraction)
+    val = choose(folder, "val", val_limit, val_fraction=val_fraction)
+    different = without_copies(train, val)
+    if not different:
+        return train, val, "the images that it was judged on were calibrated on as well"
+    if len(different) < len(train):
+        _log.warning("%d images are not calibrated on, since it is judged on the same", len(train) - len(different))
+    return different, val, ""
+
+
 def choose_disjoint(
     folder: ImageFolder, limit: int, planning: int, val_limit: int, *, val_fraction: float
 ) -> tuple[list[ImageFile], list[ImageFile], list[ImageFile]]:
@@ -73,9 +112,9 @@ def choose_disjoint(
     if len(calibration) < min(limit, len(train)):
         _log.info("%d instead of %d images to calibrate on; the others are to plan on", len(calibration), limit)
     used = {image.path for image in calibration}
-    contents = {sha256_file(image.path) for image in [*calibration, *judged]}
     planned = _balanced([image for image in train if image.path not in used], count)
-    planned = [image for image in planned if sha256_file(image.path) not in contents]
+    planned = without_copies(planned, [*calibration, *judged])
+    calibration = without_copies(calibration, judged)
     if not planned or (limit and not calibration):
         raise DataError(
             f"{folder.root}: the {len(train)} images to train on are too few to calibrate and to plan on different "

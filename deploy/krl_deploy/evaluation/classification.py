@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose, choose_disjoint, open_data, some, with_label_indices
+from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, with_label_indices
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.cli.tables import table
@@ -24,13 +24,12 @@ from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally,
 from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import outputs_of
-from .shift import SAMPLE, distribution_shift
+from .shift import LEAST_GOLDEN, SAMPLE, distribution_shift
 from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, worst
 
 __all__ = ["Classification"]
 
 _MOST_CLASSES = 20  # in the table of recall; more than that is no longer read
-_MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 
 
 class Classification(Task):
@@ -64,8 +63,8 @@ class Classification(Task):
                 folder, calibrated, options.planning, options.val_limit, val_fraction=options.val_fraction
             )
         else:
-            train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
-            planned, val = [], choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
+            train, val, same = choose_two(folder, options.limit, options.val_limit, val_fraction=options.val_fraction)
+            planned, self.doubts = [], (same,) if same else ()
         labels = self.bundle.manifest.labels
         self.other_classes = tuple(sorted(set(folder.labels) - set(labels)))
         labeled = iter(with_label_indices([*train, *planned, *val], folder, labels))
@@ -111,9 +110,9 @@ class Classification(Task):
         yield pixels, np.full(len(pixels), -1)
 
     def _generated(self, generator: Path, limit: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-        from .generation import images_of
+        from .generation import MOST_GENERATED, images_of
 
-        pixels, _ = images_of(generator, min(limit, _MOST_GENERATED), seed, self.bundle.manifest.preprocessing)
+        pixels, _ = images_of(generator, min(limit, MOST_GENERATED), seed, self.bundle.manifest.preprocessing)
         return pixels, np.full(len(pixels), -1)
 
     def planning_batches(self) -> Iterator[Batch]:
@@ -152,6 +151,7 @@ class Classification(Task):
             drop=self._drop(scores),
             snr_db=min(score.snr_db for score in variants),
             classes=[item for score in variants for item in score.classes],
+            known=reference.top1 is None or better_than_chance(reference.classes),
             labels=self.bundle.manifest.labels,
             max_drop=self.options.max_drop,
             max_recall_drop=self.options.max_recall_drop,
@@ -161,16 +161,17 @@ class Classification(Task):
 
     def _doubts(self, reference: PredictionScore) -> list[str]:
         """Return reasons why the images say nothing of the variants."""
-        doubts = []
+        doubts = list(self.doubts)
         if self.other_classes:
             doubts.append(f"the images are of classes that the model does not have: {some(self.other_classes)}")
-        if "calibration" in self.used and set(self.train) & set(self.val):
-            doubts.append("the images that it was judged on were calibrated on as well")
         if better_than_chance(reference.classes) or not self.used:
             return doubts  # the model knows the images
         manifest, golden = self.bundle.manifest, self.bundle.golden()
         known = golden[manifest.inputs[0].name], golden[manifest.outputs[0].name]
         session = open_cpu(self.bundle.file(manifest.variants["fp32"].file).read_bytes())
+        if len(known[0]) < LEAST_GOLDEN:
+            doubts.append(f"whether the images are the model's cannot be seen from {len(known[0])} golden inputs")
+            return doubts
         for use, images in self.used.items():
             shift = distribution_shift(*known, images, outputs_of(session, images))
             if shift:

@@ -21,10 +21,10 @@ from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
 from .images import ImageTask
 from .task import Batch, CalibrationData, EvaluationOptions
 
-__all__ = ["Generation", "images_of", "random_conditions", "random_inputs"]
+__all__ = ["MOST_GENERATED", "Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
-_MOST = 512  # generated images that are compared: a judgment between time and the scatter of their mean
+MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 _CALIBRATION_SEED, _EVALUATION_SEED, _PLANNING_SEED = 0, 1, 2  # no two of these have the same latents
 
 
@@ -53,7 +53,7 @@ class Generation(ImageTask):
         yield from self._latents(self.options.planning, _PLANNING_SEED)
 
     def _latents(self, limit: int, seed: int) -> Iterator[Batch]:
-        inputs = random_inputs(self.bundle.manifest.settings, min(limit, _MOST), seed)
+        inputs = random_inputs(self.bundle.manifest.settings, min(limit, MOST_GENERATED), seed)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
 

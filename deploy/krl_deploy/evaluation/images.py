@@ -30,6 +30,8 @@ class ImageTask(Task):
         self.true = true
         if options.from_generator is not None:
             raise UsageError("--from-generator makes images for classifiers to be calibrated on; leave it out")
+        if options.max_recall_drop is not None:
+            raise UsageError("--max-recall-drop is for classifiers; leave it out")
         if true and options.min_psnr is not None:
             raise UsageError("--min-psnr is for models whose true images are not known; give --max-drop, in dB")
         if not true and options.max_drop is not None:
@@ -67,6 +69,8 @@ class ImageTask(Task):
             drop=self._drop(scores),
             max_drop=self.options.max_drop,
             min_psnr=self.options.min_psnr,
+            doubts=self.doubts,
+            accept_unmeasured=self.options.accept_unmeasured,
         )
 
     def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_images
-from krl_deploy.data.folders import choose, choose_disjoint, open_data
+from krl_deploy.data.folders import choose_disjoint, choose_two, open_data
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import ImageFile, identity, report_bad
@@ -28,7 +28,7 @@ _LARGEST = 1024  # pixels a side of the evaluated part of an image: bounds the m
 _MOST_PLANNED = 64  # whole images to plan on: a PSNR has thousands of pixels, and each attempt runs over all of them
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
 DEGRADATIONS = ("bicubic", "noise", "jpeg")
-_MOST = 100.0  # dB: equal images would have an infinite PSNR, and no mean
+_LARGEST_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 
 
 class Restoration(ImageTask):
@@ -57,8 +57,10 @@ class Restoration(ImageTask):
                     folder, options.limit, planning, options.val_limit, val_fraction=options.val_fraction
                 )
             else:
-                self.train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
-                self.val = choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
+                self.train, self.val, same = choose_two(
+                    folder, options.limit, options.val_limit, val_fraction=options.val_fraction
+                )
+                self.doubts = (same,) if same else ()
             self.name = folder.root.name
 
     @cached_property
@@ -128,7 +130,7 @@ class Restoration(ImageTask):
         made, wanted = (_luma(to_uint8(planes)) for planes in (output, truth))
         if 2 * border < min(wanted.shape):
             made, wanted = crop_border(made, border), crop_border(wanted, border)
-        return min(psnr(made, wanted), _MOST)
+        return min(psnr(made, wanted), _LARGEST_PSNR)
 
 
 def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:

@@ -126,10 +126,12 @@ class Task(ABC):
 
     Attributes:
         name: Name of the evaluation data, for people.
+        doubts: Reasons why the evaluation data says nothing of a variant, whatever is measured.
         predicts: Whether outputs are logits of classes; else they are images.
     """
 
     name: str
+    doubts: tuple[str, ...] = ()
     predicts: ClassVar[bool] = False
 
     @abstractmethod
@@ -185,7 +187,7 @@ class Task(ABC):
         """
 
     def remark(self, count: int, scores: Mapping[str, Any]) -> str:
-        """Return what else people should see of a measurement: its resolution, recall of classes; may be empty.
+        """Return the resolution of a measurement and the recall of classes for people; may be empty.
 
         Args:
             count: Number of inputs that were judged.

@@ -17,7 +17,7 @@ _NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"
 
 
 def count_precisions(model: onnx.ModelProto) -> dict[str, int]:
-    """Count the operators of a graph that compute, by type: ``"int8"``, ``"fp16"``, ``"fp32"``, and others by name.
+    """Count the operators of a graph that compute, by type: ``"int8"``, which may be 0, ``"fp16"``, ``"fp32"``.
 
     Quantizers, casts, and operators that only move values are not counted; see ``precision_of``.
     """
@@ -29,7 +29,7 @@ def count_precisions(model: onnx.ModelProto) -> dict[str, int]:
         if node.op_type not in QDQ | MOVES_OR_CASTS
     )
     counts.pop(None, None)
-    return {str(name): number for name, number in sorted(counts.items(), key=str)}
+    return {"int8": 0, **{str(name): number for name, number in sorted(counts.items(), key=str)}}
 
 
 def precision_of(

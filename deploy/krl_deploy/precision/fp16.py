@@ -36,6 +36,7 @@ __all__ = ["fp16"]
 _log = logging.getLogger("krl")
 
 _ADVICE = "--mixed-precision keeps the nodes with the largest error in FP32."
+_RANGE_IMAGES = 128  # to see how far values reach: half of FP16's range is left free for those of other images
 _MEASURED = (
     "fp16: the file on ONNX Runtime's CPU provider, which computes it in FP32; fp16.rounded: every FP16 tensor rounded "
     "to FP16 as a device stores it"
@@ -62,7 +63,7 @@ class _Measured:
 
 
 def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
-    """Convert the model to FP16, look for overflow on real inputs, measure, and add the variant to the bundle.
+    """Convert the model to FP16, look for overflow on inputs that are not judged on, measure, and add the variant.
 
     Returns:
         The measurements as plain JSON types, and as a table.
@@ -81,7 +82,9 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
-    ranges = _extremes(model, [inputs, *(batch for batch, _ in batches)])
+    with_data = config.data is not None or manifest.task == "generation"
+    seen = [inputs, task.calibration_data.inputs] if with_data else [inputs]
+    ranges = _extremes(model, seen)
     measure = partial(_measure, task, batches, model, path.read_bytes(), ranges, inputs)
     measured, plan = measure({}), None
     if config.mixed_precision and measured.asks_for_a_plan(accept_unmeasured=config.accept_unmeasured):
@@ -137,8 +140,8 @@ def _measure(
 
 
 def _options(config: Fp16Config) -> EvaluationOptions:
-    options = EvaluationOptions.of(config)
-    return replace(options, limit=0, planning=PLANNING_LIMIT) if config.mixed_precision else options
+    planning = PLANNING_LIMIT if config.mixed_precision else 0
+    return replace(EvaluationOptions.of(config), limit=_RANGE_IMAGES, planning=planning)
 
 
 def _evidence(converted: Fp16Graph, scores: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:

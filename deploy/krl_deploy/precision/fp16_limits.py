@@ -105,12 +105,13 @@ class Fp16Limits:
         return None
 
     def _must_stay_above_zero(self) -> set[str]:
-        """Return tensors with positive values that FP16 would round to 0 or nearly so, and that must not be 0."""
+        """Return tensors with values of one sign that FP16 would round to 0 or nearly so, and that must not be 0."""
         pending = [name for node in self._graph.nodes for name in _read_above_zero(self._graph, node)]
         found: set[str] = set()
         while pending:
             name = pending.pop()
-            if name in found or not 0 < self._ranges.get(name, (0.0, 0.0))[0] < _FEW:
+            low, high = self._ranges.get(name, (0.0, 0.0))
+            if name in found or not (0 < low < _FEW or -_FEW < high < 0):
                 continue
             found.add(name)
             producer = self._producers.get(name)
@@ -276,10 +277,12 @@ def _epsilon(graph: GraphEditor, node: NodeProto, ranges: Ranges) -> float | Non
     if node.op_type == "Where":
         chosen = [value for value in map(graph.constant, node.input[1:]) if value is not None and value.size == 1]
         return next((float(value.max()) for value in chosen if 0 < value.max() < _FEW), None)
-    if node.op_type not in ("Add", "Max") or len(node.input) != 2:
+    if node.op_type not in ("Add", "Max", "Sub", "Sum") or len(node.input) != 2:
         return None
     for name, other in (tuple(node.input), tuple(node.input)[::-1]):
         value = graph.constant(name)
+        if value is not None and node.op_type == "Sub":
+            value = -value if name == node.input[1] else None  # a negative number taken away
         above = node.op_type == "Max" or ranges.get(other, (0.0, 0.0))[0] >= 0  # else it keeps nothing above 0
         if above and value is not None and value.dtype.kind == "f" and value.size and 0 < value.min() < _ONE:
             return float(value.min())

@@ -139,7 +139,7 @@ def _measure(bundle: Bundle, task: Task, graphs: Int8Graphs, golden: Mapping[str
         reasons = "; ".join(sorted(set(graphs.tensorrt.kept_float.values())))
         if not graphs.cpu.count:
             raise CheckFailedError(f"no operator is in INT8, so that there is no variant to keep: {reasons}")
-        _log.warning("TensorRT's graph has nothing in INT8, no operator is wide enough: %s", reasons)
+        _log.warning("INT8 is for CPUs alone: TensorRT's graph has nothing in INT8, no operator suits it: %s", reasons)
     convolutions = count_convolutions(optimized_graph(graphs.files["int8.cpu"]))
     if convolutions["float_convolutions"]:
         _log.warning(

@@ -129,7 +129,7 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
         MissingExtraError: ONNX Runtime is not installed.
     """
     chosen = bundle.manifest.variants[variant]
-    path = bundle.file(chosen.file if computes_fp16_pairs() else chosen.fp32_file or chosen.file)
+    path = bundle.file(chosen.file if computes_fp16_pairs("gpu") else chosen.fp32_file or chosen.file)
     try:
         session, remark = open_session(path, cuda=True, threads=threads), ""
     except NoCudaProviderError:
@@ -142,13 +142,16 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
     return _backend("onnxruntime-cuda", session, bundle, variant), remark
 
 
-def computes_fp16_pairs() -> bool:
+def computes_fp16_pairs(extra: str = "cpu") -> bool:
     """Return whether the ONNX Runtime that is installed computes Q/DQ pairs with FP16 scales rightly.
+
+    Args:
+        extra: The extra that a message names.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
     """
-    ort = require("onnxruntime", extra="cpu", purpose="running a model on ONNX Runtime")
+    ort = require("onnxruntime", extra=extra, purpose="running a model on ONNX Runtime")
     major, minor, *_ = ort.__version__.split(".")
     return (int(major), int(minor)) >= _FIRST_FP16_PAIRS
 

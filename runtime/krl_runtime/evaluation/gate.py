@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .limits import (
+    DISAGREEMENT_PER_POINT,
     ENOUGH_SNR_DB,
     EXACT,
     LEAST_AGREEMENT,
@@ -65,6 +66,7 @@ def judge_predictions(
     drop: float | None,
     snr_db: float = 0.0,
     classes: Sequence[ClassCounts] = (),
+    known: bool = True,
     labels: Sequence[str] = (),
     max_drop: float | None = None,
     max_recall_drop: float | None = None,
@@ -80,6 +82,8 @@ def judge_predictions(
         drop: Largest drop of top-1 in percentage points; ``None`` without labels.
         snr_db: Signal-to-noise ratio of its logits; the smallest of all its files.
         classes: Counts of each class, of every file of the variant; empty without labels.
+        known: Whether FP32 is better than chance on the labels. Where it is not, the drop says nothing, and agreement
+            counts.
         labels: Names of the classes.
         max_drop: Largest drop that the user accepts; ``None`` for the default.
         max_recall_drop: Largest drop of the recall of one class, in percentage points, that the user accepts; ``None``
@@ -113,16 +117,19 @@ def judge_predictions(
                 f"images, accepted: {limits['max_recall_drop_points']:g} points"
             )
     else:
-        limits["least_agreement"] = LEAST_AGREEMENT[precision]
-        if max_drop is not None:
-            faults.append("the images have no labels of the model, so that --max-drop cannot be checked")
-        if not agreement >= limits["least_agreement"] - EXACT:
-            faults.append(
-                f"without labels {agreement:.1%} of the predictions agree with FP32, required: "
-                f"{limits['least_agreement']:.1%}"
-            )
-    # A limit that the user gave, on labels that the user gave, is a statement on this data, however little it is.
-    stated = drop is not None and max_drop is not None
+        given = {"--max-drop": max_drop, "--max-recall-drop": max_recall_drop}
+        for option in (name for name, value in given.items() if value is not None):
+            faults.append(f"the images have no labels of the model, so that {option} cannot be checked")
+    if drop is None or not known:
+        least = LEAST_AGREEMENT[precision]
+        if drop is not None and max_drop is not None:  # the user accepted more
+            least = max(0.0, min(least, 1 - DISAGREEMENT_PER_POINT * max_drop / 100))
+        limits["least_agreement"] = least
+        why = "without labels" if drop is None else "where FP32 is not better than chance,"
+        if not agreement >= least - EXACT:
+            faults.append(f"{why} {agreement:.1%} of the predictions agree with FP32, required: {least:.1%}")
+    # A limit that the user gave, on labels that the user gave, is a statement on this data, if the data resolves it.
+    stated = drop is not None and max_drop is not None and max_drop * count >= 100
     few = count < LEAST_IMAGES and not stated and not snr_db >= ENOUGH_SNR_DB
     too_few = (
         f"{count} images are too few to judge by, required: {LEAST_IMAGES}, or logits with an SNR of {ENOUGH_SNR_DB:g} "
@@ -159,7 +166,14 @@ def _sign_test(lost: int, gained: int) -> float:
 
 
 def judge_images(
-    precision: str, *, psnr: float, drop: float | None, max_drop: float | None = None, min_psnr: float | None = None
+    precision: str,
+    *,
+    psnr: float,
+    drop: float | None,
+    max_drop: float | None = None,
+    min_psnr: float | None = None,
+    doubts: Sequence[str] = (),
+    accept_unmeasured: bool = False,
 ) -> Verdict:
     """Judge a variant that makes images. One image has thousands of pixels, so that a few are enough.
 
@@ -169,6 +183,8 @@ def judge_images(
         drop: Largest drop of the PSNR to the true images in dB; ``None`` if they are not known.
         max_drop: Largest drop that the user accepts; ``None`` for the default.
         min_psnr: Smallest PSNR to FP32's images that the user accepts; ``None`` for the default.
+        doubts: As of ``judge_predictions``.
+        accept_unmeasured: Whether the user accepts a variant that was judged on doubtful images.
 
     Example:
         >>> judge_images("fp16", psnr=61.0, drop=0.02).passes
@@ -176,10 +192,14 @@ def judge_images(
         >>> judge_images("int8", psnr=22.5, drop=None).reason
         'the PSNR to the images of FP32 is 22.5 dB, required: 30'
     """
+    limits: dict[str, float]
     if drop is not None:
         accepted = MAX_DROP_DB if max_drop is None else max_drop
-        faults = [f"the accuracy drop is {drop:.2f} dB of PSNR, accepted: {accepted:g}"]
-        return Verdict(tuple(faults if not drop <= accepted + EXACT else ()), {"max_drop_db": accepted})
-    least = LEAST_PSNR[precision] if min_psnr is None else min_psnr
-    faults = [f"the PSNR to the images of FP32 is {psnr:.1f} dB, required: {least:g}"]
-    return Verdict(tuple(faults if not psnr >= least - EXACT else ()), {"least_psnr_db": least})
+        limits, passes = {"max_drop_db": accepted}, drop <= accepted + EXACT
+        fault = f"the accuracy drop is {drop:.2f} dB of PSNR, accepted: {accepted:g}"
+    else:
+        least = LEAST_PSNR[precision] if min_psnr is None else min_psnr
+        limits, passes = {"least_psnr_db": least}, psnr >= least - EXACT
+        fault = f"the PSNR to the images of FP32 is {psnr:.1f} dB, required: {least:g}"
+    faults = [] if passes else [fault]
+    return Verdict((*faults, *(() if accept_unmeasured else doubts)), limits, tuple(doubts))

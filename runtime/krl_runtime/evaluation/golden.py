@@ -17,6 +17,7 @@ from krl_runtime.bundle import Manifest, Variant
 from krl_runtime.images.luma import mean_psnr
 
 from .limits import AGREEMENT_FLOOR, DISAGREEMENT_PER_POINT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
+from .predictions import predictions_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,7 +67,11 @@ def likeness(
     names = [spec.name for spec in manifest.outputs if spec.name in outputs]
     errors = [np.abs(outputs[name].astype(np.float64) - golden[name]).max() for name in names]
     made, wanted = outputs[names[0]], golden[names[0]]
-    alike = mean_psnr(made, wanted) if makes_images(manifest) else float((made.argmax(-1) == wanted.argmax(-1)).mean())
+    alike = (
+        mean_psnr(made, wanted)
+        if makes_images(manifest)
+        else float((predictions_of(made) == predictions_of(wanted)).mean())
+    )
     # A NaN in any of them stays a NaN, and passes nothing.
     return Likeness(len(wanted), float(np.abs(wanted).max()), float(np.max(errors)), alike)
 
@@ -97,7 +102,7 @@ def golden_limits(
         least_agreement = 1 - DISAGREEMENT_PER_POINT * accepted.get("max_drop_points", 0.0) / 100
         share = max(AGREEMENT_FLOOR, min(LEAST_AGREEMENT[precision], least_agreement))
         floor = 1 - _most_misses(share, measured.count) / measured.count
-        limits["agreement"] = max(floor, measured.alike - _SLACK_INPUTS[precision] / measured.count)
+        limits["agreement"] = max(AGREEMENT_FLOOR, floor, measured.alike - _SLACK_INPUTS[precision] / measured.count)
     variant = Variant(precision, "", **limits)
     return limits, _why_unlike(variant, measured, images=images)
 

@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClassCounts", "PredictionScore", "PredictionTally", "resolution", "snr_db"]
+__all__ = [
+    "ClassCounts",
+    "PredictionScore",
+    "PredictionTally",
+    "better_than_chance",
+    "predictions_of",
+    "resolution",
+    "snr_db",
+]
 
 _EQUAL_DB = 200.0  # of outputs that are equal: their ratio would be infinite, and no JSON number
 
@@ -105,7 +113,7 @@ class PredictionTally:
             reference: Logits of the reference, ``[N, classes]``.
             truth: Labels ``[N]``, -1 where unknown, or ``None``.
         """
-        predictions, expected = outputs.argmax(axis=1), reference.argmax(axis=1)
+        predictions, expected = predictions_of(outputs), predictions_of(reference)
         self.count += len(outputs)
         self.same += int((predictions == expected).sum())
         difference = outputs.astype(np.float64) - reference
@@ -117,7 +125,7 @@ class PredictionTally:
             assert truth is not None  # noqa: S101  for the type checker
             right, known = predictions == truth, expected == truth
             counted = np.stack([np.ones(len(truth)), right, known & ~right, right & ~known], axis=1)
-            classes = np.zeros((outputs.shape[1], 4), np.int64)
+            classes = np.zeros((max(2, outputs.shape[1]), 4), np.int64)
             np.add.at(classes, truth, counted.astype(np.int64))
             self.classes = classes if not len(self.classes) else self.classes + classes
 
@@ -177,5 +185,16 @@ def better_than_chance(classes: Sequence[ClassCounts]) -> bool:
     if len(classes) < 2:
         return False
     recalls = np.array([item.recall for item in classes])
-    variances = [item.recall * (1 - item.recall) / item.count for item in classes]
+    smoothed = [(item.right + 1) / (item.count + 2) for item in classes]  # a few right ones are not certain
+    variances = [share * (1 - share) / item.count for share, item in zip(smoothed, classes, strict=True)]
     return bool(recalls.mean() - 1 / len(classes) > 3 * math.sqrt(sum(variances)) / len(classes))
+
+
+def predictions_of(outputs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the predicted classes ``[N]`` of logits ``[N, classes]``; of a single logit whether it is positive.
+
+    Example:
+        >>> predictions_of(np.array([[1.0, 3.0], [2.0, 0.0]])), predictions_of(np.array([[-1.0], [2.0]]))
+        (array([1, 0]), array([0, 1]))
+    """
+    return np.asarray(outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else outputs[..., 0] > 0, np.int64)

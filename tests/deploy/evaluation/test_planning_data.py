@@ -178,8 +178,9 @@ def test_the_paired_difference_is_that_of_a_plain_formula(tmp_path):
     assert got.drop == pytest.approx(100 * lost / 200)
     assert got.drop_error == pytest.approx(100 * np.sqrt(np.sum((each - each.mean()) ** 2) / 199 / 200))
     assert got.agreement == pytest.approx(np.mean(made == wanted))
-    noise = np.sum((logits_of(made) - logits_of(wanted)) ** 2)
-    assert got.snr_db == pytest.approx(10 * np.log10(200 / noise))
+    centered = [each - each.mean(axis=1, keepdims=True) for each in (logits_of(made), logits_of(wanted))]
+    noise, signal = np.sum((centered[0] - centered[1]) ** 2), np.sum(centered[1] ** 2)
+    assert got.snr_db == pytest.approx(10 * np.log10(signal / noise))
     assert scored(task, logits_of(made), logits_of(wanted), np.full(200, -1)).drop is None
     assert scored(task, logits_of(made), logits_of(made), truth).snr_db == 200
 

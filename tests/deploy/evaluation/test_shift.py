@@ -44,10 +44,6 @@ def test_images_of_another_kind(other, reason):
     assert found.startswith(reason)
 
 
-def test_a_few_golden_inputs_say_nothing():
-    assert distribution_shift(textures(7), logits(7, margin=9), textures(128, mean=20), logits(128, margin=9)) == ""
-
-
 @pytest.fixture
 def scans(tmp_path):
     """Bright structures with dark edges, as no digit has: another domain, with the digits' names in one folder."""
@@ -90,3 +86,36 @@ def test_calibration_and_evaluation_may_have_different_classes(bundle, digits, t
     assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "some"), "--max-drop", "2"]) == 0
     evidence = Bundle.open(bundle.path).manifest.evidence["int8"]
     assert (sorted(evidence["recall"]), evidence["images"]["count"]) == (["2", "3", "4", "5"], 120)
+
+
+def test_a_few_golden_inputs_say_nothing_of_them(tmp_path, run, digits, scans, capsys):
+    path = tmp_path / "few.krl"
+    assert main(["export", str(run.path), "-o", str(path), "--data", str(digits), "--golden", "4"]) == 0
+    assert main(["quantize", str(path), "--data", str(scans / "flat")]) == 1
+    assert "whether the images are the model's cannot be seen from 4 golden inputs" in capsys.readouterr().err
+
+
+def test_labels_of_other_images_do_not_open_the_gate(bundle, digits, tmp_path, capsys):
+    """The folders are exchanged: FP32 is never right, so that INT8 loses nothing whatever it predicts."""
+    for split in ("train", "val"):
+        for index in range(10):
+            shutil.copytree(digits / split / str(index), tmp_path / "turned" / split / str((index + 1) % 10))
+    command = ["quantize", str(bundle.path), "--data", str(tmp_path / "turned"), "--method", "percentile"]
+    assert main([*command, "--percentile", "60"]) == 1
+    assert "where FP32 is not better than chance" in capsys.readouterr().err
+
+
+def test_copies_are_judged_on_and_not_calibrated_on(bundle, digits, tmp_path, capsys, caplog):
+    """Half of the training images are those of val; then all of them are."""
+    for name in ("0", "1"):
+        shutil.copytree(digits / "val" / name, tmp_path / "half" / "val" / name)
+        shutil.copytree(digits / "val" / name, tmp_path / "half" / "train" / name)
+    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "half"), "--max-drop", "5"]) == 1
+    assert "the images that it was judged on were calibrated on as well" in capsys.readouterr().err
+    for name in ("0", "1"):
+        for file in (digits / "train" / name).glob("*.png"):
+            shutil.copy(file, tmp_path / "half" / "train" / name / f"own-{file.name}")
+    assert main(["quantize", str(bundle.path), "--data", str(tmp_path / "half"), "--max-drop", "5"]) == 0
+    captured = capsys.readouterr()
+    assert "60 images are not calibrated on, since it is judged on the same" in captured.err
+    assert Bundle.open(bundle.path).manifest.evidence["int8"]["calibration"]["count"] == 120

@@ -10,7 +10,7 @@ from _helpers.graphs import assert_alike, graph, node, run
 from _helpers.half import emulate
 from _helpers.masked import ADD, FORMS, MASK, attention, inputs
 from _helpers.planted import findings
-from krl_deploy.calibration.collect import collect
+from krl_deploy.calibration.collect import collect, collect_int8
 from krl_deploy.config import Method
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import opset_of
@@ -125,7 +125,7 @@ def test_ranges_are_those_of_the_finite_values(form: str, method: Method):
     values = run(extended, optimize=False, x=x)[1]
     finite = values[np.isfinite(values)]
     assert finite.size < values.size
-    low, high = collect(model, [name], x, method=method, share=100)[name]
+    low, high = collect_int8(model, [name], x, method=method, share=100).tensorrt[name]
     if method in ("minmax", "percentile"):
         assert (low, high) == pytest.approx((finite.min(), finite.max()), rel=1e-5)
     assert finite.min() <= low < high <= finite.max()
@@ -134,7 +134,8 @@ def test_ranges_are_those_of_the_finite_values(form: str, method: Method):
 def test_a_tensor_of_infinities_alone_has_an_empty_range():
     model = graph([node("Add", ["x", "none"], "y")], {"x": ["n", 4]}, {"y": None}, {"none": np.float32(-np.inf)})
     for method in ("minmax", "percentile", "mse", "entropy"):
-        assert collect(model, ["y"], np.ones((3, 4), np.float32), method=method) == {"y": (0.0, 0.0)}
+        ranges = collect_int8(model, ["y"], np.ones((3, 4), np.float32), method=method)
+        assert ranges.tensorrt == ranges.cpu == {"y": (0.0, 0.0)}
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])
@@ -156,7 +157,7 @@ def test_what_no_stored_infinity_explains_is_an_error(method: Method, position: 
     }[cause]
     model = graph(nodes, {"x": ["n", 16]}, {"y": None}, constants)
     with pytest.raises(ModelError, match=r"tensor y: values are not finite numbers on a calibration image"):
-        collect(model, ["y"], x, method=method)
+        collect_int8(model, ["y"], x, method=method)
 
 
 def test_a_mask_is_not_quantized_beside_a_product():

@@ -250,6 +250,7 @@ def test_fp16_plans_only_where_it_fails_for_another_reason_than_few_images(
     bundle = write_planted(tmp_path / "fits.krl", OUTLIERS["gate"](), colors)
     assert main(["fp16", str(bundle.path), "--data", str(colors), "--mixed-precision", "--json"]) == 0
     assert "plan" not in json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("krl_runtime.evaluation.gate.ENOUGH_SNR_DB", 150.0)
     few = ["--data", str(colors), "--val-limit", "40", "--mixed-precision"]
     assert main(["fp16", str(bundle.path), *few]) == 1
     assert "40 images are too few to judge by" in capsys.readouterr().err

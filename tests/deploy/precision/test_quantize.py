@@ -190,7 +190,7 @@ def test_each_file_has_the_ranges_for_its_own_integers(bundle, digits, fast, met
     quantize(QuantizeConfig(bundle.path, digits, limit=64, method=method, max_drop=5))
     ranges = Calibration.from_bytes((bundle.path / "calibration.json").read_bytes()).ranges
     assert (ranges.tensorrt == ranges.cpu) == (method != "mse")
-    symmetric, unsigned = _scales(bundle.path / "model.int8.onnx"), _scales(bundle.path / "model.int8.cpu.onnx")
+    symmetric, unsigned = _scales(bundle.path / "model.int8.fp32.onnx"), _scales(bundle.path / "model.int8.cpu.onnx")
     assert symmetric
     assert unsigned
     for name, scale in symmetric.items():
@@ -312,7 +312,7 @@ def test_a_net_too_narrow_for_tensorrt_is_reported(tmp_path, digits, capsys):
     arguments = ["quantize", str(tmp_path / "tiny.krl"), "--data", str(digits), "--limit", "64"]
     assert main([*arguments, "--accept-unmeasured"]) == 0  # its golden inputs are noise
     error = capsys.readouterr().err
-    assert "TensorRT's graph has nothing in INT8" in error
+    assert "INT8 is for CPUs alone: TensorRT's graph has nothing in INT8" in error
     assert "thin convolution of 3 to 5 channels" in error
 
 
@@ -362,6 +362,10 @@ def test_a_net_with_nothing_for_int8_is_refused():
         ({"mixed_precision": True, "budget_seconds": 0.0}, "--budget-seconds is 0.0"),
         ({"budget_seconds": 9.0}, "give --mixed-precision as well"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
+        ({"max_drop": float("inf")}, "--max-drop is inf"),
+        ({"max_recall_drop": -1.0}, "--max-recall-drop is -1.0"),
+        ({"max_recall_drop": float("inf")}, "--max-recall-drop is inf"),
+        ({"min_psnr": float("inf")}, "--min-psnr is inf"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -16,8 +16,15 @@ NAN = math.nan
         ({"count": 100, "agreement": 1.0, "drop": 0.0}, True),
         ({"count": 99, "agreement": 1.0, "drop": 0.0}, False),  # one image is worth more than the limit
         ({"count": 99, "agreement": 1.0, "drop": 0.0, "accept_unmeasured": True}, True),
-        ({"count": 99, "agreement": 1.0, "drop": 0.0, "max_drop": 0.5}, True),  # the user's own statement
-        ({"count": 99, "agreement": 1.0, "drop": 0.6, "max_drop": 0.5}, False),
+        ({"count": 50, "agreement": 1.0, "drop": 0.0, "max_drop": 2.0}, True),  # the user's own statement
+        ({"count": 50, "agreement": 1.0, "drop": 4.0, "max_drop": 2.0}, False),
+        ({"count": 50, "agreement": 1.0, "drop": 0.0, "max_drop": 1.9}, False),  # finer than one image
+        ({"count": 1, "agreement": 1.0, "drop": 0.0, "max_drop": 0.1}, False),
+        ({"count": 1000, "agreement": 0.94, "drop": 0.0, "known": False}, False),  # FP32 guesses: the drop says nothing
+        ({"count": 1000, "agreement": 0.95, "drop": 0.0, "known": False}, True),
+        ({"count": 1000, "agreement": 0.91, "drop": 0.0, "known": False, "max_drop": 3.0}, True),
+        ({"count": 1000, "agreement": 0.90, "drop": 0.0, "known": False, "max_drop": 3.0}, False),
+        ({"count": 1000, "agreement": 1.0, "drop": None, "max_recall_drop": 50.0}, False),
         ({"count": 99, "agreement": 1.0, "drop": 0.6, "max_drop": 0.5, "accept_unmeasured": True}, False),
         ({"count": 1000, "agreement": 0.2, "drop": 1.0}, True),  # with labels agreement does not count
         ({"count": 1000, "agreement": 1.0, "drop": 1.1}, False),
@@ -118,3 +125,10 @@ def test_doubts_are_faults_that_only_the_user_can_lift():
     assert judge_predictions("int8", **measured).reason == "the images are X-rays"
     accepted = judge_predictions("int8", **measured, accept_unmeasured=True)
     assert (accepted.passes, accepted.judged, accepted.doubts) == (True, False, ("the images are X-rays",))
+
+
+def test_doubts_of_images():
+    measured = {"psnr": 60.0, "drop": 0.0, "doubts": ["they were calibrated on"]}
+    assert judge_images("int8", **measured).reason == "they were calibrated on"
+    accepted = judge_images("int8", **measured, accept_unmeasured=True)
+    assert (accepted.passes, accepted.judged) == (True, False)

@@ -14,7 +14,7 @@ LABELS, NONE = {"max_drop_points": 1.0}, {"least_agreement": 0.95}
 def test_the_floor_of_agreement(precision, share, count):
     """More misses than an accepted variant has with a chance of 0.1 % are refused."""
     _, passes = golden_limits(precision, Likeness(count, 1.0, 0.0, 1.0), NONE, images=False)
-    most = int(binom.ppf(0.999, count, 1 - share))
+    most = min(int(binom.ppf(0.999, count, 1 - share)), count // 2)
     for misses in range(count + 1):
         measured = Likeness(count, 1.0, 0.0, 1 - misses / count)
         limits, fault = golden_limits(precision, measured, NONE, images=False)
@@ -27,7 +27,7 @@ def test_the_floor_of_agreement(precision, share, count):
 def test_no_agreement_passes_with_no_agreement(accepted):
     limits, fault = golden_limits("int8", Likeness(16, 10.0, 1.0, 0.0), accepted, images=False)
     assert "top-1 agrees on 0.0% of the golden inputs" in fault
-    assert limits["agreement"] > 0.1
+    assert limits["agreement"] >= 0.5
 
 
 def test_a_larger_drop_that_was_accepted_lowers_the_floor():

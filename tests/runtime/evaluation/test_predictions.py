@@ -57,5 +57,20 @@ def test_better_than_chance(recalls, clear):
     assert better_than_chance(counts) == clear
 
 
+@pytest.mark.parametrize("right", [(1, 1), (1, 1, 0), (2, 2)])
+def test_a_few_right_ones_are_chance(right):
+    assert not better_than_chance(
+        [ClassCounts(index, 2 if max(right) > 1 else 1, each, 0, 0) for index, each in enumerate(right)]
+    )
+
+
+def test_a_single_logit_predicts_by_its_sign():
+    tally = PredictionTally()
+    tally.add(np.float32([[2], [-1], [3]]), np.float32([[1], [1], [-1]]), np.array([1, 1, 0]))
+    score = tally.score()
+    assert (score.agreement, score.top1) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert [(item.index, item.count, item.right, item.lost) for item in score.classes] == [(0, 1, 0, 1), (1, 2, 1, 1)]
+
+
 def test_one_class_alone_says_nothing():
     assert not better_than_chance([ClassCounts(0, 1000, 1000, 0, 0)])

@@ -61,6 +61,8 @@ class _Int8:
         weighted = {item.node.name: item for item in weighted_nodes(graph)}
         self.names = list(weighted)
         self.never = [set(emitter.tensorrt().kept_float), set(emitter.cpu().kept_float)]
+        counts = {"TensorRT": len(weighted) - len(self.never[0]), "a CPU": len(weighted) - len(self.never[1])}
+        self.had = {name: count > 0 for name, count in counts.items()}
         able = [
             [name for name in names if not all(name in each for each in self.never)]
             for names in coupled(graph, list(weighted.values()))
@@ -97,12 +99,14 @@ class _Int8:
         graphs = self.emitter.emit(keep)
         sessions = {name: session for name, session in graphs.sessions.items() if name != "fp32"}
         precisions = {name: _precisions(name, graphs) for group in self.groups for name in group.layers}
-        return Emitted(sessions, precisions, _fault(graphs))
+        return Emitted(sessions, precisions, _fault(graphs, self.had))
 
 
-def _fault(graphs: Int8Graphs) -> str | None:
-    if not graphs.tensorrt.count and not graphs.cpu.count:
-        return "nothing is left in INT8"
+def _fault(graphs: Int8Graphs, had: Mapping[str, bool]) -> str | None:
+    """Return why graphs are no plan. ``had`` says which graph has INT8 if nothing is kept."""
+    emptied = [name for name, graph in (("TensorRT", graphs.tensorrt), ("a CPU", graphs.cpu)) if not graph.count]
+    if len(emptied) == 2 or any(had[name] for name in emptied):
+        return f"nothing is left in INT8 for {' and '.join(emptied)}"
     model = onnx.load_model_from_string(graphs.files["int8"])
     for target in _TARGETS:
         for finding in findings_of(model, parse_target(target)):
