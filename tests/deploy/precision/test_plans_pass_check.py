@@ -51,7 +51,16 @@ def groups_of(model: onnx.ModelProto) -> set[frozenset[str]]:
 
 def planned(tmp_path, colors, name, capsys):
     bundle = write_planted(tmp_path / f"{name}.krl", ARCHITECTURES[name](), colors)
-    command = ["quantize", str(bundle.path), "--data", str(colors), "--mixed-precision", "--max-drop", "100"]
+    command = [
+        "quantize",
+        str(bundle.path),
+        "--data",
+        str(colors),
+        "--mixed-precision",
+        "--max-drop",
+        "100",
+        "--accept-unmeasured",
+    ]
     code = main([*command, "--float-precision", "fp16", "--json"])
     captured = capsys.readouterr()
     return bundle.path, code, captured
@@ -107,7 +116,16 @@ def test_what_is_coupled():
 def test_a_product_before_a_narrow_one_is_not_in_int8_where_fp16_is_around(tmp_path, colors, capsys):
     """``before`` and ``logits`` stand around a GELU; the latter has 4 columns, too few for INT8."""
     bundle = write_planted(tmp_path / "mlp.krl", ARCHITECTURES["mlp"](), colors)
-    command = ["quantize", str(bundle.path), "--data", str(colors), "--max-drop", "100", "--json"]
+    command = [
+        "quantize",
+        str(bundle.path),
+        "--data",
+        str(colors),
+        "--max-drop",
+        "100",
+        "--accept-unmeasured",
+        "--json",
+    ]
     for precision, kept in (("fp16", {"n_before", "n_logits"}), ("fp32", {"n_logits"})):
         assert main([*command, "--float-precision", precision]) == 0
         assert set(json.loads(capsys.readouterr().out)["kept_float"]["tensorrt"]) == kept
