@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> None:
     else:
         print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
         print(f"trained on: {result['trained_on']}")
-        print(_metrics_table(result))
+        print(_metrics_table({name: value for name, value in result.items() if name != "images"}))
         _show_each(result)
     if "variant" not in result:
         next_command(_export(result["run"]))
