@@ -33,7 +33,8 @@ def evaluate(config: EvaluateConfig) -> None:
         print(_metrics_table(result))
     else:
         print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
-        print(_metrics_table(result))
+        print(f"trained on: {result['trained_on']}")
+        print(_metrics_table({name: value for name, value in result.items() if name != "images"}))
         _show_each(result)
     if "variant" not in result:
         next_command(_export(result["run"]))
@@ -41,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _show_each(result: Mapping[str, Any]) -> None:
     """Show what was measured of each image, or of each class."""
-    if "images" in result:
+    if "recall" not in result:
         columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
         print("\n" + table(columns, [[image[column] for column in columns] for image in result["images"]]))
         return
@@ -77,6 +78,11 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
         print_json(result.to_dict())
     else:
         print(f"{result.run}: {result.model}")
+        if "trained_on" in result.metrics:
+            print(
+                f"measured on the images of the split {result.metrics['split']}; trained on: "
+                f"{result.metrics['trained_on']}"
+            )
         print(_metrics_table(result.metrics))
     next_command(f"krl-compress distill --teacher {result.run} --student NAME --out STUDENT", _export(str(result.run)))
 

@@ -203,7 +203,8 @@ def _student_spec(name: str, teacher: Run) -> ModelSpec:
     """Return the student, which does what the teacher does."""
     model = teacher.record.model
     overlap = receptive_radius(name, model.arguments["scale"])
-    return ModelSpec(name, 0, model.in_channels, {**model.arguments, "overlap": overlap})
+    arguments = {key: value for key, value in model.arguments.items() if key != "published"}
+    return ModelSpec(name, 0, model.in_channels, {**arguments, "overlap": overlap})
 
 
 def _data(data: DataConfig, teacher: Run) -> DataConfig:
@@ -211,5 +212,7 @@ def _data(data: DataConfig, teacher: Run) -> DataConfig:
     if data.data is not None:
         return data
     there = teacher.record.data
+    if not there:
+        raise UsageError(f"teacher {teacher.path} was imported without data; give --data FOLDER, a folder of images")
     validation = Path(there["val_source"]) if there["val_source"] else None
     return replace(data, data=there["source"], val_data=data.val_data or validation, val_fraction=there["val_fraction"])

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from _helpers.images import SHARED_DATA, make_folder, make_split_folder
 from krl_runtime.errors import ModelError
 from krl_train.cli import main
-from krl_train.importers.weights import match_weights, read_weights
+from krl_train.importers.matching import match_weights
+from krl_train.importers.weights import read_weights
 from krl_train.models import build_model
 from krl_train.run import Run
 
@@ -21,20 +22,6 @@ from krl_train.run import Run
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return build_model("resnet8", 2).state_dict()
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.model."])
-@pytest.mark.parametrize("container", [None, "state_dict", "model"])
-def test_prefixes_and_containers_are_seen_through(
-    tmp_path: Path, state: dict[str, torch.Tensor], prefix: str, container: str | None
-) -> None:
-    file = tmp_path / "weights.pth"
-    named = {prefix + name: value for name, value in state.items()}
-    torch.save({container: named, "epoch": 7} if container else named, file)
-    torch.manual_seed(1)
-    model = build_model("resnet8", 2)
-    match_weights(read_weights(file), model, "file")
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_safetensors_are_read(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,8 @@ import torch
 from _helpers.images import SHARED_DATA
 from krl_runtime.errors import MissingExtraError, ModelError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.importers.weights import match_weights, read_weights
+from krl_train.importers.matching import match_weights
+from krl_train.importers.weights import read_weights
 from krl_train.models import Network, build_model, cifar_names, count_macs, count_parameters, native_size
 
 

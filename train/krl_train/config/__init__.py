@@ -25,6 +25,7 @@ from .names import RECORD, WEIGHTS, recorded_task
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
+    ImportedRestorerConfig,
     RestorationConfig,
     StyleConfig,
     SyntheticConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "GenerationConfig",
     "GeneratorScoreConfig",
     "ImportConfig",
+    "ImportedRestorerConfig",
     "InputConfig",
     "LoopConfig",
     "ModelsConfig",

@@ -16,6 +16,7 @@ from krl_train.custom import Custom, CustomName, named
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
+    ImportedRestorerConfig,
     RestorationConfig,
     StyleConfig,
     SyntheticConfig,
@@ -296,7 +297,7 @@ class EvaluateConfig:
     run: tyro.conf.Positional[Path]
     """The run's folder, or the bundle of a generator, which is measured as a device runs it."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """auto: val where the data is split or was trained on, all images of any other folder."""
+    """auto: val where the data is split or was trained on (wherever it lies now), all images of any other folder."""
     batch_size: int = 256
     """Images in one step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -318,8 +319,11 @@ class ImportConfig:
     """The network that the weights belong to, by krl's name."""
     out: OutOption
     """The run's folder."""
+    weights_key: str | None = None
+    """Which weights, where several of the file fit: a name such as params_ema, state_dict or student. By default
+    averaged weights (EMA), then plain ones, a teacher's last."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """The data to measure the weights on."""
+    """Images to measure the weights on; auto: val where the data is split, else all."""
     latent: int | None = None
     """Length of a generator's latent."""
     overwrite: bool = False
@@ -328,6 +332,7 @@ class ImportConfig:
     """Where to measure."""
     json: bool = False
     """Print the result as one JSON object."""
+    restorer: ImportedRestorerConfig = field(default_factory=ImportedRestorerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
 

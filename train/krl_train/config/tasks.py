@@ -12,6 +12,7 @@ from krl_runtime.errors import UsageError
 __all__ = [
     "ConditioningConfig",
     "GenerationConfig",
+    "ImportedRestorerConfig",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",
@@ -153,6 +154,24 @@ class RestorationConfig:
         for name, kind in (("scale", "super-resolution"), ("noise_level", "denoise"), ("jpeg_quality", "jpeg")):
             if self.restore != kind and getattr(self, name) != getattr(RestorationConfig, name):
                 raise UsageError(f"{option_name(name)} is for --restore {kind}; leave it out")
+
+
+@dataclass(frozen=True)
+class ImportedRestorerConfig:
+    """Task of an imported restorer; what is left out is read from the weights."""
+
+    restore: Literal["super-resolution", "denoise", "jpeg"] = "super-resolution"
+    """espcn, fsrcnn, edsr: what it undoes."""
+    scale: int | None = None
+    """By how much it enlarges; the weights of fsrcnn do not say it."""
+    color: Literal["y", "rgb", "gray"] | None = None
+    """Channels that it sees: rgb for three channels, y (luma) for one."""
+    noise_level: Advanced[float] = RestorationConfig.noise_level
+    """denoise: standard deviation of the noise, in levels of 255."""
+    jpeg_quality: Advanced[int] = RestorationConfig.jpeg_quality
+    """jpeg: quality that the images were written with."""
+    res_scale: Advanced[float] = 1.0
+    """Factor of the residual branches of a published EDSR: 0.1 in those of 256 channels."""
 
 
 @dataclass(frozen=True)

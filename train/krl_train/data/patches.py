@@ -54,6 +54,11 @@ class Truths:
         hashes = [f"{item.shape}:{sha256_bytes(item.tobytes())}" for item in (*self.images, *(self.inputs or ()))]
         return sha256_bytes(",".join(hashes).encode())
 
+    @property
+    def hashes(self) -> list[str]:
+        """SHA-256 of each image's shape and pixels, as they were read."""
+        return [sha256_bytes(f"{item.shape}:".encode() + item.tobytes()) for item in self.images]
+
     def pair(
         self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

@@ -18,7 +18,13 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
-__all__ = ["PixelSet"]
+__all__ = ["PixelSet", "hash_files"]
+
+
+def hash_files(files: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of each file."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(sha256_file, files))
 
 
 class PixelSet:
@@ -83,6 +89,10 @@ class PixelSet:
         assert self._pixels is not None  # noqa: S101  for the type checker; the subclass overrides this
         return self._pixels[torch.from_numpy(indices)]
 
+    def file_hashes(self) -> list[str]:
+        """Return the SHA-256 of each image's file; nothing for images that do not come from files."""
+        return hash_files(self.files)
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel over (up to 5,000 of) the images, in units of 0 to 1."""
         step = max(1, len(self) // 5000)
@@ -102,19 +112,24 @@ class _PixelsOnDisk(PixelSet):
         self.margin = margin
         self._preprocessing = preprocessing
         self._pool = ThreadPoolExecutor(cpu_count())
-        hashes, bad, good = [], [], []
+        self._hashes: list[str] = []
+        bad, good = [], []
         tried = self._pool.map(self._try, images)
         for image, result in zip(progress(images, "checking images"), tried, strict=True):
             if isinstance(result, ImageError):
                 bad.append(result)
             else:
                 good.append(image)
-                hashes.append(f"{image.label}:{result}")
+                self._hashes.append(result)
         report_bad(bad, on_bad)
         self._images = good
         self.files = tuple(image.path for image in good)
         self.labels = torch.tensor([image.label for image in good], dtype=torch.int64)
+        hashes = [f"{image.label}:{digest}" for image, digest in zip(good, self._hashes, strict=True)]
         self.identity = sha256_bytes(f"{preprocessing}:{margin}:{','.join(hashes)}".encode())
+
+    def file_hashes(self) -> list[str]:
+        return self._hashes
 
     def _try(self, image: ImageFile) -> str | ImageError:
         try:

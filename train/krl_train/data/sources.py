@@ -20,6 +20,7 @@ from krl_train.custom import is_custom, warn_of_change
 from krl_train.models import native_size
 
 from .custom import CustomImages, open_custom
+from .fingerprints import fingerprints
 from .pixels import PixelSet
 
 if TYPE_CHECKING:
@@ -109,8 +110,15 @@ class Source:
         return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
-        """Return the record of the data for ``run.json``: its name, how it was read, counts and identities."""
-        splits = {name: {"count": len(part), "identity": part.identity} for name, part in sets.items()}
+        """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
+
+        ``"train"`` has the fingerprints of its files, where it comes from files.
+        """
+        splits: dict[str, dict[str, Any]] = {
+            name: {"count": len(part), "identity": part.identity} for name, part in sets.items()
+        }
+        if "train" in sets and sets["train"].files:
+            splits["train"]["fingerprints"] = fingerprints(sets["train"].file_hashes())
         return {
             "source": self.name,
             "root": str(self.config.data_root.resolve()),

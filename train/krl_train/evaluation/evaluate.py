@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,21 +16,27 @@ from krl_runtime.errors import DataError, UsageError
 from krl_train.config import DataConfig, EvaluateConfig
 from krl_train.custom import warn_of_change
 from krl_train.data import PixelSet, Source, open_source
+from krl_train.data.pixels import hash_files
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.run import Run
+from krl_train.run import Run, RunRecord
 from krl_train.worker import Worker
 
-__all__ = ["evaluate", "evaluate_run", "pick_split"]
+from .training_data import count_trained, is_imported, trained_on, warn_of_trained
+
+__all__ = ["choose_split", "evaluate", "evaluate_run", "pick_split"]
+
+_log = logging.getLogger("krl")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a run, or a generator's bundle.
 
     Returns:
-        ``run``, ``data``, ``split`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
-        ``evaluate_generator`` returns.
+        ``run``, ``data``, ``split``, ``trained_on`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
+        ``evaluate_generator`` returns. Of a classifier also ``images``, their number, and ``trained_images``, how many
+        of them it was trained on (``None`` where that is not known).
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
@@ -47,13 +54,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
         return evaluate_restoration(run, config)
     network = run.network()
-    source = _open_data(run, config.data)
-    split = pick_split(source, config.split, trained_on=str(record.data["source"]))
+    source, split = choose_split(record, _open_data(run, config.data), config.split)
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
     pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
     metrics = evaluate_run(network, record.labels, pixels, config.device, config.batch_size)
-    return {"run": str(config.run), "data": source.name, "split": split, **metrics}
+    trained = _count_trained(record, source, split, pixels)
+    warn_of_trained(trained, len(pixels))
+    return {
+        "run": str(config.run),
+        "data": source.name,
+        "split": split,
+        "images": len(pixels),
+        "trained_on": trained_on(record),
+        "trained_images": trained,
+        **metrics,
+    }
 
 
 def _open_data(run: Run, data: DataConfig) -> Source:
@@ -70,21 +86,46 @@ def _open_data(run: Run, data: DataConfig) -> Source:
     return source
 
 
-def pick_split(source: Source, asked: str, trained_on: str | None) -> str:
-    """Return the split to measure on.
-
-    Args:
-        source: The data set.
-        asked: ``"auto"`` or a split.
-        trained_on: Name of the data that the model was trained on, if that is known.
-
-    Returns:
-        ``asked``, or for ``"auto"``: ``"val"`` where the data is split or is what the model was trained on, else
-        ``"all"``.
-    """
+def pick_split(source: Source, asked: str) -> str:
+    """Return the split of data that nothing was trained on: as asked, or ``val`` of split data, else ``all``."""
     if asked != "auto":
         return asked
-    return "val" if source.is_split or source.name == trained_on else "all"
+    return "val" if source.is_split else "all"
+
+
+def choose_split(record: RunRecord, source: Source, asked: str) -> tuple[Source, str]:
+    """Return the images to measure a run on.
+
+    Args:
+        record: The run's record.
+        source: The data set.
+        asked: ``"auto"`` or a split.
+
+    Returns:
+        The data set and the split: ``asked``, or for ``"auto"`` as ``pick_split`` says. Data that is not split itself,
+        and that the run was trained on, is split as it was for the training, wherever it lies now; ``"auto"`` is then
+        the part that was held out.
+    """
+    if is_imported(record) or source.is_split:
+        return source, pick_split(source, asked)
+    own = source.name == record.data.get("source")
+    if not own:
+        files = [] if source.folder is None else source.folder.split("all")
+        known = count_trained(record, hash_files([image.path for image in files]))
+        if not known:
+            return source, pick_split(source, asked)
+        _log.info("the run was trained on %d of the %d images of %s", known, len(files), source.name)
+    config = replace(source.config, val_fraction=record.data["val_fraction"])
+    return replace(source, config=config), "val" if asked == "auto" else asked
+
+
+def _count_trained(record: RunRecord, source: Source, split: str, pixels: PixelSet) -> int | None:
+    """Return how many of the measured images a run was trained on, ``None`` where that is not known."""
+    if pixels.files or is_imported(record) or source.name != record.data.get("source"):
+        return count_trained(record, pixels.file_hashes())
+    if split == "val":
+        return 0
+    return min(len(pixels), int(record.data["train"]["count"]))  # of a named set, known by its name
 
 
 def evaluate_run(

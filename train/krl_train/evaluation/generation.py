@@ -20,6 +20,8 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import ClassificationTask, Supervised
 from krl_train.worker import Worker
 
+from .training_data import trained_on
+
 if TYPE_CHECKING:
     from .deployed import DeployedGenerator
 
@@ -36,10 +38,10 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
         config: What is measured.
 
     Returns:
-        ``run``, ``samples``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and as asked for:
-        with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between real training and
-        real validation images) and ``features`` (which classifier); with ``against`` what ``same_latent`` returns;
-        with ``train_on_synthetic`` ``synthetic_top1``.
+        ``run``, ``samples``, ``trained_on``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and
+        as asked for: with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between
+        real training and real validation images) and ``features`` (which classifier); with ``against`` what
+        ``same_latent`` returns; with ``train_on_synthetic`` ``synthetic_top1``.
 
     Raises:
         KrlError: A run, the bundle or the data cannot be used, or nothing is asked for.
@@ -60,6 +62,7 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
     needs_data = bool(options.features or options.train_on_synthetic or generator.condition)
     data = read_data(record, config.data) if needs_data else None
     result: dict[str, Any] = {"run": str(config.run), "samples": options.score_samples, **described}
+    result["trained_on"] = trained_on(record)
     if data is not None:
         result["data"] = data.source.name
     if options.features is not None and data is not None:

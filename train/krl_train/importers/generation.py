@@ -12,7 +12,9 @@ from krl_train.models.generators import build_generator
 from krl_train.run import ModelSpec
 from krl_train.training.gan import generator_size
 
+from .matching import match_weights
 from .target import Measured, Target
+from .weights import read_weights
 
 __all__ = ["generator_target"]
 
@@ -39,6 +41,8 @@ def generator_target(config: ImportConfig) -> Target:
     )
     spec = ModelSpec(config.model, 0, channels, {"latent": config.latent})
     generator = build_generator(spec, preprocessing)
+    where = f"weights {config.weights}"
+    entry = match_weights(read_weights(config.weights), generator.backbone, where, key=config.weights_key)
 
     def measure() -> Measured:
         data: dict[str, Any] = {}
@@ -48,4 +52,4 @@ def generator_target(config: ImportConfig) -> Target:
             data = source.describe(sets)
         return Measured(generator_size(generator), data)
 
-    return Target("generation", spec, generator, measure)
+    return Target("generation", spec, generator, entry, measure)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_file
-from krl_train.config import ImportConfig, to_plain
+from krl_train.config import ImportConfig, ImportedRestorerConfig, to_plain
 from krl_train.custom import sources_of
 from krl_train.models.generators import is_generator
+from krl_train.models.restorers import is_restorer
 from krl_train.run import Run, RunRecord
 from krl_train.training.folder import prepare_out
 
 from .classification import classifier_target
 from .generation import generator_target
+from .restoration import restorer_target
 from .style import style_target
 from .target import Target
-from .weights import match_weights
 
 __all__ = ["import_weights"]
 
@@ -26,7 +28,6 @@ def import_weights(config: ImportConfig) -> Run:
         RunError: There is a run and ``--overwrite`` is not given.
     """
     target = _target(config)
-    match_weights(target.read(config.weights), target.network.backbone, f"weights {config.weights}")
     measured = target.measure()
     record = RunRecord(
         task=target.task,
@@ -37,7 +38,7 @@ def import_weights(config: ImportConfig) -> Run:
         configuration=to_plain(config),
         seed=0,
         data=measured.data,
-        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights)},
+        parent={"path": str(config.weights.resolve()), "sha256": sha256_file(config.weights), "entry": target.entry},
         metrics=measured.metrics,
         sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
@@ -46,8 +47,11 @@ def import_weights(config: ImportConfig) -> Run:
 
 
 def _target(config: ImportConfig) -> Target:
+    restorer = is_restorer(config.model) and not config.model.startswith("style-")
+    if not restorer and config.restorer != ImportedRestorerConfig():
+        raise UsageError(f"--restore, --scale, --color and their like are for restorers; {config.model} is none")
     if is_generator(config.model):
         return generator_target(config)
     if config.model.startswith("style-"):
         return style_target(config)
-    return classifier_target(config)
+    return restorer_target(config) if restorer else classifier_target(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from krl_train.models.restorers import build_restorer
 from krl_train.training.style import style_preprocessing, style_spec
 from krl_train.training.train import network_size
 
+from .matching import match_weights
 from .target import Measured, Target
 from .weights import read_npz, read_weights
 
@@ -39,14 +39,11 @@ def style_target(config: ImportConfig) -> Target:
     size = config.input.size or _SIZE
     network = build_restorer(spec, style_preprocessing((size[0], size[-1])))
 
-    def read(path: Path) -> Mapping[str, Tensor]:
-        return (
-            renamed(read_npz(path), list(network.backbone.state_dict()))
-            if path.suffix == ".npz"
-            else read_weights(path)
-        )
-
-    return Target("restoration", spec, network, lambda: Measured(network_size(network), {}), read=read)
+    backbone = network.backbone
+    npz = config.weights.suffix == ".npz"
+    tensors = renamed(read_npz(config.weights), list(backbone.state_dict())) if npz else read_weights(config.weights)
+    entry = match_weights(tensors, backbone, f"weights {config.weights}", key=config.weights_key)
+    return Target("restoration", spec, network, entry, lambda: Measured(network_size(network), {}))
 
 
 def renamed(variables: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:

@@ -1,20 +1,15 @@
-"""The task-specific part of importing third-party weights: the network, how weights are read, how it is measured."""
+"""The task-specific part of importing third-party weights: the network with its weights, and how it is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from krl_train.models import Network
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import ModelSpec
-
-from .weights import read_weights
 
 __all__ = ["Measured", "Target"]
 
@@ -39,15 +34,15 @@ class Target:
     Attributes:
         task: What the network does.
         spec: What makes it again.
-        network: As it was made; its ``backbone`` gets the weights.
-        measure: Measures the network once it has them.
+        network: With the weights.
+        entry: The entry of the file that has them.
+        measure: Measures the network.
         labels: Class names, where it has any.
-        read: Reads the file, and gives its tensors krl's names and layouts.
     """
 
     task: str
     spec: ModelSpec
     network: Network | GeneratorNetwork | RestorerNetwork
+    entry: str
     measure: Callable[[], Measured]
     labels: tuple[str, ...] = ()
-    read: Callable[[Path], Mapping[str, Tensor]] = read_weights

@@ -1,7 +1,8 @@
-"""Third-party weights: read without executing anything in them, and matched to a network of krl's."""
+"""Third-party weights: read without executing anything in them."""
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krl_runtime.errors import ModelError
-from krl_train.run import check_finite
 
-__all__ = ["match_weights", "read_npz", "read_weights"]
+__all__ = ["read_npz", "read_weights"]
 
 # Chosen so that every image network known passes, and a file cannot fill the memory of a workstation.
 _MAX_BYTES = 8 * 2**30
 # An npz is compressed: its size says little, so what it unpacks to is bounded. The networks in it have some megabytes.
 _MAX_NPZ_BYTES = 2**30
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
-_PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.")
+# Checkpoints nest a few entries; an object that holds itself would never end.
+_MAX_DEPTH = 16
+# Entries of whatever kind; optimizers of the largest image networks have some thousands.
+_MAX_ENTRIES = 1_000_000
+_SHOWN = 5  # types in a message; the first ones show the kind
+_ADVICE = """Where the file can be opened, save the network's weights alone, and import that file:
+  from safetensors.torch import save_file
+  save_file({name: value.clone() for name, value in model.state_dict().items()}, "weights.safetensors")"""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -31,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path: ``.safetensors``, or anything that ``torch.load(weights_only=True)`` reads.
 
     Returns:
-        Tensors by name, on the CPU; containers such as ``{"state_dict": …}`` are opened.
+        All tensors on the CPU; names of nested entries are joined with dots, as in ``state_dict.conv1.weight``.
 
     Raises:
         ModelError: It is missing, not a file of weights, or would execute code.
@@ -48,12 +54,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load and safetensors raise many types on damaged or hostile files
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"weights {path} cannot be read as weights alone ({type(error).__name__}: {first}); accepted: safetensors, "
-            "or a state dict saved by torch.save"
-        ) from error
-    return _tensors(content, path)
+        raise ModelError(f"weights {path} cannot be read as weights alone: {_reason(path, error)}") from error
+    if not isinstance(content, Mapping):
+        raise ModelError(f"weights {path} hold a {type(content).__name__}, not tensors by name")
+    tensors = _flat(content, path)
+    if not tensors:
+        raise ModelError(f"weights {path} hold no tensors; their entries are {sorted(map(str, content))[:10]}")
+    return tensors
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -75,58 +82,51 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"weights {path} cannot be read as an npz of numbers: {error}") from error
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        raise ModelError(f"weights {path} hold a {type(content).__name__}, not tensors by name")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ModelError(f"weights {path} hold no tensors; their entries are {sorted(map(str, content))[:10]}")
+def _reason(path: Path, error: Exception) -> str:
+    """Say why a file was refused: damaged, or which objects other than tensors it holds."""
+    text = str(error)
+    if "TorchScript" in text:
+        return f"it is a TorchScript archive, which holds code. {_ADVICE}"
+    types = _other_types(path, text)
+    if types:
+        shown = f"{', '.join(types[:_SHOWN])}{' …' if len(types) > _SHOWN else ''}"
+        return f"it holds objects other than tensors, of the types {shown}; krl executes nothing in a file. {_ADVICE}"
+    first = "" if "weights_only" in text else f": {text.strip().partition(chr(10))[0]}"  # torch's advice is not krl's
+    return f"{type(error).__name__}{first}; accepted: safetensors, or a state dict saved by torch.save"
+
+
+def _other_types(path: Path, text: str) -> list[str]:
+    """Return the names of classes and functions in a file that weights do not need, the user's own first."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # torch's older format, or damaged; then the error names the first one
+        found = re.findall(r"GLOBAL ([\w.]+)", text)
+    return sorted(
+        set(found),
+        key=lambda name: (name.startswith(("torch.", "numpy.", "builtins.", "__builtin__.", "collections.")), name),
+    )
+
+
+def _flat(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Return all tensors of nested mappings and lists, by their joined names."""
+    tensors: dict[str, Tensor] = {}
+    entries = 0
+
+    def visit(value: Any, names: tuple[str, ...]) -> None:
+        nonlocal entries
+        entries += 1
+        if entries > _MAX_ENTRIES or len(names) > _MAX_DEPTH:
+            raise ModelError(
+                f"weights {path} have more than {_MAX_ENTRIES} entries, or more than {_MAX_DEPTH} in one another"
+            )
+        if isinstance(value, Tensor):
+            tensors.setdefault(".".join(names), value)
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                visit(item, (*names, str(name)))
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                visit(item, (*names, str(index)))
+
+    visit(content, ())
     return tensors
-
-
-def match_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
-    """Load third-party tensors into a network, with and without prefixes such as ``module.``.
-
-    Args:
-        tensors: By their own names.
-        model: The network.
-        where: The file, for messages.
-
-    Raises:
-        ModelError: Names or shapes do not match, or a value is not a finite number; the message lists which.
-    """
-    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    candidates = [_strip(tensors, prefix) for prefix in ("", *_PREFIXES)]
-    candidates += [_strip(_strip(tensors, "module."), prefix) for prefix in _PREFIXES[1:]]
-    best = max(candidates, key=lambda candidate: len(set(candidate) & set(state)))
-    missing = sorted(set(state) - set(best))
-    extra = sorted(name for name in set(best) - set(state) if not name.endswith("num_batches_tracked"))
-    shapes = [
-        f"{name} is {list(best[name].shape)}, expected {list(state[name].shape)}"
-        for name in state
-        if name in best and best[name].shape != state[name].shape
-    ]
-    problems = [
-        f"{len(items)} {what}: {', '.join(items[:5])}"
-        for what, items in (("missing", missing), ("not known to the network", extra), ("of another shape", shapes))
-        if items
-    ]
-    if problems:
-        raise ModelError(
-            f"{where} does not fit the network: {'; '.join(problems)}. Check --model, the number of classes in --data "
-            "or --labels, and --channels"
-        )
-    matched = {name: best[name] for name in state}
-    check_finite(matched, where)
-    model.load_state_dict(matched, strict=False)
-
-
-def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -1,7 +1,9 @@
 """The small networks of the distillation literature, for images of about 32×32 pixels.
 
 Names are those of the papers: ``resnet8`` … ``resnet110``, ``resnet8x4`` and ``resnet32x4`` (He et al. 2016,
-https://arxiv.org/abs/1512.03385; widths as in Tian et al. 2020, https://arxiv.org/abs/1910.10699), ``wrn-16-2`` and
+https://arxiv.org/abs/1512.03385; widths as in Tian et al. 2020, https://arxiv.org/abs/1910.10699); ``resnet8-b`` …
+with option B of the paper, 1×1 convolutions on the shortcuts; ``cifar-resnet18`` and ``cifar-resnet34``, those for
+ImageNet with a stem of 3×3 pixels, and with its max pooling as ``…-pooled``; ``wrn-16-2`` and
 the like (Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146), ``dscnn-W`` (a depthwise-separable net after
 MobileNet, https://arxiv.org/abs/1704.04861, with width multiplier ``W``); and ``cifar-…``, which are in ``compact``.
 """
@@ -63,40 +65,52 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of three stages for small images; parameter names are those of published CIFAR-10 weights.
+    """ResNet for small images; parameter names are those of published CIFAR-10 weights.
 
     Args:
-        depth: ``6 n + 2``.
-        widths: Channels of the stem and of the three stages.
+        blocks: Blocks of each stage, three or four.
+        widths: Channels of the stem and of each stage.
         num_classes: Number of logits.
         in_channels: Channels of the input.
-        projection: 1×1 convolutions on the shortcuts that change shape; otherwise option A of the paper, which
-            published CIFAR-10 weights of resnet20 to resnet110 use.
+        projection: 1×1 convolutions on the shortcuts that change shape; otherwise option A of the paper, zeros for the
+            new channels.
+        pooled: Whether a max pooling of stride 2 follows the stem.
     """
 
     def __init__(
-        self, depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int, *, projection: bool
+        self,
+        blocks: tuple[int, ...],
+        widths: tuple[int, ...],
+        num_classes: int,
+        in_channels: int,
+        *,
+        projection: bool,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        blocks, channels = (depth - 2) // 6, widths[0]
+        self.pool = nn.MaxPool2d(3, 2, 1) if pooled else None
+        channels = widths[0]
         stages = []
-        for stage, width in enumerate(widths[1:]):
+        for stage, (count, width) in enumerate(zip(blocks, widths[1:], strict=True)):
             layers = []
-            for block in range(blocks):
+            for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
                 layers.append(BasicBlock(channels, width, stride, projection=projection))
                 channels = width
             stages.append(nn.Sequential(*layers))
-        self.layer1, self.layer2, self.layer3 = stages
+        self.layer1, self.layer2, self.layer3 = stages[:3]
+        self.layer4 = stages[3] if stages[3:] else None
         self.linear = nn.Linear(channels, num_classes)
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``."""
         x = F.relu(self.bn1(self.conv1(x)))
+        x = x if self.pool is None else self.pool(x)
         x = self.layer3(self.layer2(self.layer1(x)))
+        x = x if self.layer4 is None else self.layer4(x)
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 
@@ -191,16 +205,25 @@ def _initialize(model: nn.Module) -> None:
 
 
 def _builders() -> dict[str, Callable[[int, int], nn.Module]]:
-    def resnet(depth: int, widths: tuple[int, int, int, int], projection: bool) -> Callable[[int, int], nn.Module]:
-        return lambda classes, channels: CifarResNet(depth, widths, classes, channels, projection=projection)
+    def resnet(blocks: tuple[int, ...], widths: tuple[int, ...], **how: bool) -> Callable[[int, int], nn.Module]:
+        return lambda classes, channels: CifarResNet(blocks, widths, classes, channels, **how)
 
-    builders = {f"resnet{depth}": resnet(depth, (16, 16, 32, 64), False) for depth in _RESNET_DEPTHS}
-    builders |= {f"resnet{depth}x4": resnet(depth, (32, 64, 128, 256), True) for depth in (8, 32)}
+    def three(depth: int) -> tuple[int, ...]:
+        return ((depth - 2) // 6,) * 3
+
+    thin = (16, 16, 32, 64)
+    builders = {f"resnet{depth}": resnet(three(depth), thin, projection=False) for depth in _RESNET_DEPTHS}
+    builders |= {f"resnet{depth}x4": resnet(three(depth), (32, 64, 128, 256), projection=True) for depth in (8, 32)}
+    builders |= {f"resnet{depth}-b": resnet(three(depth), thin, projection=True) for depth in _RESNET_DEPTHS}
+    for depth, blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))):  # of He et al. 2016, table 1
+        for pooled in (False, True):
+            made = resnet(blocks, (64, 64, 128, 256, 512), projection=True, pooled=pooled)
+            builders[f"cifar-resnet{depth}{'-pooled' if pooled else ''}"] = made
     return builders | COMPACT
 
 
 def cifar_names() -> list[str]:
-    """Return the names that ``cifar_model`` knows; two of them stand for families."""
+    """Return the names that ``cifar_model`` knows; upper-case parts stand for numbers."""
     return [*_builders(), "wrn-16-2", "wrn-40-2", "wrn-DEPTH-FACTOR", "dscnn-WIDTH"]
 
 

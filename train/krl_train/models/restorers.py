@@ -1,7 +1,8 @@
 """Networks that make a better image of an image: super-resolution, denoising, removal of JPEG's artifacts.
 
 All of them add what they computed to a plain enlargement of their input (bicubic; at scale 1 the input itself), so
-that training begins at what a resize gives.
+that training begins at what a resize gives. The published forms, for imported weights, add nothing: ESPCN has tanh in
+them, and EDSR enlarges features and has a last convolution after that.
 
 Names: ``espcn`` or ``espcn-WIDTH`` (Shi et al. 2016, https://arxiv.org/abs/1609.05158, with ReLU), ``fsrcnn`` or
 ``fsrcnn-D-S-M`` (Dong et al. 2016, https://arxiv.org/abs/1608.00367), ``edsr-BLOCKS-WIDTH`` (after Lim et al. 2017,
@@ -26,7 +27,15 @@ from krl_runtime.images.preprocessing import Preprocessing
 from .image_to_image import StyleNetwork, UNet
 from .spec import ModelSpec
 
-__all__ = ["Enlargement", "RestorerNetwork", "SkipNetwork", "build_restorer", "receptive_radius", "restorer_names"]
+__all__ = [
+    "Enlargement",
+    "RestorerNetwork",
+    "SkipNetwork",
+    "build_restorer",
+    "is_restorer",
+    "receptive_radius",
+    "restorer_names",
+]
 
 
 class Enlargement(nn.Module):
@@ -72,13 +81,12 @@ class SkipNetwork(nn.Module):
     Args:
         trunk: Maps ``[N, C, H, W]`` to features ``[N, width, H, W]``; distillation compares these.
         tail: Maps features to ``[N, C, scale * H, scale * W]``.
-        scale: The factor of the enlargement.
-        channels: Of the images.
+        skip: Maps the input to the plain enlargement; ``None`` where nothing is added.
     """
 
-    def __init__(self, trunk: nn.Module, tail: nn.Module, scale: int, channels: int) -> None:
+    def __init__(self, trunk: nn.Module, tail: nn.Module, skip: Enlargement | None) -> None:
         super().__init__()
-        self.trunk, self.tail, self.skip = trunk, tail, Enlargement(scale, channels)
+        self.trunk, self.tail, self.skip = trunk, tail, skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images ``[N, C, H, W]`` to ``[N, C, scale * H, scale * W]``."""
@@ -86,8 +94,8 @@ class SkipNetwork(nn.Module):
 
     def finish(self, features: Tensor, x: Tensor) -> Tensor:
         """Return the output of ``forward``, from the trunk's features and its input."""
-        restored: Tensor = self.tail(features) + self.skip(x)
-        return restored
+        restored: Tensor = self.tail(features)
+        return restored if self.skip is None else restored + self.skip(x)
 
 
 class _Residual(nn.Module):
@@ -161,14 +169,14 @@ class _Family:
     Attributes:
         pattern: Of the names; its groups are whole numbers.
         defaults: What the groups stand for where they are left out.
-        build: From the numbers, the scale and the channels to the backbone.
+        build: From the numbers, the scale, the channels and whether it is the published form to the backbone.
         radius: From the numbers and the scale to the receptive field's radius in input pixels; ``None`` for networks
             that are not local, which take scale 1 alone.
     """
 
     pattern: str
     defaults: tuple[int, ...]
-    build: Callable[[tuple[int, ...], int, int], nn.Module]
+    build: Callable[[tuple[int, ...], int, int, bool], nn.Module]
     radius: Callable[[tuple[int, ...], int], int] | None
 
     def numbers(self, name: str) -> tuple[int, ...] | None:
@@ -180,19 +188,24 @@ class _Family:
         return found if all(1 <= number <= 1024 for number in found) else None
 
 
-def _subpixel(width: int, scale: int, channels: int) -> nn.Module:
+def _subpixel(width: int, scale: int, channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width, channels * scale * scale, 3, padding=1), nn.PixelShuffle(scale))
 
 
-def _espcn(numbers: tuple[int, ...], scale: int, channels: int) -> nn.Module:
+def _skip_network(trunk: nn.Module, tail: nn.Module, scale: int, channels: int, published: bool) -> nn.Module:
+    return SkipNetwork(trunk, tail, None if published else Enlargement(scale, channels))
+
+
+def _espcn(numbers: tuple[int, ...], scale: int, channels: int, published: bool) -> nn.Module:
     (width,) = numbers
     half = max(1, width // 2)
     first, second = nn.Conv2d(channels, width, 5, padding=2), nn.Conv2d(width, half, 3, padding=1)
-    trunk = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
-    return SkipNetwork(trunk, _subpixel(half, scale, channels), scale, channels)
+    active = nn.Tanh if published else nn.ReLU
+    trunk = nn.Sequential(first, active(), second, active())
+    return _skip_network(trunk, _subpixel(half, scale, channels), scale, channels, published)
 
 
-def _fsrcnn(numbers: tuple[int, ...], scale: int, channels: int) -> nn.Module:
+def _fsrcnn(numbers: tuple[int, ...], scale: int, channels: int, published: bool) -> nn.Module:
     width, shrunk, mappings = numbers
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, padding=2), nn.PReLU(width)]
     layers += [nn.Conv2d(width, shrunk, 1), nn.PReLU(shrunk)]
@@ -200,10 +213,10 @@ def _fsrcnn(numbers: tuple[int, ...], scale: int, channels: int) -> nn.Module:
         layers += [nn.Conv2d(shrunk, shrunk, 3, padding=1), nn.PReLU(shrunk)]
     layers += [nn.Conv2d(shrunk, width, 1), nn.PReLU(width)]
     tail = nn.ConvTranspose2d(width, channels, 9, scale, padding=4, output_padding=scale - 1)
-    return SkipNetwork(nn.Sequential(*layers), tail, scale, channels)
+    return _skip_network(nn.Sequential(*layers), tail, scale, channels, published)
 
 
-def _edsr(numbers: tuple[int, ...], scale: int, channels: int) -> nn.Module:
+def _edsr(numbers: tuple[int, ...], scale: int, channels: int, published: bool) -> nn.Module:
     blocks, width = numbers
 
     def block() -> nn.Module:
@@ -211,7 +224,11 @@ def _edsr(numbers: tuple[int, ...], scale: int, channels: int) -> nn.Module:
 
     body = _Residual(*[block() for _ in range(blocks)], nn.Conv2d(width, width, 3, padding=1))
     trunk = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), body)
-    return SkipNetwork(trunk, _subpixel(width, scale, channels), scale, channels)
+    tail = _subpixel(width, scale, channels)
+    if published:  # enlarges by 4 in two steps
+        steps = [layer for step in ((2, 2) if scale == 4 else (scale,)) for layer in _subpixel(width, step, width)]
+        tail = nn.Sequential(*steps, nn.Conv2d(width, channels, 3, padding=1))
+    return _skip_network(trunk, tail, scale, channels, published)
 
 
 _FAMILIES: dict[str, _Family] = {
@@ -224,9 +241,11 @@ _FAMILIES: dict[str, _Family] = {
         lambda numbers, scale: 2 + numbers[2] + 1 + 3 // scale,
     ),
     "unet-WIDTH-DEPTH": _Family(
-        r"unet-(\d+)-([1-6])", (), lambda numbers, _, channels: UNet(numbers[0], numbers[1], channels), None
+        r"unet-(\d+)-([1-6])", (), lambda numbers, _, channels, __: UNet(numbers[0], numbers[1], channels), None
     ),
-    "style-WIDTH": _Family(r"style-(\d+)", (), lambda numbers, _, channels: StyleNetwork(numbers[0], channels), None),
+    "style-WIDTH": _Family(
+        r"style-(\d+)", (), lambda numbers, _, channels, __: StyleNetwork(numbers[0], channels), None
+    ),
     "edsr-BLOCKS-WIDTH": _Family(r"edsr-(\d+)-(\d+)", (), _edsr, lambda numbers, scale: 2 * numbers[0] + 3),
 }
 
@@ -234,6 +253,11 @@ _FAMILIES: dict[str, _Family] = {
 def restorer_names() -> list[str]:
     """Return the names that ``build_restorer`` knows; upper-case parts stand for numbers."""
     return ["espcn", "fsrcnn", *_FAMILIES]
+
+
+def is_restorer(name: str) -> bool:
+    """Return whether a network's name is a restorer's."""
+    return any(family.numbers(name) is not None for family in _FAMILIES.values())
 
 
 def _find(name: str) -> tuple[_Family, tuple[int, ...]]:
@@ -266,7 +290,8 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> RestorerNet
     """Return a restorer, freshly initialized: but for ``style``, its answer is the plain enlargement.
 
     Args:
-        spec: ``name`` as in the module's text, ``in_channels``, and ``"scale"`` (1 to 4) among the arguments.
+        spec: ``name`` as in the module's text, ``in_channels``, and among the arguments ``"scale"`` (1 to 4) and
+            ``"published"``, whether it is the published form.
         preprocessing: Mean and deviation of the pixels.
 
     Raises:
@@ -278,7 +303,7 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> RestorerNet
         raise ModelError(f"model {spec.name}: scale is {scale!r}; accepted: 1, 2, 3 or 4")
     if family.radius is None and scale != 1:
         raise ModelError(f"model {spec.name} keeps the size of images; it cannot enlarge them {scale} times")
-    backbone = family.build(numbers, int(scale), spec.in_channels)
+    backbone = family.build(numbers, int(scale), spec.in_channels, bool(spec.arguments.get("published")))
     if isinstance(backbone, SkipNetwork):
         _initialize(backbone)
     return RestorerNetwork(backbone, preprocessing, int(scale))

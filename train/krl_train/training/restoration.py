@@ -21,6 +21,7 @@ from krl_train.config import (
     to_plain,
 )
 from krl_train.data import PatchStream, Truths
+from krl_train.data.fingerprints import fingerprints
 from krl_train.data.patches import list_images, read_truths
 from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
@@ -179,7 +180,7 @@ def restoration_training(
         "root": str(data.data_root.resolve()),
         "val_fraction": data.val_fraction,
         "on_bad_image": data.on_bad_image,
-        "train": train.describe(),
+        "train": {**train.describe(), "fingerprints": fingerprints(train.hashes)},
         "val": val.describe(),
     }
     return RestorationTraining(stream, val, described)
