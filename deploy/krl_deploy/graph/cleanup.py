@@ -209,6 +209,8 @@ def _scale_convolution(graph: GraphEditor, conv: NodeProto, factor: _Array, offs
     if weight is None or bias is None or weight.dtype != np.float32 or (transposed and groups != 1):
         return False
     channels = weight.shape[1 if transposed else 0]
+    if {factor.size, offset.size} - {1, channels}:
+        return False  # they widen one channel to several, which no weight of this convolution does
     factor, offset = np.broadcast_to(factor, channels), np.broadcast_to(offset, channels)
     shape = [1, -1] if transposed else [-1, 1]
     scaled = weight.astype(np.float64) * factor.reshape(shape + [1] * (weight.ndim - 2))
@@ -231,7 +233,9 @@ def _matmul_bias(graph: GraphEditor) -> None:
             continue
         other = add.input[1] if add.input[0] == product else add.input[0]
         bias = graph.constant(other)
-        if bias is None or bias.size != weight.shape[1] or bias.shape[-1] != bias.size or not np.isfinite(bias).all():
+        if bias is None or bias.ndim not in (1, 2) or bias.shape[-1] != weight.shape[1] or bias.size != bias.shape[-1]:
+            continue  # a bias of higher rank gives the sum that rank
+        if not np.isfinite(bias).all():
             continue
         flat = graph.add_constant(f"{node.input[1]}_bias", bias.reshape(-1))
         gemm = helper.make_node("Gemm", [*node.input, flat], [add.output[0]], name=node.name or f"Gemm_{product}")
