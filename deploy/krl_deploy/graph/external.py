@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from krl_runtime.errors import ModelError
 
@@ -58,8 +58,9 @@ def size_of(tensor: TensorProto) -> int | None:
     name = TensorProto.DataType.Name(tensor.data_type)
     if name in ("STRING", "UNDEFINED"):
         return None
-    item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return -(-prod(tensor.dims) * item // _PACKED.get(name, 1))
+    item: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    values: int = prod(tensor.dims)
+    return -(-values * item // _PACKED.get(name, 1))
 
 
 def _entry(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
@@ -68,19 +69,20 @@ def _entry(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
     if tensor.data_type not in TensorProto.DataType.values() or any(size < 0 for size in tensor.dims):
         raise ModelError(f"{what}, with no known type or a negative size; the file is damaged")
     expected = size_of(tensor)
+    entries = {item.key: item.value for item in tensor.external_data}
+    location = entries.get("location", "")
     try:
-        info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), info.length and int(info.length)
+        offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
     except ValueError as error:
         raise ModelError(f"{what}, and an entry of it is wrong: {error}") from error
-    if expected is None or offset < 0 or length not in (None, 0, expected):
+    if expected is None or offset < 0 or length not in (0, expected):
         raise ModelError(
             f"{what} at byte {offset}, with {length} bytes; its shape {list(tensor.dims)} needs {expected or 'text'}"
         )
-    file = _inside(info.location, path, what)
+    file = _inside(location, path, what)
     available = file.stat().st_size - offset
     if available < expected:
-        raise ModelError(f"{what}, {info.location}, which has {max(0, available)} of its {expected} bytes")
+        raise ModelError(f"{what}, {location}, which has {max(0, available)} of its {expected} bytes")
     return file, offset, expected
 
 
