@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
+from .bounds import compute_constant
 from .edit import GraphEditor, attribute
 from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
@@ -125,27 +125,17 @@ def _fold_constants(graph: GraphEditor) -> None:
     """Compute the nodes whose every input is an initializer."""
     folded = []
     for node in graph.nodes:
-        inputs = [name for name in node.input if name]
-        known = inputs and all(name in graph.constants for name in inputs)
-        if not known or node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
+        if not any(node.input) or not all(name in graph.constants for name in node.input if name):
             continue
         if node.op_type in QDQ or any(out in graph.outputs for out in node.output):
             continue  # a quantized weight stays quantized
-        values = _compute(graph, node, inputs)
-        if sum(value.nbytes for value in values) > _MAX_FOLDED_BYTES:
+        values = compute_constant(node, graph.constants, graph.opset_imports, _MAX_FOLDED_BYTES)
+        if values is None:
             continue
-        for name, value in zip(node.output, values, strict=True):
+        for name, value in zip([name for name in node.output if name], values, strict=True):
             graph.constants[name] = numpy_helper.from_array(value, name)
         folded.append(node)
     graph.remove(folded)
-
-
-def _compute(graph: GraphEditor, node: NodeProto, inputs: list[str]) -> list[npt.NDArray[Any]]:
-    values = [helper.make_tensor_value_info(name, graph.dtype(name), None) for name in inputs]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
-    small = helper.make_graph([node], "fold", values, outputs)
-    evaluator = ReferenceEvaluator(helper.make_model(small, opset_imports=graph.opset_imports))
-    return [np.asarray(value) for value in evaluator.run(None, {name: graph.constant(name) for name in inputs})]
 
 
 def _fold_affine(graph: GraphEditor) -> None:

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from krl_runtime.errors import ModelError
 
+from .bounds import check_bounds
 from .external import external_tensors, read_external
 
 __all__ = ["MAX_BYTES", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
@@ -52,6 +53,10 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
             model = inline_functions(model)
         except ModelError as error:
             raise ModelError(f"model {path} {error}") from error
+    try:
+        check_bounds(model)
+    except ModelError as error:
+        raise ModelError(f"model {path}: {error}") from error
     # Before IR version 4 initializers had to be inputs as well, and models of newer opsets need newer versions.
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig
 from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph.bounds import check_bounds
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
 from krl_deploy.graph.session import open_cpu
@@ -63,11 +64,15 @@ def original_outputs(
 
     Returns:
         Its output, ``[N, …]``.
+
+    Raises:
+        ModelError: A tensor would be too large; see ``check_bounds``.
     """
     values: npt.NDArray[Any] = pixels
     if taken.dtype == TensorProto.FLOAT:
         mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
         values = ((pixels / 255 - mean) / std).astype(np.float32)
     step = taken.shape[0] if isinstance(taken.shape[0], int) else (len(values) if together else 1)
+    check_bounds(model, {taken.input: (step if isinstance(taken.shape[0], int) else 1, *values.shape[1:])})
     padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
     return outputs_of(open_cpu(to_bytes(model)), padded, batch=step)[: len(values)]
