@@ -12,11 +12,15 @@ from krl_runtime.errors import ModelError
 
 from .bounds import check_bounds
 from .external import external_tensors, read_external
+from .normal_form import make_dense, open_sizes, type_outputs
 
-__all__ = ["MAX_BYTES", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
+__all__ = ["MAX_BYTES", "NEWEST_IR", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
 
 MAX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger; models above it need external data, which bundles do not take."""
+NEWEST_IR = 10
+"""The newest IR version that ONNX Runtime 1.20 reads, the oldest in pyproject.toml. Newer ones only add types, and
+operator sets that name the version that they need."""
 
 
 def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
@@ -28,7 +32,8 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
             not cover them.
 
     Returns:
-        The model. Initializers that old files list among the inputs are no longer inputs. Local functions are inlined.
+        The model in one form: initializers that old files list among the inputs are no longer inputs, local functions
+        are inlined, sparse weights are dense, open sizes have no number, and the IR version is not newer than needed.
 
     Raises:
         ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files that are not read. Or its
@@ -44,6 +49,10 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
     read_external(model, path, MAX_BYTES)
     if not _is_sound(model):
         raise ModelError(f"model {path} is damaged: it has names that are not text, or weights of no known type")
+    least = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    model.ir_version = min(model.ir_version, max(least, NEWEST_IR))
+    open_sizes(model)
+    type_outputs(model)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -54,11 +63,12 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
         except ModelError as error:
             raise ModelError(f"model {path} {error}") from error
     try:
+        make_dense(model)
         check_bounds(model)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}") from error
     # Before IR version 4 initializers had to be inputs as well, and models of newer opsets need newer versions.
-    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
+    model.ir_version = max(model.ir_version, least, 4)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]

@@ -16,6 +16,7 @@ from krl_deploy.graph.bounds import check_bounds
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
 from krl_deploy.graph.session import open_cpu
+from krl_deploy.graph.versions import lowered
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 
@@ -35,9 +36,16 @@ def input_unit(config: ImportConfig) -> float:
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model in opset 18 or newer, if ONNX can convert it, and a list of the changes."""
+    """Return the model in opset 18 to 21, if it can be converted, and a list of the changes."""
     if opset_of(model) >= _LEAST_OPSET:
-        return model, []
+        model, changes, reasons = lowered(model)
+        if reasons:
+            _log.warning(
+                "the model stays in opset %d, which ONNX Runtime 1.20 does not read; older ones lack %s",
+                opset_of(model),
+                "; ".join(reasons),
+            )
+        return model, changes
     try:
         return raise_opset(model, _LEAST_OPSET), [f"opset {opset_of(model)} was raised to {_LEAST_OPSET}"]
     except ModelError as error:
