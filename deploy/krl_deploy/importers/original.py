@@ -13,6 +13,7 @@ from onnx import TensorProto
 from krl_deploy.config import ImportConfig
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.bounds import check_bounds
+from krl_deploy.graph.contrib import foreign_operators, to_standard
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
 from krl_deploy.graph.session import open_cpu
@@ -36,21 +37,29 @@ def input_unit(config: ImportConfig) -> float:
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model in opset 18 to 21, if it can be converted, and a list of the changes."""
-    if opset_of(model) >= _LEAST_OPSET:
-        model, changes, reasons = lowered(model)
-        if reasons:
-            _log.warning(
-                "the model stays in opset %d, which ONNX Runtime 1.20 does not read; older ones lack %s",
-                opset_of(model),
-                "; ".join(reasons),
-            )
-        return model, changes
-    try:
-        return raise_opset(model, _LEAST_OPSET), [f"opset {opset_of(model)} was raised to {_LEAST_OPSET}"]
-    except ModelError as error:
-        _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset_of(model), error)
-        return model, []
+    """Return the model in standard operators of opset 18 to 21, if it can be converted, and a list of the changes."""
+    opset, changes = opset_of(model), list[str]()
+    if opset < _LEAST_OPSET:
+        try:
+            model, changes = raise_opset(model, _LEAST_OPSET), [f"opset {opset} was raised to {_LEAST_OPSET}"]
+        except ModelError as error:
+            _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset, error)
+    model, standard = to_standard(model)
+    model, older, reasons = lowered(model)
+    if reasons:
+        _log.warning(
+            "the model stays in opset %d, which ONNX Runtime 1.20 does not read; older ones lack %s",
+            opset,
+            "; ".join(reasons),
+        )
+    foreign = foreign_operators(model)
+    if foreign:
+        _log.warning(
+            "the model has operators of other domains, which ONNX Runtime runs and krl cannot convert: %s. FP16, INT8 "
+            "and TensorRT need a file with standard operators alone",
+            ", ".join(sorted(foreign)),
+        )
+    return model, [*changes, *standard, *older]
 
 
 def original_outputs(

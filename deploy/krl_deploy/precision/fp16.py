@@ -19,6 +19,7 @@ from krl_deploy.evaluation import Batch, EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
 from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
+from krl_deploy.graph.contrib import check_standard
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
 from krl_deploy.graph.session import open_cpu
@@ -81,6 +82,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
+    check_standard(model, "FP16")
     ranges = _extremes(model, [inputs, *(batch for batch, _ in batches)])
     measure = partial(_measure, task, batches, model, path.read_bytes(), ranges, inputs)
     measured, plan = measure({}), None
