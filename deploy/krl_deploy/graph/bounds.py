@@ -32,6 +32,11 @@ _RANDOM: Final = frozenset({"Bernoulli", "Dropout", "Multinomial"})
 _CHOOSES: Final = frozenset({"Compress", "NonZero", "Unique"})
 """Operators whose output is at most as large as their inputs' shapes, though its size depends on the values."""
 _MULTIPLIES: Final = frozenset({"Conv", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "MatMul"})
+_NOT_SAID: Final = (
+    *(KeyError, RuntimeError, ValueError),
+    *(onnx.checker.ValidationError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError),
+)
+"""What onnx raises where it cannot infer: the operator or a type is not known, or the node is wrong."""
 
 
 def check_bounds(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -66,8 +71,8 @@ def output_types(
         schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
         given = {name: types[name] for name in node.input if name}
         return onnx.shape_inference.infer_node_outputs(schema, node, given, dict(values), opset_imports=list(opsets))
-    except (KeyError, RuntimeError, ValueError, onnx.defs.SchemaError):
-        return {}  # InferenceError is a RuntimeError
+    except _NOT_SAID:
+        return {}
 
 
 def compute_constant(

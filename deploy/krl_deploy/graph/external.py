@@ -54,7 +54,9 @@ def read_external(model: onnx.ModelProto, path: Path, limit: int) -> None:
 
 
 def size_of(tensor: TensorProto) -> int | None:
-    """Return the bytes of a tensor's data; ``None`` for text, whose size is not in its shape."""
+    """Return the bytes of a tensor's data; ``None`` for text, whose size is not in its shape, and unknown types."""
+    if tensor.data_type not in TensorProto.DataType.values():
+        return None
     name = TensorProto.DataType.Name(tensor.data_type)
     if name in ("STRING", "UNDEFINED"):
         return None

@@ -12,7 +12,7 @@ from krl_runtime.errors import ModelError
 
 from .bounds import check_bounds
 from .external import external_tensors, read_external
-from .normal_form import make_dense, open_sizes, type_outputs
+from .normal_form import make_dense, name_plugins, open_sizes, type_outputs
 
 __all__ = ["MAX_BYTES", "NEWEST_IR", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
 
@@ -51,6 +51,7 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
         raise ModelError(f"model {path} is damaged: it has names that are not text, or weights of no known type")
     least = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = min(model.ir_version, max(least, NEWEST_IR))
+    name_plugins(model)
     open_sizes(model)
     type_outputs(model)
     try:

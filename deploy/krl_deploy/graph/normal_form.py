@@ -7,15 +7,16 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from krl_runtime.errors import ModelError
 
 from .bounds import MAX_CONSTANTS
 from .edit import infer
 from .external import size_of
+from .operators import PLUGIN_DOMAIN, PLUGINS
 
-__all__ = ["make_dense", "open_sizes", "type_outputs"]
+__all__ = ["make_dense", "name_plugins", "open_sizes", "type_outputs"]
 
 
 def make_dense(model: onnx.ModelProto) -> None:
@@ -70,6 +71,16 @@ def _dense(sparse: SparseTensorProto) -> TensorProto:
     except (IndexError, ValueError) as error:
         raise ModelError(f"the model's sparse weight {name} of shape {list(shape)} is damaged: {error}") from error
     return numpy_helper.from_array(dense.reshape(shape), name)
+
+
+def name_plugins(model: onnx.ModelProto) -> None:
+    """Give TensorRT's plugins a domain that the model imports; exporters leave it out, which ONNX does not allow."""
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            if node.op_type in PLUGINS:
+                node.domain = node.domain if node.domain not in ("", "ai.onnx") else PLUGIN_DOMAIN
+                if node.domain not in {item.domain for item in model.opset_import}:
+                    model.opset_import.append(helper.make_opsetid(node.domain, 1))
 
 
 def open_sizes(model: onnx.ModelProto) -> None:
