@@ -94,7 +94,7 @@ class ImportConfig:
     """Folder of real images for the golden inputs. If its classes are the labels, they also measure the accuracy. For
     restoration give undamaged images, which measure the PSNR."""
     labels: tuple[str, ...] = ()
-    """Class names in the order of the outputs, or one file with a name on each line; for classification."""
+    """Class names in the order of the outputs, or one file: a name on each line, or JSON; for classification."""
     task: Literal["classification", "restoration"] = "classification"
     """Task of the model: a class for each image, or a better or larger image."""
     scale: int | None = None

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
+from .bounds import compute_constant
 from .edit import GraphEditor, attribute
 from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
@@ -125,27 +125,17 @@ def _fold_constants(graph: GraphEditor) -> None:
     """Compute the nodes whose every input is an initializer."""
     folded = []
     for node in graph.nodes:
-        inputs = [name for name in node.input if name]
-        known = inputs and all(name in graph.constants for name in inputs)
-        if not known or node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
+        if not any(node.input) or not all(name in graph.constants for name in node.input if name):
             continue
         if node.op_type in QDQ or any(out in graph.outputs for out in node.output):
             continue  # a quantized weight stays quantized
-        values = _compute(graph, node, inputs)
-        if sum(value.nbytes for value in values) > _MAX_FOLDED_BYTES:
+        values = compute_constant(node, graph.constants, graph.opset_imports, _MAX_FOLDED_BYTES)
+        if values is None:
             continue
-        for name, value in zip(node.output, values, strict=True):
+        for name, value in zip([name for name in node.output if name], values, strict=True):
             graph.constants[name] = numpy_helper.from_array(value, name)
         folded.append(node)
     graph.remove(folded)
-
-
-def _compute(graph: GraphEditor, node: NodeProto, inputs: list[str]) -> list[npt.NDArray[Any]]:
-    values = [helper.make_tensor_value_info(name, graph.dtype(name), None) for name in inputs]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
-    small = helper.make_graph([node], "fold", values, outputs)
-    evaluator = ReferenceEvaluator(helper.make_model(small, opset_imports=graph.opset_imports))
-    return [np.asarray(value) for value in evaluator.run(None, {name: graph.constant(name) for name in inputs})]
 
 
 def _fold_affine(graph: GraphEditor) -> None:
@@ -209,6 +199,8 @@ def _scale_convolution(graph: GraphEditor, conv: NodeProto, factor: _Array, offs
     if weight is None or bias is None or weight.dtype != np.float32 or (transposed and groups != 1):
         return False
     channels = weight.shape[1 if transposed else 0]
+    if {factor.size, offset.size} - {1, channels}:
+        return False  # they widen one channel to several, which no weight of this convolution does
     factor, offset = np.broadcast_to(factor, channels), np.broadcast_to(offset, channels)
     shape = [1, -1] if transposed else [-1, 1]
     scaled = weight.astype(np.float64) * factor.reshape(shape + [1] * (weight.ndim - 2))
@@ -231,7 +223,9 @@ def _matmul_bias(graph: GraphEditor) -> None:
             continue
         other = add.input[1] if add.input[0] == product else add.input[0]
         bias = graph.constant(other)
-        if bias is None or bias.size != weight.shape[1] or bias.shape[-1] != bias.size or not np.isfinite(bias).all():
+        if bias is None or bias.ndim not in (1, 2) or bias.shape[-1] != weight.shape[1] or bias.size != bias.shape[-1]:
+            continue  # a bias of higher rank gives the sum that rank
+        if not np.isfinite(bias).all():
             continue
         flat = graph.add_constant(f"{node.input[1]}_bias", bias.reshape(-1))
         gemm = helper.make_node("Gemm", [*node.input, flat], [add.output[0]], name=node.name or f"Gemm_{product}")

@@ -7,29 +7,91 @@ from pathlib import Path
 
 import onnx
 from onnx import NodeProto, TensorProto, helper
-from onnx.external_data_helper import uses_external_data
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["MAX_BYTES", "inline_functions", "nodes_of", "opset_of", "read_model", "to_bytes"]
+from .bounds import check_bounds
+from .external import external_tensors, read_external
+from .normal_form import make_dense, name_plugins, open_sizes, type_outputs
+
+__all__ = ["MAX_BYTES", "NEWEST_IR", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
 
 MAX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger; models above it need external data, which bundles do not take."""
+NEWEST_IR = 10
+"""The newest IR version that ONNX Runtime 1.20 reads, the oldest in pyproject.toml. Newer ones only add types, and
+operator sets that name the version that they need."""
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file that holds all of its weights, and check it.
+def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
+    """Read an ONNX file, and check it.
 
     Args:
         path: The file.
+        beside: Whether its weights may be in other files of its folder; never for a file of a bundle, whose hash does
+            not cover them.
 
     Returns:
-        The model. Initializers that old files list among the inputs are no longer inputs. Local functions are inlined.
+        The model in one form: initializers that old files list among the inputs are no longer inputs, local functions
+        are inlined, sparse weights are dense, open sizes have no number, and the IR version is not newer than needed.
 
     Raises:
-        ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files. Or its local functions
-            cannot be inlined.
+        ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files that are not read. Or its
+            local functions cannot be inlined.
     """
+    model = _parsed(path)
+    external = external_tensors(model)
+    if external and not beside:
+        raise ModelError(
+            f"model {path} keeps {len(external)} weights in other files ({external[0].name} …); write it as one file "
+            "first, for instance with onnx.save(onnx.load(FILE), NEW)"
+        )
+    read_external(model, path, MAX_BYTES)
+    if not _is_sound(model):
+        raise ModelError(f"model {path} is damaged: it has names that are not text, or weights of no known type")
+    least = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    model.ir_version = min(model.ir_version, max(least, NEWEST_IR))
+    name_plugins(model)
+    open_sizes(model)
+    type_outputs(model)
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"model {path} is not valid ONNX: {_first_line(error)}") from error
+    if model.functions:
+        try:
+            model = inline_functions(model)
+        except ModelError as error:
+            raise ModelError(f"model {path} {error}") from error
+    try:
+        make_dense(model)
+        check_bounds(model)
+    except ModelError as error:
+        raise ModelError(f"model {path}: {error}") from error
+    # Before IR version 4 initializers had to be inputs as well, and models of newer opsets need newer versions.
+    model.ir_version = max(model.ir_version, least, 4)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return model
+
+
+def one_file(path: Path) -> bytes | None:
+    """Return an ONNX file with the weights in it that it keeps beside it; ``None`` if it keeps none there.
+
+    Raises:
+        ModelError: See ``read_model``.
+    """
+    model = _parsed(path)
+    if not external_tensors(model):
+        return None
+    read_external(model, path, MAX_BYTES)
+    return to_bytes(model)
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """Return the message in a file."""
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ModelError(f"model {path} {what}; give an ONNX file")
@@ -41,29 +103,6 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"model {path} is not an ONNX file, or is damaged: {error}") from error
     if not model.graph.node:
         raise ModelError(f"model {path} is not an ONNX file, or its graph is empty")
-    external = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
-    if external:
-        raise ModelError(
-            f"model {path} keeps {len(external)} weights in other files ({external[0]} …); write it as one file first, "
-            "for instance with onnx.save(onnx.load(FILE), NEW)"
-        )
-    if not _is_sound(model):
-        raise ModelError(f"model {path} is damaged: it has names that are not text, or weights of no known type")
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"model {path} is not valid ONNX: {_first_line(error)}") from error
-    if model.functions:
-        try:
-            model = inline_functions(model)
-        except ModelError as error:
-            raise ModelError(f"model {path} {error}") from error
-    # Before IR version 4 initializers had to be inputs as well, and models of newer opsets need newer versions.
-    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True), 4)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
     return model
 
 

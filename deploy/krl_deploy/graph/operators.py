@@ -15,6 +15,8 @@ __all__ = [
     "MOVES_OR_CASTS",
     "MOVES_STORED_INTEGERS",
     "NEVER_NEGATIVE",
+    "PLUGINS",
+    "PLUGIN_DOMAIN",
     "POINTWISE",
     "QDQ",
     "QUANTIZED",
@@ -81,3 +83,24 @@ POINTWISE: Final = frozenset(
     | {"Identity", "LeakyRelu", "Max", "Min", "Mul", "PRelu", "Relu", "Sigmoid", "Softplus", "Split", "Sub", "Tanh"}
 )
 """Operators whose output at a pixel depends on their inputs at that pixel alone."""
+
+PLUGIN_DOMAIN: Final = "TRT"
+"""Domain that TensorRT's plugins are given where a file names none; TensorRT looks them up by their names alone."""
+
+PLUGINS: Final = frozenset(
+    [
+        *("BatchTilePlugin_TRT", "BatchedNMSDynamic_TRT", "BatchedNMS_TRT", "Clip_TRT", "CoordConvAC", "CropAndResize"),
+        *("CropAndResizeDynamic", "CustomEmbLayerNormPluginDynamic", "CustomFCPluginDynamic"),
+        *("CustomGeluPluginDynamic", "CustomQKVToContextPluginDynamic", "CustomSkipLayerNormPluginDynamic"),
+        *("DecodeBbox3DPlugin", "DetectionLayer_TRT", "DisentangledAttention_TRT", "EfficientNMS_Explicit_TF_TRT"),
+        *("EfficientNMS_Implicit_TF_TRT", "EfficientNMS_ONNX_TRT", "EfficientNMS_TRT", "FlattenConcat_TRT"),
+        *("GenerateDetection_TRT", "GridAnchorRect_TRT", "GridAnchor_TRT", "GroupNormalizationPlugin"),
+        *("InstanceNormalization_TRT", "LReLU_TRT", "ModulatedDeformConv2d", "MultilevelCropAndResize_TRT"),
+        *("MultilevelProposeROI_TRT", "MultiscaleDeformableAttnPlugin_TRT", "NMSDynamic_TRT", "NMS_TRT"),
+        *("Normalize_TRT", "PillarScatterPlugin", "PriorBox_TRT", "Proposal", "ProposalDynamic", "ProposalLayer_TRT"),
+        *("PyramidROIAlign_TRT", "ROIAlign_TRT", "RPROI_TRT", "Region_TRT", "Reorg_TRT"),
+        *("ResizeNearest_TRT", "SpecialSlice_TRT", "VoxelGeneratorPlugin"),
+    ]
+)
+"""Plugins that TensorRT 10 brings along (NVIDIA/TensorRT: plugin/README.md), but for those named as a standard operator
+is."""

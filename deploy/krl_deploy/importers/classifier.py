@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from krl_runtime.errors import BackendError, CheckFailedError, KrlError, UsageEr
 from krl_runtime.images.folders import decode
 from krl_runtime.images.preprocessing import Preprocessing
 
+from .labels import labels_for
 from .original import TOLERANCE, in_known_opset, input_unit, original_outputs
 from .rewritten import Rewritten
 
@@ -61,7 +60,7 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
         before = _outputs(widened(given), taken, preprocessing, pixels)
         agreement = float((before.argmax(axis=1) == logits.argmax(axis=1)).mean())
         changes.append(_say(config, brought, agreement))
-    labels = _labels(config.labels, logits.shape[1])
+    labels = labels_for(config.labels, logits.shape[1])
 
     def measure(_: Bundle, session: Any) -> dict[str, Any]:
         labeled = with_label_indices(images, folder, labels)
@@ -159,25 +158,6 @@ def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
         mean=tuple(value / unit for value in mean),
         std=tuple(value / unit for value in std),
     )
-
-
-def _labels(given: Sequence[str], classes: int) -> tuple[str, ...]:
-    path = Path(given[0]) if len(given) == 1 else None
-    names = tuple(given)
-    if path is not None and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"labels file {path} is not UTF-8 text: {error}") from error
-        names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != classes:
-        raise UsageError(
-            f"{len(names)} labels were given ({', '.join(names[:3])} …), but the model has {classes} outputs; give one "
-            "name for each, in their order, or a file with a name on each line"
-        )
-    if len(set(names)) != classes:
-        raise UsageError("some labels are the same; each class needs a name of its own")
-    return names
 
 
 def _rewrite(

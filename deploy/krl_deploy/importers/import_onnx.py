@@ -42,7 +42,7 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
         BundleError: ``out`` exists, and ``overwrite`` is off.
     """
     check_target(config.out, overwrite=config.overwrite)
-    original = read_model(config.model)
+    original = read_model(config.model, beside=True)
     check_numbers(original)
     rewritten = _IMPORTERS[config.task](config, original)
     check_numbers(rewritten.model)

@@ -12,9 +12,12 @@ from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig
 from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph.bounds import check_bounds
+from krl_deploy.graph.contrib import foreign_operators, to_standard
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, raise_opset
 from krl_deploy.graph.session import open_cpu
+from krl_deploy.graph.versions import lowered
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 
@@ -34,14 +37,29 @@ def input_unit(config: ImportConfig) -> float:
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model in opset 18 or newer, if ONNX can convert it, and a list of the changes."""
-    if opset_of(model) >= _LEAST_OPSET:
-        return model, []
-    try:
-        return raise_opset(model, _LEAST_OPSET), [f"opset {opset_of(model)} was raised to {_LEAST_OPSET}"]
-    except ModelError as error:
-        _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset_of(model), error)
-        return model, []
+    """Return the model in standard operators of opset 18 to 21, if it can be converted, and a list of the changes."""
+    opset, changes = opset_of(model), list[str]()
+    if opset < _LEAST_OPSET:
+        try:
+            model, changes = raise_opset(model, _LEAST_OPSET), [f"opset {opset} was raised to {_LEAST_OPSET}"]
+        except ModelError as error:
+            _log.warning("the model stays in opset %d, ONNX cannot raise it: %s", opset, error)
+    model, standard = to_standard(model)
+    model, older, reasons = lowered(model)
+    if reasons:
+        _log.warning(
+            "the model stays in opset %d, which ONNX Runtime 1.20 does not read; older ones lack %s",
+            opset,
+            "; ".join(reasons),
+        )
+    foreign = foreign_operators(model)
+    if foreign:
+        _log.warning(
+            "the model has operators of other domains, which ONNX Runtime runs and krl cannot convert: %s. FP16, INT8 "
+            "and TensorRT need a file with standard operators alone",
+            ", ".join(sorted(foreign)),
+        )
+    return model, [*changes, *standard, *older]
 
 
 def original_outputs(
@@ -63,11 +81,15 @@ def original_outputs(
 
     Returns:
         Its output, ``[N, …]``.
+
+    Raises:
+        ModelError: A tensor would be too large; see ``check_bounds``.
     """
     values: npt.NDArray[Any] = pixels
     if taken.dtype == TensorProto.FLOAT:
         mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
         values = ((pixels / 255 - mean) / std).astype(np.float32)
     step = taken.shape[0] if isinstance(taken.shape[0], int) else (len(values) if together else 1)
+    check_bounds(model, {taken.input: (step if isinstance(taken.shape[0], int) else 1, *values.shape[1:])})
     padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
     return outputs_of(open_cpu(to_bytes(model)), padded, batch=step)[: len(values)]

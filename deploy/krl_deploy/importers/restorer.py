@@ -33,6 +33,7 @@ __all__ = ["import_restorer"]
 
 _log = logging.getLogger("krl")
 
+_PARTS_OVERLAP = 8  # tile side over overlap, as SwinIR's own script has for its tiles (32 of 256 pixels)
 _SIDE = 48  # pixels a side of the trial inputs of a restorer of open size: a judgment, small and thus quick
 
 
@@ -58,8 +59,8 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     pixels = _pixels(config, preprocessing, settings)
     made = original_outputs(original, taken, preprocessing, pixels, together=False)
     expected = made * np.float32(255 / input_unit(config))
-    model, changes = _rewrite(original, preprocessing, scale, config, pixels, expected)
-    settings["overlap"] = local_radius(model, scale)
+    model, changes = _rewrite(original, taken, preprocessing, scale, config, pixels, expected)
+    settings["overlap"] = _overlap(model, scale)
     if not isinstance(signature(model).shape[2], int):
         # Any size will do: golden inputs and calibration data need not be as large as the file's own input.
         height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
@@ -103,8 +104,31 @@ def _pixels(config: ImportConfig, spec: Preprocessing, settings: Mapping[str, An
     return np.stack(parts)
 
 
+def _overlap(model: onnx.ModelProto, scale: int) -> int | None:
+    """Return by how many pixels the parts of a large image overlap; ``None`` where the whole image is needed.
+
+    A graph of fixed size always runs on parts of its own size. They overlap by the radius of the receptive field if
+    the graph is local and large enough for that; otherwise there may be faint seams.
+    """
+    radius = local_radius(model, scale)
+    sides = [side for side in signature(model).shape[2:] if isinstance(side, int)]
+    if not sides or (radius is not None and min(sides) > 2 * radius):
+        return radius
+    overlap = min(sides) // _PARTS_OVERLAP
+    field = "is not bounded" if radius is None else f"has a radius of {radius}"
+    _log.warning(
+        "height and width are fixed to %s, and the receptive field %s: larger images are restored in parts of this "
+        "size that overlap by %d pixels, which may show faint seams",
+        " and ".join(map(str, sides)),
+        field,
+        overlap,
+    )
+    return overlap
+
+
 def _rewrite(
     original: onnx.ModelProto,
+    taken: Signature,
     preprocessing: Preprocessing,
     scale: int,
     config: ImportConfig,
@@ -124,18 +148,27 @@ def _rewrite(
         "input": ("batch", *preprocessing.shape),
         "output": ("batch", channels, scale * preprocessing.height, scale * preprocessing.width),
     }
-    failure: KrlError | None = None
-    for candidate, done, sides in ((opened, [*freed, "any height and width is taken"], anything), (model, [], fixed)):
+    single = {"input": (1, *fixed["input"][1:]), "output": (1, *fixed["output"][1:])}
+    attempts: list[tuple[onnx.ModelProto, list[str], Mapping[str, Any]]] = [
+        (opened, [*freed, "any height and width is taken"], anything),
+        (model, [], fixed),
+    ]
+    if taken.shape[0] == 1:
+        attempts.append((model, [], single))
+    failures: list[KrlError] = []
+    for candidate, done, sides in attempts:
         try:
             made, further = to_restorer(candidate, preprocessing, peak=peak, sides=sides)
             _check_same(made, pixels, expected, scale, every_size=sides is anything)
         except (BackendError, CheckFailedError, ModelError) as error:
-            failure = failure or error
+            failures.append(error)
             continue
-        if sides is fixed:
-            _log.warning("height and width stay fixed; with open ones: %s", failure)
+        for what, failure in zip(("height and width stay", "the batch stays"), failures, strict=False):
+            _log.warning("%s fixed; with open ones: %s", what, failure)
         return made, [*before, *done, *further]
-    raise CheckFailedError(f"the outputs of the model with preprocessing differ from the file's: {failure}")
+    fixed_batch = isinstance(taken.shape[0], int) and taken.shape[0] != 1
+    batch = f"; its batch is fixed to {taken.shape[0]}, accepted: 1 or any number" if fixed_batch else ""
+    raise CheckFailedError(f"the outputs of the model with preprocessing differ from the file's: {failures[0]}{batch}")
 
 
 def _check_same(

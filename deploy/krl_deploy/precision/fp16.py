@@ -19,6 +19,7 @@ from krl_deploy.evaluation import Batch, EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, machine, outputs_of
 from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
+from krl_deploy.graph.contrib import check_standard
 from krl_deploy.graph.files import read_model, to_bytes
 from krl_deploy.graph.placement import Ranges
 from krl_deploy.graph.session import open_cpu
@@ -82,6 +83,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     batches = list(task.batches())
     path = bundle.file(manifest.variants["fp32"].file)
     model = read_model(path)
+    check_standard(model, "FP16")
     with_data = config.data is not None or manifest.task == "generation"
     seen = [inputs, task.calibration_data.inputs] if with_data else [inputs]
     ranges = _extremes(model, seen)

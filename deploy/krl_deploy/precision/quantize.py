@@ -16,6 +16,7 @@ from krl_deploy.evaluation import EvaluationOptions, Task, task_of
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.evaluation.enforce import enforce, limits_of
 from krl_deploy.evaluation.table import Row, score_table
+from krl_deploy.graph.contrib import check_standard
 from krl_deploy.graph.files import read_model
 from krl_deploy.graph.precisions import count_precisions
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
@@ -95,7 +96,9 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     golden = golden_arrays(bundle)
     task = task_of(bundle, _options(config))
     path = bundle.file(bundle.manifest.variants["fp32"].file)
-    calibration = calibrate(config, bundle, read_model(path), task)
+    model = read_model(path)
+    check_standard(model, "INT8")
+    calibration = calibrate(config, bundle, model, task)
     emitter = Emitter(
         path.read_bytes(),
         calibration,

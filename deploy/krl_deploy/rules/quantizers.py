@@ -92,7 +92,10 @@ def _zero_point(view: View, node: NodeProto) -> Iterator[Finding]:
     given = len(node.input) > 2 and node.input[2] != ""
     quantizes = node.op_type == "QuantizeLinear"
     stored = node.output[0] if quantizes else node.input[0]
-    name = type_name(view.dtype(stored)) if view.dtype(stored) else ""
+    # ONNX does not know the types of other domains' quantizers; ONNX Runtime's have that of the zero point, or uint8.
+    other = 0 if node.domain in ("", "ai.onnx") else TensorProto.UINT8
+    dtype = view.dtype(stored) or (view.dtype(node.input[2]) if given else other)
+    name = type_name(dtype) if dtype else ""
     if quantizes and not given and name == "UINT8":
         yield _UNSAID.at(
             node.name, node.op_type, "without a zero point its values are uint8 by ONNX, and int8 for TensorRT"

@@ -103,7 +103,7 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
     Raises:
         ModelError: It cannot be read as an ONNX model.
     """
-    model = read_model(path)
+    model = read_model(path, beside=not variant)
     quantized = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
     return CheckedFile(path, variant, quantized, findings_of(model, target))
 

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.files import nodes_of, opset_of
-from krl_deploy.graph.operators import STANDARD_INTEGER
+from krl_deploy.graph.operators import PLUGINS, STANDARD_INTEGER
 
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, OPSETS, RTX_LACKS, SINCE, TYPES, UNSUPPORTED, Version, source_of
@@ -30,6 +30,23 @@ _BROADCASTING = frozenset(
 _QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
+
+_PLUGIN = Rule(
+    "note",
+    "operators/plugin",
+    "build it with trtexec, or end the graph before it: krl compares engines with ONNX Runtime",
+    "NVIDIA/TensorRT: plugin/README.md",
+)
+_NO_PLUGIN = Rule(
+    "error",
+    "operators/plugin",
+    "end the graph before it, and do that part outside",
+    "TensorRT-RTX 1.7.1 comes without the plugins of TensorRT",
+)
+_PLUGIN_WHY = (
+    "it is a plugin that TensorRT brings along (some versions have fewer); ONNX Runtime has none of that name",
+    "it is a plugin of TensorRT, which TensorRT-RTX has not",
+)
 
 
 def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
@@ -56,7 +73,9 @@ def check_operators(model: onnx.ModelProto, target: Target) -> Iterator[Finding]
     """Yield a finding for each node whose operator this TensorRT does not take, or is not known to take."""
     for node in nodes_of(model.graph):
         kind, name = node.op_type, node.name or next((output for output in node.output if output), "")
-        if node.domain not in ("", "ai.onnx"):
+        if kind in PLUGINS:
+            yield (_NO_PLUGIN if target.rtx else _PLUGIN).at(name, kind, _PLUGIN_WHY[target.rtx])
+        elif node.domain not in ("", "ai.onnx"):
             yield _foreign(name, node)
         elif kind in STANDARD_INTEGER:
             rule = Rule("error", "operators/integer", _QUANTIZE, OPERATORS_MD)
@@ -173,8 +192,11 @@ def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 
 
 def _batch_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
-    if attribute(node, "training_mode", 0):
+    # TensorRT reads neither of the older attributes, and computes as if they had their other value.
+    if attribute(node, "training_mode", 0) or (view.opset < _BROADCASTS and not attribute(node, "is_test", 0)):
         yield "it is in training mode"
+    elif view.opset < _OLDEST_OPSET and not attribute(node, "spatial", 1):
+        yield "it normalizes each value by itself (spatial is 0), TensorRT normalizes channels"
     elif any(node.output[1:]):
         yield "its first output alone is supported"
 

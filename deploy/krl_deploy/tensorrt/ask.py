@@ -112,9 +112,15 @@ def _run(path: Path, libraries: Collection[str], time_limit: float) -> tuple[dic
     Raises:
         BackendError: The system killed it.
     """
+    from krl_deploy.graph.files import one_file
+
     with TemporaryDirectory() as folder:
         result = Path(folder, "result.jsonl")
-        parts = [str(path.resolve()), str(result), ",".join(libraries), str(time_limit + _GRACE)]
+        given = path.resolve()
+        if (data := one_file(path)) is not None:  # the process reads no other files
+            given = Path(folder, "model.onnx")
+            given.write_bytes(data)
+        parts = [str(given), str(result), ",".join(libraries), str(time_limit + _GRACE)]
         places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place)
         ended = ""
         try:
@@ -215,7 +221,7 @@ def _named_in(words: str, path: Path) -> tuple[str, str]:
 
     if match := _INITIALIZER.search(words):
         return match[1], ""
-    graph = onnx.load_model(path).graph
+    graph = onnx.load_model_from_string(path.read_bytes()).graph
     nodes = {node.name: node.op_type for node in graph.node if len(node.name) > 1}
     makers = {output: node for node in graph.node for output in node.output if output}
     before = ""

@@ -58,7 +58,7 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
             raise UsageError("--precision is for bundles; the types of an ONNX file stand in it")
-        return Inputs(None, "", read_source(config.model, target), options)
+        return Inputs(None, "", read_source(config.model, target, beside=True), options)
     if config.output is not None:
         raise UsageError("--output is for ONNX files; a bundle keeps its engines itself")
     bundle = Bundle.open(config.model)

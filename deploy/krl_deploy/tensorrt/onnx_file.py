@@ -38,17 +38,22 @@ class OnnxFile:
     inputs: tuple[TensorSpec, ...]
 
 
-def read_source(path: Path, target: Target) -> OnnxFile:
+def read_source(path: Path, target: Target, *, beside: bool = False) -> OnnxFile:
     """Read an ONNX file and check it for a target, as ``krl-deploy check`` does; warnings are logged.
+
+    Args:
+        path: The file.
+        target: The target.
+        beside: Whether its weights may be in other files of its folder.
 
     Raises:
         ModelError: The file is not a model, or the check finds errors; the message names each node.
     """
-    from krl_deploy.graph.files import read_model
+    from krl_deploy.graph.files import one_file, read_model
     from krl_deploy.rules.report import grouped, named
     from krl_deploy.rules.run import findings_of
 
-    model = read_model(path)
+    model = read_model(path, beside=beside)
     errors = []
     for finding, nodes in grouped(findings_of(model, target)):
         line = f"{named(finding, nodes)}: {finding.why}"
@@ -60,7 +65,7 @@ def read_source(path: Path, target: Target) -> OnnxFile:
         shown = "".join(f"\n  {line}" for line in errors[:20])
         command = f"krl-deploy check {path} --target {target.name}"
         raise ModelError(f"{path} is not ready for {target.name}:{shown}\nwhat to do: {command}")
-    data = path.read_bytes()
+    data = one_file(path) or path.read_bytes()
     return OnnxFile(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input))
 
 

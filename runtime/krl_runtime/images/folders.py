@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -185,14 +186,18 @@ def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[I
         )
     if not classes:
         return (), tuple(ImageFile(path) for path in find_images(folder, on_bad=on_bad))
+    composed = {unicodedata.normalize("NFC", name): name for name in classes}  # macOS stores names decomposed
+    if len(composed) != len(classes):
+        twice = next(name for name in classes if name not in composed.values())
+        raise DataError(f"{folder} has two class folders whose names look alike, {twice!r}; rename one of them")
     images: list[ImageFile] = []
-    for label, name in enumerate(classes):
+    for label, (_, name) in enumerate(sorted(composed.items())):
         try:
             found = find_images(folder / name, on_bad=on_bad)
         except DataError as error:
             raise DataError(f"class folder {folder / name}: {error}") from error
         images += [ImageFile(path, label) for path in found]
-    return tuple(classes), tuple(images)
+    return tuple(sorted(composed)), tuple(images)
 
 
 def balanced(labels: Sequence[int], limit: int | None) -> list[int]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from _helpers.required import real_rtx
 from krl_deploy.cli import main
 from krl_deploy.rules.targets import RTX, parse_target
 from krl_deploy.tensorrt.ask import ask
+from krl_runtime import Bundle
 from krl_runtime.backends.cuda import NoTensorRTError
 from krl_runtime.errors import BackendError, UsageError
 
@@ -313,8 +315,21 @@ def test_only_targets_of_tensorrt_are_asked(written):
         krl_deploy.check(model=written(block()), target="onnxruntime-cpu", parser=True)
 
 
-def test_a_file_of_external_weights_is_refused_before(tmp_path, capsys):
+def test_weights_beside_the_file_are_parsed_with_it(tmp_path, library, capsys):
     path = tmp_path / "m.onnx"
     onnx.save_model(block(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
-    assert main(["check", str(path), "--target", "rtx", "--parser"]) == 2
+    code, found = check_json(path, capsys)
+    assert code == 0
+    assert found["files"][0]["parser"]["parsed"]
+
+
+def test_a_file_of_a_bundle_keeps_its_weights_itself(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / "tiny.krl")
+    model = onnx.load(bundle.path / "model.fp32.onnx")
+    onnx.save_model(model, tmp_path / "e.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    files = {"model.fp32.onnx": (tmp_path / "e.onnx").read_bytes()}
+    files |= {p.name: p.read_bytes() for p in bundle.path.iterdir() if p.name not in (*files, "manifest.json")}
+    other = Bundle.create(tmp_path / "other.krl", replace(bundle.manifest, files={}), files)
+    (other.path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes())
+    assert main(["check", str(other.path), "--target", "rtx"]) == 2
     assert "weights in other files" in capsys.readouterr().err
