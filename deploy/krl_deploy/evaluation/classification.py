@@ -13,9 +13,17 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose, choose_disjoint, open_data, some, with_label_indices
+from krl_deploy.data.folders import (
+    choose,
+    choose_disjoint,
+    open_data,
+    some,
+    unknown_classes,
+    with_label_indices,
+)
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.output_kind import output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions
@@ -67,7 +75,7 @@ class Classification(Task):
             train = choose(folder, "train", options.limit, val_fraction=options.val_fraction)
             planned, val = [], choose(folder, "val", options.val_limit, val_fraction=options.val_fraction)
         labels = self.bundle.manifest.labels
-        self.other_classes = tuple(sorted(set(folder.labels) - set(labels)))
+        self.other_classes = tuple(unknown_classes(folder, labels))
         labeled = iter(with_label_indices([*train, *planned, *val], folder, labels))
         self.train, self.planned, self.val = (list(islice(labeled, len(part))) for part in (train, planned, val))
         self.name = folder.root.name
@@ -140,7 +148,7 @@ class Classification(Task):
 
     def tally(self) -> PredictionTally:
         """Return an empty tally."""
-        return PredictionTally()
+        return PredictionTally(output_kind(self.bundle.manifest.settings))
 
     def accuracy_drop(self, scores: Mapping[str, PredictionScore]) -> AccuracyDrop:
         """Return points of top-1; without labels points of agreement, by the limit of INT8."""
