@@ -86,8 +86,7 @@ class ImportConfig:
     """Options of ``krl-deploy import``."""
 
     model: tyro.conf.Positional[Path]
-    """The ONNX file: one image input [batch, channels, height, width], one output of logits [batch, classes], or of
-    images."""
+    """The ONNX file: one image input, channels first or last or flat, and an output of classes, or of images."""
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path
@@ -107,8 +106,15 @@ class ImportConfig:
     """Mean to subtract from each channel, in units of --input-range; left out: 0."""
     std: tuple[float, ...] | None = None
     """Standard deviation to divide each channel by, in units of --input-range; left out: 1."""
-    input_range: Literal["0-1", "0-255"] = "0-1"
-    """Pixels before mean and std: divided by 255, or as they are."""
+    input_range: Literal["0-1", "0-255", "symmetric"] = "0-1"
+    """Pixels before mean and std: divided by 255, as they are, or -1 to 1 (classification)."""
+    channel_order: ChannelOrder = "rgb"
+    """For classification: order of the model's channels, also in --mean and --std."""
+    output: str | None = None
+    """For classification: the output with the classes, or any tensor, if the model has several outputs."""
+    output_kind: FileKind | None = None
+    """For classification: meaning of the output, read from the graph if left out. sigmoid: scores of independent
+    classes; sigmoid-logits: before the sigmoid."""
     height: int | None = None
     """Height of the input; needed if the model leaves it open."""
     width: int | None = None
@@ -135,12 +141,24 @@ class ImportConfig:
     def __post_init__(self) -> None:
         """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
-        given = {"labels": bool(self.labels), "scale": self.scale is not None, "color": self.color is not None}
-        others = ("scale", "color") if self.task == "classification" else ("labels",)
+        given = {
+            "labels": bool(self.labels),
+            "scale": self.scale is not None,
+            "color": self.color is not None,
+            "output": self.output is not None,
+            "output_kind": self.output_kind is not None,
+            "channel_order": self.channel_order != "rgb",
+        }
+        classifying = self.task == "classification"
+        others = ("scale", "color") if classifying else tuple(name for name in given if name not in ("scale", "color"))
         wrong = [name for name in others if given[name]]
         if wrong:
-            raise UsageError(f"--{wrong[0]} is not for --task {self.task}; leave it out, or give the other task")
-        if self.task == "classification" and not self.labels:
+            raise UsageError(
+                f"{option_name(wrong[0])} is not for --task {self.task}; leave it out, or give the other task"
+            )
+        if not classifying and self.input_range == "symmetric":
+            raise UsageError("--input-range symmetric is for classification; for restoration give 0-1 or 0-255")
+        if classifying and not self.labels:
             raise UsageError("--labels is missing; give the class names, or a file with a name on each line")
         if self.scale is not None and not 1 <= self.scale <= 16:
             raise UsageError(f"--scale is {self.scale}; accepted: 1 to 16")
@@ -278,6 +296,14 @@ class CheckConfig:
             raise UsageError("--time-limit is for --parser; give both, or leave it out")
         if self.time_limit is not None and not 0 < self.time_limit <= _LONGEST_WAIT:
             raise UsageError(f"--time-limit is {self.time_limit:g}; accepted: seconds, above 0, up to {_LONGEST_WAIT}")
+
+
+ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
+"""Order in which a model takes the channels of an image."""
+
+
+FileKind: TypeAlias = Literal["logits", "probabilities", "log-probabilities", "sigmoid", "sigmoid-logits"]
+"""Meaning of a file's output: see ``krl_runtime.bundle.output_kind``. Log-probabilities become logits in a bundle."""
 
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]

@@ -132,6 +132,18 @@ def choose_any(folder: ImageFolder, limit: int) -> list[ImageFile]:
     return _balanced(folder.split("val" if "val" in folder.splits else "all"), limit)
 
 
+def opposite_of(label: str) -> str:
+    """Return the name of the class of all that a model of one class does not know."""
+    return f"not {label}"
+
+
+def unknown_classes(folder: ImageFolder, labels: Sequence[str]) -> list[str]:
+    """Return the folder's classes that a model does not know; one of one class and its opposite knows them all."""
+    if len(labels) == 2 and labels[0] == opposite_of(labels[1]) and labels[1] in folder.labels:
+        return []
+    return sorted(set(folder.labels) - set(labels))
+
+
 def with_label_indices(
     images: Sequence[ImageFile], folder: ImageFolder, labels: Sequence[str]
 ) -> tuple[ImageFile, ...]:
@@ -140,7 +152,7 @@ def with_label_indices(
     Where the folder has classes that the model does not know, nothing can be said of accuracy: that is logged, and
     all images get -1. So does an image without a class.
     """
-    unknown = sorted(set(folder.labels) - set(labels))
+    unknown = unknown_classes(folder, labels)
     if unknown:
         _log.warning(
             "%s has classes that the model does not: %s; the model's: %s; accuracy is not measured, only agreement",
@@ -148,7 +160,8 @@ def with_label_indices(
             some(unknown),
             some(labels),
         )
-    index = {name: position for position, name in enumerate(labels)}
+    # Of a model of one class all other classes are its opposite, and have the index 0.
+    index = {**dict.fromkeys(folder.labels, 0), **{name: position for position, name in enumerate(labels)}}
     known = folder.labels and not unknown
     return tuple(
         replace(image, label=index[folder.labels[image.label]] if known and image.label >= 0 else -1)

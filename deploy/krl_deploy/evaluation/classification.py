@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, with_label_indices
+from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, unknown_classes, with_label_indices
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.output_kind import output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions
@@ -66,7 +67,7 @@ class Classification(Task):
             train, val, same = choose_two(folder, options.limit, options.val_limit, val_fraction=options.val_fraction)
             planned, self.doubts = [], (same,) if same else ()
         labels = self.bundle.manifest.labels
-        self.other_classes = tuple(sorted(set(folder.labels) - set(labels)))
+        self.other_classes = tuple(unknown_classes(folder, labels))
         labeled = iter(with_label_indices([*train, *planned, *val], folder, labels))
         self.train, self.planned, self.val = (list(islice(labeled, len(part))) for part in (train, planned, val))
         self.name = folder.root.name
@@ -139,7 +140,7 @@ class Classification(Task):
 
     def tally(self) -> PredictionTally:
         """Return an empty tally."""
-        return PredictionTally()
+        return PredictionTally(output_kind(self.bundle.manifest.settings))
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""

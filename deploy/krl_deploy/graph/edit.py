@@ -87,6 +87,11 @@ class GraphEditor:
         """The operator sets of the model."""
         return list(self._model.opset_import)
 
+    @property
+    def ir_version(self) -> int:
+        """Version of the model's format."""
+        return int(self._model.ir_version)
+
     def producers(self) -> dict[str, NodeProto]:
         """Return the nodes by their outputs."""
         return {output: node for node in self.nodes for output in node.output if output}
@@ -173,9 +178,9 @@ class GraphEditor:
         self._inputs = [helper.make_tensor_value_info(name, dtype, list(shape))]
         self._names.add(name)
 
-    def declare_output(self, name: str, dtype: int, shape: Sequence[int | str]) -> None:
+    def declare_output(self, name: str, dtype: int, shape: Sequence[int | str] | None) -> None:
         """Let ``name`` be the graph's only output."""
-        self._outputs = [helper.make_tensor_value_info(name, dtype, list(shape))]
+        self._outputs = [helper.make_tensor_value_info(name, dtype, None if shape is None else list(shape))]
         self._names.add(name)
 
     def rename(self, old: str, new: str) -> None:

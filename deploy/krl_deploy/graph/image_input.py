@@ -1,20 +1,36 @@
-"""Making a third-party classifier take pixels: uint8 at its input, normalization in the graph, any batch."""
+"""The image input of a third-party model: how it is laid out, and uint8 pixels in its place."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from krl_runtime.errors import ModelError
+from krl_deploy.config import ChannelOrder
+from krl_runtime.errors import ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 
-from . import LOGITS, PIXELS
 from .edit import GraphEditor, attribute
 
-__all__ = ["Signature", "feed_pixels", "raise_opset", "signature", "to_classifier"]
+__all__ = ["Layout", "Signature", "any_signature", "arranged", "feed_pixels", "raise_opset", "signature"]
+
+Layout: TypeAlias = Literal["NCHW", "NHWC", "NHW", "flat"]
+"""Order of an input's dimensions; ``"flat"`` is ``[N, C * H * W]``."""
+
+_CHANNELS: Final = (1, 3)  # gray, and colors
+_FLOATS: Final[Mapping[int, type[np.floating[Any]]]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.DOUBLE: np.float64,
+}
+_TO_NHWC: Final = [0, 2, 3, 1]  # order of the axes for a Transpose from NCHW
+_TO_NCHW: Final = [0, 3, 1, 2]  # and back
 
 
 @dataclass(frozen=True)
@@ -24,22 +40,81 @@ class Signature:
     Attributes:
         input: Name of its input.
         dtype: Element type of the input, as in ``TensorProto``.
-        shape: Batch, channels, height and width; names for open ones.
+        shape: Batch, channels, height and width, whatever the layout; names for open ones.
         output: Name of its output.
+        layout: Order of the input's dimensions.
+        order: Order of the channels.
     """
 
     input: str
     dtype: int
     shape: tuple[int | str, ...]
     output: str
+    layout: Layout = "NCHW"
+    order: ChannelOrder = "rgb"
 
 
 def signature(model: onnx.ModelProto) -> Signature:
-    """Return the signature of a classifier.
+    """Return the signature of a model that takes float32 or uint8 images ``[N, C, H, W]``.
 
     Raises:
-        ModelError: It has several inputs or outputs, or its input is not a batch of images ``[N, C, H, W]``.
+        ModelError: It has several inputs or outputs, or its input is something else.
     """
+    name, output, shape, dtype = _ends(model)
+    if shape is None or len(shape) != 4 or dtype not in (TensorProto.FLOAT, TensorProto.UINT8):
+        raise ModelError(
+            f"the model's input {name} is {_described(shape, dtype)}; accepted: float32 or uint8 of shape "
+            "[batch, channels, height, width]"
+        )
+    if shape[1] not in _CHANNELS:
+        hint = (
+            "; it seems to take [batch, height, width, channels]: export it channels first"
+            if shape[3] in _CHANNELS
+            else ""
+        )
+        raise ModelError(f"the model's input {name} has shape {list(shape)}; accepted: 1 or 3 channels{hint}")
+    return Signature(name, dtype, shape, output)
+
+
+def any_signature(
+    model: onnx.ModelProto, *, height: int | None = None, width: int | None = None, order: ChannelOrder = "rgb"
+) -> Signature:
+    """Return the signature of a model that takes images in any layout, as floats of any size or as uint8.
+
+    Args:
+        model: The model, with one output.
+        height: Height of its images, if the user gave it: a flat input does not say it.
+        width: The same for the width.
+        order: Order in which it takes the channels.
+
+    Raises:
+        ModelError: It has several inputs or outputs, or its input is no batch of images.
+        UsageError: A flat input needs height and width, or they do not fit it.
+    """
+    name, output, shape, dtype = _ends(model)
+    found = _layout(shape)
+    if found is None or shape is None or dtype not in (*_FLOATS, TensorProto.UINT8):
+        raise ModelError(
+            f"the model's input {name} is {_described(shape, dtype)}; accepted: float32, float16, float64 or uint8 of "
+            "shape [batch, channels, height, width], [batch, height, width, channels], [batch, height, width] or "
+            "[batch, values], with 1 or 3 channels"
+        )
+    batch = shape[0]
+    planes: tuple[int | str, ...] = {
+        "NCHW": shape[1:],
+        "NHWC": (*shape[3:], *shape[1:3]),
+        "NHW": (1, *shape[1:]),
+        "flat": (),
+    }[found]
+    if found == "flat":
+        planes = _unflattened(name, int(shape[1]), height, width)
+    if order == "bgr" and planes[0] != len("bgr"):
+        raise UsageError(f"--channel-order is bgr, but the model's input {name} has {planes[0]} channel; leave it out")
+    return Signature(name, dtype, (batch, *planes), output, found, order)
+
+
+def _ends(model: onnx.ModelProto) -> tuple[str, str, tuple[int | str, ...] | None, int]:
+    """Return the names of the one input and the one output, and the input's shape and type."""
     graph = GraphEditor(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError(
@@ -47,21 +122,55 @@ def signature(model: onnx.ModelProto) -> Signature:
             "rest off first, for instance with onnx.utils.extract_model"
         )
     name = graph.inputs[0]
-    shape, dtype = graph.shape(name), graph.dtype(name)
-    if shape is None or len(shape) != 4 or dtype not in (TensorProto.FLOAT, TensorProto.UINT8):
-        kind = helper.tensor_dtype_to_string(dtype).removeprefix("TensorProto.")
-        raise ModelError(
-            f"the model's input {name} is {kind} {list(shape or ())}; accepted: float32 or uint8 of shape "
-            "[batch, channels, height, width]"
+    return name, graph.outputs[0], graph.shape(name), graph.dtype(name)
+
+
+def _described(shape: Sequence[int | str] | None, dtype: int) -> str:
+    return f"{helper.tensor_dtype_to_string(dtype).removeprefix('TensorProto.')} {list(shape or ())}"
+
+
+def _layout(shape: Sequence[int | str] | None) -> Layout | None:
+    """Return the layout of an input; channels first where both could be."""
+    if shape is None:
+        return None
+    if len(shape) == 4:
+        return "NCHW" if shape[1] in _CHANNELS else "NHWC" if shape[3] in _CHANNELS else None
+    if len(shape) == 3:
+        return "NHW"
+    return "flat" if len(shape) == 2 and isinstance(shape[1], int) else None
+
+
+def _unflattened(name: str, size: int, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """Return channels, height and width of an image of ``size`` values: as given, or a square."""
+    found = []
+    for channels in _CHANNELS:
+        pixels = size // channels
+        first = height or (pixels // width if width else math.isqrt(pixels))
+        second = width or pixels // first
+        if channels * first * second == size and (height or width or first == second):
+            found.append((channels, first, second))
+    chosen = [image for image in found if image[1] == image[2]] or found
+    if len(chosen) != 1:
+        given = "" if height is None and width is None else f" with height {height} and width {width}"
+        raise UsageError(
+            f"the model's input {name} has {size} values for an image, which is not one image of 1 or 3 channels"
+            f"{given}; give the --height and --width that it was flattened from"
         )
-    if shape[1] not in (1, 3):
-        hint = (
-            "; it seems to take [batch, height, width, channels]: export it channels first"
-            if shape[3] in (1, 3)
-            else ""
-        )
-        raise ModelError(f"the model's input {name} has shape {list(shape)}; accepted: 1 or 3 channels{hint}")
-    return Signature(name, dtype, shape, graph.outputs[0])
+    return chosen[0]
+
+
+def arranged(images: npt.NDArray[Any], taken: Signature) -> npt.NDArray[Any]:
+    """Return images ``[N, C, H, W]`` in RGB as a model takes them."""
+    values = images[:, ::-1] if taken.order == "bgr" else images
+    if taken.layout == "NHWC":
+        values = values.transpose(_TO_NHWC)
+    elif taken.layout == "NHW":
+        values = values[:, 0]
+    elif taken.layout == "flat":
+        values = values.reshape(len(values), -1)
+    if taken.dtype in _FLOATS:
+        values = values.astype(_FLOATS[taken.dtype])
+    return np.ascontiguousarray(values)
 
 
 def raise_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
@@ -76,85 +185,72 @@ def raise_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
         raise ModelError(str(error).strip().partition("\n")[0]) from error
 
 
-def to_classifier(
-    model: onnx.ModelProto, preprocessing: Preprocessing, *, open_batch: bool
-) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the model with input ``pixels``, uint8, and output ``logits``, and a list of the changes.
-
-    The graph normalizes a float input. A last ``Softmax`` is removed, since the runtime turns logits into probabilities
-    itself. An output ``[batch, classes, 1, 1]`` is flattened.
+def feed_pixels(
+    graph: GraphEditor, source: str, preprocessing: Preprocessing, taken: Signature | None = None
+) -> list[str]:
+    """Put what makes the model's input of uint8 pixels ``[N, C, H, W]`` between the input and its readers.
 
     Args:
-        model: A clean model with a ``Signature``.
-        preprocessing: Size, mean and std of its input.
-        open_batch: Open a fixed batch in the input, the output and the targets of ``Reshape``. Only a run shows
-            whether the graph then computes the same.
+        graph: The graph, with float32 or uint8 in its input.
+        source: Its input, which becomes that of the pixels.
+        preprocessing: Size, mean and std.
+        taken: Layout and order of the channels that the readers take; left out: ``[N, C, H, W]`` in RGB.
 
-    Raises:
-        ModelError: The output is not ``[batch, classes]``.
+    Returns:
+        Descriptions of the changes.
     """
-    graph = GraphEditor(model)
-    source, output = graph.inputs[0], graph.outputs[0]
-    batch = (graph.shape(source) or (1,))[0]
-    changes = [feed_pixels(graph, source, preprocessing)] if graph.dtype(source) == TensorProto.FLOAT else []
-    classes = _classes(graph, output)
-    logits = _before_softmax(graph, output)
-    if logits != output:
-        changes.append("the last Softmax was taken out")
-    if len(graph.shape(output) or ()) != 2:
-        logits = graph.add("Flatten", [logits], "logits_flat", axis=1)
-        changes.append("the output was flattened to [batch, classes]")
-    if isinstance(batch, int) and open_batch:
-        _open_reshapes(graph, batch)
-        changes.append(f"the batch, which was fixed to {batch}, was opened")
-    for old, new in ((source, PIXELS), (logits, LOGITS)):
-        if old != new:
-            graph.rename(new, graph.fresh(f"{new}_inner"))  # whatever had that name
-            graph.rename(old, new)
-    first = "batch" if open_batch or isinstance(batch, str) else batch
-    graph.declare_input(PIXELS, TensorProto.UINT8, (first, *preprocessing.shape))
-    graph.declare_output(LOGITS, TensorProto.FLOAT, (first, classes))
-    return graph.close(), changes
+    readers = [node for node in graph.nodes if source in node.input]
+    if graph.dtype(source) == TensorProto.FLOAT:
+        mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))
+        # (x / 255 - mean) / std as one multiplication and one addition
+        scale = graph.add_constant("pixels_scale", (1 / (255 * std)).astype(np.float32).reshape(1, -1, 1, 1))
+        offset = graph.add_constant("pixels_offset", (-mean / std).astype(np.float32).reshape(1, -1, 1, 1))
+        values = graph.add("Cast", [source], "pixels_float", to=TensorProto.FLOAT)
+        values = graph.add("Add", [graph.add("Mul", [values, scale], "pixels_scaled"), offset], "pixels_normalized")
+        made, changes = [(values, source, readers)], ["uint8 pixels are normalized in the graph"]
+    elif all(node.op_type == "Cast" for node in readers):  # the only operator that TensorRT runs on uint8
+        made, changes = [(node.output[0], node.output[0], graph.consumers()[node.output[0]]) for node in readers], []
+    else:
+        made, changes = [(source, source, readers)], []
+    for values, old, users in made:
+        wanted = _rearrange(graph, values, preprocessing, taken)
+        graph.reroute(old, wanted, only=_among(users))
+        if taken is not None and taken.layout == "NHWC":
+            _undo_transposes(graph, wanted, users)
+    if taken is not None and taken.layout != "NCHW":
+        changes.append(f"the input, which was {taken.layout}, is NCHW")
+    if taken is not None and taken.order == "bgr":
+        changes.append("the channels are brought into the order BGR in the graph")
+    return changes
 
 
-def _classes(graph: GraphEditor, output: str) -> int:
-    shape = graph.shape(output)
-    classes = shape[1] if shape is not None and len(shape) >= 2 else None
-    if not isinstance(classes, int) or shape is None or any(size != 1 for size in shape[2:]):
-        raise ModelError(
-            f"the model's output {output} has shape {list(shape or ())}; accepted: logits [batch, classes]"
-        )
-    return classes
+def _among(nodes: Sequence[NodeProto]) -> Callable[[NodeProto], bool]:
+    known = {id(node) for node in nodes}
+    return lambda node: id(node) in known
 
 
-def feed_pixels(graph: GraphEditor, source: str, preprocessing: Preprocessing) -> str:
-    """Put the normalization between the graph's input and its readers; return a description of the change."""
-    readers = {id(node) for node in graph.nodes}
-    mean, std = (np.asarray(part, np.float64) for part in (preprocessing.mean, preprocessing.std))
-    # (x / 255 - mean) / std as one multiplication and one addition
-    scale = graph.add_constant("pixels_scale", (1 / (255 * std)).astype(np.float32).reshape(1, -1, 1, 1))
-    offset = graph.add_constant("pixels_offset", (-mean / std).astype(np.float32).reshape(1, -1, 1, 1))
-    values = graph.add("Cast", [source], "pixels_float", to=TensorProto.FLOAT)
-    values = graph.add("Add", [graph.add("Mul", [values, scale], "pixels_scaled"), offset], "pixels_normalized")
-    graph.reroute(source, values, only=lambda node: id(node) in readers)
-    return "uint8 pixels are normalized in the graph"
+def _rearrange(graph: GraphEditor, values: str, preprocessing: Preprocessing, taken: Signature | None) -> str:
+    """Add the nodes that bring images ``[N, C, H, W]`` in RGB to the layout and order that the model takes."""
+    if taken is None:
+        return values
+    if taken.order == "bgr":
+        backwards = graph.add_constant("bgr", np.array([2, 1, 0], np.int64))
+        values = graph.add("Gather", [values, backwards], "pixels_bgr", axis=1)
+    if taken.layout == "NHWC":
+        return graph.add("Transpose", [values], "pixels_nhwc", perm=_TO_NHWC)
+    if taken.layout == "NCHW":
+        return values
+    sides = preprocessing.shape[1:] if taken.layout == "NHW" else (math.prod(preprocessing.shape),)
+    return graph.add(
+        "Reshape", [values, graph.add_constant("pixels_shape", np.array([-1, *sides], np.int64))], "pixels_shaped"
+    )
 
 
-def _before_softmax(graph: GraphEditor, output: str) -> str:
-    node = graph.producers()[output]
-    rank = len(graph.shape(output) or ())
-    if node.op_type != "Softmax" or attribute(node, "axis", -1) not in (1, -1, rank - 1):
-        return output
-    graph.remove([node])
-    return str(node.input[0])
-
-
-def _open_reshapes(graph: GraphEditor, batch: int) -> None:
-    """Let the target shapes of ``Reshape`` nodes that name the fixed batch follow the input instead."""
-    for node in graph.nodes:
-        shape = graph.constant(node.input[1]) if node.op_type == "Reshape" else None
-        if shape is None or shape.size < 2 or shape[0] != batch or node.input[0] in graph.constants:
-            continue
-        target = shape.copy()
-        target[0] = 0 if (shape[1:] == -1).any() else -1
-        node.input[1] = graph.add_constant(f"{node.input[1]}_open", target)
+def _undo_transposes(graph: GraphEditor, values: str, users: Sequence[NodeProto]) -> None:
+    """Take out each ``Transpose`` of the model that only undoes the one before it."""
+    before = graph.producers()[values].input[0]
+    undone = [node for node in users if node.op_type == "Transpose" and attribute(node, "perm", None) == _TO_NCHW]
+    for node in undone:
+        if node.output[0] not in graph.outputs:
+            graph.reroute(node.output[0], before)
+    graph.remove(node for node in undone if node.output[0] not in graph.outputs)

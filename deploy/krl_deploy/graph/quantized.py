@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import LARGEST_INT8, SMALLEST_INT8
 
 from .cleanup import clean, constants_to_initializers
 from .edit import GraphEditor, attribute
+from .number_types import widened
 from .operators import INTEGER, KEEPS_INTEGERS, KEEPS_SIGNS, NEVER_NEGATIVE, QDQ
 from .placement import Ranges, weighted_nodes
 
-__all__ = ["Unquantized", "is_qdq_model", "read_quantized", "widened"]
+__all__ = ["Unquantized", "is_qdq_model", "read_quantized"]
 
 _STEPS = {int(TensorProto.INT8): (SMALLEST_INT8, LARGEST_INT8), int(TensorProto.UINT8): (0, 255)}
 
@@ -185,24 +186,3 @@ class _Reader:
         if parameters.dtype in _STEPS:
             self.weight_scales[name] = parameters.scales.reshape(-1)
         return name
-
-
-def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float32 in place of FP16."""
-    half = TensorProto.FLOAT16
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    graph = wide.graph
-    constants = [item.t for node in graph.node for item in node.attribute if item.HasField("t")]
-    for tensor in [*graph.initializer, *constants]:
-        if tensor.data_type == half:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    for value in [*graph.input, *graph.output]:
-        if value.type.tensor_type.elem_type == half:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    del graph.value_info[:]
-    for node in graph.node:
-        if node.op_type == "Cast" and attribute(node, "to", 0) == half:
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
-    return wide

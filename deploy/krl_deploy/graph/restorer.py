@@ -141,7 +141,7 @@ def to_restorer(
     source, output = graph.inputs[0], graph.outputs[0]
     if graph.dtype(output) != TensorProto.FLOAT or len(graph.shape(output) or ()) != 4:
         raise ModelError(f"the model's output {output} is not float32 [batch, channels, height, width]")
-    changes = [feed_pixels(graph, source, preprocessing)] if graph.dtype(source) == TensorProto.FLOAT else []
+    changes = feed_pixels(graph, source, preprocessing)
     if peak != 255:
         factor = graph.add_constant("restored_scale", np.asarray(255 / peak, np.float32))
         output = graph.add("Mul", [output, factor], "restored_scaled")

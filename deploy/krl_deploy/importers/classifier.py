@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +15,29 @@ from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig
 from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose_any, open_data, with_label_indices
+from krl_deploy.data.folders import choose_any, open_data, opposite_of, with_label_indices
 from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
+from krl_deploy.graph.class_output import scores_tensor, with_output
+from krl_deploy.graph.classifier import to_classifier
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
-from krl_deploy.graph.image_input import Signature, signature, to_classifier
+from krl_deploy.graph.image_input import Signature, any_signature
+from krl_deploy.graph.number_types import has_other_floats, widened
 from krl_deploy.graph.operators import INTEGER
-from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized, widened
+from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BackendError, CheckFailedError, KrlError, UsageError
+from krl_runtime.bundle.output_kind import OUTPUT_KIND, same
+from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
+from krl_runtime.evaluation.predictions import PredictionTally
 from krl_runtime.images.folders import decode
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.pipelines import Classifier
 
 from .labels import labels_for
-from .original import TOLERANCE, in_known_opset, input_unit, original_outputs
+from .meaning import Meaning, read_meaning
+from .original import accepted_difference, as_taken, class_outputs, in_float32, in_known_opset, input_unit
 from .rewritten import Rewritten
 
 __all__ = ["import_classifier"]
@@ -47,36 +57,47 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
             a quantized file.
         DataError: The images cannot be used.
     """
+    given = with_output(given, config.output)
+    given = with_output(given, scores_tensor(given))
     brought = _unquantized(given)
     original = brought.model if brought else given
-    taken = signature(original)
+    taken = any_signature(original, height=config.height, width=config.width, order=config.channel_order)
     preprocessing = _preprocessing(config, taken)
     folder = open_data(config.data, on_bad=config.on_bad_image)
     images = choose_any(folder, config.val_limit)
-    pixels, _ = decode(images[: config.golden], preprocessing, on_bad=config.on_bad_image)
-    model, changes, logits = _rewrite(original, taken, preprocessing, pixels)
+    pixels, golden = decode(images[: config.golden], preprocessing, on_bad=config.on_bad_image)
+    expected = class_outputs(original, taken, preprocessing, pixels)
+    model, changes = _float32(original)
+    taken = in_float32(taken)
+    meaning = _meaning(config, model, taken, preprocessing, pixels, expected)
+    in_logs = meaning.file == "log-probabilities"  # they are compared as probabilities
+    tolerance = accepted_difference(original, meaning.scores(expected) if in_logs else expected)
+    labels = _labels(config.labels, expected.shape[1])
+    model, further, outputs = _rewrite(model, taken, preprocessing, pixels, meaning, expected, tolerance)
+    changes += [*meaning.changes, *further]
     if brought:
         brought = _as_imported(brought, taken, model)
-        before = _outputs(widened(given), taken, preprocessing, pixels)
-        agreement = float((before.argmax(axis=1) == logits.argmax(axis=1)).mean())
+        before = class_outputs(widened(given), taken, preprocessing, pixels)
+        agreement = float(same(meaning.bundle, meaning.scores(before), meaning.scores(expected)).mean())
         changes.append(_say(config, brought, agreement))
-    labels = labels_for(config.labels, logits.shape[1])
 
     def measure(_: Bundle, session: Any) -> dict[str, Any]:
         labeled = with_label_indices(images, folder, labels)
         batches = decoded(labeled, preprocessing, on_bad=config.on_bad_image)
-        count, scores = compare({"fp32": session}, batches)
+        count, scores = compare({"fp32": session}, batches, partial(PredictionTally, meaning.bundle))
         return {"top1": scores["fp32"].top1, "count": count, "data": folder.root.name}
 
     return Rewritten(
         model,
         {PIXELS: pixels},
-        {LOGITS: logits},
+        {LOGITS: outputs},
         preprocessing,
         changes,
         measure,
-        labels=labels,
-        brought=brought if brought and brought.ranges else None,
+        {OUTPUT_KIND: meaning.bundle},
+        labels,
+        brought if brought and brought.ranges else None,
+        partial(_verify, [image.path for image in golden], meaning.scores(expected), tolerance),
     )
 
 
@@ -148,6 +169,10 @@ def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
     unit = input_unit(config)
     mean = config.mean or (0.0,) * channels
     std = config.std or (1.0,) * channels
+    if config.input_range == "symmetric":  # (2 u - 1 - mean) / std of a pixel u from 0 to 1
+        mean, std = tuple((value + 1) / 2 for value in mean), tuple(value / 2 for value in std)
+    if taken.order == "bgr":
+        mean, std = mean[::-1], std[::-1]
     return Preprocessing(
         **sides,
         channels=channels,
@@ -160,53 +185,102 @@ def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
     )
 
 
-def _rewrite(
-    original: onnx.ModelProto,
+def _labels(given: Sequence[str], classes: int) -> tuple[str, ...]:
+    """Return the labels of a model; one output stands for the second of two classes, whose name alone is enough."""
+    if classes > 1:
+        return labels_for(given, classes)
+    try:
+        (name,) = labels_for(given, 1)
+    except UsageError:
+        return labels_for(given, 2)
+    return opposite_of(name), name
+
+
+def _float32(original: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a clean float32 model in an opset that krl knows, and a list of the changes."""
+    wide = has_other_floats(original)
+    model, changes = in_known_opset(widened(original) if wide else original)
+    return clean(model), ["all number types became float32", *changes] if wide else changes
+
+
+def _meaning(
+    config: ImportConfig,
+    model: onnx.ModelProto,
     taken: Signature,
     preprocessing: Preprocessing,
     pixels: npt.NDArray[np.uint8],
+    expected: npt.NDArray[np.float32],
+) -> Meaning:
+    """Return the meaning of the output."""
+    count = taken.shape[0] if isinstance(taken.shape[0], int) else 1
+    feed = as_taken(taken, preprocessing, pixels[np.arange(count) % len(pixels)])
+    return read_meaning(model, {taken.input: feed}, expected, config.output_kind)
+
+
+def _rewrite(
+    model: onnx.ModelProto,
+    taken: Signature,
+    preprocessing: Preprocessing,
+    pixels: npt.NDArray[np.uint8],
+    meaning: Meaning,
+    expected: npt.NDArray[np.float32],
+    tolerance: float,
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
-    """Return the bundle's graph, a list of the changes, and its logits for ``pixels``, equal to the original's."""
-    model, changes = in_known_opset(original)
-    model = clean(model)
-    expected = _outputs(original, taken, preprocessing, pixels)
+    """Return the bundle's graph, a list of the changes, and its outputs for ``pixels``, equal to the original's."""
     failure: KrlError | None = None
-    for open_batch in (True, False):
-        candidate, further = to_classifier(model, preprocessing, open_batch=open_batch)
+    for opened in (True, False):
         try:
-            logits = _check_same(candidate, pixels, expected)
-        except (BackendError, CheckFailedError) as error:
+            candidate, changes = to_classifier(model, taken, preprocessing, meaning.head, opened=opened)
+            outputs = _check_same(candidate, pixels, meaning, expected, tolerance)
+        except (BackendError, CheckFailedError, ModelError) as error:
             failure = failure or error
-            if taken.shape[0] != 1:
+            if isinstance(taken.shape[0], int) and taken.shape[0] != 1:
                 break
             continue
-        if not open_batch:
+        if not opened:
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
-        return candidate, [*changes, *further], logits
+        return candidate, changes, outputs
     raise CheckFailedError(
         f"the outputs of the model with preprocessing and an open batch differ from the file's: {failure}"
     )
 
 
-def _outputs(
-    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    """Return the outputs of a file ``[N, classes]``."""
-    return original_outputs(model, taken, preprocessing, pixels, together=True).reshape(len(pixels), -1)
-
-
 def _check_same(
-    model: onnx.ModelProto, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float32]
+    model: onnx.ModelProto,
+    pixels: npt.NDArray[np.uint8],
+    meaning: Meaning,
+    expected: npt.NDArray[np.float32],
+    tolerance: float,
 ) -> npt.NDArray[np.float32]:
-    """Return the rewritten model's logits, if they, or their softmax, are the original's outputs."""
+    """Return the rewritten model's outputs, if they stand for the original's, in batches of any size."""
     session = open_cpu(to_bytes(model))
-    logits = outputs_of(session, pixels)
+    outputs = outputs_of(session, pixels)
     again = outputs_of(session, np.concatenate([pixels, pixels[:1]]), batch=len(pixels) + 1)[:-1]
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    softmax = powers / powers.sum(axis=1, keepdims=True)
-    error = min(float(np.abs(values - expected).max()) for values in (logits, softmax))
-    error = max(error, float(np.abs(again - logits).max()))
-    accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not error <= accepted:
-        raise CheckFailedError(f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {accepted:.3g}")
-    return logits
+    if outputs.shape != again.shape or outputs.shape != (len(pixels), meaning.head.classes):
+        wanted = [len(pixels), meaning.head.classes]
+        raise CheckFailedError(f"the outputs of {len(pixels)} images have shape {list(outputs.shape)}, not {wanted}")
+    error = max(meaning.difference(outputs, expected), float(np.abs(again - outputs).max()))
+    if not error <= tolerance:
+        raise CheckFailedError(f"the outputs differ by {error:.3g} on {len(pixels)} images; accepted: {tolerance:.3g}")
+    return outputs
+
+
+def _verify(paths: Sequence[Path], expected: npt.NDArray[np.float64], tolerance: float, pipeline: Classifier) -> None:
+    """Compare predictions of the loaded bundle with the file's: of one image, of two, and of a full batch.
+
+    Raises:
+        CheckFailedError: They differ.
+    """
+    for count in sorted({1, 2, pipeline.bundle.batch_limit}):
+        chosen = [number % len(paths) for number in range(count)]
+        results = pipeline([paths[number] for number in chosen], top_k=len(pipeline.labels))
+        results = [pipeline(paths[0], top_k=len(pipeline.labels)), *results]
+        for result, number in zip(results, [0, *chosen], strict=True):
+            scores = dict(result.top)
+            made = np.array([scores[label] for label in pipeline.labels])
+            error = float(np.abs(made - expected[number]).max())
+            if not error <= tolerance:
+                raise CheckFailedError(
+                    f"in a batch of {count} the scores of {paths[number].name} differ from the file's by {error:.3g}; "
+                    f"accepted: {tolerance:.3g}"
+                )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 
-from krl_deploy.bundles.reference import check_target, make_reference
+from krl_deploy.bundles.reference import Reference, check_target, make_reference
 from krl_deploy.config import ImportConfig
 from krl_deploy.graph.files import opset_of, read_model, to_bytes
 from krl_deploy.graph.infinities import check_numbers
 from krl_deploy.graph.session import open_cpu
+from krl_runtime import load
 from krl_runtime.bundle import Bundle
+from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.files import sha256_file
 
 from .classifier import import_classifier
@@ -36,8 +40,8 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     Raises:
         ModelError: The file is not an ONNX model of the task that krl can take.
         UsageError: An option does not fit it.
-        CheckFailedError: The outputs of the rewritten graph differ from the file's, or from those of the float model of
-            a quantized file.
+        CheckFailedError: The outputs of the rewritten graph, or the predictions of the bundle, differ from the file's.
+            Or the float model of a quantized file is another one.
         DataError: The images cannot be used.
         BundleError: ``out`` exists, and ``overwrite`` is off.
     """
@@ -59,6 +63,7 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
         settings=rewritten.settings,
         brought=rewritten.brought,
     )
+    _verify(reference, rewritten)
     evidence = {
         **rewritten.measure(Bundle(config.out, reference.manifest), open_cpu(data)),
         "file_bytes": len(data),
@@ -67,3 +72,20 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
     bundle = reference.write(config.out, evidence, overwrite=config.overwrite)
     shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
     return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
+
+
+def _verify(reference: Reference, rewritten: Rewritten) -> None:
+    """Load the bundle as a device does, from a temporary folder, and compare it with the file.
+
+    Raises:
+        CheckFailedError: The runtime refuses it, or its predictions differ from the file's.
+    """
+    with TemporaryDirectory() as folder:
+        trial = reference.write(Path(folder, "trial.krl"), {}, overwrite=False)
+        try:
+            with load(trial.path, require="cpu") as pipeline:
+                rewritten.verify(pipeline)
+        except CheckFailedError as error:
+            raise CheckFailedError(f"the bundle is not written: {error}") from error
+        except KrlError as error:
+            raise CheckFailedError(f"the bundle is not written, krl-runtime cannot run it: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,23 @@ from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.bounds import check_bounds
 from krl_deploy.graph.contrib import foreign_operators, to_standard
 from krl_deploy.graph.files import opset_of, to_bytes
-from krl_deploy.graph.image_input import Signature, raise_opset
+from krl_deploy.graph.image_input import Signature, arranged, raise_opset
+from krl_deploy.graph.number_types import has_other_floats, widened
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.graph.versions import lowered
-from krl_runtime.errors import ModelError
+from krl_runtime.errors import BackendError, ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["TOLERANCE", "in_known_opset", "input_unit", "original_outputs"]
+__all__ = [
+    "TOLERANCE",
+    "accepted_difference",
+    "as_taken",
+    "class_outputs",
+    "in_float32",
+    "in_known_opset",
+    "input_unit",
+    "original_outputs",
+]
 
 _log = logging.getLogger("krl")
 
@@ -29,6 +40,9 @@ _LEAST_OPSET = 18  # the oldest that krl's passes know: from it on ReduceMean ta
 TOLERANCE = 1e-3
 """Accepted difference of a bundle's outputs from the file's, times the largest output: rewriting changes the order of
 sums, and nothing else."""
+
+TOLERANCE_OF_HALF = 2e-2
+"""The same for a file that computes in FP16, which rounds each value by 5e-4 of it, in every layer."""
 
 
 def input_unit(config: ImportConfig) -> float:
@@ -62,6 +76,76 @@ def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return model, [*changes, *standard, *older]
 
 
+def in_float32(taken: Signature) -> Signature:
+    """Return the input of a file whose floats became float32."""
+    return taken if taken.dtype == TensorProto.UINT8 else replace(taken, dtype=int(TensorProto.FLOAT))
+
+
+def accepted_difference(model: onnx.ModelProto, expected: npt.NDArray[Any]) -> float:
+    """Return the largest accepted difference of outputs that stand for a file's, or of their scores."""
+    known = expected[np.isfinite(expected)]
+    share = TOLERANCE_OF_HALF if has_other_floats(model) else TOLERANCE
+    return share * max(1.0, float(np.abs(known).max(initial=0.0)))
+
+
+def as_taken(taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Return pixels uint8 ``[N, C, H, W]`` as a file takes them: normalized outside of it, and in its layout."""
+    if taken.dtype == TensorProto.UINT8:
+        return arranged(pixels, taken)
+    mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
+    return arranged((pixels / 255 - mean) / std, taken)
+
+
+def class_outputs(
+    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
+    """Return the outputs of a classifier's file for each image, whatever their shape is: ``[N, values]``.
+
+    A file in number types that ONNX Runtime cannot run is compared in float32.
+
+    Raises:
+        ModelError: The output of an image is no row of numbers, or is not a number.
+        BackendError: ONNX Runtime cannot run it.
+    """
+    try:
+        session = open_cpu(to_bytes(model))
+    except BackendError as error:
+        if not has_other_floats(model):
+            raise
+        _log.warning("ONNX Runtime cannot run the file in its own number types, so float32 stands for them: %s", error)
+        return class_outputs(widened(model), in_float32(taken), preprocessing, pixels)
+    values, fixed = as_taken(taken, preprocessing, pixels), taken.shape[0]
+    try:
+        return _rows(session, values, fixed if isinstance(fixed, int) else len(values))
+    except BackendError:
+        if isinstance(fixed, int):
+            raise
+        return _rows(session, values, 1)  # its shapes are for one image, whatever its input says
+
+
+def _rows(session: Any, values: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:
+    """Run a file in batches of ``step``; return its first output, ``[N, values]``."""
+    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
+    parts = []
+    for start in range(0, len(padded), step):
+        try:
+            made = np.asarray(session.run(None, {session.get_inputs()[0].name: padded[start : start + step]})[0])
+        except Exception as error:  # ONNX Runtime's own types share no base class but this one
+            raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+        row = made.shape[1:] if made.ndim and made.shape[0] == step else made.shape
+        if made.size % step or sum(size != 1 for size in row) > 1:
+            name = session.get_outputs()[0].name
+            raise ModelError(
+                f"the model's output {name} has shape {list(made.shape)} for {step} images; accepted: one row of "
+                "numbers for each, [batch, classes]"
+            )
+        parts.append(made.reshape(step, -1))
+    rows = np.concatenate(parts)[: len(values)].astype(np.float32)
+    if np.isnan(rows).any():
+        raise ModelError("the network's outputs are not numbers (NaN) for some images")
+    return rows
+
+
 def original_outputs(
     model: onnx.ModelProto,
     taken: Signature,
@@ -85,10 +169,7 @@ def original_outputs(
     Raises:
         ModelError: A tensor would be too large; see ``check_bounds``.
     """
-    values: npt.NDArray[Any] = pixels
-    if taken.dtype == TensorProto.FLOAT:
-        mean, std = (np.reshape(part, (1, -1, 1, 1)) for part in (preprocessing.mean, preprocessing.std))
-        values = ((pixels / 255 - mean) / std).astype(np.float32)
+    values = as_taken(taken, preprocessing, pixels)
     step = taken.shape[0] if isinstance(taken.shape[0], int) else (len(values) if together else 1)
     check_bounds(model, {taken.input: (step if isinstance(taken.shape[0], int) else 1, *values.shape[1:])})
     padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])

@@ -31,6 +31,7 @@ class Rewritten:
         settings: Settings of the manifest.
         labels: Class names in the order of the logits.
         brought: Ranges that the file came with.
+        verify: Compares the loaded bundle with the file; raises ``CheckFailedError`` if they differ.
     """
 
     model: onnx.ModelProto
@@ -42,3 +43,4 @@ class Rewritten:
     settings: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     brought: Unquantized | None = None
+    verify: Callable[[Any], None] = lambda _: None

@@ -160,7 +160,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     rows = [
         (
             file,
-            answer.label,
+            answer.label if answer.present is None else ", ".join(answer.present) or "none",
             f"{answer.score:.1%}",
             ", ".join(f"{label} {score:.1%}" for label, score in answer.top[1:]),
         )

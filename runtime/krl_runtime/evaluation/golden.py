@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from krl_runtime.bundle import Manifest, Variant
+from krl_runtime.bundle.output_kind import output_kind, same
 from krl_runtime.images.luma import mean_psnr
 
 from .limits import AGREEMENT_FLOOR, DISAGREEMENT_PER_POINT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
-from .predictions import predictions_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +46,7 @@ class Likeness:
         count: Number of golden inputs.
         largest: Largest magnitude of a golden output.
         error: Largest absolute difference of any output.
-        alike: Share, 0 to 1, of inputs with the golden top-1, or the PSNR in dB of images, the mean over them.
+        alike: Share, 0 to 1, of inputs with the golden prediction, or the PSNR in dB of images, the mean over them.
     """
 
     count: int
@@ -67,11 +67,10 @@ def likeness(
     names = [spec.name for spec in manifest.outputs if spec.name in outputs]
     errors = [np.abs(outputs[name].astype(np.float64) - golden[name]).max() for name in names]
     made, wanted = outputs[names[0]], golden[names[0]]
-    alike = (
-        mean_psnr(made, wanted)
-        if makes_images(manifest)
-        else float((predictions_of(made) == predictions_of(wanted)).mean())
-    )
+    if makes_images(manifest):
+        alike = mean_psnr(made, wanted)
+    else:
+        alike = float(same(output_kind(manifest.settings), made, wanted).mean())
     # A NaN in any of them stays a NaN, and passes nothing.
     return Likeness(len(wanted), float(np.abs(wanted).max()), float(np.max(errors)), alike)
 

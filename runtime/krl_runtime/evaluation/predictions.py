@@ -10,15 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "ClassCounts",
-    "PredictionScore",
-    "PredictionTally",
-    "better_than_chance",
-    "predictions_of",
-    "resolution",
-    "snr_db",
-]
+from krl_runtime.bundle.output_kind import OutputKind, is_multi_label, margins, predictions_of, same
+
+__all__ = ["ClassCounts", "PredictionScore", "PredictionTally", "better_than_chance", "resolution", "snr_db"]
 
 _EQUAL_DB = 200.0  # of outputs that are equal: their ratio would be infinite, and no JSON number
 
@@ -60,10 +54,10 @@ class PredictionScore:
         top1: Share of right predictions, 0 to 1; ``None`` without labels.
         drop: Drop of ``top1`` against the reference, in percentage points; ``None`` without labels.
         drop_error: One standard error of ``drop``: of the paired difference. ``None`` without labels.
-        agreement: Share of images, 0 to 1, with the reference's prediction.
+        agreement: Share of images, 0 to 1, with the reference's prediction; of a multi-label model with all its labels.
         snr_db: Power of the reference's logits over that of their error, in dB; 200 if they are equal. The mean over
-            the classes is left out of both, since it changes no prediction.
-        max_error: Largest absolute difference of a logit from the reference's.
+            the classes is left out of both where a softmax follows, since it changes no prediction then.
+        max_error: Largest absolute difference of an output from the reference's.
         classes: The classes that have images, in their order; empty without labels.
     """
 
@@ -96,9 +90,14 @@ class PredictionScore:
 
 
 class PredictionTally:
-    """Counts right predictions, and those equal to the reference's."""
+    """Counts right predictions, and those equal to the reference's.
 
-    def __init__(self) -> None:
+    Args:
+        kind: Meaning of the outputs.
+    """
+
+    def __init__(self, kind: OutputKind = "logits") -> None:
+        self.kind = kind
         self.count, self.same, self.error, self.labeled = 0, 0, 0.0, True
         self.signal, self.noise = 0.0, 0.0
         self.classes: npt.NDArray[np.int64] = np.zeros((0, 4), np.int64)
@@ -109,17 +108,17 @@ class PredictionTally:
         """Count the predictions of one batch.
 
         Args:
-            outputs: Logits of the variant, ``[N, classes]``.
-            reference: Logits of the reference, ``[N, classes]``.
+            outputs: Outputs of the variant, ``[N, classes]``.
+            reference: Outputs of the reference, ``[N, classes]``.
             truth: Labels ``[N]``, -1 where unknown, or ``None``.
         """
         predictions, expected = predictions_of(outputs), predictions_of(reference)
         self.count += len(outputs)
-        self.same += int((predictions == expected).sum())
-        difference = outputs.astype(np.float64) - reference
-        self.error = max(self.error, float(np.abs(difference).max()))
-        self.signal += float(np.square(_centered(reference.astype(np.float64))).sum())
-        self.noise += float(np.square(_centered(difference)).sum())
+        self.same += int(same(self.kind, outputs, reference).sum())
+        self.error = max(self.error, float(np.abs(outputs.astype(np.float64) - reference).max()))
+        signal = margins(self.kind, reference)
+        self.signal += float(np.square(self._centered(signal)).sum())
+        self.noise += float(np.square(self._centered(margins(self.kind, outputs) - signal)).sum())
         self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
         if self.labeled:
             assert truth is not None  # noqa: S101  for the type checker
@@ -128,6 +127,11 @@ class PredictionTally:
             classes = np.zeros((max(2, outputs.shape[1]), 4), np.int64)
             np.add.at(classes, truth, counted.astype(np.int64))
             self.classes = classes if not len(self.classes) else self.classes + classes
+
+    def _centered(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return logits ``[N, classes]`` less their mean over the classes, if a softmax follows."""
+        alone = is_multi_label(self.kind) or logits.shape[1] == 1
+        return logits if alone else logits - logits.mean(axis=1, keepdims=True)
 
     def score(self) -> PredictionScore:
         """Return the score of all batches."""
@@ -140,11 +144,6 @@ class PredictionTally:
         error = 100 * math.sqrt(max(0.0, variance) / self.count)
         drop = 100 * (lost - gained) / self.count
         return PredictionScore(right / self.count, drop, error, agreement, snr, self.error, classes)
-
-
-def _centered(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return logits ``[N, classes]`` less their mean over the classes; those of one class as they are."""
-    return logits - logits.mean(axis=1, keepdims=True) if logits.shape[1] > 1 else logits
 
 
 def snr_db(signal: float, noise: float) -> float:
@@ -188,13 +187,3 @@ def better_than_chance(classes: Sequence[ClassCounts]) -> bool:
     smoothed = [(item.right + 1) / (item.count + 2) for item in classes]  # a few right ones are not certain
     variances = [share * (1 - share) / item.count for share, item in zip(smoothed, classes, strict=True)]
     return bool(recalls.mean() - 1 / len(classes) > 3 * math.sqrt(sum(variances)) / len(classes))
-
-
-def predictions_of(outputs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the predicted classes ``[N]`` of logits ``[N, classes]``; of a single logit whether it is positive.
-
-    Example:
-        >>> predictions_of(np.array([[1.0, 3.0], [2.0, 0.0]])), predictions_of(np.array([[-1.0], [2.0]]))
-        (array([1, 0]), array([0, 1]))
-    """
-    return np.asarray(outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else outputs[..., 0] > 0, np.int64)

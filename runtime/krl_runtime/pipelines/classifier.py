@@ -12,6 +12,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.output_kind import THRESHOLD, is_multi_label, output_kind, scores_of
 from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
 from .base import Pipeline
@@ -33,9 +34,11 @@ class Classification:
     Attributes:
         label: The most probable class.
         index: Its index in the labels.
-        score: Its softmax probability, 0 to 1.
+        score: Its probability, 0 to 1.
         top: The most probable classes and their probabilities, the best first; ``top[0]`` is ``(label, score)``.
-        logits: The network's outputs ``[classes]``, float32, in the order of the labels.
+        logits: The network's outputs ``[classes]``, float32, in the order of the labels; the bundle's ``output_kind``
+            says whether they are logits or scores.
+        present: Of a multi-label model all labels with a score above 0.5, the best first; ``None`` of any other.
     """
 
     label: str
@@ -43,6 +46,7 @@ class Classification:
     score: float
     top: tuple[tuple[str, float], ...]
     logits: npt.NDArray[np.float32] = field(repr=False, compare=False)
+    present: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         """Return the classes and their probabilities in one line, the best first."""
@@ -56,6 +60,7 @@ class Classification:
             "score": self.score,
             "top": [{"label": label, "score": score} for label, score in self.top],
             "logits": self.logits.tolist(),
+            **({} if self.present is None else {"present": list(self.present)}),
         }
 
 
@@ -64,11 +69,13 @@ class Classifier(Pipeline):
 
     Attributes:
         labels: Class names in the order of the logits.
+        output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         super().__init__(bundle, backend)
         self.labels = bundle.manifest.labels
+        self.output_kind = output_kind(bundle.manifest.settings)
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
         self._limit = bundle.batch_limit
@@ -90,6 +97,10 @@ class Classifier(Pipeline):
                 f"labels; accepted: one input of uint8 [batch, {', '.join(map(str, shape))}], as its preprocessing "
                 "says, and logits [batch, labels]; export it again"
             )
+        try:
+            output_kind(manifest.settings)
+        except ValueError as error:
+            raise BundleError(f"bundle {bundle.path} is no classifier: {error}; import it again") from error
         batch = manifest.inputs[0].shape[0]
         if isinstance(batch, int) and batch != 1:
             raise BundleError(
@@ -207,11 +218,13 @@ class Classifier(Pipeline):
                 f"numbers, so there is no result; load another variant, and run krl-runtime selftest {self.bundle.path}"
             )
         best = _largest(values, top_k)
-        # The largest logit becomes exp(0) = 1, so that nothing overflows.
-        powers = np.exp(values - values[best[0]])
-        total = powers.sum()
-        top = tuple((self.labels[index], float(powers[index] / total)) for index in best)
-        return Classification(top[0][0], best[0], top[0][1], top, logits)
+        scores = scores_of(self.output_kind, values)
+        top = tuple((self.labels[index], float(scores[index])) for index in best)
+        present: tuple[str, ...] | None = None
+        if is_multi_label(self.output_kind):
+            count = int((scores > THRESHOLD).sum())
+            present = tuple(self.labels[index] for index in _largest(values, count)) if count else ()
+        return Classification(top[0][0], best[0], top[0][1], top, logits, present)
 
     def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
         pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)

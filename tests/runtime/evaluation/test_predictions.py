@@ -73,3 +73,28 @@ def test_a_single_logit_predicts_by_its_sign():
 
 def test_one_class_alone_says_nothing():
     assert not better_than_chance([ClassCounts(0, 1000, 1000, 0, 0)])
+
+
+def test_a_multi_label_prediction_is_every_label():
+    """Two of the four images keep their labels: one gains a second label, and one exchanges the best of none."""
+    reference = np.float32([[2, -1, -1], [2, 1, -1], [2, -1, -1], [-1, -2, -3]])
+    made = np.float32([[3, -1, -2], [1, 2, -1], [2, 1, -1], [-2, -1, -3]])
+    tally = PredictionTally("sigmoid-logits")
+    tally.add(made, reference, None)
+    assert tally.score().agreement == 0.25, "the second image has the same labels, and another best one"
+    scores = PredictionTally("sigmoid")
+    scores.add(1 / (1 + np.exp(-made)), 1 / (1 + np.exp(-reference)), None)
+    assert scores.score().agreement == 0.25
+    same = PredictionTally("sigmoid-logits")
+    same.add(reference + np.float32([[0.5, 0.5, 0.5]]), reference, None)
+    assert same.score().agreement == 1
+    # Without a softmax an error that all logits share changes the scores: signal of 31, noise of 12 quarters.
+    assert same.score().snr_db == pytest.approx(10 * np.log10(np.square(reference).sum() / 3))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "probabilities"])
+def test_saturated_scores_do_not_hide_the_noise(kind):
+    """Scores of 1e-5 and 1e-2 differ little, and their logits by 6.9."""
+    tally = PredictionTally(kind)
+    tally.add(np.float64([[0.99, 0.01]]), np.float64([[0.99999, 0.00001]]), None)
+    assert tally.score().snr_db < 10

@@ -1,0 +1,138 @@
+"""Heads that lose or fix the batch: the runtime's predictions for one image and several against the file's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from _helpers.graphs import node
+from _helpers.third_party import LABELS, SIDE, body, brought, model_of, one_by_one, read_pixels
+from krl_runtime import load
+from krl_runtime.errors import ModelError, UsageError
+
+CONSTANTS = {
+    "flat": np.int64([-1]),
+    "four": np.int64([4]),
+    "row": np.int64([1, 4]),
+    "column": np.int64([4, 1]),
+    "sides": np.int64([2, 3]),
+    "all": np.int64([0, 2, 3]),
+    "zero": np.int64([0]),
+    "ends": np.int64([2]),
+    "features": np.int64([1, 16]),
+    "bare": np.int64([16]),
+}
+OPEN, FIXED = ("N",), (1,)
+HEADS = {
+    "squeeze_without_axes": (OPEN, [node("Squeeze", ["z"], "out")]),
+    "squeeze_without_axes_fixed": (FIXED, [node("Squeeze", ["z"], "out")]),
+    "squeeze_of_the_batch": (FIXED, [node("Squeeze", ["z", "all"], "out")]),
+    "flattened": (FIXED, [node("Reshape", ["z", "flat"], "out")]),
+    "flattened_open": (OPEN, [node("Reshape", ["z", "flat"], "out")]),
+    "one_dimension": (FIXED, [node("Reshape", ["z", "four"], "out")]),
+    "one_row": (FIXED, [node("Reshape", ["z", "row"], "out")]),
+    "one_row_open": (OPEN, [node("Reshape", ["z", "row"], "out")]),
+    "value_ints": (
+        FIXED,
+        [helper.make_node("Constant", [], ["sh"], value_ints=[1, 4]), node("Reshape", ["z", "sh"], "out")],
+    ),
+    "gathered": (FIXED, [node("Flatten", ["z"], "f"), node("Gather", ["f", "first"], "out")]),
+    "softmax_of_a_vector": (FIXED, [node("Squeeze", ["z"], "f"), node("Softmax", ["f"], "out", axis=0)]),
+    "softmax_then_squeezed": (OPEN, [node("Softmax", ["z"], "s", axis=1), node("Squeeze", ["s"], "out")]),
+    "not_an_activation": (
+        FIXED,
+        [node("Squeeze", ["z"], "f"), node("Tanh", ["f"], "t"), node("Mul", ["t", "ten"], "out")],
+    ),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads(head, tmp_path, colors):
+    batch, tail = HEADS[head]
+    nodes, weights = body()
+    if head == "softmax_of_a_vector":
+        weights["w2"] /= 3
+    used = {name for item in tail for name in item.input}
+    constants = {**CONSTANTS, "first": np.int64(0), "ten": np.float32(10)}
+    values = {name: value for name, value in constants.items() if name in used}
+    model = model_of([*nodes, *tail], {**weights, **values}, "out", shape=(*batch, 3, SIDE, SIDE))
+    bundle, _ = brought(model, tmp_path, colors)
+    files, pixels = read_pixels(colors)
+    expected = one_by_one(model, (pixels / 255).astype(np.float32))
+    assert bundle.manifest.inputs[0].shape[0] == "batch"
+    assert len(set(expected.argmax(1))) > 1, "the images must have different predictions"
+    with load(bundle.path, require="cpu", threads=1) as net:
+        assert net(files[0]).index == expected[0].argmax()
+        for count in (2, 16, len(files)):
+            assert [each.index for each in net(files[:count])] == expected[:count].argmax(1).tolist()
+        logits = np.stack([net(file).logits for file in files])
+    powers = np.exp(logits - logits.max(1, keepdims=True)) if head.startswith("softmax") else logits
+    made = powers / powers.sum(1, keepdims=True) if head.startswith("softmax") else powers
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+
+
+INSIDE = {
+    "squeeze_then_unsqueeze": [
+        node("Squeeze", ["g"], "v"),
+        node("MatMul", ["v", "w"], "m"),
+        node("Unsqueeze", ["m", "zero"], "out"),
+    ],
+    "vector_times_matrix": [node("Reshape", ["g", "flat"], "v"), node("MatMul", ["v", "w"], "out")],
+    "one_row_in_the_middle": [node("Reshape", ["g", "features"], "v"), node("Gemm", ["v", "w"], "out")],
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_batch_that_is_lost_on_the_way(inside, tmp_path, colors):
+    nodes, weights = body()
+    weights["w"] = weights.pop("w2").reshape(4, 16).T.copy()
+    del weights["b2"]
+    used = {name for item in INSIDE[inside] for name in item.input}
+    values = {name: value for name, value in CONSTANTS.items() if name in used}
+    model = model_of([*nodes[:-1], *INSIDE[inside]], {**weights, **values}, "out", shape=(1, 3, SIDE, SIDE))
+    bundle, _ = brought(model, tmp_path, colors)
+    files, pixels = read_pixels(colors)
+    expected = one_by_one(model, (pixels / 255).astype(np.float32))
+    with load(bundle.path, require="cpu", threads=1) as net:
+        np.testing.assert_allclose([net(file).logits for file in files], expected, atol=1e-4)
+        np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
+
+
+def test_windows_that_were_cut_with_a_fixed_number(tmp_path, colors):
+    """Attention in windows, as Swin's: [1, 8, 8, 16] is cut to [4, 4, 4, 16] and back by fixed reshapes."""
+    nodes, weights = body()
+    cut, back = np.int64([1, 16, 2, 4, 2, 4]), np.int64([1, 2, 2, 16, 4, 4])
+    nodes[2:2] = [
+        node("Reshape", ["r", "cut"], "r1"),
+        node("Transpose", ["r1"], "r2", perm=[0, 2, 4, 1, 3, 5]),
+        node("Reshape", ["r2", "windows"], "r3"),
+        node("ReduceMax", ["r3"], "m", axes=[2, 3]),
+        node("Sub", ["r3", "m"], "r4"),
+        node("Reshape", ["r4", "back"], "r5"),
+        node("Transpose", ["r5"], "r6", perm=[0, 3, 1, 4, 2, 5]),
+        node("Reshape", ["r6", "image_again"], "r7"),
+    ]
+    nodes[-2].input[0] = "r7"
+    values = {"cut": cut, "windows": np.int64([4, 16, 4, 4]), "back": back, "image_again": np.int64([1, 16, 8, 8])}
+    tail = node("Flatten", ["z"], "out")
+    model = model_of([*nodes, tail], {**weights, **values}, "out", shape=(1, 3, SIDE, SIDE))
+    bundle, _ = brought(model, tmp_path, colors)
+    files, pixels = read_pixels(colors)
+    expected = one_by_one(model, (pixels / 255).astype(np.float32))
+    assert bundle.manifest.inputs[0].shape[0] == "batch"
+    with load(bundle.path, require="cpu", threads=1) as net:
+        np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
+
+
+def test_an_image_is_no_row_of_classes(tmp_path, colors):
+    model = model_of([node("Relu", ["image"], "out")], {}, "out")
+    with pytest.raises(ModelError, match=r"output out has shape \[16, 3, 16, 16\] for 16 images; accepted: one row"):
+        brought(model, tmp_path, colors)
+
+
+def test_labels_fit_the_outputs_of_one_image(tmp_path, colors):
+    nodes, weights = body(columns=5)
+    model = model_of([*nodes, node("Squeeze", ["z"], "out")], weights, "out", shape=(1, 3, SIDE, SIDE))
+    with pytest.raises(UsageError, match=r"4 labels were given .* but the model has 5 outputs"):
+        brought(model, tmp_path, colors, labels=LABELS)
