@@ -36,7 +36,7 @@ _NOT_SAID: Final = (
     *(KeyError, RuntimeError, ValueError),
     *(onnx.checker.ValidationError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError),
 )
-"""What onnx raises where it cannot infer: the operator or a type is not known, or the node is wrong."""
+"""Errors of onnx where it cannot infer: the operator or a type is not known, or the node is wrong."""
 
 
 def check_bounds(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -78,7 +78,7 @@ def output_types(
 def compute_constant(
     node: NodeProto, values: Mapping[str, TensorProto], opsets: Sequence[onnx.OperatorSetIdProto], limit: int
 ) -> list[npt.NDArray[Any]] | None:
-    """Return what a node makes of constants; ``None`` if that is random, large, slow or not possible.
+    """Return the result of a node on constants; ``None`` if that is random, large, slow or not possible.
 
     Args:
         node: The node.
