@@ -20,10 +20,9 @@ from krl_runtime.bundle.output_kind import scores_of
 from krl_runtime.errors import BackendError, ModelError
 
 from .edit import GraphEditor
-from .files import to_bytes
 from .number_types import FLOATS
 from .operators import MOVES_OR_CASTS
-from .session import open_cpu
+from .parts import part_of, run_part
 
 __all__ = ["Activation", "ClassOutput", "as_in_file", "read_output", "scores_tensor", "with_output"]
 
@@ -135,19 +134,19 @@ def read_output(model: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]], cl
     nodes, leaves = _end(graph, output)
     tensors = [*leaves, *(name for node in nodes for name in node.output if name)]
     try:
-        values = _run(_part(graph, graph.nodes, graph.inputs, tensors), feed)
+        values = run_part(part_of(graph, graph.nodes, graph.inputs, tensors), feed)
         plain = output
         for name in tensors:  # from the one that is farthest from the output
             inner, ends = _end(graph, output, stop=name)
             alone = [end for end in ends if values[end].dtype == np.float32] == [name]
             if not alone or values[name].dtype != np.float32 or values[name].size != images * classes:
                 continue
-            function = _activation(_part(graph, inner, ends, [output]), values, name, (images, classes))
+            function = _activation(part_of(graph, inner, ends, [output]), values, name, (images, classes))
             if function:
                 return ClassOutput(name, function)
             if function == "" and plain == output:
                 plain = name
-        return ClassOutput(plain, "", _is_bounded(_part(graph, nodes, leaves, [output]), values, leaves))
+        return ClassOutput(plain, "", _is_bounded(part_of(graph, nodes, leaves, [output]), values, leaves))
     except BackendError:  # the end does not run by itself, so that nothing is known of it
         return ClassOutput(output)
 
@@ -196,31 +195,6 @@ def _end(graph: GraphEditor, output: str, stop: str = "") -> tuple[list[NodeProt
     return [node for node in graph.nodes if id(node) in chosen], list(leaves)
 
 
-def _part(
-    graph: GraphEditor, nodes: Sequence[NodeProto], inputs: Sequence[str], outputs: Sequence[str]
-) -> onnx.ModelProto:
-    """Return a part of a graph as a model of its own."""
-    used = {name for node in nodes for name in node.input}
-    made = helper.make_graph(
-        nodes,
-        "part",
-        [helper.make_tensor_value_info(name, graph.dtype(name), None) for name in inputs],
-        [helper.make_tensor_value_info(name, graph.dtype(name), None) for name in outputs if name not in inputs],
-        [tensor for name, tensor in graph.constants.items() if name in used],
-    )
-    return helper.make_model(made, opset_imports=graph.opset_imports, ir_version=graph.ir_version)
-
-
-def _run(part: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Run a model, and return its inputs and outputs by name."""
-    try:
-        names = [value.name for value in part.graph.output]
-        outputs = open_cpu(to_bytes(part)).run(names, dict(feed)) if names else []
-    except Exception as error:  # ONNX Runtime's own types share no base class but this one
-        raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
-    return {**feed, **dict(zip(names, outputs, strict=True))}
-
-
 def _activation(
     part: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, int]
 ) -> Activation | None:
@@ -230,7 +204,7 @@ def _activation(
     others = {value.name: values[value.name] for value in part.graph.input}
     for spread in _SPREADS:
         given = rng.normal(0, spread, values[name].shape).astype(np.float32)
-        made = list(_run(part, {**others, name: given}).values())[-1].reshape(shape)
+        made = list(run_part(part, {**others, name: given}).values())[-1].reshape(shape)
         functions = [each for each in functions if np.abs(as_in_file(each, given.reshape(shape)) - made).max() < _CLOSE]
     return functions[0] if functions else None
 
@@ -241,5 +215,5 @@ def _is_bounded(part: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]], l
     floats = [name for name in leaves if values[name].dtype == np.float32]
     feed = {name: values[name] for name in leaves}
     feed |= {name: rng.normal(0, _WIDE, values[name].shape).astype(np.float32) for name in floats}
-    made = list(_run(part, feed).values())[-1]
+    made = list(run_part(part, feed).values())[-1]
     return bool((made >= 0).all() and (made <= 1).all())

@@ -15,7 +15,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from . import LOGITS, PIXELS
 from .edit import GraphEditor
 from .image_input import Signature, feed_pixels
-from .open_batch import open_batch
+from .open_batch import Shapes, open_batch
 
 __all__ = ["Head", "to_classifier"]
 
@@ -42,7 +42,13 @@ class Head:
 
 
 def to_classifier(
-    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, head: Head, *, opened: bool
+    model: onnx.ModelProto,
+    taken: Signature,
+    preprocessing: Preprocessing,
+    head: Head,
+    *,
+    opened: bool,
+    shapes: Shapes | None = None,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with input ``pixels``, uint8, and output ``logits``, and a list of the changes.
 
@@ -52,6 +58,7 @@ def to_classifier(
         preprocessing: Size, mean and std of its input.
         head: Where the output is taken from.
         opened: Open the batch; see ``krl_deploy.graph.open_batch``. Else it is fixed to 1.
+        shapes: Shapes by which it is opened.
 
     Raises:
         ModelError: The rewritten graph is not valid.
@@ -60,7 +67,7 @@ def to_classifier(
     rank = len(graph.shape(head.source) or ())
     graph.declare_output(head.source, TensorProto.FLOAT, None)
     model = graph.close()
-    graph = GraphEditor(open_batch(model) if opened else model)
+    graph = GraphEditor(open_batch(model, shapes) if opened else model)
     source, output = graph.inputs[0], head.source
     changes = feed_pixels(graph, source, preprocessing, taken)
     if rank != 2 or len(graph.shape(output) or ()) != 2:

@@ -24,6 +24,7 @@ from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, any_signature
 from krl_deploy.graph.number_types import has_other_floats, widened
+from krl_deploy.graph.open_batch import measured_shapes
 from krl_deploy.graph.operators import INTEGER
 from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
@@ -212,9 +213,15 @@ def _meaning(
     expected: npt.NDArray[np.float32],
 ) -> Meaning:
     """Return the meaning of the output."""
+    return read_meaning(model, _one_run(taken, preprocessing, pixels), expected, config.output_kind)
+
+
+def _one_run(
+    taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return inputs of one run: of the file's fixed batch, or of one image."""
     count = taken.shape[0] if isinstance(taken.shape[0], int) else 1
-    feed = as_taken(taken, preprocessing, pixels[np.arange(count) % len(pixels)])
-    return read_meaning(model, {taken.input: feed}, expected, config.output_kind)
+    return {taken.input: as_taken(taken, preprocessing, pixels[np.arange(count) % len(pixels)])}
 
 
 def _rewrite(
@@ -228,14 +235,16 @@ def _rewrite(
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
     """Return the bundle's graph, a list of the changes, and its outputs for ``pixels``, equal to the original's."""
     failure: KrlError | None = None
-    for opened in (True, False):
+    only_open = isinstance(taken.shape[0], int) and taken.shape[0] != 1
+    for opened, measured in ((True, False), (True, True), (False, False)):
+        if only_open and not opened:
+            break
         try:
-            candidate, changes = to_classifier(model, taken, preprocessing, meaning.head, opened=opened)
+            shapes = measured_shapes(model, _one_run(taken, preprocessing, pixels)) if measured else None
+            candidate, changes = to_classifier(model, taken, preprocessing, meaning.head, opened=opened, shapes=shapes)
             outputs = _check_same(candidate, pixels, meaning, expected, tolerance)
         except (BackendError, CheckFailedError, ModelError) as error:
             failure = failure or error
-            if isinstance(taken.shape[0], int) and taken.shape[0] != 1:
-                break
             continue
         if not opened:
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)

@@ -125,6 +125,58 @@ def test_windows_that_were_cut_with_a_fixed_number(tmp_path, colors):
         np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
 
 
+def test_a_shape_that_is_computed_from_constants_and_sizes(tmp_path, colors):
+    """As the older exporter of torch writes windows: the batch as a constant, and the number of windows computed."""
+    nodes, weights = body()
+    nodes[2:2] = [
+        node("Shape", ["r"], "sizes"),
+        node("Slice", ["sizes", "two", "three"], "side"),
+        node("Div", ["side", "half"], "count"),
+        node("Concat", ["one", "features", "count", "half", "side"], "target", axis=0),
+        node("Reshape", ["r", "target"], "r1"),
+        node("ReduceMax", ["r1"], "r2", axes=[3], keepdims=0),
+    ]
+    nodes[-2].input[0] = "r2"
+    named = {"one": 1, "two": 2, "three": 3, "half": 4, "features": 16}
+    values = {**weights, **{name: np.int64([value]) for name, value in named.items()}}
+    model = model_of([*nodes, node("Flatten", ["z"], "out")], values, "out", shape=(1, 3, SIDE, SIDE))
+    opened_and_equal(model, tmp_path, colors)
+
+
+def test_a_token_that_is_joined_to_the_parts_of_one_image(tmp_path, colors):
+    """As vision transformers have it: a constant [1, 16, 1, 1] beside the features of the image."""
+    nodes, weights = body()
+    nodes[2:3] = [
+        node("GlobalMaxPool", ["r"], "m"),
+        node("Concat", ["token", "m"], "j", axis=2),
+        node("ReduceMean", ["j"], "g", axes=[2]),
+    ]
+    weights["token"] = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16, 1, 1)
+    model = model_of([*nodes, node("Flatten", ["z"], "out")], weights, "out", shape=(1, 3, SIDE, SIDE))
+    opened_and_equal(model, tmp_path, colors)
+
+
+def test_a_view_that_is_written_as_a_gather(tmp_path, colors):
+    """As torch's exporter writes ``as_strided``: all values in a row, and the indices 0, 1, 2 and so on."""
+    nodes, weights = body()
+    tail = [node("Reshape", ["z", "flat"], "v"), node("Gather", ["v", "all"], "out")]
+    values = {**weights, "flat": np.int64([-1]), "all": np.arange(4).reshape(1, 4)}
+    opened_and_equal(model_of([*nodes, *tail], values, "out", shape=(1, 3, SIDE, SIDE)), tmp_path, colors)
+    weights["w"] = np.random.default_rng(3).normal(size=(16, 4)).astype(np.float32)
+    inner = [node("Reshape", ["g", "flat"], "v"), node("Gather", ["v", "all"], "u"), node("Gemm", ["u", "w"], "out")]
+    values = {**weights, "flat": np.int64([-1]), "all": np.arange(16).reshape(1, 16)}
+    opened_and_equal(model_of([*nodes[:-1], *inner], values, "out", shape=(1, 3, SIDE, SIDE)), tmp_path, colors)
+
+
+def opened_and_equal(model, tmp_path, colors):
+    bundle, _ = brought(model, tmp_path, colors)
+    files, pixels = read_pixels(colors)
+    expected = one_by_one(model, (pixels / 255).astype(np.float32))
+    assert bundle.manifest.inputs[0].shape[0] == "batch"
+    with load(bundle.path, require="cpu", threads=1) as net:
+        np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
+
+
 def test_an_image_is_no_row_of_classes(tmp_path, colors):
     model = model_of([node("Relu", ["image"], "out")], {}, "out")
     with pytest.raises(ModelError, match=r"output out has shape \[16, 3, 16, 16\] for 16 images; accepted: one row"):
