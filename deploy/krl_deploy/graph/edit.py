@@ -211,6 +211,9 @@ class GraphEditor:
         result = helper.make_model(shell, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
         result.producer_name, result.producer_version = self._model.producer_name, self._model.producer_version
         result = infer(result)
+        for value in result.graph.output:  # operators of other domains say nothing of their shapes
+            if not value.type.tensor_type.HasField("shape") and value.name in self._values:
+                value.CopyFrom(self._values[value.name])
         try:
             onnx.checker.check_model(result)
         except onnx.checker.ValidationError as error:
