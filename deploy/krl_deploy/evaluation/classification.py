@@ -167,14 +167,15 @@ class Classification(Task):
             doubts.append(f"the images are of classes that the model does not have: {some(self.other_classes)}")
         if better_than_chance(reference.classes) or not self.used:
             return doubts  # the model knows the images
-        manifest, golden = self.bundle.manifest, self.bundle.golden()
-        known = golden[manifest.inputs[0].name], golden[manifest.outputs[0].name]
-        session = open_cpu(self.bundle.file(manifest.variants["fp32"].file).read_bytes())
-        if len(known[0]) < LEAST_GOLDEN:
-            doubts.append(f"whether the images are the model's cannot be seen from {len(known[0])} golden inputs")
+        manifest = self.bundle.manifest
+        known = self.bundle.golden()[manifest.inputs[0].name]
+        if len(known) < LEAST_GOLDEN:
+            doubts.append(f"whether the images are the model's cannot be seen from {len(known)} golden inputs")
             return doubts
+        session = open_cpu(self.bundle.file(manifest.variants["fp32"].file).read_bytes())
+        logits = outputs_of(session, known)
         for use, images in self.used.items():
-            shift = distribution_shift(*known, images, outputs_of(session, images))
+            shift = distribution_shift(known, logits, images, outputs_of(session, images))
             if shift:
                 doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
         return doubts

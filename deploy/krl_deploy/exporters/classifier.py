@@ -57,7 +57,16 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
 
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
-    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set."""
+    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set.
+
+    Images of a class follow each other there. The first ones become golden inputs, so they are taken from all classes.
+    """
+    pixels = _decoded_inputs(config, run)
+    step = -(-len(pixels) // config.golden)
+    return pixels[np.argsort(np.arange(len(pixels)) % step, kind="stable")]
+
+
+def _decoded_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
     count = max(config.golden, PARITY_INPUTS)
     if config.data is not None:
         folder = open_data(config.data, on_bad=config.on_bad_image)

@@ -66,7 +66,7 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
     preprocessing = _preprocessing(config, taken)
     folder = open_data(config.data, on_bad=config.on_bad_image)
     images = choose_any(folder, config.val_limit)
-    pixels, golden = decode(images[: config.golden], preprocessing, on_bad=config.on_bad_image)
+    pixels, golden = decode(choose_any(folder, config.golden), preprocessing, on_bad=config.on_bad_image)
     expected = class_outputs(original, taken, preprocessing, pixels)
     model, changes = _float32(original)
     taken = in_float32(taken)
