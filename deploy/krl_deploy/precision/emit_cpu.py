@@ -121,7 +121,9 @@ class _Emitter:
         kept = {name: _why_float(graph, item) or self.keep.get(name) for name, item in weighted.items()}
         if self.image:
             free = [item.node for name, item in weighted.items() if kept[name] is None and item.node.op_type == "Conv"]
-            kept |= {node.name: _IMAGE for node in free if _writes_the_output(graph, node, self.consumers)}
+            last = {node.name: _IMAGE for node in free if _writes_the_output(graph, node, self.consumers)}
+            if any(why is None and name not in last for name, why in kept.items()):  # else nothing would be in INT8
+                kept |= last
         kept |= {
             name: _READ_IN_FLOAT for name in weighted if kept[name] is None and self._read_in_float(weighted[name])
         }
