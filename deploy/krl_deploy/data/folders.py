@@ -60,11 +60,14 @@ def choose(folder: ImageFolder, split: str, limit: int, *, val_fraction: float) 
 
 def without_copies(images: Sequence[ImageFile], others: Sequence[ImageFile]) -> list[ImageFile]:
     """Return the images whose content none of the others has."""
-    sizes = {image.path.stat().st_size for image in others}
-    alike = {image: image.path.stat().st_size in sizes for image in images}
-    both = {image.path.stat().st_size for image, possible in alike.items() if possible}
-    contents = {sha256_file(image.path) for image in others if image.path.stat().st_size in both}
-    return [image for image, possible in alike.items() if not (possible and sha256_file(image.path) in contents)]
+    sizes, other_sizes = ([image.path.stat().st_size for image in each] for each in (images, others))
+    both = set(sizes) & set(other_sizes)  # only files of the same size can be alike, so no others are read
+    contents = {sha256_file(image.path) for image, size in zip(others, other_sizes, strict=True) if size in both}
+    return [
+        image
+        for image, size in zip(images, sizes, strict=True)
+        if size not in both or sha256_file(image.path) not in contents
+    ]
 
 
 def choose_two(

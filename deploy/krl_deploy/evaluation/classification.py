@@ -26,7 +26,7 @@ from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import outputs_of
 from .shift import LEAST_GOLDEN, SAMPLE, distribution_shift
-from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, worst
+from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, largest_drop
 
 __all__ = ["Classification"]
 
@@ -149,7 +149,7 @@ class Classification(Task):
             precision,
             count=count,
             agreement=min(score.agreement for score in variants),
-            drop=self._drop(scores),
+            drop=largest_drop(scores),
             snr_db=min(score.snr_db for score in variants),
             classes=[item for score in variants for item in score.classes],
             known=reference.top1 is None or better_than_chance(reference.classes),
@@ -184,7 +184,7 @@ class Classification(Task):
         """Return the drop, recall of the classes, the limits, and whether enough was judged."""
         rows = self._recalls(scores)
         recall = {name: {"images": count, **dict(zip(scores, each, strict=True))} for name, count, *each in rows}
-        return {"drop_points": self._drop(scores), **({"recall": recall} if recall else {}), **judged(verdict)}
+        return {"drop_points": largest_drop(scores), **({"recall": recall} if recall else {}), **judged(verdict)}
 
     def remark(self, count: int, scores: Mapping[str, PredictionScore]) -> str:
         """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""
@@ -223,13 +223,6 @@ class Classification(Task):
             )
             for position in positions
         ]
-
-    def _drop(self, scores: Mapping[str, PredictionScore]) -> float | None:
-        """Return the largest drop of top-1 in points; ``None`` without labels."""
-        reference, *variants = scores.values()
-        if reference.top1 is None:
-            return None
-        return worst([score.drop or 0.0 for score in variants])
 
 
 def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from krl_runtime.evaluation.gate import Verdict, judge_images
 from krl_runtime.evaluation.images import ImageScore, ImageTally
 from krl_runtime.evaluation.limits import EXACT, LEAST_PSNR, MAX_DROP_DB
 
-from .task import EvaluationOptions, Task, judged, worst
+from .task import EvaluationOptions, Task, judged, largest_drop
 
 __all__ = ["ImageTask"]
 
@@ -66,7 +66,7 @@ class ImageTask(Task):
         return judge_images(
             precision,
             psnr=min(score.psnr_to_fp32 for score in variants),
-            drop=self._drop(scores),
+            drop=largest_drop(scores) if self.true else None,
             max_drop=self.options.max_drop,
             min_psnr=self.options.min_psnr,
             doubts=self.doubts,
@@ -75,12 +75,5 @@ class ImageTask(Task):
 
     def evidence(self, scores: Mapping[str, ImageScore], verdict: Verdict) -> dict[str, Any]:
         """Return the drop or the least PSNR, and the limits."""
-        own = {"drop_db": self._drop(scores)} if self.true else {"min_psnr": verdict.limits["least_psnr_db"]}
+        own = {"drop_db": largest_drop(scores)} if self.true else {"min_psnr": verdict.limits["least_psnr_db"]}
         return {**own, **judged(verdict)}
-
-    def _drop(self, scores: Mapping[str, ImageScore]) -> float | None:
-        """Return the largest drop of PSNR to the true images in dB; ``None`` if they are not known."""
-        reference, *variants = scores.values()
-        if not self.true or reference.psnr is None:
-            return None
-        return worst([score.drop or 0.0 for score in variants])

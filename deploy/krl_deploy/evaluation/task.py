@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -26,7 +26,7 @@ __all__ = [
     "Tally",
     "Task",
     "judged",
-    "worst",
+    "largest_drop",
 ]
 
 Batch: TypeAlias = "tuple[Inputs, npt.NDArray[Any] | None]"
@@ -205,6 +205,15 @@ def judged(verdict: Verdict) -> dict[str, Any]:
     return {"limits": dict(verdict.limits), "judged": verdict.judged, "doubts": list(verdict.doubts)}
 
 
-def worst(values: Sequence[float]) -> float:
-    """Return the largest drop, rounded, since 1 of 100 images is 1 point and not 1.00…09."""
-    return round(max(values), 9)
+def largest_drop(scores: Mapping[str, Scored]) -> float | None:
+    """Return the largest drop of any variant, rounded, since 1 of 100 images is 1 point and not 1.00…09.
+
+    Args:
+        scores: By the name of the file; the first one is the reference.
+
+    Returns:
+        ``None`` where the truth is not known.
+    """
+    _, *variants = scores.values()
+    drops = [score.drop for score in variants if score.drop is not None]
+    return round(max(drops), 9) if len(drops) == len(variants) else None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from krl_runtime.images.luma import mean_psnr
 
-from .predictions import snr_db
+from .predictions import drop_cell, snr_db
 
 __all__ = ["ImageScore", "ImageTally"]
 
@@ -45,12 +45,9 @@ class ImageScore:
 
     def cells(self, reference: ImageScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
-        drop = None if self.drop is None else f"{self.drop:.3f}"
-        if drop is not None and self is not reference:
-            drop += f" ± {self.drop_error:.3f}"
         return (
             None if self.psnr is None else f"{self.psnr:.3f}",
-            drop,
+            drop_cell(self.drop, None if self is reference else self.drop_error, 3),
             f"{self.psnr_to_fp32:.2f}",
             f"{self.max_error:.4g}",
         )

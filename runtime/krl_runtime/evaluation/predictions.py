@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from krl_runtime.bundle.output_kind import OutputKind, is_multi_label, margins, predictions_of, same
 
-__all__ = ["ClassCounts", "PredictionScore", "PredictionTally", "better_than_chance", "resolution", "snr_db"]
+__all__ = [
+    "ClassCounts",
+    "PredictionScore",
+    "PredictionTally",
+    "better_than_chance",
+    "drop_cell",
+    "resolution",
+    "snr_db",
+]
 
 _EQUAL_DB = 200.0  # of outputs that are equal: their ratio would be infinite, and no JSON number
 
@@ -77,12 +85,9 @@ class PredictionScore:
 
     def cells(self, reference: PredictionScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
-        drop = None if self.drop is None else f"{self.drop:.2f}"
-        if drop is not None and self is not reference:
-            drop += f" ± {self.drop_error:.2f}"
         return (
             None if self.top1 is None else f"{self.top1:.2%}",
-            drop,
+            drop_cell(self.drop, None if self is reference else self.drop_error, 2),
             f"{self.agreement:.2%}",
             f"{self.snr_db:.1f}",
             f"{self.max_error:.4g}",
@@ -144,6 +149,18 @@ class PredictionTally:
         error = 100 * math.sqrt(max(0.0, variance) / self.count)
         drop = 100 * (lost - gained) / self.count
         return PredictionScore(right / self.count, drop, error, agreement, snr, self.error, classes)
+
+
+def drop_cell(drop: float | None, error: float | None, digits: int) -> str | None:
+    """Return a drop of accuracy for people, with its standard error if there is one.
+
+    Example:
+        >>> drop_cell(0.3, 0.21, 2), drop_cell(0.0, None, 3), drop_cell(None, None, 2)
+        ('0.30 ± 0.21', '0.000', None)
+    """
+    if drop is None:
+        return None
+    return f"{drop:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def snr_db(signal: float, noise: float) -> float:

@@ -16,7 +16,6 @@ from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generato
 from krl_deploy.cli import main
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
-from krl_deploy.evaluation.images import ImageTask
 from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import ExportPlan
@@ -231,7 +230,7 @@ def test_half_and_quantize_of_a_restorer(restorer_run, photographs, tmp_path, ca
 
 
 def test_the_gate_in_db(restorer_run, photographs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ImageTask, "_drop", lambda self, scores: 0.3)
+    monkeypatch.setattr("krl_deploy.evaluation.images.largest_drop", lambda scores: 0.3)
     bundle = exported(restorer_run, tmp_path)
     before = (bundle.path / "manifest.json").read_bytes()
     assert main(["quantize", str(bundle.path), "--data", str(photographs), "--max-drop", "0.2"]) == 1

@@ -117,12 +117,7 @@ def test_windows_that_were_cut_with_a_fixed_number(tmp_path, colors):
     values = {"cut": cut, "windows": np.int64([4, 16, 4, 4]), "back": back, "image_again": np.int64([1, 16, 8, 8])}
     tail = node("Flatten", ["z"], "out")
     model = model_of([*nodes, tail], {**weights, **values}, "out", shape=(1, 3, SIDE, SIDE))
-    bundle, _ = brought(model, tmp_path, colors)
-    files, pixels = read_pixels(colors)
-    expected = one_by_one(model, (pixels / 255).astype(np.float32))
-    assert bundle.manifest.inputs[0].shape[0] == "batch"
-    with load(bundle.path, require="cpu", threads=1) as net:
-        np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
+    opened_and_equal(model, tmp_path, colors)
 
 
 def test_a_shape_that_is_computed_from_constants_and_sizes(tmp_path, colors):
