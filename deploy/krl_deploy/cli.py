@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krl_runtime.cli.commandline import next_command, print_json
@@ -38,19 +38,17 @@ def export(config: ExportConfig) -> None:
 
 
 def import_onnx(config: ImportConfig) -> None:
-    """Turn a third-party ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
+    """Turn a third-party ONNX classifier, restorer or generator into a bundle: its input and output become krl's."""
     result = verbs.import_onnx(config)
     found = result.details
-    kind, form = ("top-1", "{:.2%}") if "top1" in found else ("PSNR in dB", "{:.2f}")
-    value = found["top1" if "top1" in found else "psnr"]
     facts = {
         "input": found["input"],
         "opset": found["opset"],
         "changes": "; ".join(found["changes"]),
-        kind: "not measured" if value is None else f"{form.format(value)} on {found['count']} images",
+        **_measured(found),
     }
     _print(result, table(("bundle", str(result.bundle)), facts.items()), config.json)
-    next_command(f"krl-deploy quantize {result.bundle} --data {config.data}")
+    next_command(f"krl-deploy quantize {result.bundle}{'' if config.data is None else f' --data {config.data}'}")
 
 
 def fp16(config: Fp16Config) -> None:
@@ -109,6 +107,16 @@ def _print(result: Result, shown: str, json: bool) -> None:
         print_json(result.to_dict())
     else:
         print(shown)
+
+
+def _measured(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was measured of an imported model, for people."""
+    if "parity" in found:
+        parity = found["parity"]
+        return {"largest difference": f"{parity['max_abs_error']:.3g} of 255 on {parity['inputs']} latents"}
+    kind, form = ("top-1", "{:.2%}") if "top1" in found else ("PSNR in dB", "{:.2f}")
+    value = found["top1" if "top1" in found else "psnr"]
+    return {kind: "not measured" if value is None else f"{form.format(value)} on {found['count']} images"}
 
 
 def _measured_on(result: verbs.VariantResult) -> str:

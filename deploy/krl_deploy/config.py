@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -81,21 +82,33 @@ class ExportConfig:
             raise UsageError(f"--tolerance is {self.tolerance}; accepted: above 0")
 
 
+_ON_IMAGES = ("classification", "restoration")
+_IMPORTS_FOR: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("labels", "output_kind"), ("classification",)),
+    **dict.fromkeys(("scale", "color", "degradation"), ("restoration",)),
+    **dict.fromkeys(("output_range", "latent_distribution"), ("generation",)),
+    **dict.fromkeys(("output", "channel_order"), ("classification", "generation")),
+    **dict.fromkeys(("data", "mean", "std", "input_range", "resize", "crop_fraction"), _ON_IMAGES),
+    **dict.fromkeys(("interpolation", "decode_tolerance", "val_limit", "on_bad_image"), _ON_IMAGES),
+}
+"""Tasks that an option of ``krl-deploy import`` is for; the others are for all."""
+
+
 @dataclass(frozen=True)
 class ImportConfig:
     """Options of ``krl-deploy import``."""
 
     model: tyro.conf.Positional[Path]
-    """The ONNX file: one image input, channels first or last or flat, and an output of classes, or of images."""
+    """The ONNX file: an image (channels first or last, or flat) or a latent in, classes or images out."""
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
-    data: Path
+    data: Path | None = None
     """Folder of real images for the golden inputs. If its classes are the labels, they also measure the accuracy. For
-    restoration give undamaged images, which measure the PSNR."""
+    restoration give undamaged images, which measure the PSNR; for generation none."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs, or one file: a name on each line, or JSON; for classification."""
-    task: Literal["classification", "restoration"] = "classification"
-    """Task of the model: a class for each image, or a better or larger image."""
+    task: Literal["classification", "restoration", "generation"] = "classification"
+    """Task of the model: a class for each image, a better or larger image, or an image of a latent."""
     scale: int | None = None
     """For restoration: factor from the sides of the input to those of the output; left out: from the file's shapes."""
     color: Literal["y", "rgb", "gray"] | None = None
@@ -109,16 +122,21 @@ class ImportConfig:
     input_range: Literal["0-1", "0-255", "symmetric"] = "0-1"
     """Pixels before mean and std: divided by 255, as they are, or -1 to 1 (classification)."""
     channel_order: ChannelOrder = "rgb"
-    """For classification: order of the model's channels, also in --mean and --std."""
+    """For classification and generation: order of the model's channels, also in --mean and --std."""
     output: str | None = None
-    """For classification: the output with the classes, or any tensor, if the model has several outputs."""
+    """The output with the classes, or a generator's images, or any tensor, if the model has several outputs."""
+    output_range: OutputRange | None = None
+    """For generation: black and white of the model's images: -1 and 1 (symmetric), 0 and 1, or 0 and 255; left out:
+    read from the graph."""
+    latent_distribution: Literal["normal", "uniform"] = "normal"
+    """For generation: latents of the training: of a standard normal distribution, or uniform from -1 to 1."""
     output_kind: FileKind | None = None
     """For classification: meaning of the output, read from the graph if left out. sigmoid: scores of independent
     classes; sigmoid-logits: before the sigmoid."""
     height: int | None = None
-    """Height of the input; needed if the model leaves it open."""
+    """Height of the input, or of a generator's images; needed if the model leaves it open."""
     width: int | None = None
-    """Width of the input; needed if the model leaves it open."""
+    """Width of the input, or of a generator's images; needed if the model leaves it open."""
     resize: Literal["crop", "stretch"] = "crop"
     """Keep proportions and cut the center out, or stretch."""
     crop_fraction: float = 1.0
@@ -141,27 +159,27 @@ class ImportConfig:
     def __post_init__(self) -> None:
         """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
-        given = {
-            "labels": bool(self.labels),
-            "scale": self.scale is not None,
-            "color": self.color is not None,
-            "output": self.output is not None,
-            "output_kind": self.output_kind is not None,
-            "channel_order": self.channel_order != "rgb",
-        }
-        classifying = self.task == "classification"
-        others = ("scale", "color") if classifying else tuple(name for name in given if name not in ("scale", "color"))
-        wrong = [name for name in others if given[name]]
-        if wrong:
-            raise UsageError(
-                f"{option_name(wrong[0])} is not for --task {self.task}; leave it out, or give the other task"
-            )
-        if not classifying and self.input_range == "symmetric":
+        for field in fields(self):
+            tasks = _IMPORTS_FOR.get(field.name, (self.task,))
+            if self.task not in tasks and getattr(self, field.name) != field.default:
+                raise UsageError(
+                    f"{option_name(field.name)} is not for --task {self.task}; leave it out, or give --task "
+                    f"{' or '.join(tasks)}"
+                )
+        if self.task == "restoration" and self.input_range == "symmetric":
             raise UsageError("--input-range symmetric is for classification; for restoration give 0-1 or 0-255")
-        if classifying and not self.labels:
+        if self.task == "classification" and not self.labels:
             raise UsageError("--labels is missing; give the class names, or a file with a name on each line")
+        if self.task != "generation" and self.data is None:
+            raise UsageError(f"--data is missing; --task {self.task} needs a folder of real images")
         if self.scale is not None and not 1 <= self.scale <= 16:
             raise UsageError(f"--scale is {self.scale}; accepted: 1 to 16")
+
+    @property
+    def images(self) -> Path:
+        """Return the folder of real images, which all tasks but generation have."""
+        assert self.data is not None  # noqa: S101  for the type checker: see __post_init__
+        return self.data
 
 
 @dataclass(frozen=True)
@@ -300,6 +318,10 @@ class CheckConfig:
 
 ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
 """Order in which a model takes the channels of an image."""
+
+
+OutputRange: TypeAlias = Literal["symmetric", "0-1", "0-255"]
+"""Range of a generator's values, from black to white; symmetric is -1 to 1."""
 
 
 FileKind: TypeAlias = Literal["logits", "probabilities", "log-probabilities", "sigmoid", "sigmoid-logits"]

@@ -128,7 +128,7 @@ def export(config: ExportConfig | None = None, /, **options: Any) -> BundleResul
 
 
 def import_onnx(config: ImportConfig | None = None, /, **options: Any) -> BundleResult:
-    """Turn a third-party ONNX classifier or restorer into a bundle: preprocessing is put into the graph.
+    """Turn a third-party ONNX classifier, restorer or generator into a bundle: its input and output become krl's.
 
     Args:
         config: A whole configuration; or give options.

@@ -21,11 +21,12 @@ from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
 from .images import ImageTask
 from .task import Batch, CalibrationData, EvaluationOptions
 
-__all__ = ["MOST_GENERATED", "Generation", "images_of", "random_conditions", "random_inputs"]
+__all__ = ["GOLDEN_SEED", "MOST_GENERATED", "Generation", "images_of", "random_conditions", "random_inputs"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
 _CALIBRATION_SEED, _EVALUATION_SEED, _PLANNING_SEED = 0, 1, 2  # no two of these have the same latents
+GOLDEN_SEED = 2  # that of the golden inputs: neither to calibrate nor to measure on
 
 
 class Generation(ImageTask):
@@ -66,7 +67,8 @@ def random_inputs(settings: Mapping[str, Any], count: int, seed: int) -> dict[st
         count: How many.
         seed: Of the latents and the conditions.
     """
-    inputs: dict[str, npt.NDArray[Any]] = {LATENT: latents_of(seed, count, settings["latent"]["size"])}
+    latent = settings["latent"]
+    inputs: dict[str, npt.NDArray[Any]] = {LATENT: latents_of(seed, count, latent["size"], latent["distribution"])}
     if settings.get("condition") is not None:
         inputs[CONDITION] = encode(random_conditions(settings["condition"], count, seed), settings["condition"])
     return inputs

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.evaluation.generation import random_inputs
+from krl_deploy.evaluation.generation import GOLDEN_SEED, random_inputs
 from krl_deploy.graph import IMAGES
 from krl_deploy.graph.edit import GraphEditor
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["generator_graph", "plan_generator", "settings_of"]
 
-_GOLDEN_SEED = 2  # calibration has seed 0 and the evaluation 1
-
 
 def plan_generator(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a generator, and draw inputs; see ``krl_deploy.exporters.export``."""
@@ -33,7 +31,7 @@ def plan_generator(config: ExportConfig, run: Run) -> ExportPlan:
     network, preprocessing = run.module(), run.record.preprocessing
     assert isinstance(network, GeneratorNetwork)  # noqa: S101  for the type checker
     settings = settings_of(network)
-    inputs = random_inputs(settings, max(config.golden, PARITY_INPUTS), _GOLDEN_SEED)
+    inputs = random_inputs(settings, max(config.golden, PARITY_INPUTS), GOLDEN_SEED)
     model = generator_graph(network, inputs, config.opset)
     return ExportPlan(network, model, inputs, IMAGES, preprocessing, count_generator_macs(network), settings)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, helper
+from onnx import helper
 
 from krl_runtime.bundle.output_kind import scores_of
 from krl_runtime.errors import BackendError, ModelError
@@ -22,14 +22,14 @@ from krl_runtime.errors import BackendError, ModelError
 from .edit import GraphEditor
 from .number_types import FLOATS
 from .operators import MOVES_OR_CASTS
-from .parts import part_of, run_part
+from .parts import end_of, part_of, run_part
 
-__all__ = ["Activation", "ClassOutput", "as_in_file", "read_output", "scores_tensor", "with_output"]
+__all__ = ["ENDS", "Activation", "ClassOutput", "as_in_file", "read_output", "scores_tensor", "with_output"]
 
 Activation: TypeAlias = Literal["", "softmax", "log-softmax", "sigmoid"]
 """Function from logits to a file's output; ``""`` gives them as they are."""
 
-_END: Final = MOVES_OR_CASTS | {
+ENDS: Final = MOVES_OR_CASTS | {
     *(
         "Abs",
         "Add",
@@ -51,7 +51,6 @@ _END: Final = MOVES_OR_CASTS | {
 }
 """Operators that the end of a classifier may have after its last weights."""
 
-_LONGEST = 40  # operators in such an end: a softmax by hand has 5, with reshapes and casts around it
 _SPREADS = (0.5, 3.0)  # deviations of the random logits: nearly uniform probabilities, and clearly different ones
 _WIDE = 30.0  # deviation that shows whether an output has bounds: a sigmoid is 0 or 1 there
 _CLOSE = 1e-4  # largest difference from a softmax: a clip at 1e-5 passes, another temperature or smoothing does not
@@ -75,12 +74,13 @@ class ClassOutput:
     bounded: bool = False
 
 
-def with_output(model: onnx.ModelProto, name: str | None) -> onnx.ModelProto:
+def with_output(model: onnx.ModelProto, name: str | None, *, of: str = "classes") -> onnx.ModelProto:
     """Return the model with one output, without what made the others alone.
 
     Args:
         model: A model with one or more outputs.
         name: The output, or any tensor of the graph; ``None`` for the only one.
+        of: The wanted output's content, for people.
 
     Raises:
         ModelError: There are several and none was named, or there is no tensor of this name.
@@ -91,7 +91,7 @@ def with_output(model: onnx.ModelProto, name: str | None) -> onnx.ModelProto:
     graph = GraphEditor(model)
     if name is None:
         shapes = ", ".join(f"{each} {list(graph.shape(each) or ())}" for each in outputs)
-        raise ModelError(f"the model has {len(outputs)} outputs: {shapes}; give the one with the classes as --output")
+        raise ModelError(f"the model has {len(outputs)} outputs: {shapes}; give the one with the {of} as --output")
     if name not in graph.producers():
         raise ModelError(f"the model makes no tensor {name!r} for --output; its outputs are: {', '.join(outputs)}")
     graph.declare_output(name, graph.dtype(name), graph.shape(name))
@@ -131,13 +131,13 @@ def read_output(model: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]], cl
     """
     graph = GraphEditor(model)
     output, images = graph.outputs[0], len(next(iter(feed.values())))
-    nodes, leaves = _end(graph, output)
+    nodes, leaves = end_of(graph, output, ENDS)
     tensors = [*leaves, *(name for node in nodes for name in node.output if name)]
     try:
         values = run_part(part_of(graph, graph.nodes, graph.inputs, tensors), feed)
         plain = output
         for name in tensors:  # from the one that is farthest from the output
-            inner, ends = _end(graph, output, stop=name)
+            inner, ends = end_of(graph, output, ENDS, stop=name)
             alone = [end for end in ends if values[end].dtype == np.float32] == [name]
             if not alone or values[name].dtype != np.float32 or values[name].size != images * classes:
                 continue
@@ -167,32 +167,6 @@ def as_in_file(function: Activation, outputs: npt.NDArray[Any]) -> npt.NDArray[n
         values = values - values.max(axis=-1, keepdims=True)
         return np.asarray(values - np.log(np.exp(values).sum(axis=-1, keepdims=True)))
     return values
-
-
-def _end(graph: GraphEditor, output: str, stop: str = "") -> tuple[list[NodeProto], list[str]]:
-    """Return the nodes of the graph's end, in their order, and the tensors that it starts from.
-
-    Args:
-        graph: The graph.
-        output: Its output.
-        stop: A tensor that it starts from in any case.
-    """
-    producers, pending = graph.producers(), [output]
-    chosen: dict[int, NodeProto] = {}
-    leaves: dict[str, None] = {}
-    while pending:
-        name = pending.pop()
-        if not name or name in graph.constants:
-            continue
-        node = producers.get(name)
-        if node is None or name == stop or node.op_type not in _END:
-            leaves[name] = None
-        elif id(node) not in chosen and len(chosen) < _LONGEST:
-            chosen[id(node)] = node
-            pending += node.input
-        elif id(node) not in chosen:
-            leaves[name] = None
-    return [node for node in graph.nodes if id(node) in chosen], list(leaves)
 
 
 def _activation(

@@ -18,19 +18,34 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .edit import GraphEditor, attribute
 
-__all__ = ["Layout", "Signature", "any_signature", "arranged", "feed_pixels", "raise_opset", "signature"]
+__all__ = [
+    "NUMPY_FLOATS",
+    "TO_NCHW",
+    "TO_NHWC",
+    "Layout",
+    "Signature",
+    "any_signature",
+    "arranged",
+    "feed_pixels",
+    "layout_of",
+    "raise_opset",
+    "signature",
+    "unflattened",
+]
 
 Layout: TypeAlias = Literal["NCHW", "NHWC", "NHW", "flat"]
 """Order of an input's dimensions; ``"flat"`` is ``[N, C * H * W]``."""
 
 _CHANNELS: Final = (1, 3)  # gray, and colors
-_FLOATS: Final[Mapping[int, type[np.floating[Any]]]] = {
+NUMPY_FLOATS: Final[Mapping[int, type[np.floating[Any]]]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.DOUBLE: np.float64,
 }
-_TO_NHWC: Final = [0, 2, 3, 1]  # order of the axes for a Transpose from NCHW
-_TO_NCHW: Final = [0, 3, 1, 2]  # and back
+"""NumPy's types of the floats that a third-party model may take."""
+
+TO_NHWC: Final = [0, 2, 3, 1]  # order of the axes for a Transpose from NCHW
+TO_NCHW: Final = [0, 3, 1, 2]  # and back
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,8 @@ def any_signature(
         UsageError: A flat input needs height and width, or they do not fit it.
     """
     name, output, shape, dtype = _ends(model)
-    found = _layout(shape)
-    if found is None or shape is None or dtype not in (*_FLOATS, TensorProto.UINT8):
+    found = layout_of(shape)
+    if found is None or shape is None or dtype not in (*NUMPY_FLOATS, TensorProto.UINT8):
         raise ModelError(
             f"the model's input {name} is {_described(shape, dtype)}; accepted: float32, float16, float64 or uint8 of "
             "shape [batch, channels, height, width], [batch, height, width, channels], [batch, height, width] or "
@@ -107,7 +122,7 @@ def any_signature(
         "flat": (),
     }[found]
     if found == "flat":
-        planes = _unflattened(name, int(shape[1]), height, width)
+        planes = unflattened(f"input {name}", int(shape[1]), height, width)
     if order == "bgr" and planes[0] != len("bgr"):
         raise UsageError(f"--channel-order is bgr, but the model's input {name} has {planes[0]} channel; leave it out")
     return Signature(name, dtype, (batch, *planes), output, found, order)
@@ -129,7 +144,7 @@ def _described(shape: Sequence[int | str] | None, dtype: int) -> str:
     return f"{helper.tensor_dtype_to_string(dtype).removeprefix('TensorProto.')} {list(shape or ())}"
 
 
-def _layout(shape: Sequence[int | str] | None) -> Layout | None:
+def layout_of(shape: Sequence[int | str] | None) -> Layout | None:
     """Return the layout of an input; channels first where both could be."""
     if shape is None:
         return None
@@ -140,8 +155,18 @@ def _layout(shape: Sequence[int | str] | None) -> Layout | None:
     return "flat" if len(shape) == 2 and isinstance(shape[1], int) else None
 
 
-def _unflattened(name: str, size: int, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """Return channels, height and width of an image of ``size`` values: as given, or a square."""
+def unflattened(tensor: str, size: int, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """Return channels, height and width of an image of ``size`` values: as given, or a square.
+
+    Args:
+        tensor: What it is flat in, for people: ``"input x"``.
+        size: Number of its values.
+        height: Height, if it is known.
+        width: Width, if it is known.
+
+    Raises:
+        UsageError: They fit no image, or several.
+    """
     found = []
     for channels in _CHANNELS:
         pixels = size // channels
@@ -153,7 +178,7 @@ def _unflattened(name: str, size: int, height: int | None, width: int | None) ->
     if len(chosen) != 1:
         given = "" if height is None and width is None else f" with height {height} and width {width}"
         raise UsageError(
-            f"the model's input {name} has {size} values for an image, which is not one image of 1 or 3 channels"
+            f"the model's {tensor} has {size} values for an image, which is not one image of 1 or 3 channels"
             f"{given}; give the --height and --width that it was flattened from"
         )
     return chosen[0]
@@ -163,13 +188,13 @@ def arranged(images: npt.NDArray[Any], taken: Signature) -> npt.NDArray[Any]:
     """Return images ``[N, C, H, W]`` in RGB as a model takes them."""
     values = images[:, ::-1] if taken.order == "bgr" else images
     if taken.layout == "NHWC":
-        values = values.transpose(_TO_NHWC)
+        values = values.transpose(TO_NHWC)
     elif taken.layout == "NHW":
         values = values[:, 0]
     elif taken.layout == "flat":
         values = values.reshape(len(values), -1)
-    if taken.dtype in _FLOATS:
-        values = values.astype(_FLOATS[taken.dtype])
+    if taken.dtype in NUMPY_FLOATS:
+        values = values.astype(NUMPY_FLOATS[taken.dtype])
     return np.ascontiguousarray(values)
 
 
@@ -237,7 +262,7 @@ def _rearrange(graph: GraphEditor, values: str, preprocessing: Preprocessing, ta
         backwards = graph.add_constant("bgr", np.array([2, 1, 0], np.int64))
         values = graph.add("Gather", [values, backwards], "pixels_bgr", axis=1)
     if taken.layout == "NHWC":
-        return graph.add("Transpose", [values], "pixels_nhwc", perm=_TO_NHWC)
+        return graph.add("Transpose", [values], "pixels_nhwc", perm=TO_NHWC)
     if taken.layout == "NCHW":
         return values
     sides = preprocessing.shape[1:] if taken.layout == "NHW" else (math.prod(preprocessing.shape),)
@@ -249,7 +274,7 @@ def _rearrange(graph: GraphEditor, values: str, preprocessing: Preprocessing, ta
 def _undo_transposes(graph: GraphEditor, values: str, users: Sequence[NodeProto]) -> None:
     """Take out each ``Transpose`` of the model that only undoes the one before it."""
     before = graph.producers()[values].input[0]
-    undone = [node for node in users if node.op_type == "Transpose" and attribute(node, "perm", None) == _TO_NCHW]
+    undone = [node for node in users if node.op_type == "Transpose" and attribute(node, "perm", None) == TO_NCHW]
     for node in undone:
         if node.output[0] not in graph.outputs:
             graph.reroute(node.output[0], before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from .edit import GraphEditor
 from .files import to_bytes
 from .session import open_cpu
 
-__all__ = ["part_of", "run_part"]
+__all__ = ["end_of", "part_of", "run_part"]
+
+_LONGEST = 40  # operators in a graph's end: a softmax by hand has 5, with reshapes and casts around it
 
 
 def part_of(
@@ -52,3 +54,32 @@ def run_part(part: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]]) -> dic
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
     return {**feed, **dict(zip(names, outputs, strict=True))}
+
+
+def end_of(
+    graph: GraphEditor, output: str, operators: Collection[str], *, stop: str = ""
+) -> tuple[list[NodeProto], list[str]]:
+    """Return the nodes of the graph's end, in their order, and the tensors that it starts from.
+
+    Args:
+        graph: The graph.
+        output: Its output.
+        operators: Operators that the end may have; it begins after the last other one.
+        stop: A tensor that it starts from in any case.
+    """
+    producers, pending = graph.producers(), [output]
+    chosen: dict[int, NodeProto] = {}
+    leaves: dict[str, None] = {}
+    while pending:
+        name = pending.pop()
+        if not name or name in graph.constants:
+            continue
+        node = producers.get(name)
+        if node is None or name == stop or node.op_type not in operators:
+            leaves[name] = None
+        elif id(node) not in chosen and len(chosen) < _LONGEST:
+            chosen[id(node)] = node
+            pending += node.input
+        elif id(node) not in chosen:
+            leaves[name] = None
+    return [node for node in graph.nodes if id(node) in chosen], list(leaves)

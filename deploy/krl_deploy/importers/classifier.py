@@ -20,10 +20,9 @@ from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.class_output import scores_tensor, with_output
 from krl_deploy.graph.classifier import to_classifier
-from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, any_signature
-from krl_deploy.graph.number_types import has_other_floats, widened
+from krl_deploy.graph.number_types import widened
 from krl_deploy.graph.open_batch import measured_shapes
 from krl_deploy.graph.operators import INTEGER
 from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
@@ -38,7 +37,7 @@ from krl_runtime.pipelines import Classifier
 
 from .labels import labels_for
 from .meaning import Meaning, read_meaning
-from .original import accepted_difference, as_taken, class_outputs, in_float32, in_known_opset, input_unit
+from .original import accepted_difference, as_taken, class_outputs, float32_model, in_float32, input_unit
 from .rewritten import Rewritten
 
 __all__ = ["import_classifier"]
@@ -64,11 +63,11 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
     original = brought.model if brought else given
     taken = any_signature(original, height=config.height, width=config.width, order=config.channel_order)
     preprocessing = _preprocessing(config, taken)
-    folder = open_data(config.data, on_bad=config.on_bad_image)
+    folder = open_data(config.images, on_bad=config.on_bad_image)
     images = choose_any(folder, config.val_limit)
     pixels, golden = decode(choose_any(folder, config.golden), preprocessing, on_bad=config.on_bad_image)
     expected = class_outputs(original, taken, preprocessing, pixels)
-    model, changes = _float32(original)
+    model, changes = float32_model(original)
     taken = in_float32(taken)
     meaning = _meaning(config, model, taken, preprocessing, pixels, expected)
     in_logs = meaning.file == "log-probabilities"  # they are compared as probabilities
@@ -195,13 +194,6 @@ def _labels(given: Sequence[str], classes: int) -> tuple[str, ...]:
     except UsageError:
         return labels_for(given, 2)
     return opposite_of(name), name
-
-
-def _float32(original: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return a clean float32 model in an opset that krl knows, and a list of the changes."""
-    wide = has_other_floats(original)
-    model, changes = in_known_opset(widened(original) if wide else original)
-    return clean(model), ["all number types became float32", *changes] if wide else changes
 
 
 def _meaning(

@@ -20,6 +20,7 @@ from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.files import sha256_file
 
 from .classifier import import_classifier
+from .generator import import_generator
 from .restorer import import_restorer
 from .rewritten import Rewritten
 
@@ -28,11 +29,12 @@ __all__ = ["import_onnx"]
 _IMPORTERS: dict[str, Callable[[ImportConfig, onnx.ModelProto], Rewritten]] = {
     "classification": import_classifier,
     "restoration": import_restorer,
+    "generation": import_generator,
 }
 
 
 def import_onnx(config: ImportConfig) -> dict[str, Any]:
-    """Put preprocessing into a third-party model, check that its outputs stay the same, measure it, write the bundle.
+    """Rewrite a third-party model for the runtime, check that its outputs stay the same, measure it, write the bundle.
 
     Returns:
         Facts of the bundle and its measurements, as plain JSON types.
@@ -70,8 +72,9 @@ def import_onnx(config: ImportConfig) -> dict[str, Any]:
         "opset": opset_of(rewritten.model),
     }
     bundle = reference.write(config.out, evidence, overwrite=config.overwrite)
-    shape = ", ".join(map(str, bundle.manifest.inputs[0].shape))
-    return {"bundle": str(bundle.path), "input": f"uint8 [{shape}]", "changes": changes, **evidence}
+    (given,) = bundle.manifest.inputs
+    shown = f"{given.dtype} [{', '.join(map(str, given.shape))}]"
+    return {"bundle": str(bundle.path), "input": shown, "changes": changes, **evidence}
 
 
 def _verify(reference: Reference, rewritten: Rewritten) -> None:

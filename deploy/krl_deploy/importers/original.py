@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto
 from krl_deploy.config import ImportConfig
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.bounds import check_bounds
+from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.contrib import foreign_operators, to_standard
 from krl_deploy.graph.files import opset_of, to_bytes
 from krl_deploy.graph.image_input import Signature, arranged, raise_opset
@@ -28,8 +30,10 @@ __all__ = [
     "accepted_difference",
     "as_taken",
     "class_outputs",
+    "float32_model",
     "in_float32",
     "in_known_opset",
+    "in_steps",
     "input_unit",
     "original_outputs",
 ]
@@ -74,6 +78,13 @@ def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
             ", ".join(sorted(foreign)),
         )
     return model, [*changes, *standard, *older]
+
+
+def float32_model(original: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a clean float32 model in an opset that krl knows, and a list of the changes."""
+    wide = has_other_floats(original)
+    model, changes = in_known_opset(widened(original) if wide else original)
+    return clean(model), ["all number types became float32", *changes] if wide else changes
 
 
 def in_float32(taken: Signature) -> Signature:
@@ -125,13 +136,8 @@ def class_outputs(
 
 def _rows(session: Any, values: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:
     """Run a file in batches of ``step``; return its first output, ``[N, values]``."""
-    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
     parts = []
-    for start in range(0, len(padded), step):
-        try:
-            made = np.asarray(session.run(None, {session.get_inputs()[0].name: padded[start : start + step]})[0])
-        except Exception as error:  # ONNX Runtime's own types share no base class but this one
-            raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+    for made in in_steps(session, values, step):
         row = made.shape[1:] if made.ndim and made.shape[0] == step else made.shape
         if made.size % step or sum(size != 1 for size in row) > 1:
             name = session.get_outputs()[0].name
@@ -144,6 +150,21 @@ def _rows(session: Any, values: npt.NDArray[Any], step: int) -> npt.NDArray[np.f
     if np.isnan(rows).any():
         raise ModelError("the network's outputs are not numbers (NaN) for some images")
     return rows
+
+
+def in_steps(session: Any, values: npt.NDArray[Any], step: int) -> Iterator[npt.NDArray[Any]]:
+    """Yield a file's first output, as it is, for each batch of ``step`` inputs ``[N, …]``; the last one is filled up.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run it.
+    """
+    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
+    for start in range(0, len(padded), step):
+        try:
+            made = session.run(None, {session.get_inputs()[0].name: padded[start : start + step]})[0]
+        except Exception as error:  # ONNX Runtime's own types share no base class but this one
+            raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+        yield np.asarray(made)
 
 
 def original_outputs(

@@ -69,7 +69,7 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     def measure(bundle: Bundle, session: Any) -> dict[str, Any]:
         task = task_of(bundle, EvaluationOptions(config.data, config.val_limit, 1.0, config.on_bad_image))
         count, scores = compare({"fp32": session}, task.batches(), task.tally)
-        return {"psnr": scores["fp32"].psnr, "count": count, "data": config.data.name}
+        return {"psnr": scores["fp32"].psnr, "count": count, "data": config.images.name}
 
     outputs = {RESTORED: outputs_of(open_cpu(to_bytes(model)), pixels)}
     return Rewritten(model, {PIXELS: pixels}, outputs, preprocessing, changes, measure, settings)
@@ -95,7 +95,7 @@ def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
 
 def _pixels(config: ImportConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """Return golden inputs: parts of real images, made worse as the model expects it."""
-    folder, rng = open_data(config.data, on_bad=config.on_bad_image), np.random.default_rng(0)
+    folder, rng = open_data(config.images, on_bad=config.on_bad_image), np.random.default_rng(0)
     parts = []
     for number, image in enumerate(choose_any(folder, config.golden)):
         planes = read_planes(image.path, settings["color"])

@@ -19,11 +19,11 @@ __all__ = ["Rewritten"]
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A third-party model that takes pixels, with the same outputs as its file.
+    """A third-party model that takes pixels or latents, with the same outputs as its file.
 
     Attributes:
         model: The FP32 graph.
-        inputs: Golden inputs by name, uint8 ``[N, C, H, W]``.
+        inputs: Golden inputs by name: uint8 ``[N, C, H, W]``, or latents float32 ``[N, size]``.
         outputs: The graph's outputs for them.
         preprocessing: Preprocessing of the manifest.
         changes: Changes to the file, for people.
@@ -35,7 +35,7 @@ class Rewritten:
     """
 
     model: onnx.ModelProto
-    inputs: Mapping[str, npt.NDArray[np.uint8]]
+    inputs: Mapping[str, npt.NDArray[Any]]
     outputs: Mapping[str, npt.NDArray[np.float32]]
     preprocessing: Preprocessing
     changes: Sequence[str]

@@ -20,20 +20,25 @@ if TYPE_CHECKING:
 
     from krl_runtime.conditions import Condition
 
-__all__ = ["Generator", "latents_of"]
+__all__ = ["DISTRIBUTIONS", "Generator", "latents_of"]
 
 LATENT, CONDITION = "latent", "condition"
 
+DISTRIBUTIONS = ("normal", "uniform")
+"""Distributions of latents: the standard normal one, and the uniform one from -1 to 1."""
 
-def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
-    """Return the latents of a seed: ``standard_normal`` of numpy's ``Generator(PCG64(seed))`` in float32, row by row.
 
-    So the first images of a seed do not depend on their number, the machine or the backend.
+def latents_of(seed: int, count: int, size: int, distribution: str = "normal") -> npt.NDArray[np.float32]:
+    """Return the latents of a seed, drawn by numpy's ``Generator(PCG64(seed))`` in float32, row by row.
+
+    Normal ones are its ``standard_normal``, and uniform ones twice its ``random``, less 1. So the first images of a
+    seed do not depend on their number, the machine or the backend.
 
     Args:
         seed: A whole number, 0 or more.
         count: Number of latents, 1 or more.
         size: Numbers in a latent.
+        distribution: One of ``DISTRIBUTIONS``.
 
     Returns:
         float32 ``[count, size]``.
@@ -49,7 +54,10 @@ def latents_of(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     """
     if not all(isinstance(number, int | np.integer) for number in (seed, count)) or seed < 0 or count < 1:
         raise UsageError(f"the seed is {seed!r}, the count {count!r}; accepted: whole numbers from 0, and from 1")
-    return np.random.Generator(np.random.PCG64(seed)).standard_normal((count, size), dtype=np.float32)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if distribution == "uniform":
+        return 2 * rng.random((count, size), dtype=np.float32) - 1
+    return rng.standard_normal((count, size), dtype=np.float32)
 
 
 class Generator(Pipeline):
@@ -60,6 +68,7 @@ class Generator(Pipeline):
 
     Attributes:
         latent_size: Numbers in a latent.
+        distribution: Distribution that latents are drawn from, one of ``DISTRIBUTIONS``.
         condition: Settings of the condition that images are made for; ``None`` without conditions.
     """
 
@@ -67,6 +76,7 @@ class Generator(Pipeline):
         super().__init__(bundle, backend)
         settings = bundle.manifest.settings
         self.latent_size: int = settings["latent"]["size"]
+        self.distribution: str = settings["latent"]["distribution"]
         self.condition: Mapping[str, Any] | None = settings.get("condition")
         self._output = bundle.manifest.outputs[0].name
         self._limit = bundle.batch_limit
@@ -81,10 +91,10 @@ class Generator(Pipeline):
         manifest = bundle.manifest
         latent, condition = manifest.settings.get("latent"), manifest.settings.get("condition")
         size, kind = (latent.get("size"), latent.get("distribution")) if isinstance(latent, Mapping) else (None, None)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or kind != "normal":
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or kind not in DISTRIBUTIONS:
             raise BundleError(
                 f"bundle {bundle.path} is no generator: its settings have the latent {latent!r}; accepted: a size "
-                'of 1 or more, and the distribution "normal"; export it again'
+                f"of 1 or more, and the distribution {' or '.join(DISTRIBUTIONS)}; export it again"
             )
         expected = [(LATENT, "float32", [size])]
         if condition is not None:
@@ -129,7 +139,7 @@ class Generator(Pipeline):
             ModelError: An output is not a finite number.
             BackendError: The device failed, or the model is closed.
         """
-        return self.generate_from(latents_of(seed, count, self.latent_size), condition=condition)
+        return self.generate_from(latents_of(seed, count, self.latent_size, self.distribution), condition=condition)
 
     def generate_from(
         self, latents: npt.NDArray[np.float32], *, condition: Condition | Sequence[Condition] | None = None
@@ -137,7 +147,7 @@ class Generator(Pipeline):
         """Make the images of given latents; see ``generate`` for the rest.
 
         Args:
-            latents: float32 ``[N, latent_size]``, from a normal distribution as a rule.
+            latents: float32 ``[N, latent_size]``, from the generator's ``distribution`` as a rule.
             condition: See ``generate``.
 
         Raises:
@@ -152,7 +162,9 @@ class Generator(Pipeline):
                 f"float32 [N, {self.latent_size}], N from 1"
             )
         if not np.isfinite(latents).all():
-            raise UsageError("latents have numbers that are not finite; draw them from a normal distribution")
+            raise UsageError(
+                f"latents have numbers that are not finite; draw them from a {self.distribution} distribution"
+            )
         tokens = self.tokens(condition, len(latents))
         images: list[Raster] = []
         for start in range(0, len(latents), self._limit):
@@ -201,8 +213,9 @@ class Generator(Pipeline):
     ) -> list[Raster]:
         """Make the images on the path from one seed's first image to another's.
 
-        The path is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"). A straight line would lead
-        through latents that are shorter than those of training.
+        The path of normal latents is an arc (Shoemake, 1985, "Animating rotation with quaternion curves"). A straight
+        line would lead through latents that are shorter than those of training. That of uniform latents is a straight
+        line, which stays within -1 and 1.
 
         Args:
             first: The seed of the first image.
@@ -215,11 +228,11 @@ class Generator(Pipeline):
         """
         if steps < 2:
             raise UsageError(f"steps is {steps}; accepted: 2 or more")
-        begin, end = (latents_of(seed, 1, self.latent_size)[0] for seed in (first, last))
+        begin, end = (latents_of(seed, 1, self.latent_size, self.distribution)[0] for seed in (first, last))
         cosine = float(begin @ end / max(np.linalg.norm(begin) * np.linalg.norm(end), 1e-12))
         angle = float(np.arccos(np.clip(cosine, -1, 1)))
         share = np.linspace(0, 1, steps)[:, None]
-        if np.sin(angle) < 1e-4:
+        if self.distribution == "uniform" or np.sin(angle) < 1e-4:
             latents = (1 - share) * begin + share * end
         else:
             latents = (np.sin((1 - share) * angle) * begin + np.sin(share * angle) * end) / np.sin(angle)

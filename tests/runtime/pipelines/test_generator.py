@@ -146,7 +146,7 @@ def test_closing(model: Generator):
         {"latent": {"size": 6}},
         {"latent": {"size": 0, "distribution": "normal"}},
         {"latent": {"size": True, "distribution": "normal"}},
-        {"latent": {"size": 6, "distribution": "uniform"}},
+        {"latent": {"size": 6, "distribution": "cauchy"}},
         {"latent": {"size": 7, "distribution": "normal"}},
         {"latent": {"size": 6, "distribution": "normal"}, "condition": LABELS_CONDITION},
     ],
