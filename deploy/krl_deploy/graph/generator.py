@@ -56,11 +56,19 @@ def to_generator(
         graph.reroute(source, shaped, only=lambda node: id(node) in readers)
         changes.append(f"the latent, which was [batch, {', '.join(map(str, taken.shape))}], is [batch, {taken.size}]")
     images, further = to_levels(graph, made, unit)
-    for old, new in ((source, LATENT), (images, IMAGES)):
-        if old != new:
-            graph.rename(new, graph.fresh(f"{new}_inner"))  # whatever had that name
-            graph.rename(old, new)
+    _name(graph, source, images)
     batch = "batch" if opened else 1
     graph.declare_input(LATENT, TensorProto.FLOAT, (batch, taken.size))
     graph.declare_output(IMAGES, TensorProto.FLOAT, (batch, *made.planes))
     return clean(graph.close()), [*changes, *further]
+
+
+def _name(graph: GraphEditor, source: str, images: str) -> None:
+    """Give the input and the output the names of a bundle, which other tensors of the file may have."""
+    ends = {source: LATENT, images: IMAGES}
+    apart = {old: graph.fresh(f"{new}_end") for old, new in ends.items()}
+    for old, name in apart.items():
+        graph.rename(old, name)
+    for old, new in ends.items():
+        graph.rename(new, graph.fresh(f"{new}_inner"))
+        graph.rename(apart[old], new)

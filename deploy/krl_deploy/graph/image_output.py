@@ -81,9 +81,9 @@ class ImageOutput:
         """Return channels, height and width."""
         return self.channels, self.height, self.width
 
-    def images(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return outputs ``[N, …]`` as images ``[N, C, H, W]`` in RGB, float64, in the file's own range."""
-        made = values.astype(np.float64)
+    def images(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return outputs ``[N, …]`` as images ``[N, C, H, W]`` in RGB, in the file's own range."""
+        made = values
         if self.layout == "NHWC":
             made = made.reshape(len(made), self.height, self.width, self.channels).transpose(TO_NCHW)
         made = made.reshape(len(made), *self.planes)
