@@ -110,7 +110,7 @@ def _print(result: Result, shown: str, json: bool) -> None:
 
 
 def _measured(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was measured of an imported model, for people."""
+    """Return the measurement of an imported model, for people."""
     if "parity" in found:
         parity = found["parity"]
         return {"largest difference": f"{parity['max_abs_error']:.3g} of 255 on {parity['inputs']} latents"}

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from .edit import GraphEditor, attribute, infer
 from .parts import part_of, run_part
@@ -48,8 +48,8 @@ def open_batch(model: onnx.ModelProto, shapes: Shapes | None = None) -> onnx.Mod
     source = graph.inputs[0]
     shape = graph.shape(source) or ()
     fixed = shape[0] if shape and isinstance(shape[0], int) else 1
-    still = GraphEditor(_with_batch(model, fixed))
-    for node in list(graph.nodes):
+    still, sizes = GraphEditor(_with_batch(model, fixed)), _sizes(graph)
+    for node in [node for node in graph.nodes if not sizes.issuperset(node.output)]:
         if node.op_type == "Concat" and fixed == 1:
             _repeat_constants(graph, node)
         elif node.op_type == "Gather" and fixed == 1:
@@ -65,6 +65,17 @@ def open_batch(model: onnx.ModelProto, shapes: Shapes | None = None) -> onnx.Mod
             _follow_batch(graph, node, made, fixed, computed=shapes is not None)
     graph.declare_input(source, graph.dtype(source), ("batch", *shape[1:]))
     return graph.close()
+
+
+def _sizes(graph: GraphEditor) -> set[str]:
+    """Return the tensors that are computed from shapes alone: they hold sizes, and none of their own is a batch."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        given = [name for name in node.input if name and name not in graph.constants]
+        whole = all(graph.dtype(name) == TensorProto.INT64 for name in node.output)
+        if node.op_type in ("Shape", "Size") or (given and whole and found.issuperset(given)):
+            found.update(node.output)
+    return found
 
 
 def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:

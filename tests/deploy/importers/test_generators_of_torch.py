@@ -54,7 +54,7 @@ class Styled(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         w = self.mapping(z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8))
         x = self.const.expand(z.shape[0], -1, -1, -1) * (1 + self.style(w))[:, :, None, None]
-        x = x * torch.rsqrt(x.square().mean((2, 3), keepdim=True) + 1e-8)
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
         x = nn.functional.leaky_relu(self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear")), 0.2)
         return self.color(x)
 
@@ -115,7 +115,10 @@ def test_digits_in_fp16_and_int8(tmp_path: Path) -> None:
     assert main(["import", str(file), "-o", bundle, "--task", "generation"]) == 0
     assert main(["fp16", bundle]) == 0
     assert main(["quantize", bundle]) == 0
-    with load(bundle, Generator, variant="int8", require="cpu", threads=1) as small, load(bundle, Generator, variant="fp32") as model:
+    with (
+        load(bundle, Generator, variant="int8", require="cpu", threads=1) as small,
+        load(bundle, Generator, variant="fp32") as model,
+    ):
         latents = latents_of(0, 100, 64)
         error = small.values(latents).clip(0, 255) - model.values(latents).clip(0, 255)
     assert 10 * np.log10(255**2 / np.square(error).mean()) > 30

@@ -38,6 +38,29 @@ def test_latents_are_pinned():
     assert latents_of(7, 1, 2).dtype == np.float32
 
 
+def test_uniform_latents_are_pinned():
+    """Numpy's PCG64 in float32, from -1 to 1."""
+    expected = [[0.7012484, 0.2739233, 0.02227294], [-0.4604267, -0.3843412, -0.9180531]]
+    np.testing.assert_allclose(latents_of(0, 2, 3, "uniform"), expected, rtol=1e-6)
+    many = latents_of(1, 1000, 4, "uniform")
+    assert many.dtype == np.float32
+    assert (many[:3] == latents_of(1, 3, 4, "uniform")).all()
+    assert -1 <= many.min() < -0.99
+    assert 0.99 < many.max() <= 1
+    assert abs(many.std() - 1 / np.sqrt(3)) < 0.02
+
+
+def test_uniform_latents_of_a_bundle(tmp_path: Path):
+    settings = {"latent": {"size": LATENT, "distribution": "uniform"}}
+    uniform = load(write_generator(tmp_path / "a.krl", settings=settings).path, Generator, threads=1)
+    first, last = (latents_of(seed, 1, LATENT, "uniform") for seed in (1, 2))
+    assert (pixels(uniform.generate(1, seed=1)) == pixels(uniform.generate_from(first))).all()
+    middle = pixels(uniform.generate_from((first + last) / 2))  # a straight line, which stays within -1 and 1
+    assert np.abs(pixels(uniform.interpolate(1, 2, 3))[1:2].astype(int) - middle).max() <= 1
+    with pytest.raises(UsageError, match="draw them from a uniform distribution"):
+        uniform.generate_from(np.full((1, LATENT), np.nan, np.float32))
+
+
 def test_images_are_the_networks(model: Generator):
     latents = latents_of(3, 5, LATENT)
     wanted = run_onnx(generator_onnx(3), latent=latents).clip(0, 255)
