@@ -52,6 +52,9 @@ _NEAR: Final = 0.01  # of the width of a range: a clip at 0.999 and a softsign a
 _TRUNCATED: Final = 0.499
 """By how much a number is larger on average than its whole part, less 0.001: 255 stays 255 where it is rounded."""
 
+_WHOLE: Final = frozenset({TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64})
+"""Types of whole numbers that levels are cast to, one after another in some files."""
+
 TRUNCATION: Final = 0.5 + 1e-3
 """Largest difference of a file's whole numbers from what ``without_truncation`` leaves of them."""
 
@@ -144,33 +147,40 @@ def without_truncation(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         ModelError: The output is neither float nor uint8, or its uint8 is not made by a ``Cast``.
     """
     graph = GraphEditor(model)
-    producers, output = graph.producers(), graph.outputs[0]
+    output = graph.outputs[0]
     casts = [
         node
         for node in end_of(graph, output, _ENDS)[0]
-        if node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.UINT8
+        if node.op_type == "Cast" and attribute(node, "to", 0) in _WHOLE
     ]
     if graph.dtype(output) not in FLOATS and (graph.dtype(output) != TensorProto.UINT8 or not casts):
         kind = helper.tensor_dtype_to_string(graph.dtype(output)).removeprefix("TensorProto.")
         raise ModelError(
             f"the model's output {output} is {kind}; accepted: float32, float16, float64, or uint8 that a Cast makes"
         )
-    if not casts:
+    if not any(attribute(cast, "to", 0) == TensorProto.UINT8 for cast in casts):
         return model, False
     for cast in casts:
-        before = producers.get(cast.input[0])
-        while before is not None and before.op_type == "Clip":
-            before = producers.get(before.input[0])
-        rounded = before is not None and before.op_type == "Round"
-        if before is not None and before.op_type in ("Floor", "Round"):
-            before.op_type = "Identity"
-        if not rounded:
+        if graph.dtype(cast.input[0]) in FLOATS and not _was_rounded(graph, cast.input[0]):
             half = graph.add_constant("truncated", np.array(_TRUNCATED, np.float32))
             cast.input[0] = graph.add("Sub", [cast.input[0], half], f"{cast.output[0]}_float")
         cast.op_type = "Identity"
         del cast.attribute[:]
     graph.declare_output(output, TensorProto.FLOAT, graph.shape(output))
     return widened(graph.close()), True
+
+
+def _was_rounded(graph: GraphEditor, values: str) -> bool:
+    """Take out the ``Round`` or ``Floor`` before a cast and its limits; return whether it rounded to the nearest."""
+    producers = graph.producers()
+    before = producers.get(values)
+    while before is not None and before.op_type == "Clip":
+        before = producers.get(before.input[0])
+    if before is None or before.op_type not in ("Floor", "Round"):
+        return False
+    rounded = before.op_type == "Round"
+    before.op_type = "Identity"
+    return rounded
 
 
 def limits_of(model: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]]) -> tuple[float, float] | None:

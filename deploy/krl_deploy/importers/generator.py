@@ -92,7 +92,13 @@ def import_generator(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
         changes.append("the images, which were uint8, are not rounded in the graph")
     parameters = sum(prod(item.dims) for item in model.graph.initializer if item.data_type == TensorProto.FLOAT)
     one_run = _one_run(original.taken, original.latents)
-    unit = output_range(model, limits_of(model, one_run), original.images, config.output_range, whole=truncated)
+    limits = limits_of(model, one_run)
+    if truncated and (limits is None or limits[0] < -1 or limits[1] > 256):
+        _log.warning(
+            "nothing limits the values before they become uint8: those outside of 0 to 255 begin anew in the file, and "
+            "are clipped in the bundle; export the model with a Clip"
+        )
+    unit = output_range(model, limits, original.images, config.output_range, whole=truncated)
     changes.append(f"the images were read as {RANGES[unit][0]:g} to {RANGES[unit][1]:g}")
     expected = original.levels(unit)
     tolerance = accepted_difference(original.model, expected) + TRUNCATION * truncated

@@ -177,6 +177,15 @@ def test_outputs_of_other_whole_numbers(kind, tmp_path):
     refused(model, tmp_path, ModelError, message)
 
 
+def test_whole_numbers_that_begin_anew(tmp_path, caplog):
+    ends = [node("Mul", ["x", "much"], "a"), node("Cast", ["a"], "y", to=TensorProto.UINT8)]
+    model = generator_file(ends, more={"much": np.float32(500)}, made="uint8")
+    refused(
+        model, tmp_path, CheckFailedError, "the rewritten model's images differ from the file's: the images differ by"
+    )
+    assert "nothing limits the values before they become uint8" in caplog.text
+
+
 def test_quantized_files(tmp_path):
     more = {"scale": np.float32(0.1), "zero": np.int8(0)}
     ends = [

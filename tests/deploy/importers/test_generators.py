@@ -222,6 +222,7 @@ WHOLE = {
     "rounded": [node("Round", ["v"], "r")],
     "rounded, then clipped": [node("Round", ["v"], "q"), node("Clip", ["q", "low", "white"], "r")],
     "floored": [node("Floor", ["v"], "r")],
+    "by way of int32": [node("Cast", ["v"], "r", to=TensorProto.INT32)],
 }
 
 
@@ -325,6 +326,39 @@ def test_names_of_the_bundle_in_the_file(names, tmp_path):
     model = graph(nodes, {names[0]: ["n", SIZE, 1, 1]}, {names[1]: None}, weights, opset=17, ir=8)
     latents = draw()
     check(brought(model, tmp_path)[0], latents, one_by_one(model, latents.reshape(-1, SIZE, 1, 1)))
+
+
+SIZES = {
+    "a vector, reshaped": [node("Reshape", ["s", "any"], "b")],
+    "one number, squeezed": [
+        node("Slice", ["s", "zero", "one"], "f"),
+        node("Squeeze", ["f"], "q"),
+        node("Unsqueeze", ["q", "zero"], "u"),
+        node("Concat", ["u", "rest"], "b", axis=0),
+    ],
+    "one number, gathered": [
+        node("Gather", ["s", "zero"], "f"),
+        node("Reshape", ["f", "one"], "u"),
+        node("Concat", ["u", "rest"], "b", axis=0),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_sizes_that_are_computed(form, tmp_path):
+    """A batch is opened, and the arithmetic of shapes around a constant stays as it is."""
+    ends = [node("Shape", ["x"], "s"), *SIZES[form], node("Expand", ["tone", "b"], "e"), node("Add", ["x", "e"], "a")]
+    more = {
+        "any": np.array([-1]),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "rest": np.array([1, SIDE, SIDE] if "number" in form else [3]),
+        "tone": np.full((1, 1, 1, 1), 0.2, np.float32),
+    }
+    model = generator_file([*ends, node("Tanh", ["a"], "y")], more=more)
+    latents = draw()
+    expected = one_by_one(model, latents.reshape(-1, SIZE, 1, 1)) * 127.5 + 127.5
+    check(brought(model, tmp_path)[0], latents, expected)
 
 
 def test_several_outputs_and_inputs_that_one_of_them_needs(tmp_path):
