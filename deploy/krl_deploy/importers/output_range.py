@@ -22,6 +22,7 @@ _FEW = 0.01  # of the values may be far outside where the graph sets limits of i
 _MANY = 0.25  # of the values may be where it sets none: a network that is hardly trained scatters more
 _DARK = 2.0  # of 255: images of 0 to 1 and of -1 to 1, and a little more, are black in 0 to 255
 _NEARLY = 0.01  # below 0: images of 0 to 1 that were rounded or resized
+_USED = (0.1, 0.9)  # images of 0 to 1 have darker and brighter pixels; a network that is not trained makes gray alone
 
 
 def output_range(
@@ -77,7 +78,8 @@ def _refuted(unit: OutputRange, values: npt.NDArray[Any], read: OutputRange | No
         )
     if unit == "0-255" and np.abs(values).max() <= _DARK:
         return "all images would be black"
-    if unit == "symmetric" and values.min() >= -_NEARLY and not (stated and read == unit):
+    used = values.min() <= _USED[0] and values.max() >= _USED[1]
+    if unit == "symmetric" and values.min() >= -_NEARLY and (read == "0-1" or (used and not (stated and read == unit))):
         return "no pixel would be darker than gray"
     return ""
 

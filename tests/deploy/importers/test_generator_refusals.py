@@ -12,6 +12,7 @@ from _helpers.graphs import graph, node
 from krl_deploy.cli import main
 from krl_deploy.config import ImportConfig
 from krl_deploy.importers import generator
+from krl_runtime import Generator
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 
 TANH = node("Tanh", ["x"], "y")
@@ -241,7 +242,7 @@ def test_ranges_that_cannot_be_read(model, message, tmp_path):
         (scaled(50.0, 128.0), "symmetric", "far outside of -1 to 1"),
         (scaled(50.0, 128.0), "0-1", "far outside of 0 to 1"),
         (scaled(0.1, 0.5), "0-255", "all images would be black"),
-        (scaled(0.04, 0.5), "symmetric", "no pixel would be darker than gray"),
+        (scaled(0.085, 0.5), "symmetric", "no pixel would be darker than gray"),
         (scaled(3000.0), "0-255", "far outside of 0 to 255"),
     ],
 )
@@ -255,12 +256,28 @@ def test_a_tanh_of_images_of_0_to_1(tmp_path):
     """The graph says -1 to 1, and the values contradict it; the user's word is taken."""
     nodes, weights = decoder()
     nodes += [node("Sigmoid", ["x"], "p"), node("Conv", ["p", "eye"], "q"), node("Tanh", ["q"], "y")]
-    weights["eye"] = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    weights["eye"] = 3 * np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
     model = graph(nodes, {"z": ["n", SIZE, 1, 1]}, {"y": None}, weights, opset=17, ir=8)
     message = "the end of the graph makes symmetric images, but .*: no pixel would be darker than gray; .*symmetric if"
     refused(model, tmp_path, UsageError, message)
     for unit in ("0-1", "symmetric"):
         brought(model, tmp_path, output_range=unit)
+
+
+@pytest.mark.parametrize("spread", [0.05, 1e-4])
+def test_a_network_that_is_not_trained(spread, tmp_path):
+    """Its gray images, all on one side of the middle, refute no range."""
+    ends = [node("Mul", ["x", "spread"], "a"), node("Add", ["a", "bias"], "b"), node("Conv", ["b", "eye"], "c")]
+    eye = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    more = {"spread": np.float32(spread), "bias": np.float32(0.3), "eye": eye}
+    brought(generator_file([*ends, node("Tanh", ["c"], "y")], more=more), tmp_path)
+
+
+@pytest.mark.parametrize("moved", [3.0, np.nan])
+def test_a_bundle_whose_images_differ_in_the_runtime(moved, tmp_path, monkeypatch):
+    values = Generator.values
+    monkeypatch.setattr(Generator, "values", lambda *given: values(*given) + np.float32(moved))
+    refused(generator_file(), tmp_path, CheckFailedError, "the bundle is not written")
 
 
 def test_a_tensor_that_is_too_large(tmp_path):
