@@ -252,6 +252,8 @@ def _safe(folder: Path, name: str) -> Path:
 def _content(path: Path, name: str, size: int) -> bytes:
     """Return the content of a bundle's file; of one that is larger than expected, one byte more than ``size``."""
     try:
+        if not path.is_file():  # a pipe would block
+            raise BundleError(f"bundle {path.parent}: {name} is missing; copy the whole folder again")
         with path.open("rb") as file:
             there = path.stat().st_size  # a manifest may expect more bytes than there is memory
             return file.read(min(max(0, size) + 1, there + 1))

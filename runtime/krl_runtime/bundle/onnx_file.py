@@ -124,6 +124,8 @@ class _Reader:
                 raise OnnxFileError(f"the ONNX file has more than {_MOST_FIELDS} parts; export the model again")
             tag, position = self.varint(position, end)
             number, kind = tag >> 3, tag & 7
+            if not number or tag >= _MOST_TAG:
+                raise _damaged(f"no field at byte {position}")
             if kind == _BYTES:
                 size, begin = self.varint(position, end)
                 position = begin + size
@@ -138,7 +140,7 @@ class _Reader:
                 raise OnnxFileError(
                     f"cannot open the model: Protobuf parsing failed: encoding {kind} at byte {position}"
                 )
-            if position > end or not number > 0 or tag >= _MOST_TAG:
+            if position > end:
                 raise OnnxFileError(
                     f"cannot open the model: Protobuf parsing failed: field {number} ends behind its message"
                 )
@@ -155,7 +157,7 @@ class _Reader:
             value |= (byte & 127) << 7 * index
             if byte < 128:
                 return value & 0xFFFF_FFFF_FFFF_FFFF, position
-        raise OnnxFileError(f"cannot open the model: Protobuf parsing failed: no number at byte {position}")
+        raise _damaged(f"no number at byte {position}")
 
     def numbers(self, kind: int, begin: int, end: int) -> list[int]:
         """Return the whole numbers of a repeated field, packed or not."""
@@ -261,6 +263,10 @@ class _Reader:
             elif number in (4, 5, 7, 9, 10, 11) and kind == _BYTES:
                 tensor.data.append((number, first, last))
         return tensor
+
+
+def _damaged(cause: str) -> OnnxFileError:
+    return OnnxFileError(f"cannot open the model: Protobuf parsing failed: {cause}; export the model again")
 
 
 def _signed(value: int) -> int:

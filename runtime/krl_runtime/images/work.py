@@ -136,7 +136,7 @@ def _scanned(data: bytes, name: str, begin: int, end: int) -> int:
     for code, content, _ in _segments(data, name, begin, end):
         if code in _FRAMES:
             height, width, bands = struct.unpack_from(">HHB", data, content + 1)
-            frame, pixels = code, height * width
+            frame, pixels = code, max(pixels, height * width)
         elif code == _SCAN:
             scans += 1
             if frame not in _PROGRESSIVE and scans == 1 and data[content] >= bands:

@@ -338,7 +338,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_of_a_decoder_that_pillow_does_not_translate(monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise struct.error("unpack requires a buffer of 4 bytes")
 
     monkeypatch.setattr(Image, "open", fail)
