@@ -275,6 +275,11 @@ def warm_up(attack: Attack) -> None:
         load_model(onnx_of("Identity", [1]))
 
 
+def shortened(text: str, most: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most].rstrip()} …"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names; by default all attacks")
@@ -301,7 +306,7 @@ def main() -> None:
             continue
         size = "" if found["bytes"] is None else f"{found['bytes']:,}"
         row = (found["group"], found["name"], size, f"{found['mib']:.0f}", f"{found['seconds']:.2f}", found["response"])
-        print("| " + " | ".join(text.replace("\n", " ")[:160] for text in row) + " |", flush=True)
+        print("| " + " | ".join(shortened(text) for text in row) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
-from krl_runtime.bundle.onnx_file import check_onnx
+from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 from krl_runtime.processor import cpu_count

@@ -12,7 +12,7 @@ from typing import Final
 
 from krl_runtime.errors import BackendError
 
-__all__ = ["Attribute", "Graph", "Node", "OnnxFileError", "Tensor", "check_onnx", "read_graphs"]
+__all__ = ["Attribute", "Graph", "Node", "OnnxFileError", "Tensor", "read_graphs"]
 
 _MOST_FIELDS: Final = 2_000_000  # a few seconds; a network of a thousand layers has some 30,000
 _DEEPEST: Final = 64  # graphs in graphs; protobuf itself refuses messages more than 100 deep
@@ -70,17 +70,6 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     initializers: list[Tensor] = field(default_factory=list)
-
-
-def check_onnx(data: bytes) -> None:
-    """Refuse an ONNX file with weights in other files, or with constants that are far larger than the file.
-
-    Raises:
-        OnnxFileError: It is such a file, or it is not an ONNX file.
-    """
-    from .onnx_sizes import check_sizes
-
-    check_sizes(data, read_graphs(data))
 
 
 def read_graphs(data: bytes) -> list[Graph]:

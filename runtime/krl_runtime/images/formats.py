@@ -11,16 +11,19 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from krl_runtime.errors import ImageError
 
 from .modes import match_transparency
 from .tags import ORIENTATION, exif_orientation
 from .work import MAX_PIXELS, ImageSizeError, MeteredFile, check_pixels, check_work
+
+if TYPE_CHECKING:
+    from PIL import ImageFile
 
 __all__ = [
     "ACCEPTED",
@@ -122,7 +125,7 @@ def open_header(source: ImageSource) -> ImageFile.ImageFile:
             raise ImageError(f"{name} is not an image of an accepted format: {ACCEPTED}; save it as PNG")
         check_work(kind, data, name)
         file = MeteredFile(data, name)
-        image = Image.open(file, formats=(kind,))
+        image = cast("ImageFile.ImageFile", Image.open(file, formats=(kind,)))
         check_pixels(*image.size, name)
         if kind in _SLOW and image.tile[0][0] != "raw":
             raise ImageError(
@@ -141,6 +144,8 @@ def check_image(image: Image.Image, name: str) -> None:
         ImageSizeError: It has too many pixels.
         ImageError: Decoding it is not safe.
     """
+    from PIL import ImageFile
+
     lazy = isinstance(image, ImageFile.StubImageFile) or (isinstance(image, ImageFile.ImageFile) and bool(image.tile))
     if lazy and image.format not in (*_FORMATS, "MPO"):
         raise ImageError(f"{name} is of format {image.format} and not decoded; accepted: {ACCEPTED}; save it as PNG")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import ImageFile
 
 __all__ = ["color_profile", "convert", "match_transparency"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["ORIENTATION", "Directory", "ExcessError", "Tag", "check_directories", "exif_orientation", "read_directory"]
 
-ORIENTATION: Final = 274
+ORIENTATION: Final = 274  # as EXIF and TIFF number it
 _SUB_DIRECTORIES: Final = (34665, 34853, 40965)  # EXIF, GPS, interoperability: all that Pillow follows
 _MOST_TAGS: Final = 4096  # of a directory; EXIF defines fewer than 500
 _MOST_VALUES: Final = 65_536  # numbers of one tag, such as strips of an image; texts and profiles are bytes

@@ -31,11 +31,11 @@ _MOST_SEGMENTS: Final = 4096  # of a JPEG: a profile takes up to 255, a depth ma
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a byte of data, nor a restart, nor fill
 _FRAMES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # markers that begin a frame
-_PROGRESSIVE: Final = (0xC2, 0xC6, 0xCA, 0xCE)
-_START, _END, _SCAN, _SINGLE, _EXIF, _INDEX = 0xD8, 0xD9, 0xDA, 0x01, 0xE1, 0xE2
+_PROGRESSIVE: Final = (0xC2, 0xC6, 0xCA, 0xCE)  # those of progressive ones, as ISO 10918-1 numbers them
+_START, _END, _SCAN, _SINGLE, _EXIF, _INDEX = 0xD8, 0xD9, 0xDA, 0x01, 0xE1, 0xE2  # other markers
 
 _COMPRESSIONS: Final = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # none, CCITT, LZW, JPEG, deflate, PackBits
-_JPEG_COMPRESSION: Final = 7
+_JPEG_COMPRESSION: Final = 7  # as TIFF numbers it
 _MOST_SAMPLES: Final = 8  # bands of a TIFF; Pillow knows no mode with more than 6
 _TIMES: Final = 2  # compressed bytes of strips over those of the file: they do not overlap, but some writers err
 

@@ -35,7 +35,7 @@ def test_links_in_place_of_files(bundle: Bundle, tmp_path: Path, name: str, how:
         (bundle.path / "second").symlink_to(name)
     target = {"itself": name, "each other": "second", "outside": "../other", "a folder": ".", "nothing": "none"}[how]
     file.symlink_to(target)
-    with pytest.raises(BundleError, match="cannot be followed|through a symbolic link|missing|is not a bundle"):
+    with pytest.raises(BundleError, match=r"cannot be followed|through a symbolic link|missing|is not a bundle"):
         Bundle.open(bundle.path).verify()
 
 
@@ -49,17 +49,17 @@ def test_a_link_to_a_file_of_the_bundle_is_followed(bundle: Bundle):
 def test_names_that_no_file_can_have(bundle: Bundle, name: str):
     entry = {"sha256": "0" * 64, "size": 1}
     if "\ud800" in name:
-        with pytest.raises(BundleError, match="cannot"):
+        with pytest.raises(BundleError, match="surrogates not allowed"):
             Bundle.create(bundle.path.with_name("new.krl"), bundle.manifest, {name: b"x"})
         return
     forge(bundle, files={**{key: vars(item) for key, item in bundle.manifest.files.items()}, name: entry})
-    with pytest.raises(BundleError, match="cannot be|missing"):
+    with pytest.raises(BundleError, match=r"cannot be|missing"):
         Bundle.open(bundle.path).verify()
 
 
 @pytest.mark.parametrize("path", ["a" * 300, "b\0c", "d/" * 3000])
 def test_paths_of_bundles_that_no_folder_can_have(tmp_path: Path, path: str):
-    with pytest.raises(BundleError, match="cannot be read|does not exist"):
+    with pytest.raises(BundleError, match=r"cannot be read|does not exist"):
         load(str(tmp_path / path))
 
 
@@ -68,7 +68,7 @@ def test_paths_of_bundles_that_no_folder_can_have(tmp_path: Path, path: str):
 def test_a_pipe_in_place_of_a_file_does_not_block(bundle: Bundle, name: str):
     (bundle.path / name).unlink()
     os.mkfifo(bundle.path / name)
-    with pytest.raises(BundleError, match="is missing|is not a bundle"):
+    with pytest.raises(BundleError, match=r"is missing|is not a bundle"):
         Bundle.open(bundle.path).verify()
 
 

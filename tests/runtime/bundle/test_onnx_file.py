@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from krl_runtime.bundle.onnx_file import OnnxFileError, check_onnx, read_graphs
-from krl_runtime.bundle.onnx_sizes import MAX_MADE
+from krl_runtime.bundle.onnx_check import MAX_MADE, check_onnx
+from krl_runtime.bundle.onnx_file import OnnxFileError, read_graphs
 
 OUTSIDE = "keeps weights in other files; save it with its weights inside"
 
@@ -270,12 +270,9 @@ def test_many_small_constants_count_together():
         check_onnx(model(*nodes, initializers=(ints("s", MANY // 8),)).SerializeToString())
 
 
-@pytest.mark.parametrize(
-    "operator", ["ConstantOfShape", "Expand", "Tile", "Mul", "Reshape", "Squeeze", "Gather", "Pad"]
-)
-def test_nodes_that_are_wrong_are_left_to_the_runtime(operator: str):
-    for values in ((-1, -(2**40)), (2**62, 4), (), (0, 0)):
-        check_onnx(
-            model(helper.make_node(operator, ["s", "s"], ["y"]), initializers=(ints("s", *values),)).SerializeToString()
-        )
+@pytest.mark.parametrize("values", [(-1, -(2**40)), (), (0, 0), (-(2**63), 2)])
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Expand", "Tile", "Mul", "Reshape", "Squeeze", "Gather"])
+def test_nodes_that_are_wrong_are_left_to_the_runtime(operator: str, values: tuple[int, ...]):
+    wrong = helper.make_node(operator, ["s", "s"], ["y"])
+    check_onnx(model(wrong, initializers=(ints("s", *values),)).SerializeToString())
     check_onnx(model(helper.make_node(operator, [], ["y"])).SerializeToString())

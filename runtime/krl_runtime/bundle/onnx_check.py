@@ -1,4 +1,4 @@
-"""The sizes of tensors that an ONNX file makes of constants alone, as far as its constants tell them."""
+"""The check of an ONNX file before it is loaded: weights in other files, and the sizes of constants that it makes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .onnx_file import Attribute, Graph, Node, OnnxFileError, Tensor
+from .onnx_file import Attribute, Graph, Node, OnnxFileError, Tensor, read_graphs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MAX_MADE", "check_sizes"]
+__all__ = ["MAX_MADE", "check_onnx"]
 
 MAX_MADE: Final = 2**26
 """Bytes that a file may make of constants, besides a multiple of those that it has: a mask of 4096 x 4096 floats. A
@@ -22,7 +22,7 @@ runtime computes and keeps them when it loads the file."""
 _PER_BYTE: Final = 16  # INT8 weights that become float, are moved, reshaped and cast: 4 bytes each time
 
 _SMALL: Final = 4096  # values of a tensor that are followed, such as shapes
-_INT64, _INT32 = 7, 6
+_INT64, _INT32 = 7, 6  # ONNX's numbers of these types
 # Bytes of a value by ONNX's number of its type; types of half a byte count as one, text as eight.
 _WIDTHS: Final = {
     1: 4,
@@ -53,18 +53,16 @@ class _Known:
     values: npt.NDArray[np.int64] | None = None
 
 
-def check_sizes(data: bytes, graphs: Sequence[Graph]) -> None:
-    """Refuse a file that makes too much of constants.
+def check_onnx(data: bytes) -> None:
+    """Refuse an ONNX file with weights in other files, or with constants that are far larger than the file.
 
-    Args:
-        data: The file.
-        graphs: What ``read_graphs`` returned for it.
+    Sizes are derived from the constants of the file as far as the operators here go. Others are not bounded.
 
     Raises:
-        OnnxFileError: It does.
+        OnnxFileError: It is such a file, or it is not an ONNX file.
     """
     walk = _Walk(data)
-    for graph in graphs:
+    for graph in read_graphs(data):
         walk.graph(graph, {})
 
 
@@ -97,7 +95,7 @@ class _Walk:
             )
 
     def constant(self, tensor: Tensor) -> _Known:
-        """Return what is known of a tensor in the file."""
+        """Return the shape of a tensor in the file, and its values if they are few."""
         shape, width = tuple(tensor.dims), _WIDTHS.get(tensor.kind, 8)
         values = list(tensor.numbers)
         if tensor.kind in (_INT64, _INT32) and 0 <= prod(shape) <= _SMALL:
@@ -111,7 +109,7 @@ class _Walk:
         return _Known(shape, width)
 
     def made(self, node: Node, known: Mapping[bytes, _Known]) -> _Known | None:
-        """Return what is known of a node's first output; ``None`` if nothing."""
+        """Return the shape of a node's first output, as far as it is known."""
         rule = _RULES.get(node.operator)
         given = [known.get(name) for name in node.inputs]
         if node.operator == b"Constant":
@@ -127,7 +125,7 @@ class _Walk:
             return None  # a node that is wrong: the runtime says how
 
     def attribute(self, node: Node) -> _Known | None:
-        """Return what is known of a ``Constant``."""
+        """Return the shape and values of a ``Constant``."""
         for attribute in node.attributes.values():
             if attribute.tensors:
                 return self.constant(attribute.tensors[0])
@@ -361,4 +359,4 @@ _RULES: Final[dict[bytes, _Rule]] = {
     b"Max": _elementwise(lambda *items: np.maximum.reduce(np.broadcast_arrays(*items))),
     **dict.fromkeys((b"Pow", b"Where", b"Equal", b"Less", b"Greater", b"And", b"Or"), _elementwise(None)),
 }
-"""What is known of the result of an operator; of others nothing is."""
+"""From constant inputs to the shape of an operator's first output; those of other operators are not known."""
