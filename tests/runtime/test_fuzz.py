@@ -50,10 +50,9 @@ def test_decompression_bombs(tmp_path: Path):
     result = fuzz.run("bombs", tmp_path, count=len(fuzz.BOMBS), seed=1)
     assert result["failures"] == []
     assert sum(result["outcomes"].values()) == len(fuzz.BOMBS)
-    answered = {name for name in result["outcomes"] if name != "ImageError"}
+    answered = {name for name in result["outcomes"] if name not in ("ImageError", "ImageSizeError")}
     assert answered == {
         "largest gray", "largest RGBA", "largest 16 bits", "largest 1 bit", "more rows than the size says",
-        "many chunks",
     }  # fmt: skip
     assert result["peak_mib"] < 1500, result
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -125,7 +125,7 @@ def open_header(source: ImageSource) -> ImageFile.ImageFile:
             raise ImageError(f"{name} is not an image of an accepted format: {ACCEPTED}; save it as PNG")
         check_work(kind, data, name)
         file = MeteredFile(data, name)
-        image = cast("ImageFile.ImageFile", Image.open(file, formats=(kind,)))
+        image = Image.open(file, formats=(kind,))
         check_pixels(*image.size, name)
         if kind in _SLOW and image.tile[0][0] != "raw":
             raise ImageError(
