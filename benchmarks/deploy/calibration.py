@@ -63,7 +63,7 @@ def line(row: dict) -> str:
 def measure(model: str, method: str, count: int) -> dict[str, float]:
     """Quantize once, from images in memory to INT8 files; the images count for the memory of both."""
     pixels = photographs(count, 224)
-    file = open_bundle(model).file("model.fp32.onnx").read_bytes()
+    file = open_bundle(model).read("model.fp32.onnx")
     before, start = peak(), time.perf_counter()
     if method in OURS:
         ours(file, pixels, method)

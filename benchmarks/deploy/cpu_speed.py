@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure(model: str, rounds: int, threads: int) -> dict[str, dict[str, float]]:
-    fp32 = open_bundle(model).file("model.fp32.onnx").read_bytes()
+    fp32 = open_bundle(model).read("model.fp32.onnx")
     pixels = photographs(32, 224)
     identity = Identity("", {}, "", len(pixels), "minmax", "auto")
     calibration = measure_tensors(onnx.load_model_from_string(fp32), pixels, identity)

@@ -104,7 +104,7 @@ def main() -> None:
     bundle = Bundle.open(arguments.bundle)
     options = EvaluationOptions(arguments.data, arguments.val_limit, 0.2, "refuse", arguments.limit)
     task = task_of(bundle, options)
-    fp32 = bundle.file("model.fp32.onnx").read_bytes()
+    fp32 = bundle.read("model.fp32.onnx")
     judge = Judge(task, fp32, timed=not arguments.layers)
     rows: list[dict[str, Any]] = []
     with redirect_stdout(sys.stderr):  # the peers print progress
@@ -187,7 +187,7 @@ def make_fp16(config: QuantizeConfig, bundle: Bundle, task: Task) -> dict[str, b
 
 def emitter_of(config: QuantizeConfig, bundle: Bundle, task: Task) -> Emitter:
     """Calibrate as ``krl-deploy quantize`` does."""
-    fp32 = bundle.file("model.fp32.onnx").read_bytes()
+    fp32 = bundle.read("model.fp32.onnx")
     calibration = calibrate(config, bundle, onnx.load_model_from_string(fp32), task)
     return Emitter(
         fp32,

@@ -82,7 +82,8 @@ def inside(folder: Path, relative: str) -> Path:
     """Return ``folder/relative`` if it stays within ``folder``.
 
     Raises:
-        ValueError: ``relative`` is absolute, has ``..``, a backslash or a drive, or leaves the folder by a link.
+        ValueError: ``relative`` is absolute, has ``..``, a backslash or a drive, leaves the folder by a link, or is a
+            name that no file can have.
 
     Example:
         >>> inside(Path("flowers.krl"), "engines/a.plan").as_posix()
@@ -96,7 +97,11 @@ def inside(folder: Path, relative: str) -> Path:
     if unsafe or not pure.parts:
         raise ValueError(f"path {relative!r} leaves its folder")
     path = folder.joinpath(*pure.parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leaves = not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # a link to itself, a name that is too long
+        raise ValueError(f"path {relative!r} cannot be followed: {error}") from error
+    if leaves:
         raise ValueError(f"path {relative!r} leaves its folder through a symbolic link")
     return path
 
@@ -111,32 +116,36 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(target: Path) -> Path:
+    """Return the name of a new file or folder beside ``target``; no other process has it."""
+    import secrets
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # 50 letters take at most 200 bytes in UTF-8, and file systems take names of 255.
+    return target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
-def atomic_path(target: Path, *, mode: int = 0o644) -> Iterator[Path]:
+def atomic_path(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside ``target``, which replaces ``target`` if the block ends without error.
 
     Args:
         target: The file to make.
-        mode: Its permissions; until then the user alone can read it.
+        mode: Its permissions, less those that the process's umask takes away.
     """
-    import tempfile
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _temporary(target)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
         yield temporary
         _sync(temporary)
-        temporary.chmod(mode)
         temporary.replace(target)
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a whole file, or leave the old one unchanged."""
+def write_atomic(target: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a whole file, or leave the old one unchanged; see ``atomic_path``."""
     with atomic_path(target, mode=mode) as temporary:
         temporary.write_bytes(data)
 
@@ -152,13 +161,11 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         FileExistsError: ``target`` exists and ``replace`` is false.
     """
     import shutil
-    import tempfile
 
     if target.exists() and not replace:
         raise FileExistsError(errno.EEXIST, "it exists already", str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    temporary.chmod(0o755)
+    temporary = _temporary(target)
+    temporary.mkdir()
     try:
         yield temporary
         if target.exists():

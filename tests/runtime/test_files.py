@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,33 @@ def test_atomic_folder_drops_what_an_error_interrupts(tmp_path: Path):
     with pytest.raises(RuntimeError, match="half way"):
         fail(tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027, 0o000])
+def test_permissions_are_what_the_umask_leaves(tmp_path: Path, umask: int):
+    old = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", b"x")
+        write_atomic(tmp_path / "private", b"x", mode=0o600)
+        with atomic_folder(tmp_path / "folder") as folder:
+            (folder / "inside").write_bytes(b"x")
+    finally:
+        os.umask(old)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "private", "folder", "folder/inside")]
+    assert modes == [0o666 & ~umask, 0o600 & ~umask, 0o777 & ~umask, 0o666 & ~umask]
+
+
+def test_long_names_are_written(tmp_path: Path):
+    for name in ("a" * 255, "ü" * 127):
+        write_atomic(tmp_path / name, b"x")
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+def test_links_to_themselves_and_long_names_are_refused(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="path 'loop' cannot be followed"):
+        inside(tmp_path, "loop")
+    with pytest.raises(ValueError, match="cannot be followed"):
+        inside(tmp_path, "loop/x")

@@ -50,10 +50,9 @@ def test_decompression_bombs(tmp_path: Path):
     result = fuzz.run("bombs", tmp_path, count=len(fuzz.BOMBS), seed=1)
     assert result["failures"] == []
     assert sum(result["outcomes"].values()) == len(fuzz.BOMBS)
-    answered = {name for name in result["outcomes"] if name != "ImageError"}
+    answered = {name for name in result["outcomes"] if name not in ("ImageError", "ImageSizeError")}
     assert answered == {
         "largest gray", "largest RGBA", "largest 16 bits", "largest 1 bit", "more rows than the size says",
-        "many chunks",
     }  # fmt: skip
     assert result["peak_mib"] < 1500, result
 
@@ -92,7 +91,7 @@ def test_a_number_that_no_float_can_hold(tmp_path: Path):
 
 def test_a_name_in_the_graph_that_is_not_text(tmp_path: Path):
     bundle = write_bundle(tmp_path / "a.krl")
-    data = bundle.file("model.fp32.onnx").read_bytes()
+    data = bundle.read("model.fp32.onnx")
     assert data.count(b"\x12\x05batch") == 2  # dim_param of both ends
     changed = write_bundle(
         tmp_path / "b.krl", contents={"model.fp32.onnx": data.replace(b"\x12\x05batch", b"\x12\x05b\x80tch")}

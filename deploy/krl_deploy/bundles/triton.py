@@ -112,7 +112,7 @@ def package(config: PackageConfig) -> dict[str, Any]:
         raise UsageError(f"{folder} exists already; give another --name, or --overwrite to replace it")
     if folder.exists() and not (folder / "config.pbtxt").is_file():
         raise UsageError(f"{folder} is not a model of a Triton repository, so it is not replaced; give another --name")
-    content = bundle.file(source.file).read_bytes()
+    content = bundle.read(source.file)
     with atomic_folder(folder, replace=config.overwrite) as temporary:
         (temporary / "1").mkdir()
         (temporary / "1" / source.target).write_bytes(content)

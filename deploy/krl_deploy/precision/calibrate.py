@@ -85,14 +85,14 @@ def _brought(bundle: Bundle, graph_sha256: str) -> Calibration | None:
     """Return the calibration with the ranges that the model came with; ``None`` if it had none."""
     if bundle.manifest.calibration is None:
         return None
-    kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
+    kept = Calibration.from_bytes(bundle.read(bundle.manifest.calibration))
     return kept if kept.given and kept.identity.graph_sha256 == graph_sha256 else None
 
 
 def _reuse(bundle: Bundle, now: Identity) -> Calibration:
     if bundle.manifest.calibration is None:
         raise BundleError(f"bundle {bundle.path} has no calibration; run it without --reuse-calibration")
-    kept = Calibration.from_bytes(bundle.file(bundle.manifest.calibration).read_bytes())
+    kept = Calibration.from_bytes(bundle.read(bundle.manifest.calibration))
     kept.check(now)
     return kept
 

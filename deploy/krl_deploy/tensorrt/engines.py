@@ -114,7 +114,7 @@ def _build_into(inputs: Inputs, place: _Place) -> dict[str, Any]:
     assert bundle is not None  # noqa: S101  for the type checker
     golden = golden_arrays(bundle)  # before the build, which takes minutes
     known = _TIMING_CACHE in bundle.manifest.files
-    cache = bundle.file(_TIMING_CACHE).read_bytes() if known else b""
+    cache = bundle.read(_TIMING_CACHE) if known else b""
     built = _build(source, options, place, cache)
     key = engine_key(variant, source, place, options)
     parity: Parity | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "ImageSizes", "RunningBackend", "check_graph", "keeps_weights_inside", "run_in_parts"]
-
-_EXTERNAL = b"\n\x08location"  # the key, as protobuf writes it, under which a tensor names another file
-
+__all__ = ["Backend", "ImageSizes", "RunningBackend", "check_graph", "run_in_parts"]
 
 ImageSizes: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 """Smallest and largest height, smallest and largest width, of images that a backend takes."""
@@ -152,15 +148,3 @@ def _agree(found: TensorSpec, expected: TensorSpec) -> bool:
 
 def _show(specs: Iterable[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs) or "none"
-
-
-def keeps_weights_inside(model: Path | bytes) -> bool:
-    """Return whether an ONNX file keeps all its weights inside. No hash covers weights in other files."""
-    import mmap
-
-    if isinstance(model, bytes):
-        return _EXTERNAL not in model
-    if model.stat().st_size == 0:  # which cannot be mapped
-        return True
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(_EXTERNAL) < 0

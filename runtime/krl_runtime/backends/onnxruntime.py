@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
+from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 
-from .base import ImageSizes, check_graph, keeps_weights_inside
+from .base import ImageSizes, check_graph
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -108,8 +109,8 @@ def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRu
         MissingExtraError: ONNX Runtime is not installed.
     """
     chosen = bundle.manifest.variants[variant]
-    path = bundle.file(chosen.cpu_file or chosen.file)
-    return _backend("onnxruntime-cpu", open_session(path, cuda=False, threads=threads), bundle, variant)
+    model = bundle.read(chosen.cpu_file or chosen.file)
+    return _backend("onnxruntime-cpu", open_session(model, cuda=False, threads=threads), bundle, variant)
 
 
 def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple[OnnxRuntimeBackend, str]:
@@ -129,15 +130,15 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
         MissingExtraError: ONNX Runtime is not installed.
     """
     chosen = bundle.manifest.variants[variant]
-    path = bundle.file(chosen.file if computes_fp16_pairs("gpu") else chosen.fp32_file or chosen.file)
+    model = bundle.read(chosen.file if computes_fp16_pairs("gpu") else chosen.fp32_file or chosen.file)
     try:
-        session, remark = open_session(path, cuda=True, threads=threads), ""
+        session, remark = open_session(model, cuda=True, threads=threads), ""
     except NoCudaProviderError:
         raise
     except BackendError:
         # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose, such as shapes, or because CUDA is
         # out of order? A session without the strictness shows it.
-        session = open_session(path, cuda=True, threads=threads, strict=False)
+        session = open_session(model, cuda=True, threads=threads, strict=False)
         remark = _left_on_cpu(session)
     return _backend("onnxruntime-cuda", session, bundle, variant), remark
 
@@ -160,7 +161,8 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     """Make an ONNX Runtime session on the requested device.
 
     Args:
-        model: An ONNX file, or its bytes. Weights in further files are refused, since no hash covers them.
+        model: An ONNX file, or its bytes. Weights in further files are refused, since no hash covers them. A file is
+            read once: what is checked is what is opened.
         cuda: Whether to run on CUDA; otherwise on the CPU.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.
@@ -184,11 +186,12 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     else:
         options.add_session_config_entry(*EXACT_INT8)
     provider = _CUDA if cuda else _CPU
-    if not keeps_weights_inside(model):
-        raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
+    data = model if isinstance(model, bytes) else model.read_bytes()
+    check_onnx(data)
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # bytes may be taken for another format
     try:
         session = ort.InferenceSession(
-            model, options, providers=[provider], enable_fallback=0, disabled_optimizers=WRONG_OPTIMIZERS
+            data, options, providers=[provider], enable_fallback=0, disabled_optimizers=WRONG_OPTIMIZERS
         )
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
+from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, require
 from krl_runtime.processor import cpu_count
 
-from .base import ImageSizes, check_graph, keeps_weights_inside
+from .base import ImageSizes, check_graph
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,11 +36,11 @@ class OpenVinoBackend:
     image_sizes: ImageSizes | None = None
     """It takes what the graph takes."""
 
-    def __init__(self, path: Path, name: str, bundle: Bundle, variant: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, model: bytes, name: str, bundle: Bundle, variant: str, settings: Mapping[str, Any]) -> None:
         """Compile the graph for one input.
 
         Args:
-            path: The ONNX file.
+            model: The content of the ONNX file.
             name: Name of the backend.
             bundle: The bundle, whose manifest describes the graph.
             variant: The variant that the file belongs to, for messages.
@@ -54,7 +54,7 @@ class OpenVinoBackend:
         self._inputs, self._outputs = bundle.manifest.inputs, bundle.manifest.outputs
         self._settings, self._core, self._lock = settings, ov.Core(), Lock()
         with self._attempt("cannot open the model"):
-            self._graph: Any = self._core.read_model(path)
+            self._graph: Any = self._core.read_model(model)
             check_graph(bundle, variant, _specs(self._graph.inputs), _specs(self._graph.outputs))
             single = self._graph.clone()
             single.reshape({port: [1, *list(port.partial_shape)[1:]] for port in single.inputs})
@@ -129,9 +129,8 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
     if bf16 and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(f"{name}: this CPU has no BF16 instructions; openvino computes in FP32")
     chosen = bundle.manifest.variants[variant]
-    path = bundle.file(chosen.fp32_file or chosen.file)
-    if not keeps_weights_inside(path):
-        raise BackendError("the ONNX file keeps weights in other files; save it with its weights inside")
+    model = bundle.read(chosen.fp32_file or chosen.file)
+    check_onnx(model)
     streams = max(1, cpu_count() // threads) if threads else 1
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -139,7 +138,7 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
         "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core, whoever else is on it
         **({"INFERENCE_NUM_THREADS": threads * streams} if threads else {}),
     }
-    return OpenVinoBackend(path, name, bundle, variant, settings)
+    return OpenVinoBackend(model, name, bundle, variant, settings)
 
 
 def _specs(ports: Sequence[Any]) -> list[TensorSpec]:

@@ -7,6 +7,7 @@ has its hash.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,7 +40,6 @@ class Bundle:
         """Hold a manifest that belongs to ``path``; call ``open`` or ``create`` instead."""
         self.path = path
         self.manifest = manifest
-        self._checked: dict[str, Path] = {}
 
     @property
     def stem(self) -> str:
@@ -53,7 +53,13 @@ class Bundle:
         Raises:
             BundleError: There is no bundle at ``path``, or its manifest is damaged, forged or of another version.
         """
-        folder = Path(path)
+        try:
+            return cls._open(Path(path))
+        except (OSError, ValueError) as error:  # no permission, a name that is too long or that no file can have
+            raise BundleError(f"bundle {path} cannot be read: {error}") from error
+
+    @classmethod
+    def _open(cls, folder: Path) -> Bundle:
         file = folder / MANIFEST
         if not folder.is_dir():
             what = "is a file, not a bundle" if folder.exists() else "does not exist"
@@ -62,11 +68,12 @@ class Bundle:
             raise BundleError(
                 f"{folder} is a run, where a bundle is needed; make one with: krl-deploy export {folder} -o NAME.krl"
             )
-        if not file.is_file():
+        if not file.is_file() and not file.is_symlink():
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with krl-deploy export")
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        data = _content(_safe(folder, MANIFEST), MANIFEST, _MAX_MANIFEST_BYTES)
+        if len(data) > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_MANIFEST_BYTES} are accepted")
-        manifest = Manifest.from_bytes(file.read_bytes(), str(file))
+        manifest = Manifest.from_bytes(data, str(file))
         bundle = cls(folder, manifest)
         bundle._check_references()
         return bundle
@@ -138,27 +145,52 @@ class Bundle:
             _safe(self.path, name).unlink(missing_ok=True)
         return Bundle.open(self.path)
 
-    def file(self, name: str) -> Path:
-        """Return the path of one file after checking its size and hash.
+    def read(self, name: str) -> bytes:
+        """Return the content of one file, after checking its size and hash. These very bytes are to be used.
 
         Raises:
-            BundleError: The manifest does not list it, it is missing, or its size or hash differs.
+            BundleError: The manifest does not list it, it is missing, cannot be read, or its size or hash differs.
         """
-        if name in self._checked:
-            return self._checked[name]
+        path, entry = self._listed(name)
+        data = _content(path, name, entry.size)
+        if len(data) != entry.size or sha256_bytes(data) != entry.sha256:
+            raise self._changed(name)
+        return data
+
+    def file(self, name: str) -> Path:
+        """Return the path of one file after checking it as ``read`` does, for copies and messages.
+
+        Raises:
+            BundleError: See ``read``.
+        """
+        path, entry = self._listed(name)
+        try:
+            same = path.stat().st_size == entry.size and sha256_file(path) == entry.sha256
+        except OSError as error:
+            raise BundleError(f"bundle {self.path}: {name} cannot be read: {error}") from error
+        if not same:
+            raise self._changed(name)
+        return path
+
+    def _listed(self, name: str) -> tuple[Path, FileEntry]:
+        """Return the path of a file that the manifest lists and that is there, and what the manifest says of it."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise BundleError(f"bundle {self.path}: the manifest does not list {name!r}")
         path = _safe(self.path, name)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:  # a name that is too long
+            raise BundleError(f"bundle {self.path}: {name} cannot be read: {error}") from error
+        if not there:
             raise BundleError(f"bundle {self.path}: {name} is missing; copy the whole folder again, or export it again")
-        if path.stat().st_size != entry.size or sha256_file(path) != entry.sha256:
-            raise BundleError(
-                f"bundle {self.path}: {name} is damaged or was changed (its SHA-256 is not the manifest's); "
-                "copy the whole folder again, or export it again"
-            )
-        self._checked[name] = path
-        return path
+        return path, entry
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(
+            f"bundle {self.path}: {name} is damaged or was changed (its SHA-256 is not the manifest's); "
+            "copy the whole folder again, or export it again"
+        )
 
     def verify(self) -> None:
         """Check every file that the manifest lists.
@@ -182,16 +214,17 @@ class Bundle:
         """
         if self.manifest.golden is None:
             raise BundleError(f"bundle {self.path} has no golden inputs; export it again with real data")
-        path = self.file(self.manifest.golden)
+        name = self.manifest.golden
+        data = self.read(name)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 if sum(member.file_size for member in arrays.zip.infolist()) > _MAX_GOLDEN_BYTES:
-                    raise BundleError(f"bundle {self.path}: {path.name} unpacks to more than {_MAX_GOLDEN_BYTES} bytes")
+                    raise BundleError(f"bundle {self.path}: {name} unpacks to more than {_MAX_GOLDEN_BYTES} bytes")
                 return {name: arrays[name] for name in arrays.files}
         except BundleError:
             raise
         except Exception as error:  # zip, zlib and numpy raise types of their own on damaged files
-            raise BundleError(f"bundle {self.path}: {path.name} is not a readable npz file: {error}") from error
+            raise BundleError(f"bundle {self.path}: {name} is not a readable npz file: {error}") from error
 
     def _check_references(self) -> None:
         """Refuse a manifest that names files outside the bundle or files that it does not list."""
@@ -214,6 +247,18 @@ def _safe(folder: Path, name: str) -> Path:
         return inside(folder, name)
     except ValueError as error:
         raise BundleError(f"bundle {folder}: {error}; such a bundle is refused") from error
+
+
+def _content(path: Path, name: str, size: int) -> bytes:
+    """Return the content of a bundle's file; of one that is larger than expected, one byte more than ``size``."""
+    try:
+        if not path.is_file():  # a pipe would block
+            raise BundleError(f"bundle {path.parent}: {name} is missing; copy the whole folder again")
+        with path.open("rb") as file:
+            there = path.stat().st_size  # a manifest may expect more bytes than there is memory
+            return file.read(min(max(0, size) + 1, there + 1))
+    except OSError as error:
+        raise BundleError(f"bundle {path.parent}: {name} cannot be read: {error}; copy the folder again") from error
 
 
 def _store(path: Path, content: Path | bytes) -> FileEntry:

@@ -19,7 +19,8 @@ from krl_runtime.files import sha256_bytes, sha256_file
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
-from .preprocessing import IMAGE_SUFFIXES, Preprocessing
+from .formats import IMAGE_SUFFIXES
+from .preprocessing import Preprocessing
 
 __all__ = [
     "ImageFile",

@@ -6,33 +6,24 @@ the exported graph, so that a caller cannot get them wrong.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from krl_runtime.errors import ImageError, UsageError
 
 from . import jpeg
+from .formats import IMAGE_SUFFIXES, ImageSource, check_image, describe, open_header, orientation, translated
+from .modes import convert
+from .work import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "Preprocessing", "open_image"]
-
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
-"""A path, encoded bytes, a binary file object, a Pillow image, or an array ``[H, W]`` or ``[H, W, C]`` of uint8."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-"""File name endings, in lower case, that are taken for images."""
-
-MAX_PIXELS = 128 * 1024 * 1024
-"""Images with more pixels than this are refused before they are decoded."""
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,18 +38,17 @@ _RESIZES = ("crop", "stretch")
 # photograph of those measured exceeded: 0.54, 1.32 and 5.6 with the worst filter; small outputs are the worst case.
 _LEAST_PIXELS = {0.6: 3.0, 1.5: 2.0, 6.0: 1.0}
 _JPEG_SCALES = (8, 4, 2)  # all that libjpeg decodes at, by DCT of fewer coefficients; the smallest image first
-_ORIENTATION = 0x0112  # the EXIF tag; Pillow's table of tags takes 3 ms to import
 
-# For each EXIF orientation but the upright one: whether the stored image lies on its side, and whether its far end
-# (right or lower, as it is stored) becomes the left side of the upright image, and the upper one.
+# For each EXIF orientation but the upright one: whether the stored image lies on its side, whether its far end
+# (right or lower, as it is stored) becomes the left side of the upright image, and the upper one; and how to turn it.
 _ORIENTATIONS = {
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
+    2: (False, True, False, Image.Transpose.FLIP_LEFT_RIGHT),
+    3: (False, True, True, Image.Transpose.ROTATE_180),
+    4: (False, False, True, Image.Transpose.FLIP_TOP_BOTTOM),
+    5: (True, False, False, Image.Transpose.TRANSPOSE),
+    6: (True, True, False, Image.Transpose.ROTATE_270),
+    7: (True, True, True, Image.Transpose.TRANSVERSE),
+    8: (True, False, True, Image.Transpose.ROTATE_90),
 }
 
 
@@ -231,7 +221,7 @@ def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
     """Decode one image, turn it by its EXIF orientation, and convert its colors.
 
     Transparency is dropped, as in torchvision's loader, unless ``mode`` keeps it. 16-bit gray is scaled to 8 bits. An
-    animation gives its first frame.
+    animation gives its first frame. The format is one of ``formats.ACCEPTED``, whatever the name of the file.
 
     Args:
         source: The image; see ``ImageSource``.
@@ -275,77 +265,38 @@ _Shrink: TypeAlias = Callable[[int, int], int]
 
 def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
     """Decode as ``open_image`` does, at a smaller scale if ``shrink`` allows it."""
-    name = _describe(source)
-    try:
-        return _decode(source, mode, name, shrink)
-    except ImageError:
-        raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder, not an image; give the image files in it") from error
-    except PermissionError as error:
-        raise ImageError(f"{name}: no permission to read it") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that Pillow can read (JPEG, PNG, WebP, BMP, TIFF, GIF …)") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning, where it is an error
-        raise ImageError(f"{name}: {error}; at most {MAX_PIXELS} pixels are accepted") from error
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
-        # Pillow's decoders raise any of these on damaged files.
-        raise ImageError(f"{name} is damaged or truncated: {error}") from error
-    except Exception as error:  # struct.error, zlib.error and other decoders' own types
-        raise ImageError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+    name = describe(source)
+    with translated(name):
+        if isinstance(source, np.ndarray):
+            return _finish(_from_array(source, name), mode, None)
+        if isinstance(source, Image.Image):
+            check_image(source, name)
+            return _finish(source, mode, None)  # only an image that was opened here may be decoded otherwise
+        return _finish(open_header(source), mode, shrink)
 
 
-def _describe(source: object) -> str:
-    if isinstance(source, str | os.PathLike):
-        return f"image {os.fspath(source)!s}"
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"image of {len(source)} bytes"
-    return f"image given as {type(source).__name__}"
-
-
-def _decode(source: ImageSource, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
-    if isinstance(source, np.ndarray):
-        return _finish(_from_array(source, name), mode, name, None)
-    if isinstance(source, Image.Image):
-        return _finish(source, mode, name, None)  # only an image that was opened here may be decoded otherwise
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _finish(Image.open(io.BytesIO(source)), mode, name, shrink)
-    if isinstance(source, str | os.PathLike):
-        with Path(source).open("rb") as file:
-            return _finish(Image.open(file), mode, name, shrink)
-    if hasattr(source, "read"):
-        return _finish(Image.open(source), mode, name, shrink)
-    raise ImageError(
-        f"{name}; accepted: a path, bytes, a binary file object, a Pillow image, or a uint8 array of shape "
-        "[H, W] or [H, W, C]"
-    )
-
-
-def _finish(image: Image.Image, mode: str | None, name: str, shrink: _Shrink | None) -> _Decoded:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are accepted")
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    sideways, *mirrored = _ORIENTATIONS.get(orientation, (False, False, False))
-    size, scale = (height, width) if sideways else (width, height), 1
+def _finish(image: Image.Image, mode: str | None, shrink: _Shrink | None) -> _Decoded:
+    if image.format not in ("JPEG", "MPO"):
+        image.load()  # EXIF data may stand behind the pixels; and Pillow turns a TIFF
+    turned = orientation(image)
+    sideways, *mirrored, method = _ORIENTATIONS.get(turned, (False, False, False, None))
+    size, scale = (image.size[::-1] if sideways else image.size), 1
     if shrink is not None and image.format in ("JPEG", "MPO"):
         scale = shrink(*size)
-        if scale > 1 and image.draft(None, (width // scale, height // scale)) is None:
+        if scale > 1 and image.draft(None, (image.width // scale, image.height // scale)) is None:
             scale = 1
     if scale == 1:
         image = jpeg.load(image)
     else:
         image.load()
-    if orientation != 1:
-        from PIL import ImageOps
-
-        image = ImageOps.exif_transpose(image)
+    info = image.info
+    if method is not None:
+        image = image.transpose(method)
+        image.info = info
     begin = [(there - full / scale) * far for there, full, far in zip(image.size, size, mirrored, strict=True)]
     if (image.mode, mode) == ("RGBX", "RGB") and shrink is not None:
         return _Decoded(image, size, scale, (begin[0], begin[1]))  # converted when it is small
-    return _Decoded(_convert(image, mode), size, scale, (begin[0], begin[1]))
+    return _Decoded(convert(image, mode), size, scale, (begin[0], begin[1]))
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
@@ -356,22 +307,3 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
             "[H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA)"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-
-
-def _own_mode(image: Image.Image) -> str:
-    """Return the mode of 8 bits that has what an image has: colors, and transparency."""
-    gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    return ("L" if gray else "RGB") + "A" * transparent
-
-
-def _convert(image: Image.Image, mode: str | None) -> Image.Image:
-    mode = mode or _own_mode(image)
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips these to 255 instead of scaling them.
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow asks for this step
-    return image.convert(mode)

@@ -29,6 +29,7 @@ class Raster:
 
     Attributes:
         pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha.
+        icc_profile: The color profile of the pixels, which is written with them; ``None`` for sRGB, or unknown.
 
     Example:
         >>> image = Raster(np.zeros((2, 3, 4), np.uint8))
@@ -39,6 +40,7 @@ class Raster:
     """
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
+    icc_profile: bytes | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
@@ -60,7 +62,10 @@ class Raster:
         """The image as a Pillow image."""
         from PIL import Image
 
-        return Image.fromarray(self.pixels[..., 0] if self.mode == "L" else self.pixels)
+        image = Image.fromarray(self.pixels[..., 0] if self.mode == "L" else self.pixels)
+        if self.icc_profile is not None:
+            image.info["icc_profile"] = self.icc_profile
+        return image
 
     def save(self, path: str | Path) -> Path:
         """Write a file atomically.
@@ -81,7 +86,7 @@ class Raster:
             raise UsageError(f"an image in mode {self.mode} cannot be written as {path.name}; accepted: {accepted}")
         options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            self.image.save(file, kind, **options)
+            self.image.save(file, kind, icc_profile=self.icc_profile, **options)
         return path
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, BundleError, ImageError, ModelError
 from krl_runtime.images import luma
+from krl_runtime.images.modes import color_profile
 from krl_runtime.images.preprocessing import open_image
 
 from .base import Pipeline
@@ -19,6 +20,7 @@ from .raster import Raster
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from PIL import Image
 
     from krl_runtime.images.preprocessing import ImageSource
 
@@ -112,8 +114,8 @@ class Restorer(Pipeline):
                 uint8 ``[H, W]`` or ``[H, W, C]`` (RGB or RGBA). For several images a list or tuple of those.
 
         Returns:
-            An image ``scale`` times as wide and high, with the channels of the given one; a list of images, in order,
-            for several.
+            An image ``scale`` times as wide and high, with the channels of the given one, its transparency, and its
+            color profile if that is one for gray or RGB as the result is; a list of images, in order, for several.
 
         Raises:
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
@@ -121,8 +123,8 @@ class Restorer(Pipeline):
             BackendError: The device failed, or the model is closed.
         """
         if not isinstance(source, list | tuple):
-            return self._restore(np.asarray(open_image(source, mode=None)))
-        return [self._restore(np.asarray(open_image(item, mode=None))) for item in source]
+            return self._restore(open_image(source, mode=None))
+        return [self._restore(open_image(item, mode=None)) for item in source]
 
     def restore_planes(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Restore the channels of the network; large images in parts.
@@ -143,8 +145,9 @@ class Restorer(Pipeline):
             whole[:, self._scaled(rows), self._scaled(columns)] = part
         return whole
 
-    def _restore(self, image: npt.NDArray[np.uint8]) -> Raster:
-        """Restore an image, uint8 ``[H, W]`` or ``[H, W, 2 to 4]``."""
+    def _restore(self, opened: Image.Image) -> Raster:
+        """Restore an image in mode L, LA, RGB or RGBA."""
+        image = np.asarray(opened)
         image = image.reshape(*image.shape[:2], -1)
         height, width, bands = image.shape
         if height * width * self.scale**2 > MAX_RESTORED:
@@ -164,7 +167,7 @@ class Restorer(Pipeline):
                 here[...] = self._colored(part, image[..., :colors], rows, columns)
         if bands > colors:
             self._resize_band(image[..., -1], whole[..., -1])
-        return Raster(whole)
+        return Raster(whole, color_profile(opened))
 
     def _network_input(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of an image ``[H, W, 1 or 3]``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +11,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from krl_runtime.backends.base import run_in_parts
 from krl_runtime.bundle.tensors import check_inputs
-from krl_runtime.errors import BackendError, KrlError, UsageError
+from krl_runtime.errors import BackendError, ImageError, KrlError, UsageError
+from krl_runtime.images.formats import open_header
+from krl_runtime.images.work import ImageSizeError
 from krl_runtime.pipelines.classifier import Classification, Classifier
 
 from . import protocol
@@ -217,11 +217,10 @@ class Service:
     def _check_size(self, body: bytes) -> None:
         """Refuse an image by the size that its header tells, before any of it is decoded."""
         try:
-            with Image.open(io.BytesIO(body)) as image:
-                width, height = image.size
-        except Image.DecompressionBombError as error:
-            raise TooLargeError(f"image of {len(body)} bytes: {error}") from error
-        except Exception:  # preprocessing has a better message for any damage
+            width, height = open_header(body).size
+        except ImageSizeError as error:
+            raise TooLargeError(str(error)) from error
+        except ImageError:  # preprocessing says it again
             return
         if width * height > self._config.max_pixels:
             raise TooLargeError(

@@ -139,7 +139,7 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
     assert result["trained_int8"]["agreement"] > 0.9
     assert result["trained_int8"]["activations"] == len(trained.network().backbone.quantizers())
     bundle = Bundle.open(tmp_path / "t.krl")
-    brought = Calibration.from_bytes(bundle.file("calibration.json").read_bytes())
+    brought = Calibration.from_bytes(bundle.read("calibration.json"))
     scales = sorted(high / 127 for _, high in brought.given.values())
     learned = sorted(float(quantizer.scale.detach()) for quantizer in trained.network().backbone.quantizers())
     assert scales == pytest.approx(learned, rel=1e-6)
@@ -149,13 +149,13 @@ def test_a_trained_run_keeps_its_ranges(trained, digits, tmp_path, monkeypatch):
     assert measured["calibration"]["method"] == "given, else mse"
     assert measured["equalized_activations"] == 0
     made = Bundle.open(bundle.path)
-    kept = Calibration.from_bytes(made.file("calibration.json").read_bytes())
+    kept = Calibration.from_bytes(made.read("calibration.json"))
     assert kept.given == brought.given
     int8 = onnx.load(made.file("model.int8.fp32.onnx"))
     written = [float(v) for n, v in constants(int8).items() if n.endswith("_scale") and v.ndim == 0]
     assert sorted(written) == pytest.approx(learned, rel=2**-11)  # as FP16
     # For the CPU: what has no negative values has twice as many levels, and no convolution stays float.
-    assert count_convolutions(optimized_graph(made.file("model.int8.cpu.onnx").read_bytes()))["float_convolutions"] == 0
+    assert count_convolutions(optimized_graph(made.read("model.int8.cpu.onnx")))["float_convolutions"] == 0
     inputs, _ = pixels_of(digits / "val")
     with torch.no_grad():
         expected = trained.network()(torch.from_numpy(inputs[:50])).numpy()
@@ -229,7 +229,7 @@ def test_a_third_party_file_is_taken_apart_and_written_for_both(third_party, dig
     logits = run(ours, optimize=False, pixels=inputs)[0]
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.99
     np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
-    cpu = made.file("model.int8.cpu.onnx").read_bytes()
+    cpu = made.read("model.int8.cpu.onnx")
     assert count_convolutions(optimized_graph(cpu))["float_convolutions"] == 0
     assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the third_party form never runs on a CPU
 

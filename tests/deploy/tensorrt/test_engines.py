@@ -67,7 +67,7 @@ def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
     assert engine.profile == (1, 4, 8)
     # The bytes are those that TensorRT gave, and nothing else.
     expected = trt.plan(onnx.read_bytes(), [{"pixels": [[n, 3, 12, 10] for n in (1, 4, 8)]}])
-    assert built.file(engine.file).read_bytes() == expected
+    assert built.read(engine.file) == expected
     evidence = built.manifest.evidence["engines"][key]
     assert evidence["parity"]["inputs"] == 6
     assert evidence["parity"]["max_error"] == pytest.approx(0.01, abs=1e-3)  # what the int8 file adds to the logits
@@ -200,7 +200,7 @@ def test_the_timing_cache_is_kept_and_one_of_another_device_is_set_aside(newest,
     build_engine(config(bundle, "fp16"))
     assert seen == [b"timings of 10.3.0", b""]
     assert "the timing cache is of another GPU or TensorRT; a new one is started" in caplog.text
-    assert Bundle.open(bundle.path).file("timing.cache").read_bytes() == b"timings of 11.4.0.106"
+    assert Bundle.open(bundle.path).read("timing.cache") == b"timings of 11.4.0.106"
 
 
 @pytest.mark.parametrize("difference", [1.0, float("nan")])
@@ -397,7 +397,7 @@ def test_a_bundle_that_changes_during_the_build_is_left_alone(newest, bundle):
     def change(step):
         if step == 2:
             int8 = bundle.manifest.variants["int8"]
-            content = bundle.file("model.fp16.onnx").read_bytes()
+            content = bundle.read("model.fp16.onnx")
             Bundle.open(bundle.path).update(
                 {"model.int8.onnx": content}, variants={**bundle.manifest.variants, "int8": int8}
             )

@@ -31,7 +31,7 @@ def test_it_is_chosen_only_when_asked_for(installed, bundle: Bundle):
         assert model.backend.name == "openvino"
         assert model.backend.reason.startswith("openvino runs variant fp32 (the bundle names no default for cpu)")
     asked = load(bundle.path, backend="openvino").backend.skipped
-    assert asked == dict.fromkeys(("tensorrt", "cuda"), "backend openvino was asked for")
+    assert asked == dict.fromkeys(("tensorrt", "tensorrt-rtx", "cuda"), "backend openvino was asked for")
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
@@ -110,7 +110,7 @@ def test_where_it_is_not_installed(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 def test_files_that_it_cannot_run(installed, tmp_path: Path):
     broken = write_bundle(tmp_path / "a.krl", contents={"model.fp32.onnx": b"not a graph"})
-    with pytest.raises(BackendError, match="openvino cannot open the model: "):
+    with pytest.raises(BackendError, match="cannot open the model: "):
         open_openvino(broken, "fp32")
     other = TinyNet.random(Preprocessing(9, 9), 4).onnx()
     with pytest.raises(BackendError, match=r"has inputs pixels uint8 \[\?, 3, 9, 9\], the manifest says"):

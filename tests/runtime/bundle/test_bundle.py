@@ -88,7 +88,7 @@ def test_create_refuses_what_is_there(tmp_path: Path, bundle: Bundle):
 
 
 def test_create_replaces_a_bundle_when_asked(bundle: Bundle):
-    contents = {name: bundle.file(name).read_bytes() for name in FILES[1:]}
+    contents = {name: bundle.read(name) for name in FILES[1:]}
     again = Bundle.create(bundle.path, replace(bundle.manifest, name="new"), contents, replace=True)
     assert again.manifest.name == "new"
     assert [path.name for path in bundle.path.parent.iterdir()] == ["tiny.krl"]
@@ -158,13 +158,22 @@ def test_other_damage_is_detected(bundle: Bundle, damage: str):
         bundle.file("model.fp32.onnx")
 
 
-def test_a_file_is_hashed_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
-    hashed = []
-    original = module.sha256_file
-    monkeypatch.setattr(module, "sha256_file", lambda path: hashed.append(path.name) or original(path))
-    bundle.verify()
-    bundle.verify()
-    assert sorted(hashed) == sorted(FILES[1:])
+def test_the_bytes_that_were_hashed_are_given_out(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """A file that is changed the moment its hash is known: what was hashed is what is loaded, and no cache hides it."""
+    path = bundle.path / "model.fp32.onnx"
+    before = path.read_bytes()
+    original = module.sha256_bytes
+
+    def changing(data: bytes) -> str:
+        path.write_bytes(b"another network")
+        return original(data)
+
+    monkeypatch.setattr(module, "sha256_bytes", changing)
+    assert bundle.read("model.fp32.onnx") == before
+    with pytest.raises(BundleError, match="is damaged or was changed"):
+        bundle.read("model.fp32.onnx")
+    with pytest.raises(BundleError, match="is damaged or was changed"):
+        bundle.verify()
 
 
 def test_only_listed_files_are_given_out(bundle: Bundle):
@@ -339,7 +348,7 @@ def test_update_adds_and_changes(bundle: Bundle):
     engines = {"k": replace(ENGINE, onnx_sha256=bundle.manifest.files["model.int8.onnx"].sha256)}
     again = bundle.update({ENGINE.file: b"plan"}, engines=engines, evidence={"top1": 0.9})
     again.verify()
-    assert again.file(ENGINE.file).read_bytes() == b"plan"
+    assert again.read(ENGINE.file) == b"plan"
     assert again.manifest.engines == engines
     assert again.manifest.evidence == {"top1": 0.9}
     assert again.manifest.variants == bundle.manifest.variants
@@ -351,7 +360,7 @@ def test_replacing_a_file_drops_what_was_made_from_it(bundle: Bundle):
     again = bundle.update({"model.int8.onnx": b"new"})
     assert set(again.manifest.variants) == {"fp16", "fp32"}
     assert (again.manifest.engines, again.manifest.default_variants) == ({}, {})
-    assert again.file("model.int8.onnx").read_bytes() == b"new"
+    assert again.read("model.int8.onnx") == b"new"
     assert again.manifest.golden == "golden.npz"
     assert again.update({"golden.npz": b"new"}).manifest.golden is None
 
@@ -385,7 +394,7 @@ def test_refused_updates_change_nothing(bundle: Bundle, contents: dict, changes:
 
 @pytest.mark.parametrize("failing", range(1, 7))
 def test_a_full_disk_while_creating(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, failing: int):
-    contents = {name: bundle.file(name).read_bytes() for name in FILES[1:]}
+    contents = {name: bundle.read(name) for name in FILES[1:]}
     before = snapshot(bundle.path)
     fill_disk(monkeypatch, failing)
     for path in (bundle.path, tmp_path / "new.krl"):
@@ -456,7 +465,7 @@ def interrupted(original):
         return original(self, target)
     return rename
 Path.replace, Path.rename = interrupted(Path.replace), interrupted(Path.rename)
-new = bundle.file("model.fp16.onnx").read_bytes()
+new = bundle.read("model.fp16.onnx")
 names = ("model.int8.onnx", "model.int8.cpu.onnx")
 try:
     if sys.argv[4] == "update":

@@ -312,8 +312,8 @@ def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     cases = [
-        (tmp_path / "text.jpg", r"text\.jpg is not an image that Pillow can read"),
-        (tmp_path / "empty.png", r"empty\.png is not an image that Pillow can read"),
+        (tmp_path / "text.jpg", r"text\.jpg is not an image of an accepted format: JPEG, PNG"),
+        (tmp_path / "empty.png", r"empty\.png is not an image of an accepted format: JPEG, PNG"),
         (tmp_path / "none.png", r"none\.png: no such file"),
         (tmp_path, "is a folder, not an image"),
         (b"123", "image of 3 bytes is not an image"),
@@ -338,12 +338,12 @@ def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_of_a_decoder_that_pillow_does_not_translate(monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise struct.error("unpack requires a buffer of 4 bytes")
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(ImageError, match="image of 4 bytes cannot be decoded: error: unpack requires"):
-        open_image(b"data", mode="RGB")
+    with pytest.raises(ImageError, match="image of 8 bytes cannot be decoded: error: unpack requires"):
+        open_image(b"GIF89a\0\0", mode="RGB")
 
 
 def test_damaged_images_give_an_answer_or_an_image_error():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from _helpers.bundles import write_bundle
 from _helpers.image_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
@@ -146,6 +146,29 @@ def test_files_and_exif(model: Restorer, tmp_path: Path):
     saved = model(file).save(tmp_path / "out" / "large.png")
     with Image.open(saved) as image:
         assert (np.asarray(image) == model(file).pixels).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+def test_the_color_profile_is_written_with_the_restored_image(model: Restorer, tmp_path: Path, suffix: str):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    smooth_image = Image.fromarray(smooth(20, 16, 3))
+    smooth_image.save(tmp_path / "given.jpg", icc_profile=profile)
+    restored = model(tmp_path / "given.jpg")
+    assert restored.image.info["icc_profile"] == profile
+    with Image.open(restored.save(tmp_path / f"restored{suffix}")) as written:
+        assert written.info["icc_profile"] == profile
+    assert model(np.asarray(smooth_image)).icc_profile is None
+    smooth_image.convert("L").save(tmp_path / "gray.png", icc_profile=profile)
+    assert model(tmp_path / "gray.png").icc_profile is None  # of RGB, and the image is gray
+
+
+def test_a_transparent_level_of_deep_gray_stays_transparent(model: Restorer, tmp_path: Path):
+    levels = np.full((20, 16), 40_000, np.uint16)
+    levels[:, 8:] = 1600
+    Image.fromarray(levels).save(tmp_path / "deep.png", transparency=1600)
+    alpha = model(tmp_path / "deep.png").pixels[..., -1]
+    assert (alpha[:, : 4 * model.scale] == 255).all()  # further from the edge than the bicubic filter reaches
+    assert (alpha[:, 12 * model.scale :] == 0).all()
 
 
 def test_bad_images(model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,7 @@ def test_an_image_on_the_page(server, images: list[Path], tmp_path: Path):
         bad.write_bytes(b"abc")
         page.choose_file("#file", bad)
         page.until("document.querySelector('.error')")
-        assert "is not an image that Pillow can read" in page.evaluate("document.querySelector('.error').textContent")
+        assert "is not an image of an accepted format" in page.evaluate("document.querySelector('.error').textContent")
 
         # a drop, as far as a script can make one
         page.evaluate(

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, find_images, report_bad
+from krl_runtime.images.formats import open_header
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
@@ -131,9 +131,7 @@ def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     gray = np.asarray(open_image(path, mode="L"))
     if color == "gray":
         return gray
-    with Image.open(path) as image:
-        stored_gray = image.mode in _GRAY_MODES
-    return gray if stored_gray else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+    return gray if open_header(path).mode in _GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
 
 
 def read_truths(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from krl_runtime.errors import DataError, UsageError, require
+from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
+from krl_runtime.images.formats import open_header
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
@@ -249,11 +249,11 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
     sizes, modes = set(), set()
     for image in images[:: max(1, len(images) // 16)]:
         try:
-            with Image.open(image.path) as opened:
-                sizes.add((opened.height, opened.width))
-                modes.add(opened.mode)
-        except OSError:  # reading the split names it
+            opened = open_header(image.path)
+        except ImageError:  # reading the split names it
             continue
+        sizes.add((opened.height, opened.width))
+        modes.add(opened.mode)
     size = sizes.pop() if len(sizes) == 1 else None
     gray = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
     return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)

@@ -57,11 +57,11 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
         _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
     return TensorRTBackend(
         library,
-        bundle.file(engine.file).read_bytes(),
+        bundle.read(engine.file),
         label=key,
         version_compatible=engine.version_compatible,
         dla_core=engine.dla_core,
-        weights=bundle.file(onnx).read_bytes() if engine.stripped else None,
+        weights=bundle.read(onnx) if engine.stripped else None,
         cache=cache_file(bundle.manifest.files[engine.file].sha256, library, gpu.name) if rtx else None,
     )
 

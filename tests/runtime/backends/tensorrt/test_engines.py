@@ -43,7 +43,7 @@ def bundle_with(tmp_path, trt, *engines, **changes):
         profile=(1, 4, 8),
     )
     made = {f"e{i}": replace(fitting, file=f"engines/{i}.engine", **item) for i, item in enumerate(engines)}
-    onnx_bytes = bundle.file(file).read_bytes()
+    onnx_bytes = bundle.read(file)
     plans = {engine.file: trt.plan(onnx_bytes, [shapes(*engine.profile)], engine.stripped) for engine in made.values()}
     return bundle.update(plans, engines=made)
 

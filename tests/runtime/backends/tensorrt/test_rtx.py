@@ -47,7 +47,7 @@ def engine_of(rtx, bundle, **changes):
 def bundle(rtx, tmp_path):
     """A bundle with an engine of TensorRT-RTX and no other."""
     made = write_bundle(tmp_path / "m.krl")
-    plan = rtx.plan(made.file("model.fp32.onnx").read_bytes(), [PROFILE])
+    plan = rtx.plan(made.read("model.fp32.onnx"), [PROFILE])
     return made.update({"engines/a.engine": plan}, engines={"a": engine_of(rtx, made)})
 
 
@@ -168,7 +168,7 @@ def test_which_engines_run_where(capabilities, version, gpu, fits):
 
 
 def test_the_engine_that_is_for_the_fewest_gpus_is_taken(rtx, bundle):
-    plan = bundle.file("engines/a.engine").read_bytes()
+    plan = bundle.read("engines/a.engine")
     engines = {
         name: engine_of(rtx, bundle, file=f"engines/{name}.engine", compute_capabilities=capabilities)
         for name, capabilities in {"any": (), "two": ("8.9", "9.0"), "one": ("9.0",), "other": ("8.6",)}.items()
@@ -186,6 +186,6 @@ def test_without_an_engine_or_the_library_the_message_says_what_to_do(rtx, bundl
 
 
 def test_an_engine_of_tensorrt_is_not_one_of_rtx(rtx, bundle):
-    plan = b"ftrt" + bundle.file("engines/a.engine").read_bytes()[4:]
+    plan = b"ftrt" + bundle.read("engines/a.engine")[4:]
     with pytest.raises(BackendError, match="it is damaged, or not a TensorRT engine"):
         TensorRTBackend(rtx.library, plan, label="a")
