@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         EngineResult,
         InspectResult,
         PackageResult,
+        SignResult,
         VariantResult,
         build_engine,
         check,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         inspect_engine,
         package,
         quantize,
+        sign,
     )
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "InspectResult",
     "PackageResult",
     "QuantizeConfig",
+    "SignResult",
     "VariantResult",
     "__version__",
     "build_engine",
@@ -59,6 +62,7 @@ __all__ = [
     "inspect_engine",
     "package",
     "quantize",
+    "sign",
 ]
 
 _MODULES = {
@@ -70,6 +74,7 @@ _MODULES = {
         "EngineResult",
         "InspectResult",
         "PackageResult",
+        "SignResult",
         "VariantResult",
         "build_engine",
         "check",
@@ -79,6 +84,7 @@ _MODULES = {
         "inspect_engine",
         "package",
         "quantize",
+        "sign",
     ),
 }
 

@@ -13,6 +13,7 @@ from krl_runtime.errors import CheckFailedError
 from krl_runtime.verbs import Result
 
 from . import verbs
+from .bundles.sign import SignConfig
 from .bundles.triton import PackageConfig
 from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
@@ -101,6 +102,14 @@ def package(config: PackageConfig) -> None:
     next_command(f"tritonserver --model-repository {config.out}")
 
 
+def sign(config: SignConfig) -> None:
+    """Sign a bundle, so that devices can tell whose it is and trust its engines."""
+    result = verbs.sign(config)
+    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in result.details.items()]
+    _print(result, table(("field", "value"), rows), config.json)
+    next_command(f"krl-runtime selftest {config.bundle} --trust PUBLIC_KEY")
+
+
 def _print(result: Result, shown: str, json: bool) -> None:
     """Print a result for programs or for people."""
     if json:
@@ -133,6 +142,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "build-engine": build_engine,
     "inspect-engine": inspect_engine,
     "package": package,
+    "sign": sign,
 }
 
 

@@ -13,6 +13,7 @@ from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, Quantiz
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
 
 if TYPE_CHECKING:
+    from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "EngineResult",
     "InspectResult",
     "PackageResult",
+    "SignResult",
     "VariantResult",
     "build_engine",
     "check",
@@ -30,6 +32,7 @@ __all__ = [
     "inspect_engine",
     "package",
     "quantize",
+    "sign",
 ]
 
 
@@ -108,6 +111,11 @@ class CheckResult(Result):
 @dataclass(frozen=True)
 class PackageResult(Result):
     """A model repository for another server; see ``to_dict``."""
+
+
+@dataclass(frozen=True)
+class SignResult(Result):
+    """A signed bundle; ``details`` has the public key and the engines; see ``to_dict``."""
 
 
 def export(config: ExportConfig | None = None, /, **options: Any) -> BundleResult:
@@ -261,6 +269,22 @@ def package(config: PackageConfig | None = None, /, **options: Any) -> PackageRe
     from .bundles.triton import package as run_package
 
     return PackageResult(details=run_package(configure(PackageConfig, config, options)))
+
+
+def sign(config: SignConfig | None = None, /, **options: Any) -> SignResult:
+    """Sign a bundle with an Ed25519 key, so that ``krl_runtime.load(..., trust=KEY)`` accepts it and its engines.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy sign``: ``bundle``, ``key``.
+
+    Raises:
+        KrlError: The bundle is damaged, or the key cannot be used.
+    """
+    from .bundles.sign import SignConfig
+    from .bundles.sign import sign as run_sign
+
+    return SignResult(details=run_sign(configure(SignConfig, config, options)))
 
 
 def _bundle_result(found: Mapping[str, Any]) -> BundleResult:

@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant
+from krl_runtime.backends.tensorrt.registry import BuiltEngine, register_engine
+from krl_runtime.bundle import Bundle, Engine, Manifest, TensorSpec, Variant
+from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 
 LABELS = ("cat", "dog", "frog", "ship")
@@ -147,3 +149,11 @@ def write_bundle(
         golden="golden.npz" if golden else None,
     )
     return Bundle.create(path, replace(manifest, **changes), {**files, **(contents or {})})
+
+
+def add_engines(bundle: Bundle, plans: Mapping[str, bytes], engines: Mapping[str, Engine]) -> Bundle:
+    """Put engines into a bundle, and into the registry, as ``krl-deploy build-engine`` does."""
+    for engine in engines.values():
+        host_code = engine.version_compatible and engine.library == "tensorrt"
+        register_engine(BuiltEngine(sha256_bytes(plans[engine.file]), engine.library, engine.version, host_code))
+    return bundle.update(plans, engines=engines)

@@ -74,11 +74,12 @@ class PackageConfig:
 
 @dataclass(frozen=True)
 class _Packaged:
-    """The packaged model: a file of the bundle, its name in the repository, the largest batch (0: it takes none)."""
+    """The packaged model: its file and bytes, its name in the repository, the largest batch (0: it takes none)."""
 
     kind: Kind
     variant: str
     file: str
+    content: bytes
     target: str
     max_batch: int
 
@@ -112,10 +113,9 @@ def package(config: PackageConfig) -> dict[str, Any]:
         raise UsageError(f"{folder} exists already; give another --name, or --overwrite to replace it")
     if folder.exists() and not (folder / "config.pbtxt").is_file():
         raise UsageError(f"{folder} is not a model of a Triton repository, so it is not replaced; give another --name")
-    content = bundle.read(source.file)
     with atomic_folder(folder, replace=config.overwrite) as temporary:
         (temporary / "1").mkdir()
-        (temporary / "1" / source.target).write_bytes(content)
+        (temporary / "1" / source.target).write_bytes(source.content)
         if manifest.labels:
             (temporary / _LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
         (temporary / "config.pbtxt").write_text(_configuration(bundle, source, name, config), encoding="utf-8")
@@ -145,12 +145,12 @@ def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
     # Triton leaves all optimizers of ONNX Runtime on, and one of them computes INT8 with FP16 around it wrongly.
     file = (chosen.cpu_file if kind == "cpu" else chosen.fp32_file) or chosen.file
     batched = not isinstance(manifest.inputs[0].shape[0], int)
-    return _Packaged(kind, variant, file, "model.onnx", config.max_batch if batched else 0)
+    return _Packaged(kind, variant, file, bundle.read(file), "model.onnx", config.max_batch if batched else 0)
 
 
 def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     """Return the one engine that fits."""
-    chosen = bundle.manifest.engines.get(config.engine or "")
+    chosen = bundle.engines.get(config.engine or "")
     if chosen is not None and chosen.library != "tensorrt":
         raise UsageError(
             f"engine {config.engine} is one of TensorRT-RTX, which Triton does not run; choose one of TensorRT, or "
@@ -173,12 +173,12 @@ def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     _check_engine(key, engine)
     batched = not isinstance(bundle.manifest.inputs[0].shape[0], int)
     largest = min(config.max_batch, engine.profile[2]) if batched else 0
-    return _Packaged("tensorrt", engine.variant, engine.file, "model.plan", largest)
+    return _Packaged("tensorrt", engine.variant, engine.file, bundle.engine_bytes(key), "model.plan", largest)
 
 
 def _tensorrt_engines(bundle: Bundle) -> dict[str, Engine]:
     """Return the engines that Triton's backend ``tensorrt`` loads; those of TensorRT-RTX are others."""
-    return {key: engine for key, engine in bundle.manifest.engines.items() if engine.library == "tensorrt"}
+    return {key: engine for key, engine in bundle.engines.items() if engine.library == "tensorrt"}
 
 
 def _check_engine(key: str, engine: Engine) -> None:

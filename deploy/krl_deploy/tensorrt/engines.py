@@ -11,8 +11,10 @@ from typing import Any
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError, current_gpu, platform_key
 from krl_runtime.backends.tensorrt.backend import TensorRTBackend
 from krl_runtime.backends.tensorrt.library import Library, rtx_library, tensorrt_library
+from krl_runtime.backends.tensorrt.registry import BuiltEngine, register_engine
 from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.bundle.sidecar import add_engine
 from krl_runtime.device.platforms import jetpack_here
 from krl_runtime.errors import BackendError, CheckFailedError
 from krl_runtime.files import sha256_bytes, write_atomic
@@ -128,13 +130,26 @@ def _build_into(inputs: Inputs, place: _Place) -> dict[str, Any]:
         raise CheckFailedError(f"variant {variant} of {bundle.path} was changed during the build; build it again")
     engine = _engine(key, variant, source, options, place)
     evidence = _evidence(built, parity, reason)
+    host_code = options.version_compatible and not place.library.rtx
+    entry = register_engine(BuiltEngine(sha256_bytes(built.plan), place.library.name, place.library.version, host_code))
+    file = _keep(current, key, engine, built, evidence)
+    return {"engine": key, "file": file, "bytes": len(built.plan), "registry": str(entry), **evidence}
+
+
+def _keep(bundle: Bundle, key: str, engine: Engine, built: BuiltPlan, evidence: dict[str, Any]) -> str:
+    """Put an engine into its bundle; or beside one that is signed or cannot be written. Return its file."""
+    if bundle.is_kept:
+        target = add_engine(bundle.path, key, engine, built.plan, evidence)
+        _log.info("the bundle is signed or cannot be written, so the engine is kept in %s", target.parent)
+        return str(target)
+    manifest = bundle.manifest
     engines = manifest.evidence.get("engines", {})
-    current.update(
+    bundle.update(
         {engine.file: built.plan, **({_TIMING_CACHE: built.timing_cache} if built.timing_cache else {})},
         engines={**manifest.engines, key: engine},
         evidence={**manifest.evidence, "engines": {**engines, key: evidence}},
     )
-    return {"engine": key, "file": engine.file, "bytes": len(built.plan), **evidence}
+    return engine.file
 
 
 def _engine(key: str, variant: str, source: OnnxFile, options: BuildOptions, place: _Place) -> Engine:
@@ -223,7 +238,7 @@ def _load(
                 place.library,
                 built.plan,
                 label=label,
-                version_compatible=options.version_compatible,
+                host_code=options.version_compatible and not place.library.rtx,
                 dla_core=options.dla_core,
                 weights=source.data if options.strip_weights else None,
             )

@@ -13,7 +13,7 @@ from krl_runtime.cli.tables import table
 from krl_runtime.files import sha256_file
 
 from .config import InspectEngineConfig
-from .plan import plan_version
+from .plan import plan_version, version_of
 
 __all__ = ["inspect_engine"]
 
@@ -29,7 +29,7 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
     """
     if config.model.is_dir():
         bundle = Bundle.open(config.model)
-        found = {key: _entry(bundle, engine) for key, engine in bundle.manifest.engines.items()}
+        found = {key: _entry(bundle, key, engine) for key, engine in bundle.engines.items()}
     else:
         found = {config.model.name: _file(config.model)}
     known = ("variant", "library", "version", "gpu", "compute_capabilities", "profile", "height", "width", "bytes")
@@ -47,9 +47,9 @@ def _for_people(column: str, entry: dict[str, Any]) -> object:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _entry(bundle: Bundle, engine: Engine) -> dict[str, Any]:
-    path = bundle.file(engine.file)
-    return {**asdict(engine), "plan_version": plan_version(path)[1], "bytes": path.stat().st_size}
+def _entry(bundle: Bundle, key: str, engine: Engine) -> dict[str, Any]:
+    plan = bundle.engine_bytes(key)
+    return {**asdict(engine), "plan_version": version_of(plan, key)[1], "bytes": len(plan)}
 
 
 def _file(path: Path) -> dict[str, Any]:

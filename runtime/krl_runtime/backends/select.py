@@ -145,7 +145,7 @@ def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
     device = "cuda" if kind in ON_GPU else "cpu"
     if device in manifest.default_variants:
         return manifest.default_variants[device], f"the bundle's default on {device}"
-    built = sorted({engine.variant for engine in manifest.engines.values() if engine.library == kind})
+    built = sorted({engine.variant for engine in bundle.engines.values() if engine.library == kind})
     if built and "fp32" not in built:
         return built[0], "the variant that has an engine"
     return "fp32", f"the bundle names no default for {device}"
@@ -169,7 +169,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         BundleError: A file that is needed is missing, damaged or changed.
     """
     if kind in ("tensorrt", "tensorrt-rtx"):
-        if all(engine.library != kind for engine in bundle.manifest.engines.values()):
+        if all(engine.library != kind for engine in bundle.engines.values()):
             raise BackendError(_NO_ENGINE[kind])
         from .tensorrt.engines import open_engine
 

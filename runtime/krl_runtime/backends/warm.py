@@ -24,6 +24,7 @@ from .cuda import current_gpu
 from .replay import replay
 from .select import SelectedBackend, choose_variant, open_backend
 from .tensorrt.library import tensorrt_library
+from .tensorrt.registry import BuiltEngine, find_engine, register_engine
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -216,7 +217,8 @@ class WarmStart:
         Raises:
             BackendError: It cannot be opened, or its outputs differ from the golden ones.
         """
-        bundle = Bundle.open(self._bundle.path)
+        bundle = Bundle.open(self._bundle.path)  # its signature, if it had one, may be gone: the engine is built here
+        self._register(bundle)
         opened, _ = open_backend("tensorrt", bundle, self._variant)
         try:
             chosen = bundle.manifest.variants[self._variant]
@@ -227,6 +229,14 @@ class WarmStart:
             opened.close()
             raise
         return opened
+
+    def _register(self, bundle: Bundle) -> None:
+        """Enter new engines of the variant in the registry: the command that built them was given by the program."""
+        for key, engine in bundle.engines.items():
+            if engine.variant == self._variant and key not in self._bundle.engines:
+                sha256 = bundle.engine_sha256(key)
+                if find_engine(sha256) is None:
+                    register_engine(BuiltEngine(sha256, engine.library, engine.version, engine.version_compatible))
 
     def _swap(self, selected: SelectedBackend) -> None:
         with self._lock:

@@ -1,16 +1,18 @@
 """A bundle on disk: opened, checked and written.
 
 ``manifest.json`` names every other file with its size and SHA-256, and has a digest of itself. A file is hashed before
-it is used. A path that leaves the folder is refused. An engine, which is code, is loaded only if the bundle's manifest
-has its hash.
+it is used. A path that leaves the folder is refused. A signature of the manifest proves where the bundle comes from.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,17 @@ import numpy as np
 from krl_runtime.errors import BundleError
 from krl_runtime.files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
 
-from .manifest import FileEntry, Manifest
-from .names import MANIFEST
+from .manifest import Engine, FileEntry, Manifest
+from .names import MANIFEST, SIGNATURE
+from .sidecar import DeviceEngines, read_engines
+from .signature import check_signature, is_signed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["Bundle"]
+
+_log = logging.getLogger("krl")
 
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 100,000 labels take a few megabytes
 # Unpacked; 16 inputs of 1024x1024 RGB with float32 outputs of their size take 252 MB.
@@ -34,12 +40,19 @@ _BATCH = 16  # on a CPU larger batches are no faster, and their activations take
 
 
 class Bundle:
-    """A bundle on disk, opened: its manifest is checked, its files are checked as they are asked for."""
+    """A bundle on disk, opened: its manifest is checked, its files are checked as they are asked for.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    Attributes:
+        path: The folder.
+        manifest: The manifest.
+        trust: Public keys, by one of which the manifest is signed; empty if no signature was asked for.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, trust: Sequence[Path] = ()) -> None:
         """Hold a manifest that belongs to ``path``; call ``open`` or ``create`` instead."""
         self.path = path
         self.manifest = manifest
+        self.trust = tuple(trust)
 
     @property
     def stem(self) -> str:
@@ -47,19 +60,26 @@ class Bundle:
         return self.path.resolve().name.removesuffix(".krl")
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, *, trust: Sequence[Path] = ()) -> Bundle:
         """Open a bundle and check its manifest.
 
+        Args:
+            path: The folder.
+            trust: Files of Ed25519 public keys. If there are any, the bundle has to be signed by one of them.
+
         Raises:
-            BundleError: There is no bundle at ``path``, or its manifest is damaged, forged or of another version.
+            BundleError: There is no bundle at ``path``; its manifest is damaged, of another version, or not signed by a
+                trusted key.
+            UsageError: A key cannot be used.
+            MissingExtraError: The library that checks signatures is not installed.
         """
         try:
-            return cls._open(Path(path))
+            return cls._open(Path(path), trust)
         except (OSError, ValueError) as error:  # no permission, a name that is too long or that no file can have
             raise BundleError(f"bundle {path} cannot be read: {error}") from error
 
     @classmethod
-    def _open(cls, folder: Path) -> Bundle:
+    def _open(cls, folder: Path, trust: Sequence[Path]) -> Bundle:
         file = folder / MANIFEST
         if not folder.is_dir():
             what = "is a file, not a bundle" if folder.exists() else "does not exist"
@@ -73,8 +93,9 @@ class Bundle:
         data = _content(_safe(folder, MANIFEST), MANIFEST, _MAX_MANIFEST_BYTES)
         if len(data) > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_MANIFEST_BYTES} are accepted")
-        manifest = Manifest.from_bytes(data, str(file))
-        bundle = cls(folder, manifest)
+        if trust:
+            check_signature(folder, data, trust)
+        bundle = cls(folder, Manifest.from_bytes(data, str(file)), trust)
         bundle._check_references()
         return bundle
 
@@ -111,7 +132,8 @@ class Bundle:
 
         All bytes are on disk before anything changes: a full disk leaves the old bundle. Replacing files takes two
         manifests, and the first one lacks the files to be replaced. Variants and engines that were made from a
-        replaced file are dropped unless ``changes`` has new ones.
+        replaced file are dropped unless ``changes`` has new ones. A signature is removed, since it does not hold for
+        the new manifest.
 
         Args:
             contents: For each path in the bundle its new bytes, or a file to copy.
@@ -139,6 +161,9 @@ class Bundle:
             manifest = replace(interim, **changes).with_files(entries)
             Bundle(self.path, manifest)._check_references()
             final.write_bytes(manifest.to_bytes())
+            if is_signed(self.path):
+                (self.path / SIGNATURE).unlink()
+                _log.warning("%s was changed, so its signature was removed; sign it again: krl-deploy sign", self.path)
             if overwritten:
                 stack.enter_context(atomic_path(self.path / MANIFEST)).write_bytes(interim.to_bytes())
         for name in remove:
@@ -200,6 +225,39 @@ class Bundle:
         """
         for name in self.manifest.files:
             self.file(name)
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Return the engines by key: those in the bundle, and those that were built for it on this device."""
+        return {**self.manifest.engines, **self._built_here.engines}
+
+    def is_signed_engine(self, key: str) -> bool:
+        """Return whether a trusted key has signed the manifest that has this engine's hash."""
+        return bool(self.trust) and key not in self._built_here.engines
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the bundle stays as it is, signed or not writable, so that a device's engines lie beside it."""
+        return is_signed(self.path) or not os.access(self.path, os.W_OK)
+
+    def engine_sha256(self, key: str) -> str:
+        """Return the hash that an engine's bytes have to have."""
+        here = self._built_here
+        engine = self.engines[key]
+        return (here.files if key in here.engines else self.manifest.files)[engine.file].sha256
+
+    def engine_bytes(self, key: str) -> bytes:
+        """Return an engine's bytes after checking their hash.
+
+        Raises:
+            BundleError: The file is missing, damaged or changed.
+        """
+        here = self._built_here
+        return here.read(key) if key in here.engines else self.read(self.engines[key].file)
+
+    @cached_property
+    def _built_here(self) -> DeviceEngines:
+        return read_engines(self.path)
 
     @property
     def batch_limit(self) -> int:

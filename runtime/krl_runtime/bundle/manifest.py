@@ -11,7 +11,7 @@ from krl_runtime.errors import BundleError, KrlError
 from krl_runtime.files import dump_digested
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant"]
+__all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant", "parse_engines"]
 
 SCHEMA_VERSION = 3  # rises with each change of the format; an older bundle is exported again
 
@@ -279,6 +279,22 @@ def _check_types(item: Any) -> None:
 
 _THREE = "tuple[int, int, int]"
 _ENGINE_TUPLES = ("compute_capabilities", "profile", "height", "width")
+
+
+def parse_engines(
+    engines: Mapping[str, dict[str, Any]], files: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Engine], dict[str, FileEntry]]:
+    """Return engines by key and their files by name, from JSON.
+
+    Raises:
+        ValueError: A value is not accepted.
+        TypeError: A field is missing, unknown or of another type.
+    """
+    made = {key: _engine(dict(item)) for key, item in engines.items()}
+    entries = {name: FileEntry(**item) for name, item in files.items()}
+    for item in (*made.values(), *entries.values()):
+        _check_types(item)
+    return made, entries
 
 
 def _engine(values: dict[str, Any]) -> Engine:

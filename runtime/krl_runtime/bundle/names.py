@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "INT8_FP32", "MANIFEST"]
+__all__ = ["CALIBRATION", "FP16", "FP32", "GOLDEN", "INT8", "INT8_CPU", "INT8_FP32", "MANIFEST", "SIGNATURE"]
 
 MANIFEST: Final = "manifest.json"
 """The manifest, with the hashes of all other files."""
+
+SIGNATURE: Final = "manifest.sig"
+"""The signature of the manifest, if it is signed."""
 
 FP32: Final = "model.fp32.onnx"
 """The reference."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from krl_runtime.backends.select import ALL_KINDS
-from krl_runtime.bundle import MANIFEST
+from krl_runtime.bundle import MANIFEST, Bundle
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage, find_images
 from krl_runtime.pipelines import Classifier, Generator, Restorer, load
@@ -22,10 +22,12 @@ __all__ = [
     "add_command",
     "add_model_options",
     "add_threads",
+    "add_trust",
     "bundle_and_images",
     "expand",
     "load_model",
     "natural",
+    "open_bundle",
     "points",
     "positive",
     "refuse_misspelled",
@@ -70,6 +72,23 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="NAME.krl", help="the bundle, a folder")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the keys of which one has to have signed the bundle."""
+    parser.add_argument(
+        "--trust",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="public key: refuse a bundle that it has not signed, and load its engines; may be repeated",
+    )
+
+
+def open_bundle(arguments: argparse.Namespace) -> Bundle:
+    """Open the bundle that a command names, signed by a trusted key if there is one."""
+    return Bundle.open(arguments.bundle, trust=arguments.trust)
+
+
 def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
     """Add the number of threads."""
     shown = default or "one a physical core"
@@ -90,6 +109,7 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
     )
     parser.add_argument("--require", choices=ALL_KINDS, help="run on this or not at all")
     add_threads(parser, threads)
+    add_trust(parser)
 
 
 def positive(text: str) -> int:
@@ -132,6 +152,7 @@ def load_model(arguments: argparse.Namespace, pipeline: type[Any] | None) -> Any
         backend=arguments.backend,
         require=arguments.require,
         threads=arguments.threads,
+        trust=arguments.trust or None,
         build=getattr(arguments, "build", None),  # which only serve has
     )
 

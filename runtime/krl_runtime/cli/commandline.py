@@ -29,6 +29,7 @@ _EXTRAS = {
     "matplotlib": "compress",
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "deploy"),
     "onnxruntime": "cpu",
+    "cryptography": "sign",
 }
 """Optional libraries that a whole command stands on, and the extra that brings each."""
 

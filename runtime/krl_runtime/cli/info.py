@@ -43,7 +43,7 @@ def describe(bundle: Bundle) -> str:
     """Return tables of a bundle's content, its variants and its engines; evidence is cut to the main figures."""
     manifest = bundle.manifest
     parts = [table(("field", "value"), _fields(manifest)), _variants(manifest)]
-    if manifest.engines:
+    if bundle.engines:
         rows = [
             (
                 engine.variant,
@@ -53,7 +53,7 @@ def describe(bundle: Bundle) -> str:
                 engine.platform or "any",
                 "..".join(map(str, engine.profile)),
             )
-            for engine in manifest.engines.values()
+            for engine in bundle.engines.values()
         ]
         header = ("engine of", "built by", "GPU", "compute capability", "platform", "batch min..best..max")
         parts.append(table(header, rows))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from krl_runtime._version import __version__
-from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
@@ -29,10 +28,12 @@ from .arguments import (
     add_command,
     add_model_options,
     add_threads,
+    add_trust,
     bundle_and_images,
     expand,
     load_model,
     natural,
+    open_bundle,
     points,
     positive,
     refuse_misspelled,
@@ -96,15 +97,18 @@ def _parser() -> argparse.ArgumentParser:
 
     info = add_command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
     add_bundle(info)
+    add_trust(info)
 
     test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
     add_bundle(test)
     add_threads(test)
+    add_trust(test)
 
     tune = add_command(
         commands, "tune", _tune, "measure which variant and backend is fastest here, and keep it for load"
     )
     add_bundle(tune)
+    add_trust(tune)
     tune.add_argument("--max-drop", type=points, metavar="P", help=_MAX_DROP_HELP)
     tune.add_argument(
         "--threads", type=positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
@@ -194,7 +198,7 @@ def _answer(
 def _info(arguments: argparse.Namespace) -> None:
     from .info import describe
 
-    bundle = Bundle.open(arguments.bundle)
+    bundle = open_bundle(arguments)
     bundle.verify()
     if arguments.json:
         print_json({"path": str(bundle.path), "verified": True, **json.loads(bundle.manifest.to_bytes())})
@@ -206,7 +210,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _selftest(arguments: argparse.Namespace) -> None:
     from krl_runtime.device.selftest import selftest
 
-    bundle = Bundle.open(arguments.bundle)
+    bundle = open_bundle(arguments)
     replays = selftest(bundle, threads=arguments.threads)
     failed = [replay for replay in replays if replay.state == "failed"]
     if arguments.json:
@@ -245,7 +249,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     from krl_runtime.backends.tuning import tuning_file
     from krl_runtime.device.tune import tune
 
-    bundle = Bundle.open(arguments.bundle)
+    bundle = open_bundle(arguments)
     tuning = tune(bundle, max_drop=arguments.max_drop, threads=arguments.threads, rounds=arguments.rounds)
     file = tuning_file(bundle)
     if arguments.json:

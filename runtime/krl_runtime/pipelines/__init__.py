@@ -52,6 +52,7 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
 ) -> _Pipeline: ...
@@ -64,6 +65,7 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
 ) -> Any: ...
@@ -77,6 +79,7 @@ def load(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    trust: str | Path | Sequence[str | Path] | None = None,
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
 ) -> Any:
@@ -97,6 +100,9 @@ def load(
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
+        trust: File of an Ed25519 public key (PEM, or OpenSSH's ``krl-key.pub``), or several. The bundle then has to be
+            signed by one of them (``krl-deploy sign``), and its engines are trusted. Without it, only engines that this
+            user built on this machine are loaded.
         build: ``"background"``: if TensorRT is installed but no engine matches, run at once on another backend. Build
             the engine in another process, and use it when it has passed the golden inputs. ``model.backend.state``
             has the progress, and ``model.backend.reason`` the reason of a failure.
@@ -107,9 +113,12 @@ def load(
         The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
 
     Raises:
-        BundleError: There is no bundle, it is damaged, forged, of another schema version or of an unknown task.
+        BundleError: There is no bundle, it is damaged, of another schema version or of an unknown task, or it is not
+            signed by a trusted key.
         BackendError: No backend can run it, or not the one that is required; the message has each cause.
-        UsageError: An argument is not one of the accepted values, or the bundle is not for ``pipeline``.
+        UsageError: An argument is not one of the accepted values, a key cannot be used, or the bundle is not for
+            ``pipeline``.
+        MissingExtraError: ``trust`` is given, and the library that checks signatures is not installed.
     """
     import logging
 
@@ -117,7 +126,7 @@ def load(
         raise UsageError(f"build is {build!r}; accepted: background, or nothing")
     if build is not None and require not in (None, "tensorrt"):
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, trust=_paths(trust))
     task = bundle.manifest.task
     if task not in _PIPELINES:
         raise BundleError(
@@ -138,3 +147,13 @@ def load(
         running = warm_start(bundle, chosen, variant, build_command)
     logging.getLogger("krl").info("%s: %s", bundle.manifest.name, running.reason)
     return found(bundle, running)
+
+
+def _paths(trust: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """Return the files of the trusted keys."""
+    if trust is None:
+        return ()
+    keys = (trust,) if isinstance(trust, str | Path) else tuple(trust)
+    if not keys:
+        raise UsageError("trust names no key; accepted: a file of an Ed25519 public key, several, or None")
+    return tuple(Path(key) for key in keys)

@@ -52,7 +52,7 @@ class TensorRTBackend:
         plan: bytes,
         *,
         label: str,
-        version_compatible: bool = False,
+        host_code: bool = False,
         dla_core: int | None = None,
         weights: bytes | None = None,
         cache: Path | None = None,
@@ -63,7 +63,7 @@ class TensorRTBackend:
             library: The library that built the engine.
             plan: The serialized engine. It is code: only from a source that is trusted.
             label: Name of the engine in messages.
-            version_compatible: Whether it was built to be; it brings its own runtime then, which is let run.
+            host_code: Whether it brings its own runtime, as a version-compatible one does, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.
             weights: The ONNX file that it was built from, if its weights were stripped.
             cache: File for the kernels that TensorRT-RTX compiles; ``None`` for none.
@@ -81,7 +81,7 @@ class TensorRTBackend:
         self._size, self._closed = _CONTEXTS, False
         with attempt(f"loading engine {label}"):
             runtime = trt.Runtime(tensorrt_logger(library))
-            if version_compatible:
+            if host_code:
                 runtime.engine_host_code_allowed = True
             if dla_core is not None:
                 runtime.DLA_core = dla_core

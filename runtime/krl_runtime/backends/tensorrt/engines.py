@@ -10,6 +10,7 @@ from krl_runtime.errors import BackendError
 
 from .backend import TensorRTBackend
 from .library import Library, LibraryName, rtx_library, tensorrt_library
+from .registry import find_engine
 from .rtx import cache_file
 
 __all__ = ["mismatch", "open_engine"]
@@ -23,7 +24,8 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     """Open the bundle's engine that fits this machine.
 
     Args:
-        bundle: The bundle. Its engines' hashes are checked before the library loads them, since an engine is code.
+        bundle: The bundle. An engine is code: it is loaded if it was built here by this user, or if the bundle was
+            opened with a trusted key. Its hash is checked before that.
         variant: Name of one of its variants.
         name: The library to run it.
 
@@ -34,9 +36,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     """
     rtx = name == "tensorrt-rtx"
     engines = {
-        key: engine
-        for key, engine in bundle.manifest.engines.items()
-        if engine.variant == variant and engine.library == name
+        key: engine for key, engine in bundle.engines.items() if engine.variant == variant and engine.library == name
     }
     build = f"run: krl-deploy build-engine {bundle.path} --precision {variant}"
     build = f"{build} --target rtx" if rtx else f"on this device {build}"
@@ -46,7 +46,10 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu()
     onnx = bundle.manifest.variants[variant].file
     sha256 = bundle.manifest.files[onnx].sha256
-    causes = {key: mismatch(engine, library, gpu, sha256) for key, engine in engines.items()}
+    causes = {
+        key: mismatch(engine, library, gpu, sha256) or _untrusted(bundle, key, engine)
+        for key, engine in engines.items()
+    }
     fitting = [key for key, cause in causes.items() if cause is None]
     if not fitting:
         raise BackendError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
@@ -57,13 +60,29 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
         _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
     return TensorRTBackend(
         library,
-        bundle.read(engine.file),
+        bundle.engine_bytes(key),
         label=key,
-        version_compatible=engine.version_compatible,
+        host_code=engine.version_compatible and not rtx,
         dla_core=engine.dla_core,
         weights=bundle.read(onnx) if engine.stripped else None,
-        cache=cache_file(bundle.manifest.files[engine.file].sha256, library, gpu.name) if rtx else None,
+        cache=cache_file(bundle.engine_sha256(key), library, gpu.name) if rtx else None,
     )
+
+
+def _untrusted(bundle: Bundle, key: str, engine: Engine) -> str | None:
+    """Return why an engine is not trusted, in one sentence, or ``None`` if it is.
+
+    A manifest is not asked: whoever writes an engine writes the manifest as well.
+    """
+    built = find_engine(bundle.engine_sha256(key))
+    if built is None and not bundle.is_signed_engine(key):
+        return (
+            f"engine {key} was not built by this user on this machine, and the bundle is not loaded with a key that is "
+            "trusted (trust=KEY, --trust KEY)"
+        )
+    if engine.version_compatible and engine.library == "tensorrt" and not (built and built.host_code):
+        return f"engine {key} brings host code, its own runtime, which runs only where the engine was built"
+    return None
 
 
 def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> str | None:

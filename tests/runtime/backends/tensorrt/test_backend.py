@@ -363,7 +363,7 @@ def test_options_reach_the_runtime(trt):
     trt._Runtime_deserialize_cuda_engine = deserialize
     check(load(trt), 1)
     assert seen == {}
-    check(load(trt, version_compatible=True, dla_core=1, weights=NET.onnx()), 2)  # stripped: weights are put back
+    check(load(trt, host_code=True, dla_core=1, weights=NET.onnx()), 2)  # stripped: weights are put back
     assert seen == {"engine_host_code_allowed": True, "DLA_core": 1}
     for key, message in (
         ("OnnxParserRefitter.refit_from_bytes", "weights cannot be taken from the ONNX file"),

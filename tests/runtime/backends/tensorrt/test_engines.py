@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from _helpers.bundles import write_bundle
+from _helpers.bundles import add_engines, write_bundle
 from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import faked
 from _helpers.tensorrt_bindings import GENERATIONS
@@ -45,7 +45,7 @@ def bundle_with(tmp_path, trt, *engines, **changes):
     made = {f"e{i}": replace(fitting, file=f"engines/{i}.engine", **item) for i, item in enumerate(engines)}
     onnx_bytes = bundle.read(file)
     plans = {engine.file: trt.plan(onnx_bytes, [shapes(*engine.profile)], engine.stripped) for engine in made.values()}
-    return bundle.update(plans, engines=made)
+    return add_engines(bundle, plans, made)
 
 
 def test_open_engine_runs_the_one_that_fits(tmp_path, trt):

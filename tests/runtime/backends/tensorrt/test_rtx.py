@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from _helpers.bundles import TinyNet, write_bundle
+from _helpers.bundles import TinyNet, add_engines, write_bundle
 from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import install_fakes
 from _helpers.tensorrt_bindings import RTX
@@ -48,7 +48,7 @@ def bundle(rtx, tmp_path):
     """A bundle with an engine of TensorRT-RTX and no other."""
     made = write_bundle(tmp_path / "m.krl")
     plan = rtx.plan(made.read("model.fp32.onnx"), [PROFILE])
-    return made.update({"engines/a.engine": plan}, engines={"a": engine_of(rtx, made)})
+    return add_engines(made, {"engines/a.engine": plan}, {"a": engine_of(rtx, made)})
 
 
 def test_it_comes_after_tensorrt_and_before_cuda(rtx, bundle):
@@ -173,7 +173,7 @@ def test_the_engine_that_is_for_the_fewest_gpus_is_taken(rtx, bundle):
         name: engine_of(rtx, bundle, file=f"engines/{name}.engine", compute_capabilities=capabilities)
         for name, capabilities in {"any": (), "two": ("8.9", "9.0"), "one": ("9.0",), "other": ("8.6",)}.items()
     }
-    changed = bundle.update({engine.file: plan for engine in engines.values()}, engines=engines)
+    changed = add_engines(bundle, {engine.file: plan for engine in engines.values()}, engines)
     assert open_engine(changed, "fp32", "tensorrt-rtx")._label == "one"
 
 

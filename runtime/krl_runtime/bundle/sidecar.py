@@ -1,0 +1,121 @@
+"""Engines that were built on this device for a bundle that stays as it was shipped: ``NAME.krl.device/``.
+
+A bundle that is signed, or cannot be written, keeps its manifest. Its engines lie beside it, or below
+``KRL_CACHE_DIR``, with an index of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.errors import BundleError
+from krl_runtime.files import dump_digested, inside, sha256_bytes, write_atomic
+
+from .manifest import Engine, FileEntry, parse_engines
+
+__all__ = ["DeviceEngines", "add_engine", "device_folder", "read_engines"]
+
+_log = logging.getLogger("krl")
+
+_INDEX = "engines.json"
+_SCHEMA_VERSION = 1  # of the index; another one is skipped with its reason
+_MAX_INDEX_BYTES = 1 << 20  # an engine's entry has about a kilobyte
+
+
+@dataclass(frozen=True)
+class DeviceEngines:
+    """The engines of one device.
+
+    Attributes:
+        folder: Where they are.
+        engines: By key.
+        files: Size and hash of each, by its name in the folder.
+        evidence: Measurements of each build, by key.
+    """
+
+    folder: Path
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, key: str) -> bytes:
+        """Return an engine's bytes after checking their hash.
+
+        Raises:
+            BundleError: The file is missing, damaged or changed.
+        """
+        name = self.engines[key].file
+        try:
+            data = inside(self.folder, name).read_bytes()
+        except (OSError, ValueError) as error:
+            raise BundleError(f"engine {self.folder / name} cannot be read: {error}; build it again") from error
+        if sha256_bytes(data) != self.files[name].sha256:
+            raise BundleError(f"engine {self.folder / name} is damaged or was changed; build it again")
+        return data
+
+
+def device_folder(bundle: Path) -> Path:
+    """Return the folder for all that this device adds to a bundle, whether it exists or not.
+
+    It is ``NAME.krl.device`` beside the bundle. If ``KRL_CACHE_DIR`` is set it is in that folder instead, with a hash
+    of the bundle's path in its name.
+    """
+    path, cache = bundle.resolve(), os.environ.get("KRL_CACHE_DIR")
+    if not cache:
+        return path.with_name(f"{path.name}.device")
+    return Path(cache) / f"{path.name}-{sha256_bytes(os.fsencode(path))[:8]}.device"
+
+
+def read_engines(bundle: Path) -> DeviceEngines:
+    """Return the engines that were built here for a bundle; none, with a warning, if their index is faulty."""
+    folder = device_folder(bundle)
+    path = folder / _INDEX
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_INDEX_BYTES + 1)
+    except FileNotFoundError:
+        return DeviceEngines(folder)
+    except OSError as error:
+        _log.warning("the engines in %s are skipped: %s", folder, error)
+        return DeviceEngines(folder)
+    try:
+        values = json.loads(data)
+        if values["schema_version"] != _SCHEMA_VERSION or dump_digested(values) != data:
+            raise ValueError("it was changed, or written by another version of krl")
+        engines, files = parse_engines(values["engines"], values["files"])
+        evidence = dict(values["evidence"])
+        missing = [engine.file for engine in engines.values() if engine.file not in files]
+        if missing:
+            raise ValueError(f"it does not list {missing[0]}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        _log.warning("the engines of %s are skipped: %s; build them again", path, error)
+        return DeviceEngines(folder)
+    return DeviceEngines(folder, engines, files, evidence)
+
+
+def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Mapping[str, Any]) -> Path:
+    """Keep an engine beside a bundle, and return its file.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    known = read_engines(bundle)
+    target = inside(known.folder, engine.file)
+    write_atomic(target, plan)
+    values = {
+        "schema_version": _SCHEMA_VERSION,
+        "engines": {name: asdict(item) for name, item in {**known.engines, key: engine}.items()},
+        "files": {
+            name: asdict(item)
+            for name, item in {**known.files, engine.file: FileEntry(sha256_bytes(plan), len(plan))}.items()
+        },
+        "evidence": {**known.evidence, key: dict(evidence)},
+    }
+    write_atomic(known.folder / _INDEX, dump_digested(values))
+    return target
