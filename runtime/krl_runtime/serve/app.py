@@ -21,8 +21,9 @@ from krl_runtime.pipelines.classifier import Classifier
 
 from . import protocol
 from .config import ServeConfig
+from .encoding import ENCODINGS, TooLargeError, check_encoding
 from .metrics import CONTENT_TYPE, Metrics
-from .service import BusyError, Service, TooLargeError
+from .service import BusyError, Service
 
 __all__ = ["make_app"]
 
@@ -173,7 +174,7 @@ class _Application:
             with self._service.slot():
                 return await handler(request, await self._body(request))
         except HTTPException as error:
-            return _error(error.status_code, error.detail)
+            return _error(error.status_code, error.detail, error.headers)
         except BusyError as error:
             with suppress(HTTPException, ClientDisconnect):
                 await self._read(request, 0)
@@ -188,8 +189,10 @@ class _Application:
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, read within the limits: at most so many bodies, of so many bytes, are ever held."""
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "compressed bodies are not accepted; send it as it is")
+        try:
+            encoding = check_encoding(",".join(request.headers.getlist("content-encoding")))
+        except UsageError as error:
+            raise HTTPException(415, str(error), {"Accept-Encoding": ", ".join(ENCODINGS)}) from error
         limit = self._config.max_body_bytes
         body = None
         # A client that asks first (Expect: 100-continue) gets its response before it sends anything.
@@ -197,7 +200,7 @@ class _Application:
             body = await self._read(request, limit)
         if body is None:
             raise TooLargeError(f"the body is larger than {limit} bytes, which is the limit")
-        return body
+        return body if encoding == "identity" else await self._service.unpack(body, encoding)
 
     async def _read(self, request: Request, keep: int) -> bytes | None:
         """Return the body if it has no more than ``keep`` bytes; if it has more, read on a while and return ``None``.

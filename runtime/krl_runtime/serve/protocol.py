@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -45,6 +47,15 @@ DATATYPES = {
     "float64": "FP64",
 }
 """The protocol's names of numpy's dtypes."""
+
+_MOST_DIMENSIONS = 8  # an image batch has 4; NumPy ends at 32 or 64
+# Lists, objects and strings of the JSON part. Each takes some 60 bytes of memory for 3 of text. Numbers take at most 9
+# times their text, and the body is bounded. 2^18 rows of nested data are enough for 800 color images of 100 rows.
+_MOST_PARTS = 2**18
+# Values of a request in messages: a few numbers and letters of each.
+_values = reprlib.Repr()
+_values.maxlist = _values.maxdict = _MOST_DIMENSIONS
+_values.maxstring = _values.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,7 @@ def parse(
     length = len(body) if header_length is None else header_length
     if not 0 < length <= len(body):
         raise UsageError(f"{HEADER} is {length}; accepted: 1 to {len(body)}, the length of the body")
-    try:
-        values = json.loads(body[:length])
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the request is not valid JSON: {error}") from error
+    values = _read_json(body[:length])
     given = _member(_accept(values, dict, "the request"), "inputs", list, "the request")
     known = {spec.name: spec for spec in inputs}
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -103,7 +111,7 @@ def parse(
         name = _member(_accept(item, dict, "an input"), "name", str, "an input")
         if name not in known or name in arrays:
             what = "is given twice" if name in arrays else "is not known"
-            raise UsageError(f"input {name!r} {what}; the model's inputs: {', '.join(known)}")
+            raise UsageError(f"input {_values.repr(name)} {what}; the model's inputs: {', '.join(known)}")
         arrays[name], binary = _array(item, known[name], binary)
     if len(binary):
         raise UsageError(f"{len(binary)} bytes follow the tensors; say each input's binary_data_size")
@@ -115,14 +123,33 @@ def parse(
     )
 
 
+def _read_json(text: bytes) -> Any:
+    parts = text.count(b"[") + text.count(b"{") + text.count(b'"') // 2
+    if parts > _MOST_PARTS:
+        raise UsageError(
+            f"the request has {parts} lists, objects and strings; accepted: {_MOST_PARTS}; "
+            "send data as one flat list, or as binary tensors"
+        )
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON; send it as a binary tensor")
+
+
 def _array(item: Mapping[str, Any], spec: TensorSpec, binary: memoryview) -> tuple[npt.NDArray[Any], memoryview]:
     """Return one input, and the bytes that are left for the following ones."""
     name = f"input {spec.name!r}"
     datatype, shape = item.get("datatype"), _member(item, "shape", list, name)
     if datatype != DATATYPES[spec.dtype]:
-        raise UsageError(f"{name} has datatype {datatype!r}; accepted: {DATATYPES[spec.dtype]}")
+        raise UsageError(f"{name} has datatype {_values.repr(datatype)}; accepted: {DATATYPES[spec.dtype]}")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise UsageError(f"{name} has a shape of {len(shape)} dimensions; accepted: at most {_MOST_DIMENSIONS}")
     if not all(type(size) is int and 0 < size < 2**31 for size in shape):
-        raise UsageError(f"{name} has shape {shape}; accepted: whole numbers above 0")
+        raise UsageError(f"{name} has shape {_values.repr(shape)}; accepted: whole numbers above 0")
     count = math.prod(shape)
     parameters = _accept(item.get("parameters", {}), dict, f"{name}: parameters")
     if "shared_memory_region" in parameters:
@@ -133,7 +160,7 @@ def _array(item: Mapping[str, Any], spec: TensorSpec, binary: memoryview) -> tup
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     if type(size) is not int or size != count * dtype.itemsize or size > len(binary):
         raise UsageError(
-            f"{name} has binary_data_size {size}, its shape {shape} needs {count * dtype.itemsize}, and "
+            f"{name} has binary_data_size {_values.repr(size)}, its shape {shape} needs {count * dtype.itemsize}, and "
             f"{len(binary)} bytes are there"
         )
     array = np.frombuffer(binary[:size], dtype).astype(spec.dtype, copy=False)
@@ -141,41 +168,64 @@ def _array(item: Mapping[str, Any], spec: TensorSpec, binary: memoryview) -> tup
 
 
 def _from_json(data: Any, dtype: str, name: str, count: int) -> npt.NDArray[Any]:
-    """Turn a JSON list, nested or flat, into a flat array; refuse whatever would change its value."""
+    """Turn a JSON list, nested or flat, into a flat array; refuse whatever would change its value.
+
+    Types are checked before numpy sees them: it would pad each string to the longest, and make objects of the rest.
+    """
+    numbers = _flat(_accept(data, list, f"{name}: data"), name)
+    if len(numbers) != count:
+        raise UsageError(f"{name} has {len(numbers)} numbers in data; its shape needs {count}")
+    kind = np.dtype(dtype).kind
+    accepted: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
+    if not set(map(type, numbers)) <= accepted.get(kind, {int}):
+        raise UsageError(f"{name}: data is not a list of numbers of type {DATATYPES[dtype]}")
+    if kind in "iu":
+        limits, low, high = np.iinfo(dtype), min(numbers), max(numbers)
+        if low < limits.min or high > limits.max:
+            shown = f"{_values.repr(low)} to {_values.repr(high)}"
+            raise UsageError(f"{name}: data has values from {shown}; {DATATYPES[dtype]} cannot hold them")
     try:
-        array = np.asarray(_accept(data, list, f"{name}: data"))
-        if array.size != count:
-            raise UsageError(f"{name} has {array.size} numbers in data; its shape needs {count}")
-        if array.dtype.kind not in {"b": "b", "f": "iuf"}.get(np.dtype(dtype).kind, "iu"):
-            raise UsageError(f"{name}: data is not a list of numbers of type {DATATYPES[dtype]}")
-        if array.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
-            accepted = np.iinfo(dtype)
-            low, high = int(array.min()), int(array.max())
-            if low < accepted.min or high > accepted.max:
-                raise UsageError(f"{name}: data has values from {low} to {high}; {DATATYPES[dtype]} cannot hold them")
-    except ValueError as error:  # a ragged list
-        raise UsageError(f"{name}: data is not a list of numbers in which all rows are of one length") from error
-    return array.astype(dtype).reshape(-1)
+        with np.errstate(over="ignore"):
+            array = np.array(numbers, dtype)
+    except OverflowError:
+        array = np.array([np.inf])
+    if kind == "f" and not np.isfinite(array).all():
+        raise UsageError(f"{name}: data has values that are too large; {DATATYPES[dtype]} cannot hold them")
+    return array
+
+
+def _flat(data: list[Any], name: str) -> list[Any]:
+    """Return the numbers of a nested list in row-major order; the rows of each level are of one length."""
+    for _ in range(_MOST_DIMENSIONS - 1):
+        if list not in set(map(type, data)):
+            break
+        if set(map(type, data)) != {list} or len(set(map(len, data))) != 1:
+            raise UsageError(f"{name}: data is not a list of numbers in which all rows are of one length")
+        data = list(chain.from_iterable(data))
+    return data
 
 
 def _requested(values: Mapping[str, Any], known: Sequence[str]) -> tuple[RequestedOutput, ...]:
     parameters = _accept(values.get("parameters", {}), dict, "parameters")
     default = _accept(parameters.get("binary_data_output", False), bool, "binary_data_output")
     items = _accept(values.get("outputs", []), list, "outputs")
-    requested = []
+    requested: dict[str, RequestedOutput] = {}
     for item in items:
         name = _member(_accept(item, dict, "an output"), "name", str, "an output")
-        if name not in known:
-            raise UsageError(f"output {name!r} is not known; the model's outputs: {', '.join(known)}")
+        if name not in known or name in requested:
+            what = "is asked for twice" if name in requested else "is not known"
+            raise UsageError(f"output {_values.repr(name)} {what}; the model's outputs: {', '.join(known)}")
         options = _accept(item.get("parameters", {}), dict, f"output {name!r}: parameters")
         if "shared_memory_region" in options:
             raise UsageError(f"output {name!r} is wanted in shared memory, which is not supported")
         classes = options.get("classification", 0)
         if type(classes) is not int or classes < 0:
-            raise UsageError(f"output {name!r}: classification is {classes!r}; accepted: 0 or more")
+            raise UsageError(f"output {name!r}: classification is {_values.repr(classes)}; accepted: 0 or more")
+        if classes and name != known[0]:
+            raise UsageError(f"output {name!r} has no labels; classification is for {known[0]!r}")
         binary = _accept(options.get("binary_data", default), bool, f"output {name!r}: binary_data")
-        requested.append(RequestedOutput(name, binary, classes))
-    return tuple(requested) or tuple(RequestedOutput(name, default) for name in known)
+        requested[name] = RequestedOutput(name, binary, classes)
+    return tuple(requested.values()) or tuple(RequestedOutput(name, default) for name in known)
 
 
 def _member(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
@@ -233,7 +283,7 @@ def render(
     if request.id is not None:
         values["id"] = request.id
     try:
-        header = json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        header = json.dumps(values, allow_nan=False).encode()
     except ValueError as error:
         raise ModelError("the network's outputs have numbers that are not finite; JSON cannot hold them") from error
     return b"".join((header, *parts)), len(header) if parts else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,29 +17,30 @@ from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, ImageError, KrlError, UsageError
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.work import ImageSizeError
+from krl_runtime.pipelines.batching import Batcher
 from krl_runtime.pipelines.classifier import Classification, Classifier
 
 from . import protocol
 from .config import ServeConfig
+from .encoding import TooLargeError, unpack
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from krl_runtime.pipelines.batching import Batcher
+    from krl_runtime.bundle import Bundle
+    from krl_runtime.images.preprocessing import ImageSource
 
-__all__ = ["BusyError", "Observer", "Service", "TooLargeError"]
+__all__ = ["BusyError", "Observer", "Service"]
 
 _log = logging.getLogger("krl")
 
 _T = TypeVar("_T")
 
+_Outputs: TypeAlias = "dict[str, npt.NDArray[Any]]"
+
 
 class BusyError(KrlError):
     """All workers are at work and the queue is full."""
-
-
-class TooLargeError(KrlError):
-    """A body or an image is larger than the server accepts."""
 
 
 class Observer(Protocol):
@@ -66,6 +67,27 @@ class _Stopwatch:
         self._observer.stage(stage, self.seconds[stage])
 
 
+class _Network:
+    """The network as ``Batcher`` runs it: decoded images in, all outputs of each out, for both kinds of requests."""
+
+    def __init__(self, model: Classifier) -> None:
+        self._model = model
+        self._input = model.bundle.manifest.inputs[0].name
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._model.bundle
+
+    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
+        """Return a tensor as it is, and decode anything else."""
+        return source if isinstance(source, np.ndarray) else self._model.preprocessing(source)
+
+    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Outputs]:
+        """Return the outputs by name of each image; ``top_k`` is for the reader of the logits."""
+        outputs = self._model.backend.run({self._input: pixels})
+        return [{name: array[index] for name, array in outputs.items()} for index in range(len(pixels))]
+
+
 class Service:
     """A model and the threads that run it. All methods but ``close`` belong to one event loop.
 
@@ -78,12 +100,14 @@ class Service:
         self._config = config
         self._observer = observer
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
-        self._batcher: Batcher[Classification] | None = None
+        self._batcher: Batcher[_Outputs] | None = None
         if config.max_batch > 1:
-            self._batcher = model.batched(
+            self._batcher = Batcher(
+                _Network(model),
                 max_batch=config.max_batch,
                 max_delay=config.max_delay_seconds,
-                max_waiting=config.workers + config.queue,  # so no request waits for a slot
+                # Of each request a batch at most waits, so none finds the queue full.
+                max_waiting=(config.workers + config.queue) * config.max_batch,
             )
         self._taken = 0
         self._fault: str | None = None
@@ -143,7 +167,8 @@ class Service:
         Raises:
             BackendError: It does not run.
         """
-        self._logits(np.zeros((1, *self.model.preprocessing.shape), np.uint8))
+        name = self.model.bundle.manifest.inputs[0].name
+        self._run({name: np.zeros((1, *self.model.preprocessing.shape), np.uint8)})
 
     async def classify(self, body: bytes, top_k: int) -> dict[str, Any]:
         """Classify one encoded image.
@@ -162,14 +187,13 @@ class Service:
             ModelError: A logit is not a finite number.
         """
         watch = _Stopwatch(self._observer)
-        batcher = self._batcher
-        if batcher is None:
+        if self._batcher is None:
             result = await self._in_thread(lambda: self._classify(body, top_k, watch))
         else:
-            waiting = await self._in_thread(lambda: self._submit(batcher, body, top_k, watch))
-            with self._noting_faults():
-                result = await asyncio.wrap_future(waiting)
+            pixels = await self._in_thread(lambda: self._decode(body, watch))
+            outputs = await self._run_with_others(self._batcher, pixels[None])
             watch.lap("inference")
+            result = self._interpret(outputs, top_k)
         values = result.to_dict()
         del values["logits"]
         backend = self.model.backend
@@ -185,7 +209,16 @@ class Service:
             BackendError: The device failed.
         """
         watch = _Stopwatch(self._observer)
-        return await self._in_thread(lambda: self._infer(body, header_length, watch))
+        if self._batcher is None:
+            return await self._in_thread(lambda: self._infer(body, header_length, watch))
+        request = await self._in_thread(lambda: self._parse(body, header_length, watch))
+        outputs = await self._run_with_others(self._batcher, next(iter(request.inputs.values())))
+        watch.lap("inference")
+        return await self._in_thread(lambda: self._render(request, outputs))
+
+    async def unpack(self, body: bytes, encoding: str) -> bytes:
+        """Return a body as it was before it was compressed; see ``encoding.unpack``."""
+        return await self._in_thread(lambda: unpack(body, encoding, self._config.max_body_bytes))
 
     def close(self) -> None:
         """Let the threads end after their work."""
@@ -197,22 +230,31 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> Classification:
+        pixels = self._decode(body, watch)
+        outputs = self._run({self.model.bundle.manifest.inputs[0].name: pixels[None]})
+        watch.lap("inference")
+        return self._interpret(outputs, top_k)
+
+    def _decode(self, body: bytes, watch: _Stopwatch) -> npt.NDArray[np.uint8]:
         watch.lap("queue")
         self._check_size(body)
         pixels = self.model.preprocessing(body)
         watch.lap("preprocess")
-        logits = self._logits(pixels[None])
-        watch.lap("inference")
+        return pixels
+
+    def _interpret(self, outputs: _Outputs, top_k: int) -> Classification:
+        logits = outputs[self.model.bundle.manifest.outputs[0].name].astype(np.float32, copy=False)
         return self.model.interpret(logits, top_k=top_k)[0]
 
-    def _submit(
-        self, batcher: Batcher[Classification], body: bytes, top_k: int, watch: _Stopwatch
-    ) -> Future[Classification]:
-        watch.lap("queue")
-        self._check_size(body)
-        waiting = batcher.submit(body, top_k=top_k)
-        watch.lap("preprocess")
-        return waiting
+    async def _run_with_others(self, batcher: Batcher[_Outputs], pixels: npt.NDArray[np.uint8]) -> _Outputs:
+        """Run the images of one request in batches that images of other requests share."""
+        rows: list[_Outputs] = []
+        with self._noting_faults():
+            for start in range(0, len(pixels), self._config.max_batch):
+                part = pixels[start : start + self._config.max_batch]
+                waiting = [asyncio.wrap_future(batcher.submit(image, timeout=0)) for image in part]
+                rows += await asyncio.gather(*waiting)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _check_size(self, body: bytes) -> None:
         """Refuse an image by the size that its header tells, before any of it is decoded."""
@@ -228,22 +270,26 @@ class Service:
             )
 
     def _infer(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> tuple[bytes, int | None]:
+        request = self._parse(body, header_length, watch)
+        outputs = self._run(request.inputs)
+        watch.lap("inference")
+        return self._render(request, outputs)
+
+    def _parse(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> protocol.InferRequest:
         watch.lap("queue")
-        manifest, backend = self.model.bundle.manifest, self.model.backend
+        manifest = self.model.bundle.manifest
         request = protocol.parse(body, header_length, manifest.inputs, manifest.outputs)
         try:
             check_inputs(manifest.inputs, request.inputs)
         except BackendError as error:
             raise UsageError(str(error)) from error
         watch.lap("preprocess")
-        outputs = self._run(request.inputs)
-        watch.lap("inference")
-        where = {"backend": backend.name, "variant": backend.variant}
-        return protocol.render(request, outputs, model=self.name, labels=manifest.labels, parameters=where)
+        return request
 
-    def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        manifest = self.model.bundle.manifest
-        return self._run({manifest.inputs[0].name: pixels})[manifest.outputs[0].name].astype(np.float32, copy=False)
+    def _render(self, request: protocol.InferRequest, outputs: _Outputs) -> tuple[bytes, int | None]:
+        backend, labels = self.model.backend, self.model.bundle.manifest.labels
+        where = {"backend": backend.name, "variant": backend.variant}
+        return protocol.render(request, outputs, model=self.name, labels=labels, parameters=where)
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network in parts of a bounded size."""

@@ -177,7 +177,9 @@ def test_many_images_at_once_are_not_mixed_up(start, tmp_path: Path):
         ("/classify", b"", {}, 400, "image of 0 bytes is not an image of an accepted format"),
         ("/classify?top_k=0", b"abc", {}, 400, "top_k is '0'; accepted: 1 or more"),
         ("/classify?top_k=x", b"abc", {}, 400, "top_k is 'x'; accepted: 1 or more"),
-        ("/classify", b"abc", {"Content-Encoding": "gzip"}, 415, "compressed bodies are not accepted"),
+        ("/classify", b"abc", {"Content-Encoding": "br"}, 415, "Content-Encoding is 'br'; accepted: identity, gzip"),
+        ("/classify", b"abc", {"Content-Encoding": "gzip, gzip"}, 415, "Content-Encoding is 'gzip, gzip'"),
+        ("/classify", b"abc", {"Content-Encoding": "zstd"}, 415, "Content-Encoding is 'zstd'"),
         ("/classify", b"abc", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "curl --data-binary"),
         (
             "/v2/models/tiny/infer",

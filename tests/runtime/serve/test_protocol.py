@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ OUTPUTS = (TensorSpec("logits", "float32", ("batch", 3)),)
 
 def pixels(**changes) -> dict:
     return {"name": "pixels", "datatype": "UINT8", "shape": [2, 2], "data": [1, 2, 3, 255], **changes}
+
+
+def scale(value: object) -> dict:
+    return {"name": "scale", "datatype": "FP16", "shape": [1], "data": [value]}
 
 
 def parse(values: object, tail: bytes = b"", header: int | None = None) -> protocol.InferRequest:
@@ -90,7 +95,7 @@ def test_outputs(more, expected):
         ({"inputs": [pixels(data=[1, 2, 3, "4"])]}, "not a list of numbers of type UINT8"),
         ({"inputs": [pixels(data=[1, 2, 3, None])]}, "not a list of numbers of type UINT8"),
         ({"inputs": [pixels(data=[True, True, True, True])]}, "not a list of numbers of type UINT8"),
-        ({"inputs": [pixels(data=[1, 2, 3, 10**300])]}, "not a list of numbers of type UINT8"),
+        ({"inputs": [pixels(data=[1, 2, 3, 10**300])]}, "UINT8 cannot hold them"),
         ({"inputs": [pixels(data=[[1], [2, 3, 4]])]}, "all rows are of one length"),
         ({"inputs": [pixels(parameters=[])]}, "parameters is of type list"),
         ({"inputs": [pixels(parameters={"shared_memory_region": "x"})]}, "shared memory, which is not supported"),
@@ -113,6 +118,89 @@ def test_refusals(values, message):
     with pytest.raises(UsageError, match=r".*") as caught:
         parse(values)
     assert message in str(caught.value)
+
+
+LOGITS_OUTPUT = {"name": "logits"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inputs": [pixels(data=["a" * 9000, "b", "c", "d"])]}, "not a list of numbers of type UINT8"),
+        ({"inputs": [pixels(data=[["a", "b"], ["c", "d"]])]}, "not a list of numbers of type UINT8"),
+        ({"inputs": [pixels(data=[1, {}, 3, 4])]}, "not a list of numbers of type UINT8"),
+        ({"inputs": [pixels(data=[1, True, 3, 4])]}, "not a list of numbers of type UINT8"),
+        ({"inputs": [pixels(data=[[1, 2], 3, 4])]}, "all rows are of one length"),
+        ({"inputs": [pixels(data=[[1, 2], "ab"])]}, "all rows are of one length"),
+        ({"inputs": [pixels(data=[[[1], [2]], [[3, 4], [5]]])]}, "all rows are of one length"),
+        ({"inputs": [pixels(data=[1, 2, 3, 10**4000])]}, "UINT8 cannot hold them"),
+        ({"inputs": [pixels(data=[1, 2, 3, -(10**30)])]}, "UINT8 cannot hold them"),
+        (b'{"inputs": [{"name": "pixels", "data": [1%s]}]}' % (b"0" * 5000), "not valid JSON"),
+        ({"inputs": [pixels(shape=[1] * 9, data=[1])]}, "has a shape of 9 dimensions; accepted: at most 8"),
+        ({"inputs": [pixels(shape=[1] * 70, data=[1])]}, "has a shape of 70 dimensions"),
+        ({"inputs": [pixels(shape=[1] * 100_000)]}, "has a shape of 100000 dimensions"),
+        ({"inputs": [pixels(shape=[2**31 - 1] * 8)]}, "has 4 numbers in data; its shape needs"),
+        ({"inputs": [pixels(shape=[10**4000])]}, "accepted: whole numbers above 0"),
+        ({"inputs": [pixels(shape=[2**31 - 1] * 8, parameters={"binary_data_size": 4})]}, "and 0 bytes are there"),
+        ({"inputs": [pixels()], "outputs": [LOGITS_OUTPUT, LOGITS_OUTPUT]}, "output 'logits' is asked for twice"),
+        ({"inputs": [pixels()], "outputs": [LOGITS_OUTPUT] * 6000}, "output 'logits' is asked for twice"),
+        (
+            {"inputs": [pixels()], "outputs": [LOGITS_OUTPUT, {**LOGITS_OUTPUT, "parameters": {"binary_data": True}}]},
+            "output 'logits' is asked for twice",
+        ),
+        ({"inputs": [scale(1e5)]}, "too large; FP16 cannot hold them"),
+        ({"inputs": [scale(10**400)]}, "too large; FP16 cannot hold them"),
+        ({"inputs": [scale(float("nan"))]}, "NaN is no number of JSON"),
+        ({"inputs": [scale(float("-inf"))]}, "-Infinity is no number of JSON"),
+        (b'{"inputs": [{"name": "scale", "datatype": "FP16", "shape": [1], "data": [1e999]}]}', "are too large"),
+        ({"inputs": [scale(True)]}, "not a list of numbers of type FP16"),
+        ({"inputs": [scale("1")]}, "not a list of numbers of type FP16"),
+        ({"inputs": [], "more": [[]] * 300_000}, "lists, objects and strings; accepted: 262144"),
+        ({"inputs": [], "more": [{}] * 300_000}, "lists, objects and strings; accepted: 262144"),
+        ({"inputs": [], "more": ["ab"] * 300_000}, "lists, objects and strings; accepted: 262144"),
+    ],
+)
+def test_costly_requests_are_refused_before_arrays_are_made(values, message):
+    """What would cost much memory or change values; the messages themselves stay short."""
+    with pytest.raises(UsageError, match=r".*") as caught:
+        parse(values)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes"),
+    [{"name": "x" * 10**6}, {"datatype": "x" * 10**6}, {"datatype": [9] * 10**5}, {"shape": ["x" * 10**6]}],
+)
+def test_messages_show_only_the_begin_of_long_values(changes):
+    with pytest.raises(UsageError) as caught:
+        parse({"inputs": [pixels(**changes)]})
+    assert len(str(caught.value)) < 400
+
+
+def test_memory_of_a_refused_request_is_a_few_times_its_size():
+    text = json.dumps({"inputs": [pixels(data=["a" * 10_000] + ["b"] * 10_000)]}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError):
+            parse(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * len(text)  # numpy would take 20,001 strings of 40,000 bytes
+
+
+def test_an_id_may_be_any_string():
+    request = parse(b'{"inputs": [], "id": "\\ud800 \xc3\xbc"}')
+    body, _ = protocol.render(request, {"logits": LOGITS}, model="net", labels=("a", "b", "c"), parameters={})
+    assert json.loads(body)["id"] == "\ud800 ü"
+
+
+def test_only_the_output_with_labels_has_classes():
+    outputs = (*OUTPUTS, TensorSpec("features", "float32", ("batch", 7)))
+    asked = {"inputs": [pixels()], "outputs": [{"name": "features", "parameters": {"classification": 2}}]}
+    with pytest.raises(UsageError, match="output 'features' has no labels; classification is for 'logits'"):
+        protocol.parse(json.dumps(asked).encode(), None, INPUTS, outputs)
 
 
 def test_lengths_that_do_not_fit():
