@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle, TensorSpec
 
-__all__ = ["Backend", "ImageSizes", "RunningBackend", "check_graph", "run_in_parts"]
+__all__ = ["Backend", "ImageSizes", "RunningBackend", "check_graph", "check_not_forked", "run_in_parts"]
 
 ImageSizes: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 """Smallest and largest height, smallest and largest width, of images that a backend takes."""
@@ -86,6 +87,24 @@ class RunningBackend(Protocol):
     def close(self) -> None:
         """Free the backend's resources; a later run raises ``BackendError``."""
         ...
+
+
+def check_not_forked(process: int, what: str) -> None:
+    """Check that this process made what it uses: a forked one has none of its threads, and waits for them forever.
+
+    Args:
+        process: Number of the process that made it.
+        what: Its name, for the message: ``"a model"``.
+
+    Raises:
+        BackendError: Another process made it.
+    """
+    if os.getpid() != process:
+        raise BackendError(
+            f"{what} of process {process} is used in process {os.getpid()}, which was forked from it; threads and "
+            "devices do not survive a fork. Load the model in the new process, after the fork, or start processes "
+            "with multiprocessing.get_context('spawn') (gunicorn: without --preload)"
+        )
 
 
 def run_in_parts(

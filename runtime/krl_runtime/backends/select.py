@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
 
-from .base import Backend, ImageSizes
+from .base import Backend, ImageSizes, check_not_forked
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,6 +62,7 @@ class SelectedBackend:
     variant: str
     reason: str
     skipped: Mapping[str, str]
+    _process: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -74,11 +76,13 @@ class SelectedBackend:
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once; see ``Backend.run``."""
+        check_not_forked(self._process, "a model")
         return self.backend.run(inputs)
 
     def close(self) -> None:
-        """Free the backend's resources."""
-        self.backend.close()
+        """Free the backend's resources; those of another process, from which this one was forked, stay."""
+        if os.getpid() == self._process:
+            self.backend.close()
 
 
 def select_backend(

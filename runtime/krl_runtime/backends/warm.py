@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
 from krl_runtime.evaluation.golden import compare
 
-from .base import Backend, ImageSizes
+from .base import Backend, ImageSizes, check_not_forked
 from .cuda import current_gpu
 from .replay import replay
 from .select import SelectedBackend, choose_variant, open_backend
@@ -98,7 +99,7 @@ class WarmStart:
     ) -> None:
         """Start the build; see ``warm_start`` for the arguments."""
         self._bundle, self._variant, self._golden, self._command = bundle, variant, golden, command
-        self._lock = Lock()
+        self._lock, self._made_by = Lock(), os.getpid()
         self._lease = _Lease(first)
         self._process: subprocess.Popen[bytes] | None = None
         self._cause = ""
@@ -141,6 +142,7 @@ class WarmStart:
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once, on the current backend; see ``Backend.run``."""
+        check_not_forked(self._made_by, "a model")
         with self._leased() as selected:
             return selected.run(inputs)
 
@@ -155,6 +157,8 @@ class WarmStart:
 
     def close(self) -> None:
         """Stop the build and free the backend's resources; a later run raises ``BackendError``."""
+        if os.getpid() != self._made_by:  # forked: the lock, the build and the backend belong to another process
+            return
         with self._lock:
             self.state = "closed"
             process = self._process

@@ -6,6 +6,7 @@ by one; there it only keeps many callers from fighting for the cores.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from krl_runtime.backends.base import check_not_forked
 from krl_runtime.errors import BackendError, KrlError, UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Batcher(Generic[_Result]):
         self._max_delay, self._max_waiting = max_delay, max_waiting
         self._waiting: deque[_Request[_Result]] = deque()
         self._closed = False
+        self._process = os.getpid()
         self.batches = self.processed = 0
         lock = Lock()
         self._came, self._taken = Condition(lock), Condition(lock)
@@ -110,15 +113,18 @@ class Batcher(Generic[_Result]):
         Raises:
             ImageError: The image cannot be used.
             OverloadedError: The queue had no free slot in time.
-            BackendError: The batcher is closed.
+            BackendError: The batcher is closed, or was made before this process was forked.
             UsageError: ``top_k`` is less than 1.
         """
         from concurrent.futures import Future
 
+        check_not_forked(self._process, "a batcher")
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
         pixels = self._model.prepare(source)
         with self._taken:
+            if len(self._waiting) >= self._max_waiting:  # canceled ones hold no slot
+                self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
             if not self._taken.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting, timeout):
                 raise OverloadedError(
                     f"{self._max_waiting} requests wait already, and none was taken within {timeout:g} s; try again "
@@ -148,6 +154,8 @@ class Batcher(Generic[_Result]):
         Args:
             drain: Whether waiting requests are still run; otherwise they are canceled.
         """
+        if os.getpid() != self._process:  # forked: the threads and the lock belong to another process
+            return
         with self._came:
             self._closed = True
             if not drain:

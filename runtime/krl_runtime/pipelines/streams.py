@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from krl_runtime.backends.base import check_not_forked
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.processor import cpu_count
 
@@ -78,16 +80,20 @@ def _stream(
     from concurrent.futures import Future, ThreadPoolExecutor
 
     ahead: deque[Future[StreamItem[_Result]]] = deque()
+    process = os.getpid()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="krl-stream")
     try:
         for source in sources:
+            check_not_forked(process, "a stream")
             ahead.append(pool.submit(_item, model, source, top_k))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         while ahead:
+            check_not_forked(process, "a stream")
             yield ahead.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        if os.getpid() == process:
+            pool.shutdown(cancel_futures=True)
 
 
 def _item(model: BatchModel[_Result], source: ImageSource, top_k: int) -> StreamItem[_Result]:
@@ -125,7 +131,7 @@ class Watch(Generic[_Result]):
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
         self._model, self._top_k = model, top_k
-        self._condition = Condition()
+        self._condition, self._process = Condition(), os.getpid()
         self._frame: Any = _END
         self._ended = False
         self._error: Exception | None = None
@@ -145,6 +151,7 @@ class Watch(Generic[_Result]):
             BackendError: The device failed, or the model is closed.
             Exception: The iterable of frames raised it.
         """
+        check_not_forked(self._process, "a watch")
         with self._condition:
             self._condition.wait_for(lambda: self._frame is not _END or self._ended)
             frame, self._frame = self._frame, _END
@@ -155,6 +162,8 @@ class Watch(Generic[_Result]):
 
     def close(self) -> None:
         """Take no more frames; the thread ends with the frame that it waits for."""
+        if os.getpid() != self._process:  # forked: the thread and its lock belong to another process
+            return
         with self._condition:
             self._ended, self._frame = True, _END
             self._condition.notify_all()
