@@ -7,11 +7,10 @@ afterwards where it runs.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
@@ -211,14 +210,26 @@ def _prepare_cuda(ort: Any) -> None:
             "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; these are logged below
-            ort.preload_dlls()
+        _without_print(ort.preload_dlls)()  # it prints missing libraries; these are logged below
     cause = _missing_library(Path(ort.__file__).parent / "capi")
     if cause:
         raise BackendError(
             f"ONNX Runtime's CUDA provider cannot load: {cause}; install the CUDA and cuDNN that onnxruntime-gpu "
             f"{ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]'), and the NVIDIA driver"
         )
+
+
+def _without_print(function: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that prints nothing. Output belongs to the process, so other threads keep theirs."""
+    if not isinstance(function, FunctionType):
+        return function
+    return FunctionType(
+        function.__code__,
+        {**function.__globals__, "print": lambda *_, **__: None},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
 
 
 def _missing_library(folder: Path) -> str | None:

@@ -6,14 +6,12 @@ Exit codes: 0 done, 1 an unexpected failure or a check whose answer is no, 2 bad
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from typing import Any
 
 from krl_runtime import progress
@@ -40,6 +38,11 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         print(self.format(record), file=sys.stderr)
+
+
+def _print_nothing() -> None:
+    """Let this process's standard output lead nowhere, until it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def take_quiet(arguments: list[str]) -> tuple[list[str], bool]:
@@ -75,10 +78,10 @@ def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False) 
         progress.show_with(None if quiet else progress_bar)
         if os.environ.get("RANK", "0") == "0":
             return command() or 0
-        # Of several training processes one logs.
+        # Of several training processes one logs and prints.
         logger.setLevel("ERROR")
-        with redirect_stdout(io.StringIO()):
-            return command() or 0
+        _print_nothing()
+        return command() or 0
     except KrlError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -93,7 +96,7 @@ def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False) 
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; nothing to flush into
+        _print_nothing()  # nobody reads on; nothing to flush into
         return 0
     except OSError as error:
         message = _explain(error)
