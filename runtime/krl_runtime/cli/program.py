@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -343,7 +344,9 @@ def _serve(arguments: argparse.Namespace) -> None:
                 print_json({**where(model), "url": url})
                 sys.stdout.flush()
 
-        serve(model, config, started=started)
+        if not serve(model, config, started=started):
+            sys.stdout.flush()
+            os._exit(0)  # a library that is still at work would keep the process, or crash, while it is taken down
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

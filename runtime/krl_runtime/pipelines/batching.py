@@ -148,14 +148,18 @@ class Batcher(Generic[_Result]):
         future = await asyncio.to_thread(self.submit, source, top_k=top_k)
         return await asyncio.wrap_future(future)
 
-    def close(self, *, drain: bool = True) -> None:
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
         """Take no more requests, and return when those that were taken are done.
 
         Args:
             drain: Whether waiting requests are still run; otherwise they are canceled.
+            timeout: Seconds to wait for them; ``None`` waits without a limit.
+
+        Returns:
+            Whether all are done.
         """
         if os.getpid() != self._process:  # forked: the threads and the lock belong to another process
-            return
+            return True
         with self._came:
             self._closed = True
             if not drain:
@@ -163,8 +167,10 @@ class Batcher(Generic[_Result]):
                     request.future.cancel()
             self._came.notify_all()
             self._taken.notify_all()
+        deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join()
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def __enter__(self) -> Batcher[_Result]:
         """Return the batcher."""

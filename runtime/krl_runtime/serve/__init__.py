@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], None] = lambda _: None) -> None:
+def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], None] = lambda _: None) -> bool:
     """Serve requests until the process is asked to stop (SIGINT or SIGTERM). Requests under way are finished.
 
     Args:
         model: The loaded model; it is not closed.
         config: Where to listen, and the limits.
         started: Called with the server's address once it listens.
+
+    Returns:
+        Whether all requests have ended; after ``config.grace_seconds`` they are given up, and their threads run on.
 
     Raises:
         UsageError: The address cannot be listened on.
@@ -36,4 +39,4 @@ def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], No
         require(library, extra="serve", purpose="serving a model over HTTP")
     from .server import run
 
-    run(model, config, started)
+    return run(model, config, started)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from krl_runtime._version import __version__
 from krl_runtime.errors import ImageError, KrlError, UsageError
+from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
 
 from . import protocol
@@ -38,11 +40,12 @@ _STATUS: tuple[tuple[type[KrlError], int], ...] = (
 # Of all other backends: "onnxruntime_onnx".
 _PLATFORMS = {"tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_rtx_plan"}
 _LARGEST_DISCARD = 4  # times the largest body: so much of a refused one is read, so that its sender gets the response
+_LAST_SECONDS = 0.2  # for threads to end after their last requests, which had grace_seconds
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 )
 
-_Handler = Callable[[Request, bytes], Awaitable[Response]]
+_Handler = Callable[[Request, bytes], Coroutine[Any, Any, Response]]
 
 
 def make_app(model: Classifier, config: ServeConfig) -> Starlette:
@@ -73,7 +76,7 @@ class _Application:
                 ("/infer", self._guarded("infer", self._infer), "POST"),
             )
         ]
-        return Starlette(
+        application = Starlette(
             routes=[
                 Route("/", self._show_page),
                 Route("/classify", self._guarded("classify", self._classify), methods=["POST"]),
@@ -84,16 +87,19 @@ class _Application:
                 Route("/v2/health/ready", self._ready),
                 *per_model,
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: _http_error, Exception: _failure},
             lifespan=self._lifespan,
         )
+        application.router.redirect_slashes = False  # a redirection would be an answer that is not JSON
+        application.state.service = self._service
+        return application
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            self._service.close()
+            self._service.close(_LAST_SECONDS)
 
     # Requests that do not run the model
 
@@ -158,7 +164,7 @@ class _Application:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={protocol.HEADER: str(length)})
 
-    def _guarded(self, endpoint: str, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+    def _guarded(self, endpoint: str, handler: _Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return a handler with limits, which turns errors into responses, and counts and times requests."""
 
         async def handle(request: Request) -> Response:
@@ -171,39 +177,45 @@ class _Application:
 
     async def _respond(self, request: Request, handler: _Handler) -> Response:
         try:
-            with self._service.slot():
-                return await handler(request, await self._body(request))
+            with self._service.arrival() as hold:
+                body = await self._body(request, hold)
+                with self._service.slot():
+                    return await _unless_gone(request, handler(request, body))
         except HTTPException as error:
             return _error(error.status_code, error.detail, error.headers)
-        except BusyError as error:
-            with suppress(HTTPException, ClientDisconnect):
-                await self._read(request, 0)
+        except (BusyError, OverloadedError) as error:
             return _error(503, str(error), {"Retry-After": "1"})
         except KrlError as error:
             return _error(next(status for kind, status in _STATUS if isinstance(error, kind)), str(error))
         except ClientDisconnect:
             return _error(400, "the client went away before the request was complete")
-        except Exception:
-            _log.exception("a request failed; this is a failure of krl, please report it")
-            return _error(500, "an unexpected failure; the server's log has it")
+        except asyncio.CancelledError:  # grace_seconds are over
+            return _error(503, "the server is stopped before the request was complete", {"Connection": "close"})
+        except Exception as error:
+            return await _failure(request, error)
 
-    async def _body(self, request: Request) -> bytes:
-        """Return the body, read within the limits: at most so many bodies, of so many bytes, are ever held."""
+    async def _body(self, request: Request, hold: Callable[[int], bool]) -> bytes:
+        """Return the body, read within the limits. Slow clients hold no slot: those are for bodies that are here."""
         try:
             encoding = check_encoding(",".join(request.headers.getlist("content-encoding")))
         except UsageError as error:
             raise HTTPException(415, str(error), {"Accept-Encoding": ", ".join(ENCODINGS)}) from error
-        limit = self._config.max_body_bytes
-        body = None
+        refusal: KrlError | None = self._service.refusal()
+        if int(request.headers.get("content-length", "0")) > self._config.max_body_bytes:
+            refusal = self._too_large()
         # A client that asks first (Expect: 100-continue) gets its response before it sends anything.
-        if not (int(request.headers.get("content-length", "0")) > limit and "expect" in request.headers):
-            body = await self._read(request, limit)
-        if body is None:
-            raise TooLargeError(f"the body is larger than {limit} bytes, which is the limit")
-        return body if encoding == "identity" else await self._service.unpack(body, encoding)
+        if refusal is not None and "expect" in request.headers:
+            raise refusal
+        body = await self._read(request, hold, refusal)
+        if encoding == "identity":
+            return body
+        body = await self._service.unpack(body, encoding)
+        if not hold(len(body)):
+            raise _no_memory()
+        return body
 
-    async def _read(self, request: Request, keep: int) -> bytes | None:
-        """Return the body if it has no more than ``keep`` bytes; if it has more, read on a while and return ``None``.
+    async def _read(self, request: Request, hold: Callable[[int], bool], refusal: KrlError | None) -> bytes:
+        """Return the body. If it is refused, read on a while before that is raised.
 
         A client that is still sending would lose the response when the connection is closed.
         """
@@ -211,21 +223,64 @@ class _Application:
         size = 0
 
         async def read() -> None:
-            nonlocal size
+            nonlocal size, refusal
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= keep:
+                if refusal is None and size > self._config.max_body_bytes:
+                    refusal = self._too_large()
+                elif refusal is None and not hold(len(chunk)):
+                    refusal = _no_memory()
+                if refusal is None:
                     chunks.append(chunk)
-                elif size > _LARGEST_DISCARD * self._config.max_body_bytes:
+                    continue
+                chunks.clear()
+                if size > _LARGEST_DISCARD * self._config.max_body_bytes:
                     return
-                else:
-                    chunks.clear()
 
         try:
             await asyncio.wait_for(read(), self._config.read_seconds)
         except asyncio.TimeoutError as error:
-            raise HTTPException(408, f"the body did not arrive within {self._config.read_seconds:g} seconds") from error
-        return b"".join(chunks) if size <= keep else None
+            late = f"the body did not arrive within {self._config.read_seconds:g} seconds"
+            raise refusal or HTTPException(408, late) from error
+        if refusal is not None:
+            raise refusal
+        return b"".join(chunks)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the body is larger than {self._config.max_body_bytes} bytes, which is the limit")
+
+
+def _no_memory() -> BusyError:
+    return BusyError("the bodies of other requests take all memory that is for them; try again in a second")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Return the response; cancel the work when the client closes its connection.
+
+    Raises:
+        ClientDisconnect: It did.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _failure(_: Request, error: Exception) -> Response:
+    """Return the response to an error that is a fault of krl."""
+    _log.error("a request failed; this is a failure of krl, please report it", exc_info=error)
+    return _error(500, "an unexpected failure; the server's log has it")
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -24,7 +24,8 @@ class ServeConfig:
         max_delay_seconds: How long the first image of a batch waits for others.
         max_body_bytes: Largest body of a request; the response to a larger one is 413.
         max_pixels: Most pixels of an image; the response to a larger one is 413, before it is decoded.
-        read_seconds: Time for a request's body to arrive; after it the response is 408.
+        read_seconds: Time for a request's head, and then for its body, to arrive; after it the response is 408.
+        connections: Most connections; one more takes the place of the oldest whose request has not arrived.
         grace_seconds: Time that requests under way get when the server is asked to stop.
     """
 
@@ -38,11 +39,12 @@ class ServeConfig:
     max_body_bytes: int = 16 * 1024 * 1024
     max_pixels: int = 50_000_000
     read_seconds: float = 30
+    connections: int = 800  # with files and libraries below 1,024, the usual limit of open files of a process
     grace_seconds: int = 10
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("workers", "max_batch", "max_body_bytes", "max_pixels", "read_seconds"):
+        for name in ("workers", "max_batch", "max_body_bytes", "max_pixels", "read_seconds", "connections"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; accepted: above 0")
         for name in ("queue", "max_delay_seconds", "grace_seconds"):

@@ -42,7 +42,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._in_progress = Gauge("krl_requests_in_progress", "Requests that run or wait.", registry=self._registry)
+        self._in_progress = Gauge(
+            "krl_requests_in_progress", "Requests that arrive, wait or run.", registry=self._registry
+        )
         self._model = Gauge(
             "krl_model_info", "The model and its backend; always 1.", ["model", "backend", "variant"],
             registry=self._registry,
@@ -62,5 +64,5 @@ class Metrics:
         status = service.status()
         self._model.clear()
         self._model.labels(status["model"], status["backend"], status["variant"]).set(1)
-        self._in_progress.set(service.taken)
+        self._in_progress.set(service.in_progress)
         return generate_latest(self._registry)

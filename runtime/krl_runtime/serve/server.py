@@ -18,24 +18,30 @@ from krl_runtime.pipelines.classifier import Classifier
 
 from .app import make_app
 from .config import ServeConfig
+from .connections import connection_class
 
 __all__ = ["address", "listen", "make_server", "run"]
 
 _log = logging.getLogger("krl")
 
-_CONNECTIONS = 1024  # the usual limit of open files of a process
+_BACKLOG = 1024  # connections that the system takes before the server does; Linux caps it at net.core.somaxconn
 
 
-def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> None:
+def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> bool:
     """See ``krl_runtime.serve.serve``."""
     # This run takes the extra time of the first inference. A model that does not run never listens.
     model.logits(np.zeros((1, *model.preprocessing.shape), np.uint8))
     listener = listen(config.host, config.port)
-    server = make_server(make_app(model, config), config)
+    app = make_app(model, config)
+    server = make_server(app, config)
     with listener, _stops_quietly():
         started(address(listener))
         server.run(sockets=[listener])
+    finished: bool = app.state.service.close(0)
+    if not finished:
+        _log.warning("requests did not end within %d seconds, and are given up", config.grace_seconds)
     _log.info("%s: stopped", model.bundle.manifest.name)
+    return finished
 
 
 def make_server(app: Starlette, config: ServeConfig) -> uvicorn.Server:
@@ -45,11 +51,11 @@ def make_server(app: Starlette, config: ServeConfig) -> uvicorn.Server:
             app,
             log_config=None,
             access_log=False,
-            http="h11",
+            http=connection_class(config.connections, config.read_seconds),
             ws="none",
             loop="asyncio",
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            backlog=_BACKLOG,
             timeout_graceful_shutdown=config.grace_seconds,
         )
     )
@@ -67,7 +73,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(where)
-            listener.listen(_CONNECTIONS)
+            listener.listen(_BACKLOG)
         except OSError:
             listener.close()
             raise

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from krl_runtime.pipelines.classifier import Classification, Classifier
 from . import protocol
 from .config import ServeConfig
 from .encoding import TooLargeError, unpack
+from .workers import Workers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,7 +99,8 @@ class Service:
         self.model = model
         self._config = config
         self._observer = observer
-        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="krl-serve")
+        self._pool = Workers(config.workers)
+        self._free = asyncio.Semaphore(config.workers)
         self._batcher: Batcher[_Outputs] | None = None
         if config.max_batch > 1:
             self._batcher = Batcher(
@@ -109,7 +110,8 @@ class Service:
                 # Of each request a batch at most waits, so none finds the queue full.
                 max_waiting=(config.workers + config.queue) * config.max_batch,
             )
-        self._taken = 0
+        self._slots = config.workers + config.queue
+        self._here = self._taken = self._held = 0
         self._fault: str | None = None
 
     @property
@@ -118,20 +120,50 @@ class Service:
         return self._config.name or self.model.bundle.stem
 
     @property
-    def taken(self) -> int:
-        """Number of requests that run or wait."""
-        return self._taken
+    def in_progress(self) -> int:
+        """Number of requests that arrive, wait or run."""
+        return self._here
+
+    def refusal(self) -> BusyError | None:
+        """Return why no further request is accepted now, if that is so."""
+        if self._taken < self._slots:
+            return None
+        return BusyError(f"{self._slots} requests run or wait already; try again in a second")
+
+    @contextmanager
+    def arrival(self) -> Iterator[Callable[[int], bool]]:
+        """Count a request while it is here, and the bytes of its body.
+
+        Yields a function that takes note of so many more bytes, and returns whether they may be held: all bodies
+        together may have as many bytes as there are slots times the largest body.
+        """
+        size = 0
+
+        def hold(count: int) -> bool:
+            nonlocal size
+            if self._held + count > self._slots * self._config.max_body_bytes:
+                return False
+            self._held += count
+            size += count
+            return True
+
+        self._here += 1
+        try:
+            yield hold
+        finally:
+            self._here -= 1
+            self._held -= size
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one slot among workers and queue.
+        """Hold one slot among workers and queue, for a request that has arrived.
 
         Raises:
             BusyError: There is none.
         """
-        slots = self._config.workers + self._config.queue
-        if self._taken >= slots:
-            raise BusyError(f"{slots} requests run or wait already; try again in a second")
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
         self._taken += 1
         try:
             yield
@@ -149,7 +181,7 @@ class Service:
             "fault": self._fault,
             "workers": self._config.workers,
             "queue": self._config.queue,
-            "requests": self._taken,
+            "requests": self._here,
         }
 
     async def ready(self) -> bool:
@@ -220,14 +252,30 @@ class Service:
         """Return a body as it was before it was compressed; see ``encoding.unpack``."""
         return await self._in_thread(lambda: unpack(body, encoding, self._config.max_body_bytes))
 
-    def close(self) -> None:
-        """Let the threads end after their work."""
-        self._pool.shutdown()
-        if self._batcher is not None:
-            self._batcher.close()
+    def close(self, timeout: float) -> bool:
+        """Let the threads end after their work; requests that wait are not run.
+
+        Args:
+            timeout: Seconds to wait for them.
+
+        Returns:
+            Whether all have ended.
+        """
+        ended = self._pool.close(timeout)
+        return (self._batcher is None or self._batcher.close(drain=False, timeout=timeout)) and ended
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        """Do the work in a thread. Work that is canceled while it waits is dropped, with all that it holds."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._free.release)
+
+        future = self._pool.submit(work)
+        future.add_done_callback(release)
+        return await asyncio.wrap_future(future)
 
     def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> Classification:
         pixels = self._decode(body, watch)

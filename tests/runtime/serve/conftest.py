@@ -99,3 +99,22 @@ def start(bundle) -> Iterator[Callable[..., Running]]:
 @pytest.fixture
 def server(start: Callable[..., Running]) -> Running:
     return start()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch):
+    """Let a server's network take its time: returns the event that lets it go on, and what counts its calls."""
+
+    def slow_down(server):
+        go, calls = threading.Event(), []
+        run = server.model.backend.backend.run
+
+        def wait(inputs: dict) -> dict:
+            calls.append(time.monotonic())
+            assert go.wait(20)
+            return run(inputs)
+
+        monkeypatch.setattr(server.model.backend.backend, "run", wait)
+        return go, calls
+
+    return slow_down

@@ -4,7 +4,6 @@ import io
 import json
 import random
 import socket
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -25,25 +24,6 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (3, 3, 12, 10), dtype=np.uint
 def question(pixels: np.ndarray = PIXELS, **more) -> dict:
     data = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
     return {"inputs": [data], **more}
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch):
-    """Let a server's network take its time: returns the event that lets it go on, and what counts its calls."""
-
-    def slow_down(server):
-        go, calls = threading.Event(), []
-        run = server.model.backend.backend.run
-
-        def wait(inputs: dict) -> dict:
-            calls.append(time.monotonic())
-            assert go.wait(20)
-            return run(inputs)
-
-        monkeypatch.setattr(server.model.backend.backend, "run", wait)
-        return go, calls
-
-    return slow_down
 
 
 def until(condition) -> None:
