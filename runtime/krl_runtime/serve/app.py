@@ -26,6 +26,7 @@ from .config import ServeConfig
 from .encoding import ENCODINGS, TooLargeError, check_encoding
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service
+from .statistics import configuration
 
 __all__ = ["make_app"]
 
@@ -73,6 +74,8 @@ class _Application:
             for path, endpoint, method in (
                 ("", self._model_metadata, "GET"),
                 ("/ready", self._ready, "GET"),
+                ("/config", self._configuration, "GET"),
+                ("/stats", self._statistics, "GET"),
                 ("/infer", self._guarded("infer", self._infer), "POST"),
             )
         ]
@@ -85,6 +88,8 @@ class _Application:
                 Route("/v2/health", self._health),
                 Route("/v2/health/live", self._live),
                 Route("/v2/health/ready", self._ready),
+                Route("/v2/models/stats", self._statistics),
+                Route("/v2/repository/index", self._index, methods=["POST"]),
                 *per_model,
             ],
             exception_handlers={HTTPException: _http_error, Exception: _failure},
@@ -131,11 +136,32 @@ class _Application:
             {
                 "name": self._service.name,
                 "versions": ["1"],
-                "platform": _PLATFORMS.get(self._service.model.backend.name, "onnxruntime_onnx"),
+                "platform": self._platform(),
                 "inputs": protocol.describe(manifest.inputs),
                 "outputs": protocol.describe(manifest.outputs),
             }
         )
+
+    def _platform(self) -> str:
+        return _PLATFORMS.get(self._service.model.backend.name, "onnxruntime_onnx")
+
+    async def _configuration(self, request: Request) -> Response:
+        self._check_model(request)
+        bundle = self._service.model.bundle
+        limit = bundle.batch_limit if self._config.max_batch == 1 else min(bundle.batch_limit, self._config.max_batch)
+        manifest = bundle.manifest
+        return JSONResponse(
+            configuration(self._service.name, self._platform(), limit, manifest.inputs, manifest.outputs)
+        )
+
+    async def _statistics(self, request: Request) -> Response:
+        self._check_model(request)
+        return JSONResponse({"model_stats": [self._metrics.statistics.to_dict(self._service.name)]})
+
+    async def _index(self, _: Request) -> Response:
+        ready = await self._service.ready()
+        state = {"state": "READY", "reason": ""} if ready else {"state": "UNAVAILABLE", "reason": self._service.fault}
+        return JSONResponse([{"name": self._service.name, "version": "1", **state}])
 
     def _check_model(self, request: Request) -> None:
         name, version = request.path_params.get("model", self._service.name), request.path_params.get("version", "1")

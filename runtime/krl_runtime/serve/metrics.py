@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.process_collector import ProcessCollector
 
 from .service import Service
+from .statistics import Statistics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -17,9 +18,14 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 
 
 class Metrics:
-    """Counts requests and times them, in a registry of its own."""
+    """Counts requests and times them, in a registry of its own.
+
+    Attributes:
+        statistics: The same for Triton's clients.
+    """
 
     def __init__(self) -> None:
+        self.statistics = Statistics()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
@@ -53,11 +59,17 @@ class Metrics:
     def stage(self, name: str, seconds: float) -> None:
         """Take note of one stage of one request."""
         self._stages.labels(name).observe(seconds)
+        self.statistics.add(name, seconds)
+
+    def ran(self, images: int) -> None:
+        """Take note of one run of the network."""
+        self.statistics.ran(images)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count and time one finished request."""
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
+        self.statistics.add("success" if status == 200 else "fail", seconds)
 
     def render(self, service: Service) -> bytes:
         """Return all metrics in Prometheus' text format."""

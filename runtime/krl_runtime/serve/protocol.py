@@ -29,7 +29,7 @@ __all__ = ["DATATYPES", "EXTENSIONS", "HEADER", "InferRequest", "RequestedOutput
 HEADER = "Inference-Header-Content-Length"
 """HTTP header: length in bytes of the JSON part, where bytes of tensors follow it."""
 
-EXTENSIONS = ("binary_tensor_data", "classification")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 """The supported extensions, under Triton's names."""
 
 DATATYPES = {

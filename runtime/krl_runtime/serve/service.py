@@ -50,6 +50,10 @@ class Observer(Protocol):
         """Take note of one stage of one request: ``"queue"``, ``"preprocess"`` or ``"inference"``."""
         ...
 
+    def ran(self, images: int) -> None:
+        """Take note of one run of the network on so many images."""
+        ...
+
 
 class _Stopwatch:
     """The stages of one request, in seconds."""
@@ -70,8 +74,8 @@ class _Stopwatch:
 class _Network:
     """The network as ``Batcher`` runs it: decoded images in, all outputs of each out, for both kinds of requests."""
 
-    def __init__(self, model: Classifier) -> None:
-        self._model = model
+    def __init__(self, model: Classifier, observer: Observer) -> None:
+        self._model, self._observer = model, observer
         self._input = model.bundle.manifest.inputs[0].name
 
     @property
@@ -82,9 +86,15 @@ class _Network:
         """Return a tensor as it is, and decode anything else."""
         return source if isinstance(source, np.ndarray) else self._model.preprocessing(source)
 
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> _Outputs:
+        """Run the network once."""
+        outputs = self._model.backend.run(inputs)
+        self._observer.ran(len(next(iter(inputs.values()))))
+        return outputs
+
     def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Outputs]:
         """Return the outputs by name of each image; ``top_k`` is for the reader of the logits."""
-        outputs = self._model.backend.run({self._input: pixels})
+        outputs = self.run({self._input: pixels})
         return [{name: array[index] for name, array in outputs.items()} for index in range(len(pixels))]
 
 
@@ -101,10 +111,11 @@ class Service:
         self._observer = observer
         self._pool = Workers(config.workers)
         self._free = asyncio.Semaphore(config.workers)
+        self._network = _Network(model, observer)
         self._batcher: Batcher[_Outputs] | None = None
         if config.max_batch > 1:
             self._batcher = Batcher(
-                _Network(model),
+                self._network,
                 max_batch=config.max_batch,
                 max_delay=config.max_delay_seconds,
                 # Of each request a batch at most waits, so none finds the queue full.
@@ -123,6 +134,11 @@ class Service:
     def in_progress(self) -> int:
         """Number of requests that arrive, wait or run."""
         return self._here
+
+    @property
+    def fault(self) -> str | None:
+        """The last failure of the device; ``None`` after a run that went well."""
+        return self._fault
 
     def refusal(self) -> BusyError | None:
         """Return why no further request is accepted now, if that is so."""
@@ -342,7 +358,7 @@ class Service:
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network in parts of a bounded size."""
         with self._noting_faults():
-            return run_in_parts(self.model.backend.run, inputs, self.model.bundle.batch_limit)
+            return run_in_parts(self._network.run, inputs, self.model.bundle.batch_limit)
 
     @contextmanager
     def _noting_faults(self) -> Iterator[None]:

@@ -65,7 +65,7 @@ def test_metadata(server):
     assert server.ask("GET", "/v2").json() == {
         "name": "krl",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "classification"],
+        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
     }
     for path in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
         assert server.ask("GET", path).json() == {
