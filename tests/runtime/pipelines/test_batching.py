@@ -296,3 +296,80 @@ def test_one_image_in_a_coroutine(model: Classifier):
         return str(answer), ticks > 0
 
     assert asyncio.run(ask()) == (str(model(IMAGES[0], top_k=2)), True)
+
+
+@pytest.mark.parametrize("max_delay", [0.0, 3000.0])
+@pytest.mark.parametrize("waiters", [1, 3])
+def test_closing_without_the_rest_wakes_all_who_wait(bundle, images, monkeypatch, max_delay, waiters):
+    """Callers that wait for a result, and callers that wait for a slot, both hear of it."""
+    go, begun = threading.Event(), threading.Event()
+    with load(bundle.path, require="cpu", threads=1) as model:
+        run = model.backend.backend.run
+
+        def slow(inputs: dict) -> dict:
+            begun.set()
+            assert go.wait(20)
+            return run(inputs)
+
+        monkeypatch.setattr(model.backend.backend, "run", slow)
+        batcher = model.batched(max_batch=1, max_delay=max_delay, max_waiting=1)
+        running = batcher.submit(images[0])
+        assert begun.wait(20)
+        queued = batcher.submit(images[1])
+        with ThreadPoolExecutor(waiters + 1) as pool:
+            slots = [pool.submit(batcher.submit, images[2]) for _ in range(waiters)]
+            closing = pool.submit(batcher.close, drain=False)
+            for slot in slots:
+                with pytest.raises(BackendError, match="the batcher is closed"):
+                    slot.result(20)
+            with pytest.raises(CancelledError):
+                queued.result(20)
+            assert not closing.done()  # one batch still runs
+            go.set()
+            assert closing.result(20) is True
+        assert running.result(0).label in model.labels
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_closing_without_the_rest_wakes_a_batch_that_fills(bundle, images, workers):
+    with load(bundle.path, require="cpu", threads=1) as model:
+        batcher = model.batched(max_batch=16, max_delay=3000, workers=workers)
+        queued = [batcher.submit(image) for image in images]
+        assert batcher.close(drain=False, timeout=20) is True
+        for future in queued:
+            with pytest.raises(CancelledError):
+                future.result(0)
+
+
+def test_closing_within_a_time(bundle, images, monkeypatch):
+    go = threading.Event()
+    with load(bundle.path, require="cpu", threads=1) as model:
+        run = model.backend.backend.run
+        monkeypatch.setattr(model.backend.backend, "run", lambda inputs: go.wait(20) and run(inputs))
+        batcher = model.batched(max_delay=0)
+        future = batcher.submit(images[0])
+        assert batcher.close(timeout=0.05) is False
+        go.set()
+        assert future.result(20).label in model.labels
+        assert batcher.close(timeout=20) is True
+
+
+def test_canceled_requests_hold_no_slot(bundle, images, monkeypatch):
+    go, begun = threading.Event(), threading.Event()
+    with load(bundle.path, require="cpu", threads=1) as model:
+        run = model.backend.backend.run
+
+        def slow(inputs: dict) -> dict:
+            begun.set()
+            assert go.wait(20)
+            return run(inputs)
+
+        monkeypatch.setattr(model.backend.backend, "run", slow)
+        with model.batched(max_batch=1, max_delay=0, max_waiting=2) as batcher:
+            batcher.submit(images[0])
+            assert begun.wait(20)
+            for future in [batcher.submit(images[1], timeout=0) for _ in range(2)]:
+                assert future.cancel()
+            batcher.submit(images[2], timeout=0)
+            go.set()
+        assert batcher.processed == 2

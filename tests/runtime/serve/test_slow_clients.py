@@ -165,6 +165,18 @@ def test_a_refused_body_that_stops(start, connect):
     assert b'{"error":"Not Found"}' in rest(connection)
 
 
+def test_a_refused_body_that_comes_slowly(start, connect):
+    server = start(read_seconds=0.3)
+    connection = connect(server, b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+    sent = 0
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while sent < 1000:  # 20 s
+            connection.sendall(b"x")
+            sent += 1
+            time.sleep(0.02)
+    assert sent < 1000
+
+
 def test_the_connection_goes_on_after_a_refused_body(start, connect):
     server = start()
     body = bytes(2**20)
