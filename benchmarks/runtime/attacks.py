@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import re
@@ -25,6 +26,9 @@ import numpy as np
 from PIL import Image
 
 from krl_runtime import KrlError, Preprocessing
+from krl_runtime.bundle import TensorSpec
+from krl_runtime.serve import protocol
+from krl_runtime.serve.encoding import unpack
 
 MIB = 2**20
 UPLOAD = 16 * MIB  # the largest body that the server accepts by default
@@ -233,9 +237,59 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "ONNX: 16 MiB of empty fields": lambda: b"\x0a\x00" * (UPLOAD // 2),
 }
 
+# Requests of the server's protocol, parsed as the server does
+
+
+def tensors(**changes: Any) -> bytes:
+    """Return a request of one image; changes to its tensor, or to the request if they are ``outputs``."""
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * 3072}
+    outputs = changes.pop("outputs", [])
+    return json.dumps({"inputs": [{**tensor, **changes}], "outputs": outputs}).encode()
+
+
+def parse_request(body: bytes) -> str:
+    """Unpack a body where it is compressed, and read it."""
+    inputs, outputs = [TensorSpec("pixels", "uint8", ("n", 3, 32, 32))], [TensorSpec("logits", "float32", ("n", 10))]
+    encoding = "gzip" if body.startswith(b"\x1f\x8b") else "identity"
+    request = protocol.parse(unpack(body, encoding, UPLOAD), None, inputs, outputs)
+    return f"read, {len(request.inputs)} inputs"
+
+
+def nested(text: bytes) -> bytes:
+    """Return a request that is filled up with parts."""
+    return b'{"inputs": [' + text * ((UPLOAD - 100) // len(text)) + text.rstrip(b",") + b"]}"
+
+
+REQUESTS: dict[str, Callable[[], bytes]] = {
+    "strings in data, padded by NumPy to 380 MiB": lambda: tensors(
+        shape=[1, 10_001], data=["a" * 10_000] + ["b"] * 10_000
+    ),
+    "one output 6,000 times": lambda: tensors(outputs=[{"name": "logits"}] * 6000),
+    "shape of 70 dimensions": lambda: tensors(shape=[1] * 70),
+    "shape with a product of 2^248": lambda: tensors(shape=[2**31 - 1] * 8),
+    "number of 4,000 digits": lambda: tensors(data=[10**4000] + [0] * 3071),
+    "16 MiB of empty lists": lambda: nested(b"[],"),
+    "16 MiB of empty objects": lambda: nested(b"{},"),
+    "16 MiB of short strings": lambda: nested(b'"ab",'),
+    "16 MiB of numbers (accepted JSON)": lambda: nested(b"999,"),
+    "100,000 open brackets": lambda: b"[" * 100_000,
+    "gzip bomb of 1 GiB": lambda: gzip.compress(bytes(2**30), 6),
+    "gzip of 100 layers": lambda: layers(100),
+}
+
+
+def layers(count: int) -> bytes:
+    """Return a body that is compressed so many times."""
+    body = tensors()
+    for _ in range(count):
+        body = gzip.compress(body)
+    return body
+
+
 ATTACKS = [
     *(Attack("image", name, make, decode) for name, make in IMAGES.items()),
     *(Attack("bundle", name, make, load_model) for name, make in MODELS.items()),
+    *(Attack("request", name, make, parse_request) for name, make in REQUESTS.items()),
 ]
 
 
@@ -273,6 +327,8 @@ def warm_up(attack: Attack) -> None:
         decode(encoded(Image.new("L", (8, 8)), "PNG"))
     elif attack.group == "bundle":
         load_model(onnx_of("Identity", [1]))
+    else:
+        parse_request(tensors())
 
 
 def shortened(text: str, most: int = 90) -> str:
@@ -292,7 +348,9 @@ def main() -> None:
     if not arguments.json:
         print("| | input | bytes in | MiB more | seconds | response |\n|---|---|---|---|---|---|")
     for index, attack in enumerate(ATTACKS):
-        if arguments.names and not any(name in attack.name for name in arguments.names):
+        if arguments.names and not any(
+            name in (attack.name, attack.group) or name in attack.name for name in arguments.names
+        ):
             continue
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(Path(__file__).resolve()), "--here", str(index)]

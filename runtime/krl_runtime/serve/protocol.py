@@ -55,7 +55,7 @@ _MOST_PARTS = 2**18
 # Values of a request in messages: a few numbers and letters of each.
 _values = reprlib.Repr()
 _values.maxlist = _values.maxdict = _MOST_DIMENSIONS
-_values.maxstring = _values.maxother = 80
+_values.maxstring = _values.maxother = 80  # letters: a name and its begin fit
 
 
 @dataclass(frozen=True)
