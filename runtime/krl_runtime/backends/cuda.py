@@ -7,6 +7,7 @@ one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` ch
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from krl_runtime.errors import BackendError
+from krl_runtime.errors import BackendError, NotAvailableError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,6 +32,7 @@ __all__ = [
     "Stream",
     "call",
     "current_gpu",
+    "has_nvidia_gpu",
     "jetson_release",
     "platform_key",
     "version_tuple",
@@ -46,7 +48,7 @@ _HINTS = {
 }
 
 
-class NoTensorRTError(BackendError):
+class NoTensorRTError(NotAvailableError):
     """TensorRT, cuda-python or a GPU is not there at all; what does not need them can still be done."""
 
 
@@ -85,6 +87,16 @@ def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
     except OSError:
         return None
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether this machine seems to have an NVIDIA GPU, found out without any library.
+
+    Not seen in all containers; a message is then shorter than it might be.
+    """
+    files = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
+    windows = Path(os.environ.get("SYSTEMROOT", "C:/Windows"), "System32", "nvcuda.dll")
+    return any(Path(file).exists() for file in files) or windows.exists() or jetson_release() is not None
 
 
 def current_gpu() -> Gpu:

@@ -11,15 +11,18 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
-from krl_runtime.errors import BackendError, require
+from krl_runtime.errors import BackendError, NotAvailableError, require
+from krl_runtime.processor import limited_cpus
 
 from .base import ImageSizes, check_graph
+from .cuda import jetson_release
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,6 +49,10 @@ _FIRST_FP16_PAIRS = (1, 30)
 """First version that computes Q/DQ pairs with FP16 scales rightly. On the CPU provider INT8 of a resnet20 has 18 dB of
 SNR from 1.23 to 1.29, and 28 dB from 1.30 on; 1.20 cannot open it. Other providers were not measured."""
 
+_ON_JETSON = (
+    "build an engine for TensorRT, which JetPack brings: krl-deploy build-engine; for CUDA without an engine install "
+    "NVIDIA's wheel of onnxruntime-gpu for this JetPack"
+)
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level; below it, raised errors are also printed
@@ -62,7 +69,7 @@ _DTYPES = {
 }
 
 
-class NoCudaProviderError(BackendError):
+class NoCudaProviderError(NotAvailableError):
     """The ONNX Runtime that is installed was built without CUDA."""
 
 
@@ -171,13 +178,16 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
         BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
         MissingExtraError: ONNX Runtime is not installed.
     """
+    if cuda and jetson_release() is not None and find_spec("onnxruntime") is None:
+        raise NoCudaProviderError(f"ONNX Runtime is not installed; {_ON_JETSON}")
     ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
     options = ort.SessionOptions()
     # Anything less costs a factor of 3 on depthwise networks: the blocked layout comes with the highest level.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Spinning stays as it is: without it, small networks on two threads take 1.3 to 1.6 times as long. Programs
     # that call from many threads ask for threads=1, which has neither pool nor spinning.
-    options.intra_op_num_threads = threads or 0
+    # Without a number ONNX Runtime takes the machine's physical cores, whatever a container may use of them.
+    options.intra_op_num_threads = threads or limited_cpus() or 0
     options.log_severity_level = _FATAL
     if cuda:
         _prepare_cuda(ort)
@@ -206,10 +216,12 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
 def _prepare_cuda(ort: Any) -> None:
     """Load the CUDA libraries that came with Python packages, and say which one is missing."""
     if _CUDA not in ort.get_available_providers():
-        raise NoCudaProviderError(
-            f"the onnxruntime {ort.__version__} that is installed has no CUDA provider; on a machine with an NVIDIA "
-            "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        advice = (
+            "on a machine with an NVIDIA GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+            if jetson_release() is None
+            else _ON_JETSON
         )
+        raise NoCudaProviderError(f"the onnxruntime {ort.__version__} that is installed has no CUDA provider; {advice}")
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries; these are logged below
             ort.preload_dlls()

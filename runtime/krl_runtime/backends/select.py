@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+from krl_runtime.errors import BackendError, MissingExtraError, NotAvailableError, UsageError
 
 from .base import Backend, ImageSizes
 
@@ -55,12 +55,14 @@ class SelectedBackend:
         variant: The variant that it runs.
         reason: One sentence: what runs, which variant and why, and the cause for each backend that was skipped.
         skipped: The causes by kind of backend.
+        summary: The same in one short line, for the log: without advice, and without backends that cannot be here.
     """
 
     backend: Backend
     variant: str
     reason: str
     skipped: Mapping[str, str]
+    summary: str = ""
 
     @property
     def name(self) -> str:
@@ -121,17 +123,23 @@ def select_backend(
             return tuned
     before = ALL_KINDS[: ALL_KINDS.index(candidates[0])]
     causes: dict[str, str] = {kind: f"{asked} was asked for" for kind in before if kind in KINDS}
+    failed: set[str] = set()
     for kind in candidates:
         name, why = choose_variant(bundle, kind) if variant is None else (variant, "as asked")
         try:
             opened, remark = open_backend(kind, bundle, name, threads)
         except (BackendError, MissingExtraError) as error:
             causes[kind] = str(error)
+            if not isinstance(error, NotAvailableError | MissingExtraError):
+                failed.add(kind)
+                if kind != require:
+                    import logging
+
+                    logging.getLogger("krl").warning("%s is installed, but failed: %s", kind, error)
             continue
-        reason = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
-        if causes:
-            reason += f"; skipped: {_listed(causes)}"
-        return SelectedBackend(opened, name, reason, causes)
+        what = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
+        reason = f"{what}; skipped: {_listed(causes)}" if causes else what
+        return SelectedBackend(opened, name, reason, causes, _summary(what, causes, failed))
     if require is not None:
         raise BackendError(f"bundle {bundle.path} cannot run on {require}, which is required: {causes[require]}")
     raise BackendError(
@@ -164,13 +172,14 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         The backend, and a remark for people on how it runs there, mostly empty.
 
     Raises:
-        BackendError: The kind of backend is not there, or cannot run this variant; the message is the cause.
+        NotAvailableError: The kind of backend is not here; the message is the cause.
+        BackendError: It is here, and cannot run this variant.
         MissingExtraError: Its library is not installed.
         BundleError: A file that is needed is missing, damaged or changed.
     """
     if kind in ("tensorrt", "tensorrt-rtx"):
         if all(engine.library != kind for engine in bundle.engines.values()):
-            raise BackendError(_NO_ENGINE[kind])
+            raise NotAvailableError(_NO_ENGINE[kind])
         from .tensorrt.engines import open_engine
 
         return open_engine(bundle, variant, kind), ""
@@ -209,9 +218,9 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
         return None, f"without the tuning: {error}"
     if tuning is None:
         return None, ""
-    best = tuning.best(threads)
+    best = tuning.best()
     if best is None:
-        return None, f"without the tuning: it has no measurement with {threads} threads"
+        return None, "without the tuning: it has no measurement that could be chosen"
     kind = next((kind for kind in ALL_KINDS if kind == best.kind), None)
     if kind is None or best.variant not in bundle.manifest.variants or (best.threads is not None and best.threads < 1):
         return None, f"without the tuning: it names {best.variant} on {best.kind}, which this krl-runtime does not know"
@@ -224,8 +233,21 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
     }
     count = f" with {best.threads} {'thread' if best.threads == 1 else 'threads'}" if best.threads else ""
     why = f"measured best on this device by krl-runtime tune: {best.milliseconds:.3g} ms{count}"
-    reason = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
-    return SelectedBackend(opened, best.variant, f"{reason}; skipped: {_listed(causes)}", causes), ""
+    what = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
+    return SelectedBackend(opened, best.variant, f"{what}; skipped: {_listed(causes)}", causes, what), ""
+
+
+def _summary(what: str, causes: Mapping[str, str], failed: Collection[str]) -> str:
+    """Return one short line: a cause ends where its advice begins, and what cannot be here is not named."""
+    from .cuda import has_nvidia_gpu
+
+    possible = has_nvidia_gpu()
+    named = {
+        kind: cause.partition("; ")[0]
+        for kind, cause in causes.items()
+        if kind not in failed and (possible or kind not in ON_GPU or "was asked for" in cause)
+    }
+    return f"{what}; skipped: {_listed(named)}" if named else what
 
 
 def _listed(causes: Mapping[str, str]) -> str:

@@ -145,7 +145,9 @@ def load(
         from krl_runtime.backends.warm import warm_start
 
         running = warm_start(bundle, chosen, variant, build_command)
-    logging.getLogger("krl").info("%s: %s", bundle.manifest.name, running.reason)
+    log = logging.getLogger("krl")
+    log.info("%s: %s", bundle.manifest.name, chosen.summary or chosen.reason)
+    log.debug("%s: %s", bundle.manifest.name, running.reason)
     return found(bundle, running)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from krl_runtime.backends.base import ImageSizes
+from krl_runtime.bundle import TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
 
@@ -93,9 +94,19 @@ class TensorRTBackend:
             self._settings = RuntimeSettings(library, cast("Any", engine), cache) if library.rtx else None
             self._engine: trt.ICudaEngine | None = engine
             first = self._new_lane()
-        self._specs = [tensor.spec for tensor in self._interface.inputs]
+        self._specs = self.inputs
         for lane in (*[None] * (_CONTEXTS - 1), first):
             self._slots.put(lane)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Return the engine's inputs, as a bundle describes them."""
+        return [tensor.spec for tensor in self._interface.inputs]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Return the engine's outputs, as a bundle describes them."""
+        return [tensor.spec for tensor in self._interface.outputs]
 
     @property
     def image_sizes(self) -> ImageSizes | None:

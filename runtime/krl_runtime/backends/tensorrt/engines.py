@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from krl_runtime.backends.base import check_graph
 from krl_runtime.backends.cuda import Gpu, current_gpu, platform_key, version_tuple
 from krl_runtime.bundle import Bundle, Engine
-from krl_runtime.errors import BackendError
+from krl_runtime.errors import BackendError, NotAvailableError
 
 from .backend import TensorRTBackend
 from .library import Library, LibraryName, rtx_library, tensorrt_library
@@ -30,8 +31,8 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
         name: The library to run it.
 
     Raises:
-        BackendError: The library or a GPU is not there, no engine fits (the message has a sentence for each), or the
-            library refuses the one that does.
+        NotAvailableError: The library or a GPU is not there, or no engine fits (the message has a sentence for each).
+        BackendError: The library refuses the engine that fits, or its inputs and outputs are not the manifest's.
         BundleError: The engine's file is missing, damaged or changed.
     """
     rtx = name == "tensorrt-rtx"
@@ -42,7 +43,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     build = f"{build} --target rtx" if rtx else f"on this device {build}"
     if not engines:
         title = "TensorRT-RTX" if rtx else "TensorRT"
-        raise BackendError(f"the bundle has no {title} engine of variant {variant}; {build}")
+        raise NotAvailableError(f"the bundle has no {title} engine of variant {variant}; {build}")
     library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu()
     onnx = bundle.manifest.variants[variant].file
     sha256 = bundle.manifest.files[onnx].sha256
@@ -52,13 +53,13 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     }
     fitting = [key for key, cause in causes.items() if cause is None]
     if not fitting:
-        raise BackendError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
+        raise NotAvailableError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
     # An engine made for this very GPU before a portable one, then the one that takes the largest batches.
     key = max(fitting, key=lambda key: (_closeness(engines[key], gpu), engines[key].profile[2], key))
     engine = engines[key]
     if not rtx and engine.gpu != gpu.name:
         _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
-    return TensorRTBackend(
+    opened = TensorRTBackend(
         library,
         bundle.engine_bytes(key),
         label=key,
@@ -67,6 +68,12 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
         weights=bundle.read(onnx) if engine.stripped else None,
         cache=cache_file(bundle.engine_sha256(key), library, gpu.name) if rtx else None,
     )
+    try:
+        check_graph(bundle, variant, opened.inputs, opened.outputs)
+    except BackendError:
+        opened.close()
+        raise
+    return opened
 
 
 def _untrusted(bundle: Bundle, key: str, engine: Engine) -> str | None:
