@@ -9,10 +9,8 @@ signatures of the real bindings.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +25,7 @@ from .calls import attempt, check, refit, tensorrt_logger
 from .interface import read_interface, split
 from .lane import Lane
 from .library import Library
+from .pool import LanePool
 from .rtx import RuntimeSettings
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["TensorRTBackend"]
 
 _log = logging.getLogger("krl")
-
-_CONTEXTS = 4  # calls that run at once; each context has its own activations on the GPU, so more would cost memory
 
 
 class TensorRTBackend:
@@ -78,8 +75,7 @@ class TensorRTBackend:
         self.name: str = library.name
         self._label = label
         self._lock = threading.Lock()
-        self._slots: queue.LifoQueue[Lane | None] = queue.LifoQueue()
-        self._size, self._closed = _CONTEXTS, False
+        self._closed = False
         with attempt(f"loading engine {label}"):
             runtime = trt.Runtime(tensorrt_logger(library))
             if host_code:
@@ -93,10 +89,8 @@ class TensorRTBackend:
             # Any: for type checkers the engine is one of TensorRT, which TensorRT-RTX's is not
             self._settings = RuntimeSettings(library, cast("Any", engine), cache) if library.rtx else None
             self._engine: trt.ICudaEngine | None = engine
-            first = self._new_lane()
+            self._lanes = LanePool(self._new_lane, label, graphs=not library.rtx)
         self._specs = self.inputs
-        for lane in (*[None] * (_CONTEXTS - 1), first):
-            self._slots.put(lane)
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -125,7 +119,8 @@ class TensorRTBackend:
         self._interface.check_sides(profile, {name: (parts[0], *a.shape[1:]) for name, a in inputs.items()})
         outputs: dict[str, npt.NDArray[Any]] = {}
         start = 0
-        with attempt(f"running engine {self._label}"), self._lane() as lane:
+        first = {name: (parts[0], *array.shape[1:]) for name, array in inputs.items()}
+        with attempt(f"running engine {self._label}"), self._lanes.lend(profile, first) as lane:
             for size in parts:
                 rows = slice(start, start + size)
                 part = {name: array[rows] for name, array in inputs.items()}
@@ -145,44 +140,10 @@ class TensorRTBackend:
             if self._closed:
                 return
             self._closed = True
-        for _ in range(self._size):
-            lane = self._slots.get()
-            if lane is not None:
-                lane.close()
+        self._lanes.close()
         if self._settings is not None:
             self._settings.keep()
         self._settings = self._engine = None
-        for _ in range(self._size):
-            self._slots.put(None)  # wakes threads that wait for a context; they find the engine closed
-
-    @contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        """Yield a context that no other thread uses; a context that failed is closed."""
-        lane = self._take()
-        kept: Lane | None = None
-        try:
-            yield lane
-            kept = lane
-        except BaseException:
-            lane.close()
-            raise
-        finally:
-            self._slots.put(kept)
-
-    def _take(self) -> Lane:
-        while True:
-            lane = self._slots.get()
-            if lane is not None:
-                return lane
-            try:
-                return self._new_lane()
-            except BaseException as error:
-                with self._lock:
-                    if not isinstance(error, BackendError) or self._closed or self._size == 1:
-                        self._slots.put(None)
-                        raise
-                    self._size -= 1
-                _log.warning("engine %s runs at most %d calls at once: %s", self._label, self._size, error)
 
     def _new_lane(self) -> Lane:
         engine = check(self._engine, "it is closed; load the bundle again")
