@@ -154,6 +154,7 @@ def load_model(arguments: argparse.Namespace, pipeline: type[Any] | None) -> Any
         threads=arguments.threads,
         trust=arguments.trust or None,
         build=getattr(arguments, "build", None),  # which only serve has
+        build_batch=getattr(arguments, "max_batch", 1),
     )
 
 

@@ -55,6 +55,7 @@ def load(
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
+    build_batch: int = ...,
 ) -> _Pipeline: ...
 @overload
 def load(
@@ -68,6 +69,7 @@ def load(
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
+    build_batch: int = ...,
 ) -> Any: ...
 
 
@@ -82,6 +84,7 @@ def load(
     trust: str | Path | Sequence[str | Path] | None = None,
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
+    build_batch: int = 1,
 ) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
@@ -108,6 +111,7 @@ def load(
             has the progress, and ``model.backend.reason`` the reason of a failure.
         build_command: Command that builds the engine and registers it in the bundle; by default
             ``krl-deploy build-engine``.
+        build_batch: Largest batch of the engine that is built in the background, 1 or more; larger ones run in parts.
 
     Returns:
         The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
@@ -126,6 +130,8 @@ def load(
         raise UsageError(f"build is {build!r}; accepted: background, or nothing")
     if build is not None and require not in (None, "tensorrt"):
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
+    if build_batch < 1:
+        raise UsageError(f"build_batch is {build_batch}; accepted: 1 or more")
     bundle = Bundle.open(path, trust=_paths(trust))
     task = bundle.manifest.task
     if task not in _PIPELINES:
@@ -144,7 +150,7 @@ def load(
     if build is not None:
         from krl_runtime.backends.warm import warm_start
 
-        running = warm_start(bundle, chosen, variant, build_command)
+        running = warm_start(bundle, chosen, variant, build_command, build_batch)
     log = logging.getLogger("krl")
     log.info("%s: %s", bundle.manifest.name, chosen.summary or chosen.reason)
     log.debug("%s: %s", bundle.manifest.name, running.reason)
