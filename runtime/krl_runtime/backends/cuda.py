@@ -1,7 +1,7 @@
 """The base of TensorRT: the GPU, and memory, streams and graphs on it.
 
 CUDA is called through ``cuda.bindings`` (cuda-python 12.8 to 13.x), whose calls return ``(error, *results)``; each
-one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` chooses among several.
+one here is checked. GPUs are numbered as CUDA does, among those that ``CUDA_VISIBLE_DEVICES`` leaves.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "has_nvidia_gpu",
     "jetson_release",
     "platform_key",
+    "use_gpu",
     "version_tuple",
 ]
 
@@ -99,11 +100,28 @@ def has_nvidia_gpu() -> bool:
     return any(Path(file).exists() for file in files) or windows.exists() or jetson_release() is not None
 
 
-def current_gpu() -> Gpu:
-    """Return the GPU that engines run on: CUDA's first device.
+def use_gpu(device: int) -> None:
+    """Let this thread's calls go to a GPU; each thread has a choice of its own.
+
+    Args:
+        device: Its number, from 0.
 
     Raises:
-        NoTensorRTError: cuda-python is not installed, or there is no GPU or no driver that it can use.
+        BackendError: There is no such GPU.
+    """
+    from cuda.bindings import runtime as cudart
+
+    call(cudart.cudaSetDevice, device)
+
+
+def current_gpu(device: int = 0) -> Gpu:
+    """Return the GPU that engines run on, which becomes that of this thread.
+
+    Args:
+        device: Its number, from 0.
+
+    Raises:
+        NoTensorRTError: cuda-python is not installed, or there is no such GPU or no driver that it can use.
     """
     try:
         from cuda.bindings import runtime as cudart
@@ -113,8 +131,11 @@ def current_gpu() -> Gpu:
             "JetPack 6: pip install 'cuda-python>=12.8,<13')"
         ) from error
     try:
-        call(cudart.cudaGetDeviceCount)
-        properties: cudart.cudaDeviceProp = call(cudart.cudaGetDeviceProperties, 0)
+        count: int = call(cudart.cudaGetDeviceCount)
+        if device >= count:
+            raise NoTensorRTError(f"there is no GPU {device} here, {count} are visible; give device 0 to {count - 1}")
+        use_gpu(device)
+        properties: cudart.cudaDeviceProp = call(cudart.cudaGetDeviceProperties, device)
         free, total = call(cudart.cudaMemGetInfo)
     except NoTensorRTError:
         raise

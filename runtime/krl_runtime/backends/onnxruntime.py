@@ -22,6 +22,7 @@ from krl_runtime.errors import BackendError, NotAvailableError, require
 from krl_runtime.processor import limited_cpus
 
 from .base import ImageSizes, check_graph
+from .binding import Bindings
 from .cuda import jetson_release
 
 if TYPE_CHECKING:
@@ -79,8 +80,25 @@ class OnnxRuntimeBackend:
     image_sizes: ImageSizes | None = None
     """It takes what the graph takes."""
 
-    def __init__(self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        name: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        gpu: int | None = None,
+    ) -> None:
+        """Run a session.
+
+        Args:
+            session: The session.
+            name: Of the backend.
+            inputs: Of the graph.
+            outputs: Of the graph.
+            gpu: Number of the GPU that it runs on; ``None`` for the CPU.
+        """
         self.name = name
+        self._bindings = None if gpu is None else Bindings(session, "cuda", gpu)
         self._session: Any = session
         self._inputs = tuple(inputs)
         self._outputs = [spec.name for spec in outputs]
@@ -92,14 +110,15 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{self.name} is closed; load the bundle again")
         check_inputs(self._inputs, inputs)
         try:
-            outputs = session.run(self._outputs, inputs)
+            bindings = self._bindings
+            outputs = session.run(self._outputs, inputs) if bindings is None else bindings.run(self._outputs, inputs)
         except Exception as error:  # ONNX Runtime's own types share no base class but this one
             raise BackendError(f"{self.name} failed: {_plain(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         """Release the session. Calls under way in other threads end as usual."""
-        self._session = None
+        self._session = self._bindings = None
 
 
 def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRuntimeBackend:
@@ -120,13 +139,16 @@ def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRu
     return _backend("onnxruntime-cpu", open_session(model, cuda=False, threads=threads), bundle, variant)
 
 
-def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple[OnnxRuntimeBackend, str]:
+def open_cuda(
+    bundle: Bundle, variant: str, threads: int | None = None, *, device: int = 0
+) -> tuple[OnnxRuntimeBackend, str]:
     """Open a variant on ONNX Runtime's CUDA provider.
 
     Args:
         bundle: The bundle.
         variant: Name of one of its variants.
         threads: Threads for nodes that stay on the CPU; see ``open_cpu``.
+        device: Number of the GPU, from 0.
 
     Returns:
         The backend, and which nodes ONNX Runtime keeps on the CPU; empty if none.
@@ -139,15 +161,15 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
     chosen = bundle.manifest.variants[variant]
     model = bundle.read(chosen.file if computes_fp16_pairs("gpu") else chosen.fp32_file or chosen.file)
     try:
-        session, remark = open_session(model, cuda=True, threads=threads), ""
+        session, remark = open_session(model, cuda=True, threads=threads, device=device), ""
     except NoCudaProviderError:
         raise
     except BackendError:
         # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose, such as shapes, or because CUDA is
         # out of order? A session without the strictness shows it.
-        session = open_session(model, cuda=True, threads=threads, strict=False)
+        session = open_session(model, cuda=True, threads=threads, strict=False, device=device)
         remark = _left_on_cpu(session)
-    return _backend("onnxruntime-cuda", session, bundle, variant), remark
+    return _backend("onnxruntime-cuda", session, bundle, variant, gpu=device), remark
 
 
 def computes_fp16_pairs(extra: str = "cpu") -> bool:
@@ -164,7 +186,9 @@ def computes_fp16_pairs(extra: str = "cpu") -> bool:
     return (int(major), int(minor)) >= _FIRST_FP16_PAIRS
 
 
-def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True) -> Any:
+def open_session(
+    model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True, device: int = 0
+) -> Any:
     """Make an ONNX Runtime session on the requested device.
 
     Args:
@@ -173,6 +197,7 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
         cuda: Whether to run on CUDA; otherwise on the CPU.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.
+        device: Number of the GPU, from 0.
 
     Raises:
         BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
@@ -201,7 +226,11 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     options.add_session_config_entry("session.load_model_format", "ONNX")  # bytes may be taken for another format
     try:
         session = ort.InferenceSession(
-            data, options, providers=[provider], enable_fallback=0, disabled_optimizers=WRONG_OPTIMIZERS
+            data,
+            options,
+            providers=[(_CUDA, {"device_id": device}) if cuda else _CPU],
+            enable_fallback=0,
+            disabled_optimizers=WRONG_OPTIMIZERS,
         )
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error
@@ -260,14 +289,14 @@ def _left_on_cpu(session: Any) -> str:
     return f"{left.total()} of {len(nodes)} nodes stay on the CPU: {kinds}"
 
 
-def _backend(name: str, session: Any, bundle: Bundle, variant: str) -> OnnxRuntimeBackend:
+def _backend(name: str, session: Any, bundle: Bundle, variant: str, gpu: int | None = None) -> OnnxRuntimeBackend:
     manifest = bundle.manifest
     try:
         inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
     except UnicodeDecodeError as error:  # ONNX Runtime itself does not mind
         raise BackendError(f"the ONNX file is damaged: a name in it is not text ({error})") from error
     check_graph(bundle, variant, inputs, outputs)
-    return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs)
+    return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs, gpu)
 
 
 def _specs(nodes: Iterable[Any]) -> list[TensorSpec]:

@@ -90,6 +90,7 @@ def select_backend(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    device: int = 0,
 ) -> SelectedBackend:
     """Open the first backend that runs a bundle here: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, then on the CPU.
 
@@ -102,6 +103,7 @@ def select_backend(
         backend: Where to begin in that order; ``None`` and ``"auto"`` begin with TensorRT.
         require: The only kind of backend that is acceptable.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        device: Number of the GPU, from 0.
 
     Raises:
         UsageError: An argument is not one of the accepted values.
@@ -118,7 +120,7 @@ def select_backend(
         raise UsageError(f"threads is {threads}; accepted: 1 or more, or nothing for one on each physical core")
     untuned = ""
     if variant is None and require is None and backend in (None, "auto"):
-        tuned, untuned = _tuned(bundle, threads)
+        tuned, untuned = _tuned(bundle, threads, device)
         if tuned is not None:
             return tuned
     before = ALL_KINDS[: ALL_KINDS.index(candidates[0])]
@@ -127,7 +129,7 @@ def select_backend(
     for kind in candidates:
         name, why = choose_variant(bundle, kind) if variant is None else (variant, "as asked")
         try:
-            opened, remark = open_backend(kind, bundle, name, threads)
+            opened, remark = open_backend(kind, bundle, name, threads, device)
         except (BackendError, MissingExtraError) as error:
             causes[kind] = str(error)
             if not isinstance(error, NotAvailableError | MissingExtraError):
@@ -159,7 +161,9 @@ def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
     return "fp32", f"the bundle names no default for {device}"
 
 
-def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None = None) -> tuple[Backend, str]:
+def open_backend(
+    kind: Kind, bundle: Bundle, variant: str, threads: int | None = None, device: int = 0
+) -> tuple[Backend, str]:
     """Open one variant on one kind of backend, with nothing to fall back on.
 
     Args:
@@ -167,6 +171,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         bundle: The bundle.
         variant: Name of one of its variants.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        device: Number of the GPU, from 0.
 
     Returns:
         The backend, and a remark for people on how it runs there, mostly empty.
@@ -182,7 +187,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
             raise NotAvailableError(_NO_ENGINE[kind])
         from .tensorrt.engines import open_engine
 
-        return open_engine(bundle, variant, kind), ""
+        return open_engine(bundle, variant, kind, device), ""
     if kind in ("openvino", "openvino-bf16"):
         from .openvino import open_openvino
 
@@ -190,7 +195,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
     from .onnxruntime import open_cpu, open_cuda
 
     if kind == "cuda":
-        return open_cuda(bundle, variant, threads)
+        return open_cuda(bundle, variant, threads, device=device)
     return open_cpu(bundle, variant, threads), ""
 
 
@@ -208,7 +213,7 @@ def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) ->
     return f"backend {backend}", (KINDS[KINDS.index(backend) :] if backend in KINDS else (backend, "cpu"))
 
 
-def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None, str]:
+def _tuned(bundle: Bundle, threads: int | None, device: int) -> tuple[SelectedBackend | None, str]:
     """Open the choice of this device's tuning; return it, or a phrase why an existing tuning is not used."""
     from .tuning import TuningError, read_tuning
 
@@ -225,7 +230,7 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
     if kind is None or best.variant not in bundle.manifest.variants or (best.threads is not None and best.threads < 1):
         return None, f"without the tuning: it names {best.variant} on {best.kind}, which this krl-runtime does not know"
     try:
-        opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads)
+        opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads, device)
     except (BackendError, MissingExtraError) as error:
         return None, f"without the tuning, whose choice {kind} cannot be opened: {error}"
     causes: dict[str, str] = {

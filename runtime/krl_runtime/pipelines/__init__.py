@@ -52,6 +52,7 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    device: int = ...,
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
@@ -66,6 +67,7 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    device: int = ...,
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
@@ -81,6 +83,7 @@ def load(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    device: int = 0,
     trust: str | Path | Sequence[str | Path] | None = None,
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
@@ -103,6 +106,7 @@ def load(
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
+        device: Number of the GPU, from 0, for TensorRT, TensorRT-RTX and CUDA.
         trust: File of an Ed25519 public key (PEM, or OpenSSH's ``krl-key.pub``), or several. The bundle then has to be
             signed by one of them (``krl-deploy sign``), and its engines are trusted. Without it, only engines that this
             user built on this machine are loaded.
@@ -130,6 +134,8 @@ def load(
         raise UsageError(f"build is {build!r}; accepted: background, or nothing")
     if build is not None and require not in (None, "tensorrt"):
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
+    if device < 0:
+        raise UsageError(f"device is {device}; accepted: the number of a GPU, 0 or more")
     if build_batch < 1:
         raise UsageError(f"build_batch is {build_batch}; accepted: 1 or more")
     bundle = Bundle.open(path, trust=_paths(trust))
@@ -145,7 +151,7 @@ def load(
         wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
         raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
     found.check(bundle)
-    chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
+    chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads, device=device)
     running: RunningBackend = chosen
     if build is not None:
         from krl_runtime.backends.warm import warm_start

@@ -27,7 +27,7 @@ class FakeEngine:
 
     image_sizes = None
 
-    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, library: str, device: int) -> None:
         self.name = library
         self._cpu = open_cpu(bundle, variant)
 
@@ -154,7 +154,7 @@ def test_without_onnxruntime_no_backend_is_left(bundle: Bundle, monkeypatch: pyt
 
 
 def test_a_damaged_file_is_no_reason_to_fall_back(with_engine: Bundle, monkeypatch: pytest.MonkeyPatch):
-    def open_engine(bundle: Bundle, variant: str, library: str) -> None:
+    def open_engine(bundle: Bundle, variant: str, library: str, device: int) -> None:
         bundle.file("k.engine")
 
     monkeypatch.setattr(tensorrt_engines, "open_engine", open_engine)

@@ -46,7 +46,7 @@ class FakeEngine:
 
     image_sizes = None
 
-    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, library: str, device: int) -> None:
         assert library == "tensorrt"
         self._cpu = open_cpu(bundle, variant, 1)
         self.closed = False

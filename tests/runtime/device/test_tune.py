@@ -83,7 +83,7 @@ def test_threads_never_change_the_choice(
     opened = []
     real = select.open_backend
 
-    def spy(kind: str, bundle: Bundle, variant: str, count: int | None = None) -> Any:
+    def spy(kind: str, bundle: Bundle, variant: str, count: int | None = None, device: int = 0) -> Any:
         opened.append((kind, variant, count))
         return real(kind, bundle, variant, count)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def test_threads_do_not_leave_a_gpu(measured: Bundle, times: dict, monkeypatch: 
     """A tuning that chose an engine stays with it, whatever ``threads`` says of the CPU; ``serve`` always says it."""
     real, asked = select.open_backend, []
 
-    def fake(kind: str, bundle: Bundle, variant: str, count: int | None = None) -> Any:
+    def fake(kind: str, bundle: Bundle, variant: str, count: int | None = None, device: int = 0) -> Any:
         asked.append(kind)
         return real("cpu", bundle, variant, count)
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from krl_runtime.backends.base import ImageSizes
+from krl_runtime.backends.cuda import use_gpu
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
@@ -50,6 +52,7 @@ class TensorRTBackend:
         plan: bytes,
         *,
         label: str,
+        device: int = 0,
         host_code: bool = False,
         dla_core: int | None = None,
         weights: bytes | None = None,
@@ -61,6 +64,7 @@ class TensorRTBackend:
             library: The library that built the engine.
             plan: The serialized engine. It is code: only from a source that is trusted.
             label: Name of the engine in messages.
+            device: Number of the GPU, from 0.
             host_code: Whether it brings its own runtime, as a version-compatible one does, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.
             weights: The ONNX file that it was built from, if its weights were stripped.
@@ -76,7 +80,9 @@ class TensorRTBackend:
         self._label = label
         self._lock = threading.Lock()
         self._closed = False
+        self._device = device
         with attempt(f"loading engine {label}"):
+            use_gpu(device)
             runtime = trt.Runtime(tensorrt_logger(library))
             if host_code:
                 runtime.engine_host_code_allowed = True
@@ -120,6 +126,7 @@ class TensorRTBackend:
         outputs: dict[str, npt.NDArray[Any]] = {}
         start = 0
         first = {name: (parts[0], *array.shape[1:]) for name, array in inputs.items()}
+        use_gpu(self._device)
         with attempt(f"running engine {self._label}"), self._lanes.lend(profile, first) as lane:
             for size in parts:
                 rows = slice(start, start + size)
@@ -140,6 +147,8 @@ class TensorRTBackend:
             if self._closed:
                 return
             self._closed = True
+        with suppress(BackendError):  # of a GPU that is lost there is nothing to free
+            use_gpu(self._device)
         self._lanes.close()
         if self._settings is not None:
             self._settings.keep()

@@ -21,7 +21,7 @@ _log = logging.getLogger("krl")
 _RTX_DEFAULT = (8, 6)  # without --compute-capability an engine of TensorRT-RTX is for these GPUs and later ones
 
 
-def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") -> TensorRTBackend:
+def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", device: int = 0) -> TensorRTBackend:
     """Open the bundle's engine that fits this machine.
 
     Args:
@@ -29,6 +29,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
             opened with a trusted key. Its hash is checked before that.
         variant: Name of one of its variants.
         name: The library to run it.
+        device: Number of the GPU, from 0.
 
     Raises:
         NotAvailableError: The library or a GPU is not there, or no engine fits (the message has a sentence for each).
@@ -44,7 +45,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     if not engines:
         title = "TensorRT-RTX" if rtx else "TensorRT"
         raise NotAvailableError(f"the bundle has no {title} engine of variant {variant}; {build}")
-    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu()
+    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu(device)
     onnx = bundle.manifest.variants[variant].file
     sha256 = bundle.manifest.files[onnx].sha256
     causes = {
@@ -63,6 +64,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
         library,
         bundle.engine_bytes(key),
         label=key,
+        device=device,
         host_code=engine.version_compatible and not rtx,
         dla_core=engine.dla_core,
         weights=bundle.read(onnx) if engine.stripped else None,

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from _helpers.bundles import TinyNet
 from _helpers.fake_tensorrt import faked, install_fakes
 from _helpers.tensorrt_bindings import ALL, GENERATIONS
+from krl_runtime.backends.cuda import NoTensorRTError, current_gpu
 from krl_runtime.backends.tensorrt.backend import TensorRTBackend
 from krl_runtime.errors import BackendError
 from krl_runtime.images.preprocessing import Preprocessing
@@ -194,15 +195,14 @@ def test_every_failing_call_of_cuda_is_an_error_and_leaks_nothing(newest, pytest
             with pytest.MonkeyPatch.context() as patch:
                 fake = install_fakes(GENERATIONS[-1], pytestconfig, patch)
                 fake.cuda.fail[f"{name}@{call}"] = "cudaErrorUnknown"
-                second_context = name == "cudaStreamCreateWithFlags" and call > 1  # the first one does without it
+                # The first context does without a second one; and closing frees what it can of a lost GPU.
+                done_without = name in ("cudaStreamCreateWithFlags", "cudaSetDevice") and call == count > 1
                 told = f"CUDA call {name} failed with cudaErrorUnknown"
                 if name in FREEING:
                     expected = suppress(BackendError)
                 else:
                     expected = (
-                        nullcontext()
-                        if name in TOLERATED or second_context
-                        else pytest.raises(BackendError, match=told)
+                        nullcontext() if name in TOLERATED or done_without else pytest.raises(BackendError, match=told)
                     )
                 with expected:
                     exercise(fake)
@@ -399,3 +399,20 @@ def test_no_more_is_asked_of_tensorrt_for_each_run_than_needed(newest):
     newest.calls = Counter()
     check(backend, 3, 9)
     assert not newest.calls
+
+
+def test_each_thread_uses_the_gpu_of_the_model(newest):
+    """CUDA's current device belongs to a thread; one that used another model must not run this one elsewhere."""
+    newest.cuda.devices = 3
+    backend = load(newest, device=2)
+    assert newest.cuda.current == [2]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(check, backend, 1).result(10)
+    assert newest.cuda.current == [2, 2]
+    backend.close()
+    assert newest.cuda.current == [2, 2, 2]
+
+
+def test_a_gpu_that_is_not_there(newest):
+    with pytest.raises(NoTensorRTError, match="there is no GPU 1 here, 1 are visible"):
+        current_gpu(1)
