@@ -33,6 +33,7 @@ __all__ = [
     "KrlError",
     "MissingExtraError",
     "ModelError",
+    "NotAvailableError",
     "RunError",
     "TrainingError",
     "UsageError",
@@ -84,6 +85,10 @@ class CheckFailedError(KrlError):
     """A check was run and failed: parity, an accuracy gate, a self-test."""
 
     exit_code = 1
+
+
+class NotAvailableError(BackendError):
+    """A backend is not here: its library, its device, or an engine for this machine. Anything else is a failure."""
 
 
 class MissingExtraError(KrlError):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_count", "int8_instructions", "int8_sums_saturate", "processor_name", "read_start"]
+__all__ = [
+    "cpu_count",
+    "int8_instructions",
+    "int8_sums_saturate",
+    "limited_cpus",
+    "processor_name",
+    "read_start",
+]
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _ENOUGH = 4096  # characters of a system file: /proc/cpuinfo is long, and slow to make, with many CPUs
 # Names of the Linux kernel for what adds up products of 8-bit numbers in 32 bits (arch/x86 cpufeatures.h, arm64
 # hwcap.h). By the key of their line, with a key that this architecture alone has.
@@ -18,8 +27,51 @@ _INT8_FLAGS = {
 
 
 def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use: by its affinity, and by the quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def limited_cpus() -> int | None:
+    """Return ``cpu_count()`` where that is less than the machine has; ``None`` where nothing limits this process."""
+    allowed = cpu_count()
+    return allowed if allowed < (os.cpu_count() or 1) else None
+
+
+def _quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
+    """Return how many CPUs the control groups of this process grant, the least of all levels; ``None`` for no limit.
+
+    Args:
+        root: Where the groups are mounted.
+        membership: The kernel's list of the groups of this process.
+    """
+    found = []
+    for line in read_start(membership).splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the mount often begins at the process's own group, whatever the path says.
+        levels = [PurePosixPath(path), *PurePosixPath(path).parents, PurePosixPath("/")]
+        tops = [root / "cpu", root / "cpu,cpuacct"] if controllers else [root, root / "unified"]
+        for top in tops:
+            for level in levels:
+                folder = top / str(level).lstrip("/")
+                found.append(_share(folder))
+    known = [share for share in found if share is not None]
+    return min(known, default=None)
+
+
+def _share(folder: Path) -> float | None:
+    """Return the quota of one control group in CPUs, of version 2 (``cpu.max``) or 1; ``None`` for no limit."""
+    words = read_start(folder / "cpu.max").split()
+    if not words:
+        words = [read_start(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # "max", or no such file
+        return None
+    return quota / period if quota > 0 and period > 0 else None
 
 
 def processor_name() -> str:

@@ -30,6 +30,7 @@ class FakeCuda:
         self.fail = {}
         self.memory = (free, total)
         self.compute_capability = compute_capability
+        self.devices, self.current = 1, []
         self._lock = threading.RLock()
         self._blocks = {}
         self._streams = {}
@@ -73,9 +74,15 @@ class FakeCuda:
         return self._next
 
     def _cudaGetDeviceCount(self):
-        return (1,)
+        return (self.devices,)
+
+    def _cudaSetDevice(self, device):
+        assert 0 <= device < self.devices
+        self.current.append(device)
+        return ()
 
     def _cudaGetDeviceProperties(self, device):
+        assert 0 <= device < self.devices
         properties = self.real.cudaDeviceProp()
         properties.name = GPU_NAME.encode().ljust(256, b"\0")
         properties.major, properties.minor = self.compute_capability

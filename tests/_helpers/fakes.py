@@ -23,6 +23,12 @@ class FakeSession:
         self._real = onnxruntime.InferenceSession(*arguments, providers=[CPU])
         self._providers, self._left = providers, left
 
+    def io_binding(self) -> Any:
+        return _Binding(self._real.io_binding())
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._real.run_with_iobinding(binding.real)
+
     def get_providers(self) -> list[str]:
         return self._providers
 
@@ -36,6 +42,20 @@ class FakeSession:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+
+class _Binding:
+    """A binding whose memory of the GPU is that of the CPU."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def bind_output(self, name: str, kind: str, device: int) -> None:
+        assert kind == "cuda"
+        self.real.bind_output(name, "cpu", 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
 
 def fake_gpu_runtime(
@@ -73,17 +93,28 @@ def fake_gpu_runtime(
             self.entries[key] = value
 
     def session(
-        model: Any, options: Any, providers: list[str], enable_fallback: int, disabled_optimizers: list[str]
+        model: Any, options: Any, providers: list[Any], enable_fallback: int, disabled_optimizers: list[str]
     ) -> FakeSession:
         assert enable_fallback == 0
         assert disabled_optimizers == ["WeightBiasQuantization"]
         strict = options.entries.get("session.disable_cpu_ep_fallback") == "1" and not ignores_strictness
         if providers == [CPU]:
             return FakeSession([CPU], (), model)
+        assert providers[0][0] == CUDA
+        module.devices.append(providers[0][1]["device_id"])
         if strict and (not works or left_on_cpu):
             raise RuntimeError(FALLBACK_REFUSED)
         return FakeSession([CUDA, CPU] if works else [CPU], left_on_cpu, model)
 
+    class OrtValue:
+        @staticmethod
+        def ortvalue_from_numpy(array: Any, kind: str, device: int) -> Any:
+            assert kind == "cuda"
+            module.copies += 1
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
+
+    module.OrtValue = OrtValue
+    module.copies, module.devices = 0, []
     module.SessionOptions = SessionOptions
     module.InferenceSession = session
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", module)

@@ -9,11 +9,59 @@ from krl_runtime import processor
 
 
 def test_only_the_cpus_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processor, "_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert processor.cpu_count() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert processor.cpu_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # a container of Docker with --cpus 1.5
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "200000 100000"}, 2.0),
+        (  # Kubernetes: the pod grants less than the container asks for
+            "0::/kubepods/pod1/c1\n",
+            {
+                "kubepods/pod1/c1/cpu.max": "400000 100000",
+                "kubepods/pod1/cpu.max": "300000 100000",
+                "cpu.max": "max 100000",
+            },
+            3.0,
+        ),
+        ("0::/../../other\n", {"cpu.max": "100000 100000"}, 1.0),
+        (  # version 1
+            "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n",
+            {"cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "250000", "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000"},
+            2.5,
+        ),
+        ("4:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("4:cpu:/a\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ("1:name=systemd:/a\n", {"a/cpu.max": "100000 100000"}, None),
+        ("", {}, None),
+        ("nonsense\n0::\n", {"cpu.max": "a b c"}, None),
+        ("0::/\n", {"cpu.max": "100000 0"}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], quota: float | None):
+    (tmp_path / "cgroup").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert processor._quota(tmp_path / "fs", tmp_path / "cgroup") == quota
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(None, 4), (0.2, 1), (1.0, 1), (1.5, 2), (16.0, 4)])
+def test_a_quota_limits_the_cpus(monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus: int):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(processor, "_quota", lambda: quota)
+    assert processor.cpu_count() == cpus
+    assert processor.limited_cpus() == (None if cpus == 4 else cpus)
 
 
 @pytest.mark.parametrize(

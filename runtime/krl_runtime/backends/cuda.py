@@ -1,12 +1,13 @@
 """The base of TensorRT: the GPU, and memory, streams and graphs on it.
 
 CUDA is called through ``cuda.bindings`` (cuda-python 12.8 to 13.x), whose calls return ``(error, *results)``; each
-one here is checked. The GPU is CUDA's first device: ``CUDA_VISIBLE_DEVICES`` chooses among several.
+one here is checked. GPUs are numbered as CUDA does, among those that ``CUDA_VISIBLE_DEVICES`` leaves.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from krl_runtime.errors import BackendError
+from krl_runtime.errors import BackendError, NotAvailableError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,8 +32,10 @@ __all__ = [
     "Stream",
     "call",
     "current_gpu",
+    "has_nvidia_gpu",
     "jetson_release",
     "platform_key",
+    "use_gpu",
     "version_tuple",
 ]
 
@@ -46,7 +49,7 @@ _HINTS = {
 }
 
 
-class NoTensorRTError(BackendError):
+class NoTensorRTError(NotAvailableError):
     """TensorRT, cuda-python or a GPU is not there at all; what does not need them can still be done."""
 
 
@@ -87,11 +90,38 @@ def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
-def current_gpu() -> Gpu:
-    """Return the GPU that engines run on: CUDA's first device.
+def has_nvidia_gpu() -> bool:
+    """Return whether this machine seems to have an NVIDIA GPU, found out without any library.
+
+    Not seen in all containers; a message is then shorter than it might be.
+    """
+    files = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
+    windows = Path(os.environ.get("SYSTEMROOT", "C:/Windows"), "System32", "nvcuda.dll")
+    return any(Path(file).exists() for file in files) or windows.exists() or jetson_release() is not None
+
+
+def use_gpu(device: int) -> None:
+    """Let this thread's calls go to a GPU; each thread has a choice of its own.
+
+    Args:
+        device: Its number, from 0.
 
     Raises:
-        NoTensorRTError: cuda-python is not installed, or there is no GPU or no driver that it can use.
+        BackendError: There is no such GPU.
+    """
+    from cuda.bindings import runtime as cudart
+
+    call(cudart.cudaSetDevice, device)
+
+
+def current_gpu(device: int = 0) -> Gpu:
+    """Return the GPU that engines run on, which becomes that of this thread.
+
+    Args:
+        device: Its number, from 0.
+
+    Raises:
+        NoTensorRTError: cuda-python is not installed, or there is no such GPU or no driver that it can use.
     """
     try:
         from cuda.bindings import runtime as cudart
@@ -101,8 +131,11 @@ def current_gpu() -> Gpu:
             "JetPack 6: pip install 'cuda-python>=12.8,<13')"
         ) from error
     try:
-        call(cudart.cudaGetDeviceCount)
-        properties: cudart.cudaDeviceProp = call(cudart.cudaGetDeviceProperties, 0)
+        count: int = call(cudart.cudaGetDeviceCount)
+        if device >= count:
+            raise NoTensorRTError(f"there is no GPU {device} here, {count} are visible; give device 0 to {count - 1}")
+        use_gpu(device)
+        properties: cudart.cudaDeviceProp = call(cudart.cudaGetDeviceProperties, device)
         free, total = call(cudart.cudaMemGetInfo)
     except NoTensorRTError:
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
-from krl_runtime.errors import BackendError, require
+from krl_runtime.errors import BackendError, NotAvailableError, require
+from krl_runtime.processor import limited_cpus
 
 from .base import ImageSizes, check_graph
+from .binding import Bindings
+from .cuda import jetson_release
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,6 +49,10 @@ _FIRST_FP16_PAIRS = (1, 30)
 """First version that computes Q/DQ pairs with FP16 scales rightly. On the CPU provider INT8 of a resnet20 has 18 dB of
 SNR from 1.23 to 1.29, and 28 dB from 1.30 on; 1.20 cannot open it. Other providers were not measured."""
 
+_ON_JETSON = (
+    "build an engine for TensorRT, which JetPack brings: krl-deploy build-engine; for CUDA without an engine install "
+    "NVIDIA's wheel of onnxruntime-gpu for this JetPack"
+)
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level; below it, raised errors are also printed
@@ -61,7 +69,7 @@ _DTYPES = {
 }
 
 
-class NoCudaProviderError(BackendError):
+class NoCudaProviderError(NotAvailableError):
     """The ONNX Runtime that is installed was built without CUDA."""
 
 
@@ -71,8 +79,25 @@ class OnnxRuntimeBackend:
     image_sizes: ImageSizes | None = None
     """It takes what the graph takes."""
 
-    def __init__(self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        name: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        gpu: int | None = None,
+    ) -> None:
+        """Run a session.
+
+        Args:
+            session: The session.
+            name: Of the backend.
+            inputs: Of the graph.
+            outputs: Of the graph.
+            gpu: Number of the GPU that it runs on; ``None`` for the CPU.
+        """
         self.name = name
+        self._bindings = None if gpu is None else Bindings(session, "cuda", gpu)
         self._session: Any = session
         self._inputs = tuple(inputs)
         self._outputs = [spec.name for spec in outputs]
@@ -84,14 +109,15 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{self.name} is closed; load the bundle again")
         check_inputs(self._inputs, inputs)
         try:
-            outputs = session.run(self._outputs, inputs)
+            bindings = self._bindings
+            outputs = session.run(self._outputs, inputs) if bindings is None else bindings.run(self._outputs, inputs)
         except Exception as error:  # ONNX Runtime's own types share no base class but this one
             raise BackendError(f"{self.name} failed: {_plain(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         """Release the session. Calls under way in other threads end as usual."""
-        self._session = None
+        self._session = self._bindings = None
 
 
 def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRuntimeBackend:
@@ -112,13 +138,16 @@ def open_cpu(bundle: Bundle, variant: str, threads: int | None = None) -> OnnxRu
     return _backend("onnxruntime-cpu", open_session(model, cuda=False, threads=threads), bundle, variant)
 
 
-def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple[OnnxRuntimeBackend, str]:
+def open_cuda(
+    bundle: Bundle, variant: str, threads: int | None = None, *, device: int = 0
+) -> tuple[OnnxRuntimeBackend, str]:
     """Open a variant on ONNX Runtime's CUDA provider.
 
     Args:
         bundle: The bundle.
         variant: Name of one of its variants.
         threads: Threads for nodes that stay on the CPU; see ``open_cpu``.
+        device: Number of the GPU, from 0.
 
     Returns:
         The backend, and which nodes ONNX Runtime keeps on the CPU; empty if none.
@@ -131,15 +160,15 @@ def open_cuda(bundle: Bundle, variant: str, threads: int | None = None) -> tuple
     chosen = bundle.manifest.variants[variant]
     model = bundle.read(chosen.file if computes_fp16_pairs("gpu") else chosen.fp32_file or chosen.file)
     try:
-        session, remark = open_session(model, cuda=True, threads=threads), ""
+        session, remark = open_session(model, cuda=True, threads=threads, device=device), ""
     except NoCudaProviderError:
         raise
     except BackendError:
         # Refused for a few nodes that ONNX Runtime puts on the CPU on purpose, such as shapes, or because CUDA is
         # out of order? A session without the strictness shows it.
-        session = open_session(model, cuda=True, threads=threads, strict=False)
+        session = open_session(model, cuda=True, threads=threads, strict=False, device=device)
         remark = _left_on_cpu(session)
-    return _backend("onnxruntime-cuda", session, bundle, variant), remark
+    return _backend("onnxruntime-cuda", session, bundle, variant, gpu=device), remark
 
 
 def computes_fp16_pairs(extra: str = "cpu") -> bool:
@@ -156,7 +185,9 @@ def computes_fp16_pairs(extra: str = "cpu") -> bool:
     return (int(major), int(minor)) >= _FIRST_FP16_PAIRS
 
 
-def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True) -> Any:
+def open_session(
+    model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True, device: int = 0
+) -> Any:
     """Make an ONNX Runtime session on the requested device.
 
     Args:
@@ -165,18 +196,22 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
         cuda: Whether to run on CUDA; otherwise on the CPU.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.
+        device: Number of the GPU, from 0.
 
     Raises:
         BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
         MissingExtraError: ONNX Runtime is not installed.
     """
+    if cuda and jetson_release() is not None and find_spec("onnxruntime") is None:
+        raise NoCudaProviderError(f"ONNX Runtime is not installed; {_ON_JETSON}")
     ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
     options = ort.SessionOptions()
     # Anything less costs a factor of 3 on depthwise networks: the blocked layout comes with the highest level.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Spinning stays as it is: without it, small networks on two threads take 1.3 to 1.6 times as long. Programs
     # that call from many threads ask for threads=1, which has neither pool nor spinning.
-    options.intra_op_num_threads = threads or 0
+    # Without a number ONNX Runtime takes the machine's physical cores, whatever a container may use of them.
+    options.intra_op_num_threads = threads or limited_cpus() or 0
     options.log_severity_level = _FATAL
     if cuda:
         _prepare_cuda(ort)
@@ -190,7 +225,11 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
     options.add_session_config_entry("session.load_model_format", "ONNX")  # bytes may be taken for another format
     try:
         session = ort.InferenceSession(
-            data, options, providers=[provider], enable_fallback=0, disabled_optimizers=WRONG_OPTIMIZERS
+            data,
+            options,
+            providers=[(_CUDA, {"device_id": device}) if cuda else _CPU],
+            enable_fallback=0,
+            disabled_optimizers=WRONG_OPTIMIZERS,
         )
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error
@@ -205,10 +244,12 @@ def open_session(model: Path | bytes, *, cuda: bool, threads: int | None = None,
 def _prepare_cuda(ort: Any) -> None:
     """Load the CUDA libraries that came with Python packages, and say which one is missing."""
     if _CUDA not in ort.get_available_providers():
-        raise NoCudaProviderError(
-            f"the onnxruntime {ort.__version__} that is installed has no CUDA provider; on a machine with an NVIDIA "
-            "GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        advice = (
+            "on a machine with an NVIDIA GPU replace it: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+            if jetson_release() is None
+            else _ON_JETSON
         )
+        raise NoCudaProviderError(f"the onnxruntime {ort.__version__} that is installed has no CUDA provider; {advice}")
     if hasattr(ort, "preload_dlls"):
         _without_print(ort.preload_dlls)()  # it prints missing libraries; these are logged below
     cause = _missing_library(Path(ort.__file__).parent / "capi")
@@ -259,14 +300,14 @@ def _left_on_cpu(session: Any) -> str:
     return f"{left.total()} of {len(nodes)} nodes stay on the CPU: {kinds}"
 
 
-def _backend(name: str, session: Any, bundle: Bundle, variant: str) -> OnnxRuntimeBackend:
+def _backend(name: str, session: Any, bundle: Bundle, variant: str, gpu: int | None = None) -> OnnxRuntimeBackend:
     manifest = bundle.manifest
     try:
         inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
     except UnicodeDecodeError as error:  # ONNX Runtime itself does not mind
         raise BackendError(f"the ONNX file is damaged: a name in it is not text ({error})") from error
     check_graph(bundle, variant, inputs, outputs)
-    return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs)
+    return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs, gpu)
 
 
 def _specs(nodes: Iterable[Any]) -> list[TensorSpec]:

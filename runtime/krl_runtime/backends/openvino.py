@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.onnx_check import check_onnx
 from krl_runtime.bundle.tensors import check_inputs
-from krl_runtime.errors import BackendError, require
-from krl_runtime.processor import cpu_count
+from krl_runtime.errors import BackendError, NotAvailableError, require
+from krl_runtime.processor import cpu_count, limited_cpus
 
 from .base import ImageSizes, check_graph
 
@@ -127,16 +127,17 @@ def open_openvino(bundle: Bundle, variant: str, threads: int | None = None, *, b
     ov = require("openvino", extra="openvino", purpose="running a model on OpenVINO")
     name = "openvino-bf16" if bf16 else "openvino"
     if bf16 and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise BackendError(f"{name}: this CPU has no BF16 instructions; openvino computes in FP32")
+        raise NotAvailableError(f"{name}: this CPU has no BF16 instructions; openvino computes in FP32")
     chosen = bundle.manifest.variants[variant]
     model = bundle.read(chosen.fp32_file or chosen.file)
     check_onnx(model)
     streams = max(1, cpu_count() // threads) if threads else 1
+    total = threads * streams if threads else limited_cpus()
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core, whoever else is on it
-        **({"INFERENCE_NUM_THREADS": threads * streams} if threads else {}),
+        **({"INFERENCE_NUM_THREADS": total} if total else {}),
     }
     return OpenVinoBackend(model, name, bundle, variant, settings)
 

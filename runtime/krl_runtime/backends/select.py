@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BackendError, MissingExtraError, UsageError
+from krl_runtime.errors import BackendError, MissingExtraError, NotAvailableError, UsageError
 
 from .base import Backend, ImageSizes, check_not_forked
 
@@ -56,12 +56,14 @@ class SelectedBackend:
         variant: The variant that it runs.
         reason: One sentence: what runs, which variant and why, and the cause for each backend that was skipped.
         skipped: The causes by kind of backend.
+        summary: The same in one short line, for the log: without advice, and without backends that cannot be here.
     """
 
     backend: Backend
     variant: str
     reason: str
     skipped: Mapping[str, str]
+    summary: str = ""
     _process: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
     @property
@@ -92,6 +94,7 @@ def select_backend(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    device: int = 0,
 ) -> SelectedBackend:
     """Open the first backend that runs a bundle here: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, then on the CPU.
 
@@ -104,6 +107,7 @@ def select_backend(
         backend: Where to begin in that order; ``None`` and ``"auto"`` begin with TensorRT.
         require: The only kind of backend that is acceptable.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        device: Number of the GPU, from 0.
 
     Raises:
         UsageError: An argument is not one of the accepted values.
@@ -120,22 +124,28 @@ def select_backend(
         raise UsageError(f"threads is {threads}; accepted: 1 or more, or nothing for one on each physical core")
     untuned = ""
     if variant is None and require is None and backend in (None, "auto"):
-        tuned, untuned = _tuned(bundle, threads)
+        tuned, untuned = _tuned(bundle, threads, device)
         if tuned is not None:
             return tuned
     before = ALL_KINDS[: ALL_KINDS.index(candidates[0])]
     causes: dict[str, str] = {kind: f"{asked} was asked for" for kind in before if kind in KINDS}
+    failed: set[str] = set()
     for kind in candidates:
         name, why = choose_variant(bundle, kind) if variant is None else (variant, "as asked")
         try:
-            opened, remark = open_backend(kind, bundle, name, threads)
+            opened, remark = open_backend(kind, bundle, name, threads, device)
         except (BackendError, MissingExtraError) as error:
             causes[kind] = str(error)
+            if not isinstance(error, NotAvailableError | MissingExtraError):
+                failed.add(kind)
+                if kind != require:
+                    import logging
+
+                    logging.getLogger("krl").warning("%s is installed, but failed: %s", kind, error)
             continue
-        reason = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
-        if causes:
-            reason += f"; skipped: {_listed(causes)}"
-        return SelectedBackend(opened, name, reason, causes)
+        what = f"{opened.name} runs variant {name} ({'; '.join(filter(None, (why, remark, untuned)))})"
+        reason = f"{what}; skipped: {_listed(causes)}" if causes else what
+        return SelectedBackend(opened, name, reason, causes, _summary(what, causes, failed))
     if require is not None:
         raise BackendError(f"bundle {bundle.path} cannot run on {require}, which is required: {causes[require]}")
     raise BackendError(
@@ -155,7 +165,9 @@ def choose_variant(bundle: Bundle, kind: Kind) -> tuple[str, str]:
     return "fp32", f"the bundle names no default for {device}"
 
 
-def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None = None) -> tuple[Backend, str]:
+def open_backend(
+    kind: Kind, bundle: Bundle, variant: str, threads: int | None = None, device: int = 0
+) -> tuple[Backend, str]:
     """Open one variant on one kind of backend, with nothing to fall back on.
 
     Args:
@@ -163,21 +175,23 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
         bundle: The bundle.
         variant: Name of one of its variants.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        device: Number of the GPU, from 0.
 
     Returns:
         The backend, and a remark for people on how it runs there, mostly empty.
 
     Raises:
-        BackendError: The kind of backend is not there, or cannot run this variant; the message is the cause.
+        NotAvailableError: The kind of backend is not here; the message is the cause.
+        BackendError: It is here, and cannot run this variant.
         MissingExtraError: Its library is not installed.
         BundleError: A file that is needed is missing, damaged or changed.
     """
     if kind in ("tensorrt", "tensorrt-rtx"):
         if all(engine.library != kind for engine in bundle.engines.values()):
-            raise BackendError(_NO_ENGINE[kind])
+            raise NotAvailableError(_NO_ENGINE[kind])
         from .tensorrt.engines import open_engine
 
-        return open_engine(bundle, variant, kind), ""
+        return open_engine(bundle, variant, kind, device), ""
     if kind in ("openvino", "openvino-bf16"):
         from .openvino import open_openvino
 
@@ -185,7 +199,7 @@ def open_backend(kind: Kind, bundle: Bundle, variant: str, threads: int | None =
     from .onnxruntime import open_cpu, open_cuda
 
     if kind == "cuda":
-        return open_cuda(bundle, variant, threads)
+        return open_cuda(bundle, variant, threads, device=device)
     return open_cpu(bundle, variant, threads), ""
 
 
@@ -203,7 +217,7 @@ def _candidates(backend: Kind | Literal["auto"] | None, require: Kind | None) ->
     return f"backend {backend}", (KINDS[KINDS.index(backend) :] if backend in KINDS else (backend, "cpu"))
 
 
-def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None, str]:
+def _tuned(bundle: Bundle, threads: int | None, device: int) -> tuple[SelectedBackend | None, str]:
     """Open the choice of this device's tuning; return it, or a phrase why an existing tuning is not used."""
     from .tuning import TuningError, read_tuning
 
@@ -213,14 +227,14 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
         return None, f"without the tuning: {error}"
     if tuning is None:
         return None, ""
-    best = tuning.best(threads)
+    best = tuning.best()
     if best is None:
-        return None, f"without the tuning: it has no measurement with {threads} threads"
+        return None, "without the tuning: it has no measurement that could be chosen"
     kind = next((kind for kind in ALL_KINDS if kind == best.kind), None)
     if kind is None or best.variant not in bundle.manifest.variants or (best.threads is not None and best.threads < 1):
         return None, f"without the tuning: it names {best.variant} on {best.kind}, which this krl-runtime does not know"
     try:
-        opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads)
+        opened, remark = open_backend(kind, bundle, best.variant, best.threads if threads is None else threads, device)
     except (BackendError, MissingExtraError) as error:
         return None, f"without the tuning, whose choice {kind} cannot be opened: {error}"
     causes: dict[str, str] = {
@@ -228,8 +242,21 @@ def _tuned(bundle: Bundle, threads: int | None) -> tuple[SelectedBackend | None,
     }
     count = f" with {best.threads} {'thread' if best.threads == 1 else 'threads'}" if best.threads else ""
     why = f"measured best on this device by krl-runtime tune: {best.milliseconds:.3g} ms{count}"
-    reason = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
-    return SelectedBackend(opened, best.variant, f"{reason}; skipped: {_listed(causes)}", causes), ""
+    what = f"{opened.name} runs variant {best.variant} ({'; '.join(filter(None, (why, remark)))})"
+    return SelectedBackend(opened, best.variant, f"{what}; skipped: {_listed(causes)}", causes, what), ""
+
+
+def _summary(what: str, causes: Mapping[str, str], failed: Collection[str]) -> str:
+    """Return one short line: a cause ends where its advice begins, and what cannot be here is not named."""
+    from .cuda import has_nvidia_gpu
+
+    possible = has_nvidia_gpu()
+    named = {
+        kind: cause.partition("; ")[0]
+        for kind, cause in causes.items()
+        if kind not in failed and (possible or kind not in ON_GPU or "was asked for" in cause)
+    }
+    return f"{what}; skipped: {_listed(named)}" if named else what
 
 
 def _listed(causes: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Measurements of ``krl-runtime tune``, kept beside the bundle: ``NAME.krl.tune/DEVICE.json``.
+"""Measurements of ``krl-runtime tune``, kept beside the bundle: ``NAME.krl.device/tune/DEVICE.json``.
 
 It is outside the bundle, whose hashes stay valid, and counts only on the device and for the manifest that it was
 measured with. It never stops a bundle from being loaded: a faulty one is skipped with a reason.
@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.sidecar import device_folder
 from krl_runtime.errors import KrlError
 from krl_runtime.files import dump_digested, dump_json, sha256_bytes, write_atomic
 from krl_runtime.processor import cpu_count, processor_name, read_start
 
-__all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "read_tuning", "tuning_file"]
+__all__ = ["Measurement", "Tuning", "TuningError", "device", "device_key", "libraries", "read_tuning", "tuning_file"]
 
-SCHEMA_VERSION = 2  # of a tuning file; another one is skipped with its reason
+SCHEMA_VERSION = 3  # of a tuning file; another one is skipped with its reason
 _MAX_BYTES = 1 << 20  # a real tuning has some kilobytes
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
+"""Distributions whose version decides how fast a model runs."""
 
 
 class TuningError(KrlError):
@@ -58,19 +61,20 @@ class Tuning:
     Attributes:
         manifest: Digest of the bundle's manifest.
         device: Identity of the device.
+        libraries: Versions of the libraries that ran, and of the GPU's driver, by name.
         max_drop: Points of top-1, or dB of PSNR, that a variant was allowed to lose by the bundle's evidence.
         measurements: The best first, those that are out of the question last.
     """
 
     manifest: str
     device: Mapping[str, Any]
+    libraries: Mapping[str, str]
     max_drop: float
     measurements: tuple[Measurement, ...]
 
-    def best(self, threads: int | None = None) -> Measurement | None:
-        """Return the best measurement, among those with this number of threads if one is given, ``None`` for none."""
-        fit = (item for item in self.measurements if not item.cause and threads in (None, item.threads))
-        return next(fit, None)
+    def best(self) -> Measurement | None:
+        """Return the best measurement, ``None`` for none."""
+        return next((item for item in self.measurements if not item.cause), None)
 
     def reason_against(self, kind: str) -> str:
         """Return the reason why a kind of backend was not chosen; empty if it was not looked at."""
@@ -92,8 +96,7 @@ def tuning_file(bundle: Bundle) -> Path:
 
 
 def _folder(bundle: Bundle) -> Path:
-    path = bundle.path.resolve()
-    return path.with_name(f"{path.name}.tune")
+    return device_folder(bundle.path) / "tune"
 
 
 def read_tuning(bundle: Bundle) -> Tuning | None:
@@ -119,6 +122,14 @@ def read_tuning(bundle: Bundle) -> Tuning | None:
         raise TuningError(
             f"{path.parent.name}/{path.name} is of another state of the bundle; run krl-runtime tune again"
         )
+    now = libraries()
+    changed = [
+        f"{name} {tuning.libraries.get(name, 'absent')} was measured, {now.get(name, 'absent')} is here"
+        for name in sorted({*tuning.libraries, *now})
+        if tuning.libraries.get(name) != now.get(name)
+    ]
+    if changed:
+        raise TuningError(f"{'; '.join(changed)}; run krl-runtime tune again")
     return tuning
 
 
@@ -135,7 +146,22 @@ def _parse(data: bytes) -> Tuning:
             accepted = {"str": str, "int | None": int | None, "float | None": float | None}[str(entry.type)]
             if not isinstance(getattr(item, entry.name), accepted):
                 raise TypeError(f"{entry.name} is {getattr(item, entry.name)!r}")
-    return Tuning(str(values["manifest"]), dict(values["device"]), float(values["max_drop"]), measurements)
+    versions = {str(name): str(version) for name, version in values["libraries"].items()}
+    return Tuning(str(values["manifest"]), dict(values["device"]), versions, float(values["max_drop"]), measurements)
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what runs models here, by name, without importing any of it."""
+    from importlib import metadata
+
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    driver = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", read_start(Path("/proc/driver/nvidia/version")))
+    return {**found, **({"nvidia-driver": driver[1]} if driver else {})}
 
 
 def device() -> dict[str, Any]:

@@ -8,24 +8,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
-from krl_runtime.bundle import Bundle
+from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
 from krl_runtime.evaluation.golden import compare
 
 from .base import Backend, ImageSizes, check_not_forked
+from .build_lock import build_lock
 from .cuda import current_gpu
 from .replay import replay
 from .select import SelectedBackend, choose_variant, open_backend
 from .tensorrt.library import tensorrt_library
-from .tensorrt.registry import BuiltEngine, find_engine, register_engine
+from .tensorrt.registry import BuiltEngine, find_engine, register_engine, registry_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,6 +36,7 @@ __all__ = ["WarmStart", "warm_start"]
 _log = logging.getLogger("krl")
 
 _TAIL = 400  # last characters of a failed build's output, where its reason is
+_LOOK = 5.0  # seconds between signs of life to processes that wait for this build
 _PATIENCE = 5.0  # seconds that a build gets to end by itself before it is killed
 
 
@@ -48,7 +50,7 @@ class _Lease:
 
 
 def warm_start(
-    bundle: Bundle, first: SelectedBackend, variant: str | None, command: Sequence[str] | None
+    bundle: Bundle, first: SelectedBackend, variant: str | None, command: Sequence[str] | None, batch: int = 1
 ) -> SelectedBackend | WarmStart:
     """Begin to build an engine in the background, if one can be built here.
 
@@ -57,6 +59,7 @@ def warm_start(
         first: The backend that runs meanwhile.
         variant: The variant to build; ``None`` takes the bundle's default for TensorRT.
         command: Command that builds it and registers it in the bundle; ``None`` means ``krl-deploy build-engine``.
+        batch: Largest batch of the engine that ``krl-deploy build-engine`` makes, 1 or more.
 
     Returns:
         A ``WarmStart``; or ``first`` with the cause in its reason if nothing is built.
@@ -75,7 +78,9 @@ def warm_start(
             )
     except (BackendError, BundleError) as error:
         return replace(first, reason=f"{first.reason}; no engine is built in the background: {error}")
-    default = (sys.executable, "-m", "krl_deploy", "build-engine", str(bundle.path), "--precision", variant)
+    default = [sys.executable, "-m", "krl_deploy", "build-engine", str(bundle.path), "--precision", variant]
+    if batch > 1 and not isinstance(bundle.manifest.inputs[0].shape[0], int):
+        default += ["--profile", f"1,{batch},{batch}"]
     return WarmStart(bundle, first, variant, golden, default if command is None else command)
 
 
@@ -196,11 +201,16 @@ class WarmStart:
             self._swap(SelectedBackend(opened, self._variant, f"tensorrt runs variant {self._variant} ({why})", {}))
 
     def _build(self) -> None:
-        """Run the command to its end.
+        """Run the command to its end, once no other process of this user builds.
 
         Raises:
             BackendError: It failed, or this was closed.
         """
+        with build_lock(registry_folder().parent / "build.lock", lambda: self.state == "closed") as alive:
+            if not self._new_engines(Bundle.open(self._bundle.path)):  # else another process has built it meanwhile
+                self._run(alive)
+
+    def _run(self, alive: Callable[[], None]) -> None:
         # A file, not a pipe: if this process ends first, the build continues, and the next start finds the engine.
         with tempfile.TemporaryFile() as log:
             with self._lock:
@@ -209,7 +219,10 @@ class WarmStart:
                 self._process = subprocess.Popen(
                     list(self._command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
                 )
-            code = self._process.wait()
+            while (code := self._process.poll()) is None:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_LOOK)
+                alive()
             if code:
                 log.seek(0)
                 said = " ".join(log.read().decode(errors="replace").split())[-_TAIL:]
@@ -236,11 +249,18 @@ class WarmStart:
 
     def _register(self, bundle: Bundle) -> None:
         """Enter new engines of the variant in the registry: the command that built them was given by the program."""
-        for key, engine in bundle.engines.items():
-            if engine.variant == self._variant and key not in self._bundle.engines:
-                sha256 = bundle.engine_sha256(key)
-                if find_engine(sha256) is None:
-                    register_engine(BuiltEngine(sha256, engine.library, engine.version, engine.version_compatible))
+        for key, engine in self._new_engines(bundle).items():
+            sha256 = bundle.engine_sha256(key)
+            if find_engine(sha256) is None:
+                register_engine(BuiltEngine(sha256, engine.library, engine.version, engine.version_compatible))
+
+    def _new_engines(self, bundle: Bundle) -> dict[str, Engine]:
+        """Return the engines of the variant that were not there when this began."""
+        return {
+            key: engine
+            for key, engine in bundle.engines.items()
+            if engine.variant == self._variant and key not in self._bundle.engines
+        }
 
     def _swap(self, selected: SelectedBackend) -> None:
         with self._lock:

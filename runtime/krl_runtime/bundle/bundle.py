@@ -7,7 +7,6 @@ it is used. A path that leaves the folder is refused. A signature of the manifes
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["Bundle"]
-
-_log = logging.getLogger("krl")
 
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # 100,000 labels take a few megabytes
 # Unpacked; 16 inputs of 1024x1024 RGB with float32 outputs of their size take 252 MB.
@@ -163,7 +160,7 @@ class Bundle:
             final.write_bytes(manifest.to_bytes())
             if is_signed(self.path):
                 (self.path / SIGNATURE).unlink()
-                _log.warning("%s was changed, so its signature was removed; sign it again: krl-deploy sign", self.path)
+                _warn(f"{self.path} was changed, so its signature was removed; sign it again: krl-deploy sign")
             if overwritten:
                 stack.enter_context(atomic_path(self.path / MANIFEST)).write_bytes(interim.to_bytes())
         for name in remove:
@@ -298,6 +295,12 @@ class Bundle:
         unknown = sorted(set(manifest.default_variants.values()) - set(manifest.variants))
         if unknown or "fp32" not in manifest.variants:
             raise BundleError(f"bundle {self.path}: the manifest has no variant {unknown or 'fp32'}")
+
+
+def _warn(message: str) -> None:
+    import logging  # importing krl_runtime does not wait for it
+
+    logging.getLogger("krl").warning("%s", message)
 
 
 def _safe(folder: Path, name: str) -> Path:

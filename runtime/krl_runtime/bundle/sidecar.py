@@ -7,7 +7,6 @@ A bundle that is signed, or cannot be written, keeps its manifest. Its engines l
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,8 +19,6 @@ from krl_runtime.files import dump_digested, inside, sha256_bytes, write_atomic
 from .manifest import Engine, FileEntry, parse_engines
 
 __all__ = ["DeviceEngines", "add_engine", "device_folder", "read_engines"]
-
-_log = logging.getLogger("krl")
 
 _INDEX = "engines.json"
 _SCHEMA_VERSION = 1  # of the index; another one is skipped with its reason
@@ -82,8 +79,7 @@ def read_engines(bundle: Path) -> DeviceEngines:
     except FileNotFoundError:
         return DeviceEngines(folder)
     except OSError as error:
-        _log.warning("the engines in %s are skipped: %s", folder, error)
-        return DeviceEngines(folder)
+        return _skipped(folder, error)
     try:
         values = json.loads(data)
         if values["schema_version"] != _SCHEMA_VERSION or dump_digested(values) != data:
@@ -94,9 +90,15 @@ def read_engines(bundle: Path) -> DeviceEngines:
         if missing:
             raise ValueError(f"it does not list {missing[0]}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        _log.warning("the engines of %s are skipped: %s; build them again", path, error)
-        return DeviceEngines(folder)
+        return _skipped(folder, error)
     return DeviceEngines(folder, engines, files, evidence)
+
+
+def _skipped(folder: Path, error: Exception) -> DeviceEngines:
+    import logging  # importing krl_runtime does not wait for it
+
+    logging.getLogger("krl").warning("the engines in %s are skipped: %s; build them again", folder, error)
+    return DeviceEngines(folder)
 
 
 def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Mapping[str, Any]) -> Path:

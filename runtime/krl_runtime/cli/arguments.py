@@ -108,6 +108,7 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
         f"what {PROG} tune chose, else the beginning)",
     )
     parser.add_argument("--require", choices=ALL_KINDS, help="run on this or not at all")
+    parser.add_argument("--device", type=natural, default=0, metavar="N", help="number of the GPU (default: 0)")
     add_threads(parser, threads)
     add_trust(parser)
 
@@ -152,8 +153,10 @@ def load_model(arguments: argparse.Namespace, pipeline: type[Any] | None) -> Any
         backend=arguments.backend,
         require=arguments.require,
         threads=arguments.threads,
+        device=arguments.device,
         trust=arguments.trust or None,
         build=getattr(arguments, "build", None),  # which only serve has
+        build_batch=getattr(arguments, "max_batch", 1),
     )
 
 

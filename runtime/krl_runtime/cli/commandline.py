@@ -19,7 +19,7 @@ from krl_runtime.errors import KrlError, MissingExtraError, UsageError
 
 from .bars import progress_bar
 
-__all__ = ["guard", "next_command", "print_json", "take_quiet"]
+__all__ = ["guard", "next_command", "print_json", "take_quiet", "take_verbose"]
 
 
 _EXTRAS = {
@@ -50,6 +50,11 @@ def take_quiet(arguments: list[str]) -> tuple[list[str], bool]:
     return [item for item in arguments if item != "--quiet"], "--quiet" in arguments
 
 
+def take_verbose(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take ``--verbose`` out of a command line; return the other arguments, and whether it was there."""
+    return [item for item in arguments if item != "--verbose"], "--verbose" in arguments
+
+
 def next_command(*commands: str) -> None:
     """Say on standard error what one would type next, unless the command is quiet."""
     sys.stdout.flush()  # where both streams are one file, it comes after the result
@@ -57,13 +62,14 @@ def next_command(*commands: str) -> None:
         logging.getLogger("krl.next").info("next: %s", command)
 
 
-def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False) -> int:
+def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False, verbose: bool = False) -> int:
     """Run a command and turn what it raises into a message on standard error and an exit code.
 
     Args:
         prog: Name of the command, for messages.
         command: What to run; its return value, or 0 for ``None``, becomes the exit code.
         quiet: Log warnings and errors alone, and show no progress.
+        verbose: Log details as well, such as why each backend was skipped.
 
     Returns:
         The exit code.
@@ -74,7 +80,7 @@ def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False) 
     logger.handlers[:] = [handler]
     logger.propagate = False
     try:
-        logger.setLevel("WARNING" if quiet else _log_level())
+        logger.setLevel("WARNING" if quiet else "DEBUG" if verbose else _log_level())
         progress.show_with(None if quiet else progress_bar)
         if os.environ.get("RANK", "0") == "0":
             return command() or 0

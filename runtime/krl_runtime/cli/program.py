@@ -10,9 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime._version import __version__
+from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
@@ -40,9 +41,12 @@ from .arguments import (
     refuse_misspelled,
     where,
 )
-from .commandline import guard, next_command, print_json, take_quiet
+from .commandline import guard, next_command, print_json, take_quiet, take_verbose
 from .generate_restore import add_generate, add_restore
 from .tables import table
+
+if TYPE_CHECKING:
+    from krl_runtime.backends.tuning import Tuning
 
 __all__ = ["main"]
 
@@ -63,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a check whose answer is no, 2 bad input, 130 interrupted.
     """
     given, quiet = take_quiet(list(sys.argv[1:] if argv is None else argv))
-    return guard(PROG, lambda: _run(given), quiet=quiet)
+    given, verbose = take_verbose(given)
+    return guard(PROG, lambda: _run(given), quiet=quiet, verbose=verbose)
 
 
 def _run(argv: list[str]) -> int | None:
@@ -103,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
     add_bundle(test)
     add_threads(test)
+    test.add_argument("--require", choices=ALL_KINDS, help="test this backend alone; where it is not here, fail")
     add_trust(test)
 
     tune = add_command(
@@ -113,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--max-drop", type=points, metavar="P", help=_MAX_DROP_HELP)
     tune.add_argument(
         "--threads", type=positive, nargs="+", default=[], metavar="N", help="CPU threads to try (default: 1, 2, 4 …)"
+    )
+    tune.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep the result there and not beside the bundle; load needs KRL_CACHE_DIR=DIR then",
     )
     tune.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (default: 7)")
 
@@ -212,7 +224,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
     from krl_runtime.device.selftest import selftest
 
     bundle = open_bundle(arguments)
-    replays = selftest(bundle, threads=arguments.threads)
+    replays = selftest(bundle, threads=arguments.threads, require=arguments.require)
     failed = [replay for replay in replays if replay.state == "failed"]
     if arguments.json:
         print_json({"bundle": str(bundle.path), "passed": not failed, "replays": [asdict(item) for item in replays]})
@@ -250,12 +262,29 @@ def _tune(arguments: argparse.Namespace) -> None:
     from krl_runtime.backends.tuning import tuning_file
     from krl_runtime.device.tune import tune
 
+    if arguments.cache_dir is not None:
+        os.environ["KRL_CACHE_DIR"] = str(arguments.cache_dir)
     bundle = open_bundle(arguments)
-    tuning = tune(bundle, max_drop=arguments.max_drop, threads=arguments.threads, rounds=arguments.rounds)
+    options = {"max_drop": arguments.max_drop, "threads": arguments.threads, "rounds": arguments.rounds}
+    tuning = tune(bundle, **options, write=False)
     file = tuning_file(bundle)
+    try:
+        tuning.write(file)
+        unwritten = ""
+    except OSError as error:
+        unwritten = f"{file} cannot be written ({error.strerror}), so load will not use this; give --cache-dir DIR"
     if arguments.json:
-        print_json({"bundle": str(bundle.path), "file": str(file), **asdict(tuning)})
-        return
+        print_json({"bundle": str(bundle.path), "file": None if unwritten else str(file), **asdict(tuning)})
+    else:
+        _print_tuning(tuning)
+    if unwritten:
+        raise UsageError(unwritten)
+    if not arguments.json:
+        print(f"\nkept in {file}; krl_runtime.load uses it on this device until the bundle or a library changes")
+    next_command(f"{PROG} bench {bundle.path}")
+
+
+def _print_tuning(tuning: Tuning) -> None:
     best = tuning.measurements[0]
     rows = [
         (
@@ -269,8 +298,6 @@ def _tune(arguments: argparse.Namespace) -> None:
         for item in tuning.measurements
     ]
     print(table(("variant", "backend", "threads", "ms", "max error", "remark"), rows))
-    print(f"\nkept in {file}; krl_runtime.load uses it on this device until the bundle changes")
-    next_command(f"{PROG} bench {bundle.path}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

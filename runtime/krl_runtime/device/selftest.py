@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from krl_runtime.backends.replay import replay
 from krl_runtime.backends.select import KINDS, Kind, open_backend
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.bundle.golden import golden_arrays
-from krl_runtime.errors import BackendError, MissingExtraError
+from krl_runtime.errors import BackendError, MissingExtraError, NotAvailableError
 from krl_runtime.evaluation.golden import bf16_limits, compare, makes_images
 
 if TYPE_CHECKING:
@@ -54,12 +54,15 @@ class Replay:
     cause: str = ""
 
 
-def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...]:
+def selftest(bundle: Bundle, *, threads: int | None = None, require: Kind | None = None) -> tuple[Replay, ...]:
     """Check every file of a bundle, then run its golden inputs through each variant and backend.
+
+    A backend that is installed and cannot open the bundle has failed; one that is not here is unavailable.
 
     Args:
         bundle: The bundle.
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
+        require: The kind of backend to test, alone; where it is not available, it has failed.
 
     Raises:
         BundleError: A file is missing, damaged or changed, or there are no golden inputs.
@@ -67,17 +70,22 @@ def selftest(bundle: Bundle, *, threads: int | None = None) -> tuple[Replay, ...
     bundle.verify()
     golden = golden_arrays(bundle)
     kinds: tuple[Kind, ...] = (*KINDS, "openvino", "openvino-bf16") if find_spec("openvino") else KINDS
+    if require is not None:
+        found = [_one(bundle, name, require, golden, threads) for name in bundle.manifest.variants]
+        # One variant is enough: an engine is built of one.
+        if all(replay.state == "unavailable" for replay in found):
+            found = [replace(replay, state="failed") for replay in found]
+        return tuple(found)
     return tuple(_one(bundle, name, kind, golden, threads) for name in bundle.manifest.variants for kind in kinds)
 
 
 def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray[Any]], threads: int | None) -> Replay:
     try:
         backend, _ = open_backend(kind, bundle, name, threads)
-    except MissingExtraError as error:
+    except (MissingExtraError, NotAvailableError) as error:
         return Replay(name, kind, "unavailable", cause=str(error))
     except BackendError as error:
-        # If they are installed they run on any CPU: then the variant is at fault. BF16 needs a CPU that has it.
-        return Replay(name, kind, "failed" if kind in ("cpu", "openvino") else "unavailable", cause=str(error))
+        return Replay(name, kind, "failed", cause=str(error))
     try:
         return _judge(bundle, name, kind, backend, golden)
     except BackendError as error:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
-from krl_runtime.progress import progress
-
 __all__ = ["interleaved"]
 
 _BLOCK_SECONDS = 0.03  # of one block: some hundred calls of a small network, and short against changes of the clock
@@ -35,7 +33,7 @@ def interleaved(
     """
     blocks: dict[_Key, list[float]] = {key: [] for key in calls}
     order = random.Random(0)  # noqa: S311  an order, not a secret
-    for _ in progress(range(rounds), "measuring latency"):
+    for _ in range(rounds):
         for key in order.sample(list(calls), len(calls)):
             call = calls[key]
             call()

@@ -9,6 +9,7 @@ variant's limits. BF16 is not a variant of the bundle, and is judged by its own 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.backends.base import Backend
 from krl_runtime.backends.replay import replay
 from krl_runtime.backends.select import ALL_KINDS, ON_GPU, Kind, open_backend
-from krl_runtime.backends.tuning import Measurement, Tuning, device, tuning_file
+from krl_runtime.backends.tuning import Measurement, Tuning, device, libraries, tuning_file
 from krl_runtime.bundle import Bundle, Manifest
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, UsageError
@@ -34,6 +35,7 @@ from .timing import interleaved
 __all__ = ["tune"]
 
 
+_PASSES = 2  # there and back: what changes evenly with time cancels out
 _ALIKE = 1.05  # times the fastest: within the noise of the measurement, so exactness and fewer threads decide
 # The files of a variant that the evidence has scores for, by the kind of backend that runs them.
 _SCORES = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", "{}"), "tensorrt": ("{}.rounded", "{}")}
@@ -41,10 +43,9 @@ _SCORES = {"cpu": ("{}.cpu", "{}"), "openvino": ("{}",), "cuda": ("{}.rounded", 
 
 @dataclass
 class _Candidate:
-    """One way to run the bundle, and its backend while it is open."""
+    """One way to run the bundle; its measurement grows."""
 
     measurement: Measurement
-    backend: Backend | None = None
 
 
 def tune(
@@ -80,16 +81,9 @@ def tune(
     bundle.verify()
     golden = golden_arrays(bundle)
     candidates = list(_candidates(bundle, max_drop, list(threads) or _thread_counts()))
-    try:
-        for candidate in progress(candidates, "checking the golden inputs"):
-            _open(bundle, candidate, golden)
-        _measure(bundle, [item for item in candidates if item.backend is not None], golden, rounds)
-    finally:
-        for candidate in candidates:
-            if candidate.backend is not None:
-                candidate.backend.close()
+    _measure(bundle, candidates, golden, rounds)
     measurements = _ranked([candidate.measurement for candidate in candidates])
-    tuning = Tuning(bundle.manifest.digest, device(), max_drop, measurements)
+    tuning = Tuning(bundle.manifest.digest, device(), libraries(), max_drop, measurements)
     if measurements[0].cause:
         causes = ", ".join(f"{kind} ({tuning.reason_against(kind)})" for kind in ALL_KINDS)
         raise BackendError(f"nothing can run bundle {bundle.path} here: {causes}")
@@ -152,41 +146,65 @@ def _candidates(bundle: Bundle, max_drop: float, threads: Sequence[int]) -> Iter
                 yield _Candidate(Measurement(kind, variant, count, cause=cause))
 
 
-def _open(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Open a candidate's backend and replay the golden inputs; a candidate that fails gets its cause."""
+def _check(bundle: Bundle, candidate: _Candidate, golden: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Replay the golden inputs on a candidate; one that fails gets its cause."""
     found = candidate.measurement
     if found.cause:
         return
-    kind: Kind = found.kind  # type: ignore[assignment]
-    backend: Backend | None = None
     error, cause = None, ""
     try:
-        backend, _ = open_backend(kind, bundle, found.variant, found.threads)
-        accepted = bundle.manifest.variants[found.variant]
-        if kind == "openvino-bf16":
-            accepted = bf16_limits(accepted, golden, bundle.manifest)
-        error, _, cause = compare(bundle.manifest, accepted, replay(bundle, backend, golden), golden)
+        with _opened(bundle, found) as backend:
+            accepted = bundle.manifest.variants[found.variant]
+            if found.kind == "openvino-bf16":
+                accepted = bf16_limits(accepted, golden, bundle.manifest)
+            error, _, cause = compare(bundle.manifest, accepted, replay(bundle, backend, golden), golden)
     except (BackendError, MissingExtraError) as problem:
         cause = str(problem)
-    if cause and backend is not None:
-        backend.close()
-        backend = None
-    candidate.backend = backend
     candidate.measurement = replace(found, max_abs_error=error, cause=cause)
 
 
 def _measure(
     bundle: Bundle, candidates: Sequence[_Candidate], golden: Mapping[str, npt.NDArray[Any]], rounds: int
 ) -> None:
-    """Time one call at batch 1. Candidates take turns, so that other load on the device slows them alike."""
+    """Check each candidate and time one call of it at batch 1, with one of them open at a time.
+
+    They are opened twice, the second time in reverse order, so that a clock or a load that changes slowly counts alike
+    for all. More of them open at once would be compared more exactly, and do not fit the memory of a small board.
+    """
     feed = {spec.name: golden[spec.name][:1] for spec in bundle.manifest.inputs}
-    calls = {
-        index: partial(candidate.backend.run, feed)
-        for index, candidate in enumerate(candidates)
-        if candidate.backend is not None
-    }
-    for index, times in interleaved(calls, rounds=rounds).items():
-        candidates[index].measurement = replace(candidates[index].measurement, milliseconds=median(times))
+    times: dict[int, list[float]] = {index: [] for index in range(len(candidates))}
+    passes = min(_PASSES, rounds)
+    steps = [(number, index) for number in range(passes) for index in (times if number % 2 == 0 else reversed(times))]
+    for number, index in progress(steps, "measuring"):
+        candidate = candidates[index]
+        if number == 0:
+            _check(bundle, candidate, golden)
+        if not candidate.measurement.cause:
+            times[index] += _time(bundle, candidate, feed, -(-rounds // passes))
+    for candidate, each in zip(candidates, times.values(), strict=True):
+        if each and not candidate.measurement.cause:
+            candidate.measurement = replace(candidate.measurement, milliseconds=median(each))
+
+
+def _time(bundle: Bundle, candidate: _Candidate, feed: Mapping[str, npt.NDArray[Any]], rounds: int) -> list[float]:
+    """Return the milliseconds of one call, of each round; a candidate that fails now gets its cause."""
+    found = candidate.measurement
+    try:
+        with _opened(bundle, found) as backend:
+            return interleaved({"": partial(backend.run, feed)}, rounds=rounds)[""]
+    except BackendError as problem:
+        candidate.measurement = replace(found, cause=str(problem))
+        return []
+
+
+@contextmanager
+def _opened(bundle: Bundle, found: Measurement) -> Iterator[Backend]:
+    kind: Kind = found.kind  # type: ignore[assignment]
+    backend, _ = open_backend(kind, bundle, found.variant, found.threads)
+    try:
+        yield backend
+    finally:
+        backend.close()
 
 
 def _ranked(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:

@@ -52,9 +52,11 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    device: int = ...,
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
+    build_batch: int = ...,
 ) -> _Pipeline: ...
 @overload
 def load(
@@ -65,9 +67,11 @@ def load(
     backend: Kind | Literal["auto"] | None = ...,
     require: Kind | None = ...,
     threads: int | None = ...,
+    device: int = ...,
     trust: str | Path | Sequence[str | Path] | None = ...,
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
+    build_batch: int = ...,
 ) -> Any: ...
 
 
@@ -79,9 +83,11 @@ def load(
     backend: Kind | Literal["auto"] | None = None,
     require: Kind | None = None,
     threads: int | None = None,
+    device: int = 0,
     trust: str | Path | Sequence[str | Path] | None = None,
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
+    build_batch: int = 1,
 ) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
@@ -100,6 +106,7 @@ def load(
         require: The only kind of backend that is acceptable; anything else raises.
         threads: Threads for one call on the CPU; by default one for each physical core. Programs that call the
             model from several threads of their own are fastest with 1.
+        device: Number of the GPU, from 0, for TensorRT, TensorRT-RTX and CUDA.
         trust: File of an Ed25519 public key (PEM, or OpenSSH's ``krl-key.pub``), or several. The bundle then has to be
             signed by one of them (``krl-deploy sign``), and its engines are trusted. Without it, only engines that this
             user built on this machine are loaded.
@@ -108,6 +115,7 @@ def load(
             has the progress, and ``model.backend.reason`` the reason of a failure.
         build_command: Command that builds the engine and registers it in the bundle; by default
             ``krl-deploy build-engine``.
+        build_batch: Largest batch of the engine that is built in the background, 1 or more; larger ones run in parts.
 
     Returns:
         The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
@@ -126,6 +134,10 @@ def load(
         raise UsageError(f"build is {build!r}; accepted: background, or nothing")
     if build is not None and require not in (None, "tensorrt"):
         raise UsageError(f"build is {build!r}, which is for TensorRT, but require is {require!r}; give one of them")
+    if device < 0:
+        raise UsageError(f"device is {device}; accepted: the number of a GPU, 0 or more")
+    if build_batch < 1:
+        raise UsageError(f"build_batch is {build_batch}; accepted: 1 or more")
     bundle = Bundle.open(path, trust=_paths(trust))
     task = bundle.manifest.task
     if task not in _PIPELINES:
@@ -139,13 +151,15 @@ def load(
         wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
         raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
     found.check(bundle)
-    chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads)
+    chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads, device=device)
     running: RunningBackend = chosen
     if build is not None:
         from krl_runtime.backends.warm import warm_start
 
-        running = warm_start(bundle, chosen, variant, build_command)
-    logging.getLogger("krl").info("%s: %s", bundle.manifest.name, running.reason)
+        running = warm_start(bundle, chosen, variant, build_command, build_batch)
+    log = logging.getLogger("krl")
+    log.info("%s: %s", bundle.manifest.name, chosen.summary or chosen.reason)
+    log.debug("%s: %s", bundle.manifest.name, running.reason)
     return found(bundle, running)
 
 

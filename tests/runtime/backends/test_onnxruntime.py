@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,3 +313,31 @@ def test_sessions_from_bytes():
     session = open_session(ADD.SerializeToString(), cuda=False, threads=1)
     assert session.run(None, {"x": np.float32([1, 2])})[0].tolist() == [2, 4]
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_inputs_stay_in_memory_of_the_gpu(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = fake_gpu_runtime(monkeypatch, tmp_path)
+    backend, _ = open_cuda(bundle, "fp32", device=3)
+    assert module.devices == [3]
+    golden = bundle.golden()
+    for count in (2, 2, 2, 5, 5, 2):
+        made = backend.run({"pixels": golden["pixels"][:count]})["logits"]
+        np.testing.assert_allclose(made, golden["logits"][:count], atol=1e-4)
+    assert module.copies == 3  # one for each change of the shape
+    kept = backend.run({"pixels": golden["pixels"][:2]})["logits"]
+    backend.run({"pixels": golden["pixels"][2:4]})
+    np.testing.assert_allclose(kept, golden["logits"][:2], atol=1e-4)  # the caller's own
+
+
+def test_threads_have_bindings_of_their_own(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_gpu_runtime(monkeypatch, tmp_path)
+    backend, _ = open_cuda(bundle, "fp32")
+    golden = bundle.golden()
+
+    def work(index: int) -> bool:
+        rows = slice(index % 5, index % 5 + 1)
+        made = backend.run({"pixels": golden["pixels"][rows]})["logits"]
+        return np.allclose(made, golden["logits"][rows], atol=1e-4)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))

@@ -27,7 +27,7 @@ class FakeEngine:
 
     image_sizes = None
 
-    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, library: str, device: int) -> None:
         self.name = library
         self._cpu = open_cpu(bundle, variant)
 
@@ -59,7 +59,7 @@ def test_the_cpu_is_chosen_here_and_the_reason_names_the_others(bundle: Bundle, 
     assert "has no CUDA provider; on a machine with an NVIDIA GPU replace it" in model.backend.reason
     (line,) = [record for record in caplog.records if record.name == "krl"]
     assert line.levelno == logging.INFO
-    assert line.getMessage() == f"tiny: {model.backend.reason}"
+    assert line.getMessage() == "tiny: onnxruntime-cpu runs variant fp32 (the bundle names no default for cpu)"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_without_onnxruntime_no_backend_is_left(bundle: Bundle, monkeypatch: pyt
 
 
 def test_a_damaged_file_is_no_reason_to_fall_back(with_engine: Bundle, monkeypatch: pytest.MonkeyPatch):
-    def open_engine(bundle: Bundle, variant: str, library: str) -> None:
+    def open_engine(bundle: Bundle, variant: str, library: str, device: int) -> None:
         bundle.file("k.engine")
 
     monkeypatch.setattr(tensorrt_engines, "open_engine", open_engine)

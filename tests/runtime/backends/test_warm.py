@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import install_fakes
 from _helpers.tensorrt_bindings import GENERATIONS, cache_folder, dump_tensorrt
 from krl_runtime import BackendError, Bundle, Classifier, UsageError, load
+from krl_runtime.backends import build_lock as build_lock_module
 from krl_runtime.backends import warm
 from krl_runtime.backends.cuda import Gpu, NoTensorRTError
 from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend, open_cpu
 from krl_runtime.backends.tensorrt import engines
+from krl_runtime.backends.tensorrt.registry import registry_folder
 
 BUILDER = """
 import sys, time
@@ -43,7 +46,7 @@ class FakeEngine:
 
     image_sizes = None
 
-    def __init__(self, bundle: Bundle, variant: str, library: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, library: str, device: int) -> None:
         assert library == "tensorrt"
         self._cpu = open_cpu(bundle, variant, 1)
         self.closed = False
@@ -296,3 +299,75 @@ def test_the_real_command_line_that_cannot_build_ends_in_failure(bundle: Bundle,
         assert "exit code 2" in model.backend.reason
         assert "no engine was built: TensorRT is not installed here" in model.backend.reason
         assert model.backend.name == "onnxruntime-cpu"
+
+
+def test_the_engine_takes_the_batches_that_are_asked_for(bundle: Bundle, jetson, monkeypatch: pytest.MonkeyPatch):
+    commands = []
+
+    def refuse(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError("not today")
+
+    monkeypatch.setattr(warm.subprocess, "Popen", refuse)
+    model = load(bundle.path, variant="fp16", build="background", build_batch=16)
+    model.backend.wait(60)
+    model.close()
+    assert commands[0][-2:] == ["--profile", "1,16,16"]
+    with pytest.raises(UsageError, match="build_batch is 0; accepted: 1 or more"):
+        load(bundle.path, build="background", build_batch=0)
+
+
+def test_one_process_builds_at_a_time(bundle: Bundle, jetson, signal: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two models of one bundle, as two workers of a server: the second finds the engine that the first one built."""
+    started = []
+    real = warm.subprocess.Popen
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        started.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(warm.subprocess, "Popen", counted)
+    monkeypatch.setattr(build_lock_module, "_POLL", 0.01)
+    command = [sys.executable, "-c", BUILDER, str(bundle.path), "fp16", str(signal)]
+    options: dict[str, Any] = {"variant": "fp16", "threads": 1, "build": "background", "build_command": command}
+    with load(bundle.path, **options) as first:
+        while not started:
+            time.sleep(0.005)
+        with load(bundle.path, **options) as second:
+            assert not second.backend.wait(0.1)
+            signal.touch()
+            assert first.backend.wait(60)
+            assert second.backend.wait(60)
+            assert (first.backend.state, second.backend.state) == ("done", "done")
+            assert len(started) == 1
+
+
+def test_closing_does_not_wait_for_another_build(bundle: Bundle, jetson, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build_lock_module, "_POLL", 0.01)
+    lock = registry_folder().parent / "build.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("1")
+    model = load(bundle.path, build="background", build_command=[sys.executable, "-c", ""])
+    model.close()
+    assert model.backend.state == "closed"
+    lock.unlink()
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path: Path):
+    lock = tmp_path / "build.lock"
+    lock.write_text("12345")
+    old = time.time() - 2 * build_lock_module._STALE
+    os.utime(lock, (old, old))
+    with build_lock_module.build_lock(lock, lambda: False) as alive:
+        assert lock.read_text() == str(os.getpid())
+        alive()
+    assert not lock.exists()
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BackendError, match=r"build\.lock cannot be written"),
+        build_lock_module.build_lock(tmp_path / "file" / "build.lock", lambda: False),
+    ):
+        pass

@@ -413,7 +413,9 @@ def test_the_command_in_a_fresh_process(bundle: Bundle, images: list[Path]):
     line = [sys.executable, "-m", "krl_runtime", "classify", bundle.path, images[0], "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["results"][0]["label"] in LABELS
-    assert "skipped" in done.stderr
+    assert done.stderr == "tiny: onnxruntime-cpu runs variant fp32 (the bundle names no default for cpu)\n"
+    verbose = subprocess.run([*line, "--verbose"], capture_output=True, text=True, check=True)
+    assert "skipped: tensorrt (the bundle has no TensorRT engine; krl-deploy build-engine adds one" in verbose.stderr
     quiet = subprocess.run(
         line, capture_output=True, text=True, check=True, env={**os.environ, "KRL_LOG_LEVEL": "warning"}
     )

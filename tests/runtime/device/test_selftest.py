@@ -3,16 +3,25 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from _helpers.bundles import VARIANTS, TinyNet, npz, write_bundle
+from _helpers.bundles import VARIANTS, TinyNet, add_engines, npz, write_bundle
+from _helpers.fake_cuda import GPU_NAME
+from _helpers.fake_tensorrt import faked
 from _helpers.fakes import fake_gpu_runtime
-from krl_runtime import Bundle, BundleError, Preprocessing
+from _helpers.tensorrt_bindings import GENERATIONS
+from krl_runtime import BackendError, Bundle, BundleError, Preprocessing, load
+from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from krl_runtime.bundle import Engine
 from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.cli import main
+from krl_runtime.device import selftest as module
 from krl_runtime.device.selftest import Replay, selftest
+from krl_runtime.errors import MissingExtraError, NotAvailableError
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 
@@ -139,3 +148,85 @@ def test_golden_arrays_that_do_not_fit(tmp_path: Path, arrays: dict, message: st
     bundle = write_bundle(tmp_path / "a.krl", contents={"golden.npz": npz(**arrays)})
     with pytest.raises(BundleError, match=message):
         golden_arrays(bundle)
+
+
+# What is not here is unavailable; what is here and fails has failed.
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (NotAvailableError("no GPU"), "unavailable"),
+        (MissingExtraError("tensorrt", "tensorrt", "running an engine"), "unavailable"),
+        (BackendError("TensorRT does not load it"), "failed"),
+    ],
+)
+def test_installed_but_failed_is_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error, state: str):
+    real = module.open_backend
+
+    def opened(kind: str, *rest: Any) -> Any:
+        if kind in ("tensorrt", "cuda"):
+            raise error
+        return real(kind, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "open_backend", opened)
+    found = {(replay.variant, replay.kind): replay for replay in selftest(bundle, threads=1)}
+    assert found["fp32", "tensorrt"].state == found["fp32", "cuda"].state == state
+    assert found["fp32", "cpu"].state == "passed"
+    assert main(["selftest", str(bundle.path), "--threads", "1"]) == (1 if state == "failed" else 0)
+
+
+def test_a_required_backend_that_is_not_here_is_a_failure(bundle: Bundle, capsys: pytest.CaptureFixture[str]):
+    assert {replay.state for replay in selftest(bundle, threads=1, require="cpu")} == {"passed"}
+    assert {replay.kind for replay in selftest(bundle, threads=1, require="cpu")} == {"cpu"}
+    assert {replay.state for replay in selftest(bundle, require="tensorrt")} == {"failed"}
+    assert main(["selftest", str(bundle.path), "--require", "tensorrt"]) == 1
+    assert "the bundle has no TensorRT engine" in capsys.readouterr().out
+    assert main(["selftest", str(bundle.path), "--require", "cpu", "--threads", "1"]) == 0
+
+
+newest = faked(GENERATIONS[-1])
+
+
+def with_engine(path: Path, trt: Any, net: TinyNet | None = None, **changes: Any) -> Bundle:
+    """A bundle that says of an engine that it is its own, whatever network the engine is of."""
+    bundle = write_bundle(path)
+    engine = Engine(
+        "engines/a.engine", "fp32", bundle.manifest.files["model.fp32.onnx"].sha256, trt.version, ("9.0",), GPU_NAME,
+        platform_key(), (1, 4, 8), library=trt.library.name,
+    )  # fmt: skip
+    shape = SPEC.shape if net is None else net.preprocessing.shape
+    plan = trt.plan(
+        bundle.read("model.fp32.onnx") if net is None else net.onnx(), [{"pixels": [[n, *shape] for n in (1, 4, 8)]}]
+    )
+    return add_engines(bundle, {engine.file: plan}, {"a": replace(engine, **changes)})
+
+
+def states(bundle: Bundle, kind: str) -> set[str]:
+    return {replay.state for replay in selftest(bundle, threads=1) if replay.kind == kind}
+
+
+def test_an_engine_that_does_not_load_fails_the_test(tmp_path: Path, newest: Any, caplog: pytest.LogCaptureFixture):
+    kind = newest.library.name
+    bundle = with_engine(tmp_path / "a.krl", newest)
+    assert states(bundle, kind) == {"passed"}
+    newest.fail["Runtime.deserialize_cuda_engine"] = None
+    assert states(bundle, kind) == {"failed"}
+    with load(bundle.path) as model:  # which goes on with another one, and a warning
+        assert model.backend.name == "onnxruntime-cpu"
+    assert f"{kind} is installed, but failed" in caplog.text
+
+
+def test_an_engine_for_another_machine_is_unavailable(tmp_path: Path, newest: Any):
+    assert states(with_engine(tmp_path / "a.krl", newest, version="1.0.0"), newest.library.name) == {"unavailable"}
+
+
+@pytest.mark.parametrize(
+    "net", [TinyNet.random(SPEC, 5), TinyNet.random(Preprocessing(12, 11), 4)], ids=["classes", "width"]
+)
+def test_engines_are_checked_like_graphs(tmp_path: Path, newest: Any, net: TinyNet):
+    bundle = with_engine(tmp_path / "a.krl", newest, net)
+    (failed,) = [item for item in selftest(bundle, threads=1) if item.kind == newest.library.name]
+    assert failed.state == "failed"
+    assert "the manifest says" in failed.cause
+    assert newest.cuda.leaks() == {"memory": 0, "streams": 0, "graphs": 0}

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from _helpers.bundles import VARIANTS, write_bundle
@@ -33,13 +35,11 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, int | None], 
     """Milliseconds that are said to have been measured, by kind, variant and threads; 9 for all others."""
     table: dict[tuple[str, str, int | None], float] = {}
 
-    def measure(_: Bundle, candidates: list, *rest: object) -> None:
-        for item in candidates:
-            found = item.measurement
-            time = table.get((found.kind, found.variant, found.threads), 9.0)
-            item.measurement = replace(found, milliseconds=time)
+    def time(_: Bundle, candidate: Any, *rest: object) -> list[float]:
+        found = candidate.measurement
+        return [table.get((found.kind, found.variant, found.threads), 9.0)]
 
-    monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "_time", time)
     monkeypatch.setattr(module, "ALL_KINDS", ("tensorrt", "cuda", "cpu"))
     return table
 
@@ -54,7 +54,7 @@ def test_the_fastest_is_kept_and_load_uses_it(measured: Bundle, times: dict):
     found = tune(measured, threads=(1, 2))
     assert rows(found)[0] == ("cpu", "int8", 2)
     assert {path: path.read_bytes() for path in measured.path.rglob("*") if path.is_file()} == before
-    assert tuning_file(measured).parent == measured.path.with_name("tiny.krl.tune")
+    assert tuning_file(measured).parent == measured.path.with_name("tiny.krl.device") / "tune"
     assert read_tuning(measured) == found
     model = load(measured.path)
     assert (model.backend.name, model.backend.variant) == ("onnxruntime-cpu", "int8")
@@ -74,14 +74,112 @@ def test_what_was_asked_for_comes_before_the_tuning(measured: Bundle, times: dic
         assert "the bundle names no default for cpu" in load(measured.path, **arguments).backend.reason
 
 
-def test_threads_that_were_asked_for_choose_among_the_measurements(measured: Bundle, times: dict):
+@pytest.mark.parametrize("threads", [None, 1, 2, 3])
+def test_threads_never_change_the_choice(
+    measured: Bundle, times: dict, threads: int | None, monkeypatch: pytest.MonkeyPatch
+):
     times.update({("cpu", "int8", 2): 3.0, ("cpu", "fp16", 1): 5.0})
     tune(measured, threads=(1, 2))
-    assert load(measured.path, threads=1).backend.variant == "fp16"
-    assert load(measured.path, threads=2).backend.variant == "int8"
-    model = load(measured.path, threads=3)
-    assert model.backend.variant == "fp32"
-    assert "without the tuning: it has no measurement with 3 threads" in model.backend.reason
+    opened = []
+    real = select.open_backend
+
+    def spy(kind: str, bundle: Bundle, variant: str, count: int | None = None, device: int = 0) -> Any:
+        opened.append((kind, variant, count))
+        return real(kind, bundle, variant, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(select, "open_backend", spy)
+    load(measured.path, threads=threads).close()
+    assert opened == [("cpu", "int8", threads or 2)]
+
+
+def test_threads_do_not_leave_a_gpu(measured: Bundle, times: dict, monkeypatch: pytest.MonkeyPatch):
+    """A tuning that chose an engine stays with it, whatever ``threads`` says of the CPU; ``serve`` always says it."""
+    real, asked = select.open_backend, []
+
+    def fake(kind: str, bundle: Bundle, variant: str, count: int | None = None, device: int = 0) -> Any:
+        asked.append(kind)
+        return real("cpu", bundle, variant, count)
+
+    for place in (select, module):
+        monkeypatch.setattr(place, "open_backend", fake)
+    times["tensorrt", "int8", None] = 0.5
+    tune(measured, threads=(1,), max_drop=20)
+    asked.clear()
+    load(measured.path, threads=1).close()
+    assert asked == ["tensorrt"]
+
+
+def test_a_tuning_of_other_libraries_is_not_used(measured: Bundle, times: dict, monkeypatch: pytest.MonkeyPatch):
+    times["cpu", "int8", 1] = 3.0
+    tune(measured, threads=(1,))
+    now = tuning.libraries()
+    assert now["onnxruntime"] == onnxruntime.__version__
+    monkeypatch.setattr(tuning, "libraries", lambda: {**now, "onnxruntime": "9.9", "openvino": "2030.1"})
+    reason = load(measured.path).backend.reason
+    assert f"onnxruntime {onnxruntime.__version__} was measured, 9.9 is here" in reason
+    assert "openvino absent was measured, 2030.1 is here; run krl-runtime tune again" in reason
+
+
+def test_one_candidate_is_open_at_a_time(measured: Bundle, monkeypatch: pytest.MonkeyPatch):
+    live: list[object] = []
+    most = []
+    real = select.open_backend
+
+    def counted(kind: str, bundle: Bundle, variant: str, count: int | None = None) -> Any:
+        backend, remark = real(kind, bundle, variant, count)  # type: ignore[arg-type]
+        close = backend.close
+        live.append(backend)
+        most.append(len(live))
+
+        def closing() -> None:
+            if backend in live:
+                live.remove(backend)
+            close()
+
+        backend.close = closing  # type: ignore[method-assign]
+        return backend, remark
+
+    monkeypatch.setattr(module, "open_backend", counted)
+    found = tune(measured, threads=(1, 2, 3), rounds=1, write=False)
+    assert sum(item.milliseconds is not None for item in found.measurements) >= 6
+    assert max(most) == 1
+    assert live == []
+
+
+def test_a_machine_that_slows_down_evenly_does_not_change_the_order(measured: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """Each measurement takes 10 % longer than the one before; there and back, all have the same mean slowdown."""
+    speeds = {"fp32": 2.1, "fp16": 2.05, "int8": 2.0}
+    slower = iter([1.0, 1.1, 1.2, 1.3, 1.4, 1.5])
+    current: list[str] = []
+    real = select.open_backend
+
+    def opened(kind: str, bundle: Bundle, variant: str, count: int | None = None) -> Any:
+        current[:] = [variant]
+        return real(kind, bundle, variant, count)  # type: ignore[arg-type]
+
+    def interleaved(calls: dict, **options: object) -> dict:
+        return {name: [speeds[current[0]] * factor for factor in [next(slower)]] for name in calls}
+
+    monkeypatch.setattr(module, "ALL_KINDS", ("cpu",))
+    monkeypatch.setattr(module, "open_backend", opened)
+    monkeypatch.setattr(module, "interleaved", interleaved)
+    found = tune(measured, threads=(1,), write=False)
+    made = {item.variant: item.milliseconds for item in found.measurements}
+    assert made == pytest.approx({variant: speed * 1.25 for variant, speed in speeds.items()})
+
+
+def test_a_folder_that_cannot_be_written_does_not_lose_the_table(
+    measured: Bundle, times: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    monkeypatch.setenv("KRL_CACHE_DIR", str(tmp_path / "blocked"))
+    assert main(["tune", str(measured.path), "--threads", "1", "--rounds", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert "chosen" in out
+    assert "so load will not use this; give --cache-dir DIR" in err
+    assert main(["tune", str(measured.path), "--threads", "1", "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert "kept in" in capsys.readouterr().out
+    assert "measured best on this device" in load(measured.path).backend.reason
 
 
 def test_among_those_as_fast_the_most_exact_with_the_fewest_threads_wins(measured: Bundle, times: dict):
@@ -212,8 +310,8 @@ def test_a_flipped_byte_and_another_version(tuned: Bundle):
     text = file.read_text()
     file.write_text(text.replace('"int8"', '"fp16"'))
     assert "its digest differs" in reason(tuned)
-    file.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
-    assert "schema version 1, this krl reads 2" in reason(tuned)
+    file.write_text(text.replace('"schema_version": 3', '"schema_version": 1'))
+    assert "schema version 1, this krl reads 3" in reason(tuned)
     file.write_text(text + " " * (1 << 20))
     assert "it has more than 1048576 bytes" in reason(tuned)
 
@@ -298,6 +396,5 @@ def test_bad_arguments_and_bundles(bundle: Bundle, tmp_path: Path, monkeypatch: 
 
 
 def test_best():
-    found = Tuning("", {}, 1, (Measurement("cpu", "a", 1, 1.0, cause="bad"), Measurement("cpu", "b", 2, 2.0)))
+    found = Tuning("", {}, {}, 1, (Measurement("cpu", "a", 1, 1.0, cause="bad"), Measurement("cpu", "b", 2, 2.0)))
     assert found.best() == found.measurements[1]
-    assert found.best(1) is None

@@ -9,16 +9,17 @@ signatures of the real bindings.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from krl_runtime.backends.base import ImageSizes
+from krl_runtime.backends.cuda import use_gpu
+from krl_runtime.bundle import TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
 
@@ -26,6 +27,7 @@ from .calls import attempt, check, refit, tensorrt_logger
 from .interface import read_interface, split
 from .lane import Lane
 from .library import Library
+from .pool import LanePool
 from .rtx import RuntimeSettings
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["TensorRTBackend"]
 
 _log = logging.getLogger("krl")
-
-_CONTEXTS = 4  # calls that run at once; each context has its own activations on the GPU, so more would cost memory
 
 
 class TensorRTBackend:
@@ -52,6 +52,7 @@ class TensorRTBackend:
         plan: bytes,
         *,
         label: str,
+        device: int = 0,
         host_code: bool = False,
         dla_core: int | None = None,
         weights: bytes | None = None,
@@ -63,6 +64,7 @@ class TensorRTBackend:
             library: The library that built the engine.
             plan: The serialized engine. It is code: only from a source that is trusted.
             label: Name of the engine in messages.
+            device: Number of the GPU, from 0.
             host_code: Whether it brings its own runtime, as a version-compatible one does, which is let run.
             dla_core: The DLA core to run it on, if it was built for one.
             weights: The ONNX file that it was built from, if its weights were stripped.
@@ -77,9 +79,10 @@ class TensorRTBackend:
         self.name: str = library.name
         self._label = label
         self._lock = threading.Lock()
-        self._slots: queue.LifoQueue[Lane | None] = queue.LifoQueue()
-        self._size, self._closed = _CONTEXTS, False
+        self._closed = False
+        self._device = device
         with attempt(f"loading engine {label}"):
+            use_gpu(device)
             runtime = trt.Runtime(tensorrt_logger(library))
             if host_code:
                 runtime.engine_host_code_allowed = True
@@ -92,10 +95,18 @@ class TensorRTBackend:
             # Any: for type checkers the engine is one of TensorRT, which TensorRT-RTX's is not
             self._settings = RuntimeSettings(library, cast("Any", engine), cache) if library.rtx else None
             self._engine: trt.ICudaEngine | None = engine
-            first = self._new_lane()
-        self._specs = [tensor.spec for tensor in self._interface.inputs]
-        for lane in (*[None] * (_CONTEXTS - 1), first):
-            self._slots.put(lane)
+            self._lanes = LanePool(self._new_lane, label, graphs=not library.rtx)
+        self._specs = self.inputs
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Return the engine's inputs, as a bundle describes them."""
+        return [tensor.spec for tensor in self._interface.inputs]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Return the engine's outputs, as a bundle describes them."""
+        return [tensor.spec for tensor in self._interface.outputs]
 
     @property
     def image_sizes(self) -> ImageSizes | None:
@@ -114,7 +125,9 @@ class TensorRTBackend:
         self._interface.check_sides(profile, {name: (parts[0], *a.shape[1:]) for name, a in inputs.items()})
         outputs: dict[str, npt.NDArray[Any]] = {}
         start = 0
-        with attempt(f"running engine {self._label}"), self._lane() as lane:
+        first = {name: (parts[0], *array.shape[1:]) for name, array in inputs.items()}
+        use_gpu(self._device)
+        with attempt(f"running engine {self._label}"), self._lanes.lend(profile, first) as lane:
             for size in parts:
                 rows = slice(start, start + size)
                 part = {name: array[rows] for name, array in inputs.items()}
@@ -134,44 +147,12 @@ class TensorRTBackend:
             if self._closed:
                 return
             self._closed = True
-        for _ in range(self._size):
-            lane = self._slots.get()
-            if lane is not None:
-                lane.close()
+        with suppress(BackendError):  # of a GPU that is lost there is nothing to free
+            use_gpu(self._device)
+        self._lanes.close()
         if self._settings is not None:
             self._settings.keep()
         self._settings = self._engine = None
-        for _ in range(self._size):
-            self._slots.put(None)  # wakes threads that wait for a context; they find the engine closed
-
-    @contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        """Yield a context that no other thread uses; a context that failed is closed."""
-        lane = self._take()
-        kept: Lane | None = None
-        try:
-            yield lane
-            kept = lane
-        except BaseException:
-            lane.close()
-            raise
-        finally:
-            self._slots.put(kept)
-
-    def _take(self) -> Lane:
-        while True:
-            lane = self._slots.get()
-            if lane is not None:
-                return lane
-            try:
-                return self._new_lane()
-            except BaseException as error:
-                with self._lock:
-                    if not isinstance(error, BackendError) or self._closed or self._size == 1:
-                        self._slots.put(None)
-                        raise
-                    self._size -= 1
-                _log.warning("engine %s runs at most %d calls at once: %s", self._label, self._size, error)
 
     def _new_lane(self) -> Lane:
         engine = check(self._engine, "it is closed; load the bundle again")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from krl_runtime.backends.base import check_graph
 from krl_runtime.backends.cuda import Gpu, current_gpu, platform_key, version_tuple
 from krl_runtime.bundle import Bundle, Engine
-from krl_runtime.errors import BackendError
+from krl_runtime.errors import BackendError, NotAvailableError
 
 from .backend import TensorRTBackend
 from .library import Library, LibraryName, rtx_library, tensorrt_library
@@ -20,7 +21,7 @@ _log = logging.getLogger("krl")
 _RTX_DEFAULT = (8, 6)  # without --compute-capability an engine of TensorRT-RTX is for these GPUs and later ones
 
 
-def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") -> TensorRTBackend:
+def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", device: int = 0) -> TensorRTBackend:
     """Open the bundle's engine that fits this machine.
 
     Args:
@@ -28,10 +29,11 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
             opened with a trusted key. Its hash is checked before that.
         variant: Name of one of its variants.
         name: The library to run it.
+        device: Number of the GPU, from 0.
 
     Raises:
-        BackendError: The library or a GPU is not there, no engine fits (the message has a sentence for each), or the
-            library refuses the one that does.
+        NotAvailableError: The library or a GPU is not there, or no engine fits (the message has a sentence for each).
+        BackendError: The library refuses the engine that fits, or its inputs and outputs are not the manifest's.
         BundleError: The engine's file is missing, damaged or changed.
     """
     rtx = name == "tensorrt-rtx"
@@ -42,8 +44,8 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     build = f"{build} --target rtx" if rtx else f"on this device {build}"
     if not engines:
         title = "TensorRT-RTX" if rtx else "TensorRT"
-        raise BackendError(f"the bundle has no {title} engine of variant {variant}; {build}")
-    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu()
+        raise NotAvailableError(f"the bundle has no {title} engine of variant {variant}; {build}")
+    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu(device)
     onnx = bundle.manifest.variants[variant].file
     sha256 = bundle.manifest.files[onnx].sha256
     causes = {
@@ -52,21 +54,28 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt") ->
     }
     fitting = [key for key, cause in causes.items() if cause is None]
     if not fitting:
-        raise BackendError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
+        raise NotAvailableError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
     # An engine made for this very GPU before a portable one, then the one that takes the largest batches.
     key = max(fitting, key=lambda key: (_closeness(engines[key], gpu), engines[key].profile[2], key))
     engine = engines[key]
     if not rtx and engine.gpu != gpu.name:
         _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
-    return TensorRTBackend(
+    opened = TensorRTBackend(
         library,
         bundle.engine_bytes(key),
         label=key,
+        device=device,
         host_code=engine.version_compatible and not rtx,
         dla_core=engine.dla_core,
         weights=bundle.read(onnx) if engine.stripped else None,
         cache=cache_file(bundle.engine_sha256(key), library, gpu.name) if rtx else None,
     )
+    try:
+        check_graph(bundle, variant, opened.inputs, opened.outputs)
+    except BackendError:
+        opened.close()
+        raise
+    return opened
 
 
 def _untrusted(bundle: Bundle, key: str, engine: Engine) -> str | None:

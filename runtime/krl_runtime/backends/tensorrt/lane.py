@@ -60,6 +60,15 @@ class Lane:
             self._use_shapes(shapes)
         return {tensor.name: self._shapes[tensor.name] for tensor in self._interface.outputs}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it has run nothing yet."""
+        return not self._shapes
+
+    def is_ready(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return whether it ran inputs of these shapes last, so that its CUDA graph can be used again."""
+        return profile == self._profile and all(self._shapes.get(name) == shape for name, shape in shapes.items())
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
         """Run one batch of the prepared shapes, and write into ``outputs``."""
         for tensor in self._interface.inputs:
