@@ -50,6 +50,7 @@ _ADVICE = (
     "--mixed-precision keeps the layers with the largest drop in floating point; another --method or a higher --limit "
     "may also help."
 )
+_RECALIBRATE = "--recalibrate measures new ranges in place of those that came with the model."
 _MEASURED = (
     "int8: TensorRT's graph with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.fp32 and int8.cpu: the "
     "files on ONNX Runtime's CPU provider; golden inputs: all files"
@@ -112,7 +113,8 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
     shown += f"\n{_precision_table(measured.precisions)}"
-    enforce(measured.verdict, "INT8", measured.count, shown, _ADVICE)
+    advice = f"{_RECALIBRATE} {_ADVICE}" if calibration.keeps_given else _ADVICE
+    enforce(measured.verdict, "INT8", measured.count, shown, advice)
     variant = _variant(bundle, graphs, golden, measured.verdict)
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
@@ -198,6 +200,7 @@ def _evidence(
 ) -> dict[str, Any]:
     return {
         "calibration": asdict(calibration.identity),
+        "recalibrated": calibration.recalibrated,
         "bias_correction": config.bias_correction,
         "optimal_scales": config.optimal_scales,
         "equalized_activations": len(calibration.factors),
