@@ -16,9 +16,10 @@ from .predictions import PredictionScore, better_than_chance
 
 __all__ = ["judge_float_images", "judge_float_predictions"]
 
-_LEVEL: Final = 0.01
-"""Chance at which a sign test counts as evidence: of the sound float models at most one of a hundred is refused. Eight
-images can show it, if the file predicts all of them right and its float model none."""
+_LEVEL: Final = 0.05
+"""Chance at which a sign test counts as evidence, as for the recall of classes. It asks for at least five predictions
+that only the file has right, so that the float model of another network is seen on eight images; one in twenty of those
+that are as good as the file could be refused, if they differ from it often and the drop is too large as well."""
 
 _CLEAR_ERRORS: Final = 3
 """Standard errors beyond which a mean difference of few images is no chance: 99.9 % of a normal distribution."""
