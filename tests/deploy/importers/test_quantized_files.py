@@ -180,7 +180,7 @@ def test_recalibrate_measures_anew_and_keeps_what_came(files, digits, imported, 
     values = normalized(pixels_of(digits / "train")[0])
     name = next(name for name in came.given if name.startswith("pixels_normalized"))
     assert new.ranges.cpu[name] == pytest.approx((values.min(), values.max()), rel=1e-5)
-    assert new.ranges.cpu[name][1] > 2 * came.given[name][1]
+    assert new.ranges.cpu[name][1] > 1.5 * came.given[name][1]
 
     again, _ = quantize(
         QuantizeConfig(path, digits, method="minmax", equalize="none", recalibrate=True, reuse_calibration=True)

@@ -23,9 +23,10 @@ from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError
 
 SIDE = 16
+FLOAT_WEIGHTS = {"AddQDQPairToWeight": True}
 
 
-def float_restorer(peak: float = 1.0) -> onnx.ModelProto:
+def float_restorer() -> onnx.ModelProto:
     """Colors of a fixed size, denoised by a small blur: convolutions of 16 channels that pass the image through."""
     rng = np.random.default_rng(0)
     mix = rng.normal(0, 0.3, (16, 16, 3, 3)).astype(np.float32) / 12
@@ -63,7 +64,8 @@ def inputs_of(folder, peak=1.0):
 
 @pytest.fixture(scope="module")
 def quantized(photographs):
-    return static(float_restorer(), inputs_of(photographs))
+    """A file that keeps its weights in floating point, so that its float model is the one that it was made from."""
+    return static(float_restorer(), inputs_of(photographs), extra_options=FLOAT_WEIGHTS)
 
 
 def imported(model, data, folder, **options):
@@ -120,7 +122,7 @@ def test_the_psnr_of_both_goes_into_the_bundle(quantized, photographs, tmp_path)
 
 @pytest.mark.parametrize("degradation", ["bicubic", "none"])
 def test_poor_ranges_and_wrong_models(photographs, tmp_path, caplog, monkeypatch, degradation):
-    poor = static(float_restorer(), inputs_of(photographs) * np.float32(0.8))
+    poor = static(float_restorer(), inputs_of(photographs) * np.float32(0.3))
     with caplog.at_level(logging.WARNING, "krl"):
         said = imported(poor, photographs, tmp_path, degradation=degradation)
     assert said["quantized_file"]["poor_ranges"]
@@ -167,21 +169,20 @@ def test_the_espcn_of_the_onnx_zoo_quantized(tmp_path):
     """Fixed to 224 pixels a side: the file is compared on parts of this size, and the bundle takes any."""
     model = onnx.load(SHARED_DATA / "models" / "super_resolution_espcn_x3.onnx")
     model = onnx.version_converter.convert_version(model, 17)
-    planes = []
-    for file in sorted((SHARED_DATA / "sr" / "t91").glob("*.png"))[:16]:
-        image = Image.open(file).convert("L")
-        side = 224
-        planes.append(np.asarray(image.resize((side, side)), np.float32)[None] / 255)
-    written = static(model, np.stack(planes))
+    planes = [
+        np.asarray(Image.open(file).convert("L").resize((224, 224)), np.float32)[None] / 255
+        for file in sorted((SHARED_DATA / "sr" / "t91").glob("*.png"))[:16]
+    ]
+    written = static(model, np.stack(planes), extra_options=FLOAT_WEIGHTS)
     said = imported(written, SHARED_DATA / "sr" / "set5", tmp_path, scale=None, golden=2)
     assert said["input"] == "uint8 [batch, 1, height, width]"
+    assert said["psnr"] == pytest.approx(30.57, abs=0.02)  # as of the float file
     found = said["quantized_file"]
     assert found["count"] == 5
-    assert said["psnr"] == pytest.approx(30.57, abs=0.1)  # of the float file, whose weights are not rounded
-    quantize(
-        QuantizeConfig(tmp_path / "a.krl", SHARED_DATA / "sr" / "t91", limit=32, max_drop=2.0, accept_unmeasured=True)
-    )
+    assert found["poor_ranges"]  # its weights in eight bits cost three dB
+    quantize(QuantizeConfig(tmp_path / "a.krl", SHARED_DATA / "sr" / "t91", limit=32, val_limit=8, max_drop=9.0))
     made = Bundle.open(tmp_path / "a.krl")
-    kept = Calibration.from_bytes(made.file("calibration.json").read_bytes())
-    assert kept.keeps_given
-    assert made.manifest.evidence["int8"]["scores"]["int8.cpu"]["drop"] < 1
+    assert Calibration.from_bytes(made.file("calibration.json").read_bytes()).keeps_given
+    # krl leaves the convolution that writes the image in floating point on a CPU.
+    theirs = found["scores"]["quantized_file"]["drop"]
+    assert made.manifest.evidence["int8"]["scores"]["int8.cpu"]["drop"] < theirs + 0.5
