@@ -41,14 +41,20 @@ def import_onnx(config: ImportConfig) -> None:
     """Turn a third-party ONNX classifier or restorer into a bundle: preprocessing is put into the graph."""
     result = verbs.import_onnx(config)
     found = result.details
-    kind, form = ("top-1", "{:.2%}") if "top1" in found else ("PSNR in dB", "{:.2f}")
-    value = found["top1" if "top1" in found else "psnr"]
+    key, kind, form = ("top1", "top-1", "{:.2%}") if "top1" in found else ("psnr", "PSNR in dB", "{:.2f}")
+
+    def measured(value: float | None, count: int) -> str:
+        return "not measured" if value is None else f"{form.format(value)} on {count} images"
+
     facts = {
         "input": found["input"],
         "opset": found["opset"],
         "changes": "; ".join(found["changes"]),
-        kind: "not measured" if value is None else f"{form.format(value)} on {found['count']} images",
+        kind: measured(found[key], found["count"]),
     }
+    if "quantized_file" in found:
+        file = found["quantized_file"]
+        facts[f"{kind} of the file itself"] = measured(file["scores"]["quantized_file"][key], file["count"])
     _print(result, table(("bundle", str(result.bundle)), facts.items()), config.json)
     next_command(f"krl-deploy quantize {result.bundle} --data {config.data}")
 

@@ -63,10 +63,14 @@ def in_bundle(brought: Unquantized, taken: Signature, model: onnx.ModelProto) ->
         model: The bundle's graph.
     """
     made = {name for node in model.graph.node for name in node.output}
-    renamed = {taken.input: _as_the_file_takes_them(model) or [taken.input]}
+    normalized = [
+        node.output[0] for node in model.graph.node if any(name.startswith("pixels_offset") for name in node.input)
+    ]
+    renamed = {name: _moved(model, normalized) for name in _moved(brought.model, [taken.input]) if name not in made}
     if taken.output not in made:
         renamed[taken.output] = [value.name for value in model.graph.output if value.name == RESTORED]
-    named = {new: limits for name, limits in brought.ranges.items() for new in renamed.get(name, [name])}
+    named = {new: limits for name, limits in brought.ranges.items() for new in renamed.get(name) or [name]}
+    named.update({name: limits for name, limits in brought.ranges.items() if name in made})
     ranges = {name: limits for name, limits in named.items() if name in made}
     missing = len(named) - len(ranges)
     if missing:
@@ -75,13 +79,12 @@ def in_bundle(brought: Unquantized, taken: Signature, model: onnx.ModelProto) ->
     return Unquantized(model, ranges, brought.weight_scales), change
 
 
-def _as_the_file_takes_them(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors with the pixels as the file takes them: normalized, and those in the file's layout."""
-    nodes = model.graph.node
-    found = [node.output[0] for node in nodes if any(name.startswith("pixels_offset") for name in node.input)]
-    for node in nodes:
-        if node.input[:1] and node.input[0] in found and node.op_type in KEEPS_INTEGERS:
-            found += [name for name in node.output if name.startswith("pixels_")]
+def _moved(model: onnx.ModelProto, tensors: list[str]) -> list[str]:
+    """Return tensors, and those that only have values of them, in another layout."""
+    found = list(tensors)
+    for node in model.graph.node:
+        if node.op_type in KEEPS_INTEGERS - {"Concat"} and node.input[0] in found:
+            found += node.output
     return found
 
 

@@ -20,7 +20,10 @@ from krl_deploy.graph import quantized as reading
 from krl_deploy.importers import quantized as importing
 from krl_deploy.importers.import_onnx import import_onnx
 from krl_deploy.precision.emit_cpu import to_cpu
+from krl_deploy.precision.emit_fp16 import to_fp16
+from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.quantize import quantize
+from krl_deploy.precision.weights import Rounding
 from krl_runtime import Bundle
 from krl_runtime.errors import CheckFailedError
 
@@ -159,6 +162,19 @@ def test_options_of_quantized_files_are_refused_for_others(files, digits, tmp_pa
     assert f"{option.partition('=')[0]} is for files with Q/DQ pairs" in capsys.readouterr().err
 
 
+def test_the_command_shows_both(files, digits, tmp_path, capsys):
+    onnx.save(files["poor"], tmp_path / "poor.onnx")
+    arguments = ["import", str(tmp_path / "poor.onnx"), "-o", str(tmp_path / "a.krl"), "--labels", *LABELS]
+    assert main([*arguments, "--data", str(digits), "--mean", "0.3", "--std", "0.35"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    own, file = (
+        next(line for line in lines if line.split("  ")[0] == name) for name in ("top-1", "top-1 of the file itself")
+    )
+    assert own.endswith("on 300 images")
+    assert file.endswith("on 300 images")
+    assert own != file
+
+
 def kept(path):
     return Calibration.from_bytes(Bundle.open(path).file("calibration.json").read_bytes())
 
@@ -222,3 +238,50 @@ def _calibration():
     from krl_deploy.calibration.record import Identity, Int8Ranges
 
     return Calibration(Identity("a", {}, "b", 1, "given", "none"), Int8Ranges({}, {}), given={"x": (-1.0, 1.0)})
+
+
+def half_around(model, ranges):
+    """TensorRT's style with FP16 around INT8: FP16 scales, which need opset 19."""
+    exact = to_tensorrt(model, ranges, rounding=Rounding(fp16=True)).model
+    return to_fp16(exact, {}, around_int8=True).model
+
+
+def channels_last(model):
+    """The same model for images of [N, H, W, C]."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    name, sides = made.graph.input[0].name, ["batch", 16, 16, 1]
+    made.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("image", 1, sides))
+    made.graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], [name], "turned", perm=[0, 3, 1, 2]))
+    return made
+
+
+WRITERS = {
+    "uint8": lambda model, x: static(model, x),
+    "int8, symmetric": lambda model, x: static(model, x, symmetric=True),
+    "a scale for the tensor": lambda model, x: static(model, x, per_channel=False),
+    "seven bits": lambda model, x: static(model, x, reduce_range=True),
+    "com.microsoft": lambda model, x: static(model, x, extra_options={"UseQDQContribOps": True}),
+    "float weights": lambda model, x: static(model, x, extra_options={"AddQDQPairToWeight": True}),
+    "TensorRT": lambda model, x: to_tensorrt(model, ranges_of(model, x)).model,
+    "FP16 scales": lambda model, x: half_around(model, ranges_of(model, x)),
+    "channels last": lambda model, x: static(channels_last(model), x.transpose(0, 2, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_files_of_several_writers(files, digits, imported, tmp_path, writer):
+    inputs = normalized(pixels_of(digits / "train")[0][::8])
+    written = WRITERS[writer](files["float"], inputs)
+    found = imported(written, digits)["quantized_file"]
+    assert found["judged"]
+    assert not found["poor_ranges"]
+    assert found["scores"]["quantized_file"]["agreement"] > 0.97
+    made, _ = quantize(QuantizeConfig(tmp_path / "a.krl", digits, val_limit=300))
+    calibration = kept(tmp_path / "a.krl")
+    assert calibration.keeps_given
+    model = onnx.load(Bundle.open(tmp_path / "a.krl").file("model.fp32.onnx"))
+    read = {node.input[0] for node in model.graph.node if node.op_type == "Conv"}
+    # TensorRT's style leaves thin convolutions in floating point; all others quantize the input of each.
+    assert read & set(calibration.given) if writer in ("TensorRT", "FP16 scales") else read <= set(calibration.given)
+    assert made["drop_points"] <= 1
