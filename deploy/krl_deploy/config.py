@@ -90,6 +90,7 @@ _IMPORTS_FOR: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("output", "channel_order"), ("classification", "generation")),
     **dict.fromkeys(("data", "mean", "std", "input_range", "resize", "crop_fraction"), _ON_IMAGES),
     **dict.fromkeys(("interpolation", "decode_tolerance", "val_limit", "on_bad_image"), _ON_IMAGES),
+    **dict.fromkeys(("max_drop", "accept_unmeasured"), _ON_IMAGES),
 }
 """Tasks that an option of ``krl-deploy import`` is for; the others are for all."""
 
@@ -149,6 +150,12 @@ class ImportConfig:
     """Number of real inputs that are stored with their outputs, for the self-test on any device."""
     val_limit: int = 2000
     """Measure accuracy on this many images at most."""
+    max_drop: float | None = None
+    """For Q/DQ files: largest accepted accuracy drop from the file to its float model: points of top-1 (left out: 1),
+    or for restorers dB of PSNR (0.1)."""
+    accept_unmeasured: bool = False
+    """For Q/DQ files: keep the float model although it is unlike the file on images whose truth is not known; the
+    bundle records it."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
@@ -159,6 +166,7 @@ class ImportConfig:
     def __post_init__(self) -> None:
         """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
+        _check_limits(self.max_drop, None, None)
         for field in fields(self):
             tasks = _IMPORTS_FOR.get(field.name, (self.task,))
             if self.task not in tasks and getattr(self, field.name) != field.default:
@@ -275,6 +283,9 @@ class QuantizeConfig:
     """Continue a calibration or a plan that was interrupted."""
     reuse_calibration: bool = False
     """Use the ranges in the bundle, if they are of this model and of these images."""
+    recalibrate: bool = False
+    """Measure new ranges and weight scales in place of those that came with the model: of a Q/DQ file, or of training.
+    The bundle keeps those for a later run without this option."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "accepted_difference",
     "as_taken",
     "class_outputs",
+    "class_runner",
     "float32_model",
     "in_float32",
     "in_known_opset",
@@ -110,13 +111,21 @@ def as_taken(taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray
 def class_outputs(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Return the outputs of a classifier's file for each image, whatever their shape is: ``[N, values]``.
+    """Return the outputs of a classifier's file for pixels; see ``class_runner``."""
+    return class_runner(model, taken, preprocessing)(pixels)
 
-    A file in number types that ONNX Runtime cannot run is compared in float32.
+
+def class_runner(
+    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing
+) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    """Return a function from pixels uint8 ``[N, C, H, W]`` to the outputs of a classifier's file, ``[N, values]``.
+
+    The shape of the file's own output does not matter. A file in number types that ONNX Runtime cannot run is run in
+    float32. The function raises ``ModelError`` if the output of an image is no row of numbers, or is not a number, and
+    ``BackendError`` if ONNX Runtime fails.
 
     Raises:
-        ModelError: The output of an image is no row of numbers, or is not a number.
-        BackendError: ONNX Runtime cannot run it.
+        BackendError: ONNX Runtime cannot open it.
     """
     try:
         session = open_cpu(to_bytes(model))
@@ -124,14 +133,19 @@ def class_outputs(
         if not has_other_floats(model):
             raise
         _log.warning("ONNX Runtime cannot run the file in its own number types, so float32 stands for them: %s", error)
-        return class_outputs(widened(model), in_float32(taken), preprocessing, pixels)
-    values, fixed = as_taken(taken, preprocessing, pixels), taken.shape[0]
-    try:
-        return _rows(session, values, fixed if isinstance(fixed, int) else len(values))
-    except BackendError:
-        if isinstance(fixed, int):
-            raise
-        return _rows(session, values, 1)  # its shapes are for one image, whatever its input says
+        return class_runner(widened(model), in_float32(taken), preprocessing)
+    fixed = taken.shape[0]
+
+    def run(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        values = as_taken(taken, preprocessing, pixels)
+        try:
+            return _rows(session, values, fixed if isinstance(fixed, int) else len(values))
+        except BackendError:
+            if isinstance(fixed, int):
+                raise
+            return _rows(session, values, 1)  # its shapes are for one image, whatever its input says
+
+    return run
 
 
 def _rows(session: Any, values: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:

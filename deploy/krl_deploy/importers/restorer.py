@@ -20,6 +20,8 @@ from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature
+from krl_deploy.graph.number_types import widened
+from krl_deploy.graph.quantized import Unquantized
 from krl_deploy.graph.restorer import local_radius, open_sides, scale_of, to_restorer
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
@@ -27,6 +29,7 @@ from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelEr
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .original import TOLERANCE, in_known_opset, input_unit, original_outputs
+from .quantized import FILE, FLOAT, in_bundle, judge_float_model, taken_apart
 from .rewritten import Rewritten
 
 __all__ = ["import_restorer"]
@@ -37,15 +40,18 @@ _PARTS_OVERLAP = 8  # tile side over overlap, as SwinIR's own script has for its
 _SIDE = 48  # pixels a side of the trial inputs of a restorer of open size: a judgment, small and thus quick
 
 
-def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritten:
+def import_restorer(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
     """Let a third-party restorer take pixels of any size, and check that its outputs stay the same.
 
     Raises:
         ModelError: The file is not a restorer that krl can take.
         UsageError: Scale, color, size, mean or std do not fit it.
-        CheckFailedError: The outputs of the rewritten graph differ from the file's.
+        CheckFailedError: The outputs of the rewritten graph differ from the file's. Later, from ``Rewritten.measure``:
+            the float model of a quantized file is worse than the file.
         DataError: The images cannot be used.
     """
+    brought = taken_apart(config, given)
+    original = brought.model if brought else given
     taken = signature(original)
     scale = config.scale or scale_of(original)
     if scale is None:
@@ -60,6 +66,9 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     made = original_outputs(original, taken, preprocessing, pixels, together=False)
     expected = made * np.float32(255 / input_unit(config))
     model, changes = _rewrite(original, taken, preprocessing, scale, config, pixels, expected)
+    if brought:
+        brought, change = in_bundle(brought, taken, model)
+        changes.append(change)
     settings["overlap"] = _overlap(model, scale)
     if not isinstance(signature(model).shape[2], int):
         # Any size will do: golden inputs and calibration data need not be as large as the file's own input.
@@ -69,10 +78,36 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     def measure(bundle: Bundle, session: Any) -> dict[str, Any]:
         task = task_of(bundle, EvaluationOptions(config.data, config.val_limit, 1.0, config.on_bad_image))
         count, scores = compare({"fp32": session}, task.batches(), task.tally)
-        return {"psnr": scores["fp32"].psnr, "count": count, "data": config.images.name}
+        beside = _beside_file(config, bundle, session, given, taken, brought) if brought else {}
+        return {"psnr": scores["fp32"].psnr, "count": count, "data": config.images.name, **beside}
 
     outputs = {RESTORED: outputs_of(open_cpu(to_bytes(model)), pixels)}
-    return Rewritten(model, {PIXELS: pixels}, outputs, preprocessing, changes, measure, settings)
+    ranges = brought if brought and brought.ranges else None
+    return Rewritten(model, {PIXELS: pixels}, outputs, preprocessing, changes, measure, settings, brought=ranges)
+
+
+def _beside_file(
+    config: ImportConfig,
+    bundle: Bundle,
+    session: Any,
+    given: onnx.ModelProto,
+    taken: Signature,
+    brought: Unquantized,
+) -> dict[str, Any]:
+    """Judge the float model of a Q/DQ file on images of the size that the file takes; return the evidence."""
+    manifest, run = bundle.manifest, widened(given)
+    spec = manifest.inputs[0]
+    sides = tuple(b if isinstance(b, int) else a for a, b in zip(spec.shape[2:], taken.shape[2:], strict=True))
+    of_its_size = replace(manifest, inputs=(replace(spec, shape=(*spec.shape[:2], *sides)),))
+    options = EvaluationOptions(config.data, config.val_limit, 1.0, config.on_bad_image, max_drop=config.max_drop)
+    task = task_of(Bundle(bundle.path, of_its_size), options)
+
+    def outputs(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        made = original_outputs(run, taken, manifest.preprocessing, pixels, together=False)
+        return made * np.float32(255 / input_unit(config))
+
+    count, scores = compare({FLOAT: session, FILE: outputs}, task.batches(), task.tally)
+    return judge_float_model(config, brought, count, scores)
 
 
 def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
