@@ -22,9 +22,11 @@ from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, signature
 from krl_deploy.graph.restorer import local_radius, open_sides, scale_of, to_restorer
 from krl_deploy.graph.session import open_cpu
+from krl_deploy.graph.sides import restorer_sides
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.images.sides import Sides
 
 from .original import TOLERANCE, in_known_opset, input_unit, original_outputs
 from .rewritten import Rewritten
@@ -59,8 +61,8 @@ def import_restorer(config: ImportConfig, original: onnx.ModelProto) -> Rewritte
     pixels = _pixels(config, preprocessing, settings)
     made = original_outputs(original, taken, preprocessing, pixels, together=False)
     expected = made * np.float32(255 / input_unit(config))
-    model, changes = _rewrite(original, taken, preprocessing, scale, config, pixels, expected)
-    settings["overlap"] = _overlap(model, scale)
+    model, changes, sides = _rewrite(original, taken, preprocessing, scale, config, pixels, expected)
+    settings |= {"overlap": _overlap(model, scale), **sides.settings()}
     if not isinstance(signature(model).shape[2], int):
         # Any size will do: golden inputs and calibration data need not be as large as the file's own input.
         height, width = min(_SIDE, preprocessing.height), min(_SIDE, preprocessing.width)
@@ -134,8 +136,8 @@ def _rewrite(
     config: ImportConfig,
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
-) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the bundle's graph, for images of any size if possible, and a list of the changes."""
+) -> tuple[onnx.ModelProto, list[str], Sides]:
+    """Return the bundle's graph, for images of any size if possible, a list of the changes, and the sides it takes."""
     model, before = in_known_opset(original)
     model = clean(model)
     opened, freed = open_sides(model)
@@ -159,13 +161,14 @@ def _rewrite(
     for candidate, done, sides in attempts:
         try:
             made, further = to_restorer(candidate, preprocessing, peak=peak, sides=sides)
-            _check_same(made, pixels, expected, scale, every_size=sides is anything)
+            _check_same(made, pixels, expected, scale)
+            taken_sides = _open_sides(made, scale) if sides is anything else Sides()
         except (BackendError, CheckFailedError, ModelError) as error:
             failures.append(error)
             continue
         for what, failure in zip(("height and width stay", "the batch stays"), failures, strict=False):
             _log.warning("%s fixed; with open ones: %s", what, failure)
-        return made, [*before, *done, *further]
+        return made, [*before, *done, *further], taken_sides
     fixed_batch = isinstance(taken.shape[0], int) and taken.shape[0] != 1
     batch = f"; its batch is fixed to {taken.shape[0]}, accepted: 1 or any number" if fixed_batch else ""
     raise CheckFailedError(f"the outputs of the model with preprocessing differ from the file's: {failures[0]}{batch}")
@@ -176,10 +179,8 @@ def _check_same(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
     scale: int,
-    *,
-    every_size: bool,
 ) -> None:
-    """Check that a rewritten model has the original's outputs, and that their size follows that of the input."""
+    """Check that a rewritten model has the original's outputs."""
     session = open_cpu(to_bytes(model))
     made = outputs_of(session, pixels, batch=2)
     wanted = (*pixels.shape[:2], pixels.shape[2] * scale, pixels.shape[3] * scale)
@@ -188,8 +189,11 @@ def _check_same(
     error, accepted = float(np.abs(made - expected).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not error <= accepted:
         raise CheckFailedError(f"the images differ by {error:.3g} of 255; accepted: {accepted:.3g}")
-    if every_size:
-        part = pixels[:1, :, : max(1, pixels.shape[2] // 2), : max(1, pixels.shape[3] - 3)]
-        other = outputs_of(session, part, batch=1)
-        if other.shape[2:] != (part.shape[2] * scale, part.shape[3] * scale):
-            raise CheckFailedError(f"of {list(part.shape)} pixels it makes {list(other.shape)}")
+
+
+def _open_sides(model: onnx.ModelProto, scale: int) -> Sides:
+    """Return the sides that a rewritten model takes, if the size of its output follows that of its input."""
+    sides = restorer_sides(model, scale)
+    if sides is None:
+        raise CheckFailedError(f"of images of other sizes it makes none that are {scale} times as large")
+    return sides
