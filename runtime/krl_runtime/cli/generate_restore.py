@@ -160,7 +160,7 @@ def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:
 
 
 def _key(path: PurePath) -> str:
-    """Return what a file system may take a path for: without regard to case and to the spelling of accents."""
+    """Return a path without regard to case and to the spelling of accents, as some file systems take it."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 

@@ -28,7 +28,7 @@ def network(kind, *, batch=1):
         "half": np.full(3 * SCALE**2, 0.5, np.float32),
     }
     start = [node("Conv", ["input", "w"], "a", pads=[1] * 4), node("Relu", ["a"], "b")]
-    middle, more = MIDDLES[kind](batch)
+    middle, more = {**MIDDLES, **REFUSED}[kind](batch)
     end = [node("Conv", ["m", "v", "half"], "d", pads=[1] * 4), node("DepthToSpace", ["d"], "e", blocksize=SCALE)]
     last = node("Add", ["e", "skip"], "output") if kind == "skip" else node("Identity", ["e"], "output")
     return graph(
@@ -101,6 +101,11 @@ def position(batch):
     return [node("Add", ["b", "p"], "m")], {"p": RNG.normal(0, 0.1, (1, CHANNELS, SIDE, WIDTH)).astype(np.float32)}
 
 
+def constants(batch):
+    values = RNG.normal(0, 0.1, (batch, CHANNELS, SIDE, WIDTH)).astype(np.float32)
+    return [node("Add", ["b", "p"], "m")], {"p": values}
+
+
 MIDDLES = {
     "windows": windows,
     "channel attention": channel_attention,
@@ -108,6 +113,7 @@ MIDDLES = {
     "skip": skip,
     "position": position,
 }
+REFUSED = {"a constant for each": constants}
 
 
 @pytest.fixture
@@ -168,11 +174,12 @@ def test_the_other_variants_of_fixed_networks(kind, tmp_path, data, capsys):
 
 
 def test_a_fixed_batch_of_several_is_refused_by_name(tmp_path, data, capsys):
-    assert imported(tmp_path, network("windows", batch=4), data, "--json") == 1
+    assert imported(tmp_path, network("a constant for each", batch=4), data, "--json") == 1
     assert "its batch is fixed to 4, accepted: 1 or any number" in capsys.readouterr().err
     assert not (tmp_path / "a.krl").exists()
 
 
-def test_a_batch_of_several_that_can_be_opened(tmp_path, data, capsys):
-    assert imported(tmp_path, network("position", batch=4), data, "--json") == 0
+@pytest.mark.parametrize("kind", ["position", "windows", "channel attention", "tokens"])
+def test_a_batch_of_several_that_can_be_opened(kind, tmp_path, data, capsys):
+    assert imported(tmp_path, network(kind, batch=4), data, "--json") == 0
     assert json.loads(capsys.readouterr().out)["input"] == f"uint8 [batch, 3, {SIDE}, {WIDTH}]"

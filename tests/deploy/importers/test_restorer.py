@@ -14,7 +14,7 @@ from _helpers.image_nets import smooth
 from _helpers.images import SHARED_DATA
 from krl_deploy.cli import main
 from krl_deploy.graph.cleanup import clean
-from krl_deploy.graph.restorer import local_radius, open_sides, scale_of
+from krl_deploy.graph.restorer import local_radius, open_sides
 from krl_runtime import Restorer, load
 
 RNG = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_values_of_0_to_255(tmp_path, data, capsys):
 
 
 def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
-    code, result = imported(tmp_path, third_party(side="s", shuffle=False), data, capsys, "--scale", 2)
+    code, result = imported(tmp_path, third_party(side="s", shuffle=False), data, capsys)
     assert code == 0, result
     assert load(tmp_path / "a.krl", Restorer).overlap is None
 
@@ -103,10 +103,9 @@ def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (third_party(side="s", shuffle=False), [], "give --scale"),
         (third_party(), ["--color", "rgb"], "--color is rgb, but the model takes 1 channels"),
         (third_party(), ["--height", "20"], "--height is 20, but the model's input is fixed to 12"),
-        (third_party(), ["--scale", "3"], "with scale 3 it should be"),
+        (third_party(), ["--scale", "3"], "--scale is 3, but the model makes images 2 times as large"),
         (third_party(), ["--labels", "a", "b"], "--labels is not for --task restoration"),
         (third_party(), ["--scale", "99"], "--scale is 99; accepted: 1 to 16"),
     ],
@@ -123,11 +122,6 @@ def test_options_of_restoration_for_classifiers(tmp_path, data, capsys):
     assert "--scale is not for --task classification" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "--labels is missing" in capsys.readouterr().err
-
-
-def test_scale_of_shapes():
-    assert scale_of(third_party()) == 2
-    assert scale_of(third_party(side="s", shuffle=False)) is None
 
 
 @pytest.mark.parametrize(
