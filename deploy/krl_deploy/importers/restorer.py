@@ -106,7 +106,7 @@ def import_restorer(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the rewritten graph is made of, and compared with.
+    """Parts of the rewritten graph, and the images that it is compared with.
 
     Attributes:
         file: The file.
@@ -143,7 +143,7 @@ class _Plan:
 
 
 def _color(config: ImportConfig, file: RestorerFile) -> str:
-    """Return what the channels are."""
+    """Return the kind of the channels: luma, gray or colors."""
     color = config.color or ("rgb" if file.channels == 3 else "y")
     if (color == "rgb") != (file.channels == 3):
         raise UsageError(

@@ -58,7 +58,7 @@ class RestorerFile:
         return not any(isinstance(side, int) for side in self.taken.shape[2:])
 
     def preprocessing(self, height: int, width: int) -> Preprocessing:
-        """Return what happens from pixels of a size to its input."""
+        """Return the preprocessing from pixels of a size to its input."""
         return Preprocessing(height, width, self.channels, mean=self.mean, std=self.std)
 
     def inputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -261,7 +261,7 @@ class Restorer(Pipeline):
             BackendError: The network is not local, and takes only images that are smaller.
         """
         shortest, longest = side
-        if shortest == longest:
+        if shortest == longest and self.overlap is not None:
             yield from self._equal_spans(length, shortest)
             return
         if self.overlap is None:
@@ -269,7 +269,7 @@ class Restorer(Pipeline):
                 raise BackendError(
                     f"an image with a side of {length} pixels does not fit the engine, which takes at most {longest}, "
                     "and this network needs the whole image; build an engine for larger ones with: krl-deploy "
-                    "build-engine --height MIN,OPT,MAX --width MIN,OPT,MAX"
+                    "build-engine --height MIN,OPT,MAX --width MIN,OPT,MAX, or --tile N"
                 )
             yield _Span(0, length, 0, length)
             return
@@ -297,7 +297,7 @@ class Restorer(Pipeline):
             raise BackendError(
                 f"parts of at most {side} pixels a side are too small for this network, whose receptive field has a "
                 f"radius of {overlap}; build an engine for larger ones with: krl-deploy build-engine --height "
-                "MIN,OPT,MAX --width MIN,OPT,MAX"
+                "MIN,OPT,MAX --width MIN,OPT,MAX, or --tile N"
             )
         while keep < length:
             begin = max(0, min(keep - overlap, length - side))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -91,3 +92,24 @@ def test_a_failure_names_the_image_and_its_size(tmp_path: Path, size: tuple[int,
 def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, object]):
     with pytest.raises(BundleError, match="is no restorer: its settings have smallest_side"):
         load(bundle(tmp_path / "a.krl", reflecting(1), overlap=2, **settings))
+
+
+@pytest.mark.parametrize(("side", "multiple", "most"), [(64, 1, 64), (64, 8, 64), (70, 8, 64)])
+def test_an_engine_for_one_size_of_a_network_that_needs_the_whole_image(
+    tmp_path: Path, side: int, multiple: int, most: int
+):
+    """It takes smaller images, and refuses larger ones: parts would have seams."""
+    model = aligned(8)
+    restorer = load(bundle(tmp_path / "a.krl", model, smallest_side=multiple, multiple=multiple), Restorer)
+    inner, sizes = restorer.backend, []
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes.append(inputs["pixels"].shape[2:])
+        return inner.run(inputs)
+
+    low = side if multiple == 1 or side % multiple == 0 else 64
+    restorer.backend = SimpleNamespace(image_sizes=((low, side), (low, side)), run=run)  # type: ignore[assignment]
+    assert restorer(smooth(30, 41)).pixels.shape[:2] == (30, 41)
+    assert sizes == [(64, 64)]
+    with pytest.raises(BackendError, match=rf"a side of {side + 1} pixels does not fit .* at most {most}, .*--tile N"):
+        restorer(smooth(20, side + 1))
