@@ -23,6 +23,12 @@ __all__ = ["local_radius", "open_sides", "to_restorer"]
 _SIDES: Final[Mapping[Layout, tuple[int, int]]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NHW": (1, 2)}
 """Axes of height and width by layout."""
 
+_RESIZES: Final = {"nearest": 1.0, "linear": 1.0, "cubic": 2.0}
+"""Pixels to each side that an enlargement looks at, by mode."""
+
+_LOCAL_COORDINATES: Final = ("half_pixel", "pytorch_half_pixel", "asymmetric")
+"""Coordinates that do not depend on the size of the image, as those between aligned corners do."""
+
 _SHUFFLES = {(0, 1, 4, 2, 5, 3): ("CRD", 1), (0, 3, 4, 1, 5, 2): ("DCR", 3)}
 
 
@@ -94,8 +100,13 @@ def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
 
 def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     """Return by how much a node widens the view, in its input's pixels, and by how much it enlarges."""
+    if node.op_type in ("Concat", "Split"):
+        inside = {last for other in graph.nodes if other.op_type == "Transpose" for last in (3, -1)}  # NHWC
+        return (0.0, 1) if attribute(node, "axis", 0) in {1, -3} | inside else None
     if node.op_type in POINTWISE:
         return 0.0, 1
+    if node.op_type == "Resize":
+        return _resized(graph, node)
     if node.op_type == "Transpose" and attribute(node, "perm", None) in (TO_NCHW, TO_NHWC):
         return 0.0, 1
     if node.op_type in ("Squeeze", "Unsqueeze"):
@@ -115,6 +126,17 @@ def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     if node.op_type == "Conv":
         return (float(reach), 1) if strides == {1} else None  # all of it to one side, where the padding is uneven
     return (float(reach), int(strides.pop())) if len(strides) == 1 else None
+
+
+def _resized(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
+    """Return the same of an enlargement by a whole number, which treats all parts of an image alike."""
+    scales = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    reach = _RESIZES.get(str(attribute(node, "mode", b"nearest").decode()))
+    aligned = attribute(node, "coordinate_transformation_mode", b"half_pixel").decode() not in _LOCAL_COORDINATES
+    if scales is None or reach is None or aligned or len(scales) != 4 or attribute(node, "antialias", 0):
+        return None
+    factor = int(scales[2])
+    return (reach, factor) if factor >= 1 and list(scales) == [1, 1, factor, factor] else None
 
 
 def to_restorer(

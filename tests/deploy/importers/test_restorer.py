@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -160,13 +161,23 @@ def test_radius_by_hand():
     kernel = np.ones((1, 1, 3, 3), np.float32)
 
     def radius(nodes, scale=1):
-        return local_radius(graph(nodes, {"x": ["n", 1, "h", "w"]}, {"y": None}, {"k": kernel}), scale)
+        values = {"k": kernel, "two": np.float32([1, 1, 2, 2]), "uneven": np.float32([1, 1, 2, 3])}
+        return local_radius(graph(nodes, {"x": ["n", 1, "h", "w"]}, {"y": None}, values), scale)
 
     assert radius([node("Conv", ["x", "k"], "y", pads=[1, 1, 1, 1])]) == 2
     assert radius([node("Conv", ["x", "k"], "y", pads=[2, 2, 2, 2], dilations=[2, 2])]) == 4
     assert radius([node("Conv", ["x", "k"], "y", pads=[1, 1, 1, 1], strides=[2, 2])]) is None
     assert radius([node("ConvTranspose", ["x", "k"], "y", strides=[2, 2])], 2) == 2
     assert radius([node("Relu", ["x"], "y")], 2) is None
+    resize = partial(node, "Resize", ["x", "", "two"], "y")
+    assert [radius([resize(mode=mode)], 2) for mode in ("nearest", "linear", "cubic")] == [1, 1, 2]
+    assert radius([resize(mode="linear", coordinate_transformation_mode="align_corners")], 2) is None
+    assert radius([node("Resize", ["x", "", "uneven"], "y")], 2) is None
+    assert radius([node("Concat", ["x", "x"], "y", axis=2)]) is None
+    assert radius([node("Concat", ["x", "x"], "y", axis=1)]) == 0
+    larger = [resize(mode="cubic"), node("Conv", ["y", "k"], "z", pads=[1, 1, 1, 1])]
+    model = graph(larger, {"x": ["n", 1, "h", "w"]}, {"z": None}, {"k": kernel, "two": np.float32([1, 1, 2, 2])})
+    assert local_radius(model, 2) == 3
     assert radius([node("GlobalAveragePool", ["x"], "a"), node("Mul", ["x", "a"], "y")]) is None
 
 

@@ -150,7 +150,7 @@ def test_layouts(tmp_path: Path, data: Path, form: dict[str, str], channels: int
     model = network(channels=channels, sides=sides, **form)
     bundle = brought(model, tmp_path, data)
     assert bundle.manifest.inputs[0].shape == ("batch", channels, "height", "width")
-    assert bundle.manifest.settings["overlap"] is None  # of the enlargement by Resize
+    assert bundle.manifest.settings["overlap"] == 2  # of the convolution, all of it to one side
     image = smooth(SIDE, SIDE + 4, 3)[..., :channels]
     expected = wanted(model, image / 255, dtype=np.float32, **form) * 255
     np.testing.assert_allclose(restored(bundle, image), expected, atol=0.05)
