@@ -44,6 +44,7 @@ _log = logging.getLogger("krl")
 
 _PARTS_OVERLAP = 8  # tile side over overlap, as SwinIR's own script has for its tiles (32 of 256 pixels)
 _SIDE = 48  # pixels a side of the trial inputs of a restorer of open size: a judgment, small and thus quick
+_KEPT = 1024  # pixels a side of the images that the bundle is compared on: bounds the memory of photographs
 _ATTEMPTS = (
     *((True, "as it is"), (True, "rewritten"), (True, "single")),
     *((False, "as it is"), (False, "rewritten"), (False, "measured"), (False, "single")),
@@ -69,7 +70,7 @@ def import_restorer(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
     sides = file.sides(scale)
     preprocessing = _preprocessing(config, file, sides)
     settings = {"scale": scale, "color": color, "overlap": None, "degradation": {"kind": config.degradation}}
-    planes = _planes(config, settings)
+    planes = _planes(config, preprocessing, settings)
     pixels = _pixels(config, preprocessing, planes)
     made = file.images(pixels)
     model, changes = float32_model(original)
@@ -169,13 +170,14 @@ def _preprocessing(config: ImportConfig, file: RestorerFile, taken: Sides) -> Pr
     return file.preprocessing(*sides)
 
 
-def _planes(config: ImportConfig, settings: Mapping[str, Any]) -> list[npt.NDArray[np.uint8]]:
-    """Return real images ``[C, H, W]``, made worse as the model expects it."""
+def _planes(config: ImportConfig, spec: Preprocessing, settings: Mapping[str, Any]) -> list[npt.NDArray[np.uint8]]:
+    """Return parts of real images ``[C, H, W]``, made worse as the model expects it; larger than the golden inputs."""
     folder = open_data(config.images, on_bad=config.on_bad_image)
     planes = []
     for number, image in enumerate(choose_any(folder, config.golden)):
         whole = read_planes(image.path, settings["color"])
-        planes.append(inputs_of(whole, settings["scale"], {"kind": "bicubic"}, number)[0])
+        given = inputs_of(whole, settings["scale"], {"kind": "bicubic"}, number)[0]
+        planes.append(given[:, : max(spec.height, _KEPT), : max(spec.width, _KEPT)].copy())
     return planes
 
 
