@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig
 from krl_deploy.data.decoding import decoded
@@ -42,7 +41,7 @@ from .original import (
     class_runner,
     float32_model,
     in_float32,
-    input_unit,
+    normalization,
 )
 from .quantized import FILE, FLOAT, in_bundle, judge_float_model, taken_apart
 from .rewritten import Rewritten
@@ -119,25 +118,16 @@ def _preprocessing(config: ImportConfig, taken: Signature) -> Preprocessing:
         if fixed is not None and given is not None and fixed != given:
             raise UsageError(f"--{name} is {given}, but the model's input is fixed to {fixed}; leave the option out")
         sides[name] = int(fixed or given or 0)
-    channels = int(taken.shape[1])
-    if taken.dtype == TensorProto.UINT8 and (config.mean or config.std):
-        raise UsageError("the model takes uint8 and normalizes it itself; leave --mean and --std out")
-    unit = input_unit(config)
-    mean = config.mean or (0.0,) * channels
-    std = config.std or (1.0,) * channels
-    if config.input_range == "symmetric":  # (2 u - 1 - mean) / std of a pixel u from 0 to 1
-        mean, std = tuple((value + 1) / 2 for value in mean), tuple(value / 2 for value in std)
-    if taken.order == "bgr":
-        mean, std = mean[::-1], std[::-1]
+    mean, std = normalization(config, taken)
     return Preprocessing(
         **sides,
-        channels=channels,
+        channels=int(taken.shape[1]),
         resize=config.resize,
         crop_fraction=config.crop_fraction,
         interpolation=config.interpolation,
         decode_tolerance=config.decode_tolerance,
-        mean=tuple(value / unit for value in mean),
-        std=tuple(value / unit for value in std),
+        mean=mean,
+        std=std,
     )
 
 

@@ -41,7 +41,7 @@ from krl_runtime.pipelines import Generator
 from krl_runtime.pipelines.generator import LATENT
 
 from .original import accepted_difference, float32_model, in_steps
-from .output_range import output_range
+from .output_range import output_range, warn_of_wrapping
 from .rewritten import Rewritten
 
 __all__ = ["import_generator"]
@@ -94,11 +94,8 @@ def import_generator(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
     parameters = sum(prod(item.dims) for item in model.graph.initializer if item.data_type == TensorProto.FLOAT)
     one_run = _one_run(original.taken, original.latents)
     limits = limits_of(model, one_run)
-    if truncated and (limits is None or limits[0] < -1 or limits[1] > 256):
-        _log.warning(
-            "nothing limits the values before they become uint8: those outside of 0 to 255 begin anew in the file, and "
-            "are clipped in the bundle; export the model with a Clip"
-        )
+    if truncated:
+        warn_of_wrapping(limits)
     unit = output_range(model, limits, original.images, config.output_range, whole=truncated)
     changes.append(f"the images were read as {RANGES[unit][0]:g} to {RANGES[unit][1]:g}")
     expected = original.levels(unit)
