@@ -1,7 +1,7 @@
 """Third-party ONNX files for ``import_table.py``: networks of torchvision and timm through both exporters of torch.
 
-The weights are random, but sane: a few passes in training mode fit the statistics of BatchNorm, and the last layer is
-scaled until the logits of one image differ.
+The weights are random, but sane: a few steps of training make the logits depend on the image, a few passes fit the
+statistics of BatchNorm, and the last layer is scaled until the logits of one image differ.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = ["CLASSES", "Item", "items"]
 CLASSES = 10
 SIDE = 64
 _SPREAD = 3  # standard deviation of the logits of one image: some predictions are sure, and others are not
+_STEPS = 6  # of training: without any, the logits of a deep network hardly depend on the image
 _BATCH = 16  # images of a pass in training mode: as many as BatchNorm on maps of one pixel needs
 
 TORCHVISION = (
@@ -55,17 +56,11 @@ TIMM = (
     "resnest14d",
     "cspresnet50",
     "deit_tiny_patch16_224",
-    "mixer_s32_224",
-    "poolformer_s12",
     "mobilevit_xxs",
-    "repvit_m0_9",
-    "starnet_s1",
-    "lcnet_050",
     "nf_regnet_b0",
-    "res2net50_14w_8s",
 )
 
-_SIZED = ("deit", "mixer", "levit", "swin")  # networks of timm whose constructor takes the size of the images
+_SIZED = ("deit", "levit")  # networks of timm whose constructor takes the size of the images
 _OWN_SIDES = {"alexnet": 224}  # its pooling to 6 x 6 is exported only where it divides the map
 
 
@@ -127,29 +122,27 @@ def network(name: str) -> Any:
 
 
 def settled(net: Any, side: int) -> Any:
-    """Fit the statistics of BatchNorm to photographs, and spread the logits."""
+    """Train a few steps on photographs, fit the statistics of BatchNorm, and spread the logits."""
     import torch
 
     images = torch.from_numpy(normalized(photographs(_BATCH, side)))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    net.train()
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), torch.arange(_BATCH) % CLASSES).backward()
+        optimizer.step()
     for layer in net.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
             layer.momentum = None  # the mean over all passes
-    net.train()
     with torch.no_grad():
         for _ in range(2):
             net(images)
-        net.eval()
-        made = net(images)
-        last = [layer for layer in net.modules() if getattr(layer, "weight", None) is not None and layer.weight.ndim > 1]
-        last = [layer for layer in last if CLASSES in layer.weight.shape[:1]][-1:]
-        for layer in last:
-            # The mean over the images is taken out, so that predictions differ between images.
-            if layer.bias is not None:
-                layer.bias -= made.mean(0)
-            factor = _SPREAD / max(float((made - made.mean(0)).std()), 1e-6)
-            layer.weight *= factor
-            if layer.bias is not None:
-                layer.bias *= factor
+        spread = net.eval()(images).std()
+        last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+        for value in [layer for layer in last if CLASSES in layer.weight.shape[:1]][-1].parameters():
+            value *= _SPREAD / spread
     return net
 
 
@@ -209,8 +202,7 @@ def _export(
         opened = {"dynamic_axes": {"image": {0: "batch"}, "scores": {0: "batch"}}}
     names = {"input_names": ["image"], "output_names": ["scores"]}
     kept = {"external_data": False} if dynamo else {}
-    given = (example, *(()))
-    torch.onnx.export(model.eval(), given, str(path), dynamo=dynamo, **names, **opened, **{**kept, **options})
+    torch.onnx.export(model.eval(), (example,), path, dynamo=dynamo, **{**names, **opened, **kept, **options})
 
 
 def ChannelsLast(net: Any) -> Any:  # noqa: N802  a class that needs torch
@@ -239,7 +231,7 @@ def wrapped(function: Callable[[Any], Any], *inner: Any) -> Any:
 def _inputs() -> list[Item]:
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     base = partial(network, "mobilenet_v3_small")
-    found = [
+    return [
         Item("input_uint8_dynamo", _title(True), partial(_export_uint8, dynamo=True), **plain),
         Item("input_uint8_last_script", _title(False), partial(_export_uint8, dynamo=False, last=True), **plain),
         Item("input_0_255", _title(True), partial(_export, base, dynamo=True, wrap=_from_255), **plain,
@@ -254,7 +246,6 @@ def _inputs() -> list[Item]:
         Item("nhwc_throughout", "by hand, as Keras", _nhwc_throughout, **plain),
         Item("nhwc_fixed", "by hand, as Keras", partial(_nhwc_throughout, batch=1), **plain),
     ]  # fmt: skip
-    return found
 
 
 def _from_255(net: Any) -> Any:
@@ -308,7 +299,9 @@ def _nhwc_throughout(path: Path, batch: int | str = "N") -> None:
         weights[f"b{number}"] = rng.normal(0, 0.1, (1, 1, 1, after))
         nodes += [
             helper.make_node("Transpose", [last], [f"x{number}"], perm=[0, 3, 1, 2]),
-            helper.make_node("Conv", [f"x{number}", f"w{number}"], [f"c{number}"], auto_pad="SAME_UPPER", strides=[2, 2]),
+            helper.make_node(
+                "Conv", [f"x{number}", f"w{number}"], [f"c{number}"], auto_pad="SAME_UPPER", strides=[2] * 2
+            ),
             helper.make_node("Transpose", [f"c{number}"], [f"t{number}"], perm=[0, 2, 3, 1]),
             helper.make_node("Add", [f"t{number}", f"b{number}"], [f"a{number}"]),
             helper.make_node("Relu", [f"a{number}"], [f"r{number}"]),
@@ -342,13 +335,13 @@ def _ends() -> list[Item]:
         ("softmax", "probabilities", lambda x: torch.softmax(x, 1)),
         ("sigmoid", "sigmoid", torch.sigmoid),
         ("log_softmax", "log-probabilities", lambda x: torch.log_softmax(x, -1)),
-        ("softmax_by_hand", "probabilities", lambda x: (x - x.amax(1, True)).exp() / (x - x.amax(1, True)).exp().sum(1, True)),
+        ("softmax_by_hand", "probabilities", lambda x: x.exp() / x.exp().sum(1, True)),
         ("squeezed", "logits", lambda x: x.reshape(-1, CLASSES, 1, 1).squeeze()),
     )  # fmt: skip
     found = []
-    for number, (name, kind, end) in enumerate(ends):
+    for name, kind, end in ends:
         for dynamo in (True, False) if name in ("softmax", "sigmoid", "log_softmax") else (False,):
-            net = partial(network, ("resnet18", "shufflenet_v2_x0_5")[number % 2])
+            net = partial(network, "resnet18")
             wrap = partial(_ended, end=end)
             batch = 1 if name == "squeezed" else None
             make = partial(_export, net, dynamo=dynamo, wrap=wrap, batch=batch)
@@ -374,6 +367,14 @@ def _stored() -> list[Item]:
              partial(_export, base, dynamo=False, opset_version=11, do_constant_folding=False)),
         Item("opset_23_dynamo", _title(True), partial(_export, base, dynamo=True, opset_version=23)),
         Item("not_optimized_dynamo", _title(True), partial(_export, base, dynamo=True, optimize=False)),
+        *(
+            Item(
+                f"not_optimized_{name}",
+                _title(True),
+                partial(_export, partial(network, name), dynamo=True, optimize=False),
+            )
+            for name in ("vit_small", "shufflenet_v2_x0_5", "edgenext_xx_small")
+        ),
         Item("batchnorm_kept", _title(False), partial(_export, base, dynamo=False, training=_preserve())),
         Item("optimized_by_onnxruntime", "torch, then onnxruntime's extended optimization", _optimized),
     ]  # fmt: skip
@@ -541,7 +542,10 @@ def _not_a_number(net: Any) -> Any:
 
 
 def _two_inputs(path: Path) -> None:
-    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["mean"]), helper.make_node("Add", ["mean", "more"], ["scores"])]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
+        helper.make_node("Add", ["mean", "more"], ["scores"]),
+    ]
     _save(path, nodes, {}, ["N", 3, SIDE, SIDE], ["N", 3, 1, 1])
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", 3, 1, 1]))

@@ -27,9 +27,11 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx.reference
 import onnxruntime
 from _peers import photographs
 from _third_party import CLASSES, Item, items
@@ -45,13 +47,14 @@ LATENTS = 16
 TOLERANCE = 1e-3  # of scores, as the importer accepts; FP16 files are compared at HALF
 HALF = 2e-2  # of scores of a file that computes in FP16
 LEVEL = 0.51  # of 255: images are rounded to levels
+NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 LIBRARIES = ("onnx", "onnxruntime", "torch", "torchvision", "timm", "tensorrt_rtx_cu13_libs")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for files, bundles and results")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder whose models/ is imported too")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="its models/ are imported too")
     parser.add_argument("--only", action="append", metavar="NAME", help="files whose name contains this; repeatable")
     parser.add_argument("--again", action="store_true", help="repeat files that have a result")
     parser.add_argument("--page", type=Path, help="write the Markdown page to this file, and not to standard output")
@@ -81,7 +84,7 @@ def in_process(item: Item, work: Path, data: Path) -> dict[str, Any]:
     """Judge a file in a process of its own, which may crash."""
     command = [sys.executable, __file__, str(work), "--data", str(data), "--part", item.name]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  our own script
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     (work / f"{item.name}.log").write_text(done.stderr)
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -162,7 +165,33 @@ def form_of(file: Path) -> str:
 def session_of(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:  # float64 convolutions
+        return _Reference(file)
+
+
+class _Reference:
+    """A file that ONNX's reference evaluator runs, called as a session of ONNX Runtime."""
+
+    def __init__(self, file: Path) -> None:
+        self.net = onnx.reference.ReferenceEvaluator(str(file))
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        names = self.net.input_names
+        return [self._described(name, kind) for name, kind in zip(names, self.net.input_types, strict=True)]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        names = self.net.output_names
+        return [self._described(name, kind) for name, kind in zip(names, self.net.output_types, strict=True)]
+
+    def run(self, _: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self.net.run(None, dict(feed))
+
+    @staticmethod
+    def _described(name: str, kind: Any) -> SimpleNamespace:
+        shape = [side.dim_param or side.dim_value for side in kind.tensor_type.shape.dim]
+        return SimpleNamespace(name=name, type="tensor(double)", shape=shape)
 
 
 def import_file(item: Item, file: Path, images: Path, work: Path) -> Path:
@@ -196,11 +225,29 @@ def differences(item: Item, file: Path, bundle: Path, images: Path) -> dict[str,
             pixels = np.stack([np.atleast_3d(np.asarray(Image.open(path))).transpose(2, 0, 1) for path in paths])
             values = file_outputs(session, file_inputs(item, session, pixels))
             if item.task == "restoration":
-                wanted, made = values * 255, {n: np.stack([pipeline.restore_planes(one) for one in pixels[:n]]) for n in BATCHES}
+                wanted, restored = values * 255, np.stack([pipeline.restore_planes(one) for one in pixels])
+                made = {n: restored[:n] for n in BATCHES}
             else:
                 wanted = file_scores(item.kind, values.reshape(len(paths), -1).astype(np.float64))
-                made = {n: np.stack([row for row in rows_of(pipeline, paths[:n])]) for n in BATCHES}
+                made = {n: np.stack([*rows_of(pipeline, paths[:n])]) for n in BATCHES}
+                if item.kind == "logits" and pipeline.output_kind == "logits":
+                    return scaled(made, wanted, values.reshape(len(paths), -1), logits_of(pipeline, paths))
     return {str(n): float(np.abs(rows - wanted[:n]).max()) for n, rows in made.items()}
+
+
+def logits_of(pipeline: Any, paths: list[Path]) -> dict[int, np.ndarray]:
+    return {n: np.stack([one.logits for one in pipeline(paths[:n])]) for n in BATCHES}
+
+
+def scaled(
+    made: Mapping[int, np.ndarray], wanted: np.ndarray, outputs: np.ndarray, logits: Mapping[int, np.ndarray]
+) -> dict[str, float]:
+    """Return the larger difference: of a score, or of a logit as a share of the largest, where scores are 0 and 1."""
+    largest = np.abs(outputs.astype(np.float64)).max()
+    return {
+        str(n): float(max(np.abs(rows - wanted[:n]).max(), np.abs(logits[n] - outputs[:n]).max() / largest))
+        for n, rows in made.items()
+    }
 
 
 def rows_of(pipeline: Any, paths: list[Path]) -> Iterator[np.ndarray]:
@@ -220,7 +267,7 @@ def file_inputs(item: Item, session: Any, pixels: np.ndarray) -> np.ndarray:
         range_ = item.options.get("input_range", "0-1")
         unit = {"0-1": pixels / 255, "0-255": pixels * 1.0, "symmetric": pixels / 127.5 - 1}[range_]
         values = (unit - np.reshape(item.mean, (1, -1, 1, 1))) / np.reshape(item.std, (1, -1, 1, 1))
-        values = values.astype({"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(given.type, np.float32))
+        values = values.astype(NUMBERS[given.type])
     if item.options.get("channel_order") == "bgr":
         values = values[:, ::-1]
     if len(shape) == 2:
@@ -247,15 +294,11 @@ def file_scores(kind: str, outputs: np.ndarray) -> np.ndarray:
 def scores(found: Mapping[str, Mapping[str, Any]], *names: str) -> str:
     """Return agreement and SNR, or PSNR, of variants, the name without its precision in front."""
     parts = []
-    for name in names:
-        if name in found:
-            score = found[name]
-            if "agreement" in score:
-                snr = score.get("snr_db", score.get("snr"))
-                parts.append(f"{score['agreement']:.0%}" + ("" if snr is None else f", {snr:.0f} dB"))
-            else:
-                psnr = next((value for key, value in score.items() if "psnr" in key and value is not None), None)
-                parts.append("" if psnr is None else f"{psnr:.0f} dB")
+    for score in (found[name] for name in names if name in found):
+        if "agreement" in score:
+            parts.append(f"{score['agreement']:.0%}, {score['snr_db']:.0f} dB")
+        else:
+            parts.append(f"{score['psnr_to_fp32']:.0f} dB")
     return "; ".join(parts)
 
 
@@ -287,7 +330,7 @@ def page(rows: list[tuple[Item, Mapping[str, Any]]]) -> str:
     lines = [
         "# Table of imported files",
         "",
-        "Third-party ONNX files, imported with `krl-deploy import` ([import.md](import.md)) and compared with the file:",
+        "Third-party files, imported with `krl-deploy import` ([import.md](import.md)) and compared with the file:",
         "",
         "```sh",
         "python benchmarks/deploy/import_table.py WORK --data ../shared/data --page docs/import_table.md",
@@ -300,9 +343,9 @@ def page(rows: list[tuple[Item, Mapping[str, Any]]]) -> str:
         "",
         "- Weights are random, images are crops of two photographs. Agreement and SNR are on 20 images, and say only "
         "whether the conversion is sound.",
-        "- Difference: largest one of a score of 0 to 1 from that of ONNX Runtime on the file, at batch 1, 2 and 16; "
-        "for images, of a level of 255, which rounding makes up to 0.5. Quantized files become float models, whose "
-        "scores differ.",
+        "- Difference: largest one of a score of 0 to 1, or of a logit as a share of the largest, from those of ONNX "
+        "Runtime on the file, at batch 1, 2 and 16; for images, of a level of 255, which rounding makes up to 0.5. "
+        "Quantized files become float models, whose scores differ.",
         "- FP16: every tensor rounded to FP16. INT8: Q/DQ model; form for ONNX Runtime's CPU provider.",
         "- Parser: TensorRT-RTX's parser and builder, without a GPU. Nothing has run on a GPU.",
         "",

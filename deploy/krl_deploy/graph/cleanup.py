@@ -37,6 +37,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = GraphEditor(model)
     constants_to_initializers(graph)
     _drop_pass_through(graph)
+    _cast_to_known_types(graph)
     _fold_constants(graph)
     _open_clips(graph)
     _fold_affine(graph)
@@ -119,6 +120,19 @@ def _drop_pass_through(graph: GraphEditor) -> None:
         graph.remove([node])
         producer.output[:] = [output if name == source else name for name in producer.output]
         graph.reroute(source, output)
+
+
+def _cast_to_known_types(graph: GraphEditor) -> None:
+    """Write the type into each ``CastLike``, so that constants behind it are constants.
+
+    torch.onnx.export(dynamo=True, optimize=False) writes one for each bias, limit of a clip, and factor.
+    """
+    for node in graph.nodes:
+        kind = graph.dtype(node.input[1]) if node.op_type == "CastLike" else 0
+        if kind:
+            node.op_type = "Cast"
+            node.input.pop()
+            node.attribute.append(helper.make_attribute("to", kind))
 
 
 def _fold_constants(graph: GraphEditor) -> None:

@@ -98,6 +98,47 @@ def test_computations_on_constants_are_done_once():
     assert constants(cleaned)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_constants_in_the_type_of_another_tensor_are_constants():
+    """As torch.onnx.export(dynamo=True, optimize=False) writes biases, limits and factors."""
+    nodes = [
+        node("Shape", ["w"], "all", start=0, end=1),
+        node("CastLike", ["zero", "x"], "z"),
+        node("Expand", ["z", "all"], "b"),
+        node("Conv", ["x", "w", "b"], "c"),
+        node("CastLike", ["low", "c"], "l"),
+        node("CastLike", ["high", "l"], "h"),
+        node("Clip", ["c", "l", "h"], "k"),
+        node("CastLike", ["two", "k"], "f"),
+        node("Mul", ["k", "f"], "y"),
+    ]
+    values = {
+        "w": normal(4, 3, 3, 3),
+        "zero": np.float64(0.5),
+        "low": np.int64(0),
+        "high": np.int32(1),
+        "two": np.int8(2),
+    }
+    model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 4, 4, 4]}, values)
+    cleaned = same(model, x=X)
+    assert ops(cleaned) == ["Conv", "Clip", "Mul"]
+
+
+def test_a_type_that_is_not_known_stays_open():
+    """An operator of another domain says nothing of its type."""
+    nodes = [
+        node("Silu", ["x"], "s", domain="com.microsoft"),
+        node("CastLike", ["two", "s"], "f"),
+        node("Mul", ["s", "f"], "y"),
+    ]
+    model = graph(
+        [node("CastLike", ["two", "x"], "f"), node("Mul", ["x", "f"], "y")], {"x": [2]}, {"y": [2]}, {"two": np.int8(2)}
+    )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert ops(clean(model)) == ["Silu", "CastLike", "Mul"]
+
+
 def test_a_quantized_weight_is_not_folded_back():
     nodes = [node("DequantizeLinear", ["q", "s"], "w"), node("MatMul", ["x", "w"], "y")]
     values = {"q": np.int8([[1, 2], [3, 4]]), "s": np.float32(0.5)}
