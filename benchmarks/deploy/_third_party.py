@@ -492,8 +492,12 @@ def _dcgan(path: Path, *, dynamo: bool, batch: int | None = None) -> None:
         stride, padding = ((2, 1), (1, 0))[number == 0]
         layers += [nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     model = nn.Sequential(*layers, nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh())
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None
     with torch.no_grad():
-        model.train()(torch.randn(32, 64, 1, 1))
+        model.train()(torch.randn(64, 64, 1, 1))
+        model[-2].weight *= 4  # so that the images have contrast
     _export(lambda: model, path, dynamo=dynamo, batch=batch, example=torch.randn(batch or 2, 64, 1, 1))
 
 

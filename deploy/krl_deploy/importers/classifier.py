@@ -204,8 +204,19 @@ def _meaning(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> Meaning:
-    """Return the meaning of the output."""
-    return read_meaning(model, _one_run(taken, preprocessing, pixels), expected, config.output_kind)
+    """Return the meaning of the output.
+
+    Raises:
+        ModelError: Outputs are infinite, and not by a function that the runtime computes, such as a log-softmax.
+    """
+    meaning = read_meaning(model, _one_run(taken, preprocessing, pixels), expected, config.output_kind)
+    infinite = int((~np.isfinite(expected)).any(axis=1).sum())
+    if infinite and not meaning.activation:
+        raise ModelError(
+            f"the file's own outputs are infinite for {infinite} of {len(expected)} images; accepted: finite numbers. "
+            "Of a logarithm or a division give the tensor before it with --output NAME"
+        )
+    return meaning
 
 
 def _one_run(
