@@ -96,6 +96,9 @@ def sort_nodes(model: onnx.ModelProto) -> None:
 
 
 def _sort(nodes: MutableSequence[NodeProto], known: set[str]) -> None:
+    made = [name for node in nodes for name in node.output if name]
+    if len(set(made)) < len(made):
+        return  # the checker says which tensor is made twice
     ordered = in_order(nodes, known)
     if any(before is not after for before, after in zip(nodes, ordered, strict=True)):
         copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]

@@ -98,6 +98,15 @@ def test_a_cycle_is_refused(tmp_path):
         read_model(path)
 
 
+def test_a_tensor_that_is_made_twice_is_named(tmp_path):
+    model = graph([node("Relu", ["x"], "a"), node("Add", ["a", "x"], "y")], {"x": [2]}, {"y": [2]}, opset=18)
+    model.graph.node.append(node("Neg", ["y"], "a"))
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="single static assignment"):
+        read_model(path)
+
+
 def of_no_known_type():
     model = small()
     model.graph.initializer[0].data_type = 70

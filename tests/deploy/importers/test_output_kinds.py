@@ -273,8 +273,8 @@ def test_a_meaning_that_the_values_refute_is_refused(tail, stated, message, tmp_
 
 
 INFINITE = {
-    "logarithm of zeros": [FLAT, node("Relu", ["f"], "r"), node("Log", ["v"], "out")],
-    "division by zeros": [FLAT, node("Relu", ["f"], "r"), node("Div", ["one", "v"], "out")],
+    "logarithm of zeros": [FLAT, node("Relu", ["f"], "v"), node("Log", ["v"], "out")],
+    "division by zeros": [FLAT, node("Relu", ["f"], "v"), node("Div", ["one", "v"], "out")],
     "log odds of a hard sigmoid": [
         FLAT,
         node("HardSigmoid", ["f"], "p", alpha=1.0),
