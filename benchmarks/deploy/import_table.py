@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -108,10 +109,10 @@ def judged(item: Item, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"form": "", "differences": {}}
     try:
         found["form"] = form_of(file)
-        bundle = import_file(item, file, images, work)
+        bundle, stays = import_file(item, file, images, work)
     except Exception as error:
         return {**found, "result": failure(error)}
-    found["result"] = "imported"
+    found["result"] = "imported, the batch stays 1" if stays else "imported"
     found |= attempt("differences", lambda: differences(item, file, bundle, images))
     given = {} if item.task == "generation" else {"data": images}
     shared = {"bundle": bundle, "accept_unmeasured": True, "val_fraction": 0.5, **given}
@@ -136,7 +137,7 @@ def attempt(name: str, function: Any) -> dict[str, Any]:
 
 def failure(error: Exception) -> str:
     """Return the exit code and the message; an exception that the command line would not catch stands out."""
-    message = " ".join(str(error).split())
+    message = " ".join(re.sub(r"\S+/(?=[\w.-]+\.(onnx|data|krl))", "", str(error)).split())
     if isinstance(error, KrlError):
         return f"exit {error.exit_code}: {message}"
     traceback.print_exception(error)
@@ -197,7 +198,8 @@ class _Reference:
         return SimpleNamespace(name=name, type="tensor(double)", shape=shape)
 
 
-def import_file(item: Item, file: Path, images: Path, work: Path) -> Path:
+def import_file(item: Item, file: Path, images: Path, work: Path) -> tuple[Path, bool]:
+    """Return the bundle, and whether it takes one image at a time."""
     options: dict[str, Any] = {"task": item.task, "golden": 4, **item.options}
     if item.task != "generation":
         options |= {"data": images}
@@ -207,8 +209,8 @@ def import_file(item: Item, file: Path, images: Path, work: Path) -> Path:
         options["labels"] = tuple(f"c{number}" for number in range(classes))
         if "uint8" not in form_of(file) and (item.mean, item.std) != ((0.0,) * item.channels, (1.0,) * item.channels):
             options |= {"mean": item.mean, "std": item.std}
-    bundle = krl_deploy.import_onnx(model=file, out=work / f"{item.name}.krl", overwrite=True, **options).bundle
-    return Path(bundle)
+    done = krl_deploy.import_onnx(model=file, out=work / f"{item.name}.krl", overwrite=True, **options)
+    return done.bundle, "[1, " in done.details["input"]
 
 
 # Comparison with the file, by ONNX Runtime and NumPy alone
@@ -322,7 +324,7 @@ def parser_of(bundle: Path) -> str:
 
 
 def page(rows: list[tuple[Item, Mapping[str, Any]]]) -> str:
-    imported = [(item, found) for item, found in rows if found["result"] == "imported"]
+    imported = [(item, found) for item, found in rows if found["result"].startswith("imported")]
     equal = sum(is_equal(item, found) for item, found in imported)
     built = sum(found["parser"].endswith("built") and ";" not in found["parser"] for _, found in imported)
     lines = [
