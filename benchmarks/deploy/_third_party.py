@@ -329,12 +329,10 @@ def _save(path: Path, nodes: Sequence[Any], weights: Mapping[str, np.ndarray], g
 
 
 def _ends() -> list[Item]:
-    import torch
-
     ends: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-        ("softmax", "probabilities", lambda x: torch.softmax(x, 1)),
-        ("sigmoid", "sigmoid", torch.sigmoid),
-        ("log_softmax", "log-probabilities", lambda x: torch.log_softmax(x, -1)),
+        ("softmax", "probabilities", lambda x: x.softmax(1)),
+        ("sigmoid", "sigmoid", lambda x: x.sigmoid()),
+        ("log_softmax", "log-probabilities", lambda x: x.log_softmax(-1)),
         ("softmax_by_hand", "probabilities", lambda x: x.exp() / x.exp().sum(1, True)),
         ("squeezed", "logits", lambda x: x.reshape(-1, CLASSES, 1, 1).squeeze()),
     )  # fmt: skip
@@ -375,15 +373,8 @@ def _stored() -> list[Item]:
             )
             for name in ("vit_small", "shufflenet_v2_x0_5", "edgenext_xx_small")
         ),
-        Item("batchnorm_kept", _title(False), partial(_export, base, dynamo=False, training=_preserve())),
         Item("optimized_by_onnxruntime", "torch, then onnxruntime's extended optimization", _optimized),
     ]  # fmt: skip
-
-
-def _preserve() -> Any:
-    import torch
-
-    return torch.onnx.TrainingMode.PRESERVE
 
 
 def _through(path: Path, change: Callable[[Path, Path], None], name: str = "mobilenet_v2", **options: Any) -> None:

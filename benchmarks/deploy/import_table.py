@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -98,8 +99,12 @@ def judged(item: Item, work: Path) -> dict[str, Any]:
     """Make a file, import it, and return what the table has."""
     file = work / f"{item.name}.onnx"
     try:
-        if not file.exists():
-            item.make(file)
+        if not file.exists():  # in a process of its own: beside torch, ONNX Runtime crashed on two transformers
+            maker = multiprocessing.get_context("spawn").Process(target=item.make, args=(file,))
+            maker.start()
+            maker.join()
+            if maker.exitcode:
+                raise RuntimeError(f"its process ended with {maker.exitcode}")
     except Exception as error:
         file.unlink(missing_ok=True)
         traceback.print_exc()

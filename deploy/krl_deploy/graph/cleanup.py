@@ -39,6 +39,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     _drop_pass_through(graph)
     _cast_to_known_types(graph)
     _fold_constants(graph)
+    _split_without_sequences(graph)
     _open_clips(graph)
     _fold_affine(graph)
     _matmul_bias(graph)
@@ -133,6 +134,28 @@ def _cast_to_known_types(graph: GraphEditor) -> None:
             node.op_type = "Cast"
             node.input.pop()
             node.attribute.append(helper.make_attribute("to", kind))
+
+
+def _split_without_sequences(graph: GraphEditor) -> None:
+    """Write ``SplitToSequence`` whose parts are each taken by a known number as ``Split``, which TensorRT has."""
+    consumers = graph.consumers()
+    for node in [node for node in graph.nodes if node.op_type == "SplitToSequence" and len(node.input) > 1]:
+        takers, sizes = consumers[node.output[0]], graph.constant(node.input[1])
+        found = [graph.constant(taker.input[1]) for taker in takers if taker.op_type == "SequenceAt"]
+        places = [int(place) for place in found if place is not None]
+        if sizes is None or sizes.ndim != 1 or len(places) < len(takers) or node.output[0] in graph.outputs:
+            continue
+        parts = [graph.fresh(f"{node.output[0]}_{index}") for index in range(sizes.size)]
+        graph.remove(takers)
+        for taker, place in zip(takers, places, strict=True):
+            part, output = parts[place], taker.output[0]
+            if output in graph.outputs:
+                graph.add_for("Identity", [part], output)
+            else:
+                graph.reroute(output, part)
+        axis = attribute(node, "axis", 0)
+        graph.remove([node])
+        graph.nodes.append(helper.make_node("Split", list(node.input), parts, name=f"{node.name}_parts", axis=axis))
 
 
 def _fold_constants(graph: GraphEditor) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import helper, numpy_helper
 
 from _helpers.graphs import constants, graph, node, ops, run
@@ -121,6 +122,21 @@ def test_constants_in_the_type_of_another_tensor_are_constants():
     model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 4, 4, 4]}, values)
     cleaned = same(model, x=X)
     assert ops(cleaned) == ["Conv", "Clip", "Mul"]
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+@pytest.mark.parametrize("places", [(0, 1), (1, 0), (-1, -2), (1, 1)])
+def test_parts_of_a_sequence_become_a_split(places, axis):
+    """As torch writes split and chunk with optimize=False."""
+    nodes = [
+        node("SplitToSequence", ["x", "sizes"], "parts", axis=axis),
+        node("SequenceAt", ["parts", "one"], "a"),
+        node("SequenceAt", ["parts", "other"], "b"),
+        node("Concat", ["b", "a"], "y", axis=1),
+    ]
+    values = {"sizes": np.int64([1, 2]), "one": np.int64(places[0]), "other": np.int64(places[1])}
+    model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, values)
+    assert ops(same(model, x=X)) == ["Split", "Concat"]
 
 
 def test_a_type_that_is_not_known_stays_open():
