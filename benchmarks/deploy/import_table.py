@@ -99,7 +99,7 @@ def judged(item: Item, work: Path) -> dict[str, Any]:
     """Make a file, import it, and return what the table has."""
     file = work / f"{item.name}.onnx"
     try:
-        if not file.exists():  # in a process of its own: beside torch, ONNX Runtime crashed on two transformers
+        if not file.exists():  # in a process of its own: torch takes no part in the import
             maker = multiprocessing.get_context("spawn").Process(target=item.make, args=(file,))
             maker.start()
             maker.join()

@@ -140,12 +140,13 @@ def _split_without_sequences(graph: GraphEditor) -> None:
     """Write ``SplitToSequence`` whose parts are each taken by a known number as ``Split``, which TensorRT has."""
     consumers = graph.consumers()
     for node in [node for node in graph.nodes if node.op_type == "SplitToSequence" and len(node.input) > 1]:
-        takers, sizes = consumers[node.output[0]], graph.constant(node.input[1])
+        axis = attribute(node, "axis", 0)
+        takers, sizes = consumers[node.output[0]], _sizes_of_parts(graph, node, axis)
         found = [graph.constant(taker.input[1]) for taker in takers if taker.op_type == "SequenceAt"]
         places = [int(place) for place in found if place is not None]
-        if sizes is None or sizes.ndim != 1 or len(places) < len(takers) or node.output[0] in graph.outputs:
+        if not sizes or len(places) < len(takers) or node.output[0] in graph.outputs:
             continue
-        parts = [graph.fresh(f"{node.output[0]}_{index}") for index in range(sizes.size)]
+        parts = [graph.fresh(f"{node.output[0]}_{index}") for index in range(len(sizes))]
         graph.remove(takers)
         for taker, place in zip(takers, places, strict=True):
             part, output = parts[place], taker.output[0]
@@ -153,9 +154,18 @@ def _split_without_sequences(graph: GraphEditor) -> None:
                 graph.add_for("Identity", [part], output)
             else:
                 graph.reroute(output, part)
-        axis = attribute(node, "axis", 0)
         graph.remove([node])
-        graph.nodes.append(helper.make_node("Split", list(node.input), parts, name=f"{node.name}_parts", axis=axis))
+        given = [node.input[0], graph.add_constant(f"{node.output[0]}_sizes", np.array(sizes, np.int64))]
+        graph.nodes.append(helper.make_node("Split", given, parts, name=f"{node.name}_parts", axis=axis))
+
+
+def _sizes_of_parts(graph: GraphEditor, node: NodeProto, axis: int) -> list[int]:
+    """Return the sizes of a sequence's parts, of which all but the last are equal if one number is given."""
+    split, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
+    if split is None or split.ndim == 1:
+        return [] if split is None else [int(size) for size in split]
+    side = shape[axis] if shape else "?"
+    return [min(int(split), side - at) for at in range(0, side, int(split))] if isinstance(side, int) else []
 
 
 def _fold_constants(graph: GraphEditor) -> None:

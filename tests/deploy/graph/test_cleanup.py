@@ -125,8 +125,9 @@ def test_constants_in_the_type_of_another_tensor_are_constants():
 
 
 @pytest.mark.parametrize("axis", [1, -3])
+@pytest.mark.parametrize("sizes", [[1, 2], 2])
 @pytest.mark.parametrize("places", [(0, 1), (1, 0), (-1, -2), (1, 1)])
-def test_parts_of_a_sequence_become_a_split(places, axis):
+def test_parts_of_a_sequence_become_a_split(places, sizes, axis):
     """As torch writes split and chunk with optimize=False."""
     nodes = [
         node("SplitToSequence", ["x", "sizes"], "parts", axis=axis),
@@ -134,7 +135,7 @@ def test_parts_of_a_sequence_become_a_split(places, axis):
         node("SequenceAt", ["parts", "other"], "b"),
         node("Concat", ["b", "a"], "y", axis=1),
     ]
-    values = {"sizes": np.int64([1, 2]), "one": np.int64(places[0]), "other": np.int64(places[1])}
+    values = {"sizes": np.int64(sizes), "one": np.int64(places[0]), "other": np.int64(places[1])}
     model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, values)
     assert ops(same(model, x=X)) == ["Split", "Concat"]
 
