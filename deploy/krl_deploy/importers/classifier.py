@@ -22,7 +22,7 @@ from krl_deploy.graph.classifier import to_classifier
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.image_input import Signature, any_signature
 from krl_deploy.graph.number_types import widened
-from krl_deploy.graph.open_batch import measured_shapes
+from krl_deploy.graph.open_batch import attempts, measured_shapes
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.output_kind import OUTPUT_KIND
@@ -150,8 +150,19 @@ def _meaning(
     pixels: npt.NDArray[np.uint8],
     expected: npt.NDArray[np.float32],
 ) -> Meaning:
-    """Return the meaning of the output."""
-    return read_meaning(model, _one_run(taken, preprocessing, pixels), expected, config.output_kind)
+    """Return the meaning of the output.
+
+    Raises:
+        ModelError: Outputs are infinite, and not by a function that the runtime computes, such as a log-softmax.
+    """
+    meaning = read_meaning(model, _one_run(taken, preprocessing, pixels), expected, config.output_kind)
+    infinite = int((~np.isfinite(expected)).any(axis=1).sum())
+    if infinite and not meaning.activation:
+        raise ModelError(
+            f"the file's own outputs are infinite for {infinite} of {len(expected)} images; accepted: finite numbers. "
+            "Of a logarithm or a division give the tensor before it with --output NAME"
+        )
+    return meaning
 
 
 def _one_run(
@@ -173,18 +184,23 @@ def _rewrite(
 ) -> tuple[onnx.ModelProto, list[str], npt.NDArray[np.float32]]:
     """Return the bundle's graph, a list of the changes, and its outputs for ``pixels``, equal to the original's."""
     failure: KrlError | None = None
-    only_open = isinstance(taken.shape[0], int) and taken.shape[0] != 1
-    for opened, measured in ((True, False), (True, True), (False, False)):
-        if only_open and not opened:
-            break
+    for attempt in attempts(taken.shape[0]):
         try:
-            shapes = measured_shapes(model, _one_run(taken, preprocessing, pixels)) if measured else None
-            candidate, changes = to_classifier(model, taken, preprocessing, meaning.head, opened=opened, shapes=shapes)
+            shapes = measured_shapes(model, _one_run(taken, preprocessing, pixels)) if attempt.measured else None
+            candidate, changes = to_classifier(
+                model,
+                taken,
+                preprocessing,
+                meaning.head,
+                opened=attempt.opened,
+                inside=attempt.inside,
+                shapes=shapes,
+            )
             outputs = _check_same(candidate, pixels, meaning, expected, tolerance)
         except (BackendError, CheckFailedError, ModelError) as error:
             failure = failure or error
             continue
-        if not opened:
+        if not attempt.opened:
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
         return candidate, changes, outputs
     raise CheckFailedError(

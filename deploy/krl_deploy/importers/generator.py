@@ -32,7 +32,7 @@ from krl_deploy.graph.image_output import (
 )
 from krl_deploy.graph.latent_input import LatentInput, check_not_random, latent_input
 from krl_deploy.graph.number_types import has_other_floats, widened
-from krl_deploy.graph.open_batch import measured_shapes
+from krl_deploy.graph.open_batch import attempts, measured_shapes
 from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError
@@ -239,17 +239,23 @@ def _rewrite(
     """Return the bundle's graph, with an open batch if possible, a list of the changes, and its checked outputs."""
     failure: KrlError | None = None
     batch = original.taken.batch
-    for opened, measured in ((True, False), (True, True), (False, False)):
-        if not opened and isinstance(batch, int) and batch != 1:
-            break
+    for attempt in attempts(batch):
         try:
-            shapes = measured_shapes(model, one_run) if measured else None
-            candidate, changes = to_generator(model, original.taken, original.made, unit, opened=opened, shapes=shapes)
+            shapes = measured_shapes(model, one_run) if attempt.measured else None
+            candidate, changes = to_generator(
+                model,
+                original.taken,
+                original.made,
+                unit,
+                opened=attempt.opened,
+                inside=attempt.inside,
+                shapes=shapes,
+            )
             outputs = check(candidate)
         except (BackendError, CheckFailedError, ModelError) as error:
             failure = failure or error
             continue
-        if not opened:
+        if not attempt.opened:
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
         return candidate, changes, outputs
     fixed = f"; its batch is fixed to {batch}, accepted: 1 or any number" if isinstance(batch, int) else ""
