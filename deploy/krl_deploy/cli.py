@@ -123,9 +123,16 @@ def _measured(found: Mapping[str, Any]) -> dict[str, str]:
     if "parity" in found:
         parity = found["parity"]
         return {"largest difference": f"{parity['max_abs_error']:.3g} of 255 on {parity['inputs']} latents"}
-    kind, form = ("top-1", "{:.2%}") if "top1" in found else ("PSNR in dB", "{:.2f}")
-    value = found["top1" if "top1" in found else "psnr"]
-    return {kind: "not measured" if value is None else f"{form.format(value)} on {found['count']} images"}
+    key, kind, form = ("top1", "top-1", "{:.2%}") if "top1" in found else ("psnr", "PSNR in dB", "{:.2f}")
+
+    def shown(value: float | None, count: int) -> str:
+        return "not measured" if value is None else f"{form.format(value)} on {count} images"
+
+    facts = {kind: shown(found[key], found["count"])}
+    if "quantized_file" in found:
+        file = found["quantized_file"]
+        facts[f"{kind} of the file itself"] = shown(file["scores"]["quantized_file"][key], file["count"])
+    return facts
 
 
 def _measured_on(result: verbs.VariantResult) -> str:

@@ -86,10 +86,11 @@ _ON_IMAGES = ("classification", "restoration")
 _IMPORTS_FOR: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("labels", "output_kind"), ("classification",)),
     **dict.fromkeys(("scale", "color", "degradation"), ("restoration",)),
-    **dict.fromkeys(("output_range", "latent_distribution"), ("generation",)),
-    **dict.fromkeys(("output", "channel_order"), ("classification", "generation")),
+    **dict.fromkeys(("latent_distribution",), ("generation",)),
+    **dict.fromkeys(("output_range",), ("restoration", "generation")),
     **dict.fromkeys(("data", "mean", "std", "input_range", "resize", "crop_fraction"), _ON_IMAGES),
     **dict.fromkeys(("interpolation", "decode_tolerance", "val_limit", "on_bad_image"), _ON_IMAGES),
+    **dict.fromkeys(("max_drop", "accept_unmeasured"), _ON_IMAGES),
 }
 """Tasks that an option of ``krl-deploy import`` is for; the others are for all."""
 
@@ -120,14 +121,14 @@ class ImportConfig:
     std: tuple[float, ...] | None = None
     """Standard deviation to divide each channel by, in units of --input-range; left out: 1."""
     input_range: Literal["0-1", "0-255", "symmetric"] = "0-1"
-    """Pixels before mean and std: divided by 255, as they are, or -1 to 1 (classification)."""
+    """Pixels before mean and std: divided by 255, as they are, or -1 to 1."""
     channel_order: ChannelOrder = "rgb"
-    """For classification and generation: order of the model's channels, also in --mean and --std."""
+    """Order of the model's channels, also in --mean and --std."""
     output: str | None = None
-    """The output with the classes, or a generator's images, or any tensor, if the model has several outputs."""
+    """The output with the classes or images, or any other tensor, if the model has several outputs."""
     output_range: OutputRange | None = None
-    """For generation: black and white of the model's images: -1 and 1 (symmetric), 0 and 1, or 0 and 255; left out:
-    read from the graph."""
+    """Black and white of a generator's or restorer's images: -1 and 1 (symmetric), 0 and 1, or 0 and 255; left out:
+    read from the graph, and of a restorer without limits as --input-range."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """For generation: latents of the training: of a standard normal distribution, or uniform from -1 to 1."""
     output_kind: FileKind | None = None
@@ -149,6 +150,12 @@ class ImportConfig:
     """Number of real inputs that are stored with their outputs, for the self-test on any device."""
     val_limit: int = 2000
     """Measure accuracy on this many images at most."""
+    max_drop: float | None = None
+    """For Q/DQ files: largest accepted accuracy drop from the file to its float model: points of top-1 (left out: 1),
+    or for restorers dB of PSNR (0.1)."""
+    accept_unmeasured: bool = False
+    """For Q/DQ files: keep the float model although it is unlike the file on images whose truth is not known; the
+    bundle records it."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
@@ -159,6 +166,7 @@ class ImportConfig:
     def __post_init__(self) -> None:
         """Check the ranges, and that options are for the task."""
         _check_counts(golden=self.golden, val_limit=self.val_limit)
+        _check_limits(self.max_drop, None, None)
         for field in fields(self):
             tasks = _IMPORTS_FOR.get(field.name, (self.task,))
             if self.task not in tasks and getattr(self, field.name) != field.default:
@@ -166,8 +174,6 @@ class ImportConfig:
                     f"{option_name(field.name)} is not for --task {self.task}; leave it out, or give --task "
                     f"{' or '.join(tasks)}"
                 )
-        if self.task == "restoration" and self.input_range == "symmetric":
-            raise UsageError("--input-range symmetric is for classification; for restoration give 0-1 or 0-255")
         if self.task == "classification" and not self.labels:
             raise UsageError("--labels is missing; give the class names, or a file with a name on each line")
         if self.task != "generation" and self.data is None:
@@ -275,6 +281,9 @@ class QuantizeConfig:
     """Continue a calibration or a plan that was interrupted."""
     reuse_calibration: bool = False
     """Use the ranges in the bundle, if they are of this model and of these images."""
+    recalibrate: bool = False
+    """Measure new ranges and weight scales in place of those that came with the model: of a Q/DQ file, or of training.
+    The bundle keeps those for a later run without this option."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     json: bool = False

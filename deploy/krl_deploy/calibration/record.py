@@ -69,6 +69,8 @@ class Calibration:
         given: Ranges that came with the model (trained with it, or of a quantized file), unchanged. If there are any,
             weighted operators whose inputs have none stay in floating point.
         weight_scales: Scales of weights that came with the model, one or ``[channels]``, by the weight's name.
+        recalibrated: Whether ``given`` and ``weight_scales`` are kept for a later run alone, and everything was
+            measured anew.
     """
 
     identity: Identity
@@ -78,6 +80,12 @@ class Calibration:
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     given: Ranges = field(default_factory=dict)
     weight_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    recalibrated: bool = False
+
+    @property
+    def keeps_given(self) -> bool:
+        """Return whether the ranges that came with the model are in use."""
+        return bool(self.given) and not self.recalibrated
 
     def to_bytes(self) -> bytes:
         """Return the content of ``calibration.json``."""
@@ -107,6 +115,7 @@ class Calibration:
                 channels["factors"],
                 _ranges(values["given"]),
                 channels["weight_scales"],
+                values.get("recalibrated", False) is True,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(

@@ -44,6 +44,14 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
     outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]
+    return _finite(outputs)
+
+
+def _outputs(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
+    return _finite(session(inputs)) if callable(session) else outputs_of(session, inputs)
+
+
+def _finite(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if not np.isfinite(outputs).all():
         raise ModelError("the network's outputs have numbers that are not finite")
     return outputs
@@ -57,7 +65,8 @@ def compare(
     """Run several variants of a model over the same inputs.
 
     Args:
-        sessions: By name; the first one is the reference.
+        sessions: By name; the first one is the reference. A function from inputs to outputs ``[N, ...]`` stands for a
+            model that is not run by ONNX Runtime alone.
         batches: Inputs ``[N, ...]`` and their truth; see ``krl_deploy.evaluation.Batch``.
         tally: Makes the tally of one variant.
 
@@ -72,7 +81,7 @@ def compare(
     count = 0
     for inputs, truth in batches:
         count += length(inputs)
-        outputs = {name: outputs_of(session, inputs) for name, session in sessions.items()}
+        outputs = {name: _outputs(session, inputs) for name, session in sessions.items()}
         reference = next(iter(outputs.values()))
         for name, values in outputs.items():
             tallies[name].add(values, reference, truth)

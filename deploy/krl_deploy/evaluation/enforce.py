@@ -48,6 +48,7 @@ def limits_of(
     outputs: Sequence[npt.NDArray[Any]],
     golden: Mapping[str, npt.NDArray[Any]],
     verdict: Verdict,
+    advice: str = "Calibrate on images like those that the model was trained on",
 ) -> dict[str, Any]:
     """Return the limits of a variant that passed the gate on the golden inputs, as fields of ``Variant``.
 
@@ -57,6 +58,7 @@ def limits_of(
         outputs: First output of each of its files for the golden inputs, ``[N, ...]``.
         golden: Golden inputs and outputs.
         verdict: Of the gate.
+        advice: The thing to do about a variant that is outside of them.
 
     Raises:
         CheckFailedError: The variant is outside of them: it has lost inputs that the bundle was exported with.
@@ -69,6 +71,6 @@ def limits_of(
     if fault:
         raise CheckFailedError(
             f"{precision.upper()} is not kept: on the {measured.count} golden inputs of the bundle, {fault}; the "
-            "bundle is unchanged. Calibrate on images like those that the model was trained on"
+            f"bundle is unchanged. {advice}"
         )
     return limits

@@ -17,6 +17,7 @@ from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import ImageFile, identity, report_bad
 from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
 from krl_runtime.images.preprocessing import open_image
+from krl_runtime.images.sides import Sides, padded
 from krl_runtime.progress import progress
 
 from .images import ImageTask
@@ -42,6 +43,7 @@ class Restoration(ImageTask):
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]
+        self.sides = Sides.of(settings)
         self.degradation: Any = settings.get("degradation") or {}
         known = self.degradation.get("kind") in DEGRADATIONS
         super().__init__(options, true=known and options.data is not None)
@@ -99,9 +101,9 @@ class Restoration(ImageTask):
         for given, truth in self._pairs(images, description):
             height, width = (min(most or _LARGEST, side) for most, side in zip(sides, given.shape[1:], strict=True))
             part = truth if truth is None else truth[:, : height * self.scale, : width * self.scale]
-            # A smaller image is padded to the graph's fixed size, as on the device.
-            missing = [max(0, (side or 0) - size) for side, size in zip(sides, (height, width), strict=True)]
-            filled = np.pad(given[:, :height, :width], ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
+            # An image that the graph does not take is padded, as on the device.
+            fitting = [side or self.sides.fit(size) for side, size in zip(sides, (height, width), strict=True)]
+            filled = padded(given[:, :height, :width], *fitting)
             yield np.ascontiguousarray(filled[None]), part
 
     def _pairs(

@@ -17,9 +17,11 @@ from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation.restoration import DEGRADATIONS, inputs_of, patch_of, read_planes
 from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.edit import GraphEditor
-from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
+from krl_deploy.graph.sides import restorer_sides
+from krl_runtime.errors import DataError, ImageError, KrlError, ModelError, UsageError
 from krl_runtime.images.folders import report_bad
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.images.sides import Sides
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
 from .plan import ExportPlan, no_real_images
@@ -49,6 +51,8 @@ def plan_restorer(config: ExportConfig, run: Run) -> ExportPlan:
     )
     pixels, whole = _real_images(config, run, spec, settings)
     model = restorer_graph(network, spec, settings["scale"], config.opset, fixed=config.tile is not None)
+    if config.tile is None:
+        settings |= _sides(model, settings["scale"]).settings()
     further = {PIXELS: whole} if config.tile is None else None
     macs = count_macs(network, spec.shape)
     return ExportPlan(network, model, {PIXELS: pixels}, RESTORED, spec, macs, settings, further)
@@ -79,6 +83,18 @@ def restorer_graph(
     graph.declare_input(PIXELS, TensorProto.UINT8, ("batch", spec.channels, sides[2], sides[3]))
     graph.declare_output(RESTORED, TensorProto.FLOAT, ("batch", spec.channels, made[2], made[3]))
     return graph.close()
+
+
+def _sides(model: onnx.ModelProto, scale: int) -> Sides:
+    """Return the heights and widths that the graph takes.
+
+    Raises:
+        ModelError: It makes no image of the right size of small ones.
+    """
+    sides = restorer_sides(model, scale)
+    if sides is None:
+        raise ModelError(f"the network makes no images {scale} times as large of small ones; check its forward()")
+    return sides
 
 
 def _tile(side: int, spec: Preprocessing, overlap: int | None) -> Preprocessing:

@@ -48,6 +48,7 @@ def to_classifier(
     head: Head,
     *,
     opened: bool,
+    inside: bool = True,
     shapes: Shapes | None = None,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with input ``pixels``, uint8, and output ``logits``, and a list of the changes.
@@ -58,6 +59,7 @@ def to_classifier(
         preprocessing: Size, mean and std of its input.
         head: Where the output is taken from.
         opened: Open the batch; see ``krl_deploy.graph.open_batch``. Else it is fixed to 1.
+        inside: Open it within the graph as well; a file whose batch is open may need no change there.
         shapes: Shapes by which it is opened.
 
     Raises:
@@ -67,7 +69,7 @@ def to_classifier(
     rank = len(graph.shape(head.source) or ())
     graph.declare_output(head.source, TensorProto.FLOAT, None)
     model = graph.close()
-    graph = GraphEditor(open_batch(model, shapes) if opened else model)
+    graph = GraphEditor(open_batch(model, shapes) if opened and inside else model)
     source, output = graph.inputs[0], head.source
     changes = feed_pixels(graph, source, preprocessing, taken)
     if rank != 2 or len(graph.shape(output) or ()) != 2:

@@ -37,7 +37,9 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = GraphEditor(model)
     constants_to_initializers(graph)
     _drop_pass_through(graph)
+    _cast_to_known_types(graph)
     _fold_constants(graph)
+    _split_without_sequences(graph)
     _open_clips(graph)
     _fold_affine(graph)
     _matmul_bias(graph)
@@ -119,6 +121,51 @@ def _drop_pass_through(graph: GraphEditor) -> None:
         graph.remove([node])
         producer.output[:] = [output if name == source else name for name in producer.output]
         graph.reroute(source, output)
+
+
+def _cast_to_known_types(graph: GraphEditor) -> None:
+    """Write the type into each ``CastLike``, so that constants behind it are constants.
+
+    torch.onnx.export(dynamo=True, optimize=False) writes one for each bias, limit of a clip, and factor.
+    """
+    for node in graph.nodes:
+        kind = graph.dtype(node.input[1]) if node.op_type == "CastLike" else 0
+        if kind:
+            node.op_type = "Cast"
+            node.input.pop()
+            node.attribute.append(helper.make_attribute("to", kind))
+
+
+def _split_without_sequences(graph: GraphEditor) -> None:
+    """Write ``SplitToSequence`` whose parts are each taken by a known number as ``Split``, which TensorRT has."""
+    consumers = graph.consumers()
+    for node in [node for node in graph.nodes if node.op_type == "SplitToSequence" and len(node.input) > 1]:
+        axis = attribute(node, "axis", 0)
+        takers, sizes = consumers[node.output[0]], _sizes_of_parts(graph, node, axis)
+        found = [graph.constant(taker.input[1]) for taker in takers if taker.op_type == "SequenceAt"]
+        places = [int(place) for place in found if place is not None]
+        if not sizes or len(places) < len(takers) or node.output[0] in graph.outputs:
+            continue
+        parts = [graph.fresh(f"{node.output[0]}_{index}") for index in range(len(sizes))]
+        graph.remove(takers)
+        for taker, place in zip(takers, places, strict=True):
+            part, output = parts[place], taker.output[0]
+            if output in graph.outputs:
+                graph.add_for("Identity", [part], output)
+            else:
+                graph.reroute(output, part)
+        graph.remove([node])
+        given = [node.input[0], graph.add_constant(f"{node.output[0]}_sizes", np.array(sizes, np.int64))]
+        graph.nodes.append(helper.make_node("Split", given, parts, name=f"{node.name}_parts", axis=axis))
+
+
+def _sizes_of_parts(graph: GraphEditor, node: NodeProto, axis: int) -> list[int]:
+    """Return the sizes of a sequence's parts, of which all but the last are equal if one number is given."""
+    split, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
+    if split is None or split.ndim == 1:
+        return [] if split is None else [int(size) for size in split]
+    side = shape[axis] if shape else "?"
+    return [min(int(split), side - at) for at in range(0, side, int(split))] if isinstance(side, int) else []
 
 
 def _fold_constants(graph: GraphEditor) -> None:

@@ -19,7 +19,7 @@ from krl_runtime.errors import ModelError
 
 from .edit import GraphEditor, attribute
 from .files import opset_of
-from .operators import QDQ
+from .operators import INTEGER, QDQ
 
 __all__ = ["check_standard", "foreign_operators", "to_standard"]
 
@@ -45,11 +45,17 @@ def check_standard(model: onnx.ModelProto, what: str) -> None:
         ModelError: It has some; the message names them.
     """
     found = foreign_operators(model)
+    integer = sorted(INTEGER & {node.op_type for node in model.graph.node})
+    if found and integer:
+        raise ModelError(
+            f"{what} needs a model in floating point; this one is quantized already, and computes on integers "
+            f"({', '.join(integer)}); start from the float model"
+        )
     if found:
         shown = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
         raise ModelError(
-            f"{what} needs standard ONNX operators alone; the model has {shown}; export it again without these, for "
-            "ONNX Runtime's optimizer: from the file before it"
+            f"{what} needs standard ONNX operators alone; the model has {shown}; export it again without these; if "
+            "ONNX Runtime's optimizer wrote them, import the file that it was given"
         )
 
 

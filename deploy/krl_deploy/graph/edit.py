@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["GraphEditor", "attribute", "infer"]
+__all__ = ["GraphEditor", "attribute", "in_order", "infer"]
 
 _SMALL = 4096
 """Bytes of an initializer that shapes may depend on; weights are larger."""
@@ -203,7 +203,7 @@ class GraphEditor:
         Raises:
             ModelError: The edited graph is not valid ONNX: a failure of the pass, with the checker's words.
         """
-        nodes = _sorted(_alive(self.nodes, self.outputs), {*self.inputs, *self.constants})
+        nodes = in_order(_alive(self.nodes, self.outputs), {*self.inputs, *self.constants})
         used = {name for node in nodes for name in node.input} | set(self.outputs)
         shell = onnx.GraphProto(name=self._model.graph.name or "graph", input=self._inputs, output=self._outputs)
         shell.node.extend(nodes)
@@ -281,17 +281,23 @@ def _alive(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
     return [node for node in nodes if id(node) in seen]
 
 
-def _sorted(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
-    """Return the nodes in an order of execution, as close to the given order as that allows."""
+def in_order(nodes: Sequence[NodeProto], known: Collection[str]) -> list[NodeProto]:
+    """Return the nodes in an order of execution, as close to the given order as that allows.
+
+    Args:
+        nodes: All nodes of a graph.
+        known: Names of its inputs and initializers.
+
+    Raises:
+        ModelError: They have a cycle.
+    """
     producers = {output: index for index, node in enumerate(nodes) for output in node.output if output}
-    waiting = [
-        len({producers[name] for name in node.input if name in producers and name not in known}) for node in nodes
-    ]
-    readers: dict[int, set[int]] = defaultdict(set)
-    for index, node in enumerate(nodes):
-        for name in node.input:
-            if name in producers and name not in known:
-                readers[producers[name]].add(index)
+    sources = [{producers[name] for name in _read(node) if name in producers and name not in known} for node in nodes]
+    waiting = [len(found) for found in sources]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for index, found in enumerate(sources):
+        for source in found:
+            readers[source].append(index)
     ready = [index for index, count in enumerate(waiting) if count == 0]
     heapq.heapify(ready)
     order: list[NodeProto] = []
@@ -305,3 +311,12 @@ def _sorted(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
     if len(order) != len(nodes):
         raise ModelError("the graph has a cycle, so it is not an ONNX graph")
     return order
+
+
+def _read(node: NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, also in the graphs inside it."""
+    yield from node.input
+    for item in node.attribute:
+        for graph in (*item.graphs, *([item.g] if item.HasField("g") else [])):
+            for inner in graph.node:
+                yield from _read(inner)

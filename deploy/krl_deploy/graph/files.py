@@ -12,7 +12,7 @@ from krl_runtime.errors import ModelError
 
 from .bounds import check_bounds
 from .external import external_tensors, read_external
-from .normal_form import make_dense, name_plugins, open_sizes, type_outputs
+from .normal_form import make_dense, name_plugins, open_sizes, sort_nodes, type_outputs
 
 __all__ = ["MAX_BYTES", "NEWEST_IR", "inline_functions", "nodes_of", "one_file", "opset_of", "read_model", "to_bytes"]
 
@@ -32,8 +32,9 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
             not cover them.
 
     Returns:
-        The model in one form: initializers that old files list among the inputs are no longer inputs, local functions
-        are inlined, sparse weights are dense, open sizes have no number, and the IR version is not newer than needed.
+        The model in one form: nodes are in order, initializers that old files list among the inputs are no longer
+        inputs, local functions are inlined, sparse weights are dense, open sizes have no number, and the IR version is
+        not newer than needed.
 
     Raises:
         ModelError: It is missing, too large, not valid ONNX, or keeps weights in other files that are not read. Or its
@@ -53,6 +54,10 @@ def read_model(path: Path, *, beside: bool = False) -> onnx.ModelProto:
     model.ir_version = min(model.ir_version, max(least, NEWEST_IR))
     name_plugins(model)
     open_sizes(model)
+    try:
+        sort_nodes(model)
+    except ModelError as error:
+        raise ModelError(f"model {path} is not valid ONNX: {error}") from error
     type_outputs(model)
     try:
         onnx.checker.check_model(model)

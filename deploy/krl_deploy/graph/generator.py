@@ -26,6 +26,7 @@ def to_generator(
     unit: OutputRange,
     *,
     opened: bool,
+    inside: bool = True,
     shapes: Shapes | None = None,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with input ``latent`` and output ``images``, both float32, and a list of the changes.
@@ -36,6 +37,7 @@ def to_generator(
         made: Its output.
         unit: Range of the output's values.
         opened: Open the batch; see ``krl_deploy.graph.open_batch``. Else it is fixed to 1.
+        inside: Open it within the graph as well; a file whose batch is open may need no change there.
         shapes: Shapes by which it is opened.
 
     Raises:
@@ -44,7 +46,7 @@ def to_generator(
     graph = GraphEditor(model)
     graph.declare_output(graph.outputs[0], TensorProto.FLOAT, None)
     model = graph.close()
-    graph = GraphEditor(open_batch(model, shapes) if opened else model)
+    graph = GraphEditor(open_batch(model, shapes) if opened and inside else model)
     changes = []
     if opened and isinstance(taken.batch, int):
         changes.append(f"the batch of {taken.batch} was opened")

@@ -29,7 +29,6 @@ __all__ = [
     "feed_pixels",
     "layout_of",
     "raise_opset",
-    "signature",
     "unflattened",
 ]
 
@@ -37,6 +36,7 @@ Layout: TypeAlias = Literal["NCHW", "NHWC", "NHW", "flat"]
 """Order of an input's dimensions; ``"flat"`` is ``[N, C * H * W]``."""
 
 _CHANNELS: Final = (1, 3)  # gray, and colors
+_OTHERS: Final = {4: "RGBA", 2: "gray with alpha"}  # that the runtime does not give to networks
 NUMPY_FLOATS: Final[Mapping[int, type[np.floating[Any]]]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
@@ -69,28 +69,6 @@ class Signature:
     order: ChannelOrder = "rgb"
 
 
-def signature(model: onnx.ModelProto) -> Signature:
-    """Return the signature of a model that takes float32 or uint8 images ``[N, C, H, W]``.
-
-    Raises:
-        ModelError: It has several inputs or outputs, or its input is something else.
-    """
-    name, output, shape, dtype = _ends(model)
-    if shape is None or len(shape) != 4 or dtype not in (TensorProto.FLOAT, TensorProto.UINT8):
-        raise ModelError(
-            f"the model's input {name} is {_described(shape, dtype)}; accepted: float32 or uint8 of shape "
-            "[batch, channels, height, width]"
-        )
-    if shape[1] not in _CHANNELS:
-        hint = (
-            "; it seems to take [batch, height, width, channels]: export it channels first"
-            if shape[3] in _CHANNELS
-            else ""
-        )
-        raise ModelError(f"the model's input {name} has shape {list(shape)}; accepted: 1 or 3 channels{hint}")
-    return Signature(name, dtype, shape, output)
-
-
 def any_signature(
     model: onnx.ModelProto, *, height: int | None = None, width: int | None = None, order: ChannelOrder = "rgb"
 ) -> Signature:
@@ -112,7 +90,7 @@ def any_signature(
         raise ModelError(
             f"the model's input {name} is {_described(shape, dtype)}; accepted: float32, float16, float64 or uint8 of "
             "shape [batch, channels, height, width], [batch, height, width, channels], [batch, height, width] or "
-            "[batch, values], with 1 or 3 channels"
+            f"[batch, values], with 1 or 3 channels{_other_channels(shape)}"
         )
     batch = shape[0]
     planes: tuple[int | str, ...] = {
@@ -133,11 +111,18 @@ def _ends(model: onnx.ModelProto) -> tuple[str, str, tuple[int | str, ...] | Non
     graph = GraphEditor(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError(
-            f"the model has inputs {graph.inputs} and outputs {graph.outputs}; a classifier has one of each; cut the "
+            f"the model has inputs {graph.inputs} and outputs {graph.outputs}; accepted: one of each; cut the "
             "rest off first, for instance with onnx.utils.extract_model"
         )
     name = graph.inputs[0]
     return name, graph.outputs[0], graph.shape(name), graph.dtype(name)
+
+
+def _other_channels(shape: Sequence[int | str] | None) -> str:
+    """Return the images that are not taken, by their name; nothing if a shape is not that of such."""
+    sizes = () if shape is None or len(shape) != 4 else (shape[1], shape[3])
+    names = [f"; this one seems to take {name} ({count} channels)" for count, name in _OTHERS.items() if count in sizes]
+    return names[0] if names else ""
 
 
 def _described(shape: Sequence[int | str] | None, dtype: int) -> str:
@@ -265,10 +250,10 @@ def _rearrange(graph: GraphEditor, values: str, preprocessing: Preprocessing, ta
         return graph.add("Transpose", [values], "pixels_nhwc", perm=TO_NHWC)
     if taken.layout == "NCHW":
         return values
-    sides = preprocessing.shape[1:] if taken.layout == "NHW" else (math.prod(preprocessing.shape),)
-    return graph.add(
-        "Reshape", [values, graph.add_constant("pixels_shape", np.array([-1, *sides], np.int64))], "pixels_shaped"
-    )
+    if taken.layout == "NHW":
+        return graph.add("Squeeze", [values, graph.add_constant("channel", np.array([1], np.int64))], "pixels_nhw")
+    target = graph.add_constant("pixels_shape", np.array([-1, math.prod(preprocessing.shape)], np.int64))
+    return graph.add("Reshape", [values, target], "pixels_shaped")
 
 
 def _undo_transposes(graph: GraphEditor, values: str, users: Sequence[NodeProto]) -> None:

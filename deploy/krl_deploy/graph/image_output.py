@@ -26,6 +26,7 @@ __all__ = [
     "TRUNCATION",
     "ImageOutput",
     "image_output",
+    "in_levels",
     "is_range",
     "limits_of",
     "to_levels",
@@ -246,10 +247,30 @@ def to_levels(graph: GraphEditor, made: ImageOutput, unit: OutputRange) -> tuple
         target = graph.add_constant("images_shape", np.array([-1, *layout], np.int64))
         images = graph.add("Reshape", [images, target], "images_shaped")
         changes.append(f"the output was brought to [batch, {', '.join(map(str, layout))}]")
-    if made.layout == "NHWC":
+    images, further = in_levels(graph, images, made.layout, made.order, unit)
+    return images, [*changes, *further]
+
+
+def in_levels(
+    graph: GraphEditor, images: str, layout: Layout, order: ChannelOrder, unit: OutputRange
+) -> tuple[str, list[str]]:
+    """Add the nodes from images of any size to images ``[N, C, H, W]`` of 0 to 255 in RGB.
+
+    Args:
+        graph: The graph.
+        images: The images, in float32.
+        layout: ``"NHWC"``, or ``"NCHW"`` for all others.
+        order: Order of their channels.
+        unit: Range of their values.
+
+    Returns:
+        The tensor with the images, and descriptions of the changes.
+    """
+    changes = list[str]()
+    if layout == "NHWC":
         images = _channels_first(graph, images)
         changes.append("the output, which was NHWC, is NCHW")
-    if made.order == "bgr":
+    if order == "bgr":
         backwards = graph.add_constant("bgr", np.array([2, 1, 0], np.int64))
         images = graph.add("Gather", [images, backwards], "images_rgb", axis=1)
         changes.append("the channels are brought into the order RGB in the graph")

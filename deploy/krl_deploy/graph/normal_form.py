@@ -1,22 +1,22 @@
-"""The form in which third-party files are read: dense weights, open sizes without a number, outputs with a type."""
+"""The form in which third-party files are read: nodes in order, dense weights, open sizes, outputs with a type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from math import prod
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from krl_runtime.errors import ModelError
 
 from .bounds import MAX_CONSTANTS
-from .edit import infer
+from .edit import in_order, infer
 from .external import size_of
 from .operators import PLUGIN_DOMAIN, PLUGINS
 
-__all__ = ["make_dense", "name_plugins", "open_sizes", "type_outputs"]
+__all__ = ["make_dense", "name_plugins", "open_sizes", "sort_nodes", "type_outputs"]
 
 
 def make_dense(model: onnx.ModelProto) -> None:
@@ -81,6 +81,29 @@ def name_plugins(model: onnx.ModelProto) -> None:
                 node.domain = node.domain if node.domain not in ("", "ai.onnx") else PLUGIN_DOMAIN
                 if node.domain not in {item.domain for item in model.opset_import}:
                     model.opset_import.append(helper.make_opsetid(node.domain, 1))
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Bring nodes to an order of execution, which ONNX wants, and ONNX Runtime's own FP16 converter does not keep.
+
+    Raises:
+        ModelError: They have a cycle.
+    """
+    for graph in _graphs(model.graph):
+        _sort(graph.node, {value.name for value in (*graph.input, *graph.initializer)})
+    for function in model.functions:
+        _sort(function.node, set(function.input))
+
+
+def _sort(nodes: MutableSequence[NodeProto], known: set[str]) -> None:
+    made = [name for node in nodes for name in node.output if name]
+    if len(set(made)) < len(made):
+        return  # the checker says which tensor is made twice
+    ordered = in_order(nodes, known)
+    if any(before is not after for before, after in zip(nodes, ordered, strict=True)):
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del nodes[:]
+        nodes.extend(copies)
 
 
 def open_sizes(model: onnx.ModelProto) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,36 @@ from onnx import NodeProto, TensorProto
 from .edit import GraphEditor, attribute, infer
 from .parts import part_of, run_part
 
-__all__ = ["Shapes", "measured_shapes", "open_batch"]
+__all__ = ["Attempt", "Shapes", "attempts", "measured_shapes", "open_batch"]
 
 Shapes: TypeAlias = Mapping[str, Sequence[int | str]]
 """Shapes by tensor."""
+
+
+class Attempt(NamedTuple):
+    """A way to take a file's batch.
+
+    Attributes:
+        opened: The bundle's batch is open; else it is 1.
+        inside: Shapes inside the graph are opened as well.
+        measured: They are opened by the shapes of a run.
+    """
+
+    opened: bool
+    inside: bool = True
+    measured: bool = False
+
+
+def attempts(batch: int | str) -> list[Attempt]:
+    """Return the ways to take a file's batch, the best first.
+
+    An open one is first taken as it is: torch writes graphs whose indices are computed from the batch, and which the
+    shapes of one image would break.
+    """
+    ways = [Attempt(opened=True), Attempt(opened=True, measured=True)]
+    if not isinstance(batch, int):
+        ways.insert(0, Attempt(opened=True, inside=False))
+    return ways if isinstance(batch, int) and batch != 1 else [*ways, Attempt(opened=False)]
 
 
 def measured_shapes(model: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]]) -> Shapes:

@@ -54,7 +54,8 @@ def read_quantized(model: onnx.ModelProto) -> Unquantized:
     """Remove the Q/DQ pairs from a graph.
 
     Args:
-        model: A Q/DQ model in int8 or uint8 with constant scales. FP16 tensors become float32.
+        model: A Q/DQ model in int8 or uint8 with constant scales, of ONNX's operators or of those of ``com.microsoft``.
+            FP16 tensors become float32.
 
     Raises:
         ModelError: The Q/DQ pairs are of another kind: in blocks, per channel on an activation, of other types, with
@@ -70,6 +71,13 @@ def read_quantized(model: onnx.ModelProto) -> Unquantized:
         {name: limits for name, limits in reader.ranges.items() if name in tensors},
         {name: scales for name, scales in reader.weight_scales.items() if name in weights},
     )
+
+
+def _become(node: NodeProto, operator: str) -> None:
+    """Turn a node into a standard operator of its first input."""
+    node.domain, node.op_type = "", operator
+    node.input[:] = node.input[:1]
+    del node.attribute[:]
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,7 @@ class _Reader:
                 elif parameters.limits()[0] == 0 and not self._never_negative(producers, node.input[0]):
                     # The range acts as the activation: quantizers for ONNX Runtime remove the ReLU.
                     self._note(node.output[0], parameters)
-                    node.op_type = "Relu"
-                    node.input[:] = node.input[:1]
-                    del node.attribute[:]
+                    _become(node, "Relu")
                     continue
                 else:
                     self._note(node.input[0], parameters)
@@ -127,9 +133,7 @@ class _Reader:
                     self._note(node.input[0], parameters)  # what an operator made of integers
             else:
                 continue
-            node.op_type = "Identity"
-            node.input[:] = node.input[:1]
-            del node.attribute[:]
+            _become(node, "Identity")
         return graph.close()
 
     def _never_negative(self, producers: Mapping[str, NodeProto], tensor: str) -> bool:

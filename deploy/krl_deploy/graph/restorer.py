@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from krl_runtime.errors import ModelError
+from krl_deploy.config import OutputRange
 from krl_runtime.images.preprocessing import Preprocessing
 
 from . import PIXELS, RESTORED
 from .edit import GraphEditor, attribute
-from .image_input import feed_pixels
+from .image_input import TO_NCHW, TO_NHWC, Layout, Signature, feed_pixels
+from .image_output import in_levels
 from .operators import CONVOLUTIONS, POINTWISE
 
-__all__ = ["local_radius", "open_sides", "scale_of", "to_restorer"]
+__all__ = ["local_radius", "open_sides", "to_restorer"]
+
+_SIDES: Final[Mapping[Layout, tuple[int, int]]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NHW": (1, 2)}
+"""Axes of height and width by layout."""
+
+_RESIZES: Final = {"nearest": 1.0, "linear": 1.0, "cubic": 2.0}
+"""Pixels to each side that an enlargement looks at, by mode."""
+
+_LOCAL_COORDINATES: Final = ("half_pixel", "pytorch_half_pixel", "asymmetric")
+"""Coordinates that do not depend on the size of the image, as those between aligned corners do."""
 
 _SHUFFLES = {(0, 1, 4, 2, 5, 3): ("CRD", 1), (0, 3, 4, 1, 5, 2): ("DCR", 3)}
 
 
-def scale_of(model: onnx.ModelProto) -> int | None:
-    """Return the factor from a graph's input size to its output size; ``None`` if its shapes leave that open."""
-    graph = GraphEditor(model)
-    given, made = graph.shape(graph.inputs[0]), graph.shape(graph.outputs[0])
-    if given is None or made is None or len(given) != 4 or len(made) != 4:
-        return None
-    sides = [(a, b) for a, b in zip(given[2:], made[2:], strict=True) if isinstance(a, int) and isinstance(b, int)]
-    factors = {b // a for a, b in sides if b % a == 0}
-    return factors.pop() if len(sides) == 2 and len(factors) == 1 else None
-
-
-def open_sides(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def open_sides(model: onnx.ModelProto, layout: Layout = "NCHW") -> tuple[onnx.ModelProto, list[str]]:
     """Return a model with ``DepthToSpace`` for pixel shuffles of fixed size, and a list of the changes.
 
     Args:
         model: A clean one.
+        layout: Layout of its input, whose height and width become open.
     """
     graph = GraphEditor(model)
     producers, consumers = graph.producers(), graph.consumers()
@@ -64,19 +64,13 @@ def open_sides(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         graph.nodes[graph.nodes.index(last)] = node
         graph.remove([first, middle])
         changes.append(f"a pixel shuffle by {block[0]}, written as reshapes to a fixed size, became DepthToSpace")
-    for name in (*graph.inputs, *graph.outputs):
-        _forget_sides(graph, name)
+    source, output = graph.inputs[0], graph.outputs[0]
+    sizes = list(graph.shape(source) or ())
+    for axis, side in zip(_SIDES[layout], ("height", "width"), strict=True):
+        sizes[axis] = side
+    graph.declare_input(source, graph.dtype(source), sizes)
+    graph.declare_output(output, graph.dtype(output), None)
     return graph.close(), changes
-
-
-def _forget_sides(graph: GraphEditor, name: str) -> None:
-    """Declare an image's height and width open."""
-    shape = graph.shape(name)
-    if shape is None or len(shape) != 4:
-        return
-    sides = ("height", "width") if name in graph.inputs else ("scaled_height", "scaled_width")
-    declare = graph.declare_input if name in graph.inputs else graph.declare_output
-    declare(name, graph.dtype(name), (*shape[:2], *sides))
 
 
 def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
@@ -106,8 +100,19 @@ def local_radius(model: onnx.ModelProto, scale: int) -> int | None:
 
 def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     """Return by how much a node widens the view, in its input's pixels, and by how much it enlarges."""
+    if node.op_type in ("Concat", "Split"):
+        inside = {last for other in graph.nodes if other.op_type == "Transpose" for last in (3, -1)}  # NHWC
+        return (0.0, 1) if attribute(node, "axis", 0) in {1, -3} | inside else None
     if node.op_type in POINTWISE:
         return 0.0, 1
+    if node.op_type == "Resize":
+        return _resized(graph, node)
+    if node.op_type == "Transpose" and attribute(node, "perm", None) in (TO_NCHW, TO_NHWC):
+        return 0.0, 1
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        return 0.0, 1  # of one channel: a side that has one pixel would not stay open
+    if node.op_type == "Gather" and attribute(node, "axis", 0) == 1:
+        return (0.0, 1) if graph.constant(node.input[1]) is not None else None  # an order of channels
     if node.op_type == "DepthToSpace":
         return 0.0, int(attribute(node, "blocksize", 1))
     if node.op_type == "Pad":
@@ -123,33 +128,50 @@ def _step(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
     return (float(reach), int(strides.pop())) if len(strides) == 1 else None
 
 
+def _resized(graph: GraphEditor, node: NodeProto) -> tuple[float, int] | None:
+    """Return the same of an enlargement by a whole number, which treats all parts of an image alike."""
+    scales = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    reach = _RESIZES.get(str(attribute(node, "mode", b"nearest").decode()))
+    aligned = attribute(node, "coordinate_transformation_mode", b"half_pixel").decode() not in _LOCAL_COORDINATES
+    if scales is None or reach is None or aligned or len(scales) != 4 or attribute(node, "antialias", 0):
+        return None
+    factor = int(scales[2])
+    return (reach, factor) if factor >= 1 and list(scales) == [1, 1, factor, factor] else None
+
+
 def to_restorer(
-    model: onnx.ModelProto, preprocessing: Preprocessing, *, peak: float, sides: Mapping[str, Any]
+    model: onnx.ModelProto,
+    preprocessing: Preprocessing,
+    *,
+    taken: Signature,
+    layout: Layout,
+    unit: OutputRange,
+    sides: Mapping[str, Any],
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with input ``pixels``, uint8, and output ``restored``, 0 to 255, and a list of the changes.
 
     Args:
-        model: A clean one, from a batch of images to a batch of images.
+        model: A clean float32 one, from a batch of images to a batch of images.
         preprocessing: Channels, mean and std of its input.
-        peak: Value of white in its output: 1 or 255.
+        taken: Its input; its output's channels have the same order.
+        layout: Layout of its output.
+        unit: Range of its output.
         sides: Shapes ``[batch, channels, height, width]`` of ``"input"`` and ``"output"`` to declare.
 
     Raises:
-        ModelError: The output is no image.
+        ModelError: The rewritten graph is not valid.
     """
     graph = GraphEditor(model)
     source, output = graph.inputs[0], graph.outputs[0]
-    if graph.dtype(output) != TensorProto.FLOAT or len(graph.shape(output) or ()) != 4:
-        raise ModelError(f"the model's output {output} is not float32 [batch, channels, height, width]")
-    changes = feed_pixels(graph, source, preprocessing)
-    if peak != 255:
-        factor = graph.add_constant("restored_scale", np.asarray(255 / peak, np.float32))
-        output = graph.add("Mul", [output, factor], "restored_scaled")
-        changes.append("the output is brought to 0 to 255")
+    changes = feed_pixels(graph, source, preprocessing, taken)
+    if layout == "NHW":
+        output = graph.add("Unsqueeze", [output, graph.add_constant("channel", np.array([1], np.int64))], "restored_1")
+        changes.append("the output, which was NHW, is NCHW")
+    output, further = in_levels(graph, output, layout, taken.order, unit)
     for old, new in ((source, PIXELS), (output, RESTORED)):
         if old != new:
             graph.rename(new, graph.fresh(f"{new}_inner"))  # whatever had that name
             graph.rename(old, new)
     graph.declare_input(PIXELS, TensorProto.UINT8, sides["input"])
     graph.declare_output(RESTORED, TensorProto.FLOAT, sides["output"])
-    return graph.close(), changes
+    return graph.close(), [*changes, *further]

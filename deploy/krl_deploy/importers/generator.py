@@ -32,7 +32,7 @@ from krl_deploy.graph.image_output import (
 )
 from krl_deploy.graph.latent_input import LatentInput, check_not_random, latent_input
 from krl_deploy.graph.number_types import has_other_floats, widened
-from krl_deploy.graph.open_batch import measured_shapes
+from krl_deploy.graph.open_batch import attempts, measured_shapes
 from krl_deploy.graph.operators import QUANTIZED
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError
@@ -41,7 +41,7 @@ from krl_runtime.pipelines import Generator
 from krl_runtime.pipelines.generator import LATENT
 
 from .original import accepted_difference, float32_model, in_steps
-from .output_range import output_range
+from .output_range import output_range, warn_of_wrapping
 from .rewritten import Rewritten
 
 __all__ = ["import_generator"]
@@ -94,11 +94,8 @@ def import_generator(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:
     parameters = sum(prod(item.dims) for item in model.graph.initializer if item.data_type == TensorProto.FLOAT)
     one_run = _one_run(original.taken, original.latents)
     limits = limits_of(model, one_run)
-    if truncated and (limits is None or limits[0] < -1 or limits[1] > 256):
-        _log.warning(
-            "nothing limits the values before they become uint8: those outside of 0 to 255 begin anew in the file, and "
-            "are clipped in the bundle; export the model with a Clip"
-        )
+    if truncated:
+        warn_of_wrapping(limits)
     unit = output_range(model, limits, original.images, config.output_range, whole=truncated)
     changes.append(f"the images were read as {RANGES[unit][0]:g} to {RANGES[unit][1]:g}")
     expected = original.levels(unit)
@@ -242,17 +239,23 @@ def _rewrite(
     """Return the bundle's graph, with an open batch if possible, a list of the changes, and its checked outputs."""
     failure: KrlError | None = None
     batch = original.taken.batch
-    for opened, measured in ((True, False), (True, True), (False, False)):
-        if not opened and isinstance(batch, int) and batch != 1:
-            break
+    for attempt in attempts(batch):
         try:
-            shapes = measured_shapes(model, one_run) if measured else None
-            candidate, changes = to_generator(model, original.taken, original.made, unit, opened=opened, shapes=shapes)
+            shapes = measured_shapes(model, one_run) if attempt.measured else None
+            candidate, changes = to_generator(
+                model,
+                original.taken,
+                original.made,
+                unit,
+                opened=attempt.opened,
+                inside=attempt.inside,
+                shapes=shapes,
+            )
             outputs = check(candidate)
         except (BackendError, CheckFailedError, ModelError) as error:
             failure = failure or error
             continue
-        if not opened:
+        if not attempt.opened:
             _log.warning("the batch stays fixed to 1; with an open one: %s", failure)
         return candidate, changes, outputs
     fixed = f"; its batch is fixed to {batch}, accepted: 1 or any number" if isinstance(batch, int) else ""

@@ -14,7 +14,7 @@ import onnx
 from krl_deploy.config import FileKind
 from krl_deploy.graph.class_output import Activation, as_in_file, read_output
 from krl_deploy.graph.classifier import Head
-from krl_runtime.bundle.output_kind import OutputKind, scores_of
+from krl_runtime.bundle.output_kind import OutputKind, margins, scores_of
 from krl_runtime.errors import UsageError
 
 __all__ = ["Meaning", "read_meaning"]
@@ -62,6 +62,18 @@ class Meaning:
         unlike = self.file in ("logits", "sigmoid-logits")
         scores = scores_of("sigmoid-logits" if unlike else "sigmoid", outputs)
         return np.concatenate([1 - scores, scores], axis=1) if self.head.pair else scores
+
+    def in_bundle(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+        """Return the file's outputs ``[N, values]`` as the bundle gives them, ``[N, classes]``.
+
+        Logits of a file that ends in a softmax are known up to a constant, and those of scores of 0 and 1 are finite.
+        """
+        if self.file == self.bundle and not self.head.pair:
+            return outputs
+        scores = self.scores(outputs)
+        if self.bundle == "logits":
+            return margins("probabilities", scores)
+        return margins("sigmoid", scores) if self.bundle == "sigmoid-logits" else scores
 
     def difference(self, outputs: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
         """Return the largest difference of the bundle's outputs from the file's, in the numbers of the file."""

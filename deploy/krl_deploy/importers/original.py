@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,6 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig
-from krl_deploy.evaluation.comparison import outputs_of
-from krl_deploy.graph.bounds import check_bounds
 from krl_deploy.graph.cleanup import clean
 from krl_deploy.graph.contrib import foreign_operators, to_standard
 from krl_deploy.graph.files import opset_of, to_bytes
@@ -22,7 +20,7 @@ from krl_deploy.graph.image_input import Signature, arranged, raise_opset
 from krl_deploy.graph.number_types import has_other_floats, widened
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.graph.versions import lowered
-from krl_runtime.errors import BackendError, ModelError
+from krl_runtime.errors import BackendError, ModelError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = [
@@ -30,12 +28,13 @@ __all__ = [
     "accepted_difference",
     "as_taken",
     "class_outputs",
+    "class_runner",
     "float32_model",
     "in_float32",
     "in_known_opset",
     "in_steps",
     "input_unit",
-    "original_outputs",
+    "normalization",
 ]
 
 _log = logging.getLogger("krl")
@@ -52,6 +51,24 @@ TOLERANCE_OF_HALF = 2e-2
 def input_unit(config: ImportConfig) -> float:
     """Return the value of white in the file's own range of pixels, which mean and std are given in."""
     return 255.0 if config.input_range == "0-255" else 1.0
+
+
+def normalization(config: ImportConfig, taken: Signature) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of the pixels that a file takes, in units of 0 to 1 and in RGB.
+
+    Raises:
+        UsageError: The file normalizes them itself.
+    """
+    if taken.dtype == TensorProto.UINT8 and (config.mean or config.std):
+        raise UsageError("the model takes uint8 and normalizes it itself; leave --mean and --std out")
+    channels, unit = int(taken.shape[1]), input_unit(config)
+    mean = config.mean or (0.0,) * channels
+    std = config.std or (1.0,) * channels
+    if config.input_range == "symmetric":  # (2 u - 1 - mean) / std of a pixel u from 0 to 1
+        mean, std = tuple((value + 1) / 2 for value in mean), tuple(value / 2 for value in std)
+    if taken.order == "bgr":
+        mean, std = mean[::-1], std[::-1]
+    return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
 def in_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -110,13 +127,21 @@ def as_taken(taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray
 def class_outputs(
     model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Return the outputs of a classifier's file for each image, whatever their shape is: ``[N, values]``.
+    """Return the outputs of a classifier's file for pixels; see ``class_runner``."""
+    return class_runner(model, taken, preprocessing)(pixels)
 
-    A file in number types that ONNX Runtime cannot run is compared in float32.
+
+def class_runner(
+    model: onnx.ModelProto, taken: Signature, preprocessing: Preprocessing
+) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+    """Return a function from pixels uint8 ``[N, C, H, W]`` to the outputs of a classifier's file, ``[N, values]``.
+
+    The shape of the file's own output does not matter. A file in number types that ONNX Runtime cannot run is run in
+    float32. The function raises ``ModelError`` if the output of an image is no row of numbers, or is not a number, and
+    ``BackendError`` if ONNX Runtime fails.
 
     Raises:
-        ModelError: The output of an image is no row of numbers, or is not a number.
-        BackendError: ONNX Runtime cannot run it.
+        BackendError: ONNX Runtime cannot open it.
     """
     try:
         session = open_cpu(to_bytes(model))
@@ -124,14 +149,19 @@ def class_outputs(
         if not has_other_floats(model):
             raise
         _log.warning("ONNX Runtime cannot run the file in its own number types, so float32 stands for them: %s", error)
-        return class_outputs(widened(model), in_float32(taken), preprocessing, pixels)
-    values, fixed = as_taken(taken, preprocessing, pixels), taken.shape[0]
-    try:
-        return _rows(session, values, fixed if isinstance(fixed, int) else len(values))
-    except BackendError:
-        if isinstance(fixed, int):
-            raise
-        return _rows(session, values, 1)  # its shapes are for one image, whatever its input says
+        return class_runner(widened(model), in_float32(taken), preprocessing)
+    fixed = taken.shape[0]
+
+    def run(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        values = as_taken(taken, preprocessing, pixels)
+        try:
+            return _rows(session, values, fixed if isinstance(fixed, int) else len(values))
+        except BackendError:
+            if isinstance(fixed, int):
+                raise
+            return _rows(session, values, 1)  # its shapes are for one image, whatever its input says
+
+    return run
 
 
 def _rows(session: Any, values: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:
@@ -165,33 +195,3 @@ def in_steps(session: Any, values: npt.NDArray[Any], step: int) -> Iterator[npt.
         except Exception as error:  # ONNX Runtime's own types share no base class but this one
             raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
         yield np.asarray(made)
-
-
-def original_outputs(
-    model: onnx.ModelProto,
-    taken: Signature,
-    preprocessing: Preprocessing,
-    pixels: npt.NDArray[np.uint8],
-    *,
-    together: bool,
-) -> npt.NDArray[np.float32]:
-    """Return the outputs of the file on inputs that are normalized outside of it.
-
-    Args:
-        model: The file as it was given.
-        taken: Its input.
-        preprocessing: Mean and std of a float input.
-        pixels: uint8 ``[N, C, H, W]``.
-        together: Run all of them at once where the file takes any number; one by one otherwise.
-
-    Returns:
-        Its output, ``[N, …]``.
-
-    Raises:
-        ModelError: A tensor would be too large; see ``check_bounds``.
-    """
-    values = as_taken(taken, preprocessing, pixels)
-    step = taken.shape[0] if isinstance(taken.shape[0], int) else (len(values) if together else 1)
-    check_bounds(model, {taken.input: (step if isinstance(taken.shape[0], int) else 1, *values.shape[1:])})
-    padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % step, axis=0)])
-    return outputs_of(open_cpu(to_bytes(model)), padded, batch=step)[: len(values)]

@@ -13,7 +13,7 @@ from krl_deploy.config import OutputRange
 from krl_deploy.graph.image_output import RANGES, is_range
 from krl_runtime.errors import UsageError
 
-__all__ = ["output_range"]
+__all__ = ["output_range", "warn_of_wrapping"]
 
 _log = logging.getLogger("krl")
 
@@ -88,3 +88,16 @@ def _last(model: onnx.ModelProto) -> str:
     """Return the node that makes the output, for people."""
     output = model.graph.output[0].name
     return next((f"{node.op_type} {node.name}" for node in model.graph.node if output in node.output), output)
+
+
+def warn_of_wrapping(limits: tuple[float, float] | None) -> None:
+    """Log that values before a cast to uint8 are not limited to what it holds, if they are not.
+
+    Args:
+        limits: Least and largest value by the graph; see ``limits_of``.
+    """
+    if limits is None or limits[0] < -1 or limits[1] > 256:
+        _log.warning(
+            "nothing limits the values before they become uint8: those outside of 0 to 255 begin anew in the file, and "
+            "are clipped in the bundle; export the model with a Clip"
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ from .variants import tensors_to_calibrate
 
 __all__ = ["calibrate", "measure_tensors"]
 
+_log = logging.getLogger("krl")
+
 _SAMPLE = 64  # images for means and largest magnitudes of channels; bounds the time, chosen
 _ALONE = 4  # images run one by one and together: one that differs is enough to find batch statistics
 _ONE = np.ones(1, np.float32)
@@ -36,6 +40,9 @@ _ONE = np.ones(1, np.float32)
 
 def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, task: Task) -> Calibration:
     """Calibrate on a task's inputs, or reuse the bundle's calibration of the same inputs.
+
+    Ranges that came with the model are taken as they are, unless ``recalibrate`` says otherwise. The calibration keeps
+    them in any case.
 
     Args:
         config: The options.
@@ -52,7 +59,10 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     manifest = bundle.manifest
     tensors_to_calibrate(model)  # a model that cannot be quantized is refused before images are decoded
     graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
-    brought = _brought(bundle, graph_sha256)
+    kept = _brought(bundle, graph_sha256)
+    if config.recalibrate and kept is None:
+        _log.warning("--recalibrate changes nothing: no ranges came with the model of %s", bundle.path)
+    brought = None if config.recalibrate else kept
     method = f"{config.method} {config.percentile:g}" if config.method == "percentile" else config.method
     data = task.calibration_data
     now = Identity(
@@ -78,6 +88,8 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
         brought=brought,
     )
     checkpoint.remove()
+    if kept and config.recalibrate:
+        made = replace(made, given=kept.given, weight_scales=kept.weight_scales, recalibrated=True)
     return made
 
 

@@ -50,6 +50,7 @@ _ADVICE = (
     "--mixed-precision keeps the layers with the largest drop in floating point; another --method or a higher --limit "
     "may also help."
 )
+_RECALIBRATE = "--recalibrate measures new ranges in place of those that came with the model."
 _MEASURED = (
     "int8: TensorRT's graph with FP32 tensors, rounded to FP16 wherever the file has FP16; int8.fp32 and int8.cpu: the "
     "files on ONNX Runtime's CPU provider; golden inputs: all files"
@@ -112,8 +113,9 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     measured = _measure(bundle, task, graphs, golden)
     shown = score_table(measured.rows(graphs), task.remark(measured.count, measured.scores))
     shown += f"\n{_precision_table(measured.precisions)}"
-    enforce(measured.verdict, "INT8", measured.count, shown, _ADVICE)
-    variant = _variant(bundle, graphs, golden, measured.verdict)
+    advice = f"{_RECALIBRATE} {_ADVICE}" if calibration.keeps_given else _ADVICE
+    enforce(measured.verdict, "INT8", measured.count, shown, advice)
+    variant = _variant(bundle, graphs, golden, measured.verdict, kept=calibration.keeps_given)
     evidence = _evidence(config, task, calibration, graphs, measured, plan)
     default = _default(measured)
     files = {_FILES[name]: data for name, data in graphs.files.items() if name != "fp32"}
@@ -175,15 +177,18 @@ def _default(measured: _Measured) -> str:
     return "fp32"
 
 
-def _variant(bundle: Bundle, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]], verdict: Verdict) -> Variant:
-    """Return the variant with the limits that the self-test holds it to."""
+def _variant(
+    bundle: Bundle, graphs: Int8Graphs, golden: Mapping[str, npt.NDArray[Any]], verdict: Verdict, *, kept: bool
+) -> Variant:
+    """Return the variant with the limits that the self-test holds it to; ``kept``: it has ranges that it came with."""
     inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.inputs}
     made = [name for name in graphs.files if name != "fp32"]
     sessions = [graphs.sessions[name] for name in made]
     if "int8.fp32" not in made or computes_fp16_pairs():
         sessions.append(open_cpu(graphs.files["int8"]))
     outputs = [outputs_of(session, inputs) for session in sessions]
-    limits = limits_of("int8", bundle.manifest, outputs, golden, verdict)
+    advice = {"advice": _RECALIBRATE} if kept else {}
+    limits = limits_of("int8", bundle.manifest, outputs, golden, verdict, **advice)
     chosen: dict[str, Any] = {_FIELDS[name]: _FILES[name] for name in made}
     return Variant("int8", **chosen, **limits)
 
@@ -198,6 +203,7 @@ def _evidence(
 ) -> dict[str, Any]:
     return {
         "calibration": asdict(calibration.identity),
+        "recalibrated": calibration.recalibrated,
         "bias_correction": config.bias_correction,
         "optimal_scales": config.optimal_scales,
         "equalized_activations": len(calibration.factors),

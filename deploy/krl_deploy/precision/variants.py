@@ -112,11 +112,13 @@ class Emitter:
         model = onnx.load_model_from_string(fp32)
         self.model = equalize(model, factors) if factors else model
         self.fp16 = fp16 and self._raise_opset()
-        correct = bias_correction and not calibration.given
+        given = calibration.keeps_given
+        correct = bias_correction and not given
         means = {name: np.asarray(values, np.float32) for name, values in calibration.means.items()}
-        scales = {name: np.asarray(values, np.float32) for name, values in calibration.weight_scales.items()}
+        brought = calibration.weight_scales if given else {}
+        scales = {name: np.asarray(values, np.float32) for name, values in brought.items()}
         self.rounding = Rounding(optimal_scales, means if correct else {}, scales=scales)
-        self.came_in_float = came_in_float(self.model, calibration.given) if calibration.given else {}
+        self.came_in_float = came_in_float(self.model, calibration.given) if given else {}
 
     def _raise_opset(self) -> bool:
         """Raise the model to the opset that FP16 scales need; return whether that worked."""

@@ -35,6 +35,9 @@ class BuildEngineConfig:
     restorer's bundle the parts that it cuts images into."""
     width: str | None = None
     """The same for the width."""
+    tile: int | None = None
+    """For a restorer's bundle: images of up to N x N pixels, in which larger ones run in parts if its receptive field
+    is bounded. Short for --height and --width of the golden inputs' size,N,N."""
     compute_capability: tuple[str, ...] = ()
     """With --target rtx: the GPUs to build for, as 8.6,8.9,12.0; left out: 8.6 and later."""
     workspace_mb: int | None = None

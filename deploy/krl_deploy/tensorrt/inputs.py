@@ -10,6 +10,7 @@ from krl_runtime.backends.tensorrt.interface import SIDES
 from krl_runtime.backends.tensorrt.library import tensorrt_library
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
+from krl_runtime.images.sides import Sides
 from krl_runtime.pipelines.restorer import longest_part
 
 from .config import BuildEngineConfig
@@ -58,6 +59,8 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
     if config.model.suffix == ".onnx" and not config.model.is_dir():
         if config.precision is not None:
             raise UsageError("--precision is for bundles; the types of an ONNX file stand in it")
+        if config.tile is not None:
+            raise UsageError("--tile is for bundles of restorers; for an ONNX file give --height and --width")
         return Inputs(None, "", read_source(config.model, target, beside=True), options)
     if config.output is not None:
         raise UsageError("--output is for ONNX files; a bundle keeps its engines itself")
@@ -72,8 +75,40 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
             f"bundle {bundle.path} has no variant {precision} (it has: {', '.join(variants)}); make it with: "
             f"{_MAKERS[precision]} {bundle.path}"
         )
+    if config.tile is not None:
+        options = _with_tile(bundle, options, config.tile)
     options = _with_sides(bundle, options)
     return Inputs(bundle, precision, read_source(bundle.file(variants[precision].file), target), options)
+
+
+def _with_tile(bundle: Bundle, options: BuildOptions, tile: int) -> BuildOptions:
+    """Return the options with the heights and widths of parts of one size.
+
+    The golden inputs, which the engine is compared on, may be smaller and stay in the range.
+    """
+    manifest = bundle.manifest
+    if manifest.task != "restoration":
+        raise UsageError(f"--tile is for restorers; bundle {bundle.path} is for {manifest.task}; leave it out")
+    if options.height is not None or options.width is not None:
+        raise UsageError("--tile stands for --height and --width; give it, or these")
+    sides, own = Sides.of(manifest.settings), manifest.inputs[0].shape[2:]
+    if all(isinstance(side, int) for side in own):
+        if own != (tile, tile):
+            raise UsageError(
+                f"--tile is {tile}, but the graph of bundle {bundle.path} is fixed to {own[0]}x{own[1]}, and so is its "
+                "engine; leave it out"
+            )
+        return options
+    overlap, spec = manifest.settings.get("overlap"), manifest.preprocessing
+    least = max(2 * overlap + 1 if overlap is not None else 1, spec.height, spec.width)
+    if tile < least or sides.fit(tile) != tile:
+        multiples = f", in multiples of {sides.multiple}" if sides.multiple > 1 else ""
+        raise UsageError(
+            f"--tile is {tile}; accepted: {sides.fit(least)} or more{multiples}: the golden inputs are {spec.height}x"
+            f"{spec.width}"
+            + ("" if overlap is None else f", and parts overlap by {overlap} pixels, the receptive field's radius")
+        )
+    return replace(options, height=(spec.height, tile, tile), width=(spec.width, tile, tile))
 
 
 def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
@@ -81,7 +116,7 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
 
     A local network gets images in parts, so that an engine for the largest part serves images of any size.
     """
-    manifest = bundle.manifest
+    manifest, sides = bundle.manifest, Sides.of(bundle.manifest.settings)
     for axis, name in SIDES.items():
         shape = manifest.inputs[0].shape
         if len(shape) <= axis or isinstance(shape[axis], int):
@@ -95,11 +130,11 @@ def _with_sides(bundle: Bundle, options: BuildOptions) -> BuildOptions:
             raise UsageError(
                 f"--{name} is missing: the graph of bundle {bundle.path} takes images of any size and needs the whole "
                 f"image, an engine takes a range of sizes; give --height MIN,OPT,MAX and --width MIN,OPT,MAX, as in "
-                "64,512,1024"
+                "64,512,1024, or --tile N for images of up to N x N pixels"
             )
         golden = getattr(manifest.preprocessing, name)
-        longest = max(longest_part(overlap), golden)
-        sizes: Range = (min(_SMALLEST_SIDE, golden), longest, longest)
+        longest = sides.fit(max(longest_part(overlap), golden))
+        sizes: Range = (min(sides.fit(_SMALLEST_SIDE), golden), longest, longest)
         options = replace(options, height=sizes) if name == "height" else replace(options, width=sizes)
     for name in SIDES.values():
         _check_sides(bundle, name, options)
@@ -117,6 +152,13 @@ def _check_sides(bundle: Bundle, name: str, options: BuildOptions) -> None:
         raise UsageError(
             f"--{name} is {shown}; accepted: a range with {golden}, the {name} of the bundle's golden inputs, on which "
             "the engine is compared"
+        )
+    sides = Sides.of(bundle.manifest.settings)
+    fitting = tuple(map(sides.fit, sizes))
+    if fitting != sizes:
+        raise UsageError(
+            f"--{name} is {shown}; this network takes {sides.smallest} pixels or more, in multiples of "
+            f"{sides.multiple}; accepted: {','.join(map(str, fitting))}"
         )
     if isinstance(overlap, int) and sizes[2] <= 2 * overlap:
         raise UsageError(

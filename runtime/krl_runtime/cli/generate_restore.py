@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePath
 from typing import Any
 
 from krl_runtime.errors import DataError, ImageError, UsageError
@@ -125,17 +128,40 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _names(sources: Sequence[Path], paths: Sequence[Path]) -> list[str]:
-    """Return the names of the restored images: as the given files, those of a folder as they lie in it."""
+    """Return the names of the restored images: as the given files, those of a folder as they lie in it.
+
+    Where several would have one name, each keeps its suffix in it: ``same.jpg.png``. Those that still have one name,
+    such as files of two folders, are numbered in the order in which they are given: ``same.jpg-2.png``. Names that
+    differ in case alone are one name, as some file systems have it.
+    """
     folders = [path for path in paths if path.is_dir()]
-    names = []
-    for source in sources:
-        folder = next((folder for folder in folders if folder in source.parents), source.parent)
-        names.append(str(source.relative_to(folder).with_suffix(".png")))
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        same = [str(source) for source, name in zip(sources, names, strict=True) if name == twice]
-        raise UsageError(f"{' and '.join(same)} would both be written as {twice}; restore them into different folders")
-    return names
+    given = [
+        source.relative_to(next((folder for folder in folders if folder in source.parents), source.parent))
+        for source in sources
+    ]
+    names = [path.with_suffix(".png") for path in given]
+    while True:
+        taken = Counter(map(_key, names)) + Counter({_key(parent): 2 for name in names for parent in name.parents})
+        longer = [
+            path.with_name(f"{path.name}.png") if taken[_key(name)] > 1 else name
+            for path, name in zip(given, names, strict=True)
+        ]
+        if longer == names:
+            break
+        names = longer
+    used = {_key(parent) for name in names for parent in name.parents}
+    used |= {_key(name) for name in names if taken[_key(name)] == 1}
+    for index, name in enumerate(names):
+        if taken[_key(name)] > 1:
+            numbered = (name.with_stem(f"{name.stem}-{number}") for number in count(2))
+            names[index] = next(each for each in chain([name], numbered) if _key(each) not in used)
+            used.add(_key(names[index]))
+    return [str(name) for name in names]
+
+
+def _key(path: PurePath) -> str:
+    """Return a path without regard to case and to the spelling of accents, as some file systems take it."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _targets(arguments: argparse.Namespace, names: Sequence[str]) -> list[Path]:

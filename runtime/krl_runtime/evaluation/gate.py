@@ -23,7 +23,7 @@ from .limits import (
 )
 from .predictions import ClassCounts
 
-__all__ = ["Verdict", "judge_images", "judge_predictions"]
+__all__ = ["Verdict", "judge_images", "judge_predictions", "sign_test"]
 
 _RECALL_PER_POINT = 3.0  # points of recall of one class for each point of top-1: a drop is not spread evenly
 
@@ -154,15 +154,24 @@ def _worst_class(classes: Sequence[ClassCounts], accepted: float, *, forgiving: 
     found = [
         item
         for item in classes
-        if item.drop > accepted + EXACT and (not forgiving or _sign_test(item.lost, item.gained) <= level)
+        if item.drop > accepted + EXACT and (not forgiving or sign_test(item.lost, item.gained) <= level)
     ]
     return max(found, key=lambda item: item.drop, default=None)
 
 
-def _sign_test(lost: int, gained: int) -> float:
-    """Return the chance that at least this many of the predictions that differ are lost, if both are as likely."""
+def sign_test(lost: int, gained: int) -> float:
+    """Return the chance that at least this many of the predictions that differ are lost, if both are as likely.
+
+    Example:
+        >>> round(sign_test(4, 0), 6), round(sign_test(3, 1), 6), sign_test(0, 0)
+        (0.0625, 0.3125, 1.0)
+    """
     count = lost + gained
-    return float(sum(math.comb(count, number) for number in range(lost, count + 1)) / 2**count)
+    if not lost:
+        return 1.0
+    whole = math.lgamma(count + 1) - count * math.log(2)  # logarithms: the numbers themselves overflow beyond 1000
+    terms = (whole - math.lgamma(number + 1) - math.lgamma(count - number + 1) for number in range(lost, count + 1))
+    return min(1.0, math.fsum(map(math.exp, terms)))
 
 
 def judge_images(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ from krl_runtime.errors import BackendError, BundleError, ImageError, ModelError
 from krl_runtime.images import luma
 from krl_runtime.images.modes import color_profile
 from krl_runtime.images.preprocessing import open_image
+from krl_runtime.images.sides import LONGEST_SIDE, Sides, padded
 
 from .base import Pipeline
 from .raster import Raster
@@ -62,6 +64,8 @@ class Restorer(Pipeline):
         scale: Factor from the sides of an image to those of the restored one.
         color: Channels of the network: ``"y"``, ``"gray"`` or ``"rgb"``.
         overlap: Radius of an output pixel's receptive field, in input pixels; ``None`` if the network is not local.
+        sides: Heights and widths that the network takes. Other images are padded by their last row and column, and the
+            result is cropped.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
@@ -70,6 +74,7 @@ class Restorer(Pipeline):
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]
         self.overlap: int | None = settings["overlap"]
+        self.sides = Sides.of(settings)
         self._input, self._output = bundle.manifest.inputs[0], bundle.manifest.outputs[0].name
 
     @staticmethod
@@ -100,6 +105,7 @@ class Restorer(Pipeline):
                 f"{manifest.preprocessing.channels} channels; accepted for color {color}: pixels and restored pixels "
                 f"of {expected}; export it again"
             )
+        _check_sides(bundle, overlap)
         _check_sizes(bundle, scale, overlap)
 
     @overload
@@ -123,8 +129,8 @@ class Restorer(Pipeline):
             BackendError: The device failed, or the model is closed.
         """
         if not isinstance(source, list | tuple):
-            return self._restore(open_image(source, mode=None))
-        return [self._restore(open_image(item, mode=None)) for item in source]
+            return self._restored(source)
+        return [self._restored(item) for item in source]
 
     def restore_planes(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Restore the channels of the network; large images in parts.
@@ -144,6 +150,15 @@ class Restorer(Pipeline):
         for rows, columns, part in self._parts(pixels):
             whole[:, self._scaled(rows), self._scaled(columns)] = part
         return whole
+
+    def _restored(self, source: ImageSource) -> Raster:
+        """Open an image and restore it; a failure of the backend names it and its size."""
+        opened = open_image(source, mode=None)
+        try:
+            return self._restore(opened)
+        except BackendError as error:
+            name = str(source) if isinstance(source, str | Path) else "an image"
+            raise BackendError(f"{name}, of {opened.width}x{opened.height} pixels: {error}") from error
 
     def _restore(self, opened: Image.Image) -> Raster:
         """Restore an image in mode L, LA, RGB or RGBA."""
@@ -210,7 +225,7 @@ class Restorer(Pipeline):
         for rows in self._spans(pixels.shape[1], height):
             for columns in self._spans(pixels.shape[2], width):
                 part = pixels[:, rows.begin : rows.end, columns.begin : columns.end]
-                made = self._run(_padded(part, (height[0], width[0])))
+                made = self._run(padded(part, self._fit(part.shape[1], height), self._fit(part.shape[2], width)))
                 kept = made[
                     :,
                     (rows.keep - rows.begin) * self.scale : (rows.until - rows.begin) * self.scale,
@@ -218,18 +233,24 @@ class Restorer(Pipeline):
                 ]
                 yield slice(rows.keep, rows.until), slice(columns.keep, columns.until), kept
 
+    def _fit(self, length: int, side: tuple[int, int | None]) -> int:
+        """Return the length that a part is padded to, of the smallest and largest one that can be run."""
+        return side[0] if side[0] == side[1] else max(side[0], self.sides.fit(length))
+
     def _sides(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
         """Return the smallest and largest height and width of a part; the graph may fix them, the backend bound them.
 
         No bound is ``None``. A network that is local never needs more than ``longest_part``.
         """
+        multiple = self.sides.multiple
         bounds = self.backend.image_sizes
         sides: list[tuple[int, int | None]] = []
         for axis, size in enumerate(self._input.shape[2:]):
             if isinstance(size, int):
                 sides.append((size, size))
             else:
-                sides.append((1, None) if bounds is None else bounds[axis])
+                low, high = (1, None) if bounds is None else bounds[axis]
+                sides.append((self.sides.fit(low), None if high is None else high // multiple * multiple))
         return sides[0], sides[1]
 
     def _spans(self, length: int, side: tuple[int, int | None]) -> Iterator[_Span]:
@@ -243,7 +264,7 @@ class Restorer(Pipeline):
             BackendError: The network is not local, and takes only images that are smaller.
         """
         shortest, longest = side
-        if shortest == longest:
+        if shortest == longest and self.overlap is not None:
             yield from self._equal_spans(length, shortest)
             return
         if self.overlap is None:
@@ -251,7 +272,7 @@ class Restorer(Pipeline):
                 raise BackendError(
                     f"an image with a side of {length} pixels does not fit the engine, which takes at most {longest}, "
                     "and this network needs the whole image; build an engine for larger ones with: krl-deploy "
-                    "build-engine --height MIN,OPT,MAX --width MIN,OPT,MAX"
+                    "build-engine --height MIN,OPT,MAX --width MIN,OPT,MAX, or --tile N"
                 )
             yield _Span(0, length, 0, length)
             return
@@ -279,7 +300,7 @@ class Restorer(Pipeline):
             raise BackendError(
                 f"parts of at most {side} pixels a side are too small for this network, whose receptive field has a "
                 f"radius of {overlap}; build an engine for larger ones with: krl-deploy build-engine --height "
-                "MIN,OPT,MAX --width MIN,OPT,MAX"
+                "MIN,OPT,MAX --width MIN,OPT,MAX, or --tile N"
             )
         while keep < length:
             begin = max(0, min(keep - overlap, length - side))
@@ -334,6 +355,18 @@ def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _check_sides(bundle: Bundle, overlap: Any) -> None:
+    """Check the settings of ``Sides``: whole numbers, and parts that begin at multiples are aligned."""
+    sides = Sides.of(bundle.manifest.settings)
+    whole = _whole(sides.smallest, 1, LONGEST_SIDE) and _whole(sides.multiple, 1, LONGEST_SIDE)
+    if not whole or (overlap is not None and _STRIDE % sides.multiple):
+        raise BundleError(
+            f"bundle {bundle.path} is no restorer: its settings have smallest_side {sides.smallest!r} and multiple "
+            f"{sides.multiple!r}; accepted: 1 to {LONGEST_SIDE}, and with an overlap a multiple that divides "
+            f"{_STRIDE}; export it again"
+        )
+
+
 def _check_sizes(bundle: Bundle, scale: Any, overlap: Any) -> None:
     """Check batch, height and width of a restorer's tensors: any, or fixed ones that fit scale and overlap."""
     taken, made = bundle.manifest.inputs[0].shape, bundle.manifest.outputs[0].shape
@@ -345,9 +378,3 @@ def _check_sizes(bundle: Bundle, scale: Any, overlap: Any) -> None:
             f"and overlap {overlap}; accepted: a batch of 1 or any number, and sides of any length or fixed ones of "
             "more than twice the overlap; export it again"
         )
-
-
-def _padded(pixels: npt.NDArray[np.uint8], least: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return pixels ``[C, H, W]`` with their last row and column repeated up to the smallest size that runs."""
-    missing = [max(0, size - given) for size, given in zip(least, pixels.shape[1:], strict=True)]
-    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else pixels

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import helper, numpy_helper
 
 from _helpers.graphs import constants, graph, node, ops, run
@@ -96,6 +97,63 @@ def test_computations_on_constants_are_done_once():
     cleaned = same(graph(nodes, {"x": [1, 2]}, {"y": [1, 3]}, values), x=np.float32([[1, 1]]))
     assert ops(cleaned) == ["MatMul"]
     assert constants(cleaned)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_constants_in_the_type_of_another_tensor_are_constants():
+    """As torch.onnx.export(dynamo=True, optimize=False) writes biases, limits and factors."""
+    nodes = [
+        node("Shape", ["w"], "all", start=0, end=1),
+        node("CastLike", ["zero", "x"], "z"),
+        node("Expand", ["z", "all"], "b"),
+        node("Conv", ["x", "w", "b"], "c"),
+        node("CastLike", ["low", "c"], "l"),
+        node("CastLike", ["high", "l"], "h"),
+        node("Clip", ["c", "l", "h"], "k"),
+        node("CastLike", ["two", "k"], "f"),
+        node("Mul", ["k", "f"], "y"),
+    ]
+    values = {
+        "w": normal(4, 3, 3, 3),
+        "zero": np.float64(0.5),
+        "low": np.int64(0),
+        "high": np.int32(1),
+        "two": np.int8(2),
+    }
+    model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 4, 4, 4]}, values)
+    cleaned = same(model, x=X)
+    assert ops(cleaned) == ["Conv", "Clip", "Mul"]
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+@pytest.mark.parametrize("sizes", [[1, 2], 2])
+@pytest.mark.parametrize("places", [(0, 1), (1, 0), (-1, -2), (1, 1)])
+def test_parts_of_a_sequence_become_a_split(places, sizes, axis):
+    """As torch writes split and chunk with optimize=False."""
+    nodes = [
+        node("SplitToSequence", ["x", "sizes"], "parts", axis=axis),
+        node("SequenceAt", ["parts", "one"], "a"),
+        node("SequenceAt", ["parts", "other"], "b"),
+        node("Concat", ["b", "a"], "y", axis=1),
+    ]
+    values = {"sizes": np.int64(sizes), "one": np.int64(places[0]), "other": np.int64(places[1])}
+    model = graph(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, values)
+    assert ops(same(model, x=X)) == ["Split", "Concat"]
+
+
+def test_a_type_that_is_not_known_stays_open():
+    """An operator of another domain says nothing of its type."""
+    nodes = [
+        node("Silu", ["x"], "s", domain="com.microsoft"),
+        node("CastLike", ["two", "s"], "f"),
+        node("Mul", ["s", "f"], "y"),
+    ]
+    model = graph(
+        [node("CastLike", ["two", "x"], "f"), node("Mul", ["x", "f"], "y")], {"x": [2]}, {"y": [2]}, {"two": np.int8(2)}
+    )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert ops(clean(model)) == ["Silu", "CastLike", "Mul"]
 
 
 def test_a_quantized_weight_is_not_folded_back():

@@ -152,6 +152,15 @@ def test_what_has_no_counterpart_stays_and_is_named(name):
         check_standard(model, "FP16")
 
 
+@pytest.mark.parametrize("op", ["ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"])
+def test_of_a_quantized_model_the_float_model_is_wanted(op):
+    """Beside an operator of the other domain, which is not what is wrong with it."""
+    model = model_of([contrib("QLinearAdd", ["x"] * 8, "y")], ["n", 4])
+    model.graph.node.append(helper.make_node(op, ["x"], ["z"]))
+    with pytest.raises(ModelError, match=rf"INT8 needs a model in floating point; .*{op}.*; start from the float"):
+        check_standard(model, "INT8")
+
+
 def test_types_behind_a_rewritten_operator_are_known():
     nodes = [
         contrib("Gelu", ["x"], "g"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import onnx
 import pytest
@@ -53,6 +55,55 @@ def test_damaged_files_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=message):
+        read_model(path)
+
+
+def test_nodes_in_any_order_are_sorted(tmp_path):
+    """ONNX Runtime takes such files, and its FP16 converter writes them."""
+    nodes = [node("Relu", ["x"], "a"), node("Neg", ["a"], "b"), node("Add", ["b", "x"], "y")]
+    x = np.float32([-1, 2])
+    for order in permutations(nodes):
+        model = graph(nodes, {"x": [2]}, {"y": [2]}, opset=18)
+        del model.graph.node[:]
+        model.graph.node.extend(order)
+        path = tmp_path / "any.onnx"
+        path.write_bytes(model.SerializeToString())
+        read = read_model(path)
+        assert ops(read) == ["Relu", "Neg", "Add"]
+        np.testing.assert_array_equal(run(read, x=x)[0], x - np.maximum(x, 0))
+
+
+def test_what_a_branch_reads_comes_before_it(tmp_path):
+    inner = [node("Neg", ["a"], "n"), node("Add", ["n", "a"], "m")]
+    branches = [helper.make_graph(part, "branch", [], [helper.make_tensor_value_info("m", TensorProto.FLOAT, [2])])
+                for part in (inner, inner[::-1])]  # fmt: skip
+    choice = node("If", ["yes"], "y", then_branch=branches[0], else_branch=branches[1])
+    values = {"yes": np.array(False)}
+    model = graph([node("Relu", ["x"], "a")], {"x": [2]}, {"a": [2]}, values, opset=18)
+    model.graph.node.insert(0, choice)
+    model.graph.output[0].name = "y"
+    path = tmp_path / "branch.onnx"
+    path.write_bytes(model.SerializeToString())
+    read = read_model(path)
+    assert ops(read) == ["Relu", "If"]
+    np.testing.assert_array_equal(run(read, x=np.float32([3, -4]))[0], [0, 0])
+
+
+def test_a_cycle_is_refused(tmp_path):
+    model = graph([node("Relu", ["x"], "a"), node("Add", ["a", "x"], "y")], {"x": [2]}, {"y": [2]}, opset=18)
+    model.graph.node[0].input[0] = "y"
+    path = tmp_path / "cycle.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"cycle\.onnx is not valid ONNX: the graph has a cycle"):
+        read_model(path)
+
+
+def test_a_tensor_that_is_made_twice_is_named(tmp_path):
+    model = graph([node("Relu", ["x"], "a"), node("Add", ["a", "x"], "y")], {"x": [2]}, {"y": [2]}, opset=18)
+    model.graph.node.append(node("Neg", ["y"], "a"))
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="single static assignment"):
         read_model(path)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantType
 
 from _helpers.graphs import constants, graph, node, ops, run
+from _helpers.quantized import ranges_of, static
+from krl_deploy.graph.contrib import foreign_operators
 from krl_deploy.graph.quantized import is_qdq_model, read_quantized
 from krl_deploy.precision.emit_cpu import to_cpu
 from krl_deploy.precision.emit_fp16 import to_fp16
@@ -40,18 +41,8 @@ def floats() -> onnx.ModelProto:
     return graph(nodes, {"x": ["n", 16, 8, 8]}, {"y": None}, cast)
 
 
-def extremes(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
-    names = [output for item in model.graph.node for output in item.output]
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    shown.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    values = {"x": X, **dict(zip(names, run(shown, x=X), strict=True))}
-    return {name: (float(value.min()), float(value.max())) for name, value in values.items()}
-
-
 MODEL = floats()
-RANGES = extremes(MODEL)
+RANGES = ranges_of(MODEL, X)
 
 
 @pytest.fixture
@@ -129,39 +120,31 @@ def test_float_weights_behind_a_pair(model):
     np.testing.assert_allclose(run(again, x=X)[0], run(written, x=X, optimize=False)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_a_file_of_onnx_runtimes_quantizer(model, tmp_path, symmetric):
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.left = iter(X)
-
-        def get_next(self):
-            image = next(self.left, None)
-            return None if image is None else {"x": image[None]}
-
-    onnx.save(model, tmp_path / "float.onnx")
-    kind = QuantType.QInt8 if symmetric else QuantType.QUInt8
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_static(
-            tmp_path / "float.onnx",
-            tmp_path / "int8.onnx",
-            Reader(),
-            activation_type=kind,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            extra_options={"ActivationSymmetric": symmetric},
-        )
-    written = onnx.load(tmp_path / "int8.onnx")
+@pytest.mark.parametrize(
+    ("symmetric", "options"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"per_channel": False}),
+        (False, {"reduce_range": True}),
+        (False, {"weight_type": QuantType.QUInt8, "per_channel": False}),
+        (False, {"extra_options": {"UseQDQContribOps": True}}),  # operators of com.microsoft
+        (False, {"extra_options": {"AddQDQPairToWeight": True}}),  # weights stay in floating point behind a pair
+        (False, {"extra_options": {"DedicatedQDQPair": True}}),
+        (False, {"extra_options": {"QuantizeBias": False}}),
+    ],
+)
+def test_a_file_of_onnx_runtimes_quantizer(model, symmetric, options):
+    written = static(model, X, symmetric=symmetric, **options)
     assert is_qdq_model(written)
+    assert bool(foreign_operators(written)) == ("UseQDQContribOps" in options.get("extra_options", {}))
     read = read_quantized(written)
+    assert not foreign_operators(read.model)
     exact, theirs = run(model, x=X)[0], run(written, x=X, optimize=False)[0]
     error = np.abs(theirs - exact).max()
     np.testing.assert_allclose(run(read.model, x=X)[0], exact, atol=0.3 * np.abs(exact).max())
     for emit in (to_tensorrt, to_cpu):
-        ours = run(emit(read.model, {**extremes(read.model), **read.ranges}).model, x=X)[0]
+        ours = run(emit(read.model, {**ranges_of(read.model, X), **read.ranges}).model, x=X)[0]
         assert np.abs(ours - theirs).max() < 3 * error
 
 

@@ -9,105 +9,12 @@ import onnx
 import pytest
 from PIL import Image
 
-from _helpers.graphs import graph, node, run
+from _helpers.graphs import run
 from _helpers.image_nets import smooth
+from _helpers.restorer_files import MIDDLES, SCALE, SIDE, WIDTH, fixed_restorer
 from krl_deploy.cli import main
 from krl_runtime import Bundle, Restorer, load
 from krl_runtime.device.selftest import selftest
-
-SIDE, WIDTH, SCALE, CHANNELS = 16, 24, 2, 16
-RNG = np.random.default_rng(0)
-
-
-def network(kind, *, batch=1):
-    """A convolution, a middle that needs one size, and a pixel shuffle."""
-    rng = np.random.default_rng(3)
-    values = {
-        "w": rng.normal(0, 0.2, (CHANNELS, 3, 3, 3)).astype(np.float32),
-        "v": rng.normal(0, 0.05, (3 * SCALE**2, CHANNELS, 3, 3)).astype(np.float32),
-        "half": np.full(3 * SCALE**2, 0.5, np.float32),
-    }
-    start = [node("Conv", ["input", "w"], "a", pads=[1] * 4), node("Relu", ["a"], "b")]
-    middle, more = MIDDLES[kind](batch)
-    end = [node("Conv", ["m", "v", "half"], "d", pads=[1] * 4), node("DepthToSpace", ["d"], "e", blocksize=SCALE)]
-    last = node("Add", ["e", "skip"], "output") if kind == "skip" else node("Identity", ["e"], "output")
-    return graph(
-        [*start, *middle, *end, last],
-        {"input": [batch, 3, SIDE, WIDTH]},
-        {"output": [batch, 3, SCALE * SIDE, SCALE * WIDTH]},
-        {**values, **more},
-        opset=18,
-        ir=8,
-    )
-
-
-def windows(batch):
-    """Attention in windows of 8 x 8, as in SwinIR."""
-    rows, columns = SIDE // 8, WIDTH // 8
-    shapes = {
-        "s1": [batch, CHANNELS, rows, 8, columns, 8],
-        "s2": [batch * rows * columns, 64, CHANNELS],
-        "s3": [batch, rows, columns, 8, 8, CHANNELS],
-        "s4": [batch, CHANNELS, SIDE, WIDTH],
-    }
-    nodes = [
-        node("Reshape", ["b", "s1"], "t1"),
-        node("Transpose", ["t1"], "t2", perm=[0, 2, 4, 3, 5, 1]),
-        node("Reshape", ["t2", "s2"], "t3"),
-        node("Transpose", ["t3"], "t4", perm=[0, 2, 1]),
-        node("MatMul", ["t3", "t4"], "scores"),
-        node("Softmax", ["scores"], "p", axis=-1),
-        node("MatMul", ["p", "t3"], "t5"),
-        node("Reshape", ["t5", "s3"], "t6"),
-        node("Transpose", ["t6"], "t7", perm=[0, 5, 1, 3, 2, 4]),
-        node("Reshape", ["t7", "s4"], "m"),
-    ]
-    return nodes, {name: np.int64(shape) for name, shape in shapes.items()}
-
-
-def channel_attention(batch):
-    nodes = [
-        node("GlobalAveragePool", ["b"], "g"),
-        node("Sigmoid", ["g"], "s"),
-        node("Mul", ["b", "s"], "t"),
-        node("Reshape", ["t", "shape"], "m"),
-    ]
-    return nodes, {"shape": np.int64([batch, CHANNELS, SIDE, WIDTH])}
-
-
-def tokens(batch):
-    """A product over all pixels, whose weight has one size."""
-    nodes = [
-        node("Reshape", ["b", "flat"], "t1"),
-        node("MatMul", ["t1", "mix"], "t2"),
-        node("Reshape", ["t2", "shape"], "m"),
-    ]
-    values = {
-        "flat": np.int64([batch, CHANNELS, SIDE * WIDTH]),
-        "mix": (np.eye(SIDE * WIDTH) + RNG.normal(0, 0.005, (SIDE * WIDTH, SIDE * WIDTH))).astype(np.float32),
-        "shape": np.int64([batch, CHANNELS, SIDE, WIDTH]),
-    }
-    return nodes, values
-
-
-def skip(batch):
-    size = np.int64([batch, 3, SCALE * SIDE, SCALE * WIDTH])
-    return [node("Identity", ["b"], "m"), node("Resize", ["input", "", "", "size"], "skip", mode="cubic")], {
-        "size": size
-    }
-
-
-def position(batch):
-    return [node("Add", ["b", "p"], "m")], {"p": RNG.normal(0, 0.1, (1, CHANNELS, SIDE, WIDTH)).astype(np.float32)}
-
-
-MIDDLES = {
-    "windows": windows,
-    "channel attention": channel_attention,
-    "tokens": tokens,
-    "skip": skip,
-    "position": position,
-}
 
 
 @pytest.fixture
@@ -128,7 +35,7 @@ def imported(tmp_path, model, data, *more):
 
 @pytest.mark.parametrize("kind", MIDDLES)
 def test_images_of_the_own_size_and_larger_ones(kind, tmp_path, data, capsys):
-    model = network(kind)
+    model = fixed_restorer(kind)
     assert imported(tmp_path, model, data) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert ("may show faint seams" in said) == (kind != "position")  # that one is local
@@ -153,7 +60,7 @@ def test_images_of_the_own_size_and_larger_ones(kind, tmp_path, data, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["windows", "channel attention", "skip"])
 def test_the_other_variants_of_fixed_networks(kind, tmp_path, data, capsys):
-    model = network(kind)
+    model = fixed_restorer(kind)
     assert imported(tmp_path, model, data) == 0
     bundle = str(tmp_path / "a.krl")
     assert main(["fp16", bundle, "--data", str(data), "--accept-unmeasured"]) == 0
@@ -168,11 +75,12 @@ def test_the_other_variants_of_fixed_networks(kind, tmp_path, data, capsys):
 
 
 def test_a_fixed_batch_of_several_is_refused_by_name(tmp_path, data, capsys):
-    assert imported(tmp_path, network("windows", batch=4), data, "--json") == 1
+    assert imported(tmp_path, fixed_restorer("a constant for each", batch=4), data, "--json") == 1
     assert "its batch is fixed to 4, accepted: 1 or any number" in capsys.readouterr().err
     assert not (tmp_path / "a.krl").exists()
 
 
-def test_a_batch_of_several_that_can_be_opened(tmp_path, data, capsys):
-    assert imported(tmp_path, network("position", batch=4), data, "--json") == 0
+@pytest.mark.parametrize("kind", ["position", "windows", "channel attention", "tokens"])
+def test_a_batch_of_several_that_can_be_opened(kind, tmp_path, data, capsys):
+    assert imported(tmp_path, fixed_restorer(kind, batch=4), data, "--json") == 0
     assert json.loads(capsys.readouterr().out)["input"] == f"uint8 [batch, 3, {SIDE}, {WIDTH}]"

@@ -303,11 +303,19 @@ def test_options_that_are_not_for_generators(option, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", ["classification", "restoration"])
-@pytest.mark.parametrize("option", [["--output-range", "0-1"], ["--latent-distribution", "uniform"]])
+@pytest.mark.parametrize("option", [["--latent-distribution", "uniform"], ["--latent-distribution=uniform"]])
 def test_options_of_generators(option, task, tmp_path, capsys):
     arguments = ["import", str(tmp_path / "a.onnx"), "-o", str(tmp_path / "a.krl"), "--task", task, "--data", "images"]
     assert main([*arguments, *option]) == 2
-    assert f"{option[0]} is not for --task {task}; leave it out, or give --task generation" in capsys.readouterr().err
+    message = f"--latent-distribution is not for --task {task}; leave it out, or give --task generation"
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_of_all_that_make_images(tmp_path, capsys):
+    arguments = ["import", str(tmp_path / "a.onnx"), "-o", str(tmp_path / "a.krl"), "--data", "images"]
+    assert main([*arguments, "--output-range", "0-1"]) == 2
+    message = "--output-range is not for --task classification; leave it out, or give --task restoration or generation"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("task", "labels"), [("classification", ("a", "b")), ("restoration", ())])

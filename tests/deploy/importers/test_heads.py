@@ -183,3 +183,36 @@ def test_labels_fit_the_outputs_of_one_image(tmp_path, colors):
     model = model_of([*nodes, node("Squeeze", ["z"], "out")], weights, "out", shape=(1, 3, SIDE, SIDE))
     with pytest.raises(UsageError, match=r"4 labels were given .* but the model has 5 outputs"):
         brought(model, tmp_path, colors, labels=LABELS)
+
+
+def test_indices_that_are_computed_from_an_open_batch(tmp_path, colors):
+    """As torch writes a mean over the sides of channels-last maps: a flat view, and indices by the number of images."""
+    nodes, weights = body()
+    nodes[-1].input[0] = "view"
+    viewed = [
+        node("Shape", ["g"], "batch", start=0, end=1),
+        node("Squeeze", ["batch"], "images"),
+        node("Range", ["zero", "images", "step"], "first"),
+        node("Mul", ["first", "channels"], "starts"),
+        node("Unsqueeze", ["starts", "ends"], "rows"),
+        node("Add", ["rows", "all"], "indices"),
+        node("Reshape", ["g", "flat"], "line"),
+        node("Gather", ["line", "indices"], "seen"),
+        node("Unsqueeze", ["seen", "sides"], "view"),
+    ]
+    constants = {
+        "zero": np.int64(0),
+        "step": np.int64(1),
+        "channels": np.int64(16),
+        "ends": np.int64([1]),
+        "all": np.arange(16)[None],
+        "flat": np.int64([-1]),
+        "sides": np.int64([2, 3]),
+    }
+    model = model_of([*nodes[:-1], *viewed, nodes[-1], node("Flatten", ["z"], "out")], {**weights, **constants}, "out")
+    bundle, _ = brought(model, tmp_path, colors)
+    files, pixels = read_pixels(colors)
+    expected = one_by_one(model, (pixels / 255).astype(np.float32))
+    with load(bundle.path, require="cpu", threads=1) as net:
+        np.testing.assert_allclose([each.logits for each in net(files)], expected, atol=1e-4)
+    assert bundle.manifest.inputs[0].shape[0] == "batch"

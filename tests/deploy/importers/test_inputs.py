@@ -252,10 +252,9 @@ def test_inputs_that_are_refused(shape, kind, tmp_path, colors):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--channel-order", "bgr"], "--channel-order is not for --task restoration"),
-        (["--output", "y"], "--output is not for --task restoration"),
+        (["--labels", "a"], "--labels is not for --task restoration"),
+        (["--latent-distribution", "uniform"], "--latent-distribution is not for --task restoration"),
         (["--output-kind", "sigmoid"], "--output-kind is not for --task restoration"),
-        (["--input-range", "symmetric"], "--input-range symmetric is for classification"),
     ],
 )
 def test_options_of_classifiers_are_refused_for_restorers(options, message, tmp_path, capsys):

@@ -272,6 +272,25 @@ def test_a_meaning_that_the_values_refute_is_refused(tail, stated, message, tmp_
         brought(ending_in(tail), tmp_path, colors, output_kind=stated)
 
 
+INFINITE = {
+    "logarithm of zeros": [FLAT, node("Relu", ["f"], "v"), node("Log", ["v"], "out")],
+    "division by zeros": [FLAT, node("Relu", ["f"], "v"), node("Div", ["one", "v"], "out")],
+    "log odds of a hard sigmoid": [
+        FLAT,
+        node("HardSigmoid", ["f"], "p", alpha=1.0),
+        node("Sub", ["one", "p"], "q"),
+        node("Div", ["p", "q"], "odds"),
+        node("Log", ["odds"], "out"),
+    ],
+}
+
+
+@pytest.mark.parametrize("tail", INFINITE)
+def test_infinite_outputs_are_the_files_own(tail, tmp_path, colors):
+    with pytest.raises(ModelError, match=r"the file's own outputs are infinite for \d+ of 16 images.*--output NAME"):
+        brought(ending_in(INFINITE[tail]), tmp_path, colors)
+
+
 def test_values_between_0_and_1_without_bounds_are_logits_with_a_warning(tmp_path, colors, caplog):
     nodes, weights = body()
     weights["w2"] *= 0.01

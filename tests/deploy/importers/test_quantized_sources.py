@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from torch import nn
 from _helpers import zoo
 from _helpers.digits import PREPROCESSING, pixels_of, record
 from _helpers.graphs import constants, ops, run
+from _helpers.quantized import float_input, ranges_of
 from krl_deploy.calibration.record import Calibration
 from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig, ImportConfig, QuantizeConfig
@@ -22,8 +24,8 @@ from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.export import export
 from krl_deploy.graph.quantized import read_quantized
 from krl_deploy.graph.session import count_convolutions, optimized_graph
-from krl_deploy.importers import classifier as importing
 from krl_deploy.importers.import_onnx import import_onnx
+from krl_deploy.importers.quantized import taken_apart
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.quantize import quantize
 from krl_deploy.precision.variants import came_in_float
@@ -181,30 +183,12 @@ def test_a_graph_that_does_not_compute_what_was_trained_is_refused(trained, digi
 @pytest.fixture
 def third_party(exported, digits, tmp_path):
     """A file in TensorRT's style as another tool would have written it: float input, normalized outside."""
-    model = onnx.load(exported / "model.fp32.onnx")
-    first = next(node for node in model.graph.node if node.op_type == "Conv")
-    offset = next(node for node in model.graph.node if first.input[0] in node.output)
-    kept = [node for node in model.graph.node if node.op_type != "Cast" and node is not offset]
-    kept = [node for node in kept if not set(node.output) & set(offset.input)]
-    del model.graph.node[:], model.graph.input[:]
-    model.graph.node.extend(kept)
-    model.graph.input.append(onnx.helper.make_tensor_value_info(first.input[0], 1, ["batch", 1, 16, 16]))
-    used = {name for node in kept for name in node.input}
-    constants_ = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(constants_)
+    model = float_input(exported)
     inputs, _ = pixels_of(digits / "train")
-    normalized = ((inputs / 255 - 0.3) / 0.35).astype(np.float32)
-    names = [output for node in model.graph.node for output in node.output]
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:], shown.graph.value_info[:]
-    shown.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
-    values = dict(zip(names, run(shown, **{first.input[0]: normalized}), strict=True))
-    values[first.input[0]] = normalized
-    ranges = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
-    written = to_tensorrt(model, ranges).model
-    onnx.save(written, tmp_path / "third_party.onnx")
+    onnx.save(
+        to_tensorrt(model, ranges_of(model, ((inputs / 255 - 0.3) / 0.35).astype(np.float32))).model,
+        tmp_path / "third_party.onnx",
+    )
     return tmp_path / "third_party.onnx"
 
 
@@ -234,22 +218,6 @@ def test_a_third_party_file_is_taken_apart_and_written_for_both(third_party, dig
     assert made.manifest.variants["int8"].cpu_file == "model.int8.cpu.onnx"  # the third_party form never runs on a CPU
 
 
-def test_ranges_of_another_kind_of_image_are_reported(third_party, digits, tmp_path, monkeypatch):
-    read = importing.read_quantized
-    negated = lambda model: type(found := read(model))(_negated(found.model), found.ranges, found.weight_scales)  # noqa: E731
-    monkeypatch.setattr(importing, "read_quantized", negated)
-    with pytest.raises(CheckFailedError, match="the float model agrees with the quantized file on"):
-        import_onnx(import_config(third_party, digits, tmp_path / "a.krl"))
-
-
-def _negated(model: onnx.ModelProto) -> onnx.ModelProto:
-    last = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
-    for tensor in model.graph.initializer:
-        if tensor.name in last.input:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
-    return model
-
-
 def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     from _helpers.graphs import graph, node
 
@@ -260,7 +228,7 @@ def test_operators_that_compute_on_integers_stay_as_they_are(caplog):
     ]
     model = graph(nodes, {"x": ["n", 4]}, {"y": None}, values, dtypes={"y": "uint8"})
     with caplog.at_level(logging.WARNING, "krl"):
-        assert importing._unquantized(model) is None
+        assert taken_apart(ImportConfig(Path("x"), Path("y"), Path("z"), ("a",)), model) is None
     assert "computes on integers (QLinearMatMul)" in caplog.text
     assert "TensorRT refuses it" in caplog.text
 

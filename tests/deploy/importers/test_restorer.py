@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from _helpers.image_nets import smooth
 from _helpers.images import SHARED_DATA
 from krl_deploy.cli import main
 from krl_deploy.graph.cleanup import clean
-from krl_deploy.graph.restorer import local_radius, open_sides, scale_of
+from krl_deploy.graph.restorer import local_radius, open_sides
 from krl_runtime import Restorer, load
 
 RNG = np.random.default_rng(0)
@@ -95,7 +96,7 @@ def test_values_of_0_to_255(tmp_path, data, capsys):
 
 
 def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
-    code, result = imported(tmp_path, third_party(side="s", shuffle=False), data, capsys, "--scale", 2)
+    code, result = imported(tmp_path, third_party(side="s", shuffle=False), data, capsys)
     assert code == 0, result
     assert load(tmp_path / "a.krl", Restorer).overlap is None
 
@@ -103,10 +104,9 @@ def test_a_net_that_is_not_local_sees_the_whole(tmp_path, data, capsys):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (third_party(side="s", shuffle=False), [], "give --scale"),
         (third_party(), ["--color", "rgb"], "--color is rgb, but the model takes 1 channels"),
         (third_party(), ["--height", "20"], "--height is 20, but the model's input is fixed to 12"),
-        (third_party(), ["--scale", "3"], "with scale 3 it should be"),
+        (third_party(), ["--scale", "3"], "--scale is 3, but the model makes images 2 times as large"),
         (third_party(), ["--labels", "a", "b"], "--labels is not for --task restoration"),
         (third_party(), ["--scale", "99"], "--scale is 99; accepted: 1 to 16"),
     ],
@@ -123,11 +123,6 @@ def test_options_of_restoration_for_classifiers(tmp_path, data, capsys):
     assert "--scale is not for --task classification" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "--labels is missing" in capsys.readouterr().err
-
-
-def test_scale_of_shapes():
-    assert scale_of(third_party()) == 2
-    assert scale_of(third_party(side="s", shuffle=False)) is None
 
 
 @pytest.mark.parametrize(
@@ -166,13 +161,23 @@ def test_radius_by_hand():
     kernel = np.ones((1, 1, 3, 3), np.float32)
 
     def radius(nodes, scale=1):
-        return local_radius(graph(nodes, {"x": ["n", 1, "h", "w"]}, {"y": None}, {"k": kernel}), scale)
+        values = {"k": kernel, "two": np.float32([1, 1, 2, 2]), "uneven": np.float32([1, 1, 2, 3])}
+        return local_radius(graph(nodes, {"x": ["n", 1, "h", "w"]}, {"y": None}, values), scale)
 
     assert radius([node("Conv", ["x", "k"], "y", pads=[1, 1, 1, 1])]) == 2
     assert radius([node("Conv", ["x", "k"], "y", pads=[2, 2, 2, 2], dilations=[2, 2])]) == 4
     assert radius([node("Conv", ["x", "k"], "y", pads=[1, 1, 1, 1], strides=[2, 2])]) is None
     assert radius([node("ConvTranspose", ["x", "k"], "y", strides=[2, 2])], 2) == 2
     assert radius([node("Relu", ["x"], "y")], 2) is None
+    resize = partial(node, "Resize", ["x", "", "two"], "y")
+    assert [radius([resize(mode=mode)], 2) for mode in ("nearest", "linear", "cubic")] == [1, 1, 2]
+    assert radius([resize(mode="linear", coordinate_transformation_mode="align_corners")], 2) is None
+    assert radius([node("Resize", ["x", "", "uneven"], "y")], 2) is None
+    assert radius([node("Concat", ["x", "x"], "y", axis=2)]) is None
+    assert radius([node("Concat", ["x", "x"], "y", axis=1)]) == 0
+    larger = [resize(mode="cubic"), node("Conv", ["y", "k"], "z", pads=[1, 1, 1, 1])]
+    model = graph(larger, {"x": ["n", 1, "h", "w"]}, {"z": None}, {"k": kernel, "two": np.float32([1, 1, 2, 2])})
+    assert local_radius(model, 2) == 3
     assert radius([node("GlobalAveragePool", ["x"], "a"), node("Mul", ["x", "a"], "y")]) is None
 
 

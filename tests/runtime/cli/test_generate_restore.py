@@ -101,15 +101,50 @@ def test_restore_what_is_no_image(run, restorer: Path, images: list[Path], tmp_p
     assert "no image is left" in error
 
 
-def test_restore_where_names_meet(run, restorer: Path, images: list[Path], tmp_path: Path):
-    twin = images[0].with_suffix(".jpg")
-    Image.fromarray(opened(images[0])).save(twin)
-    code, _, error = run("restore", restorer, images[0], twin, "-o", tmp_path / "out")
-    assert code == 2
-    assert "would both be written as a.png" in error
+def test_restore_into_a_file(run, restorer: Path, images: list[Path]):
     code, _, error = run("restore", restorer, images[0], "-o", images[1])
     assert code == 2
     assert "is a file; give a folder to --out" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (["same.png", "same.jpg", "other.png"], ["other.png", "same.jpg.png", "same.png.png"]),
+        (["a.png", "A.jpg"], ["A.jpg.png", "a.png.png"]),
+        (["a.png", "A.png", "b.png"], ["A.png.png", "a.png-2.png", "b.png"]),
+        (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg.png", "a.jpg.png.png", "a.png.png"]),
+        (["deep/x/a.png", "deep/x/a.bmp", "deep/a.png"], ["deep/a.png", "deep/x/a.bmp.png", "deep/x/a.png.png"]),
+        (["d/a.png", "D/a.png"], ["D/a.png.png", "d/a.png-2.png"]),
+        (["a.jpg", "a.png/b.png"], ["a.jpg.png", "a.png/b.png"]),
+        (["e\u0301.png", "\u00e9.jpg"], ["e\u0301.png.png", "\u00e9.jpg.png"]),
+    ],
+)
+def test_restore_where_names_meet(run, restorer: Path, tmp_path: Path, given: list[str], made: list[str]):
+    """Each image has a file of its own, on file systems that ignore case as well: of different heights here."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number, name in enumerate(given):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth(8 + number, 8)).save(folder / name)
+    code, shown, _ = run("restore", restorer, folder, "-o", out, "--json")
+    assert code == 0
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == sorted(made)
+    for result in json.loads(shown)["results"]:
+        assert len(opened(result["restored"])) == 2 * len(opened(result["file"]))
+    again, _, error = run("restore", restorer, folder, "-o", out)
+    assert again == 2
+    assert "exists already" in error
+
+
+def test_restore_files_of_several_folders(run, restorer: Path, tmp_path: Path):
+    files = [tmp_path / name / "a.png" for name in ("one", "two", "three")]
+    for file in files:
+        file.parent.mkdir()
+        Image.fromarray(smooth(8, 8)).save(file)
+    code, out, _ = run("restore", restorer, *files, "-o", tmp_path / "out", "--json")
+    assert code == 0
+    made = [(Path(item["file"]).parent.name, Path(item["restored"]).name) for item in json.loads(out)["results"]]
+    assert made == [("one", "a.png.png"), ("two", "a.png-2.png"), ("three", "a.png-3.png")]
 
 
 @pytest.mark.parametrize(
