@@ -354,8 +354,6 @@ def page(rows: list[tuple[Item, Mapping[str, Any]]]) -> str:
         "Quantized files become float models, whose scores differ.",
         "- FP16: every tensor rounded to FP16. INT8: Q/DQ model; form for ONNX Runtime's CPU provider.",
         "- Fixed batches of 1 stay where attention or axes are written for one image; the predictions are the file's.",
-        "- Known fault: ONNX Runtime 1.32 crashes while it opens the FP16 graph of two transformers (its "
-        "`NchwcTransformer`).",
         "- Parser: TensorRT-RTX's parser and builder, without a GPU. Nothing has run on a GPU.",
         "",
         "| file | exporter | input | result | difference at 1 / 2 / 16 | FP16 | INT8 | parser |",

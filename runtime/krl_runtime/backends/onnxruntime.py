@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.bundle import Bundle, TensorSpec
-from krl_runtime.bundle.onnx_check import check_onnx
+from krl_runtime.bundle.onnx_check import check_onnx, has_float16
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError, NotAvailableError, require
 from krl_runtime.processor import limited_cpus
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "CRASHING_IN_FP16",
     "EXACT_INT8",
     "WRONG_OPTIMIZERS",
     "NoCudaProviderError",
@@ -44,6 +45,10 @@ this option the weights are uint8 there, and their products are added in 32 bits
 WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 """Optimizers of ONNX Runtime that change outputs. This one writes biases as integers in the precision around INT8; in
 FP16 those beyond 65504 overflow (seen in 1.31). krl's graph for the CPU has integer biases already."""
+
+CRASHING_IN_FP16 = ["NchwcTransformer"]
+"""Optimizers that end the process with a segmentation fault on some graphs with FP16, as of vision transformers (seen
+in 1.32). This one speeds up convolutions in FP32, which files without FP16 keep."""
 
 _FIRST_FP16_PAIRS = (1, 30)
 """First version that computes Q/DQ pairs with FP16 scales rightly. On the CPU provider INT8 of a resnet20 has 18 dB of
@@ -221,7 +226,7 @@ def open_session(
         options.add_session_config_entry(*EXACT_INT8)
     provider = _CUDA if cuda else _CPU
     data = model if isinstance(model, bytes) else model.read_bytes()
-    check_onnx(data)
+    wrong = [*WRONG_OPTIMIZERS, *(CRASHING_IN_FP16 if has_float16(check_onnx(data)) else [])]
     options.add_session_config_entry("session.load_model_format", "ONNX")  # bytes may be taken for another format
     try:
         session = ort.InferenceSession(
@@ -229,7 +234,7 @@ def open_session(
             options,
             providers=[(_CUDA, {"device_id": device}) if cuda else _CPU],
             enable_fallback=0,
-            disabled_optimizers=WRONG_OPTIMIZERS,
+            disabled_optimizers=wrong,
         )
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime cannot open the model: {_plain(error)}") from error

@@ -14,7 +14,7 @@ from .onnx_file import Attribute, Graph, Node, OnnxFileError, Tensor, read_graph
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MAX_MADE", "check_onnx"]
+__all__ = ["MAX_MADE", "check_onnx", "has_float16"]
 
 MAX_MADE: Final = 2**26
 """Bytes that a file may make of constants, besides a multiple of those that it has: a mask of 4096 x 4096 floats. A
@@ -22,7 +22,7 @@ runtime computes and keeps them when it loads the file."""
 _PER_BYTE: Final = 16  # INT8 weights that become float, are moved, reshaped and cast: 4 bytes each time
 
 _SMALL: Final = 4096  # values of a tensor that are followed, such as shapes
-_INT64, _INT32 = 7, 6  # ONNX's numbers of these types
+_INT64, _INT32, _FLOAT16 = 7, 6, 10  # ONNX's numbers of these types
 # Bytes of a value by ONNX's number of its type; types of half a byte count as one, text as eight.
 _WIDTHS: Final = {
     1: 4,
@@ -53,17 +53,38 @@ class _Known:
     values: npt.NDArray[np.int64] | None = None
 
 
-def check_onnx(data: bytes) -> None:
+def check_onnx(data: bytes) -> list[Graph]:
     """Refuse an ONNX file with weights in other files, or with constants that are far larger than the file.
 
     Sizes are derived from the constants of the file as far as the operators here go. Others are not bounded.
 
+    Returns:
+        The graphs of the file.
+
     Raises:
         OnnxFileError: It is such a file, or it is not an ONNX file.
     """
-    walk = _Walk(data)
-    for graph in read_graphs(data):
+    walk, graphs = _Walk(data), read_graphs(data)
+    for graph in graphs:
         walk.graph(graph, {})
+    return graphs
+
+
+def has_float16(graphs: Sequence[Graph]) -> bool:
+    """Return whether graphs have weights in FP16, or casts to it, also in their inner graphs."""
+    for graph in graphs:
+        tensors = [*graph.initializers]
+        for node in graph.nodes:
+            cast = node.attributes.get(b"to")
+            if cast is not None and _FLOAT16 in cast.ints:
+                return True
+            for attribute in node.attributes.values():
+                tensors += attribute.tensors
+                if has_float16(attribute.graphs):
+                    return True
+        if any(tensor.kind == _FLOAT16 for tensor in tensors):
+            return True
+    return False
 
 
 class _Walk:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageCms
 
-from _helpers.bundles import write_bundle
+from _helpers.bundles import npz, write_bundle
 from _helpers.image_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
 from krl_runtime import BundleError, Classifier, Generator, ImageError, ModelError, Restorer, UsageError, load
 from krl_runtime.bundle import TensorSpec
@@ -278,3 +279,34 @@ def test_torch_is_never_imported(tmp_path: Path):
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "8x10 RGB\n"
     )
+
+
+def phases_onnx(seed: int = 0) -> tuple[bytes, np.ndarray]:
+    """A network that multiplies each pixel by a weight of its place modulo 16: some halve an image four times."""
+    weights = np.random.default_rng(seed).uniform(0.2, 1.0, (16, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("SpaceToDepth", ["x"], ["s"], blocksize=16),
+        helper.make_node("Mul", ["s", "w"], ["m"]),
+        helper.make_node("DepthToSpace", ["m"], ["restored"], blocksize=16, mode="DCR"),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 1, "height", "width"])
+    shape = ["batch", 1, "scaled_height", "scaled_width"]
+    restored = helper.make_tensor_value_info("restored", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(
+        nodes, "phases", [pixels], [restored], [numpy_helper.from_array(weights.reshape(1, 256, 1, 1), "w")]
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString(), weights
+
+
+@pytest.mark.parametrize("overlap", [1, 3, 17])
+def test_parts_begin_where_the_network_sees_the_same_phase(tmp_path: Path, overlap: int):
+    data, weights = phases_onnx()
+    golden = npz(pixels=np.zeros((1, 1, 32, 32), np.uint8), restored=np.zeros((1, 1, 32, 32), np.float32))
+    contents = {"model.fp32.onnx": data, "golden.npz": golden}
+    bundle = write_restorer(tmp_path / "a.krl", scale=1, color="gray", overlap=overlap, contents=contents)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 1040, 720), np.uint8)
+    with load(bundle.path, Restorer, threads=1) as model:
+        made = model.restore_planes(pixels)
+    np.testing.assert_allclose(made[0], pixels[0] * np.tile(weights, (65, 45)), rtol=1e-5)

@@ -416,3 +416,30 @@ def test_each_thread_uses_the_gpu_of_the_model(newest):
 def test_a_gpu_that_is_not_there(newest):
     with pytest.raises(NoTensorRTError, match="there is no GPU 1 here, 1 are visible"):
         current_gpu(1)
+
+
+def test_a_change_of_profile_is_waited_for(trt):
+    """The profile is changed on the stream; shapes that are set before that is done are those of the old profile."""
+    events = []
+    change, wait, shape = (
+        trt._IExecutionContext_set_optimization_profile_async,
+        trt.cuda._cudaStreamSynchronize,
+        trt._IExecutionContext_set_input_shape,
+    )
+
+    def record(name, original):
+        def call(*arguments, **named):
+            events.append(name)
+            return original(*arguments, **named)
+
+        return call
+
+    trt._IExecutionContext_set_optimization_profile_async = record("change", change)
+    trt.cuda._cudaStreamSynchronize = record("wait", wait)
+    trt._IExecutionContext_set_input_shape = record("shape", shape)
+    backend = load(trt, (1, 1, 1), (8, 16, 16))
+    for count in (1, 12):
+        check(backend, count)
+    changes = [index for index, name in enumerate(events) if name == "change"]
+    assert len(changes) == 2
+    assert all(events[index + 1] == "wait" and events[index + 2] == "shape" for index in changes)
