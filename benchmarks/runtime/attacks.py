@@ -333,7 +333,7 @@ def warm_up(attack: Attack) -> None:
 
 def shortened(text: str, most: int = 90) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most].rstrip()} …"
+    return line if len(line) <= most else f"{line[:most].rpartition(' ')[0]} …"
 
 
 def main() -> None:

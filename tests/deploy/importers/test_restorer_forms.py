@@ -255,7 +255,7 @@ def test_one_of_several_outputs(tmp_path: Path, data: Path, name: str):
             network(),
             {"output": "c"},
             ModelError,
-            r"output c has shape .*accepted: images with the channels of the inpu",
+            r"output c has shape .*accepted: images with the channels of the input",
         ),
         (network(), {"output": "nothing"}, ModelError, "makes no tensor 'nothing' for --output"),
         (network(multiple=8), {"height": 50}, UsageError, "--height is 50; the model takes 56"),
