@@ -219,7 +219,8 @@ def test_a_gpu_that_does_not_take_the_engine_is_no_fault_of_the_build(bundle, li
     monkeypatch.setattr(engines, "current_gpu", lambda: Gpu("H100", "9.0", 1 << 30, 1 << 30))
     result = build_engine(model=bundle.path, target="rtx")
     assert result.details["parity"] is None
-    assert "loading engine" in result.details["not_run"]
+    # Where there is no driver at all, the thread's GPU cannot be set.
+    assert "loading engine" in result.details["not_run"] or "cudaSetDevice" in result.details["not_run"]
     assert result.engine in Bundle.open(bundle.path).manifest.engines
 
 
