@@ -126,8 +126,8 @@ class LossConfig:
     features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at,
     sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
-    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
-    map of each resolution that both networks have."""
+    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the
+    outputs of the stages of each resolution that both networks have."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
