@@ -106,9 +106,9 @@ class InputConfig:
     """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
     to 255. The device decodes alike."""
     mean: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
-    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or that which loaded weights were trained with."""
     std: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
-    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or that which loaded weights were trained with."""
 
     def __post_init__(self) -> None:
         """Check what ``Preprocessing`` cannot."""

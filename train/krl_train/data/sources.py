@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_fo
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
-from krl_train.models import native_size
+from krl_train.models import native_size, published_input
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
@@ -28,13 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
 
+_log = logging.getLogger("krl")
+
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _MIRROR_CHANGES_CLASS = ("digits", "mnist")
-_IMAGENET_MEAN, _IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of the training images, 0 to 1, as torchvision has them
 _LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
+_CROP_FRACTION = 0.875  # 224 of 256 pixels, as ImageNet's networks are evaluated
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -164,16 +165,36 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     return Source(str(root.resolve()), folder.labels, channels, size, flip=True, config=config, folder=folder)
 
 
-def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretrained: bool = False) -> Preprocessing:
+def preprocessing_for(
+    config: InputConfig,
+    source: Source,
+    model: str,
+    *,
+    pretrained: bool = False,
+    trained: Preprocessing | None = None,
+) -> Preprocessing:
     """Fill in what the configuration leaves open about the network's input.
 
     Args:
         config: What the user asked for.
         source: The data; its size counts for networks that take any, and it is measured for mean and std.
         model: Name of the network.
-        pretrained: Whether the network was trained on ImageNet's mean and std.
+        pretrained: Whether the network starts from published weights, or from third-party ones: ``trained`` is then
+            what those state, and ImageNet's normalization for networks for small images.
+        trained: The input that the weights were trained with, which the network starts from; it stays as it is where
+            the user does not say otherwise.
     """
     native = native_size(model)
+    if pretrained and native is not None:
+        trained = published_input(model)
+    if trained is not None:
+        kept = _kept(config, trained)
+        if (kept.mean, kept.std) != (trained.mean, trained.std):
+            _log.warning(
+                "the weights were trained with mean %s and std %s; the normalization asked for is mean %s and std %s",
+                *(trained.mean, trained.std, kept.mean, kept.std),
+            )
+        return kept
     if config.size is not None:
         height, width = config.size[0], config.size[-1]
     elif native is None:
@@ -183,23 +204,36 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
     else:
         height = width = native
     channels = config.channels or (source.channels if native is None else 3)
-    fraction = config.crop_fraction or (1.0 if min(height, width) <= _LARGEST_NATIVE else 0.875)
-    base = Preprocessing(
-        height=height,
-        width=width,
-        channels=channels,
-        resize=config.resize or "crop",
-        crop_fraction=fraction,
-        interpolation=config.interpolation or "bilinear",
-        decode_tolerance=config.decode_tolerance or 0.0,
-        mean=config.mean or (_IMAGENET_MEAN if channels == 3 else (0.5,)),
-        std=config.std or (_IMAGENET_STD if channels == 3 else (0.5,)),
-    )
+    base = _kept(replace(config, size=(height, width), channels=channels), Preprocessing(height, width))
     if pretrained or (config.mean and config.std):
         return base
     sample = source.read("train", base, limit=2000)
     mean, std = sample.statistics()
     return replace(base, mean=config.mean or mean, std=config.std or std)
+
+
+def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
+    """Return an input with what the user says about it changed."""
+    size = config.size or (trained.height, trained.width)
+    small = min(size) <= _LARGEST_NATIVE
+    channels = config.channels or trained.channels
+    fraction = trained.crop_fraction if config.size is None else 1.0 if small else _CROP_FRACTION
+    return Preprocessing(
+        height=size[0],
+        width=size[-1],
+        channels=channels,
+        resize=config.resize or trained.resize,
+        crop_fraction=config.crop_fraction or fraction,
+        interpolation=config.interpolation or trained.interpolation,
+        decode_tolerance=trained.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
+        mean=config.mean or _for_channels(trained.mean, channels),
+        std=config.std or _for_channels(trained.std, channels),
+    )
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
+    return values if len(values) == channels else (statistics.fmean(values),) * channels
 
 
 def _custom(config: DataConfig, name: str, classes: bool) -> Source:

@@ -34,6 +34,7 @@ __all__ = [
     "RestorationTraining",
     "fit",
     "fit_restorer",
+    "like_start",
     "read_images",
     "read_restoration",
     "restoration_optim",
@@ -71,8 +72,8 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     config = replace(config, optim=restoration_optim(config.optim))
-    spec = restorer_spec(config.model, config.restoration)
     init = Run.open(config.init) if config.init is not None else None
+    spec = like_start(restorer_spec(config.model, config.restoration), init)
     size = config.input.size or (_DEFAULT_PATCH,)
     training = read_restoration(config, spec, (size[0], size[-1]))
     epsilon = _CHARBONNIER_EPSILON if config.restoration.pixel_loss == "charbonnier" else 0.0
@@ -113,6 +114,14 @@ def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessin
     """Return the input of a restorer that is trained on patches of a size: pixels from -0.5 to 0.5."""
     mean, std = (0.5,) * channels, (1.0,) * channels
     return Preprocessing(height=size[0], width=size[1], channels=channels, mean=mean, std=std)
+
+
+def like_start(spec: ModelSpec, init: Run | None) -> ModelSpec:
+    """Return the specification of a restorer that starts from a run: in the published form, where the run has that."""
+    if init is None or init.record.model.name != spec.name or not init.record.model.arguments.get("published"):
+        return spec
+    kept = {key: init.record.model.arguments[key] for key in ("published", "overlap")}
+    return replace(spec, arguments={**spec.arguments, **kept})
 
 
 def read_restoration(config: TrainingConfig, spec: ModelSpec, size: tuple[int, int]) -> RestorationTraining:
@@ -224,7 +233,7 @@ def fit_restorer(
     """
     parent = init.identity if init else None
     record = restorer_record(
-        config, spec, training, command="krl-train fit", parent=parent, preprocessing=preprocessing
+        config, spec, training, command="krl-train fit", parent=parent, start=init, preprocessing=preprocessing
     )
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
@@ -239,6 +248,7 @@ def restorer_record(
     *,
     command: str,
     parent: Mapping[str, Any] | None,
+    start: Run | None,
     preprocessing: Preprocessing | None = None,
 ) -> RunRecord:
     """Return the record of a restorer, without the results.
@@ -249,12 +259,16 @@ def restorer_record(
         training: The data.
         command: The command that it is for.
         parent: What the network comes from.
+        start: The run whose weights it starts from, and whose normalization it keeps.
         preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
     """
+    own = preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size)
+    if start is not None and start.record.preprocessing.channels == own.channels:
+        own = replace(own, mean=start.record.preprocessing.mean, std=start.record.preprocessing.std)
     return RunRecord(
         task="restoration",
         model=spec,
-        preprocessing=preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size),
+        preprocessing=own,
         labels=(),
         command=command,
         configuration=to_plain(config),
