@@ -30,7 +30,7 @@ from krl_train.tasks import Objective, Supervised
 from krl_train.training.train import initialize_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, starting_point
+from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 
 __all__ = ["classifier_record", "prepare"]
@@ -125,7 +125,7 @@ def prepare(config: DistillConfig) -> Job:
     record = replace(
         record,
         model=model,
-        parent={"teachers": [teacher.identity for teacher in teachers]},
+        parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
     return _ClassifierJob(config, record, training, teachers, terms, start)

@@ -35,7 +35,7 @@ from krl_train.training.restoration import (
 from krl_train.training.train import network_size
 from krl_train.worker import Worker
 
-from .job import COMMAND, Job, starting_point
+from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["RESTORATION_LOSSES", "RestorationDistiller", "prepare"]
 
@@ -188,7 +188,7 @@ def prepare(config: DistillConfig) -> Job:
     own = teacher.preprocessing
     size = config.input.size or (own.height, own.width)
     training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
-    parent = {"teachers": [there.identity]}
+    parent = parents([there.identity], start)
     record = restorer_record(config, spec, training, command=COMMAND, parent=parent, start=start)
     job = _RestorerJob(config, record, training, there, teacher, terms, start)
     job.objective(build_restorer(spec, record.preprocessing))  # refuses before anything is written

@@ -272,6 +272,23 @@ def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path) -> No
     assert resumed.record.metrics["baseline"]["top1"] == whole.record.metrics["baseline"]["top1"]
 
 
+def test_a_distillation_goes_on_with_the_same_teacher_wherever_it_lies(teacher: Run, tmp_path: Path) -> None:
+    start = distill(config(teacher, tmp_path / "start"))
+    asked = config(teacher, tmp_path / "run", student=str(start.path))
+    with stopped_at_checkpoint(1), pytest.raises(KeyboardInterrupt):
+        distill(asked)
+    for name, path in (("teacher", teacher.path), ("start", start.path)):
+        shutil.copytree(path, tmp_path / "moved" / name)
+    moved = replace(
+        asked, teacher=(str(tmp_path / "moved" / "teacher"),), student=str(tmp_path / "moved" / "start"), resume=True
+    )
+    with pytest.raises(RunError, match=r"parent\.teachers\[0\]\.weights_sha256 was"):
+        distill(replace(moved, teacher=(str(start.path),)))
+    with pytest.raises(RunError, match=r"parent\.start was .*, now None"):
+        distill(replace(moved, student="dscnn-0.25"))
+    assert distill(moved).record.parent["start"]["weights_sha256"] == start.record.weights_sha256
+
+
 def test_a_student_may_start_from_a_run_and_see_another_size(teacher: Run, tmp_path: Path) -> None:
     first = distill(config(teacher, tmp_path / "first"))
     gentle = OptimConfig(lr=1e-9)

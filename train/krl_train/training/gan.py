@@ -22,7 +22,7 @@ from krl_train.models import count_parameters
 from krl_train.models.conditioners import Conditioner
 from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator, count_generator_macs
-from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.run import ModelSpec, Run, RunRecord, hashes_of_runs
 from krl_train.tasks.gan import GanTask, Score
 
 from .folder import prepare_out
@@ -84,6 +84,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     if conditions is not None:
         arguments["condition"] = dict(conditions.settings)
     spec = ModelSpec(config.model, 0, preprocessing.channels, arguments)
+    used = hashes_of_runs({"features": config.generation.features, "guide": config.conditioning.guide})
     record = RunRecord(
         task="generation",
         model=spec,
@@ -92,7 +93,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data={**training.describe(), **_describe(config.conditioning, conditions)},
+        data={**training.describe(), **_describe(config.conditioning, conditions), **used},
         sources=sources_of([("data", config.data.data)]),
     )
     torch.manual_seed(config.loop.seed)
