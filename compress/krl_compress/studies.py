@@ -10,13 +10,15 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import RunError, TrainingError, UsageError
-from krl_runtime.files import write_atomic
+from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.progress import progress_bar
+from krl_train.custom import source_of
 from krl_train.run import RECORD, Run
 
 from .config import RECIPES, StudyConfig
@@ -26,6 +28,8 @@ __all__ = ["HEADER", "rows_as_cells", "show", "study"]
 _log = logging.getLogger("krl")
 
 BASELINE = "baseline"
+_CODE = "code.sha256"  # file in a study's folder: the hash of the code that its runs were made with
+_PACKAGES = ("krl_runtime", "krl_train", "krl_compress")  # all that a result depends on
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class _Trial:
 def study(config: StudyConfig) -> dict[str, Any]:
     """Train every student with every method and seed, or go on where an earlier call stopped, and compare.
 
-    Every training is a process of its own, so that its memory can be measured and nothing carries over.
+    Every training is a process of its own, so that its memory can be measured and nothing carries over. Runs of an
+    earlier call count only if they were made with the same teacher, options, data and code.
 
     Returns:
         What ``study.json`` says: ``rows`` with ``student``, ``method``, ``top1`` (mean over seeds, 0 to 1),
@@ -50,6 +55,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
 
     Raises:
         UsageError: A method is not known.
+        RunError: The folder holds runs that were made otherwise.
         TrainingError: A training failed; its own message stands above.
     """
     methods = [BASELINE, *(name for name in config.methods.split(",") if name and name != BASELINE)]
@@ -64,6 +70,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
         for method in methods
     ]
     todo = [trial for trial in trials if not _finished(trial)]
+    _check_earlier([trial for trial in trials if trial not in todo], config)
     with progress_bar("study", len(trials), len(trials) - len(todo)) as advance:
         for trial in todo:
             _log.info("%s, %s, seed %d", trial.student, trial.method, trial.seed)
@@ -88,6 +95,47 @@ def _finished(trial: _Trial) -> bool:
     except RunError:
         return False
     return True
+
+
+def _check_earlier(finished: list[_Trial], config: StudyConfig) -> None:
+    """Refuse runs of an earlier call that this one would not make again.
+
+    Teacher and code are compared for each of them. Options and data are compared for one, by resuming it: the budget is
+    the same in all.
+    """
+    code, file = _code(), config.out / _CODE
+    before = file.read_text("utf-8").strip() if file.is_file() else None
+    advice = f"the runs in {config.out} are of another study; give another --out"
+    if finished and before != code:
+        was = "is not recorded" if before is None else f"was {before[:16]}"
+        raise RunError(f"krl's code {was}, and is {code[:16]} (SHA-256): {advice}")
+    for trial in finished:
+        record = Run.open(trial.out).record
+        for item in record.sources:
+            now = source_of(str(item["name"]), str(item["use"]))["sha256"]
+            if now != item["sha256"]:
+                raise RunError(f"the source of {item['use']} {item['name']} has changed: {advice}")
+        teacher = Path(config.teacher)
+        made_with = (record.parent or {}).get("teachers", ({},))[0].get("weights_sha256")
+        is_run = trial.method != BASELINE and (teacher / RECORD).is_file()
+        if is_run and made_with != Run.open(teacher).record.weights_sha256:
+            raise RunError(f"{trial.out} was not made with teacher {config.teacher}: {advice}")
+    if finished:
+        try:
+            _train(finished[0], config)
+        except TrainingError as error:
+            raise RunError(f"{advice}. {error}") from error
+    write_atomic(file, f"{code}\n".encode())
+
+
+def _code() -> str:
+    """Return the hash of krl's own code: what training, distillation and decoding of images are written in."""
+    digests = []
+    for name in _PACKAGES:
+        root = Path(str(import_module(name).__file__)).parent
+        files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+        digests += [f"{name}/{path.relative_to(root).as_posix()}:{sha256_file(path)}" for path in files]
+    return sha256_bytes("\n".join(digests).encode())
 
 
 def _train(trial: _Trial, config: StudyConfig) -> None:

@@ -171,5 +171,16 @@ def test_a_study_compares_and_goes_on_where_it_stopped(
     assert row["peak_memory_mib"] > 100
     assert (out / "dscnn-0.25.png").stat().st_size > 10_000
     assert "| dscnn-0.25 | kd |" in (out / "study.md").read_text()
+    # earlier runs count for the same options, data, teacher and code alone
+    other = f"--options={' '.join([*FAST, '--lr', '0.001'])}"
+    assert main([*options, "--seeds", "1", other]) == 2
+    error = capsys.readouterr().err
+    assert "are of another study; give another --out" in error.replace("\n", " ")
+    again = ["study", "--teacher", str(out / "dscnn-0.25" / "kd" / "seed-0"), *options[3:]]
+    assert main([*again, "--seeds", "1", budget]) == 2
+    assert "was not made with teacher" in capsys.readouterr().err
+    (out / "code.sha256").write_text("0" * 64)
+    assert main([*options, "--seeds", "1", budget]) == 2
+    assert "krl's code was 0000000000000000, and is" in capsys.readouterr().err
     assert main(["study", "--teacher", "t", "--student", "s", "--out", str(out), "--methods", "nonsense"]) == 2
     assert "not known; accepted" in capsys.readouterr().err
