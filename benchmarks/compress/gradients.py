@@ -38,12 +38,18 @@ LR, MOMENTUM = 0.1, 0.9  # krl's own for this batch
 
 # Weights that are usual in the literature, where they are not the default: see the docstring of each loss.
 PAPERS = {
+    "logit_mse": 1.0,
     "ttm": 45.0,
+    "wttm": 4.0,
     "mlkd": 1.0,
     "dkd": 1.0,
     "rld": 1.0,
     "fitnet": 100.0,
+    "wkd_f": 0.08,
     "at": 1000.0,
+    "nst": 50.0,
+    "sp": 3000.0,
+    "rkd": 1.0,
     "pkt": 30000.0,
     "cc": 1.0,
 }
