@@ -19,6 +19,7 @@ from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.progress import progress_bar
 from krl_train.custom import source_of
+from krl_train.processes import refuse_several
 from krl_train.run import RECORD, Run
 
 from .config import RECIPES, StudyConfig
@@ -54,10 +55,11 @@ def study(config: StudyConfig) -> dict[str, Any]:
         ``peak_memory_mib``.
 
     Raises:
-        UsageError: A method is not known.
+        UsageError: A method is not known, or torchrun started several processes.
         RunError: The folder holds runs that were made otherwise.
         TrainingError: A training failed; its own message stands above.
     """
+    refuse_several("a study runs")
     methods = [BASELINE, *(name for name in config.methods.split(",") if name and name != BASELINE)]
     known = {path.stem for path in RECIPES.glob("*.yaml")}
     unknown = [name for name in methods if name not in known]

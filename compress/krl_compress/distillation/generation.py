@@ -29,6 +29,7 @@ from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
+from krl_train.processes import refuse_several
 from krl_train.run import Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
@@ -184,6 +185,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
+    refuse_several("a generator's student trains")
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
     start, name = starting_point(config.student)

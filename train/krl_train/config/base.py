@@ -123,7 +123,8 @@ class AugmentConfig:
     augment: bool = True
     """Whether to augment at all."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
-    """Mirror half of the images, or none; auto mirrors all but digits and other signs."""
+    """Mirror half of the images, or none; auto mirrors unless classes are named by numbers or letters, or one is on the
+    left or right."""
     crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
     rotate: Advanced[Annotated[float, _PIXELS]] = 0.0

@@ -23,6 +23,7 @@ from krl_train.models import native_size, published_input
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
+from .mirroring import keeps_class_mirrored
 from .pixels import PixelSet
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ __all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
 _log = logging.getLogger("krl")
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_MIRROR_CHANGES_CLASS = ("digits", "mnist")
 _LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
 _CROP_FRACTION = 0.875  # 224 of 256 pixels, as ImageNet's networks are evaluated
 
@@ -49,7 +49,7 @@ class Source:
         labels: Class names in the order of the class indices.
         channels: 1 where all images are known to be gray, else 3.
         size: Height and width where all images are known to share them and they are small.
-        flip: Whether mirrored images keep their class.
+        flip: Whether mirrored images keep their class, as far as the names of the classes say.
         config: What the user asked for.
         folder: The listed folder, for images on disk.
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
@@ -162,7 +162,8 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
-    return Source(str(root.resolve()), folder.labels, channels, size, flip=True, config=config, folder=folder)
+    flip = keeps_class_mirrored(folder.labels)
+    return Source(str(root.resolve()), folder.labels, channels, size, flip=flip, config=config, folder=folder)
 
 
 def preprocessing_for(
@@ -241,7 +242,8 @@ def _custom(config: DataConfig, name: str, classes: bool) -> Source:
     if classes and len(images.labels) < 2:
         raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
     size = images.size if images.size is not None and max(images.size) <= _LARGEST_NATIVE else None
-    return Source(images.name, images.labels, images.channels, size, flip=True, config=config, custom=images)
+    flip = keeps_class_mirrored(images.labels)
+    return Source(images.name, images.labels, images.channels, size, flip=flip, config=config, custom=images)
 
 
 def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple[npt.NDArray[np.uint8], list[int]]:
@@ -303,7 +305,8 @@ def _digits(config: DataConfig) -> Source:
     held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in images])
     arrays = {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
     names = tuple(str(name) for name in digits.target_names)
-    return Source("digits", names, 1, (8, 8), flip=False, config=config, arrays=arrays)
+    flip = keeps_class_mirrored(names)
+    return Source("digits", names, 1, (8, 8), flip=flip, config=config, arrays=arrays)
 
 
 def _torchvision(config: DataConfig) -> Source:
@@ -329,7 +332,7 @@ def _torchvision(config: DataConfig) -> Source:
         labels,
         first.shape[3],
         (first.shape[1], first.shape[2]),
-        flip=name not in _MIRROR_CHANGES_CLASS,
+        flip=keeps_class_mirrored(labels),
         config=config,
         arrays=arrays,
     )
