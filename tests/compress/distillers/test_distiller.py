@@ -418,3 +418,37 @@ def test_a_teacher_of_tokens_has_no_taps() -> None:
         tokens = Network(build_model("vit_b_16", 4, 3), Preprocessing(224, 224))
     with pytest.raises(UsageError, match=r"share no resolution; .* Teacher: no feature maps"):
         match_taps(network("resnet8"), tokens, ())
+
+
+def peers(optim: OptimConfig, nets: list[Network]) -> PeerTask:
+    data = PixelSet(np.zeros((4, 3, 32, 32), np.uint8), [0, 1, 2, 3])
+    return PeerTask(
+        nets, [[1], []], optim, temperature=4.0, weight=0.0, steps=100, batch_size=8, val=data, labels=NAMES
+    )
+
+
+def test_peers_learn_both_labels_of_a_mixture() -> None:
+    nets = [network("resnet8", seed=seed).eval() for seed in (0, 1)]
+    labels, partners = torch.arange(8) % 4, (torch.arange(8) + 1) % 4
+    mixed = replace(batch(), partners=partners, share=0.7)
+    parts = peers(OptimConfig(), nets).step(mixed, lambda name, loss: None)
+    for index, net in enumerate(nets):
+        with torch.no_grad():
+            logits = net(mixed.pixels).double().numpy()
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        target = 0.7 * np.eye(4)[labels] + 0.3 * np.eye(4)[partners]
+        assert parts[f"net{index}"].item() == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-5)
+
+
+def test_peers_keep_their_moving_averages() -> None:
+    nets = [network("resnet8", seed=seed) for seed in (0, 1)]
+    task = peers(OptimConfig(ema=0.9), nets)
+    start = nets[0].backbone.linear.weight.detach().clone()
+    learner = task.learners["net0"]
+    assert learner.average is not None
+    learner.average.update_parameters(nets[0])  # the first one is copied
+    with torch.no_grad():
+        nets[0].backbone.linear.weight += 1
+    learner.average.update_parameters(nets[0])
+    torch.testing.assert_close(task.state()["linear.weight"], start + 0.1)  # decay 0.9: a tenth of the way
+    assert peers(OptimConfig(), nets).final()[1] is nets[1]
