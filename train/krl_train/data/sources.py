@@ -24,6 +24,7 @@ from krl_train.models import native_size, published_input
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
 from .mirroring import keeps_class_mirrored
+from .patches import GRAY_MODES
 from .pixels import PixelSet
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
         except OSError:  # reading the split names it
             continue
     size = sizes.pop() if len(sizes) == 1 else None
-    gray = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
+    gray = bool(modes) and modes <= set(GRAY_MODES)
     return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
 
 
