@@ -9,7 +9,9 @@ import pytest
 from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import RunError
+from krl_train.cli import main
 from krl_train.config import DataConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.run import Run
 from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=3, batch_size=8, device="cpu", precision="fp32")
@@ -41,6 +43,27 @@ def test_a_run_goes_on_wherever_it_and_its_data_are_moved(tmp_path: Path, monkey
     moved = config(Path("machine/its-data"), Path("machine/its-run"), init=Path("machine/its-start"), resume=True)
     assert fit(moved).record.weights_sha256 == whole.record.weights_sha256
     assert fit(moved).record.weights_sha256 == whole.record.weights_sha256  # it is finished, and says so
+
+
+def test_the_recorded_options_hold_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("here/images", "there"):
+        (tmp_path / name).mkdir(parents=True)
+    make_split_folder(tmp_path / "here" / "images")
+    monkeypatch.chdir(tmp_path / "here")
+    whole = fit(config(Path("images"), Path("whole")))
+    for name in ("run", "moved"):
+        stop(config(Path("images"), Path(name)))
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["fit", "--resume", "--out", "../here/run"]) == 0
+    assert Run.open("../here/run").record.weights_sha256 == whole.record.weights_sha256
+    shutil.move("../here/images", "photos")
+    shutil.move("../here/moved", "moved")
+    assert main(["fit", "--resume", "--out", "moved"]) == 2
+    assert "is neither a folder nor a known data set" in " ".join(capsys.readouterr().err.split())
+    assert main(["fit", "--resume", "--out", "moved", "--data", "photos"]) == 0
+    assert Run.open("moved").record.weights_sha256 == whole.record.weights_sha256
 
 
 def test_a_run_does_not_go_on_with_other_things(tmp_path: Path) -> None:

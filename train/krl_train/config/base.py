@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
 from krl_runtime.cli.options import Advanced, Only, option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
-from krl_train.custom import Custom, CustomName, named
+from krl_train.custom import Custom, named
 
 from .tasks import (
     ConditioningConfig,
@@ -37,7 +37,6 @@ __all__ = [
     "OutOption",
     "TrainingConfig",
     "UnpackConfig",
-    "to_plain",
 ]
 
 
@@ -123,8 +122,7 @@ class AugmentConfig:
     augment: bool = True
     """Whether to augment at all."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
-    """Mirror half of the images, or none; auto mirrors unless classes are named by numbers or letters, or one is on the
-    left or right."""
+    """Mirror half of the images, or none; auto: unless classes are numbers, letters, left or right."""
     crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
     rotate: Advanced[Annotated[float, _PIXELS]] = 0.0
@@ -355,17 +353,3 @@ class ModelsConfig:
     """The task of the networks."""
     json: bool = False
     """Print the result as one JSON object."""
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain JSON types, for ``run.json``."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path | CustomName) else value
-
-    result: dict[str, Any] = plain(asdict(config))
-    return result
