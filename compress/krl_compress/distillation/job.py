@@ -98,7 +98,7 @@ def starting_point(student: str) -> tuple[Run | None, str]:
 
 
 def parents(teachers: Sequence[Mapping[str, str]], start: Run | None) -> dict[str, Any]:
-    """Return what a student comes from, for its record.
+    """Return the runs that a student comes from, for its record.
 
     Args:
         teachers: Identity of each.

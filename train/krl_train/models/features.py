@@ -190,7 +190,7 @@ def _as_map(network: Network, name: str, value: Any) -> FeatureMap | None:
 
 
 def channels_first(value: Tensor, tap: FeatureMap) -> Tensor:
-    """Return what a tap put out as ``[N, C, H, W]``."""
+    """Return a tap's output as ``[N, C, H, W]``."""
     return value.permute(0, 3, 1, 2) if tap.channels_last else value
 
 
