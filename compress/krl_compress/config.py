@@ -269,7 +269,7 @@ class StudyConfig:
     teacher: str
     """The teacher's run."""
     student: Repeated
-    """A student's network by name; may be given several times."""
+    """A student's network by name, or a run to start from; may be given several times."""
     out: OutOption
     """Folder of the study: a run for each student, method and seed, the table, the plot and study.json."""
     methods: str = "kd,dkd,dist,kd-ls"

@@ -66,7 +66,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
     if unknown:
         raise UsageError(f"--methods {', '.join(unknown)}: not known; accepted: {', '.join(sorted(known))}")
     trials = [
-        _Trial(student, method, seed, config.out / student.replace(":", ".") / method / f"seed-{seed}")
+        _Trial(student, method, seed, config.out / _folder(student) / method / f"seed-{seed}")
         for seed in range(config.seeds)
         for student in config.student
         for method in methods
@@ -86,9 +86,16 @@ def study(config: StudyConfig) -> dict[str, Any]:
     for student in config.student:
         _plot(
             {trial: run for trial, run in runs.items() if trial.student == student},
-            config.out / f"{student.replace(':', '.')}.png",
+            config.out / f"{_folder(student)}.png",
         )
     return result
+
+
+def _folder(student: str) -> str:
+    """Return a student's folder in the study's: its name, or that of the run it starts from with the weights' hash."""
+    if not (Path(student) / RECORD).is_file():
+        return student.replace(":", ".")
+    return f"{Path(student).resolve().name}-{Run.open(student).record.weights_sha256[:8]}"
 
 
 def _finished(trial: _Trial) -> bool:

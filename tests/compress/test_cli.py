@@ -184,3 +184,11 @@ def test_a_study_compares_and_goes_on_where_it_stopped(
     assert "krl's code was 0000000000000000, and is" in capsys.readouterr().err
     assert main(["study", "--teacher", "t", "--student", "s", "--out", str(out), "--methods", "nonsense"]) == 2
     assert "not known; accepted" in capsys.readouterr().err
+
+
+def test_a_student_that_is_a_run_has_a_folder_in_the_study(teacher: Path, tmp_path: Path) -> None:
+    from krl_compress.studies import _folder
+
+    weights = Run.open(teacher).record.weights_sha256
+    assert _folder(str(teacher)) == f"teacher-{weights[:8]}"
+    assert (_folder("dscnn-0.25"), _folder("mypkg:Small")) == ("dscnn-0.25", "mypkg.Small")

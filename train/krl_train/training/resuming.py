@@ -21,7 +21,8 @@ _PLACES = {
     *("data", "data_root", "val_data", "init", "teacher", "student", "cache_dir", "map_labels", "data_free"),
     *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
 }
-_PLACES_IN_RECORD = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints"}
+# In the record: places again, and a network's answers to noise, which other processors round otherwise.
+_NOT_COMPARED = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints", "probe"}
 _SPLITS = ("train", "val")
 _SHOWN = 12  # digits of a hash in a message
 
@@ -77,7 +78,7 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[str]:
     before, now = (json.loads(json.dumps(value, default=str)) for value in (before, now))
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(set(before) | set(now)):
-            if name not in _PLACES_IN_RECORD:
+            if name not in _NOT_COMPARED:
                 yield from _differences(f"{path}.{name}", before.get(name), now.get(name))
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for index, pair in enumerate(zip(before, now, strict=True)):
