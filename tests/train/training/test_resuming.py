@@ -91,3 +91,19 @@ def test_a_run_does_not_go_on_with_other_things(tmp_path: Path) -> None:
     images[0].write_bytes(next((data / "val").rglob("*.png")).read_bytes())
     with pytest.raises(RunError, match=rf"{count} were, now {count}, {count - 1} of them the same"):
         fit(again)
+
+
+def test_files_count_and_not_how_they_are_kept_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    data = make_split_folder(tmp_path / "images")
+    asked = config(data, tmp_path / "run")
+    stop(asked)
+    from_disk = replace(asked.data, memory_limit_mb=0)  # images are then read in each epoch
+    fit(replace(asked, resume=True, data=from_disk))
+    stop(replace(asked, overwrite=True))
+    first, second = (data / "train" / name for name in ("cat", "dog"))
+    first.rename(data / "train" / "other")
+    second.rename(first)
+    (data / "train" / "other").rename(second)
+    with pytest.raises(RunError, match="the train images are others: .*, the same images in another order or with"):
+        fit(replace(asked, resume=True))

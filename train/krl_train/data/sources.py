@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from krl_runtime.errors import DataError, UsageError, require
+from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_train.config import DataConfig, InputConfig, check_data
@@ -114,13 +115,19 @@ class Source:
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
 
-        ``"train"`` has the fingerprints of its files, where it comes from files.
+        Of images from files it has the hash of all files with their labels, and for ``"train"`` their fingerprints.
         """
-        splits: dict[str, dict[str, Any]] = {
-            name: {"count": len(part), "identity": part.identity} for name, part in sets.items()
-        }
-        if "train" in sets and sets["train"].files:
-            splits["train"]["fingerprints"] = fingerprints(sets["train"].file_hashes())
+        splits: dict[str, dict[str, Any]] = {}
+        for name, part in sets.items():
+            splits[name] = {"count": len(part), "identity": part.identity}
+            if part.files:
+                hashes = part.file_hashes()
+                labeled = zip(part.labels.tolist(), hashes, strict=True)
+                splits[name]["files"] = sha256_bytes(
+                    ",".join(f"{label}:{digest}" for label, digest in labeled).encode()
+                )
+                if name == "train":
+                    splits[name]["fingerprints"] = fingerprints(hashes)
         return {
             "source": self.name,
             "root": str(self.config.data_root.resolve()),
