@@ -105,5 +105,5 @@ def test_files_count_and_not_how_they_are_kept_in_memory(tmp_path: Path) -> None
     first.rename(data / "train" / "other")
     second.rename(first)
     (data / "train" / "other").rename(second)
-    with pytest.raises(RunError, match="the train images are others: .*, the same images in another order or with"):
+    with pytest.raises(RunError, match=r"the train images are others: .*, the same images in another order or with"):
         fit(replace(asked, resume=True))
