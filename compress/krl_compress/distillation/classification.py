@@ -30,7 +30,7 @@ from krl_train.tasks import Objective, Supervised
 from krl_train.training.train import initialize_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, starting_point
+from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 
 __all__ = ["classifier_record", "prepare"]
@@ -115,9 +115,7 @@ def prepare(config: DistillConfig) -> Job:
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
-    asked = _input(config.input, teachers[0].network.preprocessing, name)
-    keeps = start is not None and config.quantization.quantize  # its normalization is frozen
-    preprocessing = start.record.preprocessing if start and keeps else preprocessing_for(asked, source, name)
+    preprocessing = _student_input(config, teachers[0].network.preprocessing, source, name, start)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
@@ -127,7 +125,7 @@ def prepare(config: DistillConfig) -> Job:
     record = replace(
         record,
         model=model,
-        parent={"teachers": [teacher.identity for teacher in teachers]},
+        parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
     return _ClassifierJob(config, record, training, teachers, terms, start)
@@ -228,6 +226,18 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     return open_source(data)
+
+
+def _student_input(
+    config: DistillConfig, teacher: Preprocessing, source: Source, name: str, start: Run | None
+) -> Preprocessing:
+    """Return the student's input: that of the run which it starts from, else the teacher's."""
+    if start is None:
+        return preprocessing_for(_input(config.input, teacher, name), source, name)
+    trained = start.record.preprocessing
+    if config.quantization.quantize:
+        return trained  # its normalization is frozen
+    return preprocessing_for(config.input, source, name, trained=trained)
 
 
 def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:

@@ -29,14 +29,15 @@ from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
-from krl_train.run import Run, RunRecord
+from krl_train.processes import refuse_several
+from krl_train.run import Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
 from krl_train.training.gan import generator_size
 from krl_train.training.train import train_task
 from krl_train.worker import Worker
 
-from .job import COMMAND, Job, starting_point
+from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["LatentStream", "prepare"]
 
@@ -184,6 +185,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
+    refuse_several("a generator's student trains")
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
     start, name = starting_point(config.student)
@@ -205,8 +207,8 @@ def prepare(config: DistillConfig) -> Job:
         command=COMMAND,
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data=_describe(data, there),
-        parent={"teachers": [there.identity]},
+        data={**_describe(data, there), **hashes_of_runs({"features": options.features, "perceptual": perceptual})},
+        parent=parents([there.identity], start),
     )
     return _GeneratorJob(
         config=config,

@@ -85,7 +85,7 @@ def _train(
     if config.resume:
         trainer.resume()
     trainer.fit()
-    runs = _write(trainer, task, networks, records, folders)
+    runs = _write(trainer, task, records, folders)
     trainer.accelerator.wait_for_everyone()
     return runs
 
@@ -95,14 +95,12 @@ def _build(record: RunRecord, seed: int) -> Network:
     return record.model.build(record.preprocessing)
 
 
-def _write(
-    trainer: Trainer, task: PeerTask, networks: Sequence[Network], records: Sequence[RunRecord], folders: Sequence[Path]
-) -> list[Run]:
+def _write(trainer: Trainer, task: PeerTask, records: Sequence[RunRecord], folders: Sequence[Path]) -> list[Run]:
     """Write all runs, the first one last: while it is not finished, the command can be resumed."""
     runs = []
     history = tuple(trainer.state.history)
     measured = task.evaluate_all(trainer.worker)
-    for network, record, folder, metrics in reversed(list(zip(networks, records, folders, measured, strict=True))):
+    for network, record, folder, metrics in reversed(list(zip(task.final(), records, folders, measured, strict=True))):
         done = replace(record, metrics={**metrics, **network_size(network), **costs(trainer)}, history=history)
         if trainer.accelerator.is_main_process:
             runs.append(Run.write(folder, done, network.backbone.state_dict()))

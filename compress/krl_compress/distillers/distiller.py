@@ -14,7 +14,7 @@ from krl_compress import losses
 from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
-from krl_train.models.features import FeatureMap
+from krl_train.models.features import FeatureMap, has_negative_values
 from krl_train.tasks import Batch, Objective
 
 from .feature_taps import Features, Taps, match_taps
@@ -91,8 +91,8 @@ class Distiller(Objective):
         if sees & {"map", "maps", "review"}:
             self.taps = match_taps(self.network, self.teacher.network, at)
         embedding = bool(sees & {"embedding", "crd", "review"})
-        self.student_taps = Taps(self.network, [pair[0].name for pair in self.taps], embedding=embedding)
-        self.teacher_taps = Taps(self.teacher.network, [pair[1].name for pair in self.taps], embedding=embedding)
+        self.student_taps = Taps(self.network, [pair[0] for pair in self.taps], embedding=embedding)
+        self.teacher_taps = Taps(self.teacher.network, [pair[1] for pair in self.taps], embedding=embedding)
         lengths = [taps.shapes().get("embedding", ()) for taps in (self.student_taps, self.teacher_taps)]
         for term in self.terms:
             adapter = self._adapter(term, [length[0] if length else 0 for length in lengths], labels)
@@ -114,7 +114,9 @@ class Distiller(Objective):
         student, teacher = self._one_tap(term)
         if kind.adapter == "projection":
             return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
-        return losses.regressor(student.shape, teacher.shape)
+        assert isinstance(self.teacher, FrozenTeacher)  # noqa: S101  for the type checker: losses on features need one
+        signed = has_negative_values(self.teacher.network, teacher.name)
+        return losses.regressor(student.shape, teacher.shape, relu=not signed)
 
     def _one_tap(self, term: WeightedLoss) -> tuple[FeatureMap, FeatureMap]:
         """Return the tap of a loss that takes one: the middle one for hints, as in the paper, else the last."""

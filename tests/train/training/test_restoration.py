@@ -267,6 +267,11 @@ def test_fine_tuning_begins_at_the_other_run(images: Path, tmp_path: Path) -> No
     second = fit(config(images, tmp_path / "second", init=first.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
     assert second.record.parent is not None
     assert second.record.parent["weights_sha256"] == first.record.weights_sha256
+    # weights that were trained with another normalization, as imported ones
+    moved = replace(first.record.preprocessing, mean=(0.0,), std=(1.0,))
+    other = Run.write(tmp_path / "moved", replace(first.record, preprocessing=moved), first.state())
+    kept = fit(config(images, tmp_path / "kept", init=other.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
+    assert (kept.record.preprocessing.mean, kept.record.preprocessing.std) == ((0.0,), (1.0,))
     with pytest.raises(RunError, match="is a espcn-8; its weights do not fit"):
         fit(config(images, tmp_path / "third", init=first.path, model="edsr-1-8"))
 
@@ -342,3 +347,45 @@ def test_validation_images_beside_the_data_are_for_restoration_alone(images: Pat
 def test_ranges_of_the_configuration(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RestorationConfig(**changes)
+
+
+# --- color
+
+
+def test_noise_and_jpeg_are_scored_in_color_and_enlargements_on_luma() -> None:
+    truth = np.asarray(scene(30, 0))
+    noisy = corrupt(truth, {"kind": "noise", "sigma": 30.0}, (1,))
+    error = (noisy.astype(float) - truth.astype(float)) ** 2
+    for kind in ("noise", "jpeg"):
+        found = score(noisy, truth, 0, {"kind": kind})
+        assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / error.mean()))
+        channels = [reference_ssim(noisy[..., index], truth[..., index]) for index in range(3)]
+        assert found["ssim"] == pytest.approx(np.mean(channels), abs=1e-6)
+    rounded = [np.rint(item @ [65.481, 128.553, 24.966] / 255 + 16) for item in (noisy, truth)]  # BT.601
+    expected = 10 * np.log10(255**2 / ((rounded[0] - rounded[1]) ** 2).mean())
+    assert score(noisy, truth, 0, BICUBIC)["psnr"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("restore", "gray", "color", "channels"),
+    [
+        ("denoise", False, "rgb", 3),
+        ("jpeg", False, "rgb", 3),
+        ("denoise", True, "gray", 1),
+        ("super-resolution", False, "y", 1),
+    ],
+)
+def test_the_network_sees_what_is_to_be_restored(
+    images: Path, tmp_path: Path, restore: Any, gray: bool, color: str, channels: int
+) -> None:
+    if gray:
+        for path in images.rglob("*.png"):
+            Image.open(path).convert("L").save(path)
+    restoration = RestorationConfig(restore=restore, scale=2 if restore == "super-resolution" else 3)
+    spec = fit(config(images, tmp_path / "run", restoration=restoration)).record.model
+    assert (spec.arguments["color"], spec.in_channels) == (color, channels)
+
+
+def test_a_denoiser_of_luma_is_warned_of(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(config(images, tmp_path / "run", restoration=RestorationConfig(restore="denoise", color="y")))
+    assert "luma alone is restored and scored" in caplog.text

@@ -17,11 +17,11 @@ from .base import (
     OutOption,
     TrainingConfig,
     UnpackConfig,
-    to_plain,
 )
 from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
+from .plain import to_plain
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,

@@ -25,9 +25,10 @@ from krl_runtime.progress import progress
 from krl_train.config import DataConfig
 from krl_train.worker import Worker
 
-__all__ = ["PatchBatch", "PatchStream", "Truths", "list_images", "read_image", "read_truths"]
+__all__ = ["GRAY_MODES", "PatchBatch", "PatchStream", "Truths", "are_gray", "list_images", "read_image", "read_truths"]
 
-_GRAY_MODES = ("1", "L", "LA", "I;16")
+GRAY_MODES = ("1", "L", "LA", "I;16")
+_LOOKED_AT = 16  # images whose headers show whether a folder is gray
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,18 @@ def list_images(root: str | Path, config: DataConfig) -> ImageFolder:
     return ImageFolder(folder, (), {name: tuple(map(ImageFile, paths)) for name, paths in listed.items()})
 
 
+def are_gray(folder: ImageFolder) -> bool:
+    """Return whether images are stored as gray, as far as some of them show."""
+    paths = [image.path for images in folder.splits.values() for image in images]
+    modes = set()
+    for path in paths[:: max(1, len(paths) // _LOOKED_AT)]:
+        try:
+            modes.add(open_header(path).mode)
+        except ImageError:  # reading the images names it
+            continue
+    return bool(modes) and modes <= set(GRAY_MODES)
+
+
 def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     """Read one image as a restorer takes it.
 
@@ -131,7 +144,7 @@ def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     gray = np.asarray(open_image(path, mode="L"))
     if color == "gray":
         return gray
-    return gray if open_header(path).mode in _GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+    return gray if open_header(path).mode in GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
 
 
 def read_truths(

@@ -240,11 +240,21 @@ class Trainer:
         entry |= {name: round(float(value) / count, 6) for name, value in sums.items()} if count else {}
         final = state.epoch + 1 == self.config.epochs
         if final or (state.epoch + 1) % self.config.evaluate_every == 0:
+            self._share_buffers()
             state.metrics = self.task.evaluate(self.worker)
             entry |= {f"val_{name}": value for name, value in state.metrics.items() if isinstance(value, float)}
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
         return entry
+
+    def _share_buffers(self) -> None:
+        """Give all processes the buffers of the first one, whose weights the run keeps: statistics of normalization."""
+        if self.worker.world == 1:
+            return
+        for learner in self.task.learners.values():
+            modules = [learner.module] if learner.average is None else [learner.module, learner.average]
+            for buffer in (buffer for module in modules for buffer in module.buffers()):
+                torch.distributed.broadcast(buffer, 0)
 
     def _watch(self, sums: dict[str, Tensor]) -> None:
         if not torch.isfinite(sums["loss"]):

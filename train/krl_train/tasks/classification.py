@@ -17,7 +17,7 @@ from krl_train.worker import Worker
 from .base import Batch
 from .objective import ObjectiveTask
 
-__all__ = ["ClassificationTask", "Objective", "Supervised"]
+__all__ = ["ClassificationTask", "Objective", "Supervised", "label_loss"]
 
 
 class Objective(nn.Module):
@@ -46,12 +46,22 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": mean cross-entropy in nats}``."""
-        logits = self.network(batch.pixels).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        if batch.partners is not None and batch.share is not None:
-            other = F.cross_entropy(logits, batch.partners, label_smoothing=self.label_smoothing)
-            loss = batch.share * loss + (1 - batch.share) * other
-        return {"loss": loss}
+        return {"loss": label_loss(self.network(batch.pixels).float(), batch, self.label_smoothing)}
+
+
+def label_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy with a batch's labels; with mixup, with both images' by their shares.
+
+    Args:
+        logits: ``[N, classes]``.
+        batch: Has the labels.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+    """
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    if batch.partners is None or batch.share is None:
+        return loss
+    other = F.cross_entropy(logits, batch.partners, label_smoothing=label_smoothing)
+    return batch.share * loss + (1 - batch.share) * other
 
 
 class ClassificationTask(ObjectiveTask[Batch, Network]):

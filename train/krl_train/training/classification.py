@@ -26,14 +26,17 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     source = open_source(config.data)
-    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
+    init = Run.open(config.init) if config.init is not None else None
+    trained = init.record.preprocessing if init else None
+    preprocessing = preprocessing_for(
+        config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained
+    )
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
-    init = Run.open(config.init) if config.init is not None else None
     record = RunRecord(
         task="classification",
         model=spec,
