@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 __all__ = ["Worker"]
@@ -24,3 +26,22 @@ class Worker:
     rank: int = 0
     world: int = 1
     channels_last: bool = False
+
+    def share(self, order: npt.NDArray[np.int64], step: int, steps: int) -> npt.NDArray[np.int64]:
+        """Return this process's part of one of the batches that a whole epoch is divided into.
+
+        The batches are as alike in size as possible, and all processes have the same number of images in each. So up
+        to ``world - 1`` images are left for other epochs.
+
+        Args:
+            order: All indices, in the order of the epoch.
+            step: Number of the batch, from 0.
+            steps: Number of batches.
+
+        Example:
+            >>> [Worker(torch.device("cpu")).share(np.arange(10), step, 3).tolist() for step in range(3)]
+            [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+        """
+        rows = len(order) // self.world
+        first, last = rows * step // steps, rows * (step + 1) // steps
+        return order[first * self.world : last * self.world][self.rank :: self.world]

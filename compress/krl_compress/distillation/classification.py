@@ -17,7 +17,7 @@ from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, lo
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import InputConfig, TrainingConfig, to_plain
+from krl_train.config import InputConfig, TrainingConfig, plan_loop, to_plain
 from krl_train.custom import is_custom, sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
@@ -91,17 +91,17 @@ class _ClassifierJob(Job):
     def _train(self, record: RunRecord, objective: Callable[[Network], Objective], out: Path) -> Run:
         config, start = self.config, self.start
         torch.manual_seed(config.loop.seed)
-        optim = config.optim
+        optim, loop = config.optim, plan_loop(config.loop, len(self.training.train))
         if config.quantization.quantize and start is not None:
             network = quantized_student(record, self.training, start, config.loop.device)
-            optim = gentle(optim, config.loop.batch_size)
+            optim = gentle(optim, loop.batch_size)
         else:
             network = record.model.build(record.preprocessing)
             if start is not None:
                 initialize_from(network, start)
         views = config.cache.views if config.cache.cache_teacher else None
         return train_classifier(
-            objective, network, self.training, record, optim, config.loop, out, views=views, resume=config.resume
+            objective, network, self.training, record, optim, loop, out, views=views, resume=config.resume
         )
 
 

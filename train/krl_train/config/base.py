@@ -188,10 +188,10 @@ class OptimConfig:
 class LoopConfig:
     """How long, how large, on what."""
 
-    epochs: int = 30
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images in one step, over all processes together."""
+    epochs: int | None = None
+    """Passes over the training images; left out: 30, or more for few images."""
+    batch_size: int | None = None
+    """Images in one step, over all processes together; left out: 8 to 128, by the number of images."""
     seed: int = 0
     """Seed of everything that is random."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -204,12 +204,18 @@ class LoopConfig:
     """Longest time between checkpoints; there is one after each epoch in any case."""
     evaluate_every: Advanced[int] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that the run keeps: of the epoch that is best on the validation images, or of the last one. Generators
+    keep the last."""
+    patience: Advanced[int | None] = None
+    """Stop after this many evaluations that are no better; left out: never."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("epochs", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 1 or more")
+        for name in ("epochs", "batch_size", "evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]

@@ -1,5 +1,5 @@
 """The one training loop: devices, mixed precision, several processes, logging, checkpoints, resuming."""
 
-from .trainer import CHECKPOINT, BatchStream, Trainer, process_first, resolve_device, steps_per_epoch
+from .trainer import CHECKPOINT, BatchStream, Trainer, process_first, resolve_device
 
-__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
+__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device"]

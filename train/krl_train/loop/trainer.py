@@ -26,12 +26,12 @@ from torch import Tensor
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
-from krl_train.config import LoopConfig
+from krl_train.config import PlannedLoop, log_plan, steps_per_epoch
 from krl_train.data import Augmentation, PixelSet
 from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
 from krl_train.worker import Worker
 
-__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
+__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device"]
 
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
@@ -82,14 +82,12 @@ def process_first(device: str) -> Iterator[None]:
         yield
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of whole batches in ``count`` images, at least one."""
-    return max(1, count // batch_size)
-
-
 @dataclass(frozen=True)
 class BatchStream:
     """The batches of an epoch: shuffled, augmented, each process its share.
+
+    All images are used, in batches of about the same size: none has a few images alone, whose statistics would say
+    little to batch normalization.
 
     Attributes:
         data: The training images.
@@ -106,8 +104,13 @@ class BatchStream:
     views: int | None = None
 
     @property
+    def count(self) -> int:
+        """Number of images in one epoch."""
+        return len(self.data)
+
+    @property
     def steps(self) -> int:
-        """Number of steps in one epoch; images that do not fill the last batch are left for other epochs."""
+        """Number of steps in one epoch."""
         return steps_per_epoch(len(self.data), self.batch_size)
 
     def view(self, epoch: int) -> int:
@@ -120,8 +123,7 @@ class BatchStream:
         view = self.view(epoch)
 
         def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            indices = whole[worker.rank :: worker.world]
+            indices = worker.share(order, step, self.steps)
             return self.data.pixels(indices), indices
 
         with ThreadPoolExecutor(1) as pool:
@@ -144,13 +146,27 @@ class BatchStream:
 
 @dataclass
 class _State:
-    """The part of a checkpoint beside the learners."""
+    """The part of a checkpoint beside the learners.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Finished steps of the next one.
+        history: An entry for each epoch.
+        metrics: Of the last evaluation.
+        seconds: Time that was spent.
+        quality: Of the best evaluation.
+        waited: Number of evaluations since then.
+        best: Its ``"metrics"`` and ``"weights"``, where they are kept.
+    """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    quality: list[float] | None = None
+    waited: int = 0
+    best: dict[str, Any] | None = None
 
 
 class Trainer:
@@ -163,7 +179,7 @@ class Trainer:
         out: The run's folder; ``None`` trains without logs and checkpoints.
     """
 
-    def __init__(self, config: LoopConfig, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
+    def __init__(self, config: PlannedLoop, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
         self.accelerator = _accelerator(config)
         world = self.accelerator.num_processes
@@ -186,22 +202,50 @@ class Trainer:
         """Train to the end, from the checkpoint if one was loaded.
 
         Returns:
-            The final metrics.
+            The metrics of the weights that ``kept`` returns.
 
         Raises:
             TrainingError: The loss is not a finite number; the last good checkpoint stays.
         """
+        if self.accelerator.is_main_process:
+            log_plan(self.config, self.stream.count, self.stream.steps, self._peak_rate())
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
-            while self.state.epoch < self.config.epochs:
+            while self.state.epoch < self.config.epochs and not self._stopped():
                 entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
                 self.save()
                 events(entry, self._samples(entry))
                 self._report(entry)
-        return self.state.metrics
+        return self.state.metrics if self.state.best is None else self.state.best["metrics"]
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the weights that the run keeps: of the best epoch, or of the last one."""
+        return self.task.state() if self.state.best is None else self.state.best["weights"]
+
+    def _stopped(self) -> bool:
+        """Whether the training has waited long enough for a better epoch."""
+        patience = self.config.patience
+        if patience is None or self.state.waited < patience:
+            return False
+        _log.info("stopped after epoch %d: %d evaluations were no better", self.state.epoch, self.state.waited)
+        return True
+
+    def _judge(self) -> None:
+        """Keep the weights if the evaluation is the best so far."""
+        state = self.state
+        quality = self.task.quality(state.metrics)
+        if quality is None:
+            return
+        if state.quality is not None and list(quality) <= state.quality:
+            state.waited += 1
+            return
+        state.quality, state.waited = list(quality), 0
+        if self.config.keep == "best":
+            weights = {name: value.detach().cpu().clone() for name, value in self.task.state().items()}
+            state.best = {"metrics": {**state.metrics, "epoch": state.epoch + 1}, "weights": weights}
 
     def _samples(self, entry: dict[str, Any]) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Write the task's images after an evaluation, and return them."""
@@ -241,6 +285,7 @@ class Trainer:
         final = state.epoch + 1 == self.config.epochs
         if final or (state.epoch + 1) % self.config.evaluate_every == 0:
             state.metrics = self.task.evaluate(self.worker)
+            self._judge()
             entry |= {f"val_{name}": value for name, value in state.metrics.items() if isinstance(value, float)}
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
@@ -265,6 +310,10 @@ class Trainer:
         learner.schedule.step()
         if learner.average is not None and learner.average_of is not None:
             learner.average.update_parameters(learner.average_of)
+
+    def _peak_rate(self) -> float:
+        first = next(iter(self.task.learners.values()))
+        return float(first.optimizer.param_groups[0]["initial_lr"])
 
     def _learning_rate(self) -> float:
         first = next(iter(self.task.learners.values()))
@@ -327,7 +376,7 @@ class Trainer:
         return True
 
 
-def _accelerator(config: LoopConfig) -> Any:
+def _accelerator(config: PlannedLoop) -> Any:
     import torch.distributed
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

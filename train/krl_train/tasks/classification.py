@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -83,3 +84,7 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""
         return evaluate_classifier(self.final(), self.val, self.labels, worker)
+
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return top-1, and the loss for epochs that are equal in it, as on few images."""
+        return metrics["top1"], -metrics["loss"]
