@@ -195,6 +195,7 @@ def test_where_the_module_is_absent(
 
 def test_a_source_that_changed_is_warned_of(tmp_path: Path, mine: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     run = fit(config(tmp_path / "run", "user_mine:Tiny", "user_mine:Squares"))
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "krl"):
         Run.open(run.path).network()
         images_of(run)

@@ -27,21 +27,22 @@ class Worker:
     world: int = 1
     channels_last: bool = False
 
-    def share(self, order: npt.NDArray[np.int64], step: int, steps: int) -> npt.NDArray[np.int64]:
+    def share(self, order: npt.NDArray[np.int64], step: int, steps: int, batch_size: int) -> npt.NDArray[np.int64]:
         """Return this process's part of one of the batches that a whole epoch is divided into.
 
-        The batches are as alike in size as possible, and all processes have the same number of images in each. So up
-        to ``world - 1`` images are left for other epochs.
+        The last batch has what is left. All processes have the same number of images in each batch, so that up to
+        ``world - 1`` images are left for other epochs.
 
         Args:
             order: All indices, in the order of the epoch.
             step: Number of the batch, from 0.
             steps: Number of batches.
+            batch_size: Images in each batch but the last, over all processes.
 
         Example:
-            >>> [Worker(torch.device("cpu")).share(np.arange(10), step, 3).tolist() for step in range(3)]
-            [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+            >>> [Worker(torch.device("cpu")).share(np.arange(10), step, 3, 4).tolist() for step in range(3)]
+            [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         """
-        rows = len(order) // self.world
-        first, last = rows * step // steps, rows * (step + 1) // steps
-        return order[first * self.world : last * self.world][self.rank :: self.world]
+        last = step == steps - 1
+        end = len(order) - len(order) % self.world if last else (step + 1) * batch_size
+        return order[step * batch_size : end][self.rank :: self.world]

@@ -63,8 +63,13 @@ def plan_loop(loop: LoopConfig, count: int) -> PlannedLoop:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of batches in ``count`` images, the last of which need not be full."""
-    return max(1, math.ceil(count / batch_size))
+    """Return the number of batches in ``count`` images, whose last one has 0.5 to 1.5 times ``batch_size``.
+
+    Example:
+        >>> steps_per_epoch(40, 16), steps_per_epoch(33, 16), steps_per_epoch(3, 16)
+        (3, 2, 1)
+    """
+    return max(1, math.floor(count / batch_size + 0.5))
 
 
 def log_plan(loop: PlannedLoop, count: int, steps: int, rate: float) -> None:

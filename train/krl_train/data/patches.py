@@ -248,7 +248,9 @@ class PatchStream:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         for step in range(first_step, self.steps):
-            patches = [self._patch(epoch, int(index)) for index in worker.share(order, step, self.steps)]
+            patches = [
+                self._patch(epoch, int(index)) for index in worker.share(order, step, self.steps, self.loop.batch_size)
+            ]
             pixels, truth = (
                 _to_tensor(list(side)).to(worker.device, memory_format=_layout(worker))
                 for side in zip(*patches, strict=True)

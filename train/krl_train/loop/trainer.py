@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,11 @@ from torch import Tensor
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
-from krl_train.config import PlannedLoop, log_plan, steps_per_epoch
-from krl_train.data import Augmentation, PixelSet
-from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
+from krl_train.config import PlannedLoop, log_plan
+from krl_train.tasks.base import Learner, Task, TrainingStream
 from krl_train.worker import Worker
 
-__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device"]
+__all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
 
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
@@ -80,68 +78,6 @@ def process_first(device: str) -> Iterator[None]:
 
     with PartialState(cpu=resolve_device(device).type == "cpu").main_process_first():
         yield
-
-
-@dataclass(frozen=True)
-class BatchStream:
-    """The batches of an epoch: shuffled, augmented, each process its share.
-
-    All images are used, in batches of about the same size: none has a few images alone, whose statistics would say
-    little to batch normalization.
-
-    Attributes:
-        data: The training images.
-        augmentation: Makes the views.
-        batch_size: Images in one step over all processes.
-        seed: Seed of the order.
-        views: Number of different views of each image; ``None`` for a new one in each epoch.
-    """
-
-    data: PixelSet
-    augmentation: Augmentation
-    batch_size: int
-    seed: int
-    views: int | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of images in one epoch."""
-        return len(self.data)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps in one epoch."""
-        return steps_per_epoch(len(self.data), self.batch_size)
-
-    def view(self, epoch: int) -> int:
-        """Return the number of the view that an epoch shows."""
-        return epoch if self.views is None else epoch % self.views
-
-    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
-        """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data))
-        view = self.view(epoch)
-
-        def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
-            indices = worker.share(order, step, self.steps)
-            return self.data.pixels(indices), indices
-
-        with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(load, first_step)
-            for step in range(first_step, self.steps):
-                pixels, indices = upcoming.result()
-                if step + 1 < self.steps:
-                    upcoming = pool.submit(load, step + 1)
-                views = self.augmentation(pixels.to(worker.device), indices, view)
-                positions = torch.from_numpy(indices)
-                labels = self.data.labels[positions].to(worker.device)
-                partners, share = None, None
-                if self.augmentation.mixup:
-                    views, share = self.augmentation.mix(views, epoch, step)
-                    partners = labels.roll(1)
-                if worker.channels_last:
-                    views = views.contiguous(memory_format=torch.channels_last)
-                yield Batch(views, labels, positions, view, epoch, partners, share)
 
 
 @dataclass
@@ -227,7 +163,7 @@ class Trainer:
 
     def _stopped(self) -> bool:
         """Whether the training has waited long enough for a better epoch."""
-        patience = self.config.patience
+        patience = self.config.early_stopping
         if patience is None or self.state.waited < patience:
             return False
         _log.info("stopped after epoch %d: %d evaluations were no better", self.state.epoch, self.state.waited)

@@ -38,21 +38,26 @@ class Supervised(Objective):
         network: The classifier.
         label_smoothing: Share of the target that is spread evenly over the classes, 0 to below 1
             (https://arxiv.org/abs/1512.00567).
+        class_weights: Weight of each class, ``[K]``; ``None`` for equal ones.
     """
 
-    def __init__(self, network: Network, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: Network, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": mean cross-entropy in nats}``."""
         logits = self.network(batch.pixels).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, batch.labels)
         if batch.partners is not None and batch.share is not None:
-            other = F.cross_entropy(logits, batch.partners, label_smoothing=self.label_smoothing)
-            loss = batch.share * loss + (1 - batch.share) * other
+            loss = batch.share * loss + (1 - batch.share) * self._loss(logits, batch.partners)
         return {"loss": loss}
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights: Any = self.class_weights
+        return F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
 
 
 class ClassificationTask(ObjectiveTask[Batch, Network]):

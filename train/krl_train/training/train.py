@@ -22,6 +22,8 @@ from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import ClassificationTask, Objective, Task, TrainingStream
 
+from .balance import warn_of_imbalance
+
 __all__ = ["costs", "initialize_from", "network_size", "train_classifier", "train_task"]
 
 _log = logging.getLogger("krl")
@@ -56,7 +58,9 @@ def train_classifier(
         TrainingError: The loss is not a finite number.
     """
     planned = plan_loop(loop, len(training.train))
-    stream = BatchStream(training.train, training.augmentation, planned.batch_size, loop.seed, views)
+    warn_of_imbalance(training.train, record.labels, loop)
+    balanced = loop.balance == "sampling"
+    stream = BatchStream(training.train, training.augmentation, planned.batch_size, loop.seed, views, balanced)
     task = ClassificationTask(
         make_objective(network),
         optim,
