@@ -52,7 +52,7 @@ _VAL = "--val-limit 2000"
 TRIPLES = {
     "digits, few images": Triple("--data digits", "resnet20 --epochs 40", "resnet8", "--limit 100"),
     "mnist, weak teacher": Triple(
-        "--data mnist --data-root {data}", f"lenet5 --limit 100 {_VAL}", "resnet8", f"--limit 1000 {_VAL}"
+        "--data mnist --data-root {data}", f"dscnn-0.5 --limit 100 {_VAL}", "resnet8", f"--limit 1000 {_VAL}"
     ),
     "cifar10, strong teacher": Triple(
         "--data {data}/cifar10", "resnet20 --limit 16000 --epochs 20", "resnet8", "--limit 4000 --epochs 15"
