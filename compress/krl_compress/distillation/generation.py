@@ -22,7 +22,7 @@ from krl_compress.distillers.generator import (
 from krl_runtime.errors import UsageError
 from krl_train.conditioning.conditions import Conditions
 from krl_train.conditioning.generator_data import GeneratorData, open_generator, read_data
-from krl_train.config import GenerationConfig, to_plain
+from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
@@ -56,6 +56,11 @@ class LatentStream:
     batch_size: int
     steps: int
 
+    @property
+    def count(self) -> int:
+        """Number of latents in one epoch."""
+        return self.batch_size * self.steps
+
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
         """Yield batches of which only the length says something."""
         pixels = torch.zeros(self.batch_size, 0, device=worker.device)
@@ -76,6 +81,7 @@ class _GeneratorJob(Job):
         data: Real images and conditions, where they are needed.
         classifier: Whose features the student is compared in.
         score: Measures generators, if asked.
+        loop: How long the student is trained, and in which batches.
         stream: What a step takes.
         student: The student, made here.
         task: Its training; made here, which refuses what does not go together before anything is written.
@@ -88,6 +94,7 @@ class _GeneratorJob(Job):
     data: GeneratorData | None
     classifier: FeatureNet | None
     score: GeneratorScore | None
+    loop: PlannedLoop
     stream: TrainingStream[Batch]
     student: GeneratorNetwork = field(init=False)
     task: Task[Batch] = field(init=False)
@@ -119,12 +126,12 @@ class _GeneratorJob(Job):
         return run
 
     def _train(self, task: Task[Batch], student: GeneratorNetwork, record: RunRecord, out: Path) -> Run:
-        loop, resume = self.config.loop, self.config.resume
-        return train_task(task, self.stream, record, generator_size(student), loop, out, resume=resume)
+        size, resume = generator_size(student), self.config.resume
+        return train_task(task, self.stream, record, size, self.loop, out, resume=resume)
 
     @property
     def _steps(self) -> int:
-        return self.config.loop.epochs * self.stream.steps
+        return self.loop.epochs * self.stream.steps
 
     @property
     def _conditions(self) -> Conditions | None:
@@ -210,6 +217,8 @@ def prepare(config: DistillConfig) -> Job:
         data={**_describe(data, there), **hashes_of_runs({"features": options.features, "perceptual": perceptual})},
         parent=parents([there.identity], start),
     )
+    needed = data if images else None
+    loop = plan_loop(config.loop, config.generator_student.latents if needed is None else len(needed.train))
     return _GeneratorJob(
         config=config,
         record=record,
@@ -220,7 +229,8 @@ def prepare(config: DistillConfig) -> Job:
         data=data,
         classifier=None if perceptual is None else FeatureNet(perceptual, device),
         score=score,
-        stream=_images(config, data) if images and data is not None else _latents(config),
+        loop=loop,
+        stream=_latents(config, loop.batch_size) if needed is None else _images(config, needed, loop),
     )
 
 
@@ -261,16 +271,15 @@ def _weights(config: DistillConfig, there: Run, teacher: GeneratorNetwork) -> di
     return weights
 
 
-def _images(config: DistillConfig, data: GeneratorData) -> BatchStream:
-    source, loop = data.source, config.loop
+def _images(config: DistillConfig, data: GeneratorData, loop: PlannedLoop) -> BatchStream:
+    source = data.source
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     preprocessing = data.preprocessing
     augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=loop.seed)
     return BatchStream(data.train, replace(augmentation, margin=0), loop.batch_size, loop.seed)
 
 
-def _latents(config: DistillConfig) -> LatentStream:
-    size = config.loop.batch_size
+def _latents(config: DistillConfig, size: int) -> LatentStream:
     return LatentStream(size, max(1, config.generator_student.latents // size))
 
 

@@ -47,7 +47,7 @@ class Loss:
     def options(self) -> dict[str, Any]:
         """Return the hyperparameters by name, with their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
-        fixed = {"chunk", "seed", "middle"}
+        fixed = {"chunk", "seed", "middle", "class_weights"}
         return {
             item.name: item.default
             for item in parameters
@@ -55,8 +55,10 @@ class Loss:
         }
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
 
 
 def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:

@@ -85,7 +85,9 @@ def truths(color: str = "y") -> Truths:
 @pytest.mark.parametrize("color", ["y", "rgb"])
 def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, Any], color: str) -> None:
     scale = 2 if degradation is BICUBIC else 1
-    stream, again = (PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=3) for _ in range(2))
+    stream, again = (
+        PatchStream(truths(color), scale, degradation, (8, 8), LoopConfig(batch_size=4, seed=3)) for _ in range(2)
+    )
     whole = list(stream.epoch(1, 0, CPU))
     assert len(whole) == stream.steps > 1
     channels = 3 if color == "rgb" else 1
@@ -100,12 +102,12 @@ def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, 
         assert torch.equal(halves[rank].pixels, whole[0].pixels[rank::2])
     other = next(iter(stream.epoch(2, 0, CPU)))
     assert not torch.equal(other.pixels, whole[0].pixels)
-    reseeded = PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=4)
+    reseeded = PatchStream(truths(color), scale, degradation, (8, 8), LoopConfig(batch_size=4, seed=4))
     assert not torch.equal(next(iter(reseeded.epoch(1, 0, CPU))).pixels, whole[0].pixels)
 
 
 def test_each_patch_lies_where_its_truth_lies() -> None:
-    stream = PatchStream(truths(), 2, BICUBIC, (8, 8), 16, seed=0)
+    stream = PatchStream(truths(), 2, BICUBIC, (8, 8), LoopConfig(batch_size=16, seed=0))
     batch = next(iter(stream.epoch(0, 0, CPU)))
     for small, large in zip(batch.pixels, batch.truth, strict=True):
         again, _ = degrade(large[0].numpy(), 2)
@@ -115,8 +117,8 @@ def test_each_patch_lies_where_its_truth_lies() -> None:
 
 def test_without_augmentation_patches_are_cut_as_they_lie() -> None:
     ramp = np.arange(64, dtype=np.uint8)[None].repeat(64, 0)
-    stream = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), 8, seed=0, augment=False)
-    turned = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), 8, seed=0)
+    stream = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), LoopConfig(batch_size=8, seed=0), augment=False)
+    turned = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), LoopConfig(batch_size=8, seed=0))
     assert all((batch.truth.diff(dim=3) == 1).all() for batch in stream.epoch(0, 0, CPU))
     steps = torch.cat([batch.truth.int().diff(dim=3)[:, 0, 0, 0] for batch in turned.epoch(0, 0, CPU)])
     assert set(steps.tolist()) == {-1, 0, 1}

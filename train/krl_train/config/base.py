@@ -187,13 +187,13 @@ class OptimConfig:
 class LoopConfig:
     """How long, how large, on what."""
 
-    epochs: int = 30
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images in one step, over all processes together."""
+    epochs: int | None = None
+    """Passes over the training images: 30, or more for few images."""
+    batch_size: int | None = None
+    """Images in one step over all processes: 8 to 128, by their number."""
     seed: int = 0
     """Seed of everything that is random."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Advanced[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
     """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
@@ -203,12 +203,20 @@ class LoopConfig:
     """Longest time between checkpoints; there is one after each epoch in any case."""
     evaluate_every: Advanced[int] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    balance: Advanced[Annotated[Literal["none", "weights", "sampling"], _CLASSIFIER]] = "none"
+    """For classes with unlike numbers of images: weights gives the labels of rare classes more weight; sampling shows
+    their images more often."""
+    keep: Advanced[Annotated[Literal["best", "last"], _DECAYED]] = "best"
+    """Weights that the run keeps: of the epoch that is best on the validation images, or of the last one."""
+    early_stopping: Advanced[Annotated[int | None, _DECAYED]] = None
+    """Stop after this many evaluations that are no better; left out: never."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("epochs", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 1 or more")
+        for name in ("epochs", "batch_size", "evaluate_every", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import statistics
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.preprocessing import Preprocessing, open_image
+from krl_runtime.images.splits import hold_out
 from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
 from krl_train.models import native_size, published_input
@@ -309,8 +309,8 @@ def _digits(config: DataConfig) -> Source:
     # 17 levels, 0 to 16
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int64)
-    threshold = int(config.val_fraction * 2**64)
-    held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in images])
+    hashes = [sha256_bytes(item.tobytes()) for item in images]
+    held_out = np.array(hold_out(labels.tolist(), hashes, config.val_fraction))
     arrays = {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
     names = tuple(str(name) for name in digits.target_names)
     flip = keeps_class_mirrored(names)

@@ -13,6 +13,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
+from .balance import class_weights
 from .folder import prepare_out
 from .train import initialize_from, train_classifier
 
@@ -56,8 +57,9 @@ def fit(config: FitConfig) -> Run:
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
+    weights = class_weights(training.train, config.loop)
     return train_classifier(
-        lambda made: Supervised(made, config.optim.label_smoothing),
+        lambda made: Supervised(made, config.optim.label_smoothing, weights),
         network,
         training,
         record,

@@ -9,7 +9,7 @@ import torch
 
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.conditioning import Conditions, read_conditions
-from krl_train.config import ConditioningConfig, FitConfig, InputConfig, to_plain
+from krl_train.config import ConditioningConfig, FitConfig, InputConfig, plan_loop, to_plain
 from krl_train.custom import sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
@@ -127,20 +127,21 @@ def fit(config: FitConfig) -> Run:
     guide = None
     if knowledge.guide is not None and condition is not None:
         guide = Guide.of_run(Run.open(knowledge.guide), condition)
-    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    loop = plan_loop(config.loop, len(training.train))
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = GanTask(
         start.generator,
         build_discriminator(config.model, start.record.preprocessing, condition, options.discriminator_width),
         options,
         config.optim,
-        steps=config.loop.epochs * stream.steps,
+        steps=loop.epochs * stream.steps,
         conditions=start.conditions,
         guide=guide,
         guide_weight=knowledge.guide_weight,
         score=scoring(config, start),
     )
     size = generator_size(start.generator)
-    return train_task(task, stream, start.record, size, config.loop, config.out, resume=config.resume)
+    return train_task(task, stream, start.record, size, loop, config.out, resume=config.resume)
 
 
 def generator_size(generator: GeneratorNetwork) -> dict[str, int]:

@@ -199,8 +199,7 @@ def restoration_training(
         spec.arguments["scale"],
         spec.arguments["degradation"],
         size,
-        config.loop.batch_size,
-        config.loop.seed,
+        config.loop,
         augment=config.augment.augment and config.augment.flip != "none",
         on_bad=data.on_bad_image,
     )
@@ -323,7 +322,7 @@ def train_restorer(
     Raises:
         TrainingError: The loss is not a finite number.
     """
-    loop = config.loop
+    loop = training.stream.loop
     torch.manual_seed(loop.seed)
     network = build_restorer(record.model, record.preprocessing)
     if init is not None:
