@@ -14,9 +14,9 @@ _log = logging.getLogger("krl")
 
 _LARGEST_BATCH, _SMALLEST_BATCH = 128, 8  # 128 is that of the published protocols; below 8 the statistics of a batch
 # say little
-_BATCHES = 16  # batches in an epoch of few images, see docs/results.md
+_BATCHES = 8  # batches in an epoch of few images, see docs/results.md
 _EPOCHS = 30  # enough for a first look at a set of thousands of images; published protocols have 90 to 240
-_LEAST_STEPS = 600  # few images are shown more often, until the weights were moved so many times; see docs/results.md
+_LEAST_STEPS = 1200  # few images are shown more often, until the weights were moved so many times; see docs/results.md
 _MOST_EPOCHS = 300  # of a handful of images; more of the same only learns them by heart
 _TOO_FEW_STEPS = 100  # below it a network with batch normalization has hardly left its start, whatever the rate
 
@@ -37,8 +37,8 @@ class PlannedLoop(LoopConfig):
 def plan_loop(loop: LoopConfig, count: int) -> PlannedLoop:
     """Fill in the batch size and the number of epochs, where the user left them out.
 
-    A batch is the largest power of two that makes 16 batches of the images, from 8 to 128. Sets that are shown in 30
-    epochs in fewer than 600 steps get more epochs, 300 at most.
+    A batch is the largest power of two that makes 8 batches of the images, from 8 to 128. Sets that are shown in 30
+    epochs in fewer than 1,200 steps get more epochs, 300 at most.
 
     Args:
         loop: What the user asked for.
@@ -46,9 +46,9 @@ def plan_loop(loop: LoopConfig, count: int) -> PlannedLoop:
 
     Example:
         >>> [plan_loop(LoopConfig(), count).batch_size for count in (20, 200, 2000, 20000)]
-        [8, 8, 64, 128]
+        [8, 16, 128, 128]
         >>> [plan_loop(LoopConfig(), count).epochs for count in (20, 200, 2000, 20000)]
-        [200, 30, 30, 30]
+        [300, 92, 75, 30]
     """
     size = loop.batch_size
     if size is None:
