@@ -48,7 +48,7 @@ def plan_loop(loop: LoopConfig, count: int) -> PlannedLoop:
         >>> [plan_loop(LoopConfig(), count).batch_size for count in (20, 200, 2000, 20000)]
         [8, 16, 128, 128]
         >>> [plan_loop(LoopConfig(), count).epochs for count in (20, 200, 2000, 20000)]
-        [300, 92, 75, 30]
+        [300, 93, 75, 30]
     """
     size = loop.batch_size
     if size is None:
