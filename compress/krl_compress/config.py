@@ -126,8 +126,8 @@ class LossConfig:
     features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at,
     sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
-    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the last
-    map of each resolution that both networks have."""
+    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the
+    outputs of the stages of each resolution that both networks have."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -269,7 +269,7 @@ class StudyConfig:
     teacher: str
     """The teacher's run."""
     student: Repeated
-    """A student's network by name; may be given several times."""
+    """A student's network by name, or a run to start from; may be given several times."""
     out: OutOption
     """Folder of the study: a run for each student, method and seed, the table, the plot and study.json."""
     methods: str = "kd,dkd,dist,kd-ls"

@@ -10,13 +10,16 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import RunError, TrainingError, UsageError
-from krl_runtime.files import write_atomic
+from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.progress import progress_bar
+from krl_train.custom import source_of
+from krl_train.processes import refuse_several
 from krl_train.run import RECORD, Run
 
 from .config import RECIPES, StudyConfig
@@ -26,6 +29,8 @@ __all__ = ["HEADER", "rows_as_cells", "show", "study"]
 _log = logging.getLogger("krl")
 
 BASELINE = "baseline"
+_CODE = "code.sha256"  # file in a study's folder: the hash of the code that its runs were made with
+_PACKAGES = ("krl_runtime", "krl_train", "krl_compress")  # all that a result depends on
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class _Trial:
 def study(config: StudyConfig) -> dict[str, Any]:
     """Train every student with every method and seed, or go on where an earlier call stopped, and compare.
 
-    Every training is a process of its own, so that its memory can be measured and nothing carries over.
+    Every training is a process of its own, so that its memory can be measured and nothing carries over. Runs of an
+    earlier call count only if they were made with the same teacher, options, data and code.
 
     Returns:
         What ``study.json`` says: ``rows`` with ``student``, ``method``, ``top1`` (mean over seeds, 0 to 1),
@@ -49,21 +55,24 @@ def study(config: StudyConfig) -> dict[str, Any]:
         ``peak_memory_mib``.
 
     Raises:
-        UsageError: A method is not known.
+        UsageError: A method is not known, or torchrun started several processes.
+        RunError: The folder holds runs that were made otherwise.
         TrainingError: A training failed; its own message stands above.
     """
+    refuse_several("a study runs")
     methods = [BASELINE, *(name for name in config.methods.split(",") if name and name != BASELINE)]
     known = {path.stem for path in RECIPES.glob("*.yaml")}
     unknown = [name for name in methods if name not in known]
     if unknown:
         raise UsageError(f"--methods {', '.join(unknown)}: not known; accepted: {', '.join(sorted(known))}")
     trials = [
-        _Trial(student, method, seed, config.out / student.replace(":", ".") / method / f"seed-{seed}")
+        _Trial(student, method, seed, config.out / _folder(student) / method / f"seed-{seed}")
         for seed in range(config.seeds)
         for student in config.student
         for method in methods
     ]
     todo = [trial for trial in trials if not _finished(trial)]
+    _check_earlier([trial for trial in trials if trial not in todo], config)
     with progress_bar("study", len(trials), len(trials) - len(todo)) as advance:
         for trial in todo:
             _log.info("%s, %s, seed %d", trial.student, trial.method, trial.seed)
@@ -77,9 +86,16 @@ def study(config: StudyConfig) -> dict[str, Any]:
     for student in config.student:
         _plot(
             {trial: run for trial, run in runs.items() if trial.student == student},
-            config.out / f"{student.replace(':', '.')}.png",
+            config.out / f"{_folder(student)}.png",
         )
     return result
+
+
+def _folder(student: str) -> str:
+    """Return a student's folder in the study's: its name, or that of the run it starts from with the weights' hash."""
+    if not (Path(student) / RECORD).is_file():
+        return student.replace(":", ".")
+    return f"{Path(student).resolve().name}-{Run.open(student).record.weights_sha256[:8]}"
 
 
 def _finished(trial: _Trial) -> bool:
@@ -88,6 +104,47 @@ def _finished(trial: _Trial) -> bool:
     except RunError:
         return False
     return True
+
+
+def _check_earlier(finished: list[_Trial], config: StudyConfig) -> None:
+    """Refuse runs of an earlier call that this one would not make again.
+
+    Teacher and code are compared for each of them. Options and data are compared for one, by resuming it: the budget is
+    the same in all.
+    """
+    code, file = _code(), config.out / _CODE
+    before = file.read_text("utf-8").strip() if file.is_file() else None
+    advice = f"the runs in {config.out} are of another study; give another --out"
+    if finished and before != code:
+        was = "is not recorded" if before is None else f"was {before[:16]}"
+        raise RunError(f"krl's code {was}, and is {code[:16]} (SHA-256): {advice}")
+    for trial in finished:
+        record = Run.open(trial.out).record
+        for item in record.sources:
+            now = source_of(str(item["name"]), str(item["use"]))["sha256"]
+            if now != item["sha256"]:
+                raise RunError(f"the source of {item['use']} {item['name']} has changed: {advice}")
+        teacher = Path(config.teacher)
+        made_with = (record.parent or {}).get("teachers", ({},))[0].get("weights_sha256")
+        is_run = trial.method != BASELINE and (teacher / RECORD).is_file()
+        if is_run and made_with != Run.open(teacher).record.weights_sha256:
+            raise RunError(f"{trial.out} was not made with teacher {config.teacher}: {advice}")
+    if finished:
+        try:
+            _train(finished[0], config)
+        except TrainingError as error:
+            raise RunError(f"{advice}. {error}") from error
+    write_atomic(file, f"{code}\n".encode())
+
+
+def _code() -> str:
+    """Return the hash of krl's own code: what training, distillation and decoding of images are written in."""
+    digests = []
+    for name in _PACKAGES:
+        root = Path(str(import_module(name).__file__)).parent
+        files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+        digests += [f"{name}/{path.relative_to(root).as_posix()}:{sha256_file(path)}" for path in files]
+    return sha256_bytes("\n".join(digests).encode())
 
 
 def _train(trial: _Trial, config: StudyConfig) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "cache_folder",
     "dump_digested",
     "dump_json",
     "inside",
@@ -76,6 +77,18 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder for what may be computed again: ``KRL_CACHE_DIR``, else ``~/.cache/krl``.
+
+    ``XDG_CACHE_HOME`` moves ``~/.cache``.
+
+    Raises:
+        RuntimeError: The user has no home folder, as in some containers.
+    """
+    own = os.environ.get("KRL_CACHE_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krl"
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -171,5 +171,24 @@ def test_a_study_compares_and_goes_on_where_it_stopped(
     assert row["peak_memory_mib"] > 100
     assert (out / "dscnn-0.25.png").stat().st_size > 10_000
     assert "| dscnn-0.25 | kd |" in (out / "study.md").read_text()
+    # earlier runs count for the same options, data, teacher and code alone
+    other = f"--options={' '.join([*FAST, '--lr', '0.001'])}"
+    assert main([*options, "--seeds", "1", other]) == 2
+    error = capsys.readouterr().err
+    assert "are of another study; give another --out" in error.replace("\n", " ")
+    again = ["study", "--teacher", str(out / "dscnn-0.25" / "kd" / "seed-0"), *options[3:]]
+    assert main([*again, "--seeds", "1", budget]) == 2
+    assert "was not made with teacher" in capsys.readouterr().err
+    (out / "code.sha256").write_text("0" * 64)
+    assert main([*options, "--seeds", "1", budget]) == 2
+    assert "krl's code was 0000000000000000, and is" in capsys.readouterr().err
     assert main(["study", "--teacher", "t", "--student", "s", "--out", str(out), "--methods", "nonsense"]) == 2
     assert "not known; accepted" in capsys.readouterr().err
+
+
+def test_a_student_that_is_a_run_has_a_folder_in_the_study(teacher: Path, tmp_path: Path) -> None:
+    from krl_compress.studies import _folder
+
+    weights = Run.open(teacher).record.weights_sha256
+    assert _folder(str(teacher)) == f"teacher-{weights[:8]}"
+    assert (_folder("dscnn-0.25"), _folder("mypkg:Small")) == ("dscnn-0.25", "mypkg.Small")

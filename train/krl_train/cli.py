@@ -16,6 +16,9 @@ from .processes import leave_group
 
 __all__ = ["main"]
 
+_ERROR = "_standard_error"
+_CLASSES = 20  # rows of a table that fit a screen; the worst come first
+
 
 def fit(config: FitConfig) -> None:
     """Train a network on images: a classifier, or what --task says."""
@@ -46,8 +49,12 @@ def _show_each(result: Mapping[str, Any]) -> None:
         columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
         print("\n" + table(columns, [[image[column] for column in columns] for image in result["images"]]))
         return
+    counts = {name: sum(row) for name, row in zip(result["recall"], result["confusion"], strict=True)}
     worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)
-    print("\n" + table(("class", "recall"), [(name, value) for value, name in worst]))
+    rows = [(name, counts[name], value) for value, name in worst]
+    print("\n" + table(("class", "images", "recall"), rows[:_CLASSES]))
+    if len(rows) > _CLASSES:
+        print(f"and {len(rows) - _CLASSES} classes with a higher recall")
 
 
 def import_(config: ImportConfig) -> None:
@@ -84,6 +91,8 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
                 f"{result.metrics['trained_on']}"
             )
         print(_metrics_table(result.metrics))
+        if "confusion" in result.metrics:
+            _show_each(result.metrics)
     next_command(f"krl-compress distill --teacher {result.run} --student NAME --out STUDENT", _export(str(result.run)))
 
 
@@ -92,10 +101,13 @@ def _export(run: str) -> str:
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Show what is one number."""
-    return table(
-        ("metric", "value"), [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
-    )
+    """Show each metric that is one number, with its standard error if it has one."""
+    rows = []
+    for name, value in metrics.items():
+        error = metrics.get(f"{name}{_ERROR}")
+        if isinstance(value, int | float) and not name.endswith(_ERROR):
+            rows.append((name, value if error is None else f"{value} ± {error}"))
+    return table(("metric", "value"), rows)
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {

@@ -1,11 +1,27 @@
-"""The end of a command that several processes ran together, under torchrun."""
+"""Commands that several processes run together, under torchrun: those that cannot, and how they end."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
-__all__ = ["leave_group"]
+from krl_runtime.errors import UsageError
+
+__all__ = ["leave_group", "refuse_several"]
+
+
+def refuse_several(what: str) -> None:
+    """Refuse to run in one of several processes.
+
+    Args:
+        what: The beginning of the message, as ``"--task gan trains"``.
+
+    Raises:
+        UsageError: torchrun started more than one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{what} in one process; start it without torchrun")
 
 
 def leave_group(code: int) -> int:

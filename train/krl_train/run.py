@@ -27,7 +27,17 @@ from krl_train.custom import is_custom, warn_of_change
 
 from .models import ModelSpec, Network
 
-__all__ = ["RECORD", "SCHEMA_VERSION", "WEIGHTS", "ModelSpec", "Run", "RunRecord", "check_finite", "package_versions"]
+__all__ = [
+    "RECORD",
+    "SCHEMA_VERSION",
+    "WEIGHTS",
+    "ModelSpec",
+    "Run",
+    "RunRecord",
+    "check_finite",
+    "hashes_of_runs",
+    "package_versions",
+]
 
 SCHEMA_VERSION = 2  # rises with each change of the format
 _KIND = "krl-run"
@@ -242,6 +252,15 @@ class Run:
             warn_of_change(record.sources, "model", record.model.name, f"run {self.path}")
         made: nn.Module = network.eval()
         return made
+
+
+def hashes_of_runs(runs: Mapping[str, Path | None]) -> dict[str, str]:
+    """Return ``NAME_sha256``, the hash of the weights, of each run that is named.
+
+    Raises:
+        RunError: One is not a run.
+    """
+    return {f"{name}_sha256": Run.open(path).record.weights_sha256 for name, path in runs.items() if path is not None}
 
 
 def package_versions() -> dict[str, str]:

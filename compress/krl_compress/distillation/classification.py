@@ -17,7 +17,7 @@ from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, lo
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import InputConfig, TrainingConfig, to_plain
+from krl_train.config import InputConfig, TrainingConfig, plan_loop, to_plain
 from krl_train.custom import is_custom, sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
@@ -27,10 +27,11 @@ from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
+from krl_train.training.balance import class_weights
 from krl_train.training.train import initialize_from, network_size, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, starting_point
+from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 
 __all__ = ["classifier_record", "prepare"]
@@ -70,16 +71,20 @@ class _ClassifierJob(Job):
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""
-        supervised = partial(Supervised, label_smoothing=self.config.optim.label_smoothing)
+        smoothing, weights = self.config.optim.label_smoothing, class_weights(self.training.train, self.config.loop)
+        supervised = partial(Supervised, label_smoothing=smoothing, class_weights=weights)
         return self._train(record, supervised, out)
 
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teachers."""
         answers = self._fuse(record.metrics["teachers"])
-        at, labels = self.config.losses.feature_taps, self.training.train.labels
-        return self._train(
-            record, lambda network: Distiller(network, answers, self.terms, at=at, labels=labels), self.config.out
-        )
+        at, train = self.config.losses.feature_taps, self.training.train
+        weights = class_weights(train, self.config.loop)
+
+        def objective(network: Network) -> Objective:
+            return Distiller(network, answers, self.terms, at=at, labels=train.labels, class_weights=weights)
+
+        return self._train(record, objective, self.config.out)
 
     def _fuse(self, measured: Sequence[dict[str, Any]]) -> Teacher:
         answers = [_answers(teacher, self.training, self.config) for teacher in self.teachers]
@@ -91,17 +96,17 @@ class _ClassifierJob(Job):
     def _train(self, record: RunRecord, objective: Callable[[Network], Objective], out: Path) -> Run:
         config, start = self.config, self.start
         torch.manual_seed(config.loop.seed)
-        optim = config.optim
+        optim, loop = config.optim, plan_loop(config.loop, len(self.training.train))
         if config.quantization.quantize and start is not None:
             network = quantized_student(record, self.training, start, config.loop.device)
-            optim = gentle(optim, config.loop.batch_size)
+            optim = gentle(optim, loop.batch_size)
         else:
             network = record.model.build(record.preprocessing)
             if start is not None:
                 initialize_from(network, start)
         views = config.cache.views if config.cache.cache_teacher else None
         return train_classifier(
-            objective, network, self.training, record, optim, config.loop, out, views=views, resume=config.resume
+            objective, network, self.training, record, optim, loop, out, views=views, resume=config.resume
         )
 
 
@@ -115,9 +120,7 @@ def prepare(config: DistillConfig) -> Job:
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
-    asked = _input(config.input, teachers[0].network.preprocessing, name)
-    keeps = start is not None and config.quantization.quantize  # its normalization is frozen
-    preprocessing = start.record.preprocessing if start and keeps else preprocessing_for(asked, source, name)
+    preprocessing = _student_input(config, teachers[0].network.preprocessing, source, name, start)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
@@ -127,7 +130,7 @@ def prepare(config: DistillConfig) -> Job:
     record = replace(
         record,
         model=model,
-        parent={"teachers": [teacher.identity for teacher in teachers]},
+        parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
     return _ClassifierJob(config, record, training, teachers, terms, start)
@@ -228,6 +231,18 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     return open_source(data)
+
+
+def _student_input(
+    config: DistillConfig, teacher: Preprocessing, source: Source, name: str, start: Run | None
+) -> Preprocessing:
+    """Return the student's input: that of the run which it starts from, else the teacher's."""
+    if start is None:
+        return preprocessing_for(_input(config.input, teacher, name), source, name)
+    trained = start.record.preprocessing
+    if config.quantization.quantize:
+        return trained  # its normalization is frozen
+    return preprocessing_for(config.input, source, name, trained=trained)
 
 
 def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:

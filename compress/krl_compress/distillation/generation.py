@@ -22,21 +22,22 @@ from krl_compress.distillers.generator import (
 from krl_runtime.errors import UsageError
 from krl_train.conditioning.conditions import Conditions
 from krl_train.conditioning.generator_data import GeneratorData, open_generator, read_data
-from krl_train.config import GenerationConfig, to_plain
+from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
-from krl_train.run import Run, RunRecord
+from krl_train.processes import refuse_several
+from krl_train.run import Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
 from krl_train.training.gan import generator_size
 from krl_train.training.train import train_task
 from krl_train.worker import Worker
 
-from .job import COMMAND, Job, starting_point
+from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["LatentStream", "prepare"]
 
@@ -54,6 +55,11 @@ class LatentStream:
 
     batch_size: int
     steps: int
+
+    @property
+    def count(self) -> int:
+        """Number of latents in one epoch."""
+        return self.batch_size * self.steps
 
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
         """Yield batches of which only the length says something."""
@@ -75,6 +81,7 @@ class _GeneratorJob(Job):
         data: Real images and conditions, where they are needed.
         classifier: Whose features the student is compared in.
         score: Measures generators, if asked.
+        loop: How long the student is trained, and in which batches.
         stream: What a step takes.
         student: The student, made here.
         task: Its training; made here, which refuses what does not go together before anything is written.
@@ -87,6 +94,7 @@ class _GeneratorJob(Job):
     data: GeneratorData | None
     classifier: FeatureNet | None
     score: GeneratorScore | None
+    loop: PlannedLoop
     stream: TrainingStream[Batch]
     student: GeneratorNetwork = field(init=False)
     task: Task[Batch] = field(init=False)
@@ -118,12 +126,12 @@ class _GeneratorJob(Job):
         return run
 
     def _train(self, task: Task[Batch], student: GeneratorNetwork, record: RunRecord, out: Path) -> Run:
-        loop, resume = self.config.loop, self.config.resume
-        return train_task(task, self.stream, record, generator_size(student), loop, out, resume=resume)
+        size, resume = generator_size(student), self.config.resume
+        return train_task(task, self.stream, record, size, self.loop, out, resume=resume)
 
     @property
     def _steps(self) -> int:
-        return self.config.loop.epochs * self.stream.steps
+        return self.loop.epochs * self.stream.steps
 
     @property
     def _conditions(self) -> Conditions | None:
@@ -184,6 +192,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
+    refuse_several("a generator's student trains")
     _refuse_unused(config)
     there, teacher = open_generator(Path(config.teacher[0]))
     start, name = starting_point(config.student)
@@ -205,9 +214,11 @@ def prepare(config: DistillConfig) -> Job:
         command=COMMAND,
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data=_describe(data, there),
-        parent={"teachers": [there.identity]},
+        data={**_describe(data, there), **hashes_of_runs({"features": options.features, "perceptual": perceptual})},
+        parent=parents([there.identity], start),
     )
+    needed = data if images else None
+    loop = plan_loop(config.loop, config.generator_student.latents if needed is None else len(needed.train))
     return _GeneratorJob(
         config=config,
         record=record,
@@ -218,7 +229,8 @@ def prepare(config: DistillConfig) -> Job:
         data=data,
         classifier=None if perceptual is None else FeatureNet(perceptual, device),
         score=score,
-        stream=_images(config, data) if images and data is not None else _latents(config),
+        loop=loop,
+        stream=_latents(config, loop.batch_size) if needed is None else _images(config, needed, loop),
     )
 
 
@@ -259,16 +271,15 @@ def _weights(config: DistillConfig, there: Run, teacher: GeneratorNetwork) -> di
     return weights
 
 
-def _images(config: DistillConfig, data: GeneratorData) -> BatchStream:
-    source, loop = data.source, config.loop
+def _images(config: DistillConfig, data: GeneratorData, loop: PlannedLoop) -> BatchStream:
+    source = data.source
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     preprocessing = data.preprocessing
     augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=loop.seed)
     return BatchStream(data.train, replace(augmentation, margin=0), loop.batch_size, loop.seed)
 
 
-def _latents(config: DistillConfig) -> LatentStream:
-    size = config.loop.batch_size
+def _latents(config: DistillConfig, size: int) -> LatentStream:
     return LatentStream(size, max(1, config.generator_student.latents // size))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from krl_compress.config import DistillConfig
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
 
-__all__ = ["COMMAND", "Job", "carry_out", "starting_point"]
+__all__ = ["COMMAND", "Job", "carry_out", "parents", "starting_point"]
 
 _log = logging.getLogger("krl")
 
@@ -94,3 +95,13 @@ def starting_point(student: str) -> tuple[Run | None, str]:
         return None, student
     start = Run.open(student)
     return start, start.record.model.name
+
+
+def parents(teachers: Sequence[Mapping[str, str]], start: Run | None) -> dict[str, Any]:
+    """Return the runs that a student comes from, for its record.
+
+    Args:
+        teachers: Identity of each.
+        start: The run that it starts from, if any.
+    """
+    return {"teachers": list(teachers), **({"start": start.identity} if start else {})}

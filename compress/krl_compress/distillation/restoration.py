@@ -26,6 +26,7 @@ from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
 from krl_train.training.restoration import (
     RestorationTraining,
+    like_start,
     read_restoration,
     restoration_optim,
     restorer_record,
@@ -34,7 +35,7 @@ from krl_train.training.restoration import (
 from krl_train.training.train import network_size
 from krl_train.worker import Worker
 
-from .job import COMMAND, Job, starting_point
+from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["RESTORATION_LOSSES", "RestorationDistiller", "prepare"]
 
@@ -183,12 +184,12 @@ def prepare(config: DistillConfig) -> Job:
     if there.record.model.arguments["degradation"]["kind"] == "none":
         raise UsageError(f"teacher {there.path} is of translation or style, which are not distilled; give a restorer")
     start, name = starting_point(config.student)
-    spec = _student_spec(name, there)
+    spec = like_start(_student_spec(name, there), start)
     own = teacher.preprocessing
     size = config.input.size or (own.height, own.width)
     training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
-    parent = {"teachers": [there.identity]}
-    record = restorer_record(config, spec, training, command=COMMAND, parent=parent)
+    parent = parents([there.identity], start)
+    record = restorer_record(config, spec, training, command=COMMAND, parent=parent, start=start)
     job = _RestorerJob(config, record, training, there, teacher, terms, start)
     job.objective(build_restorer(spec, record.preprocessing))  # refuses before anything is written
     return job

@@ -13,6 +13,7 @@ import torch
 from krl_compress.config import JointConfig, MutualConfig
 from krl_compress.distillers import PeerTask
 from krl_runtime.errors import UsageError
+from krl_train.config import plan_loop
 from krl_train.data import open_source, preprocessing_for
 from krl_train.data.splits import read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
@@ -69,23 +70,24 @@ def _train(
         return [Run.open(folder) for folder in folders]
     # Each starts from weights of its own: equal peers would have nothing to teach.
     networks = [_build(record, config.loop.seed + index) for index, record in enumerate(records)]
-    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    loop = plan_loop(config.loop, len(training.train))
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = PeerTask(
         networks,
         tutors,
         config.optim,
         temperature=config.temperature,
         weight=config.weight,
-        steps=config.loop.epochs * stream.steps,
-        batch_size=config.loop.batch_size,
+        steps=loop.epochs * stream.steps,
+        batch_size=loop.batch_size,
         val=training.val,
         labels=source.labels,
     )
-    trainer = Trainer(config.loop, task, stream, config.out)
+    trainer = Trainer(loop, task, stream, config.out)
     if config.resume:
         trainer.resume()
     trainer.fit()
-    runs = _write(trainer, task, networks, records, folders)
+    runs = _write(trainer, task, records, folders)
     trainer.accelerator.wait_for_everyone()
     return runs
 
@@ -95,14 +97,12 @@ def _build(record: RunRecord, seed: int) -> Network:
     return record.model.build(record.preprocessing)
 
 
-def _write(
-    trainer: Trainer, task: PeerTask, networks: Sequence[Network], records: Sequence[RunRecord], folders: Sequence[Path]
-) -> list[Run]:
+def _write(trainer: Trainer, task: PeerTask, records: Sequence[RunRecord], folders: Sequence[Path]) -> list[Run]:
     """Write all runs, the first one last: while it is not finished, the command can be resumed."""
     runs = []
     history = tuple(trainer.state.history)
     measured = task.evaluate_all(trainer.worker)
-    for network, record, folder, metrics in reversed(list(zip(networks, records, folders, measured, strict=True))):
+    for network, record, folder, metrics in reversed(list(zip(task.final(), records, folders, measured, strict=True))):
         done = replace(record, metrics={**metrics, **network_size(network), **costs(trainer)}, history=history)
         if trainer.accelerator.is_main_process:
             runs.append(Run.write(folder, done, network.backbone.state_dict()))

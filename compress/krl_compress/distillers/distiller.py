@@ -14,7 +14,7 @@ from krl_compress import losses
 from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
-from krl_train.models.features import FeatureMap
+from krl_train.models.features import FeatureMap, has_negative_values
 from krl_train.tasks import Batch, Objective
 
 from .feature_taps import Features, Taps, match_taps
@@ -48,6 +48,7 @@ class Distiller(Objective):
         terms: The losses.
         at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
+        class_weights: Weight of each class in the cross-entropy, ``[K]``; ``None`` for equal ones.
 
     Raises:
         UsageError: A loss needs features and the teacher is stored, or the networks share no tap.
@@ -61,8 +62,10 @@ class Distiller(Objective):
         *,
         at: Sequence[str] = (),
         labels: Tensor | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
         if not terms:
             raise UsageError("there is no loss to minimize; give --loss")
         names = [term.name for term in terms]
@@ -91,8 +94,8 @@ class Distiller(Objective):
         if sees & {"map", "maps", "review"}:
             self.taps = match_taps(self.network, self.teacher.network, at)
         embedding = bool(sees & {"embedding", "crd", "review"})
-        self.student_taps = Taps(self.network, [pair[0].name for pair in self.taps], embedding=embedding)
-        self.teacher_taps = Taps(self.teacher.network, [pair[1].name for pair in self.taps], embedding=embedding)
+        self.student_taps = Taps(self.network, [pair[0] for pair in self.taps], embedding=embedding)
+        self.teacher_taps = Taps(self.teacher.network, [pair[1] for pair in self.taps], embedding=embedding)
         lengths = [taps.shapes().get("embedding", ()) for taps in (self.student_taps, self.teacher_taps)]
         for term in self.terms:
             adapter = self._adapter(term, [length[0] if length else 0 for length in lengths], labels)
@@ -114,7 +117,9 @@ class Distiller(Objective):
         student, teacher = self._one_tap(term)
         if kind.adapter == "projection":
             return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
-        return losses.regressor(student.shape, teacher.shape)
+        assert isinstance(self.teacher, FrozenTeacher)  # noqa: S101  for the type checker: losses on features need one
+        signed = has_negative_values(self.teacher.network, teacher.name)
+        return losses.regressor(student.shape, teacher.shape, relu=not signed)
 
     def _one_tap(self, term: WeightedLoss) -> tuple[FeatureMap, FeatureMap]:
         """Return the tap of a loss that takes one: the middle one for hints, as in the paper, else the last."""
@@ -140,7 +145,7 @@ class Distiller(Objective):
     def _value(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         kind, options = term.kind, dict(term.options)
         if kind.sees == "labels":
-            return _on_labels(term, seen)
+            return self._on_labels(term, seen)
         if kind.sees in ("logits", "logits+labels"):
             return self._on_logits(term, seen)
         if kind.sees == "maps":
@@ -162,6 +167,14 @@ class Distiller(Objective):
             return value
         return _call(term, (mine, theirs), options)
 
+    def _on_labels(self, term: WeightedLoss, seen: _Seen) -> Tensor:
+        batch, options = seen.batch, {**term.options, "class_weights": self.class_weights}
+        value: Tensor = term.kind.function(seen.student, batch.labels, **options)
+        if batch.share is None or batch.partners is None:
+            return value
+        other: Tensor = term.kind.function(seen.student, batch.partners, **options)
+        return batch.share * value + (1 - batch.share) * other
+
     def _on_logits(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         if seen.teacher is None:
             raise UsageError(f"--loss {term.name} needs a teacher")
@@ -179,15 +192,6 @@ class Distiller(Objective):
         theirs = [*seen.teacher_features.maps, embeddings[1][:, :, None, None]]
         reviewed = self.adapters[term.name](mine, [tuple(item.shape[2:]) for item in theirs])
         return torch.stack([losses.hcl(a, b) for a, b in zip(reviewed, theirs, strict=True)]).sum()
-
-
-def _on_labels(term: WeightedLoss, seen: _Seen) -> Tensor:
-    batch = seen.batch
-    value: Tensor = term.kind.function(seen.student, batch.labels, **term.options)
-    if batch.share is None or batch.partners is None:
-        return value
-    other: Tensor = term.kind.function(seen.student, batch.partners, **term.options)
-    return batch.share * value + (1 - batch.share) * other
 
 
 def _call(term: WeightedLoss, arguments: Sequence[Tensor], options: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
-from krl_train.models.features import FeatureMap, last_of_each_resolution, list_feature_maps, reading, run_once
+from krl_train.models.features import (
+    FeatureMap,
+    channels_first,
+    list_feature_maps,
+    reading,
+    run_once,
+    stage_outputs,
+)
 
 __all__ = ["Features", "Taps", "match_taps"]
 
@@ -23,17 +30,17 @@ class Features:
     """Features that the last forward pass left.
 
     Attributes:
-        taps: Names of the modules whose maps are wanted, in the order wanted.
+        taps: The maps that are wanted, in the order wanted.
         found: What ``reading`` yields.
     """
 
-    taps: Sequence[str] = ()
+    taps: Sequence[FeatureMap] = ()
     found: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def maps(self) -> list[Tensor]:
         """Return the maps ``[N, C, H, W]`` at the taps asked for; none before the first pass."""
-        return [self.found[name] for name in self.taps] if self.found else []
+        return [channels_first(self.found[tap.name], tap) for tap in self.taps] if self.found else []
 
     @property
     def embedding(self) -> Tensor | None:
@@ -45,7 +52,7 @@ class Features:
 def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
     """Pair taps of two networks, from shallow to deep.
 
-    Without ``at``: for each resolution, as a share of the input's, that both networks have, the last map of it.
+    Without ``at``: the outputs of the stages of each resolution, as a share of the input's, that both networks have.
 
     Args:
         student: The student.
@@ -55,10 +62,10 @@ def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tu
     Raises:
         UsageError: A name is not a tap, or no resolution is shared; the message lists the candidates.
     """
-    mine, theirs = list_feature_maps(student), list_feature_maps(teacher)
     if at:
+        mine, theirs = list_feature_maps(student), list_feature_maps(teacher)
         return [_named(pair, mine, theirs) for pair in at]
-    last = [_by_share(network, taps) for network, taps in ((student, mine), (teacher, theirs))]
+    last = [_by_share(network) for network in (student, teacher)]
     shared = [(tap, last[1][resolution]) for resolution, tap in last[0].items() if resolution in last[1]]
     if not shared:
         raise UsageError(
@@ -68,10 +75,10 @@ def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tu
     return shared
 
 
-def _by_share(network: Network, maps: Sequence[FeatureMap]) -> dict[float, FeatureMap]:
-    """Return the last map of each resolution, by its share of the input's."""
+def _by_share(network: Network) -> dict[float, FeatureMap]:
+    """Return the output of each stage, by its resolution's share of the input's."""
     height = network.preprocessing.height
-    return {round(side / height, 3): item for side, item in last_of_each_resolution(maps).items()}
+    return {round(tap.shape[1] / height, 3): tap for tap in stage_outputs(network)}
 
 
 def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) -> tuple[FeatureMap, FeatureMap]:
@@ -86,7 +93,7 @@ def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) 
 
 
 def _show(taps: Any) -> str:
-    return ", ".join(f"{tap.name} {'×'.join(map(str, tap.shape))}" for tap in taps)
+    return ", ".join(f"{tap.name} {'×'.join(map(str, tap.shape))}" for tap in taps) or "no feature maps"
 
 
 class Taps:
@@ -94,7 +101,7 @@ class Taps:
 
     Args:
         network: The network.
-        taps: Names of the modules whose outputs are wanted, in the order wanted.
+        taps: The maps that are wanted, in the order wanted.
         embedding: Whether the classifier's input is wanted: the input of the last linear layer (or, where there is
             none, of the last convolution), flattened.
 
@@ -102,7 +109,7 @@ class Taps:
         UsageError: The network has neither a linear layer nor a convolution.
     """
 
-    def __init__(self, network: Network, taps: Sequence[str], *, embedding: bool) -> None:
+    def __init__(self, network: Network, taps: Sequence[FeatureMap], *, embedding: bool) -> None:
         self.network = network
         self.taps = list(taps)
         self.embedding = embedding
@@ -112,7 +119,7 @@ class Taps:
     def reading(self) -> Iterator[Features]:
         """Yield what is filled by the forward passes inside the block."""
         modules = dict(self.network.backbone.named_modules())
-        outputs = {name: modules[name] for name in self.taps}
+        outputs = {tap.name: modules[tap.name] for tap in self.taps}
         inputs = {} if self._classifier is None else {_EMBEDDING: self._classifier}
         with reading(outputs, inputs) as found:
             yield Features(self.taps, found)

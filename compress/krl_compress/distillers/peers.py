@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from krl_compress.losses import kd
 from krl_runtime.errors import UsageError
@@ -15,18 +14,32 @@ from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
-from krl_train.tasks import Batch, Task, Update, make_learner
+from krl_train.tasks import Batch, Task, Update, label_loss, make_learner
+from krl_train.tasks.learners import capped_average
 from krl_train.tasks.optim import build_optimizer
 from krl_train.worker import Worker
 
 __all__ = ["PeerTask"]
 
 
+class _Peer(nn.Module):
+    """One network as the loop trains it, so that evaluations are not in the loop's mixed precision."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels)
+        return logits
+
+
 class PeerTask(Task[Batch]):
     """Trains several networks at once; each learns from labels and from some of the others.
 
     L_i = CE_i + λ · mean_{j in tutors(i)} T² · KL(p_j ‖ p_i), tutors detached. All forward passes come first, then all
-    updates.
+    updates. With mixup, CE is that of both images by their shares. With a moving average, each network's average is
+    what is measured and kept; tutors answer with their weights of the moment.
 
     - Mutual learning: everybody is everybody's tutor, T = 1, λ = 1 (Deep Mutual Learning,
       https://arxiv.org/abs/1706.00384; K − 1 tutors are averaged as there).
@@ -66,7 +79,14 @@ class PeerTask(Task[Batch]):
         self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
         self.val, self.labels = val, labels
         self.learners = {
-            f"net{index}": make_learner(network, optim, build_optimizer(optim, network.parameters(), batch_size), steps)
+            f"net{index}": make_learner(
+                _Peer(network),
+                optim,
+                build_optimizer(optim, network.parameters(), batch_size),
+                steps,
+                average=capped_average(network, optim.ema, steps),
+                average_of=network,
+            )
             for index, network in enumerate(networks)
         }
 
@@ -75,7 +95,7 @@ class PeerTask(Task[Batch]):
         answers: list[Tensor] = [learner.module(batch.pixels).float() for learner in self.learners.values()]
         parts: dict[str, Tensor] = {}
         for index, logits in enumerate(answers):
-            loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            loss = label_loss(logits, batch, self.label_smoothing)
             if self.tutors[index]:
                 lessons = [kd(logits, answers[tutor], temperature=self.temperature) for tutor in self.tutors[index]]
                 loss = loss + self.weight * torch.stack(lessons).mean()
@@ -92,8 +112,14 @@ class PeerTask(Task[Batch]):
 
     def evaluate_all(self, worker: Worker) -> list[dict[str, Any]]:
         """Return the metrics of each network."""
-        return [evaluate_classifier(network, self.val, self.labels, worker) for network in self.networks]
+        return [evaluate_classifier(network, self.val, self.labels, worker) for network in self.final()]
+
+    def final(self) -> list[Network]:
+        """Return the networks that the runs keep: their moving averages, where there are any."""
+        averages = [learner.average for learner in self.learners.values()]
+        pairs = zip(self.networks, averages, strict=True)
+        return [network if average is None else cast("Network", average.module) for network, average in pairs]
 
     def state(self) -> dict[str, Tensor]:
         """Return the first network's weights."""
-        return self.networks[0].backbone.state_dict()
+        return self.final()[0].backbone.state_dict()

@@ -69,7 +69,8 @@ def dkd(
 
     `Decoupled Knowledge Distillation <https://arxiv.org/abs/2203.08679>`_. The authors' CIFAR-100 runs use β = 8 for
     resnet32x4 → resnet8x4 and ResNet50 → MobileNetV2, 6 for the wide ResNets and VGG, 2 for resnet56 and resnet110;
-    on ImageNet T = 1 and β = 0.5 or 2; and they warm the loss up over 20 epochs.
+    on ImageNet T = 1 and β = 0.5 or 2; and they warm the loss up over 20 epochs. α and β are its usual weights; there
+    is no other factor.
 
     Args:
         student_logits: (N, C).
@@ -135,7 +136,8 @@ def rld(
     label, b_t = (max p_t, 1 − max p_t) of the teacher's own pick, at T_c; p̂ the softmax, at T, over the classes that
     the teacher rates below the label.
 
-    `Knowledge Distillation with Refined Logits <https://arxiv.org/abs/2408.07703>`_.
+    `Knowledge Distillation with Refined Logits <https://arxiv.org/abs/2408.07703>`_. α and β are its usual weights;
+    there is no other factor.
 
     Args:
         student_logits: (N, C).

@@ -224,7 +224,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 0.2) 
     Args:
         student_logits: (N, C).
         teacher_logits: (N, C).
-        power: λ, greater than 0.
+        power: λ, greater than 0; a weight of 4 is usual.
 
     Returns:
         Scalar, at least 0; 0 where the student has the flattened probabilities.
@@ -288,7 +288,8 @@ def mlkd(
     <https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html>`_.
     This is the sum as the paper describes it, and not what the authors' code computes: that code scales the terms
     with masks made from the median confidence of the teacher, feeds two views of each image (weakly and strongly
-    augmented) and drops some of the terms of the strong view. Published results come from that code.
+    augmented) and drops some of the terms of the strong view. Published results come from that code. The usual weight
+    is 1.
 
     Args:
         student_logits: (N, C).

@@ -14,7 +14,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import CustomName, source_of
-from krl_train.models import ModelSpec, Network, native_size
+from krl_train.models import ModelSpec, Network, native_size, published_input
 from krl_train.run import Run, RunRecord
 
 __all__ = ["LoadedTeacher", "load_custom_teacher", "load_teacher", "name_alike"]
@@ -72,7 +72,7 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
             f"teacher {name!r} is not a run's folder; a network's name is accepted for torchvision's and "
             "timm's classifiers, with --pretrained (their published weights may then be downloaded)"
         )
-    preprocessing = Preprocessing(height=size, width=size, crop_fraction=0.875)
+    preprocessing = published_input(name) or Preprocessing(height=size, width=size, crop_fraction=0.875)
     network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
     return LoadedTeacher(name, network, {"name": name, "weights_sha256": _hash_of_weights(network)}, None, None)
 

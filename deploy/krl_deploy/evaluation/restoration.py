@@ -1,4 +1,4 @@
-"""Restorers: images, their degraded versions, and PSNR of luma in dB."""
+"""Restorers: images, their degraded versions, and PSNR in dB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from krl_deploy.data.folders import choose_disjoint, choose_two, open_data
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import ImageFile, identity, report_bad
-from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, to_uint8
+from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, scored_planes, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.images.sides import Sides, padded
 from krl_runtime.progress import progress
@@ -35,7 +35,8 @@ _LARGEST_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no me
 class Restoration(ImageTask):
     """High-resolution images of a folder: patches to calibrate on, whole ones to measure on.
 
-    The protocol is that of the papers: rounded luma, without a border of ``scale`` pixels.
+    The protocols are those of the papers: rounded luma without a border of ``scale`` pixels for super-resolution, all
+    channels for noise and JPEG's artifacts.
     """
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
@@ -126,11 +127,11 @@ class Restoration(ImageTask):
             raise DataError("no image is left: none of the files can be decoded")
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
-        """Return the PSNR in dB of the luma of ``[C, H, W]``, without the border and the padding."""
+        """Return the PSNR in dB of ``[C, H, W]``, in color or of the luma, without the border and the padding."""
         border = self.scale if self.scale > 1 else 0
         output = output[:, : truth.shape[1], : truth.shape[2]]
-        made, wanted = (_luma(to_uint8(planes)) for planes in (output, truth))
-        if 2 * border < min(wanted.shape):
+        made, wanted = (scored_planes(_image(to_uint8(planes)), self.degradation) for planes in (output, truth))
+        if 2 * border < min(wanted.shape[:2]):
             made, wanted = crop_border(made, border), crop_border(wanted, border)
         return min(psnr(made, wanted), _LARGEST_PSNR)
 
@@ -169,18 +170,17 @@ def inputs_of(
     Raises:
         UsageError: The image is too small for the scale, or the degradation is not known.
     """
-    image = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
-    small, truth = degrade(image, scale)
+    small, truth = degrade(_image(planes), scale)
     given = corrupt(small, degradation, (number,))
     return _planes(given), _planes(truth)
 
 
+def _image(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+
+
 def _planes(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
-
-
-def _luma(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return planes[0] if len(planes) == 1 else to_uint8(luma(planes.transpose(1, 2, 0)))
 
 
 def patch_of(planes: npt.NDArray[np.uint8], height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

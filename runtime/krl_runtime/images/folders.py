@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.errors import DataError, ImageError
-from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.files import sha256_bytes
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
 from .formats import IMAGE_SUFFIXES
+from .hashes import hash_files
 from .preprocessing import Preprocessing
+from .splits import find_splits, hold_out, subfolders
 
 __all__ = [
     "ImageFile",
@@ -40,7 +42,6 @@ OnBadImage: TypeAlias = Literal["refuse", "skip"]
 """How to treat files that are not readable images: refuse the whole set, or name and skip them."""
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
-_VAL_NAMES = ("val", "valid", "validation", "test")
 _SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 
@@ -69,8 +70,8 @@ class ImageFolder:
     def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
         """Return the images of one split.
 
-        A folder without ``train/`` and ``val/`` is split by the hash of each file's content. So an image always
-        belongs to the same split, whatever its name, and its copies cannot leak to the other split.
+        A folder without ``train/`` and ``val/`` is split by the hash of each file's content, class by class; see
+        ``splits.hold_out``. So the names do not matter, and copies of an image cannot leak to the other split.
 
         Args:
             name: ``"train"``, ``"val"`` or ``"all"``.
@@ -87,12 +88,10 @@ class ImageFolder:
             raise DataError(f"{self.root}: unknown split {name!r}; accepted: train, val, all")
         if "all" not in self.splits:
             raise DataError(f"{self.root} has no {name}/ folder; it has: {', '.join(self.splits)}")
-        threshold = int(val_fraction * 2**64)
-        chosen = tuple(
-            image
-            for image in self.splits["all"]
-            if (int(sha256_file(image.path)[:16], 16) < threshold) == (name == "val")
-        )
+        images = self.splits["all"]
+        hashes = hash_files([image.path for image in images])
+        held = hold_out([image.label for image in images], hashes, val_fraction)
+        chosen = tuple(image for image, out in zip(images, held, strict=True) if out == (name == "val"))
         if not chosen:
             raise DataError(
                 f"{self.root}: with val_fraction {val_fraction} the {name} split of its {len(self.splits['all'])} "
@@ -141,21 +140,23 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"data folder {root} {what}; give a folder of images, one folder for each class")
-    folders = _subfolders(root)
-    val_name = next((name for name in _VAL_NAMES if name in folders), None)
-    if "train" not in folders or val_name is None:
-        if set(folders) == {"train"}:
-            root = root / "train"  # one split only, as some data sets ship
+    found = find_splits(root)
+    if len(found) < 2:
+        root = next(iter(found.values()), root)  # one split only, as some data sets ship
         labels, images = _classes(root, on_bad)
         return ImageFolder(root, labels, {"all": images})
-    train_labels, train = _classes(root / "train", on_bad)
-    val_labels, val = _classes(root / val_name, on_bad)
+    held_out = "val" if "val" in found else "test"
+    if len(found) == 3:
+        _log.info("%s is left aside; krl-train evaluate RUN --data %s measures on it", found["test"], found["test"])
+    train_name, val_name = (str(found[role].relative_to(root)) for role in ("train", held_out))
+    train_labels, train = _classes(found["train"], on_bad)
+    val_labels, val = _classes(found[held_out], on_bad)
     if train_labels != val_labels and same_classes:
         only_train = sorted(set(train_labels) - set(val_labels))
         only_val = sorted(set(val_labels) - set(train_labels))
         raise DataError(
-            f"{root}: the classes of train/ and {val_name}/ differ; only in train/: {only_train or 'none'}; only in "
-            f"{val_name}/: {only_val or 'none'}; both need the same class folders"
+            f"{root}: the classes of {train_name}/ and {val_name}/ differ; only in {train_name}/: "
+            f"{only_train or 'none'}; only in {val_name}/: {only_val or 'none'}; both need the same class folders"
         )
     labels = tuple(sorted({*train_labels, *val_labels}))
     parts = {"train": (train_labels, train), "val": (val_labels, val)}
@@ -168,13 +169,9 @@ def _renumbered(images: Sequence[ImageFile], own: Sequence[str], labels: Sequenc
     return tuple(image if image.label < 0 else replace(image, label=index[image.label]) for image in images)
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _classes(folder: Path, on_bad: OnBadImage) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
     """Return the labels and the images of ``CLASS/*``, or no labels and the images of a flat folder."""
-    classes = _subfolders(folder)
+    classes = subfolders(folder)
     loose = [
         path
         for path in sorted(folder.iterdir())

@@ -16,8 +16,21 @@ from PIL import Image
 
 from krl_runtime.errors import UsageError
 
-__all__ = ["chroma", "corrupt", "crop_border", "degrade", "luma", "mean_psnr", "psnr", "resize", "to_rgb", "to_uint8"]
+__all__ = [
+    "chroma",
+    "corrupt",
+    "crop_border",
+    "degrade",
+    "luma",
+    "mean_psnr",
+    "psnr",
+    "resize",
+    "scored_planes",
+    "to_rgb",
+    "to_uint8",
+]
 
+_SCORED_IN_COLOR = ("noise", "jpeg")  # kinds of degradation that change chroma as well
 _EQUAL = 200.0  # dB, beyond what float32 can tell apart; neither means nor JSON take infinity
 
 _TO_Y: npt.NDArray[np.float32] = np.array([65.481, 128.553, 24.966], np.float32) / np.float32(255)
@@ -187,6 +200,22 @@ def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: 
         Image.fromarray(np.ascontiguousarray(image)).save(written, "JPEG", quality=int(degradation["quality"]))
         return np.asarray(Image.open(written))
     raise UsageError(f"degradation kind is {kind!r}; accepted: bicubic, none, noise, jpeg")
+
+
+def scored_planes(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """Return the part of an image that PSNR and SSIM of a restorer are computed on.
+
+    Args:
+        image: uint8 ``[H, W]`` or ``[H, W, 3]``.
+        degradation: What the restorer undoes; see ``corrupt``.
+
+    Returns:
+        uint8 ``[H, W, 3]`` for colors with noise or JPEG's artifacts, which are in all three; else ``[H, W]``: luma,
+        rounded, as in papers on super-resolution, or the single plane as it is.
+    """
+    if image.ndim == 2 or degradation.get("kind") in _SCORED_IN_COLOR:
+        return image
+    return to_uint8(luma(image))
 
 
 def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from krl_compress.cli import main
 from krl_compress.config import CacheConfig, DistillConfig, GeneratorStudentConfig, LossConfig
 from krl_compress.distillation.distill import distill
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
-from krl_compress.teachers.loading import LoadedTeacher, name_alike
+from krl_compress.teachers.loading import LoadedTeacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
@@ -272,11 +272,32 @@ def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path) -> No
     assert resumed.record.metrics["baseline"]["top1"] == whole.record.metrics["baseline"]["top1"]
 
 
+def test_a_distillation_goes_on_with_the_same_teacher_wherever_it_lies(teacher: Run, tmp_path: Path) -> None:
+    start = distill(config(teacher, tmp_path / "start"))
+    asked = config(teacher, tmp_path / "run", student=str(start.path))
+    with stopped_at_checkpoint(1), pytest.raises(KeyboardInterrupt):
+        distill(asked)
+    for name, path in (("teacher", teacher.path), ("start", start.path)):
+        shutil.copytree(path, tmp_path / "moved" / name)
+    moved = replace(
+        asked, teacher=(str(tmp_path / "moved" / "teacher"),), student=str(tmp_path / "moved" / "start"), resume=True
+    )
+    with pytest.raises(RunError, match=r"parent\.teachers\[0\]\.weights_sha256 was"):
+        distill(replace(moved, teacher=(str(start.path),)))
+    with pytest.raises(RunError, match=r"parent\.start was .*, now None"):
+        distill(replace(moved, student="dscnn-0.25"))
+    assert distill(moved).record.parent["start"]["weights_sha256"] == start.record.weights_sha256
+
+
 def test_a_student_may_start_from_a_run_and_see_another_size(teacher: Run, tmp_path: Path) -> None:
     first = distill(config(teacher, tmp_path / "first"))
     gentle = OptimConfig(lr=1e-9)
     second = distill(config(teacher, tmp_path / "second", student=str(first.path), optim=gentle))
     assert torch.allclose(first.state()["linear.weight"], second.state()["linear.weight"], atol=1e-5)
+    own = InputConfig(size=(10,), mean=(0.0,), std=(1.0,))
+    third = distill(config(teacher, tmp_path / "third", student="resnet8", input=own))
+    tuned = distill(config(teacher, tmp_path / "tuned", student=str(third.path), optim=gentle))
+    assert tuned.record.preprocessing == Preprocessing(10, 10, 1, mean=(0.0,), std=(1.0,))  # as it was trained
     wide = distill(config(teacher, tmp_path / "wide", input=InputConfig(size=(12,), channels=3)))
     assert wide.record.preprocessing.shape == (3, 12, 12)
     assert len(wide.record.preprocessing.mean) == 3
@@ -388,3 +409,12 @@ def test_a_damaged_teacher_is_refused(teacher: Run, tmp_path: Path) -> None:
 def test_out_of_range_values_are_refused(make, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_a_published_teacher_sees_its_own_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("torchvision.models")
+    published = models.efficientnet_b1(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(published))
+    # torchvision's table of weights: IMAGENET1K_V2 of EfficientNet-B1 takes 240 of 255 pixels
+    expected = Preprocessing(240, 240, crop_fraction=240 / 255)
+    assert load_teacher("efficientnet_b1", pretrained=True).network.preprocessing == expected

@@ -139,7 +139,8 @@ def test_networks_without_a_common_resolution_list_the_candidates() -> None:
 
 def test_taps_read_what_the_modules_put_out() -> None:
     net = network("resnet8").eval()
-    taps = Taps(net, ["layer1", "layer3"], embedding=True)
+    maps = {item.name: item for item in list_feature_maps(net)}
+    taps = Taps(net, [maps["layer1"], maps["layer3"]], embedding=True)
     with taps.reading() as features:
         logits = net(batch().pixels)
     x = net.backbone.bn1(net.backbone.conv1(batch().pixels * net.scale + net.offset)).relu()
@@ -396,3 +397,58 @@ def test_two_processes_train_the_student_that_one_trains(tmp_path: Path) -> None
         weights.append(np.array([[float(value) for value in line.split()] for line in done.stdout.splitlines()]))
     assert weights[0].shape == weights[1].shape == (2, 6 * 27 + 6 + 4 * 6 + 4)
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("teacher", "last"), [("resnet20", torch.nn.ReLU), ("cifar-mobilenetv2", torch.nn.Identity)])
+def test_the_regressor_can_reach_every_value_of_the_teacher(teacher: str, last: type[torch.nn.Module]) -> None:
+    """Blocks of MobileNetV2 end in a convolution: a regressor that ends in a ReLU has no negative values to give."""
+    objective = Distiller(
+        network("resnet8"), FrozenTeacher(network(teacher, seed=1)), [parse_loss("fitnet")], labels=LABELS
+    )
+    assert type(objective.adapters["fitnet"][-1]) is last
+    features = objective.taps[len(objective.taps) // 2][1]
+    with torch.no_grad(), objective.teacher_taps.reading() as found:
+        objective.teacher.network(batch().pixels)
+    lowest = found.maps[len(objective.taps) // 2].min()
+    assert (lowest < 0) == (last is torch.nn.Identity), features
+
+
+def test_a_teacher_of_tokens_has_no_taps() -> None:
+    with torch.device("meta"):
+        tokens = Network(build_model("vit_b_16", 4, 3), Preprocessing(224, 224))
+    with pytest.raises(UsageError, match=r"share no resolution; .* Teacher: no feature maps"):
+        match_taps(network("resnet8"), tokens, ())
+
+
+def peers(optim: OptimConfig, nets: list[Network]) -> PeerTask:
+    data = PixelSet(np.zeros((4, 3, 32, 32), np.uint8), [0, 1, 2, 3])
+    return PeerTask(
+        nets, [[1], []], optim, temperature=4.0, weight=0.0, steps=100, batch_size=8, val=data, labels=NAMES
+    )
+
+
+def test_peers_learn_both_labels_of_a_mixture() -> None:
+    nets = [network("resnet8", seed=seed).eval() for seed in (0, 1)]
+    labels, partners = torch.arange(8) % 4, (torch.arange(8) + 1) % 4
+    mixed = replace(batch(), partners=partners, share=0.7)
+    parts = peers(OptimConfig(), nets).step(mixed, lambda name, loss: None)
+    for index, net in enumerate(nets):
+        with torch.no_grad():
+            logits = net(mixed.pixels).double().numpy()
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        target = 0.7 * np.eye(4)[labels] + 0.3 * np.eye(4)[partners]
+        assert parts[f"net{index}"].item() == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-5)
+
+
+def test_peers_keep_their_moving_averages() -> None:
+    nets = [network("resnet8", seed=seed) for seed in (0, 1)]
+    task = peers(OptimConfig(ema=0.9), nets)
+    start = nets[0].backbone.linear.weight.detach().clone()
+    learner = task.learners["net0"]
+    assert learner.average is not None
+    learner.average.update_parameters(nets[0])  # the first one is copied
+    with torch.no_grad():
+        nets[0].backbone.linear.weight += 1
+    learner.average.update_parameters(nets[0])
+    torch.testing.assert_close(task.state()["linear.weight"], start + 0.1)  # decay 0.9: a tenth of the way
+    assert peers(OptimConfig(), nets).final()[1] is nets[1]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generator, write_restorer
+from _helpers.images import blurred_noise
 from krl_deploy.cli import main
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.generation import random_conditions, random_inputs
@@ -25,9 +26,11 @@ from krl_runtime.device.selftest import selftest
 from krl_runtime.evaluation.images import ImageScore, ImageTally
 from krl_runtime.images import luma
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import DataConfig, FitConfig, LoopConfig, RestorationConfig
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer
 from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.training.fit import fit
 
 
 @pytest.fixture(autouse=True)
@@ -434,3 +437,27 @@ def test_restorers_are_not_for_triton(tmp_path, capsys, monkeypatch):
     assert main(["package", str(bundle.path), "--to", "triton", "-o", "repository"]) == 2
     assert "is for the task 'restoration'; accepted: classification" in capsys.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == ["a.krl"]
+
+
+def test_a_denoiser_restores_colors_on_the_device_as_it_was_scored(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for index in range(count):
+            blurred_noise(48, (count, index), 2).save(tmp_path / "images" / split / f"{index}.png")
+    asked = FitConfig(
+        task="restoration",
+        model="edsr-1-8",
+        data=DataConfig(data=str(tmp_path / "images")),
+        restoration=RestorationConfig(restore="denoise", noise_level=30.0),
+        loop=LoopConfig(epochs=8, batch_size=4, device="cpu", precision="fp32"),
+        out=tmp_path / "denoiser",
+    )
+    run = fit(asked)
+    model = load(exported(run, tmp_path).path, Restorer, threads=1)
+    scores = []
+    for number in range(2):  # the noise of an evaluation follows from the image's number
+        truth = np.asarray(Image.open(tmp_path / "images" / "val" / f"{number}.png"))
+        noise = np.random.default_rng((number,)).standard_normal(truth.shape, np.float32)
+        restored = model(np.clip(np.rint(truth + 30 * noise), 0, 255).astype(np.uint8)).pixels
+        scores.append(10 * np.log10(255**2 / np.mean((restored.astype(float) - truth) ** 2)))
+    assert run.record.metrics["psnr"] == pytest.approx(np.mean(scores), abs=0.02)

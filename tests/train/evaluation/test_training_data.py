@@ -22,13 +22,12 @@ FRACTION = 0.35
 
 
 def held_out(folder: Path, fraction: float = FRACTION) -> set[str]:
-    """Names of the files that a folder's split holds out: by the hash of their bytes, as the documents say."""
-    files = {path: hashlib.sha256(path.read_bytes()).digest() for path in sorted(folder.rglob("*.png"))}
-    return {
-        str(path.relative_to(folder))
-        for path, digest in files.items()
-        if int.from_bytes(digest, "big") < fraction * 2**256
-    }
+    """Names of the files that a folder's split holds out: of each class those with the smallest SHA-256."""
+    chosen: set[str] = set()
+    for place in {path.parent for path in folder.rglob("*.png")}:
+        ordered = sorted(place.glob("*.png"), key=lambda path: hashlib.sha256(path.read_bytes()).digest())
+        chosen |= {str(path.relative_to(folder)) for path in ordered[: round(fraction * len(ordered))]}
+    return chosen
 
 
 def trained(folder: Path, data: Path, *more: str) -> Path:

@@ -20,8 +20,8 @@ from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
-from krl_train.data import Augmentation, PixelSet
+from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
+from krl_train.data import Augmentation, PixelSet, open_source, preprocessing_for
 from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
 from krl_train.run import RECORD, WEIGHTS, Run
 from krl_train.tasks.optim import build_optimizer, learning_rate_factor
@@ -161,12 +161,13 @@ def test_processes_share_the_images_that_one_would_see() -> None:
     cpu = torch.device("cpu")
     alone = list(stream.epoch(1, 0, Worker(cpu)))
     halves = [list(stream.epoch(1, 0, Worker(cpu, rank, 2))) for rank in range(2)]
-    assert len(alone) == stream.steps == 2
+    assert [len(batch.labels) for batch in alone] == [16, 16, 8]
+    assert stream.steps == 3
     for step, batch in enumerate(alone):
         for rank in range(2):
             assert torch.equal(batch.pixels[rank::2], halves[rank][step].pixels)
     seen = torch.cat([batch.indices for batch in alone])
-    assert len(set(seen.tolist())) == 32
+    assert sorted(seen.tolist()) == list(range(40))
     later = list(stream.epoch(1, 1, Worker(cpu)))
     assert torch.equal(later[0].pixels, alone[1].pixels)
 
@@ -357,3 +358,32 @@ def test_weights_that_are_not_numbers_are_neither_written_nor_read(run: Run, tmp
     with pytest.raises(ModelError, match=r"not finite numbers: conv1\.bias"):
         Run.write(tmp_path / "nan", run.record, state)
     assert not (tmp_path / "nan" / WEIGHTS).exists()
+
+
+def test_loaded_weights_keep_the_input_they_were_trained_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = LoopConfig(1, 64, device="cpu", precision="fp32")
+    asked = InputConfig(size=(12,), interpolation="bicubic", mean=(0.1,), std=(0.7,))
+    fit(config(tmp_path / "base", loop=short, input=asked))
+    caplog.clear()
+    tuned = fit(config(tmp_path / "tuned", loop=short, init=tmp_path / "base")).record.preprocessing
+    assert tuned == Preprocessing(12, 12, 1, interpolation="bicubic", mean=(0.1,), std=(0.7,))
+    assert "were trained with" not in caplog.text
+    other = InputConfig(size=(10,), mean=(0.5,))
+    changed = fit(config(tmp_path / "other", loop=short, init=tmp_path / "base", input=other)).record.preprocessing
+    assert changed == Preprocessing(10, 10, 1, interpolation="bicubic", mean=(0.5,), std=(0.7,))
+    assert "the weights were trained with mean (0.1,) and std (0.7,)" in caplog.text
+
+
+def test_published_weights_bring_their_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("torchvision.models")
+    published = models.efficientnet_b1(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(published))
+    data = DataConfig(data=str(make_split_folder(tmp_path)), limit=4, val_limit=2)
+    small = InputConfig(size=(32,))
+    base = config(tmp_path / "run", model="efficientnet_b1", pretrained=True, loop=LoopConfig(1, 4, device="cpu"))
+    run = fit(replace(base, data=data, input=small, optim=OptimConfig(lr=1e-12)))
+    assert run.record.preprocessing == Preprocessing(32, 32)  # ImageNet's mean and std, not the images'
+    source = open_source(data)
+    # torchvision's table of weights: IMAGENET1K_V2 of EfficientNet-B1 takes 240 of 255 pixels
+    expected = Preprocessing(240, 240, crop_fraction=240 / 255)
+    assert preprocessing_for(InputConfig(), source, "efficientnet_b1", pretrained=True) == expected

@@ -162,7 +162,7 @@ def test_the_last_map_of_each_resolution_is_taken(classifier: Run) -> None:
     network = classifier.network()
     assert isinstance(network, Network)
     features = FeatureMaps(network)
-    assert features.names == ["layer1", "layer2", "layer3"]
+    assert [tap.name for tap in features.taps] == ["layer1", "layer2", "layer3"]
     pixels = torch.zeros(1, 3, 24, 20).requires_grad_()
     maps = features(pixels)
     assert [tuple(item.shape) for item in maps] == [(1, 16, 24, 20), (1, 32, 12, 10), (1, 64, 6, 5)]

@@ -85,7 +85,9 @@ def truths(color: str = "y") -> Truths:
 @pytest.mark.parametrize("color", ["y", "rgb"])
 def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, Any], color: str) -> None:
     scale = 2 if degradation is BICUBIC else 1
-    stream, again = (PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=3) for _ in range(2))
+    stream, again = (
+        PatchStream(truths(color), scale, degradation, (8, 8), LoopConfig(batch_size=4, seed=3)) for _ in range(2)
+    )
     whole = list(stream.epoch(1, 0, CPU))
     assert len(whole) == stream.steps > 1
     channels = 3 if color == "rgb" else 1
@@ -100,12 +102,12 @@ def test_patches_follow_from_seed_epoch_and_number_alone(degradation: dict[str, 
         assert torch.equal(halves[rank].pixels, whole[0].pixels[rank::2])
     other = next(iter(stream.epoch(2, 0, CPU)))
     assert not torch.equal(other.pixels, whole[0].pixels)
-    reseeded = PatchStream(truths(color), scale, degradation, (8, 8), 4, seed=4)
+    reseeded = PatchStream(truths(color), scale, degradation, (8, 8), LoopConfig(batch_size=4, seed=4))
     assert not torch.equal(next(iter(reseeded.epoch(1, 0, CPU))).pixels, whole[0].pixels)
 
 
 def test_each_patch_lies_where_its_truth_lies() -> None:
-    stream = PatchStream(truths(), 2, BICUBIC, (8, 8), 16, seed=0)
+    stream = PatchStream(truths(), 2, BICUBIC, (8, 8), LoopConfig(batch_size=16, seed=0))
     batch = next(iter(stream.epoch(0, 0, CPU)))
     for small, large in zip(batch.pixels, batch.truth, strict=True):
         again, _ = degrade(large[0].numpy(), 2)
@@ -115,8 +117,8 @@ def test_each_patch_lies_where_its_truth_lies() -> None:
 
 def test_without_augmentation_patches_are_cut_as_they_lie() -> None:
     ramp = np.arange(64, dtype=np.uint8)[None].repeat(64, 0)
-    stream = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), 8, seed=0, augment=False)
-    turned = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), 8, seed=0)
+    stream = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), LoopConfig(batch_size=8, seed=0), augment=False)
+    turned = PatchStream(Truths(("a",), (ramp,)), 1, BICUBIC, (8, 8), LoopConfig(batch_size=8, seed=0))
     assert all((batch.truth.diff(dim=3) == 1).all() for batch in stream.epoch(0, 0, CPU))
     steps = torch.cat([batch.truth.int().diff(dim=3)[:, 0, 0, 0] for batch in turned.epoch(0, 0, CPU)])
     assert set(steps.tolist()) == {-1, 0, 1}
@@ -267,6 +269,11 @@ def test_fine_tuning_begins_at_the_other_run(images: Path, tmp_path: Path) -> No
     second = fit(config(images, tmp_path / "second", init=first.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
     assert second.record.parent is not None
     assert second.record.parent["weights_sha256"] == first.record.weights_sha256
+    # weights that were trained with another normalization, as imported ones
+    moved = replace(first.record.preprocessing, mean=(0.0,), std=(1.0,))
+    other = Run.write(tmp_path / "moved", replace(first.record, preprocessing=moved), first.state())
+    kept = fit(config(images, tmp_path / "kept", init=other.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
+    assert (kept.record.preprocessing.mean, kept.record.preprocessing.std) == ((0.0,), (1.0,))
     with pytest.raises(RunError, match="is a espcn-8; its weights do not fit"):
         fit(config(images, tmp_path / "third", init=first.path, model="edsr-1-8"))
 
@@ -342,3 +349,45 @@ def test_validation_images_beside_the_data_are_for_restoration_alone(images: Pat
 def test_ranges_of_the_configuration(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RestorationConfig(**changes)
+
+
+# --- color
+
+
+def test_noise_and_jpeg_are_scored_in_color_and_enlargements_on_luma() -> None:
+    truth = np.asarray(scene(30, 0))
+    noisy = corrupt(truth, {"kind": "noise", "sigma": 30.0}, (1,))
+    error = (noisy.astype(float) - truth.astype(float)) ** 2
+    for kind in ("noise", "jpeg"):
+        found = score(noisy, truth, 0, {"kind": kind})
+        assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / error.mean()))
+        channels = [reference_ssim(noisy[..., index], truth[..., index]) for index in range(3)]
+        assert found["ssim"] == pytest.approx(np.mean(channels), abs=1e-6)
+    rounded = [np.rint(item @ [65.481, 128.553, 24.966] / 255 + 16) for item in (noisy, truth)]  # BT.601
+    expected = 10 * np.log10(255**2 / ((rounded[0] - rounded[1]) ** 2).mean())
+    assert score(noisy, truth, 0, BICUBIC)["psnr"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("restore", "gray", "color", "channels"),
+    [
+        ("denoise", False, "rgb", 3),
+        ("jpeg", False, "rgb", 3),
+        ("denoise", True, "gray", 1),
+        ("super-resolution", False, "y", 1),
+    ],
+)
+def test_the_network_sees_what_is_to_be_restored(
+    images: Path, tmp_path: Path, restore: Any, gray: bool, color: str, channels: int
+) -> None:
+    if gray:
+        for path in images.rglob("*.png"):
+            Image.open(path).convert("L").save(path)
+    restoration = RestorationConfig(restore=restore, scale=2 if restore == "super-resolution" else 3)
+    spec = fit(config(images, tmp_path / "run", restoration=restoration)).record.model
+    assert (spec.arguments["color"], spec.in_channels) == (color, channels)
+
+
+def test_a_denoiser_of_luma_is_warned_of(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(config(images, tmp_path / "run", restoration=RestorationConfig(restore="denoise", color="y")))
+    assert "luma alone is restored and scored" in caplog.text

@@ -17,11 +17,12 @@ from .base import (
     OutOption,
     TrainingConfig,
     UnpackConfig,
-    to_plain,
 )
 from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
+from .plain import to_plain
+from .plan import PlannedLoop, log_plan, plan_loop, steps_per_epoch
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "ModelsConfig",
     "OptimConfig",
     "OutOption",
+    "PlannedLoop",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",
@@ -59,7 +61,10 @@ __all__ = [
     "check_data",
     "check_model",
     "check_run",
+    "log_plan",
     "model_names",
+    "plan_loop",
     "recorded_task",
+    "steps_per_epoch",
     "to_plain",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
 from krl_runtime.cli.options import Advanced, Only, option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
-from krl_train.custom import Custom, CustomName, named
+from krl_train.custom import Custom, named
 
 from .tasks import (
     ConditioningConfig,
@@ -37,7 +37,6 @@ __all__ = [
     "OutOption",
     "TrainingConfig",
     "UnpackConfig",
-    "to_plain",
 ]
 
 
@@ -106,9 +105,9 @@ class InputConfig:
     """Mean difference, in levels of 255, that decoding JPEG at a smaller scale may make: 0 (exact, the default), or 0.6
     to 255. The device decodes alike."""
     mean: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
-    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or that which loaded weights were trained with."""
     std: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
-    """Per channel, 0 to 1: measured on the training images, or ImageNet's for pretrained weights."""
+    """Per channel, 0 to 1: measured on the training images, or that which loaded weights were trained with."""
 
     def __post_init__(self) -> None:
         """Check what ``Preprocessing`` cannot."""
@@ -123,7 +122,7 @@ class AugmentConfig:
     augment: bool = True
     """Whether to augment at all."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
-    """Mirror half of the images, or none; auto mirrors all but digits and other signs."""
+    """Mirror half of the images, or none; auto: unless classes are numbers, letters, left or right."""
     crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
     rotate: Advanced[Annotated[float, _PIXELS]] = 0.0
@@ -188,13 +187,13 @@ class OptimConfig:
 class LoopConfig:
     """How long, how large, on what."""
 
-    epochs: int = 30
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images in one step, over all processes together."""
+    epochs: int | None = None
+    """Passes over the training images: 30, or more for few images."""
+    batch_size: int | None = None
+    """Images in one step over all processes: 8 to 128, by their number."""
     seed: int = 0
     """Seed of everything that is random."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Advanced[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
     """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
@@ -204,12 +203,20 @@ class LoopConfig:
     """Longest time between checkpoints; there is one after each epoch in any case."""
     evaluate_every: Advanced[int] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    balance: Advanced[Annotated[Literal["none", "weights", "sampling"], _CLASSIFIER]] = "none"
+    """For classes with unlike numbers of images: weights gives the labels of rare classes more weight; sampling shows
+    their images more often."""
+    keep: Advanced[Annotated[Literal["best", "last"], _DECAYED]] = "best"
+    """Weights that the run keeps: of the epoch that is best on the validation images, or of the last one."""
+    early_stopping: Advanced[Annotated[int | None, _DECAYED]] = None
+    """Stop after this many evaluations that are no better; left out: never."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("epochs", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 1 or more")
+        for name in ("epochs", "batch_size", "evaluate_every", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
 
 
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -354,17 +361,3 @@ class ModelsConfig:
     """The task of the networks."""
     json: bool = False
     """Print the result as one JSON object."""
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain JSON types, for ``run.json``."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path | CustomName) else value
-
-    result: dict[str, Any] = plain(asdict(config))
-    return result

@@ -134,8 +134,9 @@ class RestorationConfig:
     """Enlarge images, take noise away, or take JPEG's artifacts away."""
     scale: int = 3
     """By how much super-resolution enlarges: 2, 3 or 4."""
-    color: Literal["y", "rgb", "gray"] = "y"
-    """Channels that the network sees: luma alone (the device enlarges chroma bicubically), RGB, or gray."""
+    color: Literal["y", "rgb", "gray"] | None = None
+    """Channels that the network sees: y (luma; chroma is enlarged bicubically, or left as it is), rgb, or gray. Left
+    out: y for super-resolution, else rgb, or gray where all images are gray."""
     noise_level: float = 25.0
     """denoise: standard deviation of the noise, in levels of 255."""
     jpeg_quality: int = 20

@@ -7,6 +7,7 @@ a teacher's answers to them can be stored.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig
 
 __all__ = ["Augmentation"]
+
+_log = logging.getLogger("krl")
 
 
 def _uniform(seed: int, indices: npt.NDArray[np.int64], view: int, draw: int) -> npt.NDArray[np.float64]:
@@ -81,6 +84,8 @@ class Augmentation:
         padding = default if config.crop_padding is None else config.crop_padding
         if padding >= side:
             raise UsageError(f"--crop-padding is {padding}; accepted: below the side of the input, {side}")
+        if config.augment and config.flip == "auto" and not flip:
+            _log.info("images are not mirrored, as the names of the classes are of digits, letters or sides (--flip)")
         return cls(
             preprocessing=preprocessing,
             margin=margin if config.augment else 0,

@@ -17,6 +17,7 @@ from krl_runtime.errors import DataError, UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import balanced
 from krl_runtime.images.preprocessing import Preprocessing, open_image
+from krl_runtime.images.splits import hold_out
 from krl_runtime.progress import progress
 from krl_train.custom import accepted_arguments, in_user_code, load_object
 
@@ -132,8 +133,7 @@ class CustomImages:
         if whole is None:
             chosen = list(self.parts.values()) if split == "all" else [self.parts[split]]
             return [(part, index) for part in chosen for index in range(len(part.labels))]
-        threshold = int(val_fraction * 2**64)
-        held_out = [int(digest[:16], 16) < threshold for digest in whole.hashes]
+        held_out = hold_out(whole.labels, whole.hashes, val_fraction)
         return [(whole, index) for index, is_val in enumerate(held_out) if split == "all" or is_val == (split == "val")]
 
 

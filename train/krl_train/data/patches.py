@@ -22,12 +22,13 @@ from krl_runtime.images.formats import open_header
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
-from krl_train.config import DataConfig
+from krl_train.config import DataConfig, LoopConfig, plan_loop, steps_per_epoch
 from krl_train.worker import Worker
 
-__all__ = ["PatchBatch", "PatchStream", "Truths", "list_images", "read_image", "read_truths"]
+__all__ = ["GRAY_MODES", "PatchBatch", "PatchStream", "Truths", "are_gray", "list_images", "read_image", "read_truths"]
 
-_GRAY_MODES = ("1", "L", "LA", "I;16")
+GRAY_MODES = ("1", "L", "LA", "I;16")
+_LOOKED_AT = 16  # images whose headers show whether a folder is gray
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,18 @@ def list_images(root: str | Path, config: DataConfig) -> ImageFolder:
     return ImageFolder(folder, (), {name: tuple(map(ImageFile, paths)) for name, paths in listed.items()})
 
 
+def are_gray(folder: ImageFolder) -> bool:
+    """Return whether images are stored as gray, as far as some of them show."""
+    paths = [image.path for images in folder.splits.values() for image in images]
+    modes = set()
+    for path in paths[:: max(1, len(paths) // _LOOKED_AT)]:
+        try:
+            modes.add(open_header(path).mode)
+        except ImageError:  # reading the images names it
+            continue
+    return bool(modes) and modes <= set(GRAY_MODES)
+
+
 def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     """Read one image as a restorer takes it.
 
@@ -131,7 +144,7 @@ def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     gray = np.asarray(open_image(path, mode="L"))
     if color == "gray":
         return gray
-    return gray if open_header(path).mode in _GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+    return gray if open_header(path).mode in GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
 
 
 def read_truths(
@@ -196,8 +209,7 @@ class PatchStream:
         scale: By how much the truth is larger than the input.
         degradation: What else is done to the input; see ``krl_runtime.images.luma.corrupt``.
         size: Height and width of an input patch.
-        batch_size: Patches in one step over all processes.
-        seed: Seed of all that is random.
+        loop: Batch size, by the number of patches if it is left out, and the seed of all that is random.
         augment: Whether patches are mirrored and turned by right angles at random.
         on_bad: What to do with images that are smaller than a patch.
 
@@ -211,14 +223,13 @@ class PatchStream:
         scale: int,
         degradation: Mapping[str, Any],
         size: tuple[int, int],
-        batch_size: int,
-        seed: int,
+        loop: LoopConfig,
         *,
         augment: bool = True,
         on_bad: OnBadImage = "refuse",
     ) -> None:
         self.scale, self.degradation, self.size = scale, dict(degradation), size
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.seed, self.augment = loop.seed, augment
         height, width = size[0] * scale, size[1] * scale
         fits = [min(item.shape[0] - height, item.shape[1] - width) >= 0 for item in truths.images]
         report_bad(
@@ -236,18 +247,21 @@ class PatchStream:
         self._pairs = [truths.pair(index, scale, {"kind": "none"}) for index in large_ones]
         counts = [(small.shape[0] // size[0]) * (small.shape[1] // size[1]) for small, _ in self._pairs]
         self._ends = np.cumsum(counts)
+        self.count = int(self._ends[-1])
+        self.loop = plan_loop(loop, self.count)
 
     @property
     def steps(self) -> int:
         """Number of steps in one epoch."""
-        return max(1, int(self._ends[-1]) // self.batch_size)
+        return steps_per_epoch(self.count, self.loop.batch_size)
 
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[PatchBatch]:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(int(self._ends[-1]))
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         for step in range(first_step, self.steps):
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            patches = [self._patch(epoch, int(index)) for index in whole[worker.rank :: worker.world]]
+            patches = [
+                self._patch(epoch, int(index)) for index in worker.share(order, step, self.steps, self.loop.batch_size)
+            ]
             pixels, truth = (
                 _to_tensor(list(side)).to(worker.device, memory_format=_layout(worker))
                 for side in zip(*patches, strict=True)

@@ -12,19 +12,14 @@ import torch
 from torch import Tensor
 
 from krl_runtime.errors import ImageError
-from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, OnBadImage, decode, identity, report_bad
+from krl_runtime.images.hashes import hash_files
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
-__all__ = ["PixelSet", "hash_files"]
-
-
-def hash_files(files: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of each file."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(sha256_file, files))
+__all__ = ["PixelSet"]
 
 
 class PixelSet:
@@ -112,17 +107,16 @@ class _PixelsOnDisk(PixelSet):
         self.margin = margin
         self._preprocessing = preprocessing
         self._pool = ThreadPoolExecutor(cpu_count())
-        self._hashes: list[str] = []
         bad, good = [], []
         tried = self._pool.map(self._try, images)
         for image, result in zip(progress(images, "checking images"), tried, strict=True):
-            if isinstance(result, ImageError):
-                bad.append(result)
-            else:
+            if result is None:
                 good.append(image)
-                self._hashes.append(result)
+            else:
+                bad.append(result)
         report_bad(bad, on_bad)
         self._images = good
+        self._hashes = hash_files([image.path for image in good])
         self.files = tuple(image.path for image in good)
         self.labels = torch.tensor([image.label for image in good], dtype=torch.int64)
         hashes = [f"{image.label}:{digest}" for image, digest in zip(good, self._hashes, strict=True)]
@@ -131,12 +125,12 @@ class _PixelsOnDisk(PixelSet):
     def file_hashes(self) -> list[str]:
         return self._hashes
 
-    def _try(self, image: ImageFile) -> str | ImageError:
+    def _try(self, image: ImageFile) -> ImageError | None:
         try:
             self._preprocessing(image.path)
         except ImageError as error:
             return error
-        return sha256_file(image.path)
+        return None
 
     def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
         chosen = [self._images[index].path for index in indices]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.errors import DataError, ImageError, UsageError, require
+from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.preprocessing import Preprocessing, open_image
+from krl_runtime.images.splits import hold_out
 from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
-from krl_train.models import native_size
+from krl_train.models import native_size, published_input
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
+from .mirroring import keeps_class_mirrored
+from .patches import GRAY_MODES
 from .pixels import PixelSet
 
 if TYPE_CHECKING:
@@ -28,13 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
 
+_log = logging.getLogger("krl")
+
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_MIRROR_CHANGES_CLASS = ("digits", "mnist")
-_IMAGENET_MEAN, _IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of the training images, 0 to 1, as torchvision has them
 _LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
+_CROP_FRACTION = 0.875  # 224 of 256 pixels, as ImageNet's networks are evaluated
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -48,7 +51,7 @@ class Source:
         labels: Class names in the order of the class indices.
         channels: 1 where all images are known to be gray, else 3.
         size: Height and width where all images are known to share them and they are small.
-        flip: Whether mirrored images keep their class.
+        flip: Whether mirrored images keep their class, as far as the names of the classes say.
         config: What the user asked for.
         folder: The listed folder, for images on disk.
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
@@ -112,13 +115,19 @@ class Source:
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
 
-        ``"train"`` has the fingerprints of its files, where it comes from files.
+        Of images from files it has the hash of all files with their labels, and for ``"train"`` their fingerprints.
         """
-        splits: dict[str, dict[str, Any]] = {
-            name: {"count": len(part), "identity": part.identity} for name, part in sets.items()
-        }
-        if "train" in sets and sets["train"].files:
-            splits["train"]["fingerprints"] = fingerprints(sets["train"].file_hashes())
+        splits: dict[str, dict[str, Any]] = {}
+        for name, part in sets.items():
+            splits[name] = {"count": len(part), "identity": part.identity}
+            if part.files:
+                hashes = part.file_hashes()
+                labeled = zip(part.labels.tolist(), hashes, strict=True)
+                splits[name]["files"] = sha256_bytes(
+                    ",".join(f"{label}:{digest}" for label, digest in labeled).encode()
+                )
+                if name == "train":
+                    splits[name]["fingerprints"] = fingerprints(hashes)
         return {
             "source": self.name,
             "root": str(self.config.data_root.resolve()),
@@ -161,19 +170,40 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
-    return Source(str(root.resolve()), folder.labels, channels, size, flip=True, config=config, folder=folder)
+    flip = keeps_class_mirrored(folder.labels)
+    return Source(str(root.resolve()), folder.labels, channels, size, flip=flip, config=config, folder=folder)
 
 
-def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretrained: bool = False) -> Preprocessing:
+def preprocessing_for(
+    config: InputConfig,
+    source: Source,
+    model: str,
+    *,
+    pretrained: bool = False,
+    trained: Preprocessing | None = None,
+) -> Preprocessing:
     """Fill in what the configuration leaves open about the network's input.
 
     Args:
         config: What the user asked for.
         source: The data; its size counts for networks that take any, and it is measured for mean and std.
         model: Name of the network.
-        pretrained: Whether the network was trained on ImageNet's mean and std.
+        pretrained: Whether the network starts from published weights, or from third-party ones: ``trained`` is then
+            what those state, and ImageNet's normalization for networks for small images.
+        trained: The input that the weights were trained with, which the network starts from; it stays as it is where
+            the user does not say otherwise.
     """
     native = native_size(model)
+    if pretrained and native is not None:
+        trained = published_input(model)
+    if trained is not None:
+        kept = _kept(config, trained)
+        if (kept.mean, kept.std) != (trained.mean, trained.std):
+            _log.warning(
+                "the weights were trained with mean %s and std %s; the normalization asked for is mean %s and std %s",
+                *(trained.mean, trained.std, kept.mean, kept.std),
+            )
+        return kept
     if config.size is not None:
         height, width = config.size[0], config.size[-1]
     elif native is None:
@@ -183,18 +213,7 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
     else:
         height = width = native
     channels = config.channels or (source.channels if native is None else 3)
-    fraction = config.crop_fraction or (1.0 if min(height, width) <= _LARGEST_NATIVE else 0.875)
-    base = Preprocessing(
-        height=height,
-        width=width,
-        channels=channels,
-        resize=config.resize or "crop",
-        crop_fraction=fraction,
-        interpolation=config.interpolation or "bilinear",
-        decode_tolerance=config.decode_tolerance or 0.0,
-        mean=config.mean or (_IMAGENET_MEAN if channels == 3 else (0.5,)),
-        std=config.std or (_IMAGENET_STD if channels == 3 else (0.5,)),
-    )
+    base = _kept(replace(config, size=(height, width), channels=channels), Preprocessing(height, width))
     if pretrained or (config.mean and config.std):
         return base
     sample = source.read("train", base, limit=2000)
@@ -202,12 +221,37 @@ def preprocessing_for(config: InputConfig, source: Source, model: str, *, pretra
     return replace(base, mean=config.mean or mean, std=config.std or std)
 
 
+def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
+    """Return an input with what the user says about it changed."""
+    size = config.size or (trained.height, trained.width)
+    small = min(size) <= _LARGEST_NATIVE
+    channels = config.channels or trained.channels
+    fraction = trained.crop_fraction if config.size is None else 1.0 if small else _CROP_FRACTION
+    return Preprocessing(
+        height=size[0],
+        width=size[-1],
+        channels=channels,
+        resize=config.resize or trained.resize,
+        crop_fraction=config.crop_fraction or fraction,
+        interpolation=config.interpolation or trained.interpolation,
+        decode_tolerance=trained.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
+        mean=config.mean or _for_channels(trained.mean, channels),
+        std=config.std or _for_channels(trained.std, channels),
+    )
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
+    return values if len(values) == channels else (statistics.fmean(values),) * channels
+
+
 def _custom(config: DataConfig, name: str, classes: bool) -> Source:
     images = open_custom(name, config.memory_limit_mb * 2**20)
     if classes and len(images.labels) < 2:
         raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
     size = images.size if images.size is not None and max(images.size) <= _LARGEST_NATIVE else None
-    return Source(images.name, images.labels, images.channels, size, flip=True, config=config, custom=images)
+    flip = keeps_class_mirrored(images.labels)
+    return Source(images.name, images.labels, images.channels, size, flip=flip, config=config, custom=images)
 
 
 def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple[npt.NDArray[np.uint8], list[int]]:
@@ -255,7 +299,7 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
         sizes.add((opened.height, opened.width))
         modes.add(opened.mode)
     size = sizes.pop() if len(sizes) == 1 else None
-    gray = bool(modes) and modes <= {"1", "L", "I;16", "LA"}
+    gray = bool(modes) and modes <= set(GRAY_MODES)
     return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
 
 
@@ -265,11 +309,12 @@ def _digits(config: DataConfig) -> Source:
     # 17 levels, 0 to 16
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int64)
-    threshold = int(config.val_fraction * 2**64)
-    held_out = np.array([int(hashlib.sha256(item.tobytes()).hexdigest()[:16], 16) < threshold for item in images])
+    hashes = [sha256_bytes(item.tobytes()) for item in images]
+    held_out = np.array(hold_out(labels.tolist(), hashes, config.val_fraction))
     arrays = {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
     names = tuple(str(name) for name in digits.target_names)
-    return Source("digits", names, 1, (8, 8), flip=False, config=config, arrays=arrays)
+    flip = keeps_class_mirrored(names)
+    return Source("digits", names, 1, (8, 8), flip=flip, config=config, arrays=arrays)
 
 
 def _torchvision(config: DataConfig) -> Source:
@@ -295,7 +340,7 @@ def _torchvision(config: DataConfig) -> Source:
         labels,
         first.shape[3],
         (first.shape[1], first.shape[2]),
-        flip=name not in _MIRROR_CHANGES_CLASS,
+        flip=keeps_class_mirrored(labels),
         config=config,
         arrays=arrays,
     )

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from krl_runtime.bundle import MANIFEST
 from krl_runtime.errors import DataError, UsageError
+from krl_runtime.images.hashes import hash_files
 from krl_train.config import DataConfig, EvaluateConfig
 from krl_train.custom import warn_of_change
 from krl_train.data import PixelSet, Source, open_source
-from krl_train.data.pixels import hash_files
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network

@@ -9,7 +9,7 @@ import torch
 
 from krl_runtime.errors import UsageError
 from krl_train.conditioning.generator_data import GeneratorData, _generator_of, open_generator, read_data
-from krl_train.config import AugmentConfig, EvaluateConfig, GeneratorScoreConfig, LoopConfig, OptimConfig
+from krl_train.config import AugmentConfig, EvaluateConfig, GeneratorScoreConfig, LoopConfig, OptimConfig, plan_loop
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, resolve_device
 from krl_train.metrics.generation import frechet_distance, same_latent
@@ -147,7 +147,8 @@ def _train_on_synthetic(
     assert options.train_on_synthetic is not None  # noqa: S101  for the type checker
     torch.manual_seed(_SEED)
     network = ModelSpec(options.train_on_synthetic, len(labels), preprocessing.channels).build(preprocessing)
-    loop = LoopConfig(epochs=options.synthetic_epochs, evaluate_every=options.synthetic_epochs, device=device)  # type: ignore[arg-type]
+    asked = LoopConfig(epochs=options.synthetic_epochs, evaluate_every=options.synthetic_epochs, device=device)  # type: ignore[arg-type]
+    loop = plan_loop(asked, len(train))
     augmentation = Augmentation.resolve(AugmentConfig(), preprocessing, flip=data.source.flip, seed=_SEED)
     stream = BatchStream(train, augmentation, loop.batch_size, _SEED)
     steps = loop.epochs * stream.steps

@@ -11,7 +11,7 @@ from krl_train.config import ImportConfig
 from krl_train.data import open_source, preprocessing_for
 from krl_train.evaluation.evaluate import evaluate_run, pick_split
 from krl_train.evaluation.training_data import UNKNOWN
-from krl_train.models import Network, build_model
+from krl_train.models import Network, build_model, native_size
 from krl_train.run import ModelSpec
 from krl_train.training.train import network_size
 
@@ -33,9 +33,15 @@ def classifier_target(config: ImportConfig) -> Target:
     """
     source = open_source(config.data)
     labels = source.labels
-    if config.input.mean is None or config.input.std is None:
-        _log.warning("--mean and --std are not given; ImageNet's are assumed: check that the weights were trained so")
     preprocessing = preprocessing_for(config.input, source, config.model, pretrained=True)
+    if config.input.mean is None or config.input.std is None:
+        _log.warning(
+            "--mean and --std are not given; mean %s and std %s are assumed, those of %s: check that the weights were "
+            "trained so",
+            preprocessing.mean,
+            preprocessing.std,
+            "the network's published weights" if native_size(config.model) else "ImageNet",
+        )
     weights = read_weights(config.weights)
     spec = ModelSpec(
         _fitting(config, weights, len(labels), preprocessing.channels), len(labels), preprocessing.channels

@@ -1,5 +1,6 @@
 """The one training loop: devices, mixed precision, several processes, logging, checkpoints, resuming."""
 
-from .trainer import CHECKPOINT, BatchStream, Trainer, process_first, resolve_device, steps_per_epoch
+from .stream import BatchStream
+from .trainer import CHECKPOINT, Trainer, process_first, resolve_device
 
-__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
+__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device"]

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,11 @@ from torch import Tensor
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
-from krl_train.config import LoopConfig
-from krl_train.data import Augmentation, PixelSet
-from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
+from krl_train.config import PlannedLoop, log_plan
+from krl_train.tasks.base import Learner, Task, TrainingStream
 from krl_train.worker import Worker
 
-__all__ = ["CHECKPOINT", "BatchStream", "Trainer", "process_first", "resolve_device", "steps_per_epoch"]
+__all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
 
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
@@ -82,75 +80,29 @@ def process_first(device: str) -> Iterator[None]:
         yield
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of whole batches in ``count`` images, at least one."""
-    return max(1, count // batch_size)
-
-
-@dataclass(frozen=True)
-class BatchStream:
-    """The batches of an epoch: shuffled, augmented, each process its share.
-
-    Attributes:
-        data: The training images.
-        augmentation: Makes the views.
-        batch_size: Images in one step over all processes.
-        seed: Seed of the order.
-        views: Number of different views of each image; ``None`` for a new one in each epoch.
-    """
-
-    data: PixelSet
-    augmentation: Augmentation
-    batch_size: int
-    seed: int
-    views: int | None = None
-
-    @property
-    def steps(self) -> int:
-        """Number of steps in one epoch; images that do not fill the last batch are left for other epochs."""
-        return steps_per_epoch(len(self.data), self.batch_size)
-
-    def view(self, epoch: int) -> int:
-        """Return the number of the view that an epoch shows."""
-        return epoch if self.views is None else epoch % self.views
-
-    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
-        """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data))
-        view = self.view(epoch)
-
-        def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            indices = whole[worker.rank :: worker.world]
-            return self.data.pixels(indices), indices
-
-        with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(load, first_step)
-            for step in range(first_step, self.steps):
-                pixels, indices = upcoming.result()
-                if step + 1 < self.steps:
-                    upcoming = pool.submit(load, step + 1)
-                views = self.augmentation(pixels.to(worker.device), indices, view)
-                positions = torch.from_numpy(indices)
-                labels = self.data.labels[positions].to(worker.device)
-                partners, share = None, None
-                if self.augmentation.mixup:
-                    views, share = self.augmentation.mix(views, epoch, step)
-                    partners = labels.roll(1)
-                if worker.channels_last:
-                    views = views.contiguous(memory_format=torch.channels_last)
-                yield Batch(views, labels, positions, view, epoch, partners, share)
-
-
 @dataclass
 class _State:
-    """The part of a checkpoint beside the learners."""
+    """The part of a checkpoint beside the learners.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Finished steps of the next one.
+        history: An entry for each epoch.
+        metrics: Of the last evaluation.
+        seconds: Time that was spent.
+        quality: Of the best evaluation.
+        waited: Number of evaluations since then.
+        best: Its ``"metrics"`` and ``"weights"``, where they are kept.
+    """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    quality: list[float] | None = None
+    waited: int = 0
+    best: dict[str, Any] | None = None
 
 
 class Trainer:
@@ -163,7 +115,7 @@ class Trainer:
         out: The run's folder; ``None`` trains without logs and checkpoints.
     """
 
-    def __init__(self, config: LoopConfig, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
+    def __init__(self, config: PlannedLoop, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
         self.accelerator = _accelerator(config)
         world = self.accelerator.num_processes
@@ -186,22 +138,50 @@ class Trainer:
         """Train to the end, from the checkpoint if one was loaded.
 
         Returns:
-            The final metrics.
+            The metrics of the weights that ``kept`` returns.
 
         Raises:
             TrainingError: The loss is not a finite number; the last good checkpoint stays.
         """
+        if self.accelerator.is_main_process:
+            log_plan(self.config, self.stream.count, self.stream.steps, self._peak_rate())
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
-            while self.state.epoch < self.config.epochs:
+            while self.state.epoch < self.config.epochs and not self._stopped():
                 entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
                 self.save()
                 events(entry, self._samples(entry))
                 self._report(entry)
-        return self.state.metrics
+        return self.state.metrics if self.state.best is None else self.state.best["metrics"]
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the weights that the run keeps: of the best epoch, or of the last one."""
+        return self.task.state() if self.state.best is None else self.state.best["weights"]
+
+    def _stopped(self) -> bool:
+        """Whether the training has waited long enough for a better epoch."""
+        patience = self.config.early_stopping
+        if patience is None or self.state.waited < patience:
+            return False
+        _log.info("stopped after epoch %d: %d evaluations were no better", self.state.epoch, self.state.waited)
+        return True
+
+    def _judge(self) -> None:
+        """Keep the weights if the evaluation is the best so far."""
+        state = self.state
+        quality = self.task.quality(state.metrics)
+        if quality is None:
+            return
+        if state.quality is not None and list(quality) <= state.quality:
+            state.waited += 1
+            return
+        state.quality, state.waited = list(quality), 0
+        if self.config.keep == "best":
+            weights = {name: value.detach().cpu().clone() for name, value in self.task.state().items()}
+            state.best = {"metrics": {**state.metrics, "epoch": state.epoch + 1}, "weights": weights}
 
     def _samples(self, entry: dict[str, Any]) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Write the task's images after an evaluation, and return them."""
@@ -240,11 +220,22 @@ class Trainer:
         entry |= {name: round(float(value) / count, 6) for name, value in sums.items()} if count else {}
         final = state.epoch + 1 == self.config.epochs
         if final or (state.epoch + 1) % self.config.evaluate_every == 0:
+            self._share_buffers()
             state.metrics = self.task.evaluate(self.worker)
+            self._judge()
             entry |= {f"val_{name}": value for name, value in state.metrics.items() if isinstance(value, float)}
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
         return entry
+
+    def _share_buffers(self) -> None:
+        """Give all processes the buffers of the first one, whose weights the run keeps: statistics of normalization."""
+        if self.worker.world == 1:
+            return
+        for learner in self.task.learners.values():
+            modules = [learner.module] if learner.average is None else [learner.module, learner.average]
+            for buffer in (buffer for module in modules for buffer in module.buffers()):
+                torch.distributed.broadcast(buffer, 0)
 
     def _watch(self, sums: dict[str, Tensor]) -> None:
         if not torch.isfinite(sums["loss"]):
@@ -265,6 +256,10 @@ class Trainer:
         learner.schedule.step()
         if learner.average is not None and learner.average_of is not None:
             learner.average.update_parameters(learner.average_of)
+
+    def _peak_rate(self) -> float:
+        first = next(iter(self.task.learners.values()))
+        return float(first.optimizer.param_groups[0]["initial_lr"])
 
     def _learning_rate(self) -> float:
         first = next(iter(self.task.learners.values()))
@@ -327,7 +322,7 @@ class Trainer:
         return True
 
 
-def _accelerator(config: LoopConfig) -> Any:
+def _accelerator(config: PlannedLoop) -> Any:
     import torch.distributed
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,24 @@ from krl_runtime.errors import ModelError
 from krl_train.data.pixels import PixelSet
 from krl_train.worker import Worker
 
-__all__ = ["evaluate_classifier"]
+__all__ = ["evaluate_classifier", "standard_error"]
+
+
+def standard_error(share: float, count: int) -> float:
+    """Return one standard error of a share that was measured on independent images, 0 to 1.
+
+    A success and a failure are added (Agresti and Coull, 1998): without them a share of 1 would have no error at all.
+
+    Args:
+        share: Measured share, 0 to 1.
+        count: Number of images.
+
+    Example:
+        >>> round(standard_error(0.9, 100), 4), round(standard_error(1.0, 10), 4)
+        (0.0307, 0.0798)
+    """
+    better = (share * count + 1) / (count + 2)
+    return math.sqrt(better * (1 - better) / (count + 2))
 
 
 @torch.no_grad()
@@ -38,14 +56,14 @@ def evaluate_classifier(
         batch_size: Images in one step.
 
     Returns:
-        ``count``, ``top1`` and ``top5`` (shares, 0 to 1; top-5 of fewer than five classes is 1), ``loss`` (mean
-        cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without images), ``confusion``
-        (``[true][predicted]`` counts).
+        ``count``, ``top1`` (share, 0 to 1), ``top1_standard_error``, ``top5`` (of more than five classes),
+        ``loss`` (mean cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without images),
+        ``confusion`` (``[true][predicted]`` counts).
     """
     classes = len(labels)
     metrics: dict[str, Metric] = {
         "top1": MulticlassAccuracy(classes, top_k=1, average="micro"),
-        "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro"),
+        **({"top5": MulticlassAccuracy(classes, top_k=5, average="micro")} if classes > 5 else {}),
         "recall": MulticlassRecall(classes, average=None),
         "confusion": MulticlassConfusionMatrix(classes),
         "loss": MeanMetric(),
@@ -64,8 +82,9 @@ def evaluate_classifier(
             raise ModelError("the network answers images with logits that are not finite numbers; train it again")
         targets = data.labels[torch.from_numpy(indices)].to(worker.device)
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
-        for name in ("top1", "top5", "recall", "confusion"):
-            metrics[name].update(logits, targets)
+        for name, metric in metrics.items():
+            if name != "loss":
+                metric.update(logits, targets)
     return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
 
 
@@ -81,5 +100,8 @@ def _result(values: dict[str, Tensor], labels: Sequence[str], count: int) -> dic
         label: round(float(value), 6) if sum(row) else None
         for label, value, row in zip(labels, values["recall"].tolist(), confusion, strict=True)
     }
-    shares = {name: round(float(values[name]), 6) for name in ("top1", "top5", "loss")}
+    shares: dict[str, Any] = {
+        name: round(float(values[name]), 6) for name in ("top1", "top5", "loss") if name in values
+    }
+    shares["top1_standard_error"] = round(standard_error(shares["top1"], count), 6)
     return {"count": count, **shares, "recall": recall, "confusion": confusion}

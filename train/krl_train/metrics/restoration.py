@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma, by the protocol of the literature on super-resolution; bicubic enlargement beside them."""
+"""PSNR and SSIM by the protocols of papers: on luma for super-resolution, else in color; the input beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.images.luma import crop_border, luma, psnr, resize, to_uint8
+from krl_runtime.images.luma import crop_border, psnr, resize, scored_planes, to_uint8
 from krl_train.data.patches import Truths
 from krl_train.worker import Worker
 
@@ -48,24 +48,29 @@ def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     return float(everywhere[..., edge:-edge, edge:-edge].mean())
 
 
-def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border: int) -> dict[str, float]:
-    """Score one image: both as luma rounded to uint8, the border cut off.
+def score(
+    restored: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    border: int,
+    degradation: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Score one image: uint8, the border cut off.
 
     Args:
-        restored: uint8 ``[H, W]`` (luma or gray as it is) or ``[H, W, 3]`` (RGB, whose luma is taken).
+        restored: uint8 ``[H, W]`` (luma or gray as it is) or ``[H, W, 3]``, RGB.
         truth: The same shape.
         border: Pixels that are cut off each side; the scale in super-resolution.
+        degradation: What was undone. RGB is scored in its three channels for noise and JPEG, else on its luma.
 
     Returns:
-        ``"psnr"`` in dB, at most 100 (equal images), and ``"ssim"``.
+        ``"psnr"`` in dB, at most 100 (equal images), over all channels, and ``"ssim"``, their mean.
 
     Raises:
         UsageError: Too little is left to score.
     """
-    first, second = (
-        crop_border(item if item.ndim == 2 else to_uint8(luma(item)), border) for item in (restored, truth)
-    )
-    return {"psnr": min(psnr(first, second), _MAX_PSNR), "ssim": ssim(first, second)}
+    first, second = (crop_border(scored_planes(item, degradation or {}), border) for item in (restored, truth))
+    planes = [(first, second)] if first.ndim == 2 else [(first[..., index], second[..., index]) for index in range(3)]
+    return {"psnr": min(psnr(first, second), _MAX_PSNR), "ssim": float(np.mean([ssim(*pair) for pair in planes]))}
 
 
 def enlarge(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
@@ -109,8 +114,8 @@ def evaluate_restorer(
         worker: Where; each process takes every ``world``-th image, and all get the same answer.
 
     Returns:
-        ``count``, means over the images of ``psnr`` (dB) and ``ssim`` of the luma and of ``input_psnr`` and
-        ``input_ssim`` (the input itself, enlarged bicubically), ``gain`` (dB of psnr over input_psnr) and
+        ``count``, means over the images of ``psnr`` (dB) and ``ssim``, on what ``score`` says, and of ``input_psnr``
+        and ``input_ssim`` (the input itself, enlarged bicubically), ``gain`` (dB of psnr over input_psnr) and
         ``images`` (name and values of each).
 
     Raises:
@@ -122,8 +127,8 @@ def evaluate_restorer(
         try:
             given, truth = truths.pair(index, scale, degradation)
             border = scale if scale > 1 else 0
-            restored = score(restore_image(network, given, worker.device), truth, border)
-            plain = score(enlarge(given, scale), truth, border)
+            restored = score(restore_image(network, given, worker.device), truth, border, degradation)
+            plain = score(enlarge(given, scale), truth, border, degradation)
         except UsageError as error:
             raise DataError(f"validation image {truths.names[index]}: {error}; leave it out") from error
         rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"]]

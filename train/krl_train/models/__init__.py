@@ -5,6 +5,7 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
+from .published import published_input
 from .quantized import FakeQuantized
 from .spec import ModelSpec, build_classifier
 
@@ -18,4 +19,5 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "native_size",
+    "published_input",
 ]

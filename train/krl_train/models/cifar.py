@@ -90,6 +90,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(3, 2, 1) if pooled else None
         channels = widths[0]
         stages = []
@@ -107,7 +108,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(x)))
         x = x if self.pool is None else self.pool(x)
         x = self.layer3(self.layer2(self.layer1(x)))
         x = x if self.layer4 is None else self.layer4(x)
@@ -116,10 +117,18 @@ class CifarResNet(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """BN, ReLU, convolution, twice, and a shortcut taken after the first activation where shapes change."""
+    """BN, ReLU, convolution, twice, and a shortcut taken after the first activation where shapes change.
 
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+    Args:
+        channels: Of the input.
+        out_channels: Of the output.
+        stride: Of the first convolution.
+        enter: The first activation; where the block begins a stage, it is the one that ends the stage before.
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int, enter: nn.Module) -> None:
         super().__init__()
+        self.enter = enter
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -129,24 +138,33 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, out_channels, H / stride, W / stride]``."""
-        active = F.relu(self.bn1(x))
+        active = self.enter(self.bn1(x))
         y: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         shortcut: Tensor = x if self.shortcut is None else self.shortcut(active)
         return y + shortcut
 
 
 class WideResNet(nn.Module):
-    """Wide residual network of ``6 n + 4`` layers and a widening factor."""
+    """Wide residual network of ``6 n + 4`` layers and a widening factor.
+
+    ``relu1``, ``relu2`` and ``relu3`` put out the three stages after their activation, which is computed by the first
+    block of the next stage, or before pooling.
+    """
 
     def __init__(self, depth: int, factor: int, num_classes: int, in_channels: int) -> None:
         super().__init__()
         channels = 16
         self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        # Registered before the blocks that use them, so that these are their names.
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        enter = (nn.ReLU(), self.relu1, self.relu2)
         stages = []
         for stage, width in enumerate((16 * factor, 32 * factor, 64 * factor)):
             layers = []
             for block in range((depth - 4) // 6):
-                layers.append(PreActivationBlock(channels, width, 2 if stage > 0 and block == 0 else 1))
+                first = block == 0
+                stride = 2 if stage > 0 and first else 1
+                layers.append(PreActivationBlock(channels, width, stride, enter[stage] if first else nn.ReLU()))
                 channels = width
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3 = stages
@@ -157,7 +175,7 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        logits: Tensor = self.linear(F.relu(self.bn(x)).mean((2, 3)))
+        logits: Tensor = self.linear(self.relu3(self.bn(x)).mean((2, 3)))
         return logits
 
 

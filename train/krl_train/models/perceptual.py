@@ -6,7 +6,7 @@ from torch import Tensor
 
 from krl_runtime.errors import UsageError
 
-from .features import last_of_each_resolution, list_feature_maps, reading
+from .features import channels_first, reading, stage_outputs
 from .network import Network
 
 __all__ = ["FeatureMaps", "gram"]
@@ -28,7 +28,7 @@ def gram(features: Tensor) -> Tensor:
 
 
 class FeatureMaps:
-    """Maps of a frozen classifier: the last one of each of its finest resolutions, four at most.
+    """Maps of a frozen classifier: the outputs of its finest stages, four at most.
 
     For VGG16 these are the four of Johnson et al. (https://arxiv.org/abs/1603.08155): relu1_2, 2_2, 3_3 and 4_3.
     It is not a module, on purpose: whoever holds it does not train it.
@@ -42,15 +42,14 @@ class FeatureMaps:
 
     def __init__(self, network: Network) -> None:
         self.network = network.requires_grad_(False).eval()
-        maps = last_of_each_resolution(list_feature_maps(network)).values()
-        self.names = [item.name for item in maps][:_RESOLUTIONS]
-        if not self.names:
+        self.taps = stage_outputs(network)[:_RESOLUTIONS]
+        if not self.taps:
             raise UsageError("the classifier has no feature maps to tell style and content by; give another one")
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """Return the maps, from fine to coarse, of images ``[N, C, H, W]`` of 0 to 255; gradients flow to them."""
         self.network.to(pixels.device).eval()
         modules = dict(self.network.backbone.named_modules())
-        with reading({name: modules[name] for name in self.names}) as found:
+        with reading({tap.name: modules[tap.name] for tap in self.taps}) as found:
             self.network(pixels)
-        return [found[name] for name in self.names]
+        return [channels_first(found[tap.name], tap) for tap in self.taps]

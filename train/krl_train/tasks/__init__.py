@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Batch, Learner, Task, TrainingStream, Update
-from .classification import ClassificationTask, Objective, Supervised
+from .classification import ClassificationTask, Objective, Supervised, label_loss
 from .learners import make_learner
 from .restoration import PixelLoss, RestorationObjective, RestorationTask
 
@@ -19,5 +19,6 @@ __all__ = [
     "Task",
     "TrainingStream",
     "Update",
+    "label_loss",
     "make_learner",
 ]

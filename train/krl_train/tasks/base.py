@@ -68,6 +68,10 @@ class TrainingStream(Protocol[_Yielded]):
     """The batches that a task is trained on; everything random in them follows from a seed, the epoch and the step."""
 
     @property
+    def count(self) -> int:
+        """Number of images in one epoch."""
+
+    @property
     def steps(self) -> int:
         """Number of steps in one epoch."""
 
@@ -100,6 +104,14 @@ class Task(ABC, Generic[_Batch]):
     @abstractmethod
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Return metrics on the validation data; all processes call it and get the same answer."""
+
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """Return how good an evaluation is, to be compared with that of other epochs; higher is better.
+
+        ``None``, the default, is for tasks whose metrics say too little to choose an epoch by: the last one is kept.
+        """
+        del metrics
+        return None
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return images ``[H, W, C]`` that show how far the training is, by name; none by default.

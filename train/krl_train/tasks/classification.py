@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from krl_train.worker import Worker
 from .base import Batch
 from .objective import ObjectiveTask
 
-__all__ = ["ClassificationTask", "Objective", "Supervised"]
+__all__ = ["ClassificationTask", "Objective", "Supervised", "label_loss"]
 
 
 class Objective(nn.Module):
@@ -37,21 +38,41 @@ class Supervised(Objective):
         network: The classifier.
         label_smoothing: Share of the target that is spread evenly over the classes, 0 to below 1
             (https://arxiv.org/abs/1512.00567).
+        class_weights: Weight of each class, ``[K]``; ``None`` for equal ones.
     """
 
-    def __init__(self, network: Network, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: Network, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": mean cross-entropy in nats}``."""
-        logits = self.network(batch.pixels).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        if batch.partners is not None and batch.share is not None:
-            other = F.cross_entropy(logits, batch.partners, label_smoothing=self.label_smoothing)
-            loss = batch.share * loss + (1 - batch.share) * other
-        return {"loss": loss}
+        return {"loss": label_loss(self.network(batch.pixels).float(), batch, self.label_smoothing, self._weights)}
+
+    @property
+    def _weights(self) -> Tensor | None:
+        weights = self.class_weights
+        return weights if isinstance(weights, Tensor) else None
+
+
+def label_loss(logits: Tensor, batch: Batch, label_smoothing: float, class_weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy with a batch's labels; with mixup, with both images' by their shares.
+
+    Args:
+        logits: ``[N, classes]``.
+        batch: Has the labels.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        class_weights: Weight of each class, ``[classes]``; ``None`` for equal ones.
+    """
+
+    def loss(labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
+
+    if batch.partners is None or batch.share is None:
+        return loss(batch.labels)
+    return batch.share * loss(batch.labels) + (1 - batch.share) * loss(batch.partners)
 
 
 class ClassificationTask(ObjectiveTask[Batch, Network]):
@@ -83,3 +104,7 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""
         return evaluate_classifier(self.final(), self.val, self.labels, worker)
+
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return top-1, and the loss for epochs that are equal in it, as on few images."""
+        return metrics["top1"], -metrics["loss"]

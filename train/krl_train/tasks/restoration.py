@@ -101,6 +101,10 @@ class RestorationTask(ObjectiveTask[PatchBatch, RestorerNetwork]):
         """Measure the network (its moving average, where there is one) on the validation images."""
         return evaluate_restorer(self.final(), self.val, self.network.scale, self.degradation, worker)
 
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """Return the PSNR, where there is one: paintings of a style have none."""
+        return (metrics["psnr"],) if metrics.get("psnr") is not None else None
+
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return ``"restored"``: for the first validation images input (enlarged), restoration and truth in a row."""
         network, scale = self.final().eval(), self.network.scale

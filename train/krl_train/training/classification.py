@@ -13,6 +13,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
+from .balance import class_weights
 from .folder import prepare_out
 from .train import initialize_from, train_classifier
 
@@ -26,14 +27,17 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     source = open_source(config.data)
-    preprocessing = preprocessing_for(config.input, source, config.model, pretrained=config.pretrained)
+    init = Run.open(config.init) if config.init is not None else None
+    trained = init.record.preprocessing if init else None
+    preprocessing = preprocessing_for(
+        config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained
+    )
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
-    init = Run.open(config.init) if config.init is not None else None
     record = RunRecord(
         task="classification",
         model=spec,
@@ -53,8 +57,9 @@ def fit(config: FitConfig) -> Run:
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
+    weights = class_weights(training.train, config.loop)
     return train_classifier(
-        lambda made: Supervised(made, config.optim.label_smoothing),
+        lambda made: Supervised(made, config.optim.label_smoothing, weights),
         network,
         training,
         record,

@@ -7,7 +7,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.files import write_atomic
@@ -15,11 +14,11 @@ from krl_train.custom import warn_of_change
 from krl_train.loop import CHECKPOINT
 from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
 
+from .resuming import check_same
+
 __all__ = ["prepare_out"]
 
 _log = logging.getLogger("krl")
-
-_MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}
 
 
 def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> Run | None:
@@ -35,7 +34,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
         The run, if it is finished already and to be resumed: there is nothing left to do, and the log says so.
 
     Raises:
-        RunError: There is a run and neither flag is given, or it was made with another configuration.
+        RunError: There is a run and neither flag is given, or it was made otherwise; see ``check_same``.
         UsageError: Both flags are given, or the folder holds something that is not a run.
     """
     if resume and overwrite:
@@ -44,7 +43,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
     main = os.environ.get("RANK", "0") == "0"  # of several processes one prepares the folder
     if file.is_file() and resume:
         there = RunRecord.read(file)
-        _same_configuration(out, there, record)
+        check_same(out, there, record)
         for item in record.sources:
             warn_of_change(there.sources, item["use"], item["name"], f"run {out}")
         if not there.weights_sha256:
@@ -70,28 +69,3 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
 def _has_something_to_lose(out: Path) -> bool:
     """Whether a run got as far as its first checkpoint; one that was refused before that has only its record."""
     return (out / WEIGHTS).exists() or (out / CHECKPOINT).exists()
-
-
-def _same_configuration(out: Path, there: RunRecord, record: RunRecord) -> None:
-    old, new = _leaves(there.configuration), _leaves(record.configuration)
-    changed = [
-        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(set(old) | set(new))
-        if name not in _MAY_DIFFER and old.get(name) != new.get(name)
-    ]
-    if there.data != dict(record.data):
-        changed.append("the data is not the same")
-    if there.parent != record.parent:
-        changed.append("the parent run is not the same")
-    if changed:
-        raise RunError(
-            f"run {out} cannot be resumed, its configuration differs: {'; '.join(changed)}. Give the same options, "
-            "or --overwrite"
-        )
-
-
-def _leaves(values: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _leaves(value) if isinstance(value, dict) else {name: value}
-    return found

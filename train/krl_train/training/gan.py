@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.conditioning import Conditions, read_conditions
-from krl_train.config import ConditioningConfig, FitConfig, InputConfig, to_plain
+from krl_train.config import ConditioningConfig, FitConfig, InputConfig, plan_loop, to_plain
 from krl_train.custom import sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
@@ -22,7 +20,8 @@ from krl_train.models import count_parameters
 from krl_train.models.conditioners import Conditioner
 from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator, count_generator_macs
-from krl_train.run import ModelSpec, Run, RunRecord
+from krl_train.processes import refuse_several
+from krl_train.run import ModelSpec, Run, RunRecord, hashes_of_runs
 from krl_train.tasks.gan import GanTask, Score
 
 from .folder import prepare_out
@@ -72,8 +71,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     Raises:
         KrlError: The data, the generator or the configuration cannot be used.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"--task {config.task} trains in one process; start it without torchrun")
+    refuse_several(f"--task {config.task} trains")
     source = open_source(config.data, classes=config.conditioning.condition == "labels")
     preprocessing = generator_preprocessing(config.input, source, config.model)
     # A generator would learn to make what augmentation makes: mirrored images alone are taken for real ones.
@@ -84,6 +82,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     if conditions is not None:
         arguments["condition"] = dict(conditions.settings)
     spec = ModelSpec(config.model, 0, preprocessing.channels, arguments)
+    used = hashes_of_runs({"features": config.generation.features, "guide": config.conditioning.guide})
     record = RunRecord(
         task="generation",
         model=spec,
@@ -92,7 +91,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,
-        data={**training.describe(), **_describe(config.conditioning, conditions)},
+        data={**training.describe(), **_describe(config.conditioning, conditions), **used},
         sources=sources_of([("data", config.data.data)]),
     )
     torch.manual_seed(config.loop.seed)
@@ -128,20 +127,21 @@ def fit(config: FitConfig) -> Run:
     guide = None
     if knowledge.guide is not None and condition is not None:
         guide = Guide.of_run(Run.open(knowledge.guide), condition)
-    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    loop = plan_loop(config.loop, len(training.train))
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = GanTask(
         start.generator,
         build_discriminator(config.model, start.record.preprocessing, condition, options.discriminator_width),
         options,
         config.optim,
-        steps=config.loop.epochs * stream.steps,
+        steps=loop.epochs * stream.steps,
         conditions=start.conditions,
         guide=guide,
         guide_weight=knowledge.guide_weight,
         score=scoring(config, start),
     )
     size = generator_size(start.generator)
-    return train_task(task, stream, start.record, size, config.loop, config.out, resume=config.resume)
+    return train_task(task, stream, start.record, size, loop, config.out, resume=config.resume)
 
 
 def generator_size(generator: GeneratorNetwork) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from krl_train.config import (
 )
 from krl_train.data import PatchStream, Truths
 from krl_train.data.fingerprints import fingerprints
-from krl_train.data.patches import list_images, read_truths
+from krl_train.data.patches import are_gray, list_images, read_truths
 from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
@@ -34,6 +35,7 @@ __all__ = [
     "RestorationTraining",
     "fit",
     "fit_restorer",
+    "like_start",
     "read_images",
     "read_restoration",
     "restoration_optim",
@@ -43,6 +45,8 @@ __all__ = [
     "restorer_spec",
     "train_restorer",
 ]
+
+_log = logging.getLogger("krl")
 
 _DEFAULT_PATCH = 24  # input pixels a side: wider than the receptive field of the small networks, which sees all of it
 _DEFAULT_LR = 1e-3  # AdamW's own default
@@ -71,8 +75,8 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     config = replace(config, optim=restoration_optim(config.optim))
-    spec = restorer_spec(config.model, config.restoration)
     init = Run.open(config.init) if config.init is not None else None
+    spec = like_start(restorer_spec(config.model, _with_color(config.restoration, config.data)), init)
     size = config.input.size or (_DEFAULT_PATCH,)
     training = read_restoration(config, spec, (size[0], size[-1]))
     epsilon = _CHARBONNIER_EPSILON if config.restoration.pixel_loss == "charbonnier" else 0.0
@@ -82,6 +86,22 @@ def fit(config: FitConfig) -> Run:
 def restoration_optim(optim: OptimConfig) -> OptimConfig:
     """Return how restorers are trained: AdamW, 0.001 unless the user says otherwise, whatever the batch."""
     return replace(optim, optimizer="adamw", lr=optim.lr or _DEFAULT_LR)
+
+
+def _with_color(config: RestorationConfig, data: DataConfig) -> RestorationConfig:
+    """Fill in the channels: luma for super-resolution, and for what is in all colors, those that the images have."""
+    if config.restore == "super-resolution" or data.data is None:
+        return config
+    gray = are_gray(list_images(data.data, data))
+    if config.color is None:
+        return replace(config, color="gray" if gray else "rgb")
+    if config.color == "y" and not gray:
+        _log.warning(
+            "--color y with --restore %s: luma alone is restored and scored, and chroma stays as it is given; leave it "
+            "out, or use rgb, for images in color",
+            config.restore,
+        )
+    return config
 
 
 def restorer_spec(name: str, config: RestorationConfig) -> ModelSpec:
@@ -99,20 +119,30 @@ def restorer_spec(name: str, config: RestorationConfig) -> ModelSpec:
         "denoise": {"kind": "noise", "sigma": config.noise_level},
         "jpeg": {"kind": "jpeg", "quality": config.jpeg_quality},
     }
-    scale = config.scale if config.restore == "super-resolution" else 1
+    enlarges = config.restore == "super-resolution"
+    scale = config.scale if enlarges else 1
+    color = config.color or ("y" if enlarges else "rgb")
     arguments = {
         "scale": scale,
-        "color": config.color,
+        "color": color,
         "overlap": receptive_radius(name, scale),
         "degradation": degradations[config.restore],
     }
-    return ModelSpec(name, 0, 3 if config.color == "rgb" else 1, arguments)
+    return ModelSpec(name, 0, 3 if color == "rgb" else 1, arguments)
 
 
 def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessing:
     """Return the input of a restorer that is trained on patches of a size: pixels from -0.5 to 0.5."""
     mean, std = (0.5,) * channels, (1.0,) * channels
     return Preprocessing(height=size[0], width=size[1], channels=channels, mean=mean, std=std)
+
+
+def like_start(spec: ModelSpec, init: Run | None) -> ModelSpec:
+    """Return the specification of a restorer that starts from a run: in the published form, where the run has that."""
+    if init is None or init.record.model.name != spec.name or not init.record.model.arguments.get("published"):
+        return spec
+    kept = {key: init.record.model.arguments[key] for key in ("published", "overlap")}
+    return replace(spec, arguments={**spec.arguments, **kept})
 
 
 def read_restoration(config: TrainingConfig, spec: ModelSpec, size: tuple[int, int]) -> RestorationTraining:
@@ -169,8 +199,7 @@ def restoration_training(
         spec.arguments["scale"],
         spec.arguments["degradation"],
         size,
-        config.loop.batch_size,
-        config.loop.seed,
+        config.loop,
         augment=config.augment.augment and config.augment.flip != "none",
         on_bad=data.on_bad_image,
     )
@@ -224,7 +253,7 @@ def fit_restorer(
     """
     parent = init.identity if init else None
     record = restorer_record(
-        config, spec, training, command="krl-train fit", parent=parent, preprocessing=preprocessing
+        config, spec, training, command="krl-train fit", parent=parent, start=init, preprocessing=preprocessing
     )
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
@@ -239,6 +268,7 @@ def restorer_record(
     *,
     command: str,
     parent: Mapping[str, Any] | None,
+    start: Run | None,
     preprocessing: Preprocessing | None = None,
 ) -> RunRecord:
     """Return the record of a restorer, without the results.
@@ -249,12 +279,16 @@ def restorer_record(
         training: The data.
         command: The command that it is for.
         parent: What the network comes from.
+        start: The run whose weights it starts from, and whose normalization it keeps.
         preprocessing: Of the network; as ``restorer_preprocessing`` says by default.
     """
+    own = preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size)
+    if start is not None and start.record.preprocessing.channels == own.channels:
+        own = replace(own, mean=start.record.preprocessing.mean, std=start.record.preprocessing.std)
     return RunRecord(
         task="restoration",
         model=spec,
-        preprocessing=preprocessing or restorer_preprocessing(spec.in_channels, training.stream.size),
+        preprocessing=own,
         labels=(),
         command=command,
         configuration=to_plain(config),
@@ -288,7 +322,7 @@ def train_restorer(
     Raises:
         TrainingError: The loss is not a finite number.
     """
-    loop = config.loop
+    loop = training.stream.loop
     torch.manual_seed(loop.seed)
     network = build_restorer(record.model, record.preprocessing)
     if init is not None:

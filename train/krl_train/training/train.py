@@ -14,13 +14,15 @@ from torch import nn
 
 from krl_runtime.device.bench import peak_memory_mib
 from krl_runtime.errors import RunError
-from krl_train.config import LoopConfig, OptimConfig
+from krl_train.config import LoopConfig, OptimConfig, PlannedLoop, plan_loop
 from krl_train.data.splits import Training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network, count_macs, count_parameters
 from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import Run, RunRecord
 from krl_train.tasks import ClassificationTask, Objective, Task, TrainingStream
+
+from .balance import warn_of_imbalance
 
 __all__ = ["costs", "initialize_from", "network_size", "train_classifier", "train_task"]
 
@@ -55,16 +57,19 @@ def train_classifier(
     Raises:
         TrainingError: The loss is not a finite number.
     """
-    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, views)
+    planned = plan_loop(loop, len(training.train))
+    warn_of_imbalance(training.train, record.labels, loop)
+    balanced = loop.balance == "sampling"
+    stream = BatchStream(training.train, training.augmentation, planned.batch_size, loop.seed, views, balanced)
     task = ClassificationTask(
         make_objective(network),
         optim,
-        steps=loop.epochs * stream.steps,
-        batch_size=loop.batch_size,
+        steps=planned.epochs * stream.steps,
+        batch_size=planned.batch_size,
         val=training.val,
         labels=record.labels,
     )
-    return train_task(task, stream, record, network_size(network), loop, out, resume=resume)
+    return train_task(task, stream, record, network_size(network), planned, out, resume=resume)
 
 
 def network_size(network: Network | RestorerNetwork) -> dict[str, int]:
@@ -77,7 +82,7 @@ def train_task(
     stream: TrainingStream[Any],
     record: RunRecord,
     size: Mapping[str, int],
-    loop: LoopConfig,
+    loop: PlannedLoop,
     out: Path,
     *,
     resume: bool = False,
@@ -107,7 +112,7 @@ def train_task(
     )
     run = Run(out, finished)
     if trainer.accelerator.is_main_process:
-        run = Run.write(out, finished, task.state())
+        run = Run.write(out, finished, trainer.kept())
         shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from krl_train.config import FitConfig
+from krl_train.config import FitConfig, plan_loop
 from krl_train.loop import BatchStream
 from krl_train.models.conditioners import build_conditioner
 from krl_train.run import Run
@@ -27,15 +27,16 @@ def fit(config: FitConfig) -> Run:
         return finished
     training, condition = start.training, start.generator.condition
     model = VariationalAutoencoder(start.generator, None if condition is None else build_conditioner(condition))
-    stream = BatchStream(training.train, training.augmentation, config.loop.batch_size, config.loop.seed)
+    loop = plan_loop(config.loop, len(training.train))
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = VaeTask(
         model,
         config.generation.beta,
         config.optim,
-        steps=config.loop.epochs * stream.steps,
+        steps=loop.epochs * stream.steps,
         val=training.val,
         conditions=start.conditions,
         score=scoring(config, start),
     )
     size = generator_size(start.generator)
-    return train_task(task, stream, start.record, size, config.loop, config.out, resume=config.resume)
+    return train_task(task, stream, start.record, size, loop, config.out, resume=config.resume)

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from krl_runtime.files import write_atomic
+from krl_runtime.files import cache_folder, write_atomic
 
 from .calls import check
 from .library import Library
@@ -37,7 +37,7 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 def cache_file(engine_sha256: str, library: Library, gpu: str) -> Path | None:
     """Return the path of the runtime cache of an engine on a GPU: ``~/.cache/krl/tensorrt-rtx/KEY.cache``.
 
-    ``XDG_CACHE_HOME`` moves the folder ``.cache``. A user without a home folder has no cache.
+    See ``cache_folder``. A user without a home folder has no cache.
 
     Args:
         engine_sha256: Hash of the engine's bytes.
@@ -45,11 +45,11 @@ def cache_file(engine_sha256: str, library: Library, gpu: str) -> Path | None:
         gpu: Name of the GPU.
     """
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = cache_folder()
     except RuntimeError:  # as in a container, for a user whom nobody knows
         return None
     device = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower()
-    return base / "krl" / "tensorrt-rtx" / f"{engine_sha256[:32]}-{library.version}-{device}.cache"
+    return base / "tensorrt-rtx" / f"{engine_sha256[:32]}-{library.version}-{device}.cache"
 
 
 class RuntimeSettings:

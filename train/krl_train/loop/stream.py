@@ -1,0 +1,99 @@
+"""The batches of images that a classifier or a generator is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from krl_train.config import steps_per_epoch
+from krl_train.data import Augmentation, PixelSet
+from krl_train.tasks.base import Batch
+from krl_train.worker import Worker
+
+__all__ = ["BatchStream"]
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """The batches of an epoch: shuffled, augmented, each process its share.
+
+    All images are used. The last batch has 0.5 to 1.5 times as many as the others: a few images alone would say little
+    to batch normalization.
+
+    Attributes:
+        data: The training images.
+        augmentation: Makes the views.
+        batch_size: Images in one step over all processes.
+        seed: Seed of the order.
+        views: Number of different views of each image; ``None`` for a new one in each epoch.
+        balanced: Whether an epoch shows as many images of each class; those of rare classes then come several times,
+            and some of the others not at all.
+    """
+
+    data: PixelSet
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+    views: int | None = None
+    balanced: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of images in one epoch."""
+        return len(self.data)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in one epoch."""
+        return steps_per_epoch(len(self.data), self.batch_size)
+
+    def view(self, epoch: int) -> int:
+        """Return the number of the view that an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
+
+    def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
+        """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
+        order = self._order(epoch)
+        view = self.view(epoch)
+
+        def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
+            indices = worker.share(order, step, self.steps, self.batch_size)
+            return self.data.pixels(indices), indices
+
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(load, first_step)
+            for step in range(first_step, self.steps):
+                pixels, indices = upcoming.result()
+                if step + 1 < self.steps:
+                    upcoming = pool.submit(load, step + 1)
+                views = self.augmentation(pixels.to(worker.device), indices, view)
+                positions = torch.from_numpy(indices)
+                labels = self.data.labels[positions].to(worker.device)
+                partners, share = None, None
+                if self.augmentation.mixup:
+                    views, share = self.augmentation.mix(views, epoch, step)
+                    partners = labels.roll(1)
+                if worker.channels_last:
+                    views = views.contiguous(memory_format=torch.channels_last)
+                yield Batch(views, labels, positions, view, epoch, partners, share)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the indices of an epoch's images, ``[N]``, in random order."""
+        random, count = np.random.default_rng((self.seed, epoch)), len(self.data)
+        if not self.balanced:
+            return random.permutation(count)
+        labels = self.data.labels.numpy()
+        classes = random.permutation(np.unique(labels))  # the first ones get one image more, where N is no multiple
+        chosen = []
+        for number, label in enumerate(classes):
+            own = np.flatnonzero(labels == label)
+            share = count // len(classes) + (number < count % len(classes))
+            rounds = [random.permutation(own) for _ in range(-(-share // len(own)))]
+            chosen.append(np.concatenate(rounds)[:share])
+        return random.permutation(np.concatenate(chosen))
