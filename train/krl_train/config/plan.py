@@ -17,7 +17,7 @@ _LARGEST_BATCH, _SMALLEST_BATCH = 128, 8
 _BATCHES = 8  # batches in an epoch of few images: a judgment
 _EPOCHS = 30  # enough for a first look at a set of thousands of images; published protocols have 90 to 240
 # Few images want many passes: with 200 of CIFAR-10, resnet8 has a top-1 of 31.9 % after 30 epochs in batches of 8,
-# 34.9 % after 100 in batches of 32, and 35.0 % after 300 in batches of 128 (benchmarks/train/default_plan.py, two seeds).
+# 34.9 % after 100 in batches of 32, 35.0 % after 300 in batches of 128 (benchmarks/train/default_plan.py, two seeds).
 _LEAST_STEPS = 1200
 _MOST_EPOCHS = 300  # of a handful of images; more of the same only learns them by heart
 _TOO_FEW_STEPS = 100  # below it a network with batch normalization has hardly left its start, whatever the rate
