@@ -76,7 +76,7 @@ def _database() -> sqlite3.Connection | None:
 
 
 def _read(keys: Sequence[_Key]) -> dict[_Key, str]:
-    """Return what is known of files."""
+    """Return the hashes that are known."""
     import sqlite3
 
     connection = _database()

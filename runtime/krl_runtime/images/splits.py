@@ -8,6 +8,8 @@ from pathlib import Path
 
 from krl_runtime.errors import DataError
 
+from .formats import IMAGE_SUFFIXES
+
 __all__ = ["Role", "find_splits", "hold_out", "subfolders"]
 
 Role = str  # "train", "val" or "test"
@@ -48,6 +50,7 @@ def find_splits(root: Path) -> dict[Role, Path]:
     nested = [name for name in named if subfolders(root / name)]
     if not named or (others and not nested) or (len(named) == 1 and len(folders) > 1 and not nested):
         return {}
+    others = [name for name in others if _has_images(root / name)]  # runs and notes may lie beside the splits
     if others:
         raise DataError(
             f"{root} can be read in two ways: as the splits {_listed(named)}, which have folders of their own, beside "
@@ -96,6 +99,11 @@ def hold_out(labels: Sequence[int], hashes: Sequence[str], share: float) -> list
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the visible folders in a folder, sorted."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether images lie in a folder itself, as in one of a class."""
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir() if entry.is_file())
 
 
 def _role(name: str) -> Role | None:

@@ -84,7 +84,6 @@ def test_a_single_split_is_looked_into(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (("train", "test", "bus"), "can be read in two ways"),
         (("train", "Training", "val"), "train/, which name the same split"),
         (("val", "validation", "train"), "which name the same split"),
         (("Testing", "Validation"), "no train/"),
@@ -94,6 +93,24 @@ def test_two_readings_are_refused_and_shown(tmp_path, parts, message):
     with pytest.raises(DataError, match=message) as caught:
         open_folder(folder(tmp_path, *parts))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_class_beside_splits_is_refused(tmp_path):
+    root = folder(tmp_path, "train", "test")
+    image(root / "bus" / "0.png")
+    with pytest.raises(
+        DataError, match="can be read in two ways: as the splits test/, train/, which have folders"
+    ) as caught:
+        open_folder(root)
+    assert "or as the classes bus/, test/, train/" in str(caught.value)
+
+
+def test_other_folders_beside_splits_are_left_alone(tmp_path):
+    root = folder(tmp_path, "train", "val")
+    (root / "runs" / "events").mkdir(parents=True)
+    (root / "notes").mkdir()
+    (root / "notes" / "a.txt").write_text("notes")
+    assert sorted(open_folder(root).splits) == ["train", "val"]
 
 
 def test_a_class_may_be_called_train(tmp_path):
