@@ -77,12 +77,14 @@ def hold_out(labels: Sequence[int], hashes: Sequence[str], share: float) -> list
     Args:
         labels: Class of each image.
         hashes: SHA-256 of each file.
-        share: Share to hold out, in (0, 1).
+        share: Share to hold out, above 0; all images from 1 on.
 
     Example:
         >>> hold_out([0, 0, 0, 0, 1, 1], ["3", "1", "2", "4", "6", "5"], 0.25)
         [False, True, False, False, False, True]
     """
+    if share >= 1:
+        return [True] * len(labels)
     held: list[bool] = [False] * len(labels)
     classes: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
