@@ -47,7 +47,7 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 """Names of the losses, by the teacher's task."""
 
-LOSS_OPTIONS = ("weight", "warmup", "standardize")
+LOSS_OPTIONS = ("weight", "warmup", "standardize", "adaptive")
 """Options of every ``--loss``."""
 
 
@@ -115,10 +115,12 @@ class CacheConfig:
 class LossConfig:
     """Options of the losses."""
 
-    alpha: Annotated[float, _CLASSIFIER] = 0.1
-    """Weight of the labels where no --loss is given: loss = alpha * CE + (1 - alpha) * T^2 * KL."""
-    temperature: Annotated[float, _CLASSIFIER] = 4.0
-    """T, by which both nets' logits are divided, where no --loss is given."""
+    alpha: Annotated[float | None, _CLASSIFIER] = None
+    """Hinton's distillation: loss = alpha * CE + (1 - alpha) * T^2 * KL, with the weight alpha of the labels (0.1 where
+    --temperature alone is given). Without it, --temperature and --loss the teacher's weight follows from how much
+    better than the student it is."""
+    temperature: Annotated[float | None, _CLASSIFIER] = None
+    """T of --alpha, by which both nets' logits are divided; 4 where --alpha alone is given."""
     loss: RepeatedCustom = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
     once or several times, nothing else counts, labels neither. Of labels: ce. Of logits: kd, logistic, soft_bce,
@@ -132,9 +134,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         object.__setattr__(self, "loss", each_named(self.loss, "--loss"))
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise UsageError(f"--alpha is {self.alpha}; accepted: 0 (teacher alone) to 1 (labels alone)")
-        if not self.temperature > 0:
+        if self.temperature is not None and not self.temperature > 0:
             raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss, parse_loss
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
+from krl_compress.teachers.strength import warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, TrainingConfig, plan_loop, to_plain
@@ -23,6 +24,7 @@ from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import process_first, resolve_device
+from krl_train.metrics import standard_error
 from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
@@ -39,6 +41,10 @@ __all__ = ["classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
+_ALPHA, _TEMPERATURE = 0.1, 4.0  # https://arxiv.org/abs/1910.10699
+# Chosen by benchmarks/compress/suite.py; docs/results.md has the table.
+_DEFAULT = ("ce", "dkd:weight=1,alpha=1,beta=2,temperature=4,adaptive")
+_DEFAULT_OF_MIXED = ("ce", "kd:weight=0.9,temperature=4,adaptive")  # dkd needs one label for each image
 
 
 @dataclass
@@ -59,7 +65,14 @@ class _ClassifierJob(Job):
             found = evaluate_run(network, source.labels, val, self.config.loop.device)
             kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
             measured.append({**kept, **network_size(network)})
+        if self.config.data_free.data_free is None:
+            warn_if_weak([str(name) for name in self.config.teacher], measured, self.training)
         return measured
+
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
+        """Return top-1, also as text."""
+        error = standard_error(metrics["top1"], metrics["count"])
+        return metrics["top1"], f"a top-1 of {100 * metrics['top1']:.1f} ± {100 * error:.1f} %"
 
     def measure_start(self) -> dict[str, Any]:
         """Return how accurate a student is that is to be quantized, once it has been trained in floating point."""
@@ -78,11 +91,20 @@ class _ClassifierJob(Job):
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teachers."""
         answers = self._fuse(record.metrics["teachers"])
+        top1 = max(teacher["top1"] for teacher in record.metrics["teachers"])
         at, train = self.config.losses.feature_taps, self.training.train
         weights = class_weights(train, self.config.loop)
 
         def objective(network: Network) -> Objective:
-            return Distiller(network, answers, self.terms, at=at, labels=train.labels, class_weights=weights)
+            return Distiller(
+                network,
+                answers,
+                self.terms,
+                at=at,
+                labels=train.labels,
+                class_weights=weights,
+                teacher_top1=top1,
+            )
 
         return self._train(record, objective, self.config.out)
 
@@ -116,7 +138,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    terms = resolve_losses(config.losses, config.optim.label_smoothing)
+    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=bool(config.augment.mixup))
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -162,22 +184,26 @@ def classifier_record(
     )
 
 
-def resolve_losses(config: LossConfig, label_smoothing: float) -> list[WeightedLoss]:
-    """Return the terms that a configuration asks for: those of ``--loss``, or Hinton's two.
+def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = False) -> list[WeightedLoss]:
+    """Return the terms that a configuration asks for: those of ``--loss``, Hinton's two, or the default ones.
 
     Args:
         config: What the user asked for.
         label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
+        mixup: Whether images are mixed, which then have two labels.
 
     Raises:
         UsageError: A term is not known.
     """
-    terms = [parse_loss(text) for text in config.loss]
-    if not terms:
-        terms = [
-            WeightedLoss("ce", config.alpha),
-            WeightedLoss("kd", 1 - config.alpha, options={"temperature": config.temperature}),
-        ]
+    if config.loss:
+        terms = [parse_loss(text) for text in config.loss]
+    elif config.alpha is None and config.temperature is None:
+        terms = [parse_loss(text) for text in (_DEFAULT_OF_MIXED if mixup else _DEFAULT)]
+    else:
+        alpha = _ALPHA if config.alpha is None else config.alpha
+        temperature = _TEMPERATURE if config.temperature is None else config.temperature
+        kd = WeightedLoss("kd", 1 - alpha, options={"temperature": temperature})
+        terms = [WeightedLoss("ce", alpha), kd]
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
 

@@ -18,6 +18,7 @@ __all__ = ["COMMAND", "Job", "carry_out", "parents", "starting_point"]
 _log = logging.getLogger("krl")
 
 COMMAND = "krl-compress distill"
+_BASELINE = "baseline"  # folder of the student without a teacher, inside the run's
 
 
 @dataclass
@@ -39,6 +40,11 @@ class Job(ABC):
     def measure_start(self) -> dict[str, Any]:
         """Return a report on the student before training; nothing by default."""
         return {}
+
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str] | None:
+        """Return how good a network is (higher is better), and that as text; ``None`` where no figure says it."""
+        del metrics
+        return None
 
     @abstractmethod
     def train_alone(self, record: RunRecord, out: Path) -> Run:
@@ -66,12 +72,35 @@ def carry_out(job: Job) -> Run:
     metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured, **job.measure_start()}
     if config.baseline:
         metrics["baseline"] = _train_baseline(job).record.metrics
-    return job.train(replace(record, metrics=metrics))
+    student = job.train(replace(record, metrics=metrics))
+    if config.baseline:
+        _warn_below_baseline(job, student)
+    return student
+
+
+def _warn_below_baseline(job: Job, student: Run) -> None:
+    """Warn of a student that is worse than the same network without a teacher, and name what may help."""
+    metrics = student.record.metrics
+    mine, alone = job.quality(metrics), job.quality(metrics["baseline"])
+    if mine is None or alone is None or mine[0] >= alone[0]:
+        return
+    teachers = [job.quality(teacher) for teacher in metrics["teachers"]]
+    if all(teacher is not None and teacher[0] <= alone[0] for teacher in teachers):
+        advice = "no teacher is better than that: train it longer, or give another --teacher"
+    else:
+        advice = "other losses may do better (--recipe, krl-compress study), as may more --epochs or images"
+    _log.warning(
+        "the student has %s, and without the teacher %s: keep the one without (krl-deploy export %s -o NAME.krl); %s",
+        mine[1],
+        alone[1],
+        student.path / _BASELINE,
+        advice,
+    )
 
 
 def _train_baseline(job: Job) -> Run:
     """Train the student without a teacher into ``baseline`` inside its folder, unless that is done already."""
-    config, out = job.config, job.config.out / "baseline"
+    config, out = job.config, job.config.out / _BASELINE
     sources = tuple(item for item in job.record.sources if item["use"] in ("model", "data"))
     record = replace(job.record, command=f"{COMMAND} --baseline", parent=None, sources=sources)
     resume = config.resume and (out / RECORD).is_file()

@@ -153,6 +153,10 @@ class _RestorerJob(Job):
         )
         return [{**measured, **network_size(self.teacher)}]
 
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
+        """Return PSNR in dB, also as text."""
+        return metrics["psnr"], f"a PSNR of {metrics['psnr']:.2f} dB"
+
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the true images."""
         return self._train(record, PixelLoss, out)

@@ -19,7 +19,7 @@ from krl_train.tasks import Batch, Objective
 
 from .feature_taps import Features, Taps, match_taps
 from .gather import gather_batch
-from .weighted_losses import WeightedLoss
+from .weighted_losses import WeightedLoss, teacher_weight
 
 __all__ = ["Distiller"]
 
@@ -49,10 +49,14 @@ class Distiller(Objective):
         at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
         class_weights: Weight of each class in the cross-entropy, ``[K]``; ``None`` for equal ones.
+        teacher_top1: The teacher's on held-out images, 0 to 1, which ``adaptive`` terms go by; ``None`` leaves their
+            weights as they are.
 
     Raises:
         UsageError: A loss needs features and the teacher is stored, or the networks share no tap.
     """
+
+    adaptive_weight: Tensor
 
     def __init__(
         self,
@@ -63,9 +67,12 @@ class Distiller(Objective):
         at: Sequence[str] = (),
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
+        teacher_top1: float | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("adaptive_weight", torch.ones(()))  # part of the checkpoint
+        self.teacher_top1 = teacher_top1
         if not terms:
             raise UsageError("there is no loss to minimize; give --loss")
         names = [term.name for term in terms]
@@ -129,7 +136,7 @@ class Distiller(Objective):
         return len(self.taps) // 2 if term.name == "fitnet" else len(self.taps) - 1
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``"loss"`` and each term before weighting under its name, all scalars."""
+        """Return ``"loss"``, each term before weighting, and the ``"teacher_weight"`` of adaptive ones, all scalars."""
         with self.student_taps.reading() if self.student_taps else nullcontext(Features()) as student_features:
             student = self.network(batch.pixels).float()
         with self.teacher_taps.reading() if self.teacher_taps else nullcontext(Features()) as teacher_features:
@@ -137,10 +144,21 @@ class Distiller(Objective):
             teacher = self.teacher(batch) if asked and self.teacher is not None else None
         seen = _Seen(student, teacher, student_features, teacher_features, batch)
         parts = {term.name: self._value(term, seen) for term in self.terms}
-        weighted = [term.factor(batch.epoch) * parts[term.name] for term in self.terms]
+        weighted = [self._factor(term, batch.epoch) * parts[term.name] for term in self.terms]
         if self._features_alone:  # the classifier must take part, or distributed training waits for its gradient
             weighted.append(0 * student.sum())
+        if any(term.adaptive for term in self.terms):
+            parts["teacher_weight"] = self.adaptive_weight.clone()
         return {"loss": torch.stack(weighted).sum(), **parts}
+
+    def evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Let the adaptive terms follow how far the student has come."""
+        if self.teacher_top1 is not None:
+            self.adaptive_weight.fill_(teacher_weight(self.teacher_top1, metrics["top1"], metrics["count"]))
+
+    def _factor(self, term: WeightedLoss, epoch: int) -> float | Tensor:
+        factor = term.factor(epoch)
+        return factor * self.adaptive_weight if term.adaptive else factor
 
     def _value(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         kind, options = term.kind, dict(term.options)

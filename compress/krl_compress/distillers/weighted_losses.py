@@ -18,7 +18,7 @@ from krl_train.custom import is_custom
 
 from .custom import custom_function
 
-__all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss"]
+__all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss", "teacher_weight"]
 
 Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
 """Inputs of a loss: labels with the student's logits; both nets' logits; those and labels; the last shared map;
@@ -108,6 +108,7 @@ class WeightedLoss:
         weight: Factor of the loss.
         warmup: Epochs over which the weight grows linearly to its value; the first epoch counts as one.
         standardize: Whether both nets' logits are standardized first (https://arxiv.org/abs/2403.01427).
+        adaptive: Whether the weight falls as the student overtakes the teacher; see ``teacher_weight``.
         options: Hyperparameters of the loss.
         custom: The loss, where it is a user's own.
     """
@@ -116,6 +117,7 @@ class WeightedLoss:
     weight: float
     warmup: int = 0
     standardize: bool = False
+    adaptive: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
     custom: Loss | None = None
 
@@ -163,12 +165,39 @@ def parse_loss(text: str, kinds: Mapping[str, Loss] = REGISTRY) -> WeightedLoss:
     standardize = bool(values.pop("standardize", 0))
     if standardize and kind.sees not in ("logits", "logits+labels"):
         raise UsageError(f"--loss {text}: {name} does not compare logits, so there is nothing to standardize")
+    adaptive = bool(values.pop("adaptive", 0))
+    if adaptive and (kind.sees == "labels" or kinds is not REGISTRY):
+        raise UsageError(f"--loss {text}: adaptive is for the losses of a classifier that see the teacher")
     weight, warmup = values.pop("weight", kind.weight), int(values.pop("warmup", 0))
     whole = {key: int(value) if isinstance(options[key], int) else value for key, value in values.items()}
-    return WeightedLoss(name, weight, warmup, standardize, whole, custom)
+    return WeightedLoss(name, weight, warmup, standardize, adaptive, whole, custom)
 
 
 def _custom_kind(name: str) -> Loss:
     """Return a user's function as a loss; the whole batch is gathered for it, as its samples may be coupled."""
     function, takes_labels = custom_function(name)
     return Loss(function, "logits+labels" if takes_labels else "logits", couples=True)
+
+
+# The teacher counts in full while it makes at most half of the student's mistakes, and no more once the student makes
+# fewer than it.
+_FULL, _NONE = 0.5, 1.0
+
+
+def teacher_weight(teacher: float, student: float, count: int) -> float:
+    """Return the factor of ``adaptive`` terms: 1 for a teacher that is much better than the student, 0 for a worse one.
+
+    It follows the ratio of the mistakes on held-out images: 1 up to 0.5, 0 from 1 on, linear between. So a good teacher
+    teaches to the end, and a weak one helps at the start alone.
+
+    Args:
+        teacher: Its top-1, 0 to 1.
+        student: Its top-1 so far, 0 to 1.
+        count: Number of held-out images; half a mistake is added to both, so that none is no certainty.
+
+    Example:
+        >>> [round(teacher_weight(0.9, top1, 1000), 1) for top1 in (0.1, 0.8, 0.85, 0.9, 0.95)]
+        [1.0, 1.0, 0.7, 0.0, 0.0]
+    """
+    mistakes = [(1 - top1) * count + 0.5 for top1 in (teacher, student)]
+    return min(1.0, max(0.0, (_NONE - mistakes[0] / mistakes[1]) / (_NONE - _FULL)))

@@ -30,6 +30,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return named scalar losses; ``"loss"`` is the one to minimize."""
 
+    def evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Take note of an evaluation's metrics; all processes call it with the same ones. Nothing by default."""
+        del metrics
+
 
 class Supervised(Objective):
     """Cross-entropy with the labels.
@@ -98,12 +102,15 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         labels: tuple[str, ...],
     ) -> None:
         super().__init__(objective, objective.network, optim, steps=steps, batch_size=batch_size)
+        self.objective = objective
         self.val = val
         self.labels = labels
 
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""
-        return evaluate_classifier(self.final(), self.val, self.labels, worker)
+        metrics = evaluate_classifier(self.final(), self.val, self.labels, worker)
+        self.objective.evaluated(metrics)
+        return metrics
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
         """Return top-1, and the loss for epochs that are equal in it, as on few images."""
