@@ -63,7 +63,7 @@ TRIPLES = {
     "flowers, 64 pixels": Triple(
         "--data {data}/flowers128/train --size 64", "resnet20 --epochs 20", "resnet8", "--epochs 15"
     ),
-    "digits, all images": Triple("--data digits", "resnet20 --epochs 40", "dscnn-0.5"),
+    "digits, another architecture": Triple("--data digits", "resnet20 --epochs 40", "dscnn-0.25", "--epochs 10"),
     "cifar10, another architecture": Triple(
         "--data {data}/cifar10", "resnet20 --limit 16000 --epochs 20", "dscnn-1", "--limit 4000 --epochs 15"
     ),
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("suite"))
     parser.add_argument("--triples", nargs="+", choices=tuple(TRIPLES), default=tuple(TRIPLES))
-    parser.add_argument("--methods", nargs="+", default=["default"])
+    parser.add_argument("--methods", nargs="*", default=["default"])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     methods = dict(options_of(method) for method in arguments.methods)
