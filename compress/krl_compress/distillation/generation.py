@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,8 +41,6 @@ from krl_train.worker import Worker
 from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["LatentStream", "prepare"]
-
-_log = logging.getLogger("krl")
 
 _SEED = 4  # of the latents of the teacher's images; the student is measured on others
 
@@ -121,7 +118,9 @@ class _GeneratorJob(Job):
         """Train the student with the teacher; one that learns at the same time is written as well."""
         run = self._train(self.task, self.student, record, self.config.out)
         if isinstance(self.task, OnlineStudentTask):
-            metrics = generator_size(self.teacher)
+            device = resolve_device(self.config.loop.device)
+            measured = self.score(self.task.teaching.final().eval(), Worker(device))
+            metrics = {**generator_size(self.teacher), **measured}
             taught = replace(self.there.record, metrics=metrics, command=record.command, history=())
             Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
         return run
@@ -249,8 +248,6 @@ def _scoring(
 def _refuse_unused(config: DistillConfig) -> None:
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; a generator has one")
-    if config.baseline and config.generation.features is None:
-        _log.warning("nothing measures how good the baseline is; --features CLASSIFIER measures both")
 
 
 def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:
