@@ -43,7 +43,7 @@ class ImageSet:
     Attributes:
         pixels: As given, on the device.
         floor: The largest energy coefficient of two random halves of the images, of 20: a set of generated images that
-            is no farther away cannot be told from real ones by this figure.
+            is no farther away is as good as real by this figure.
 
     Raises:
         UsageError: There are fewer than 4 images.

@@ -78,7 +78,7 @@ class CollapseWatch:
             )
 
     def faults(self) -> list[str]:
-        """Return what is wrong with the last 100 steps, with advice; nothing after fewer than 50 steps."""
+        """Return the faults of the last 100 steps, with advice; nothing after fewer than 50 steps."""
         steps = len(self._recent)
         if steps < _ENOUGH:
             return []
