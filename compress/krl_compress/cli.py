@@ -10,6 +10,7 @@ from typing import Any
 from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
+from krl_train.cli import figure_note
 from krl_train.config import RECORD, recorded_task
 from krl_train.processes import leave_group
 
@@ -25,6 +26,8 @@ _COLUMNS = (
     "psnr_mean",
     "ssim",
     "gain",
+    "energy",
+    "diversity",
     "fid",
     "kid",
     "coverage",
@@ -48,7 +51,7 @@ def distill(config: DistillConfig) -> None:
         if result.details["rounded"]:
             rows.append(("student before, in floating point", result.details["float"]))
             rows.append(("student before, rounded to INT8", result.details["rounded"]))
-        print(_comparison([*rows, ("student", result.student)]))
+        print(_comparison([*rows, ("student", result.student)]) + figure_note(result.student))
     next_command(f"krl-deploy export {result.run} -o NAME.krl")
 
 

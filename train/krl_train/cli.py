@@ -14,7 +14,7 @@ from . import verbs
 from .config import RECORD, EvaluateConfig, FitConfig, ImportConfig, ModelsConfig, UnpackConfig, model_names
 from .processes import leave_group
 
-__all__ = ["main"]
+__all__ = ["figure_note", "main"]
 
 _ERROR = "_standard_error"
 _CLASSES = 20  # rows of a table that fit a screen; the worst come first
@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> None:
     elif "samples" in result:
         where = f" ({result['variant']})" if "variant" in result else ""
         print(f"{result['run']}{where}: {result['samples']} generated images")
-        print(_metrics_table(result))
+        print(_metrics_table(result) + figure_note(result))
     else:
         print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
         print(f"trained on: {result['trained_on']}")
@@ -90,7 +90,7 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
                 f"measured on the images of the split {result.metrics['split']}; trained on: "
                 f"{result.metrics['trained_on']}"
             )
-        print(_metrics_table(result.metrics))
+        print(_metrics_table(result.metrics) + figure_note(result.metrics))
         if "confusion" in result.metrics:
             _show_each(result.metrics)
     next_command(f"krl-compress distill --teacher {result.run} --student NAME --out STUDENT", _export(str(result.run)))
@@ -98,6 +98,18 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
 
 def _export(run: str) -> str:
     return f"krl-deploy export {run} -o NAME.krl"
+
+
+def figure_note(metrics: Mapping[str, Any]) -> str:
+    """Return the lines below a generator's table that say what its energy is; empty for other networks."""
+    reference = metrics.get("energy_reference")
+    if reference is None:
+        return ""
+    return (
+        f"\nenergy: distance of {reference['generated']} generated images from {reference['real']} "
+        f"{reference['images']}, 0 (alike) to 1\n"
+        f"two halves of the {reference['images']} have {reference['floor']:.2g}; nothing is better than that"
+    )
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:

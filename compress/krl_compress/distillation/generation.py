@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +24,12 @@ from krl_train.conditioning.generator_data import GeneratorData, open_generator,
 from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
+from krl_train.metrics.energy import energy_images
 from krl_train.metrics.generation import FeatureNet
-from krl_train.metrics.scoring import GeneratorScore, score_against
+from krl_train.metrics.scoring import GeneratorScore, image_set, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
+from krl_train.models.sampling import generate_pixels, sample_latents
 from krl_train.processes import refuse_several
 from krl_train.run import Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
@@ -41,7 +42,7 @@ from .job import COMMAND, Job, parents, starting_point
 
 __all__ = ["LatentStream", "prepare"]
 
-_log = logging.getLogger("krl")
+_SEED = 4  # of the latents of the teacher's images; the student is measured on others
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _GeneratorJob(Job):
         weights: Of each term.
         data: Real images and conditions, where they are needed.
         classifier: Whose features the student is compared in.
-        score: Measures generators, if asked.
+        score: Measures generators.
         loop: How long the student is trained, and in which batches.
         stream: What a step takes.
         student: The student, made here.
@@ -93,7 +94,7 @@ class _GeneratorJob(Job):
     weights: dict[str, float]
     data: GeneratorData | None
     classifier: FeatureNet | None
-    score: GeneratorScore | None
+    score: GeneratorScore
     loop: PlannedLoop
     stream: TrainingStream[Batch]
     student: GeneratorNetwork = field(init=False)
@@ -104,12 +105,9 @@ class _GeneratorJob(Job):
         self.task = self._new_task()
 
     def measure_teachers(self) -> list[dict[str, Any]]:
-        """Return the size of the teacher and, with ``--features``, how good its images are."""
-        measured: dict[str, Any] = generator_size(self.teacher)
-        if self.score is not None:
-            device = resolve_device(self.config.loop.device)
-            measured |= self.score(self.teacher.to(device), Worker(device))
-        return [measured]
+        """Return the size of the teacher and how good its images are."""
+        device = resolve_device(self.config.loop.device)
+        return [{**generator_size(self.teacher), **self.score(self.teacher.to(device), Worker(device))}]
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student against a discriminator alone."""
@@ -120,7 +118,9 @@ class _GeneratorJob(Job):
         """Train the student with the teacher; one that learns at the same time is written as well."""
         run = self._train(self.task, self.student, record, self.config.out)
         if isinstance(self.task, OnlineStudentTask):
-            metrics = generator_size(self.teacher)
+            device = resolve_device(self.config.loop.device)
+            measured = self.score(self.task.teaching.final().eval(), Worker(device))
+            metrics = {**generator_size(self.teacher), **measured}
             taught = replace(self.there.record, metrics=metrics, command=record.command, history=())
             Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
         return run
@@ -202,10 +202,6 @@ def prepare(config: DistillConfig) -> Job:
     images = versus_data or bool(teacher.condition)
     data = read_data(there.record, config.data) if images or options.features else None
     device = resolve_device(config.loop.device)
-    score = None
-    if options.features is not None and data is not None:
-        tokens = None if data.conditions is None else data.conditions.tokens
-        score = score_against(options.features, data.val, options.score_samples, device, teacher.condition, tokens)
     record = RunRecord(
         task="generation",
         model=replace(there.record.model, name=name),
@@ -228,17 +224,30 @@ def prepare(config: DistillConfig) -> Job:
         weights=weights,
         data=data,
         classifier=None if perceptual is None else FeatureNet(perceptual, device),
-        score=score,
+        score=_scoring(config, teacher, data, device),
         loop=loop,
         stream=_latents(config, loop.batch_size) if needed is None else _images(config, needed, loop),
     )
 
 
+def _scoring(
+    config: DistillConfig, teacher: GeneratorNetwork, data: GeneratorData | None, device: torch.device
+) -> GeneratorScore:
+    """Return the metrics of generators: against real images or, where none are read, against the teacher's own."""
+    options = config.generation
+    if data is not None:
+        tokens = None if data.conditions is None else data.conditions.tokens
+        return score_against(
+            options.features, data.val, data.train, options.score_samples, device, teacher.condition, tokens
+        )
+    count = energy_images(options.score_samples, teacher.preprocessing.shape)
+    made = generate_pixels(teacher, sample_latents(count, teacher.latent_size, _SEED))
+    return GeneratorScore(image_set(made, device), "images of the teacher", options.score_samples)
+
+
 def _refuse_unused(config: DistillConfig) -> None:
     if len(config.teacher) != 1:
         raise UsageError(f"{len(config.teacher)} teachers are given; a generator has one")
-    if config.baseline and config.generation.features is None:
-        _log.warning("nothing measures how good the baseline is; --features CLASSIFIER measures both")
 
 
 def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:

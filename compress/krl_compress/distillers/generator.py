@@ -23,6 +23,7 @@ from krl_train.models.network import fit_images
 from krl_train.models.sampling import sample_grid, sample_latents
 from krl_train.tasks import Batch, Learner, Task, Update
 from krl_train.tasks.adversarial import generator_loss
+from krl_train.tasks.collapse import CollapseAlarm
 from krl_train.tasks.gan import GanTask, Score, averaged_generator, generator_learner
 from krl_train.worker import Worker
 
@@ -31,6 +32,7 @@ from .weighted_losses import Loss
 __all__ = ["GENERATION_LOSSES", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
 
 _MEASURED = 1000  # latents on which student and teacher are compared at an evaluation
+_ADVICE = "Look at the samples of the teacher; lower --lr, give a larger student, or train longer"
 _SEED = 1  # of those latents; training draws from the run's seed
 
 
@@ -170,6 +172,7 @@ class _Follower(Task[Batch]):
     student: Learner
     conditions: Conditions | None
     score: Score | None
+    alarm: CollapseAlarm
 
     def final(self) -> GeneratorNetwork:
         """Return the moving average of the student, which the run keeps."""
@@ -183,7 +186,7 @@ class _Follower(Task[Batch]):
         if self.conditions is not None:
             tokens = self.conditions.tokens[torch.arange(_MEASURED) * len(self.conditions.tokens) // _MEASURED]
         close = same_latent(student, teacher, latents, tokens)
-        return {**close, **({} if self.score is None else self.score(student, worker))}
+        return self.alarm({**close, **({} if self.score is None else self.score(student, worker))}, self.student)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return the teacher's images (left) and the student's (right) of the same latents."""
@@ -220,6 +223,7 @@ class StudentTask(_Follower):
         self.objective, self.conditions, self.score = objective, conditions, score
         self.student = generator_learner(objective, objective.student, optim, steps, lr=optim.lr)
         self.learners = {"student": self.student}
+        self.alarm = CollapseAlarm(steps, advice=_ADVICE)
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
         """Follow the teacher on one batch of latents."""
@@ -295,6 +299,7 @@ class OnlineStudentTask(StudentTask):
     ) -> None:
         super().__init__(objective, optim, steps=steps, conditions=teaching.conditions, score=score)
         self.teaching = teaching
+        self.alarm = CollapseAlarm(steps, teaching.watch, _ADVICE)
         self.learners = {"student": self.student, **teaching.learners}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:

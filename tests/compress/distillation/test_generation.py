@@ -116,14 +116,6 @@ def test_terms_are_what_their_names_say(tmp_path: Path) -> None:
     assert not any("teacher" in name for name, _ in objective.named_parameters())
 
 
-def test_a_baseline_that_nothing_measures_is_logged(
-    teacher: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("WARNING", logger="krl"):
-        distill(config(teacher, tmp_path / "run", baseline=True, loop=replace(LOOP, epochs=1)))
-    assert "nothing measures how good the baseline is; --features CLASSIFIER measures both" in caplog.text
-
-
 def test_maps_of_no_common_resolution_are_refused() -> None:
     small = replace(PREPROCESSING, height=8, width=8)
     student, teacher = generator("subgan-2", preprocessing=small), generator("dcgan-2", preprocessing=small)
@@ -142,7 +134,8 @@ def test_a_conditional_student_is_distilled_beside_one_without_a_teacher(teacher
     assert record.data["conditions"] == teacher.record.data["conditions"]
     assert record.parent["teachers"][0]["weights_sha256"] == teacher.record.weights_sha256
     for metrics in (record.metrics, record.metrics["teacher"], record.metrics["baseline"]):
-        assert {"fid", "kid", "agreement", "parameters", "macs"} <= set(metrics)
+        assert {"fid", "kid", "agreement", "energy", "diversity", "collapsed", "parameters", "macs"} <= set(metrics)
+        assert metrics["energy_reference"]["images"] == "validation images"
     assert {"psnr", "ssim"} <= set(record.metrics)
     assert {"pixels", "generator", "discriminator"} <= set(record.history[0])
     assert (run.path / "baseline" / "run.json").is_file()
@@ -169,6 +162,11 @@ def test_an_imported_generator_needs_no_data(third_party: Run, tmp_path: Path) -
     assert run.record.metrics["psnr"] > run.record.history[0]["val_psnr"] + 3
     assert run.record.metrics["parameters"] == 3 * 16 + 16 + 16 * 64 + 64
     assert run.record.data == {}
+    # There are no real images: the student is measured against the teacher's, and so is the teacher, on other latents.
+    reference = run.record.metrics["energy_reference"]
+    assert (reference["images"], reference["real"]) == ("images of the teacher", 2000)
+    assert run.record.metrics["teacher"]["energy"] <= reference["floor"] < run.record.metrics["energy"]
+    assert run.record.metrics["collapsed"] is False
     assert distill(replace(student, resume=True)).record.weights_sha256 == run.record.weights_sha256
 
 
@@ -196,6 +194,7 @@ def test_a_student_follows_a_teacher_that_is_still_trained(teacher: Run, tmp_pat
     assert {"pixels", "kernel", "teacher_generator", "teacher_discriminator"} <= set(run.record.history[0])
     assert "discriminator" not in run.record.history[0]
     taught = Run.open(run.path / "teacher")
+    assert 0 < taught.record.metrics["energy"] < 1
     against = GeneratorScoreConfig(against=taught.path, score_samples=1000)
     followed = evaluate(EvaluateConfig(run=run.path, generator=against, device="cpu", data=DataConfig(limit=160)))
     assert followed["psnr"] == pytest.approx(run.record.metrics["psnr"], abs=0.01)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from _helpers.digits import train_run, write_digits
 from _helpers.generation import LOOP, gan_config, third_party_generator
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, KrlError, RunError, TrainingError, UsageError
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.cli import main
 from krl_train.config import (
     ConditioningConfig,
     DataConfig,
     EvaluateConfig,
+    FitConfig,
     GenerationConfig,
     GeneratorScoreConfig,
     InputConfig,
@@ -29,11 +32,13 @@ from krl_train.data.diffaugment import diffaugment
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.importers.importing import import_weights
 from krl_train.loop import CHECKPOINT
-from krl_train.models.generators import GeneratorNetwork
-from krl_train.run import WEIGHTS
+from krl_train.models.generators import GeneratorNetwork, build_generator
+from krl_train.run import WEIGHTS, ModelSpec
 from krl_train.tasks.adversarial import discriminator_loss, generator_loss, r1_penalty
-from krl_train.tasks.gan import CollapseWatch, GanTask
+from krl_train.tasks.collapse import CollapseWatch
+from krl_train.tasks.gan import GanTask
 from krl_train.tasks.vae import divergence, gaussian_likelihood
+from krl_train.training import gan
 from krl_train.training.fit import fit
 
 
@@ -176,6 +181,76 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(
     assert all(torch.isfinite(value).all() for value in saved["learners"]["generator"]["module"].values())
 
 
+SHORT = GenerationConfig(latent=6, score_samples=500)
+
+
+def short_gan(out: Path, **changes: object) -> FitConfig:
+    """Return a training of 120 steps on the digits, as short as a first look is."""
+    values = {"data": DataConfig(data="digits"), "loop": replace(LOOP, epochs=11, evaluate_every=11, batch_size=128)}
+    return gan_config(out, **{**values, "model": "dcgan-4", "generation": SHORT, **changes})
+
+
+@pytest.mark.parametrize(("task", "condition"), [("gan", "none"), ("gan", "labels"), ("vae", "none")])
+def test_a_short_training_of_the_digits_raises_no_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str, condition: str
+) -> None:
+    knowledge = ConditioningConfig(condition=condition, condition_dim=4)
+    metrics = fit(short_gan(tmp_path / "run", task=task, conditioning=knowledge)).record.metrics
+    assert metrics["collapsed"] is False
+    assert "fails" not in caplog.text
+    assert metrics["energy_reference"]["images"] == "validation images"
+    assert metrics["energy_reference"]["real"] == 359
+    assert metrics["energy_reference"]["generated"] == 500
+    assert metrics["energy_reference"]["floor"] < metrics["energy"] < 0.5
+
+
+def deaf(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorNetwork:
+    """Return a generator that does not see its latent: its images of one condition are all the same."""
+    generator = build_generator(spec, preprocessing)
+    generator.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]), *inputs[1:]))
+    return generator
+
+
+@pytest.mark.parametrize(("task", "condition"), [("gan", "none"), ("gan", "labels"), ("vae", "none")])
+def test_a_collapse_is_noticed_in_a_short_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: str, condition: str
+) -> None:
+    monkeypatch.setattr(gan, "build_generator", deaf)
+    knowledge = ConditioningConfig(condition=condition, condition_dim=4)
+    run = fit(short_gan(tmp_path / "run", task=task, conditioning=knowledge, model="dsgan-4"))
+    assert run.record.metrics["collapsed"] is True
+    assert run.record.metrics["diversity"] < 0.01
+    assert "collapsed" in json.loads((run.path / "run.json").read_text())["metrics"]
+    assert "differ by 0.0% of what real images do" in caplog.text
+    assert {"gan": "raise --r1", "vae": "Lower --beta"}[task] in caplog.text
+
+
+def test_a_discriminator_that_wins_at_once_is_noticed_in_a_short_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The generator hardly moves, and its opponent does, fast.
+    options = replace(SHORT, r1=0.0, discriminator_lr=0.02)
+    run = fit(short_gan(tmp_path / "run", model="dcgan-16", generation=options, optim=OptimConfig(lr=1e-7)))
+    assert run.record.metrics["collapsed"] is True
+    assert "of the last 100 steps; the generator learns nothing from it. Lower --discriminator-lr" in caplog.text
+
+
+def test_steps_that_go_wrong_are_named_when_they_are_many() -> None:
+    won, lost = (torch.full((4,), 3.0), torch.full((4,), -3.0)), (torch.zeros(4), torch.zeros(4))
+    images = 255 * torch.rand(4, 1, 4, 4)
+    watch = CollapseWatch(500)
+    for step in range(60):
+        assert (watch.faults() == []) is (step < 50)
+        watch(*(lost if step % 12 == 5 else won), images, images)
+    assert len(watch.faults()) == 1
+    for _ in range(30):
+        watch(*lost, images, images)
+    assert watch.faults() == []
+    for _ in range(100):
+        watch(*lost, images, images[:1].expand(4, -1, -1, -1))
+    assert "the generated images were all the same in 100 of the last 100 steps" in watch.faults()[0]
+
+
 def test_a_discriminator_that_always_wins_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = [5.0, -5.0, -5.0] * 100  # real, generated, and generated again for the generator's step
 
@@ -278,8 +353,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing does not exist"):
         fit(gan_config(tmp_path / "run", generation=missing))
     run = fit(gan_config(tmp_path / "done", loop=replace(LOOP, epochs=1)))
-    with pytest.raises(UsageError, match="nothing to measure; give --features"):
-        evaluate(EvaluateConfig(run=run.path))
     with pytest.raises(UsageError, match="needs a generator that was trained with --condition labels"):
         evaluate(EvaluateConfig(run=run.path, generator=GeneratorScoreConfig(train_on_synthetic="resnet8")))
     classifier = train_run(tmp_path / "c", write_digits(tmp_path / "d", per_class=4, val_per_class=2), steps=1)
@@ -299,7 +372,15 @@ def test_the_command_line_trains_and_compares(tmp_path: Path, capsys: pytest.Cap
     options = ["--task", "gan", "--model", "mlp-8", "--data", "digits", "--limit", "64", "--val-limit", "64"]
     options += ["--epochs", "1", "--batch-size", "32", "--latent", "3", "--diffaugment", "color", "cutout"]
     assert main(["fit", *options, "--device", "cpu", "--out", out]) == 0
-    assert "mlp-8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "mlp-8" in printed
+    assert re.search(
+        r"^energy: distance of 2000 generated images from 64 validation images, 0 \(alike\) to 1$", printed, re.M
+    )
+    assert re.search(r"^two halves of the validation images have 0\.\d+; nothing is better than that$", printed, re.M)
+    assert main(["evaluate", out, "--json", "--device", "cpu", "--score-samples", "2000", "--val-limit", "64"]) == 0
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
+    assert json.loads(capsys.readouterr().out)["energy"] == pytest.approx(recorded["energy"], abs=1e-3)
     assert main(["evaluate", out, "--against", out, "--score-samples", "64", "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["psnr"] is None  # the same images

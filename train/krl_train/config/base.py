@@ -273,7 +273,8 @@ class GeneratorScoreConfig:
     """Metrics of a generator; nothing is downloaded."""
 
     features: Path | None = None
-    """Run of a classifier, on whose features FID, KID, precision, recall, density and coverage are measured."""
+    """Run of a classifier, on whose features FID, KID, precision, recall, density and coverage are measured as
+    well."""
     score_samples: int = 5000
     """Generated images, and real ones at most."""
     against: Path | None = None

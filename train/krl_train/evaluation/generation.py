@@ -39,18 +39,15 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
 
     Returns:
         ``run``, ``samples``, ``trained_on``, ``parameters`` (of a run), ``variant`` and ``backend`` (of a bundle), and
-        as asked for: with ``features`` what ``GeneratorScore`` returns, ``fid_floor`` (the Fréchet distance between
-        real training and real validation images) and ``features`` (which classifier); with ``against`` what
-        ``same_latent`` returns; with ``train_on_synthetic`` ``synthetic_top1``.
+        what ``GeneratorScore`` returns (not with ``against`` alone, where no images are needed). As asked for: with
+        ``features`` ``fid_floor`` (the Fréchet distance between real training and real validation images) and
+        ``features`` (which classifier); with ``against`` what ``same_latent`` returns; with ``train_on_synthetic``
+        ``synthetic_top1``.
 
     Raises:
-        KrlError: A run, the bundle or the data cannot be used, or nothing is asked for.
+        KrlError: A run, the bundle or the data cannot be used.
     """
     options = config.generator
-    if options.features is None and options.against is None and options.train_on_synthetic is None:
-        raise UsageError(
-            "nothing to measure; give --features CLASSIFIER, --against GENERATOR or --train-on-synthetic MODEL"
-        )
     device = resolve_device(config.device)
     against = None if options.against is None else open_generator(options.against)
     if run is None:
@@ -59,13 +56,14 @@ def evaluate_generator(run: Run | None, config: EvaluateConfig) -> dict[str, Any
         made = _generator_of(run).to(device)
         generator, record = made, run.record
         described = {"parameters": sum(parameter.numel() for parameter in made.parameters())}
-    needs_data = bool(options.features or options.train_on_synthetic or generator.condition)
+    # Two generators are compared without images; whatever else is measured needs some.
+    needs_data = bool(options.features or options.train_on_synthetic or generator.condition or against is None)
     data = read_data(record, config.data) if needs_data else None
     result: dict[str, Any] = {"run": str(config.run), "samples": options.score_samples, **described}
     result["trained_on"] = trained_on(record)
     if data is not None:
         result["data"] = data.source.name
-    if options.features is not None and data is not None:
+    if data is not None:
         result |= _score(generator, data, options, device)
     if against is not None:
         result |= {"against": str(options.against), **_compare(generator, against[1].to(device), data, options)}
@@ -108,15 +106,20 @@ def _record_of(deployed: DeployedGenerator) -> RunRecord:
 def _score(
     generator: ImageGenerator, data: GeneratorData, options: GeneratorScoreConfig, device: torch.device
 ) -> dict[str, Any]:
-    assert options.features is not None  # noqa: S101  for the type checker
     tokens = None if data.conditions is None else data.conditions.tokens
-    score = score_against(options.features, data.val, options.score_samples, device, generator.condition, tokens)
-    training = score.classifier.statistics(real_pixels(data.train, len(score.real.features))[0])
+    score = score_against(
+        options.features, data.val, data.train, options.score_samples, device, generator.condition, tokens
+    )
+    found = score(generator, Worker(device))
+    if score.features is None:
+        return found
+    classifier, real = score.features.classifier, score.features.real.features
+    training = classifier.statistics(real_pixels(data.train, len(real))[0])
     return {
-        **score(generator, Worker(device)),
-        "fid_floor": round(frechet_distance(score.real.features, training.features), 6),
-        "real": len(score.real.features),
-        "features": score.classifier.describe(),
+        **found,
+        "fid_floor": round(frechet_distance(real, training.features), 6),
+        "real": len(real),
+        "features": classifier.describe(),
     }
 
 

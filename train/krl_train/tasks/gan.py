@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from krl_runtime.errors import TrainingError
 from krl_train.conditioning import Conditions
 from krl_train.config import GenerationConfig, OptimConfig
 from krl_train.data.diffaugment import diffaugment
@@ -22,9 +21,10 @@ from krl_train.worker import Worker
 
 from .adversarial import discriminator_loss, generator_loss, r1_penalty
 from .base import Batch, Learner, Task, Update
+from .collapse import CollapseAlarm, CollapseWatch
 from .learners import gan_adam, growing_average, make_learner
 
-__all__ = ["CollapseWatch", "GanTask", "Score", "averaged_generator", "generator_learner"]
+__all__ = ["GanTask", "Score", "averaged_generator", "generator_learner"]
 
 _R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
 
@@ -53,51 +53,6 @@ def averaged_generator(learner: Learner) -> GeneratorNetwork:
     assert learner.average is not None  # noqa: S101  for the type checker
     assert isinstance(learner.average.module, GeneratorNetwork)  # noqa: S101  for the type checker
     return learner.average.module
-
-
-class CollapseWatch:
-    """Notices that a GAN has failed, though all numbers are finite.
-
-    Two things are watched: the discriminator makes no error any more, so that the generator learns nothing; and the
-    generated images of a batch are all the same.
-
-    Args:
-        patience: Consecutive steps that either may last.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self._won = self._same = 0
-
-    def __call__(self, real: Tensor, fake: Tensor, real_pixels: Tensor, fake_pixels: Tensor) -> None:
-        """Look at one step.
-
-        Args:
-            real: Logits of real images, ``[N]``.
-            fake: Logits of generated images, ``[N]``.
-            real_pixels: ``[N, C, H, W]``.
-            fake_pixels: ``[N, C, H, W]``.
-
-        Raises:
-            TrainingError: Either has lasted too long.
-        """
-        margin = float(torch.minimum(real.min(), -fake.max()))
-        self._won = self._won + 1 if margin > 1 else 0
-        spread = [float(pixels.float().std(0, unbiased=False).mean()) for pixels in (fake_pixels, real_pixels)]
-        self._same = self._same + 1 if len(fake_pixels) > 1 and spread[0] < 0.02 * spread[1] else 0
-        kept = "the last good checkpoint stays"
-        if self._won > self.patience:
-            raise TrainingError(
-                f"the discriminator classified every image of {self._won} steps correctly with a margin; the generator "
-                f"learns nothing from it. {kept[0].upper()}{kept[1:]}. Lower --discriminator-lr or "
-                "--discriminator-width, raise --r1, or give --diffaugment color translation cutout"
-            )
-        if self._same > self.patience:
-            raise TrainingError(
-                f"the generated images of {self._same} steps are all the same (they differ by less than 2 % of what "
-                f"real ones do): the generator has collapsed. {kept[0].upper()}{kept[1:]}. Lower --lr, raise --r1, or "
-                "use another --seed or a larger --batch-size"
-            )
 
 
 class GanTask(Task[Batch]):
@@ -132,6 +87,7 @@ class GanTask(Task[Batch]):
         self.conditions, self.guide, self.guide_weight, self.score = conditions, guide, guide_weight, score
         self.adversarial_weight = 1.0
         self.watch = CollapseWatch(options.patience)
+        self.alarm = CollapseAlarm(steps, self.watch)
         lr = options.discriminator_lr or optim.lr
         self.learners = {
             "generator": generator_learner(generator, generator, optim, steps, lr=optim.lr),
@@ -195,8 +151,9 @@ class GanTask(Task[Batch]):
         return averaged_generator(self.learners["generator"])
 
     def evaluate(self, worker: Worker) -> dict[str, Any]:
-        """Score the moving average of the generator."""
-        return {} if self.score is None else self.score(self.final().eval(), worker)
+        """Score the moving average of the generator, and say whether it has collapsed."""
+        found = {} if self.score is None else self.score(self.final().eval(), worker)
+        return self.alarm(found, self.learners["generator"])
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:
         """Return a grid of 64 images of the same latents each time; with conditions each row has another one."""

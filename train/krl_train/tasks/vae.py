@@ -23,6 +23,7 @@ from krl_train.models.sampling import image_grid, sample_grid
 from krl_train.worker import Worker
 
 from .base import Batch, Task, Update
+from .collapse import CollapseAlarm
 from .gan import Score, averaged_generator, generator_learner
 
 __all__ = ["VaeTask", "VariationalAutoencoder", "divergence", "gaussian_likelihood"]
@@ -31,6 +32,7 @@ _WIDTH = 32  # channels of the encoder at full resolution; it is not kept
 _BATCH = 250  # images in a run of the evaluation: bounded memory
 _MEASURED = 2000  # validation images that are reconstructed at an evaluation
 _LR = 1e-3  # Adam's own default
+_ADVICE = "Lower --beta or --lr, or train longer"
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -137,6 +139,7 @@ class VaeTask(Task[Batch]):
         score: Score | None = None,
     ) -> None:
         self.model, self.beta, self.val, self.conditions, self.score = model, beta, val, conditions, score
+        self.alarm = CollapseAlarm(steps, advice=_ADVICE)
         self.learners = {"vae": generator_learner(model, model.generator, optim, steps, lr=optim.lr or _LR)}
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
@@ -161,7 +164,8 @@ class VaeTask(Task[Batch]):
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure how well images are reconstructed (``psnr``, dB), and score what the decoder generates."""
         generator = self.final().eval()
-        result = {} if self.score is None else self.score(generator, worker)
+        found = {} if self.score is None else self.score(generator, worker)
+        result = self.alarm(found, self.learners["vae"])
         if self.conditions is not None:  # the validation images' conditions are not known
             return result
         self.model.eval()

@@ -149,13 +149,10 @@ def generator_size(generator: GeneratorNetwork) -> dict[str, int]:
     return {"parameters": count_parameters(generator), "macs": count_generator_macs(generator)}
 
 
-def scoring(config: FitConfig, start: GeneratorTraining) -> Score | None:
-    """Return the metrics of the generator at evaluations; ``None`` where no classifier is named for it."""
+def scoring(config: FitConfig, start: GeneratorTraining) -> Score:
+    """Return the metrics of the generator at evaluations; those of a classifier's features where one is named."""
     options = config.generation
-    if options.features is None:
-        return None
     tokens = None if start.conditions is None else start.conditions.tokens
     device = resolve_device(config.loop.device)
-    return score_against(
-        options.features, start.training.val, options.score_samples, device, start.generator.condition, tokens
-    )
+    val, train = start.training.val, start.training.train
+    return score_against(options.features, val, train, options.score_samples, device, start.generator.condition, tokens)
