@@ -159,6 +159,8 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
             "the shorter side"
         )
     truth = image[: height - height % scale, : width - width % scale]
+    if scale == 1:
+        return truth, truth
     small = Image.fromarray(np.ascontiguousarray(truth)).resize(
         (truth.shape[1] // scale, truth.shape[0] // scale), Image.Resampling.BICUBIC
     )

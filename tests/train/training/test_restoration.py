@@ -307,7 +307,6 @@ def test_the_commands_print_and_evaluate(images: Path, tmp_path: Path, capsys: p
         ({"input": InputConfig(size=(2,))}, UsageError, "patches of 4 pixels a side or more"),
         ({"pretrained": True}, UsageError, "--pretrained is for classification and style"),
         ({"augment": AugmentConfig(mixup=0.2)}, UsageError, "--mixup is for classification; the task is restoration"),
-        ({"data": DataConfig(data="FOLDER", memory_limit_mb=0)}, DataError, "raise --memory-limit-mb"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
