@@ -23,10 +23,11 @@ from krl_compress.distillation.distill import distill
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.images.folders import ImageFile
 from krl_train.config import DataConfig, EvaluateConfig, FitConfig, InputConfig, LoopConfig, RestorationConfig
+from krl_train.data import Truths
 from krl_train.data import patches as patches_module
 from krl_train.data.ahead import READ_AHEAD, pooled_order, prefetched, read_ahead
 from krl_train.data.pairs import read_pairs
-from krl_train.data.patches import LEAST_HELD, PatchBatch, PatchStream, Truths, read_truths
+from krl_train.data.patches import LEAST_HELD, PatchBatch, PatchStream, read_truths
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.training.fit import fit
 from krl_train.worker import Worker

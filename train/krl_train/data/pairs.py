@@ -8,8 +8,8 @@ from krl_runtime.errors import DataError
 from krl_runtime.images.folders import ImageFile, ImageFolder, find_images
 from krl_train.config import DataConfig
 
-from . import Truths
 from .patches import read_truths
+from .truths import Truths
 
 __all__ = ["list_pairs", "read_pairs"]
 

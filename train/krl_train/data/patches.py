@@ -1,4 +1,4 @@
-"""Images for restoration: whole ones as ground truth, and random patches of them with their degraded inputs.
+"""Images for restoration: read whole, and random patches of them with their degraded inputs.
 
 A patch depends on the seed, the epoch and its number alone: not on the batch it is in, nor on the process that cuts it.
 """
@@ -6,11 +6,9 @@ A patch depends on the seed, the epoch and its number alone: not on the batch it
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,24 +18,22 @@ import torch
 from torch import Tensor
 
 from krl_runtime.errors import DataError, ImageError
-from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, find_images, report_bad
 from krl_runtime.images.formats import open_header
-from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.images.luma import corrupt, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 from krl_train.config import DataConfig, LoopConfig, plan_loop, steps_per_epoch
 from krl_train.worker import Worker
 
 from .ahead import READ_AHEAD, pooled_order, prefetched, read_ahead
-from .disk_images import DiskImages, Images, image_hash
+from .truths import DiskImages, Truths, image_hash
 
 __all__ = [
     "GRAY_MODES",
     "LEAST_HELD",
     "PatchBatch",
     "PatchStream",
-    "Truths",
     "are_gray",
     "list_images",
     "read_image",
@@ -54,84 +50,6 @@ _LOOKED_AT = 16  # images whose headers show whether a folder is gray
 _log = logging.getLogger("krl")
 
 _Pair: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Truths:
-    """Undamaged images.
-
-    Attributes:
-        names: File names.
-        images: uint8 ``[H, W]`` or ``[H, W, 3]`` each, of any sizes; in memory or on disk.
-        inputs: What each is to be made from, of the same sizes, where that is given and not made of it.
-    """
-
-    names: tuple[str, ...]
-    images: Images
-    inputs: Images | None = None
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.names)
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether images are decoded at each use."""
-        return any(isinstance(item, DiskImages) for item in (self.images, self.inputs))
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each image."""
-        return list(self.images.shapes) if isinstance(self.images, DiskImages) else [item.shape for item in self.images]
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the pixels of all images, in their order."""
-        return sha256_bytes(",".join([*self.hashes, *_hashes(self.inputs or ())]).encode())
-
-    @cached_property
-    def hashes(self) -> list[str]:
-        """SHA-256 of each image's shape and pixels, as they were read."""
-        return _hashes(self.images)
-
-    def pair_bytes(self, index: int, scale: int) -> int:
-        """Return how many bytes one image and its input take in memory."""
-        size = math.prod(self.shapes[index])
-        return 2 * size if self.inputs is not None else size if scale == 1 else size + size // scale**2
-
-    def pair(
-        self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return the input that one image is to be made from, and the image.
-
-        Args:
-            index: Number of the image; noise follows from it.
-            scale: By how much the truth is larger than the input.
-            degradation: See ``krl_runtime.images.luma.corrupt``.
-            side: Take the center of this many pixels a side at most.
-
-        Raises:
-            UsageError: The image is too small for the scale.
-        """
-        if self.inputs is not None:
-            return _center(self.inputs[index], side), _center(self.images[index], side)
-        small, truth = degrade(_center(self.images[index], side), scale)
-        return corrupt(small, degradation, (index,)), truth
-
-    def describe(self) -> dict[str, Any]:
-        """Return ``"count"`` and ``"identity"`` for ``run.json``."""
-        return {"count": len(self), "identity": self.identity}
-
-
-def _hashes(images: Images) -> list[str]:
-    return list(images.hashes) if isinstance(images, DiskImages) else [image_hash(image) for image in images]
-
-
-def _center(image: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
-    if side is None:
-        return image
-    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-    return image[top : top + side, left : left + side]
 
 
 def list_images(root: str | Path, config: DataConfig) -> ImageFolder:
@@ -182,12 +100,10 @@ def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: It is not an image that can be read.
     """
-    if color == "rgb":
-        return np.asarray(open_image(path, mode="RGB"))
-    gray = np.asarray(open_image(path, mode="L"))
-    if color == "gray":
-        return gray
-    return gray if open_header(path).mode in GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+    if color == "gray" or (color == "y" and open_header(path).mode in GRAY_MODES):
+        return np.asarray(open_image(path, mode="L"))
+    rgb = np.asarray(open_image(path, mode="RGB"))
+    return rgb if color == "rgb" else to_uint8(luma(rgb))
 
 
 def read_truths(
@@ -240,13 +156,19 @@ def read_truths(
     if not paths:
         raise DataError("no image is left: none of the files can be read")
     names = tuple(path.name for path in paths)
+    colors = _in_color(paths, shapes) if color == "y" else None
     if kept is not None:
-        return Truths(names, tuple(kept))
+        return Truths(names, tuple(kept), colors=colors)
     _log.info(
         "%d images take %.0f MiB, more than the memory limit of %d MiB: they are read from disk when they are needed",
         *(len(paths), size / 2**20, memory_limit // 2**20),
     )
-    return Truths(names, DiskImages(paths, shapes, hashes, read))
+    return Truths(names, DiskImages(paths, shapes, hashes, read), colors=colors)
+
+
+def _in_color(paths: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> DiskImages:
+    """Return images that were read as luma, in RGB."""
+    return DiskImages(paths, [(*shape, 3) for shape in shapes], (), lambda path: read_image(path, "rgb"))
 
 
 @dataclass(frozen=True)
