@@ -5,7 +5,7 @@
     python benchmarks/train/patches.py --data ../shared/data/sr/t91
 
 The images are enlarged into a temporary folder, and each round makes one epoch of patches in each way, one way after
-another: alone, and with a step of training on each batch. The table has medians over the rounds, and medians of the
+another: alone, and with a step of training on each batch. The table has medians of patches a second, and medians of the
 ratios to images in memory without prefetching in the same round. Peak memory is that of a process of its own, which
 reads the images and makes one epoch, beyond what it took before (Linux).
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from krl_runtime.cli.tables import table
 from krl_runtime.images.folders import ImageFile, find_images
 from krl_train.config import LoopConfig
 from krl_train.data import PatchBatch, PatchStream
@@ -128,7 +129,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             memory = pool.apply(peak_memory, (way, folder, options))
         result[way.name] = {"peak_mib": round(memory)}
-        for kind, rates in found[way.name].items():
+        for kind, rates in found[way.name].items() if options.rounds else ():
             ratios = [mine / first for mine, first in zip(rates, base[kind], strict=True)]
             result[way.name] |= {
                 kind: round(statistics.median(rates)),
@@ -148,19 +149,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--model", default="espcn-8")
     parser.add_argument("--memory-limit-mb", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 measures memory alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(options, folder)
         result = measure(options, folder)
-    print(f"{'':<24}{'patches/s':>10}{'ratio':>7}{'training':>10}{'ratio':>7}{'peak MiB':>10}")
-    for name, row in result.items():
-        print(
-            f"{name:<24}{row['alone']:>10}{row['alone_ratio']:>7}{row['training']:>10}{row['training_ratio']:>7}"
-            f"{row['peak_mib']:>10}"
-        )
+    columns = ("alone", "alone_ratio", "training", "training_ratio", "peak_mib")
+    print(table(("", *columns), [[name, *(row.get(column) for column in columns)] for name, row in result.items()]))
     print(json.dumps(result))
 
 
