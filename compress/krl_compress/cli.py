@@ -23,6 +23,7 @@ _COLUMNS = (
     "top1",
     "loss",
     "psnr",
+    "rgb_psnr",
     "psnr_mean",
     "ssim",
     "gain",

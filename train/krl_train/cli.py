@@ -46,8 +46,9 @@ def evaluate(config: EvaluateConfig) -> None:
 def _show_each(result: Mapping[str, Any]) -> None:
     """Show what was measured of each image, or of each class."""
     if "recall" not in result:
-        columns = ("name", "psnr", "ssim", "input_psnr", "input_ssim")
-        print("\n" + table(columns, [[image[column] for column in columns] for image in result["images"]]))
+        columns = ["name", "psnr", "ssim", "input_psnr", "input_ssim"]
+        columns += [name for name in ("rgb_psnr", "rgb_input_psnr") if name in result]
+        print("\n" + table(columns, [[image.get(column) for column in columns] for image in result["images"]]))
         return
     counts = {name: sum(row) for name, row in zip(result["recall"], result["confusion"], strict=True)}
     worst = sorted((value, name) for name, value in result["recall"].items() if value is not None)

@@ -35,8 +35,8 @@ _LARGEST_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no me
 class Restoration(ImageTask):
     """High-resolution images of a folder: patches to calibrate on, whole ones to measure on.
 
-    The protocols are those of the papers: rounded luma without a border of ``scale`` pixels for super-resolution, all
-    channels for noise and JPEG's artifacts.
+    The protocols are those of the papers: rounded luma without a border of ``scale`` pixels for super-resolution, and
+    all channels for everything else.
     """
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
@@ -130,7 +130,7 @@ class Restoration(ImageTask):
         """Return the PSNR in dB of ``[C, H, W]``, in color or of the luma, without the border and the padding."""
         border = self.scale if self.scale > 1 else 0
         output = output[:, : truth.shape[1], : truth.shape[2]]
-        made, wanted = (scored_planes(_image(to_uint8(planes)), self.degradation) for planes in (output, truth))
+        made, wanted = (scored_planes(_image(to_uint8(planes)), self.scale) for planes in (output, truth))
         if 2 * border < min(wanted.shape[:2]):
             made, wanted = crop_border(made, border), crop_border(wanted, border)
         return min(psnr(made, wanted), _LARGEST_PSNR)

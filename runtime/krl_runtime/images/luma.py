@@ -18,6 +18,7 @@ from krl_runtime.errors import UsageError
 
 __all__ = [
     "chroma",
+    "colored",
     "corrupt",
     "crop_border",
     "degrade",
@@ -30,7 +31,6 @@ __all__ = [
     "to_uint8",
 ]
 
-_SCORED_IN_COLOR = ("noise", "jpeg")  # kinds of degradation that change chroma as well
 _EQUAL = 200.0  # dB, beyond what float32 can tell apart; neither means nor JSON take infinity
 
 _TO_Y: npt.NDArray[np.float32] = np.array([65.481, 128.553, 24.966], np.float32) / np.float32(255)
@@ -100,6 +100,27 @@ def to_rgb(luma: npt.NDArray[np.floating[Any]], chroma: npt.NDArray[np.floating[
     return to_uint8(both @ _TO_RGB.T)
 
 
+def colored(
+    plane: npt.NDArray[np.floating[Any]],
+    image: npt.NDArray[np.uint8],
+    box: tuple[float, float, float, float] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Return a restored luma in color, with the chroma of the image that it was made from, resized bicubically.
+
+    Args:
+        plane: Luma, ``[H, W]``, 16 to 235.
+        image: uint8 ``[h, w, 3]``.
+        box: The part of the image that the luma is of; see ``resize``.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    colors = chroma(image)
+    height, width = plane.shape
+    planes = [resize(colors[..., index], height, width, box) for index in range(2)]
+    return to_rgb(plane, np.stack(planes, axis=-1))
+
+
 def to_uint8(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Return values of 0 to 255 as pixels, rounded half to even and clipped. NaN becomes 0.
 
@@ -159,6 +180,8 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
             "the shorter side"
         )
     truth = image[: height - height % scale, : width - width % scale]
+    if scale == 1:
+        return truth, truth
     small = Image.fromarray(np.ascontiguousarray(truth)).resize(
         (truth.shape[1] // scale, truth.shape[0] // scale), Image.Resampling.BICUBIC
     )
@@ -202,20 +225,23 @@ def corrupt(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any], seed: 
     raise UsageError(f"degradation kind is {kind!r}; accepted: bicubic, none, noise, jpeg")
 
 
-def scored_planes(image: npt.NDArray[np.uint8], degradation: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+def scored_planes(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
     """Return the part of an image that PSNR and SSIM of a restorer are computed on.
 
     Args:
         image: uint8 ``[H, W]`` or ``[H, W, 3]``.
-        degradation: What the restorer undoes; see ``corrupt``.
+        scale: Factor by which the restorer enlarges images.
 
     Returns:
-        uint8 ``[H, W, 3]`` for colors with noise or JPEG's artifacts, which are in all three; else ``[H, W]``: luma,
-        rounded, as in papers on super-resolution, or the single plane as it is.
+        uint8 ``[H, W]`` for super-resolution (a scale above 1): luma, rounded, as in papers, or the single plane as it
+        is. For every other task the image itself, with all of its colors.
+
+    Example:
+        >>> white = np.full((1, 1, 3), 255, np.uint8)
+        >>> scored_planes(white, 2).tolist(), scored_planes(white, 1).tolist()
+        ([[235]], [[[255, 255, 255]]])
     """
-    if image.ndim == 2 or degradation.get("kind") in _SCORED_IN_COLOR:
-        return image
-    return to_uint8(luma(image))
+    return image if image.ndim == 2 or scale == 1 else to_uint8(luma(image))
 
 
 def crop_border(image: npt.NDArray[Any], border: int) -> npt.NDArray[Any]:

@@ -205,10 +205,8 @@ class Restorer(Pipeline):
         if gray:
             return luma.to_uint8((part[0] - 16) * np.float32(255 / 219))[..., None]
         top, left = max(0, rows.start - _MARGIN), max(0, columns.start - _MARGIN)
-        colors = luma.chroma(image[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN])
         box = (columns.start - left, rows.start - top, columns.stop - left, rows.stop - top)
-        planes = [luma.resize(colors[..., index], part.shape[1], part.shape[2], box) for index in range(2)]
-        return luma.to_rgb(part[0], np.stack(planes, axis=-1))
+        return luma.colored(part[0], image[top : rows.stop + _MARGIN, left : columns.stop + _MARGIN], box)
 
     def _resize_band(self, band: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
         """Write a band, resized bicubically, a strip at a time."""

@@ -8,8 +8,8 @@ from krl_runtime.errors import DataError
 from krl_runtime.images.folders import ImageFile, ImageFolder, find_images
 from krl_train.config import DataConfig
 
-from . import Truths
 from .patches import read_truths
+from .truths import Truths
 
 __all__ = ["list_pairs", "read_pairs"]
 
@@ -48,7 +48,7 @@ def list_pairs(root: Path, split: str, data: DataConfig) -> tuple[list[ImageFile
 
 
 def read_pairs(root: Path, split: str, data: DataConfig, color: str) -> Truths:
-    """Read the pairs of one split into memory; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
+    """Read the pairs of one split; see ``list_pairs`` and ``krl_train.data.patches.read_truths``.
 
     Raises:
         DataError: Images cannot be read, have no partner, or one of another size.
@@ -58,15 +58,14 @@ def read_pairs(root: Path, split: str, data: DataConfig, color: str) -> Truths:
             images,
             color,
             on_bad="refuse",  # an image that is left out would part the pairs
-            memory_limit=data.memory_limit_mb * 2**20,
+            memory_limit=data.memory_limit_mb * 2**20 // 2,  # half for each side of the pairs
             limit=data.limit if split == "train" else data.val_limit,
         )
         for images in list_pairs(root, split, data)
     )
-    for name, first, second in zip(wanted.names, given.images, wanted.images, strict=True):
-        if first.shape != second.shape:
+    for name, first, second in zip(wanted.names, given.shapes, wanted.shapes, strict=True):
+        if first != second:
             raise DataError(
-                f"pair {name}: A has {first.shape[1]}x{first.shape[0]} pixels, B {second.shape[1]}x{second.shape[0]}; "
-                "both need the same size"
+                f"pair {name}: A has {first[1]}x{first[0]} pixels, B {second[1]}x{second[0]}; both need the same size"
             )
     return Truths(wanted.names, wanted.images, given.images)

@@ -1,14 +1,16 @@
-"""Images for restoration: whole ones as ground truth, and random patches of them with their degraded inputs.
+"""Images for restoration: read whole, and random patches of them with their degraded inputs.
 
 A patch depends on the seed, the epoch and its number alone: not on the batch it is in, nor on the process that cuts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,79 +18,38 @@ import torch
 from torch import Tensor
 
 from krl_runtime.errors import DataError, ImageError
-from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, find_images, report_bad
 from krl_runtime.images.formats import open_header
-from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.images.luma import corrupt, luma, to_uint8
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.progress import progress
 from krl_train.config import DataConfig, LoopConfig, plan_loop, steps_per_epoch
 from krl_train.worker import Worker
 
-__all__ = ["GRAY_MODES", "PatchBatch", "PatchStream", "Truths", "are_gray", "list_images", "read_image", "read_truths"]
+from .ahead import READ_AHEAD, pooled_order, prefetched, read_ahead
+from .truths import DiskImages, Truths, image_hash
+
+__all__ = [
+    "GRAY_MODES",
+    "LEAST_HELD",
+    "PatchBatch",
+    "PatchStream",
+    "are_gray",
+    "list_images",
+    "read_image",
+    "read_truths",
+]
 
 GRAY_MODES = ("1", "L", "LA", "I;16")
+LEAST_HELD = 8
+"""Images on disk that are held decoded at once, whatever the memory limit: 4 in use, and those that are read ahead."""
+PREFETCHED = 2  # batches: one waits while the next is made
+_MOST_HELD = 64  # decoded images at once: with more, a batch of 16 or 32 patches is hardly more varied
 _LOOKED_AT = 16  # images whose headers show whether a folder is gray
 
+_log = logging.getLogger("krl")
 
-@dataclass(frozen=True)
-class Truths:
-    """Undamaged images.
-
-    Attributes:
-        names: File names.
-        images: uint8 ``[H, W]`` or ``[H, W, 3]`` each, of any sizes.
-        inputs: What each is to be made from, of the same sizes, where that is given and not made of it.
-    """
-
-    names: tuple[str, ...]
-    images: tuple[npt.NDArray[np.uint8], ...]
-    inputs: tuple[npt.NDArray[np.uint8], ...] | None = None
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.names)
-
-    @property
-    def identity(self) -> str:
-        """Hash of the pixels of all images, in their order."""
-        hashes = [f"{item.shape}:{sha256_bytes(item.tobytes())}" for item in (*self.images, *(self.inputs or ()))]
-        return sha256_bytes(",".join(hashes).encode())
-
-    @property
-    def hashes(self) -> list[str]:
-        """SHA-256 of each image's shape and pixels, as they were read."""
-        return [sha256_bytes(f"{item.shape}:".encode() + item.tobytes()) for item in self.images]
-
-    def pair(
-        self, index: int, scale: int, degradation: Mapping[str, Any], *, side: int | None = None
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return the input that one image is to be made from, and the image.
-
-        Args:
-            index: Number of the image; noise follows from it.
-            scale: By how much the truth is larger than the input.
-            degradation: See ``krl_runtime.images.luma.corrupt``.
-            side: Take the center of this many pixels a side at most.
-
-        Raises:
-            UsageError: The image is too small for the scale.
-        """
-        if self.inputs is not None:
-            return _center(self.inputs[index], side), _center(self.images[index], side)
-        small, truth = degrade(_center(self.images[index], side), scale)
-        return corrupt(small, degradation, (index,)), truth
-
-    def describe(self) -> dict[str, Any]:
-        """Return ``"count"`` and ``"identity"`` for ``run.json``."""
-        return {"count": len(self), "identity": self.identity}
-
-
-def _center(image: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
-    if side is None:
-        return image
-    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-    return image[top : top + side, left : left + side]
+_Pair: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
 def list_images(root: str | Path, config: DataConfig) -> ImageFolder:
@@ -139,51 +100,75 @@ def read_image(path: Path, color: str) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: It is not an image that can be read.
     """
-    if color == "rgb":
-        return np.asarray(open_image(path, mode="RGB"))
-    gray = np.asarray(open_image(path, mode="L"))
-    if color == "gray":
-        return gray
-    return gray if open_header(path).mode in GRAY_MODES else to_uint8(luma(np.asarray(open_image(path, mode="RGB"))))
+    if color == "gray" or (color == "y" and open_header(path).mode in GRAY_MODES):
+        return np.asarray(open_image(path, mode="L"))
+    rgb = np.asarray(open_image(path, mode="RGB"))
+    return rgb if color == "rgb" else to_uint8(luma(rgb))
 
 
 def read_truths(
     images: Sequence[ImageFile], color: str, *, on_bad: OnBadImage, memory_limit: int, limit: int | None = None
 ) -> Truths:
-    """Read images into memory.
+    """Read images: into memory where they fit, else once to check them and again at each use.
 
     Args:
         images: The files.
         color: See ``read_image``.
         on_bad: What to do with files that cannot be read.
-        memory_limit: Bytes that all of them may take.
+        memory_limit: Bytes that all of them may take; more stay on disk.
         limit: Number of images at most, the first ones.
 
     Raises:
-        DataError: No image can be read, one cannot and ``on_bad`` is ``"refuse"``, or they do not fit into memory.
+        DataError: No image can be read, or one cannot and ``on_bad`` is ``"refuse"``.
     """
-    names: list[str] = []
-    read: list[npt.NDArray[np.uint8]] = []
+
+    def read(path: Path) -> npt.NDArray[np.uint8]:
+        return read_image(path, color)
+
+    def try_one(number: int) -> npt.NDArray[np.uint8] | ImageError:
+        try:
+            return read(images[number].path)
+        except ImageError as error:
+            return error
+
+    chosen = images[:limit]
+    paths: list[Path] = []
+    shapes: list[tuple[int, ...]] = []
+    hashes: list[str] = []
+    kept: list[npt.NDArray[np.uint8]] | None = []
     bad: list[ImageError] = []
     size = 0
-    for image in progress(images[:limit], "reading images"):
-        try:
-            pixels = read_image(image.path, color)
-        except ImageError as error:
-            bad.append(error)
+    results = read_ahead(try_one, np.arange(len(chosen)))
+    for image, result in zip(progress(chosen, "reading images"), results, strict=True):
+        if isinstance(result, ImageError):
+            bad.append(result)
             continue
-        size += pixels.nbytes
-        if size > memory_limit:
-            raise DataError(
-                f"after {len(read)} of {len(images)} images the memory limit of {memory_limit // 2**20} MiB is "
-                "reached; raise --memory-limit-mb, or take fewer with --limit"
-            )
-        names.append(image.path.name)
-        read.append(pixels)
+        paths.append(image.path)
+        shapes.append(result.shape)
+        size += result.nbytes
+        if kept is not None:
+            kept.append(result)
+            if size > memory_limit:
+                hashes, kept = [image_hash(item) for item in kept], None
+        else:
+            hashes.append(image_hash(result))
     report_bad(bad, on_bad)
-    if not read:
+    if not paths:
         raise DataError("no image is left: none of the files can be read")
-    return Truths(tuple(names), tuple(read))
+    names = tuple(path.name for path in paths)
+    colors = _in_color(paths, shapes) if color == "y" else None
+    if kept is not None:
+        return Truths(names, tuple(kept), colors=colors)
+    _log.info(
+        "%d images take %.0f MiB, more than the memory limit of %d MiB: they are read from disk when they are needed",
+        *(len(paths), size / 2**20, memory_limit // 2**20),
+    )
+    return Truths(names, DiskImages(paths, shapes, hashes, read), colors=colors)
+
+
+def _in_color(paths: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> DiskImages:
+    """Return images that were read as luma, in RGB."""
+    return DiskImages(paths, [(*shape, 3) for shape in shapes], (), lambda path: read_image(path, "rgb"))
 
 
 @dataclass(frozen=True)
@@ -204,6 +189,9 @@ class PatchBatch:
 class PatchStream:
     """Random patches of images: as many in an epoch as lie side by side in them.
 
+    Of images in memory all patches are shuffled. Images on disk are decoded once in an epoch into a pool of a few, from
+    which patches are taken in turn; see ``pooled_order``.
+
     Args:
         truths: The images.
         scale: By how much the truth is larger than the input.
@@ -212,6 +200,8 @@ class PatchStream:
         loop: Batch size, by the number of patches if it is left out, and the seed of all that is random.
         augment: Whether patches are mirrored and turned by right angles at random.
         on_bad: What to do with images that are smaller than a patch.
+        memory_limit: Bytes that the decoded images of the pool may take. The pool holds ``LEAST_HELD`` images or more.
+        prefetch: Number of batches that a background thread makes ahead.
 
     Raises:
         DataError: An image is smaller than a patch and not to be skipped, or none is left.
@@ -227,28 +217,26 @@ class PatchStream:
         *,
         augment: bool = True,
         on_bad: OnBadImage = "refuse",
+        memory_limit: int = 0,
+        prefetch: int = PREFETCHED,
     ) -> None:
         self.scale, self.degradation, self.size = scale, dict(degradation), size
-        self.seed, self.augment = loop.seed, augment
-        height, width = size[0] * scale, size[1] * scale
-        fits = [min(item.shape[0] - height, item.shape[1] - width) >= 0 for item in truths.images]
-        report_bad(
-            [
-                f"{name} has {item.shape[1]}x{item.shape[0]} pixels, less than a patch of {width}x{height} (--size "
-                f"{size[0]}, times the scale {scale})"
-                for name, item, large in zip(truths.names, truths.images, fits, strict=True)
-                if not large
-            ],
-            on_bad,
+        self.seed, self.augment, self.prefetch = loop.seed, augment, prefetch
+        self._truths, shapes = truths, truths.shapes
+        self._large = _large_enough(truths.names, shapes, size, scale, on_bad)
+        self._counts = np.array(
+            [np.prod([shapes[index][axis] // scale // size[axis] for axis in (0, 1)]) for index in self._large]
         )
-        if not any(fits):
-            raise DataError(f"no image is as large as a patch of {width}x{height} pixels; give a smaller --size")
-        large_ones = [index for index, large in enumerate(fits) if large]
-        self._pairs = [truths.pair(index, scale, {"kind": "none"}) for index in large_ones]
-        counts = [(small.shape[0] // size[0]) * (small.shape[1] // size[1]) for small, _ in self._pairs]
-        self._ends = np.cumsum(counts)
+        self._ends = np.cumsum(self._counts)
         self.count = int(self._ends[-1])
         self.loop = plan_loop(loop, self.count)
+        self._kept: list[_Pair] | None = None
+        if truths.on_disk:
+            largest = max(truths.pair_bytes(index, scale) for index in self._large)
+            self.held = min(max(memory_limit // largest, LEAST_HELD), _MOST_HELD)
+        else:
+            self.held = len(self._large)
+            self._kept = [self._read(number) for number in range(len(self._large))]
 
     @property
     def steps(self) -> int:
@@ -257,21 +245,44 @@ class PatchStream:
 
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[PatchBatch]:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        for step in range(first_step, self.steps):
-            patches = [
-                self._patch(epoch, int(index)) for index in worker.share(order, step, self.steps, self.loop.batch_size)
-            ]
-            pixels, truth = (
-                _to_tensor(list(side)).to(worker.device, memory_format=_layout(worker))
-                for side in zip(*patches, strict=True)
-            )
-            yield PatchBatch(pixels, truth, epoch)
+        with closing(prefetched(self._batches(epoch, first_step, worker), self.prefetch)) as batches:
+            for batch in batches:
+                pixels, truth = (side.to(worker.device, memory_format=_layout(worker)) for side in batch)
+                yield PatchBatch(pixels, truth, epoch)
 
-    def _patch(self, epoch: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Cut, turn and degrade one patch: input and truth, ``[h, w]`` or ``[h, w, 3]``."""
+    def _batches(self, epoch: int, first_step: int, worker: Worker) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield input and truth of each batch, on the CPU."""
+        order = self._order(epoch)
+        shares = [worker.share(order, step, self.steps, self.loop.batch_size) for step in range(first_step, self.steps)]
+        images = np.searchsorted(self._ends, np.concatenate([order[:0], *shares]), side="right")
+        with closing(self._pairs(images)) as pairs:
+            for share in shares:
+                patches = [self._patch(epoch, index, *next(pairs)) for index in share.tolist()]
+                pixels, truth = (_to_tensor(list(side)) for side in zip(*patches, strict=True))
+                yield pixels, truth
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the numbers of an epoch's patches in their order."""
+        random = np.random.default_rng((self.seed, epoch))
+        if self._kept is not None:
+            return random.permutation(self.count)
+        return pooled_order(self._counts, self.held - READ_AHEAD, random)
+
+    def _pairs(self, images: npt.NDArray[np.int64]) -> Generator[_Pair, None, None]:
+        """Yield input, not degraded yet, and truth of each of these images, given by their numbers among the large."""
+        if self._kept is None:
+            yield from read_ahead(self._read, images, self.held)
+        else:
+            yield from (self._kept[number] for number in images.tolist())
+
+    def _read(self, number: int) -> _Pair:
+        return self._truths.pair(self._large[number], self.scale, {"kind": "none"})
+
+    def _patch(
+        self, epoch: int, index: int, small: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Cut, turn and degrade one patch of an image: input and truth, ``[h, w]`` or ``[h, w, 3]``."""
         random = np.random.default_rng((self.seed, epoch, index))
-        small, truth = self._pairs[int(np.searchsorted(self._ends, index, side="right"))]
         height, width = self.size
         top, left = random.integers((small.shape[0] - height + 1, small.shape[1] - width + 1))
         turns, mirrored = random.integers((4, 2)) if self.augment else (0, 0)
@@ -281,9 +292,29 @@ class PatchStream:
         def cut(image: npt.NDArray[np.uint8], times: int) -> npt.NDArray[np.uint8]:
             y, x = int(top) * times, int(left) * times
             part = np.rot90(image[y : y + height * times, x : x + width * times], int(turns))
-            return part[:, ::-1] if mirrored else part
+            return (part[:, ::-1] if mirrored else part).copy()  # a view would keep the whole image in memory
 
         return corrupt(cut(small, 1), self.degradation, (self.seed, epoch, index, 1)), cut(truth, self.scale)
+
+
+def _large_enough(
+    names: Sequence[str], shapes: Sequence[tuple[int, ...]], size: tuple[int, int], scale: int, on_bad: OnBadImage
+) -> list[int]:
+    """Return the numbers of the images that hold a patch; others are refused or logged."""
+    height, width = size[0] * scale, size[1] * scale
+    fits = [min(shape[0] - height, shape[1] - width) >= 0 for shape in shapes]
+    report_bad(
+        [
+            f"{name} has {shape[1]}x{shape[0]} pixels, less than a patch of {width}x{height} (--size "
+            f"{size[0]}, times the scale {scale})"
+            for name, shape, large in zip(names, shapes, fits, strict=True)
+            if not large
+        ],
+        on_bad,
+    )
+    if not any(fits):
+        raise DataError(f"no image is as large as a patch of {width}x{height} pixels; give a smaller --size")
+    return [index for index, large in enumerate(fits) if large]
 
 
 def _to_tensor(patches: Sequence[npt.NDArray[np.uint8]]) -> Tensor:

@@ -1,7 +1,8 @@
-"""PSNR and SSIM by the protocols of papers: on luma for super-resolution, else in color; the input beside them."""
+"""PSNR and SSIM by the protocols of papers: on luma for super-resolution, RGB beside it; for all else in RGB."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from krl_runtime.errors import DataError, UsageError
-from krl_runtime.images.luma import crop_border, psnr, resize, scored_planes, to_uint8
-from krl_train.data.patches import Truths
+from krl_runtime.images.luma import colored, crop_border, degrade, psnr, resize, scored_planes, to_uint8
+from krl_train.data.truths import Truths
 from krl_train.worker import Worker
 
 __all__ = ["enlarge", "evaluate_restorer", "restore_image", "score", "ssim"]
 
 _SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
+_COLUMNS = ("psnr", "ssim", "input_psnr", "input_ssim", "rgb_psnr", "rgb_input_psnr")
 _MAX_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 
 
@@ -48,19 +50,13 @@ def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     return float(everywhere[..., edge:-edge, edge:-edge].mean())
 
 
-def score(
-    restored: npt.NDArray[np.uint8],
-    truth: npt.NDArray[np.uint8],
-    border: int,
-    degradation: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Score one image: uint8, the border cut off.
+def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], scale: int) -> dict[str, float]:
+    """Score one image: uint8, for super-resolution on luma and without a border of ``scale`` pixels, else in color.
 
     Args:
         restored: uint8 ``[H, W]`` (luma or gray as it is) or ``[H, W, 3]``, RGB.
         truth: The same shape.
-        border: Pixels that are cut off each side; the scale in super-resolution.
-        degradation: What was undone. RGB is scored in its three channels for noise and JPEG, else on its luma.
+        scale: By how much the restorer enlarges images; 1 for everything but super-resolution.
 
     Returns:
         ``"psnr"`` in dB, at most 100 (equal images), over all channels, and ``"ssim"``, their mean.
@@ -68,9 +64,13 @@ def score(
     Raises:
         UsageError: Too little is left to score.
     """
-    first, second = (crop_border(scored_planes(item, degradation or {}), border) for item in (restored, truth))
+    first, second = (_inner(scored_planes(item, scale), scale) for item in (restored, truth))
     planes = [(first, second)] if first.ndim == 2 else [(first[..., index], second[..., index]) for index in range(3)]
     return {"psnr": min(psnr(first, second), _MAX_PSNR), "ssim": float(np.mean([ssim(*pair) for pair in planes]))}
+
+
+def _inner(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    return crop_border(image, scale) if scale > 1 else image
 
 
 def enlarge(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
@@ -116,23 +116,43 @@ def evaluate_restorer(
     Returns:
         ``count``, means over the images of ``psnr`` (dB) and ``ssim``, on what ``score`` says, and of ``input_psnr``
         and ``input_ssim`` (the input itself, enlarged bicubically), ``gain`` (dB of psnr over input_psnr) and
-        ``images`` (name and values of each).
+        ``images`` (name and values of each). For super-resolution of images in color also ``rgb_psnr`` and
+        ``rgb_input_psnr`` in dB, over all channels.
 
     Raises:
         DataError: An image is too small to be scored.
     """
     network.eval()
-    rows = np.zeros((len(truths), 4))
+    rows = np.zeros((len(truths), len(_COLUMNS)))
     for index in range(worker.rank, len(truths), worker.world):
         try:
             given, truth = truths.pair(index, scale, degradation)
-            border = scale if scale > 1 else 0
-            restored = score(restore_image(network, given, worker.device), truth, border, degradation)
-            plain = score(enlarge(given, scale), truth, border, degradation)
+            output = restore_image(network, given, worker.device)
+            restored, plain = score(output, truth, scale), score(enlarge(given, scale), truth, scale)
+            in_color = _color_scores(truths, index, given, output, scale)
         except UsageError as error:
             raise DataError(f"validation image {truths.names[index]}: {error}; leave it out") from error
-        rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"]]
+        rows[index] = [restored["psnr"], restored["ssim"], plain["psnr"], plain["ssim"], *in_color]
     return _result(_shared(rows, worker), truths.names)
+
+
+def _color_scores(
+    truths: Truths, index: int, given: npt.NDArray[np.uint8], output: npt.NDArray[np.uint8], scale: int
+) -> tuple[float, float]:
+    """Return the PSNR in RGB of an enlargement and of a bicubic one; NaN where there is no color or it is scored so.
+
+    To a luma the device adds the bicubically enlarged chroma, and so does this.
+    """
+    if scale == 1 or (output.ndim == 2 and truths.colors is None):
+        return math.nan, math.nan
+    colors = truths.images[index] if truths.colors is None else truths.colors[index]
+    if (colors == colors[..., :1]).all():  # gray, whatever it is stored as
+        return math.nan, math.nan
+    small, truth = degrade(colors, scale)
+    restored = colored(output.astype(np.float32), small) if output.ndim == 2 else output
+    plain = enlarge(given if output.ndim == 3 else small, scale)
+    found = [min(psnr(_inner(item, scale), _inner(truth, scale)), _MAX_PSNR) for item in (restored, plain)]
+    return found[0], found[1]
 
 
 def _shared(rows: npt.NDArray[np.float64], worker: Worker) -> npt.NDArray[np.float64]:
@@ -145,10 +165,11 @@ def _shared(rows: npt.NDArray[np.float64], worker: Worker) -> npt.NDArray[np.flo
 
 
 def _result(rows: npt.NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
-    columns = ("psnr", "ssim", "input_psnr", "input_ssim")
-    means = {name: round(float(value), 4) for name, value in zip(columns, rows.mean(0), strict=True)}
-    images = [
-        {"name": name, **{column: round(float(value), 4) for column, value in zip(columns, row, strict=True)}}
-        for name, row in zip(names, rows, strict=True)
-    ]
+    def named(row: npt.NDArray[np.float64]) -> dict[str, float]:
+        return {name: round(float(value), 4) for name, value in zip(_COLUMNS, row, strict=True) if not np.isnan(value)}
+
+    known = ~np.isnan(rows)
+    sums, counts = np.where(known, rows, 0).sum(0), known.sum(0)
+    means = named(np.where(counts > 0, sums / np.maximum(counts, 1), math.nan))
+    images = [{"name": name, **named(row)} for name, row in zip(names, rows, strict=True)]
     return {"count": len(names), **means, "gain": round(means["psnr"] - means["input_psnr"], 4), "images": images}

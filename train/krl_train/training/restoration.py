@@ -202,6 +202,7 @@ def restoration_training(
         config.loop,
         augment=config.augment.augment and config.augment.flip != "none",
         on_bad=data.on_bad_image,
+        memory_limit=data.memory_limit_mb * 2**20,
     )
     described = {
         "source": str(root.resolve()),
