@@ -1,5 +1,7 @@
 """What follows from the number of images; which epoch is kept; classes with unlike numbers of images."""
 
+import itertools
+import json
 import logging
 from dataclasses import replace
 
@@ -8,13 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
+from krl_runtime.errors import RunError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, plan_loop
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    FitConfig,
+    InputConfig,
+    LoopConfig,
+    OptimConfig,
+    plan_loop,
+    plan_optim,
+)
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.metrics.classification import standard_error
 from krl_train.run import Run
 from krl_train.tasks import Batch, ClassificationTask, Supervised
+from krl_train.tasks.optim import learning_rate_factor
 from krl_train.training.balance import class_weights
 from krl_train.training.fit import fit
 from krl_train.worker import Worker
@@ -34,8 +47,40 @@ def test_each_number_of_images_gets_enough_steps(count):
 
 
 def test_what_is_given_stays():
-    plan = plan_loop(LoopConfig(epochs=2, batch_size=100, seed=5), 10)
-    assert (plan.epochs, plan.batch_size, plan.seed) == (2, 100, 5)
+    plan = plan_loop(LoopConfig(epochs=2, batch_size=100, seed=5, evaluate_every=2), 10, val=1000)
+    assert (plan.epochs, plan.batch_size, plan.seed, plan.evaluate_every) == (2, 100, 5, 2)
+    optim = plan_optim(OptimConfig(warmup=0.3, ema=0.9), 10**6)
+    assert (optim.warmup, optim.ema) == (0.3, 0.9)
+
+
+@pytest.mark.parametrize(("count", "val"), [(20, 5), (20, 20), (20, 2000), (1000, 10_000), (2_000_000, 50_000)])
+def test_evaluations_cost_little_but_are_enough(count, val):
+    plan = plan_loop(LoopConfig(), count, val)
+    evaluations = plan.epochs // plan.evaluate_every
+    assert evaluations >= 20
+    assert evaluations * val <= plan.epochs * count or evaluations < 40
+    if val <= count:
+        assert plan.evaluate_every == 1
+
+
+@pytest.mark.parametrize("steps", [1, 10, 1200, 40_000, 500_000])
+def test_the_warm_up_is_short(steps):
+    plan = plan_optim(OptimConfig(), steps)
+    assert plan.warmup * steps <= 2000.0001
+    assert plan.warmup == 0.05 or plan.warmup * steps == pytest.approx(2000)
+    rates = [learning_rate_factor(plan, step, steps) for step in range(min(steps, 3000))]
+    first = int(plan.warmup * steps)
+    assert all(before < after for before, after in itertools.pairwise(rates[: first + 1]))
+    assert rates[min(first, len(rates) - 1)] == pytest.approx(1)
+    assert plan_optim(plan, steps) == plan
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100, 100_000])
+def test_an_average_forgets_the_beginning(steps):
+    """Whatever decay is given: after all steps the first weights have less than 1 %, and every later one has more."""
+    decay = plan_optim(OptimConfig(ema=0.9999), steps).ema
+    assert decay <= 0.9999
+    assert decay**steps < 0.01
 
 
 @pytest.mark.parametrize(
@@ -107,6 +152,29 @@ def config(data, out, **loop):
         model="resnet8", out=out, data=DataConfig(data=str(data)), input=InputConfig(size=(16,)),
         loop=LoopConfig(**{"epochs": 4, "batch_size": 8, "device": "cpu", "precision": "fp32", **loop}),
     )  # fmt: skip
+
+
+def test_the_plan_is_logged_and_recorded_and_what_was_asked_for_is_compared(tmp_path, caplog):
+    data = folder_of(tmp_path / "data", {"cat": 16, "dog": 16})
+    asked = replace(config(data, tmp_path / "run"), optim=OptimConfig(ema=0.99))
+    with caplog.at_level(logging.INFO, "krl"):
+        run = fit(asked)
+    assert (
+        "plan: 32 images, batches of 8: 4 steps in an epoch, 4 epochs, 16 steps in all; learning rate 0.00625 after 0 "
+        "steps of warm-up; moving average 0.6875; evaluation every epoch" in caplog.text
+    )
+    assert "plan: views: flip on, shift 2, rotate 0, zoom 1, mixup 0" in caplog.text
+    record = json.loads((run.path / "run.json").read_text())
+    views = {"flip": True, "shift": 2, "rotate": 0.0, "zoom": 1.0, "mixup": 0.0}
+    assert record["plan"] == {
+        **{"images": 32, "batch_size": 8, "steps_per_epoch": 4, "epochs": 4, "steps": 16, "evaluate_every": 1},
+        **{"lr": 0.00625, "warmup_steps": 0, "ema": 0.6875, "augmentation": views},
+    }
+    assert record["configuration"]["optim"]["ema"] == 0.99
+    assert record["configuration"]["optim"]["warmup"] is None
+    assert record["configuration"]["loop"]["evaluate_every"] is None
+    with pytest.raises(RunError, match=r"warmup was None, now 0\.05"):
+        fit(replace(asked, optim=OptimConfig(ema=0.99, warmup=0.05), resume=True))
 
 
 def test_rare_classes_are_named_with_the_option_that_helps(tmp_path, caplog):

@@ -25,9 +25,11 @@ from torch import Tensor
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
-from krl_train.config import PlannedLoop, log_plan
+from krl_train.config import Plan, PlannedLoop, log_plan
 from krl_train.tasks.base import Learner, Task, TrainingStream
 from krl_train.worker import Worker
+
+from .stream import BatchStream
 
 __all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
 
@@ -144,7 +146,7 @@ class Trainer:
             TrainingError: The loss is not a finite number; the last good checkpoint stays.
         """
         if self.accelerator.is_main_process:
-            log_plan(self.config, self.stream.count, self.stream.steps, self._peak_rate())
+            log_plan(self.plan)
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
@@ -250,16 +252,20 @@ class Trainer:
         learner = self.task.learners[name]
         learner.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        if learner.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.clip_norm)
+        if learner.optim.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.optim.clip_norm)
         learner.optimizer.step()
         learner.schedule.step()
         if learner.average is not None and learner.average_of is not None:
             learner.average.update_parameters(learner.average_of)
 
-    def _peak_rate(self) -> float:
+    @property
+    def plan(self) -> Plan:
+        """What the training does, with nothing left open."""
         first = next(iter(self.task.learners.values()))
-        return float(first.optimizer.param_groups[0]["initial_lr"])
+        rate = float(first.optimizer.param_groups[0]["initial_lr"])
+        views = self.stream.augmentation.describe() if isinstance(self.stream, BatchStream) else {}
+        return Plan.of(self.config, first.optim, self.stream.count, self.stream.steps, rate, views)
 
     def _learning_rate(self) -> float:
         first = next(iter(self.task.learners.values()))
