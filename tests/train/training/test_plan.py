@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from krl_runtime.errors import RunError
+from krl_runtime.errors import RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
@@ -19,6 +19,8 @@ from krl_train.config import (
     InputConfig,
     LoopConfig,
     OptimConfig,
+    Plan,
+    log_plan,
     plan_loop,
     plan_optim,
 )
@@ -175,6 +177,25 @@ def test_the_plan_is_logged_and_recorded_and_what_was_asked_for_is_compared(tmp_
     assert record["configuration"]["loop"]["evaluate_every"] is None
     with pytest.raises(RunError, match=r"warmup was None, now 0\.05"):
         fit(replace(asked, optim=OptimConfig(ema=0.99, warmup=0.05), resume=True))
+
+
+def test_a_batch_of_one_image_is_refused_where_the_network_needs_more(tmp_path):
+    """With 32x32 pixels the last feature maps of this network have one value for each image."""
+    data = folder_of(tmp_path / "data", {"cat": 5, "dog": 4}, size=32)
+    loop = LoopConfig(epochs=1, batch_size=2, device="cpu", precision="fp32")
+    asked = replace(config(data, tmp_path / "run"), model="mobilenet_v3_small", input=InputConfig(size=(32,)))
+    with pytest.raises(UsageError, match=r"a step has one image, of 9 in batches of 2: .* --batch-size 3 or more"):
+        fit(replace(asked, loop=loop))
+    fit(replace(asked, loop=replace(loop, batch_size=3), overwrite=True))
+
+
+def test_a_batch_of_more_than_all_images_is_warned_of(caplog):
+    plan = plan_loop(LoopConfig(batch_size=64), 20)
+    with caplog.at_level(logging.WARNING, "krl"):
+        log_plan(Plan.of(plan_loop(LoopConfig(), 3), plan_optim(OptimConfig(), 300), 3, 1, 0.1, {}))
+        assert not caplog.messages
+        log_plan(Plan.of(plan, plan_optim(OptimConfig(), 300), 20, 1, 0.1, {}))
+    assert "batches of 64 are more than all 20 images" in caplog.text
 
 
 def test_rare_classes_are_named_with_the_option_that_helps(tmp_path, caplog):

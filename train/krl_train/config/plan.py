@@ -213,8 +213,12 @@ def log_plan(plan: Plan) -> None:
     )
     if plan.augmentation:
         _log.info("plan: views: %s", ", ".join(f"{name} {_shown(value)}" for name, value in plan.augmentation.items()))
+    _warn(plan)
+
+
+def _warn(plan: Plan) -> None:
+    other = plan_loop(LoopConfig(), plan.images)
     if plan.steps < _TOO_FEW_STEPS:
-        other = plan_loop(LoopConfig(), plan.images)
         _log.warning(
             "%d steps are too few to train a network; accepted: any number, but for %d images leave --batch-size and "
             "--epochs out (%d and %d), or give more epochs",
@@ -222,6 +226,16 @@ def log_plan(plan: Plan) -> None:
             plan.images,
             other.batch_size,
             other.epochs,
+        )
+    if plan.batch_size > max(plan.images, other.batch_size):
+        _log.warning(
+            "batches of %d are more than all %d images: each step has all of them, at a learning rate for %d; "
+            "accepted: any number, but for %d images leave --batch-size out (%d)",
+            plan.batch_size,
+            plan.images,
+            plan.batch_size,
+            plan.images,
+            other.batch_size,
         )
 
 

@@ -36,6 +36,8 @@ __all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
 _log = logging.getLogger("krl")
+_ONE_VALUE = "Expected more than 1 value per channel"  # torch's, of batch normalization
+_LEAST_BATCH = 3  # the last batch of an epoch then has two images or more
 _WATCH_EVERY_ON_GPU = 25  # steps between looks at the loss: each waits for the GPU
 
 
@@ -144,6 +146,7 @@ class Trainer:
 
         Raises:
             TrainingError: The loss is not a finite number; the last good checkpoint stays.
+            UsageError: A batch has one image, and the network has batch normalization that this is too little for.
         """
         if self.accelerator.is_main_process:
             log_plan(self.plan)
@@ -208,7 +211,7 @@ class Trainer:
         count = 0
         for batch in self.stream.epoch(state.epoch, state.step, self.worker):
             torch.manual_seed(_step_seed(self.config.seed, state.epoch, state.step, self.worker.rank))
-            parts = self.task.step(batch, self._update)
+            parts = self._step(batch)
             sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
             count += 1
             state.step += 1
@@ -229,6 +232,18 @@ class Trainer:
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
         return entry
+
+    def _step(self, batch: Any) -> Mapping[str, Tensor]:
+        try:
+            return self.task.step(batch, self._update)
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):
+                raise
+            raise UsageError(
+                f"a step has one image, of {self.stream.count} in batches of {self.config.batch_size}: too little for "
+                f"batch normalization; give --batch-size {_LEAST_BATCH} or more for each process, more images, or "
+                "another --size"
+            ) from error
 
     def _share_buffers(self) -> None:
         """Give all processes the buffers of the first one, whose weights the run keeps: statistics of normalization."""
