@@ -25,7 +25,7 @@ from krl_train.config import (
     plan_optim,
 )
 from krl_train.data import Augmentation, PixelSet
-from krl_train.loop import BatchStream
+from krl_train.loop import BatchStream, Trainer
 from krl_train.metrics.classification import standard_error
 from krl_train.run import Run
 from krl_train.tasks import Batch, ClassificationTask, Supervised
@@ -163,14 +163,21 @@ def test_the_plan_is_logged_and_recorded_and_what_was_asked_for_is_compared(tmp_
         run = fit(asked)
     assert (
         "plan: 32 images, batches of 8: 4 steps in an epoch, 4 epochs, 16 steps in all; learning rate 0.00625 after 0 "
-        "steps of warm-up; moving average 0.6875; evaluation every epoch" in caplog.text
+        "steps of warm-up; moving average 0.6875; evaluation every epoch, checkpoint every epoch" in caplog.text
     )
     assert "plan: views: flip on, shift 2, rotate 0, zoom 1, mixup 0" in caplog.text
     record = json.loads((run.path / "run.json").read_text())
     views = {"flip": True, "shift": 2, "rotate": 0.0, "zoom": 1.0, "mixup": 0.0}
     assert record["plan"] == {
-        **{"images": 32, "batch_size": 8, "steps_per_epoch": 4, "epochs": 4, "steps": 16, "evaluate_every": 1},
-        **{"lr": 0.00625, "warmup_steps": 0, "ema": 0.6875, "augmentation": views},
+        **{"images": 32, "batch_size": 8, "steps_per_epoch": 4, "epochs": 4, "steps": 16},
+        **{
+            "evaluate_every": 1,
+            "checkpoint_every": 1,
+            "lr": 0.00625,
+            "warmup_steps": 0,
+            "ema": 0.6875,
+            "augmentation": views,
+        },
     }
     assert record["configuration"]["optim"]["ema"] == 0.99
     assert record["configuration"]["optim"]["warmup"] is None
@@ -244,8 +251,6 @@ def test_early_stopping(tmp_path, monkeypatch, keep, caplog):
 
 
 def test_the_best_epoch_survives_an_interruption(tmp_path, monkeypatch):
-    from krl_train.loop import Trainer
-
     data = folder_of(tmp_path / "data", {"a": 16, "b": 16})
     planted = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7}
     weights = {}
@@ -272,6 +277,27 @@ def test_the_best_epoch_survives_an_interruption(tmp_path, monkeypatch):
     assert (run.record.metrics["top1"], run.record.metrics["epoch"]) == (0.9, 2)
     kept = Run.open(run.path).state()
     assert all(torch.equal(kept[name], value) for name, value in weights[2].items())
+
+
+def test_a_training_of_many_epochs_has_few_checkpoints_and_can_be_resumed(tmp_path, monkeypatch):
+    data = folder_of(tmp_path / "data", {"a": 4, "b": 4}, size=8)
+    asked = replace(config(data, tmp_path / "run", epochs=65), input=InputConfig(size=(8,)))
+    whole = fit(replace(asked, out=tmp_path / "whole"))
+    real, saved = Trainer.save, []
+
+    def save(trainer):
+        real(trainer)
+        saved.append(trainer.state.epoch)
+        if trainer.state.epoch == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(asked)
+    run = fit(replace(asked, resume=True))
+    assert saved == [2, 4, 6, *range(8, 66, 2), 65]
+    assert run.record.weights_sha256 == whole.record.weights_sha256
+    assert [entry["epoch"] for entry in run.record.history] == list(range(1, 66))
 
 
 def test_the_standard_error_covers_the_truth():

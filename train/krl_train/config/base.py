@@ -201,7 +201,7 @@ class LoopConfig:
     channels_last: Advanced[bool] = True
     """Memory layout of the images; faster on most hardware."""
     checkpoint_minutes: Advanced[float] = 10.0
-    """Longest time between checkpoints; there is one after each epoch in any case."""
+    """Longest time between checkpoints; there is one after each epoch, or 30 to 59 in all, in any case."""
     evaluate_every: Advanced[int | None] = None
     """Epochs between evaluations, 1 unless more images are for validation than for training; the last epoch is always
     evaluated."""

@@ -157,7 +157,8 @@ class Trainer:
                 entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
-                self.save()
+                if self.state.epoch % self.config.checkpoint_every == 0 or self.state.epoch == self.config.epochs:
+                    self.save()
                 events(entry, self._samples(entry))
                 self._report(entry)
         return self.state.metrics if self.state.best is None else self.state.best["metrics"]
