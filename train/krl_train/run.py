@@ -63,6 +63,8 @@ class RunRecord:
         seed: Seed of all randomness.
         data: Identity of the training and validation data: name or path, counts, hashes.
         parent: Path and hash of the run that this one comes from (the teacher of a student), if any.
+        plan: What the training did where the configuration leaves it open; see ``krl_train.config.Plan``. Empty where
+            nothing was trained.
         metrics: Final metrics.
         history: Metrics of each epoch.
         versions: Versions of the packages and of Python.
@@ -81,6 +83,7 @@ class RunRecord:
     seed: int
     data: Mapping[str, Any]
     parent: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -118,7 +118,7 @@ class _ClassifierJob(Job):
     def _train(self, record: RunRecord, objective: Callable[[Network], Objective], out: Path) -> Run:
         config, start = self.config, self.start
         torch.manual_seed(config.loop.seed)
-        optim, loop = config.optim, plan_loop(config.loop, len(self.training.train))
+        optim, loop = config.optim, plan_loop(config.loop, len(self.training.train), len(self.training.val))
         if config.quantization.quantize and start is not None:
             network = quantized_student(record, self.training, start, config.loop.device)
             optim = gentle(optim, loop.batch_size)

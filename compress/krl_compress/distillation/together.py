@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -70,7 +70,7 @@ def _train(
         return [Run.open(folder) for folder in folders]
     # Each starts from weights of its own: equal peers would have nothing to teach.
     networks = [_build(record, config.loop.seed + index) for index, record in enumerate(records)]
-    loop = plan_loop(config.loop, len(training.train))
+    loop = plan_loop(config.loop, len(training.train), len(training.val))
     stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = PeerTask(
         networks,
@@ -103,7 +103,8 @@ def _write(trainer: Trainer, task: PeerTask, records: Sequence[RunRecord], folde
     history = tuple(trainer.state.history)
     measured = task.evaluate_all(trainer.worker)
     for network, record, folder, metrics in reversed(list(zip(task.final(), records, folders, measured, strict=True))):
-        done = replace(record, metrics={**metrics, **network_size(network), **costs(trainer)}, history=history)
+        results = {**metrics, **network_size(network), **costs(trainer)}
+        done = replace(record, plan=asdict(trainer.plan), metrics=results, history=history)
         if trainer.accelerator.is_main_process:
             runs.append(Run.write(folder, done, network.backbone.state_dict()))
         else:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from krl_compress.losses import kd
 from krl_runtime.errors import UsageError
-from krl_train.config import OptimConfig
+from krl_train.config import OptimConfig, plan_optim
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
 from krl_train.tasks import Batch, Task, Update, label_loss, make_learner
-from krl_train.tasks.learners import capped_average
+from krl_train.tasks.learners import moving_average
 from krl_train.tasks.optim import build_optimizer
 from krl_train.worker import Worker
 
@@ -78,13 +78,14 @@ class PeerTask(Task[Batch]):
         self.networks, self.tutors = list(networks), [list(each) for each in tutors]
         self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
         self.val, self.labels = val, labels
+        planned = plan_optim(optim, steps)
         self.learners = {
             f"net{index}": make_learner(
                 _Peer(network),
-                optim,
+                planned,
                 build_optimizer(optim, network.parameters(), batch_size),
                 steps,
-                average=capped_average(network, optim.ema, steps),
+                average=moving_average(network, planned.ema),
                 average_of=network,
             )
             for index, network in enumerate(networks)

@@ -20,7 +20,7 @@ from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig
+from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig, PlannedOptim
 from krl_train.data import Augmentation, PixelSet, open_source, preprocessing_for
 from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
 from krl_train.run import RECORD, WEIGHTS, Run
@@ -259,15 +259,15 @@ def test_fine_tuning_starts_from_another_run(tmp_path: Path) -> None:
 
 def test_learning_rate_follows_the_published_schedules() -> None:
     steps = 2400
-    multistep = OptimConfig(schedule="multistep", warmup=0.0)
+    multistep = PlannedOptim(schedule="multistep", warmup=0.0)
     factors = [learning_rate_factor(multistep, step, steps) for step in (0, 1499, 1500, 1800, 2100, 2399)]
     np.testing.assert_allclose(factors, [1, 1, 0.1, 0.01, 0.001, 0.001])
-    cosine = OptimConfig(warmup=0.1)
+    cosine = PlannedOptim(warmup=0.1)
     assert learning_rate_factor(cosine, 0, 100) == pytest.approx(1 / 11)
     assert learning_rate_factor(cosine, 10, 100) == pytest.approx(1)
     assert learning_rate_factor(cosine, 55, 100) == pytest.approx(0.5)
     assert learning_rate_factor(cosine, 100, 100) == pytest.approx(0)
-    assert learning_rate_factor(OptimConfig(schedule="constant", warmup=0.0), 77, 100) == 1
+    assert learning_rate_factor(PlannedOptim(schedule="constant", warmup=0.0), 77, 100) == 1
 
 
 def test_optimizers_take_what_was_asked_for() -> None:

@@ -1,5 +1,7 @@
 """What follows from the number of images; which epoch is kept; classes with unlike numbers of images."""
 
+import itertools
+import json
 import logging
 from dataclasses import replace
 
@@ -8,13 +10,26 @@ import pytest
 import torch
 from PIL import Image
 
+from krl_runtime.errors import RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, plan_loop
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    FitConfig,
+    InputConfig,
+    LoopConfig,
+    OptimConfig,
+    Plan,
+    log_plan,
+    plan_loop,
+    plan_optim,
+)
 from krl_train.data import Augmentation, PixelSet
-from krl_train.loop import BatchStream
+from krl_train.loop import BatchStream, Trainer
 from krl_train.metrics.classification import standard_error
 from krl_train.run import Run
 from krl_train.tasks import Batch, ClassificationTask, Supervised
+from krl_train.tasks.optim import learning_rate_factor
 from krl_train.training.balance import class_weights
 from krl_train.training.fit import fit
 from krl_train.worker import Worker
@@ -34,8 +49,40 @@ def test_each_number_of_images_gets_enough_steps(count):
 
 
 def test_what_is_given_stays():
-    plan = plan_loop(LoopConfig(epochs=2, batch_size=100, seed=5), 10)
-    assert (plan.epochs, plan.batch_size, plan.seed) == (2, 100, 5)
+    plan = plan_loop(LoopConfig(epochs=2, batch_size=100, seed=5, evaluate_every=2), 10, val=1000)
+    assert (plan.epochs, plan.batch_size, plan.seed, plan.evaluate_every) == (2, 100, 5, 2)
+    optim = plan_optim(OptimConfig(warmup=0.3, ema=0.9), 10**6)
+    assert (optim.warmup, optim.ema) == (0.3, 0.9)
+
+
+@pytest.mark.parametrize(("count", "val"), [(20, 5), (20, 20), (20, 2000), (1000, 10_000), (2_000_000, 50_000)])
+def test_evaluations_cost_little_but_are_enough(count, val):
+    plan = plan_loop(LoopConfig(), count, val)
+    evaluations = plan.epochs // plan.evaluate_every
+    assert evaluations >= 20
+    assert evaluations * val <= plan.epochs * count or evaluations < 40
+    if val <= count:
+        assert plan.evaluate_every == 1
+
+
+@pytest.mark.parametrize("steps", [1, 10, 1200, 40_000, 500_000])
+def test_the_warm_up_is_short(steps):
+    plan = plan_optim(OptimConfig(), steps)
+    assert plan.warmup * steps <= 2000.0001
+    assert plan.warmup == 0.05 or plan.warmup * steps == pytest.approx(2000)
+    rates = [learning_rate_factor(plan, step, steps) for step in range(min(steps, 3000))]
+    first = int(plan.warmup * steps)
+    assert all(before < after for before, after in itertools.pairwise(rates[: first + 1]))
+    assert rates[min(first, len(rates) - 1)] == pytest.approx(1)
+    assert plan_optim(plan, steps) == plan
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100, 100_000])
+def test_an_average_forgets_the_beginning(steps):
+    """Whatever decay is given: after all steps the first weights have less than 1 %, and every later one has more."""
+    decay = plan_optim(OptimConfig(ema=0.9999), steps).ema
+    assert decay <= 0.9999
+    assert decay**steps < 0.01
 
 
 @pytest.mark.parametrize(
@@ -109,6 +156,55 @@ def config(data, out, **loop):
     )  # fmt: skip
 
 
+def test_the_plan_is_logged_and_recorded_and_what_was_asked_for_is_compared(tmp_path, caplog):
+    data = folder_of(tmp_path / "data", {"cat": 16, "dog": 16})
+    asked = replace(config(data, tmp_path / "run"), optim=OptimConfig(ema=0.99))
+    with caplog.at_level(logging.INFO, "krl"):
+        run = fit(asked)
+    assert (
+        "plan: 32 images, batches of 8: 4 steps in an epoch, 4 epochs, 16 steps in all; learning rate 0.00625 after 0 "
+        "steps of warm-up; moving average 0.6875; evaluation every epoch, checkpoint every epoch" in caplog.text
+    )
+    assert "plan: views: flip on, shift 2, rotate 0, zoom 1, mixup 0" in caplog.text
+    record = json.loads((run.path / "run.json").read_text())
+    views = {"flip": True, "shift": 2, "rotate": 0.0, "zoom": 1.0, "mixup": 0.0}
+    assert record["plan"] == {
+        **{"images": 32, "batch_size": 8, "steps_per_epoch": 4, "epochs": 4, "steps": 16},
+        **{
+            "evaluate_every": 1,
+            "checkpoint_every": 1,
+            "lr": 0.00625,
+            "warmup_steps": 0,
+            "ema": 0.6875,
+            "augmentation": views,
+        },
+    }
+    assert record["configuration"]["optim"]["ema"] == 0.99
+    assert record["configuration"]["optim"]["warmup"] is None
+    assert record["configuration"]["loop"]["evaluate_every"] is None
+    with pytest.raises(RunError, match=r"warmup was None, now 0\.05"):
+        fit(replace(asked, optim=OptimConfig(ema=0.99, warmup=0.05), resume=True))
+
+
+def test_a_batch_of_one_image_is_refused_where_the_network_needs_more(tmp_path):
+    """With 32x32 pixels the last feature maps of this network have one value for each image."""
+    data = folder_of(tmp_path / "data", {"cat": 5, "dog": 4}, size=32)
+    loop = LoopConfig(epochs=1, batch_size=2, device="cpu", precision="fp32")
+    asked = replace(config(data, tmp_path / "run"), model="mobilenet_v3_small", input=InputConfig(size=(32,)))
+    with pytest.raises(UsageError, match=r"a step has one image, of 9 in batches of 2: .* --batch-size 3 or more"):
+        fit(replace(asked, loop=loop))
+    fit(replace(asked, loop=replace(loop, batch_size=3), overwrite=True))
+
+
+def test_a_batch_of_more_than_all_images_is_warned_of(caplog):
+    plan = plan_loop(LoopConfig(batch_size=64), 20)
+    with caplog.at_level(logging.WARNING, "krl"):
+        log_plan(Plan.of(plan_loop(LoopConfig(), 3), plan_optim(OptimConfig(), 300), 3, 1, 0.1, {}))
+        assert not caplog.messages
+        log_plan(Plan.of(plan, plan_optim(OptimConfig(), 300), 20, 1, 0.1, {}))
+    assert "batches of 64 are more than all 20 images" in caplog.text
+
+
 def test_rare_classes_are_named_with_the_option_that_helps(tmp_path, caplog):
     data = folder_of(tmp_path / "data", {"often": 24, "rare": 4, "seldom": 8})
     with caplog.at_level(logging.INFO, "krl"):
@@ -155,8 +251,6 @@ def test_early_stopping(tmp_path, monkeypatch, keep, caplog):
 
 
 def test_the_best_epoch_survives_an_interruption(tmp_path, monkeypatch):
-    from krl_train.loop import Trainer
-
     data = folder_of(tmp_path / "data", {"a": 16, "b": 16})
     planted = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7}
     weights = {}
@@ -183,6 +277,27 @@ def test_the_best_epoch_survives_an_interruption(tmp_path, monkeypatch):
     assert (run.record.metrics["top1"], run.record.metrics["epoch"]) == (0.9, 2)
     kept = Run.open(run.path).state()
     assert all(torch.equal(kept[name], value) for name, value in weights[2].items())
+
+
+def test_a_training_of_many_epochs_has_few_checkpoints_and_can_be_resumed(tmp_path, monkeypatch):
+    data = folder_of(tmp_path / "data", {"a": 4, "b": 4}, size=8)
+    asked = replace(config(data, tmp_path / "run", epochs=65), input=InputConfig(size=(8,)))
+    whole = fit(replace(asked, out=tmp_path / "whole"))
+    real, saved = Trainer.save, []
+
+    def save(trainer):
+        real(trainer)
+        saved.append(trainer.state.epoch)
+        if trainer.state.epoch == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(asked)
+    run = fit(replace(asked, resume=True))
+    assert saved == [2, 4, 6, *range(8, 66, 2), 65]
+    assert run.record.weights_sha256 == whole.record.weights_sha256
+    assert [entry["epoch"] for entry in run.record.history] == list(range(1, 66))
 
 
 def test_the_standard_error_covers_the_truth():

@@ -22,7 +22,7 @@ from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
 from .plain import to_plain
-from .plan import PlannedLoop, log_plan, plan_loop, steps_per_epoch
+from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
@@ -51,7 +51,9 @@ __all__ = [
     "ModelsConfig",
     "OptimConfig",
     "OutOption",
+    "Plan",
     "PlannedLoop",
+    "PlannedOptim",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",
@@ -64,7 +66,9 @@ __all__ = [
     "log_plan",
     "model_names",
     "plan_loop",
+    "plan_optim",
     "recorded_task",
     "steps_per_epoch",
     "to_plain",
+    "warmup_steps",
 ]

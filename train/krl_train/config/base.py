@@ -160,8 +160,8 @@ class OptimConfig:
     """How the learning rate falls after the warm-up."""
     milestones: Advanced[tuple[float, ...]] = (0.625, 0.75, 0.875)
     """Shares of the training after which multistep divides the learning rate by ten."""
-    warmup: Advanced[float] = 0.05
-    """Share of the training in which the learning rate rises from 0."""
+    warmup: Advanced[float | None] = None
+    """Share of the training in which the learning rate rises from 0: 0.05, but 2,000 steps at most."""
     label_smoothing: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
     """Label smoothing of the cross-entropy, 0 to below 1."""
     clip_norm: Advanced[float | None] = None
@@ -179,8 +179,9 @@ class OptimConfig:
         if self.schedule != "multistep" and self.milestones != OptimConfig.milestones:
             raise UsageError("--milestones is for --schedule multistep; leave it out")
         for name in ("warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{option_name(name)} is {getattr(self, name)}; accepted: 0 to below 1")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"{option_name(name)} is {value}; accepted: 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,10 @@ class LoopConfig:
     channels_last: Advanced[bool] = True
     """Memory layout of the images; faster on most hardware."""
     checkpoint_minutes: Advanced[float] = 10.0
-    """Longest time between checkpoints; there is one after each epoch in any case."""
-    evaluate_every: Advanced[int] = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    """Longest time between checkpoints; there is one after each epoch, or 30 to 59 in all, in any case."""
+    evaluate_every: Advanced[int | None] = None
+    """Epochs between evaluations, 1 unless more images are for validation than for training; the last epoch is always
+    evaluated."""
     balance: Advanced[Annotated[Literal["none", "weights", "sampling"], _CLASSIFIER]] = "none"
     """For classes with unlike numbers of images: weights gives the labels of rare classes more weight; sampling shows
     their images more often."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,13 @@ class Augmentation:
             seed=seed,
             enabled=config.augment,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Return how views are made, by the options' names; nothing without augmentation."""
+        if not self.enabled:
+            return {}
+        shift = self.padding + self.margin
+        return {"flip": self.flip, "shift": shift, "rotate": self.rotate, "zoom": self.zoom, "mixup": self.mixup}
 
     def __call__(self, pixels: Tensor, indices: npt.NDArray[np.int64], view: int) -> Tensor:
         """Return the views.

@@ -25,15 +25,19 @@ from torch import Tensor
 from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
-from krl_train.config import PlannedLoop, log_plan
+from krl_train.config import Plan, PlannedLoop, log_plan
 from krl_train.tasks.base import Learner, Task, TrainingStream
 from krl_train.worker import Worker
+
+from .stream import BatchStream
 
 __all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
 
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
 _log = logging.getLogger("krl")
+_ONE_VALUE = "Expected more than 1 value per channel"  # torch's, of batch normalization
+_LEAST_BATCH = 3  # the last batch of an epoch then has two images or more
 _WATCH_EVERY_ON_GPU = 25  # steps between looks at the loss: each waits for the GPU
 
 
@@ -142,9 +146,10 @@ class Trainer:
 
         Raises:
             TrainingError: The loss is not a finite number; the last good checkpoint stays.
+            UsageError: A batch has one image, and the network has batch normalization that this is too little for.
         """
         if self.accelerator.is_main_process:
-            log_plan(self.config, self.stream.count, self.stream.steps, self._peak_rate())
+            log_plan(self.plan)
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
@@ -152,7 +157,8 @@ class Trainer:
                 entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
-                self.save()
+                if self.state.epoch % self.config.checkpoint_every == 0 or self.state.epoch == self.config.epochs:
+                    self.save()
                 events(entry, self._samples(entry))
                 self._report(entry)
         return self.state.metrics if self.state.best is None else self.state.best["metrics"]
@@ -206,7 +212,7 @@ class Trainer:
         count = 0
         for batch in self.stream.epoch(state.epoch, state.step, self.worker):
             torch.manual_seed(_step_seed(self.config.seed, state.epoch, state.step, self.worker.rank))
-            parts = self.task.step(batch, self._update)
+            parts = self._step(batch)
             sums = {name: sums[name] + value if name in sums else value for name, value in parts.items()}
             count += 1
             state.step += 1
@@ -227,6 +233,18 @@ class Trainer:
         entry["seconds"] = round(time.monotonic() - started, 3)
         state.seconds += entry["seconds"]
         return entry
+
+    def _step(self, batch: Any) -> Mapping[str, Tensor]:
+        try:
+            return self.task.step(batch, self._update)
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):
+                raise
+            raise UsageError(
+                f"a step has one image, of {self.stream.count} in batches of {self.config.batch_size}: too little for "
+                f"batch normalization; give --batch-size {_LEAST_BATCH} or more for each process, more images, or "
+                "another --size"
+            ) from error
 
     def _share_buffers(self) -> None:
         """Give all processes the buffers of the first one, whose weights the run keeps: statistics of normalization."""
@@ -250,16 +268,20 @@ class Trainer:
         learner = self.task.learners[name]
         learner.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        if learner.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.clip_norm)
+        if learner.optim.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.optim.clip_norm)
         learner.optimizer.step()
         learner.schedule.step()
         if learner.average is not None and learner.average_of is not None:
             learner.average.update_parameters(learner.average_of)
 
-    def _peak_rate(self) -> float:
+    @property
+    def plan(self) -> Plan:
+        """What the training does, with nothing left open."""
         first = next(iter(self.task.learners.values()))
-        return float(first.optimizer.param_groups[0]["initial_lr"])
+        rate = float(first.optimizer.param_groups[0]["initial_lr"])
+        views = self.stream.augmentation.describe() if isinstance(self.stream, BatchStream) else {}
+        return Plan.of(self.config, first.optim, self.stream.count, self.stream.steps, rate, views)
 
     def _learning_rate(self) -> float:
         first = next(iter(self.task.learners.values()))

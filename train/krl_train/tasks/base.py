@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from krl_train.config import PlannedOptim
 from krl_train.worker import Worker
 
 __all__ = ["Batch", "Learner", "Task", "TrainingStream", "Update"]
@@ -50,12 +51,13 @@ class Learner:
     """A module that is trained, with its optimizer, schedule and (where wanted) moving average.
 
     The loop replaces ``module`` and ``optimizer`` by prepared ones (device, several processes), and checkpoints all.
+    ``optim`` says how the module is trained.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
-    clip_norm: float | None = None
+    optim: PlannedOptim
     average: AveragedModel | None = None
     average_of: nn.Module | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from krl_train.conditioning import Conditions
-from krl_train.config import GenerationConfig, OptimConfig
+from krl_train.config import GenerationConfig, OptimConfig, plan_optim
 from krl_train.data.diffaugment import diffaugment
 from krl_train.metrics.guide import Guide
 from krl_train.models.discriminators import Discriminator
@@ -26,6 +27,7 @@ from .learners import gan_adam, growing_average, make_learner
 
 __all__ = ["GanTask", "Score", "averaged_generator", "generator_learner"]
 
+_EMA = 0.999  # decay of a generator's average: over the last thousand steps, some epochs of a small set
 _R1_EVERY = 16  # steps, lazily regularized as in StyleGAN2 (Karras et al. 2020)
 
 Score: TypeAlias = Callable[[GeneratorNetwork, Worker], dict[str, Any]]
@@ -44,8 +46,9 @@ def generator_learner(
         steps: Number of optimization steps in the whole training.
         lr: Peak learning rate; DCGAN's where there is none.
     """
-    average = growing_average(generator, optim.ema)
-    return make_learner(module, optim, gan_adam(module, lr), steps, average=average, average_of=generator)
+    planned = replace(plan_optim(optim, steps), ema=optim.ema or _EMA)
+    average = growing_average(generator, planned.ema)
+    return make_learner(module, planned, gan_adam(module, lr), steps, average=average, average_of=generator)
 
 
 def averaged_generator(learner: Learner) -> GeneratorNetwork:
@@ -91,7 +94,7 @@ class GanTask(Task[Batch]):
         lr = options.discriminator_lr or optim.lr
         self.learners = {
             "generator": generator_learner(generator, generator, optim, steps, lr=optim.lr),
-            "discriminator": make_learner(discriminator, optim, gan_adam(discriminator, lr), steps),
+            "discriminator": make_learner(discriminator, plan_optim(optim, steps), gan_adam(discriminator, lr), steps),
         }
 
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:

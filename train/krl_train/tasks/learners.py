@@ -8,22 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from krl_train.config import OptimConfig
+from krl_train.config import PlannedOptim
 
 from .base import Learner
 from .optim import build_schedule
 
-__all__ = ["capped_average", "gan_adam", "growing_average", "make_learner"]
+__all__ = ["gan_adam", "growing_average", "make_learner", "moving_average"]
 
 _LR = 2e-4  # DCGAN's (Radford et al. 2016)
-_EMA = 0.999  # decay of a generator's average: over the last thousand steps, some epochs of a small set
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_learner(
     module: nn.Module,
-    optim: OptimConfig,
+    optim: PlannedOptim,
     optimizer: torch.optim.Optimizer,
     steps: int,
     *,
@@ -34,13 +33,13 @@ def make_learner(
 
     Args:
         module: What is trained.
-        optim: Schedule and largest gradient.
+        optim: Schedule, largest gradient and decay of the average, all planned.
         optimizer: Of the module's parameters.
         steps: Number of optimization steps in the whole training.
         average: The moving average, which the run then keeps.
         average_of: The part of the module that is averaged.
     """
-    return Learner(module, optimizer, build_schedule(optim, optimizer, steps), optim.clip_norm, average, average_of)
+    return Learner(module, optimizer, build_schedule(optim, optimizer, steps), optim, average, average_of)
 
 
 def gan_adam(module: nn.Module, lr: float | None) -> torch.optim.Adam:
@@ -52,17 +51,16 @@ def gan_adam(module: nn.Module, lr: float | None) -> torch.optim.Adam:
 # with: one rule for both would move those figures.
 
 
-def capped_average(module: nn.Module, decay: float, steps: int) -> AveragedModel | None:
-    """Return a moving average over a fifth of the training at most; ``None`` where ``decay`` is 0.
+def moving_average(module: nn.Module, decay: float) -> AveragedModel | None:
+    """Return a moving average of weights and of the statistics of normalization; ``None`` where ``decay`` is 0.
 
     Args:
         module: What is averaged.
-        decay: Of the average; 1 - 5 / steps in a short training, whose beginning would still weigh at its end.
-        steps: Number of optimization steps in the whole training.
+        decay: Of the average, as ``plan_optim`` returns it.
     """
     if not decay:
         return None
-    ema = get_ema_multi_avg_fn(min(decay, max(0.0, 1 - 5 / steps)))  # type: ignore[no-untyped-call]
+    ema = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(module, multi_avg_fn=ema, use_buffers=True)
 
 
@@ -71,12 +69,11 @@ def growing_average(module: nn.Module, decay: float) -> AveragedModel:
 
     Args:
         module: What is averaged.
-        decay: Up to which it grows as (1 + n) / (10 + n); 0 stands for 0.999.
+        decay: Up to which it grows as (1 + n) / (10 + n).
     """
-    most = decay or _EMA
 
     def move(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
-        share = 1 - min(most, (1 + float(count)) / (10 + float(count)))
+        share = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
         for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
                 average.lerp_(current.to(average.dtype), share)

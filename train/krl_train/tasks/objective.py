@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
-from krl_train.config import OptimConfig
+from krl_train.config import OptimConfig, plan_optim
 
 from .base import Task, Update
-from .learners import capped_average, make_learner
+from .learners import make_learner, moving_average
 from .optim import build_optimizer
 
 __all__ = ["ObjectiveTask"]
@@ -33,8 +33,9 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
     def __init__(self, objective: nn.Module, network: _Net, optim: OptimConfig, *, steps: int, batch_size: int) -> None:
         self.network = network
         optimizer = build_optimizer(optim, objective.parameters(), batch_size)
-        average = capped_average(network, optim.ema, steps)
-        learner = make_learner(objective, optim, optimizer, steps, average=average, average_of=network)
+        planned = plan_optim(optim, steps)
+        average = moving_average(network, planned.ema)
+        learner = make_learner(objective, planned, optimizer, steps, average=average, average_of=network)
         self.learners = {"model": learner}
 
     def step(self, batch: _Batch, update: Update) -> Mapping[str, Tensor]:

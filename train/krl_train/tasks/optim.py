@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from krl_train.config import OptimConfig
+from krl_train.config import OptimConfig, PlannedOptim, warmup_steps
 
 __all__ = ["build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
 
@@ -42,12 +42,12 @@ def default_learning_rate(config: OptimConfig, batch_size: int) -> float:
     return _DEFAULT_LR[config.optimizer] * batch_size / _REFERENCE_BATCH
 
 
-def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+def build_schedule(config: PlannedOptim, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """Build the schedule, which is to be stepped after each of ``steps`` optimization steps."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, steps))
 
 
-def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+def learning_rate_factor(config: PlannedOptim, step: int, steps: int) -> float:
     """Return the share of the peak learning rate at one step.
 
     Linear warm-up, then half a cosine down to 0 (https://arxiv.org/abs/1608.03983), or steps of a tenth, or constant.
@@ -57,7 +57,7 @@ def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
         step: From 0.
         steps: Number of steps of the whole training.
     """
-    warmup = int(config.warmup * steps)
+    warmup = warmup_steps(config, steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.schedule == "constant":

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from krl_train.config import OptimConfig
+from krl_train.config import OptimConfig, plan_optim
 from krl_train.data import PatchBatch, Truths
 from krl_train.models.image_to_image import PatchDiscriminator
 from krl_train.models.restorers import RestorerNetwork
@@ -75,7 +75,7 @@ class TranslationTask(RestorationTask):
         if self.weight:
             discriminator = PatchDiscriminator(2 * objective.network.preprocessing.channels)
             optimizer = build_optimizer(optim, discriminator.parameters(), batch_size)
-            opponent = make_learner(discriminator, optim, optimizer, steps)
+            opponent = make_learner(discriminator, plan_optim(optim, steps), optimizer, steps)
             self.learners = {**self.learners, "discriminator": opponent}
 
     def step(self, batch: PatchBatch, update: Update) -> Mapping[str, Tensor]:

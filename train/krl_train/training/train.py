@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def train_classifier(
     Raises:
         TrainingError: The loss is not a finite number.
     """
-    planned = plan_loop(loop, len(training.train))
+    planned = plan_loop(loop, len(training.train), len(training.val))
     warn_of_imbalance(training.train, record.labels, loop)
     balanced = loop.balance == "sampling"
     stream = BatchStream(training.train, training.augmentation, planned.batch_size, loop.seed, views, balanced)
@@ -107,6 +107,7 @@ def train_task(
     metrics = trainer.fit()
     finished = replace(
         record,
+        plan=asdict(trainer.plan),
         metrics={**record.metrics, **metrics, **size, **costs(trainer)},
         history=tuple(trainer.state.history),
     )
