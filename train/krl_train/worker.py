@@ -27,6 +27,11 @@ class Worker:
     world: int = 1
     channels_last: bool = False
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """How images lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def share(self, order: npt.NDArray[np.int64], step: int, steps: int, batch_size: int) -> npt.NDArray[np.int64]:
         """Return this process's part of one of the batches that a whole epoch is divided into.
 

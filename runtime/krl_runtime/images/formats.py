@@ -10,12 +10,15 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
+from krl_runtime._version import __version__
 from krl_runtime.errors import ImageError
 
 from .modes import match_transparency
@@ -31,6 +34,7 @@ __all__ = [
     "MAX_BYTES",
     "ImageSource",
     "check_image",
+    "decoder_version",
     "describe",
     "open_header",
     "orientation",
@@ -92,6 +96,13 @@ def translated(name: str) -> Iterator[None]:
         raise ImageError(f"{name} is damaged or truncated: {error}") from error
     except Exception as error:  # struct.error, zlib.error and other decoders' own types
         raise ImageError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+@cache
+def decoder_version() -> str:
+    """Return what decoded pixels depend on besides the file: the versions of krl, Pillow and its libraries."""
+    libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")}
+    return f"krl {__version__}, pillow {PIL.__version__}, {libraries}"
 
 
 def describe(source: object) -> str:

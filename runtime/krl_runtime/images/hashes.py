@@ -1,35 +1,47 @@
-"""SHA-256 of many files, computed in parallel and remembered.
+"""SHA-256 of many files, and which of them could be decoded: found in parallel, and remembered.
 
-A file that has the size and the time of its last change of before is not read again. Where hashes decide about trust,
-as in a bundle, they are not taken from here.
+A file that has the size, the time of its last change and the number (inode) of before is not read again. Where hashes
+decide about trust, as in a bundle, they are not taken from here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime.files import cache_folder, sha256_file
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 
+from .formats import decoder_version
+
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["hash_files"]
+__all__ = ["UNREADABLE", "decodable", "hash_files", "remember_decodable"]
 
 _log = logging.getLogger("krl")
 
-_TOGETHER = 500  # files in one query; SQLite takes some thousand parameters
+UNREADABLE = ""
+"""Stands for the hash of a file that cannot be read, where that is accepted."""
+
+_TOGETHER = 500  # values in one query; SQLite takes some thousand parameters
+_BLOCK = 64  # files that a thread hashes in turn: small ones take less time than handing them over
 _WAIT = 10.0  # seconds for another process that writes; then the hashes are computed and not kept
-_Key = tuple[str, int, int]
+_LARGEST = 2**63 - 1  # SQLite's integers; some file systems number their files beyond
+_Key = tuple[str, int, int, int]
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, inode INT, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS decodable (sha256 TEXT PRIMARY KEY, decoder TEXT)",
+)
 
 
-def hash_files(files: Sequence[Path]) -> list[str]:
+def hash_files(files: Sequence[Path], *, accept_unreadable: bool = False) -> list[str]:
     """Return the SHA-256 of each file, in hexadecimal.
 
     Hashes are kept in ``hashes.sqlite`` in the folder that ``cache_folder`` names. A cache that cannot be used costs
@@ -37,25 +49,62 @@ def hash_files(files: Sequence[Path]) -> list[str]:
 
     Args:
         files: The files.
+        accept_unreadable: Whether a file that cannot be read has the hash ``UNREADABLE``, rather than raising.
 
     Raises:
-        OSError: A file cannot be read.
+        OSError: A file cannot be read, and that is not accepted.
     """
-    keys = [_key(path) for path in files]
-    known = _read(keys)
-    missing = sorted({index: None for index, key in enumerate(keys) if key not in known})
+    folders: dict[Path, str] = {}
+
+    def key_of(path: Path) -> _Key | None:
+        try:
+            return _key(path, folders)
+        except OSError:
+            if accept_unreadable:
+                return None
+            raise
+
+    def hash_of(path: Path) -> str:
+        try:
+            return sha256_file(path)
+        except OSError:
+            if accept_unreadable:
+                return UNREADABLE
+            raise
+
+    keys = [key_of(path) for path in files]
+    known = _read_hashes([key for key in keys if key is not None])
+    missing = [index for index, key in enumerate(keys) if key is not None and key not in known]
+    blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
     new: dict[_Key, str] = {}
     with ThreadPoolExecutor(cpu_count()) as pool:
-        found = pool.map(lambda index: sha256_file(files[index]), missing)
-        for index, digest in zip(progress(missing, "hashing images"), found, strict=True):
-            new[keys[index]] = digest
-    _write(new)
-    return [known.get(key) or new[key] for key in keys]
+        found = pool.map(lambda block: [hash_of(files[index]) for index in block], blocks)
+        hashed = (digest for block in found for digest in block)
+        for index, digest in zip(progress(missing, "hashing images"), hashed, strict=True):
+            new[keys[index]] = digest  # type: ignore[index]  # missing ones have keys
+    _write("files", [(*key, digest) for key, digest in new.items() if digest != UNREADABLE])
+    known |= new
+    return [UNREADABLE if key is None else known[key] for key in keys]
 
 
-def _key(path: Path) -> _Key:
+def decodable(hashes: Iterable[str]) -> set[str]:
+    """Return those of the SHA-256 of files that the decoders of this machine have decoded before."""
+    found = _select("SELECT sha256, decoder FROM decodable", "sha256", list(hashes))
+    return {digest for digest, decoder in found if decoder == decoder_version()}
+
+
+def remember_decodable(hashes: Iterable[str]) -> None:
+    """Remember the SHA-256 of files that could be decoded."""
+    _write("decodable", [(digest, decoder_version()) for digest in hashes if digest != UNREADABLE])
+
+
+def _key(path: Path, folders: dict[Path, str]) -> _Key:
+    """Return what a file is known by; the real path of each folder is kept, as it takes longer than the rest."""
     status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    if path.parent not in folders:
+        folders[path.parent] = str(path.parent.resolve())
+    place = f"{folders[path.parent]}/{path.name}"
+    return place, status.st_size, status.st_mtime_ns, status.st_ino & _LARGEST
 
 
 def _database() -> sqlite3.Connection | None:
@@ -66,51 +115,52 @@ def _database() -> sqlite3.Connection | None:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(folder / "hashes.sqlite", timeout=_WAIT)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, changed INT, sha256 TEXT)"
-        )
+        for table in _TABLES:
+            connection.execute(table)
     except (sqlite3.Error, OSError, RuntimeError) as error:
         _log.debug("hashes of files are not kept: %s", error)
         return None
     return connection
 
 
-def _read(keys: Sequence[_Key]) -> dict[_Key, str]:
+def _read_hashes(keys: Sequence[_Key]) -> dict[_Key, str]:
     """Return the hashes that are known."""
-    import sqlite3
-
-    connection = _database()
-    if connection is None:
-        return {}
-    known: dict[_Key, str] = {}
-    try:
-        with closing(connection):
-            for part in _parts(keys):
-                marks = ",".join("?" * len(part))
-                rows = connection.execute(
-                    f"SELECT path, size, changed, sha256 FROM hashes WHERE path IN ({marks})",  # noqa: S608  question marks alone
-                    [key[0] for key in part],
-                )
-                known.update({(path, size, changed): digest for path, size, changed, digest in rows})
-    except sqlite3.Error as error:
-        _log.debug("the hashes that were kept cannot be read: %s", error)
-        return {}
+    rows = _select("SELECT path, size, changed, inode, sha256 FROM files", "path", [key[0] for key in keys])
+    known = {(path, size, changed, inode): digest for path, size, changed, inode, digest in rows}
     return {key: known[key] for key in keys if key in known}
 
 
-def _write(new: dict[_Key, str]) -> None:
+def _select(query: str, column: str, values: Sequence[str]) -> list[Any]:
+    """Return the rows of a query that have one of the values in a column; none where they cannot be read."""
     import sqlite3
 
-    connection = _database() if new else None
+    connection = _database() if values else None
+    if connection is None:
+        return []
+    rows: list[Any] = []
+    try:
+        with closing(connection):
+            for part in _parts(values):
+                rows += connection.execute(f"{query} WHERE {column} IN ({','.join('?' * len(part))})", part)
+    except sqlite3.Error as error:
+        _log.debug("the hashes that were kept cannot be read: %s", error)
+        return []
+    return rows
+
+
+def _write(table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    import sqlite3
+
+    connection = _database() if rows else None
     if connection is None:
         return
     try:
         with closing(connection), connection:
-            rows = [(*key, digest) for key, digest in new.items()]
-            connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+            marks = ",".join("?" * len(rows[0]))
+            connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608  names of this module
     except sqlite3.Error as error:
         _log.debug("hashes of files are not kept: %s", error)
 
 
-def _parts(keys: Sequence[_Key]) -> Iterator[Sequence[_Key]]:
-    return (keys[start : start + _TOGETHER] for start in range(0, len(keys), _TOGETHER))
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (values[start : start + _TOGETHER] for start in range(0, len(values), _TOGETHER))

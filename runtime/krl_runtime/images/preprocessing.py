@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -181,20 +181,53 @@ class Preprocessing:
         Raises:
             ImageError: The image is truncated, not an image, too large, or of a type that is not accepted.
         """
-        height, width = self.height + 2 * margin, self.width + 2 * margin
-        if isinstance(source, np.ndarray) and self._is_ready(source, height, width):
+        size = self._padded_size(margin)
+        if self._is_ready(source, *size):
             return np.array(source.transpose(2, 0, 1), order="C")  # Pillow would only copy it to and fro
+        image = self._scaled(source, *size)
+        planes = bytearray().join([image.tobytes("raw", band) for band in self.mode])
+        return np.frombuffer(planes, np.uint8).reshape(self.channels, *size)
+
+    def interleaved(self, source: ImageSource, *, margin: int = 0) -> npt.NDArray[np.uint8]:
+        """Return the same pixels as a call, with the channels last, which is how Pillow has them.
+
+        Args:
+            source: The image; see ``ImageSource``.
+            margin: Extra pixels to keep on every side, as for a call.
+
+        Returns:
+            An array ``[height + 2 * margin, width + 2 * margin, channels]`` of uint8, which may be read-only.
+
+        Raises:
+            ImageError: The image is truncated, not an image, too large, or of a type that is not accepted.
+        """
+        size = self._padded_size(margin)
+        if self._is_ready(source, *size):
+            return source.copy()
+        image = self._scaled(source, *size)
+        return np.frombuffer(image.tobytes("raw", self.mode), np.uint8).reshape(*size, self.channels)
+
+    def _padded_size(self, margin: int) -> tuple[int, int]:
+        """Return height and width of what is read with a margin."""
+        return self.height + 2 * margin, self.width + 2 * margin
+
+    def _scaled(self, source: ImageSource, height: int, width: int) -> Image.Image:
+        """Return the decoded part of an image that the output shows, in the output's size."""
         decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width))
         image, box = decoded.image, self._box(*decoded.size, height, width)
         if image.size != (width, height) or box != (0, 0, *decoded.size):
             image = image.resize((width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
-        planes = bytearray().join([image.tobytes("raw", band) for band in self.mode])
-        return np.frombuffer(planes, np.uint8).reshape(self.channels, height, width)
+        return image
 
-    def _is_ready(self, array: npt.NDArray[Any], height: int, width: int) -> bool:
-        """Return whether an array is RGB of the output's size, and nothing is cut off."""
-        same = self.channels == 3 and array.shape == (height, width, 3) and array.dtype == np.uint8
-        return same and self._box(width, height, height, width) == (0, 0, width, height)
+    def _is_ready(self, source: ImageSource, height: int, width: int) -> TypeGuard[npt.NDArray[np.uint8]]:
+        """Return whether an image is an array of RGB of the output's size, and nothing is cut off."""
+        if not isinstance(source, np.ndarray) or self.channels != 3:
+            return False
+        return (
+            source.shape == (height, width, 3)
+            and source.dtype == np.uint8
+            and self._box(width, height, height, width) == (0, 0, width, height)
+        )
 
     def _jpeg_scale(self, width: int, height: int, out_height: int, out_width: int) -> int:
         """Return the divisor for decoding a JPEG of this size: 1, 2, 4 or 8."""

@@ -122,15 +122,11 @@ class Augmentation:
         height, width = self.preprocessing.height, self.preprocessing.width
         draws = [_uniform(self.seed, indices, view, draw) for draw in range(5)]
         padded = F.pad(pixels, (self.padding,) * 4) if self.padding else pixels
-        rows = self._window(padded.shape[2], height, draws[0])
-        columns = self._window(padded.shape[3], width, draws[1])
-        if self.flip:
-            mirrored = torch.from_numpy(draws[2] < 0.5)[:, None]
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        rows, columns = rows.to(pixels.device), columns.to(pixels.device)
-        batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-        # Indexed as NHWC, so that the result is in channels-last layout already.
-        views = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        tops = (draws[0] * (padded.shape[2] - height + 1)).astype(np.int64)
+        lefts = (draws[1] * (padded.shape[3] - width + 1)).astype(np.int64)
+        mirrored = draws[2] < 0.5 if self.flip else np.zeros(len(indices), bool)
+        cut = self._copied if pixels.device.type == "cpu" else self._gathered
+        views = cut(padded.permute(0, 2, 3, 1), tops, lefts, mirrored).permute(0, 3, 1, 2)
         if self.rotate == 0 and self.zoom == 1:
             return views
         return self._turn(views, draws[3], draws[4])
@@ -160,10 +156,36 @@ class Augmentation:
             return pixels
         return pixels[:, :, self.margin : -self.margin, self.margin : -self.margin]
 
-    @staticmethod
-    def _window(available: int, wanted: int, draw: npt.NDArray[np.float64]) -> Tensor:
-        offsets = torch.from_numpy((draw * (available - wanted + 1)).astype(np.int64))
-        return offsets[:, None] + torch.arange(wanted)[None]
+    def _copied(
+        self,
+        images: Tensor,
+        tops: npt.NDArray[np.int64],
+        lefts: npt.NDArray[np.int64],
+        mirrored: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Return windows ``[N, height, width, C]`` of images ``[N, H, W, C]``, one copy for each: fast on a CPU."""
+        height, width = self.preprocessing.height, self.preprocessing.width
+        views = images.new_empty(len(images), height, width, images.shape[3])
+        places = zip(images, views, tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
+        for image, view, top, left, mirror in places:
+            window = image[top : top + height, left : left + width]
+            view.copy_(window.flip(1) if mirror else window)
+        return views
+
+    def _gathered(
+        self,
+        images: Tensor,
+        tops: npt.NDArray[np.int64],
+        lefts: npt.NDArray[np.int64],
+        mirrored: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Return the same windows, all at once: fast on a GPU, where each copy would be a launch of its own."""
+        rows = torch.from_numpy(tops)[:, None] + torch.arange(self.preprocessing.height)
+        columns = torch.from_numpy(lefts)[:, None] + torch.arange(self.preprocessing.width)
+        columns = torch.where(torch.from_numpy(mirrored)[:, None], columns.flip(1), columns)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        return images[batch, rows[:, :, None], columns[:, None, :]]
 
     def _turn(self, views: Tensor, angle_draw: npt.NDArray[np.float64], zoom_draw: npt.NDArray[np.float64]) -> Tensor:
         angle = (2 * angle_draw - 1) * math.radians(self.rotate)

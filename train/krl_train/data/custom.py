@@ -121,7 +121,7 @@ class CustomImages:
                 f"--memory-limit-mb {memory_limit >> 20}; raise it, lower --size or --limit, or write the images "
                 "into a folder, which is read again in each epoch"
             )
-        pixels = np.empty(shape, np.uint8)
+        pixels = np.empty((shape[0], *shape[2:], channels), np.uint8).transpose(0, 3, 1, 2)  # as PixelSet keeps them
         for row, position in enumerate(progress(chosen, f"reading {split}")):
             part, index = places[position]
             pixels[row] = preprocessing(part.image(index), margin=margin)

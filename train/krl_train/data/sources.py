@@ -96,6 +96,7 @@ class Source:
                 margin=margin,
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
+                disk_limit=self.config.disk_cache_mb * 2**20,
             )
         if self.custom is not None:
             return self.custom.read(
@@ -277,7 +278,7 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     source = open_source(config)
     warn_of_change(record.sources, "data", source.name, "the run")
     part = source.read(split, record.preprocessing, limit=limit)
-    return part.pixels(np.arange(len(part))).numpy(), part.labels.tolist()
+    return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
 
 
 def _prepare(images: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:

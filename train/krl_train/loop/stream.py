@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from krl_train.config import steps_per_epoch
 from krl_train.data import Augmentation, PixelSet
+from krl_train.data.rows import map_ahead
 from krl_train.tasks.base import Batch
 from krl_train.worker import Worker
 
 __all__ = ["BatchStream"]
+
+_LOADERS = 2  # batches that are read at the same time: the CPUs have work while the last images of one are decoded
+_AHEAD = 3  # batches that wait: reading takes unevenly long, and each takes memory
 
 
 @dataclass(frozen=True)
@@ -58,29 +63,26 @@ class BatchStream:
         return epoch if self.views is None else epoch % self.views
 
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[Batch]:
-        """Yield the batches of one epoch from ``first_step`` on; the next one is read while one is used."""
+        """Yield the batches of one epoch from ``first_step`` on; the next ones are read while one is used."""
         order = self._order(epoch)
         view = self.view(epoch)
+        on_gpu = worker.device.type == "cuda"
 
-        def load(step: int) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        def load(step: int) -> tuple[int, Tensor, npt.NDArray[np.int64]]:
             indices = worker.share(order, step, self.steps, self.batch_size)
-            return self.data.pixels(indices), indices
+            return step, self.data.pixels(indices, pinned=on_gpu), indices
 
-        with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(load, first_step)
-            for step in range(first_step, self.steps):
-                pixels, indices = upcoming.result()
-                if step + 1 < self.steps:
-                    upcoming = pool.submit(load, step + 1)
-                views = self.augmentation(pixels.to(worker.device), indices, view)
+        steps = range(first_step, self.steps)
+        with ThreadPoolExecutor(_LOADERS) as pool, closing(map_ahead(pool, load, steps, _AHEAD)) as loaded:
+            for step, pixels, indices in loaded:
+                views = self.augmentation(pixels.to(worker.device, non_blocking=on_gpu), indices, view)
                 positions = torch.from_numpy(indices)
                 labels = self.data.labels[positions].to(worker.device)
                 partners, share = None, None
                 if self.augmentation.mixup:
                     views, share = self.augmentation.mix(views, epoch, step)
                     partners = labels.roll(1)
-                if worker.channels_last:
-                    views = views.contiguous(memory_format=torch.channels_last)
+                views = views.contiguous(memory_format=worker.layout)
                 yield Batch(views, labels, positions, view, epoch, partners, share)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:

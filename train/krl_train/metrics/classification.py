@@ -74,9 +74,7 @@ def evaluate_classifier(
     mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _center(data, indices).to(worker.device)
-        if worker.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = _center(data, indices).to(worker.device).contiguous(memory_format=worker.layout)
         logits = network(pixels).float()
         if not logits.isfinite().all():
             raise ModelError("the network answers images with logits that are not finite numbers; train it again")

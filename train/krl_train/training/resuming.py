@@ -14,7 +14,10 @@ from krl_train.run import RunRecord
 __all__ = ["check_same"]
 
 # Options that do not change the result.
-_MAY_DIFFER = {"resume", "overwrite", "json", "out", "device", "memory_limit_mb", "checkpoint_minutes", "download"}
+_MAY_DIFFER = {
+    *("resume", "overwrite", "json", "out", "device", "memory_limit_mb", "disk_cache_mb", "checkpoint_minutes"),
+    "download",
+}
 # Options that name files or runs: where these lie does not count. Their content does, and the record has its hashes in
 # "data", "parent" and "model".
 _PLACES = {

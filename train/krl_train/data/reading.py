@@ -1,0 +1,222 @@
+"""From image files to their pixels: each file is hashed and decoded once, and both are remembered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from krl_runtime.errors import DataError, ImageError
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.folders import ImageFile, OnBadImage, report_bad
+from krl_runtime.images.hashes import decodable, hash_files, remember_decodable
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.processor import cpu_count
+from krl_runtime.progress import progress_bar
+
+from .decoded import DecodedFile, DecodedWriter, checksum, new_decoded_file, open_decoded_file, pixels_key
+from .rows import DecodedRows, MappedRows, MemoryRows, Rows, map_ahead
+
+__all__ = ["ReadImages", "read_images"]
+
+_log = logging.getLogger("krl")
+
+_BLOCK = 16  # images that a thread decodes in turn: small ones take less time than handing them over
+_AHEAD = 4  # blocks for each CPU that wait to be written: enough when the disk pauses, and bounded in memory
+_WORTH_KEEPING = 16 * 2**20  # decoded bytes; images that fit in memory and take less are decoded in about a second
+
+_Numbered: TypeAlias = "tuple[int, ImageFile]"
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Images that can be decoded.
+
+    Attributes:
+        rows: Their pixels.
+        images: Their files.
+        hashes: SHA-256 of each file.
+        identity: Hash of the files, their labels, and how they are decoded.
+    """
+
+    rows: Rows
+    images: tuple[ImageFile, ...]
+    hashes: list[str]
+    identity: str
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some of the images, decoded: those that can be, and the errors of the others."""
+
+    rows: npt.NDArray[np.uint8]
+    positions: list[int]
+    checksums: list[int]
+    errors: list[ImageError]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    images: Sequence[ImageFile]
+    preprocessing: Preprocessing
+    margin: int
+    on_bad: OnBadImage
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        channels, height, width = self.preprocessing.shape
+        return height + 2 * self.margin, width + 2 * self.margin, channels
+
+    def decode(self, block: Sequence[_Numbered]) -> _Block:
+        """Decode some images, each with its number."""
+        rows, errors = np.empty((len(block), *self.shape), np.uint8), []
+        positions: list[int] = []
+        for position, image in block:
+            try:
+                rows[len(positions)] = self.preprocessing.interleaved(image.path, margin=self.margin)
+            except ImageError as error:
+                errors.append(error)
+            else:
+                positions.append(position)
+        rows = rows[: len(positions)]
+        return _Block(rows, positions, [checksum(row) for row in rows], errors)
+
+    def decode_all(
+        self,
+        numbered: Sequence[_Numbered],
+        memory: npt.NDArray[np.uint8] | None = None,
+        writer: DecodedWriter | None = None,
+    ) -> list[int]:
+        """Decode images, put them into memory and give them to a writer.
+
+        Returns:
+            The numbers of those that can be decoded.
+
+        Raises:
+            DataError: One cannot be decoded, and bad images are refused.
+        """
+        kept: list[int] = []
+        errors: list[ImageError] = []
+        blocks = [numbered[start : start + _BLOCK] for start in range(0, len(numbered), _BLOCK)]
+        description = "checking images" if memory is None and writer is None else "decoding images"
+        with ThreadPoolExecutor(cpu_count()) as pool, progress_bar(description, len(numbered)) as advance:
+            for block in map_ahead(pool, self.decode, blocks, _AHEAD * cpu_count()):
+                if memory is not None:
+                    memory[len(kept) : len(kept) + len(block.rows)] = block.rows
+                if writer is not None:
+                    writer.add(block.rows, block.checksums, block.positions)
+                kept += block.positions
+                errors += block.errors
+                for _ in range(len(block.rows) + len(block.errors)):
+                    advance()
+        report_bad(errors, self.on_bad)
+        return kept
+
+    def source(self, positions: Sequence[int]) -> DecodedRows:
+        """Return images that are decoded each time."""
+        return DecodedRows([self.images[index].path for index in positions], self.preprocessing, self.margin)
+
+
+def read_images(
+    images: Sequence[ImageFile],
+    preprocessing: Preprocessing,
+    *,
+    margin: int,
+    on_bad: OnBadImage,
+    memory_limit: int,
+    disk_limit: int,
+) -> ReadImages:
+    """Read image files: into memory where they fit, else into a file of decoded images, else in each epoch.
+
+    Args:
+        images: What to read.
+        preprocessing: From an image to ``uint8``.
+        margin: Extra pixels on every side.
+        on_bad: What to do with files that cannot be decoded.
+        memory_limit: Bytes of decoded images that may be kept in memory.
+        disk_limit: Bytes that all files of decoded images may take.
+
+    Raises:
+        DataError: No image can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
+    """
+    reader = _Reader(images, preprocessing, margin, on_bad)
+    hashes = hash_files([image.path for image in images], accept_unreadable=True)
+    key = pixels_key(hashes, preprocessing, margin)
+    size = len(images) * int(np.prod(reader.shape))
+    fits = size <= memory_limit
+    keep = disk_limit > 0 and (not fits or size >= _WORTH_KEEPING)
+    found = _open(reader, key) if keep else None
+    if found is not None:
+        kept = found.positions.tolist()
+        rows: Rows = MappedRows(found, reader.source(kept))
+        if fits:
+            rows = _loaded(rows, len(kept))
+    elif fits:
+        memory = np.empty((len(images), *reader.shape), np.uint8)
+        kept = _decode(reader, hashes, key, size, disk_limit if keep else 0, memory)
+        rows = MemoryRows(memory[: len(kept)])
+    else:
+        kept = _decode(reader, hashes, key, size, disk_limit, None)
+        found = open_decoded_file(key, len(images), reader.shape) if keep else None
+        source = reader.source(kept)
+        rows = source if found is None else MappedRows(found, source)
+    if not kept:
+        raise DataError("no image is left: none of the files can be decoded")
+    used = [images[index] for index in kept]
+    chosen = [hashes[index] for index in kept]
+    labeled = ",".join(f"{image.label}:{digest}" for image, digest in zip(used, chosen, strict=True))
+    identity = sha256_bytes(f"{pixels_key(chosen, preprocessing, margin)}:{labeled}".encode())
+    return ReadImages(rows, tuple(used), chosen, identity)
+
+
+def _open(reader: _Reader, key: str) -> DecodedFile | None:
+    """Return decoded images that are on disk; files that could not be decoded are tried again, for their errors."""
+    found = open_decoded_file(key, len(reader.images), reader.shape)
+    if found is None:
+        return None
+    known = set(found.positions.tolist())
+    others = [(index, image) for index, image in enumerate(reader.images) if index not in known]
+    return None if reader.decode_all(others) else found
+
+
+def _loaded(rows: Rows, count: int) -> MemoryRows:
+    """Read images into memory."""
+    memory = np.empty((count, *rows.shape), np.uint8)
+    rows.take(np.arange(count), torch.from_numpy(memory))
+    return MemoryRows(memory)
+
+
+def _decode(
+    reader: _Reader, hashes: Sequence[str], key: str, size: int, disk_limit: int, memory: npt.NDArray[np.uint8] | None
+) -> list[int]:
+    """Decode all images, into memory and to disk as far as there is room, and return the numbers of the good ones."""
+    numbered = list(enumerate(reader.images))
+    kept: list[int] | None = None
+    if disk_limit:
+        try:
+            with new_decoded_file(key, size, disk_limit) as writer:
+                kept = reader.decode_all(numbered, memory, writer)
+                writer.finish(len(numbered))
+        except OSError as error:
+            instead = "decoded in each epoch" if memory is None else "decoded again at the next start"
+            _log.log(
+                logging.WARNING if memory is None else logging.INFO,
+                "decoded images are not kept on disk, and are %s: %s",
+                *(instead, error.strerror or error),
+            )
+    if kept is None and memory is None:
+        known = decodable(hashes)
+        missing = [item for item in numbered if hashes[item[0]] not in known]
+        bad = {index for index, _ in missing} - set(reader.decode_all(missing))
+        kept = [index for index, _ in numbered if index not in bad]
+    elif kept is None:
+        kept = reader.decode_all(numbered, memory)
+    remember_decodable(hashes[index] for index in kept)
+    return kept
