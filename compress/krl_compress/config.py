@@ -116,11 +116,10 @@ class LossConfig:
     """Options of the losses."""
 
     alpha: Annotated[float | None, _CLASSIFIER] = None
-    """Hinton's distillation: loss = alpha * CE + (1 - alpha) * T^2 * KL, with the weight alpha of the labels (0.1 where
-    --temperature alone is given). Without it, --temperature and --loss the teacher's weight follows from how much
-    better than the student it is."""
-    temperature: Annotated[float | None, _CLASSIFIER] = None
-    """T of --alpha, by which both nets' logits are divided; 4 where --alpha alone is given."""
+    """Loss = alpha * CE + (1 - alpha) * T^2 * KL. Left out: CE + w * DKD, whose w falls as the student overtakes the
+    teacher."""
+    temperature: Advanced[Annotated[float | None, _CLASSIFIER]] = None
+    """T of --alpha (4 unless given), by which both nets' logits are divided; without --alpha that is 0.1."""
     loss: RepeatedCustom = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
     once or several times, nothing else counts, labels neither. Of labels: ce. Of logits: kd, logistic, soft_bce,
@@ -145,8 +144,8 @@ class QuantizationConfig:
     """A student that is made for INT8."""
 
     quantize: Literal["int8"] | None = None
-    """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing; the teacher is
-    in full precision. Without --lr the optimizer is then AdamW, at a tenth of its usual learning rate."""
+    """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing. Without --lr the
+    optimizer is then AdamW, at a tenth of its usual learning rate."""
     float_epochs: Advanced[int] = 0
     """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""
 
