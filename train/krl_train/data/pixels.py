@@ -26,7 +26,7 @@ class PixelSet:
     """Images of one split, as a network takes them, with room for random crops.
 
     Attributes:
-        labels: Class indices, ``[N]`` of int64.
+        labels: Class indices, ``[N]`` of int64; -1 for an image without a label.
         identity: Hash of the images and labels, in their order.
         margin: Extra pixels on every side of each image.
         files: Where each image was read; empty for images that do not come from files.
@@ -133,10 +133,13 @@ class _PixelsOnDisk(PixelSet):
         return None
 
     def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        channels, height, width = self._preprocessing.shape
+        pixels = np.empty((len(indices), channels, height + 2 * self.margin, width + 2 * self.margin), np.uint8)
         chosen = [self._images[index].path for index in indices]
-        return torch.from_numpy(
-            np.stack(list(self._pool.map(lambda path: self._preprocessing(path, margin=self.margin), chosen)))
-        )
+        read = self._pool.map(lambda path: self._preprocessing(path, margin=self.margin), chosen)
+        for place, image in zip(pixels, read, strict=True):
+            place[:] = image
+        return torch.from_numpy(pixels)
 
 
 class _JoinedPixels(PixelSet):
