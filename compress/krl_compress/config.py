@@ -209,6 +209,8 @@ class DistillConfig(TrainingConfig):
     times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
     fusion: Advanced[Annotated[Literal["mean", "confidence", "class"], _CLASSIFIER]] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
+    unlabeled: Annotated[Annotated[tuple[Path, ...], tyro.conf.UseAppendAction], _CLASSIFIER] = ()
+    """Folder of images without labels, such as recordings, to learn from as well; may be given several times."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: Annotated[bool, _CLASSIFIER] = False
@@ -221,9 +223,14 @@ class DistillConfig(TrainingConfig):
     generation: Advanced[Annotated[GenerationConfig, _GENERATOR]] = field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
-        """Take objects by their names."""
+        """Take objects by their names, and refuse two kinds of images that are not the data's."""
         object.__setattr__(self, "teacher", each_named(self.teacher, "--teacher", by_class=True))
         object.__setattr__(self, "student", named(self.student, "--student", by_class=True))
+        if self.unlabeled and self.data_free.data_free is not None:
+            raise UsageError(
+                "--data-free and --unlabeled exclude each other: one is for generated images alone, the other for real "
+                "ones beside the labeled; leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from krl_compress.teachers.store import StoredTeacher
 from krl_compress.teachers.strength import warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import InputConfig, TrainingConfig, plan_loop, to_plain
+from krl_train.config import InputConfig, LoopConfig, TrainingConfig, plan_loop, to_plain
 from krl_train.custom import is_custom, sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
@@ -35,6 +35,7 @@ from krl_train.training.train import initialize_from, network_size, train_classi
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
+from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, use_unlabeled
 
 __all__ = ["classifier_record", "prepare"]
 
@@ -49,9 +50,13 @@ _DEFAULT_OF_MIXED = ("ce", "kd:weight=0.9,temperature=4,adaptive")  # dkd needs 
 
 @dataclass
 class _ClassifierJob(Job):
-    """A classifier's distillation; ``start`` is the run that the student begins with, if any."""
+    """A classifier's distillation.
+
+    ``start`` is the run that the student begins with, if any; ``labeled`` is ``training`` without unlabeled images.
+    """
 
     training: Training
+    labeled: Training
     teachers: Sequence[LoadedTeacher]
     terms: Sequence[WeightedLoss]
     start: Run | None
@@ -66,7 +71,7 @@ class _ClassifierJob(Job):
             kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
             measured.append({**kept, **network_size(network)})
         if self.config.data_free.data_free is None:
-            warn_if_weak([str(name) for name in self.config.teacher], measured, self.training)
+            warn_if_weak([str(name) for name in self.config.teacher], measured, self.labeled)
         return measured
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
@@ -84,16 +89,19 @@ class _ClassifierJob(Job):
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""
-        smoothing, weights = self.config.optim.label_smoothing, class_weights(self.training.train, self.config.loop)
+        smoothing, weights = self.config.optim.label_smoothing, class_weights(self.labeled.train, self.config.loop)
         supervised = partial(Supervised, label_smoothing=smoothing, class_weights=weights)
-        return self._train(record, supervised, out)
+        return self._train(record, supervised, out, *self._alone())
 
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teachers."""
         answers = self._fuse(record.metrics["teachers"])
         top1 = max(teacher["top1"] for teacher in record.metrics["teachers"])
-        at, train = self.config.losses.feature_taps, self.training.train
-        weights = class_weights(train, self.config.loop)
+        at, loop = self.config.losses.feature_taps, self.config.loop
+        weights = class_weights(self.labeled.train, loop)
+        data = (self.training, loop) if use_unlabeled(self.terms) else self._alone()
+        labels = class_of_each(self.terms, answers, data[0], resolve_device(loop.device))
+        log_share(data[0].train)
 
         def objective(network: Network) -> Objective:
             return Distiller(
@@ -101,12 +109,18 @@ class _ClassifierJob(Job):
                 answers,
                 self.terms,
                 at=at,
-                labels=train.labels,
+                labels=labels,
                 class_weights=weights,
                 teacher_top1=top1,
             )
 
-        return self._train(record, objective, self.config.out)
+        return self._train(record, objective, self.config.out, *data)
+
+    def _alone(self) -> tuple[Training, LoopConfig]:
+        """Return the labeled images, and the plan for them that has as many steps as that for all."""
+        labeled, every = len(self.labeled.train), len(self.training.train)
+        loop = self.config.loop
+        return self.labeled, loop if labeled == every else plan_alone(loop, labeled, every, len(self.labeled.val))
 
     def _fuse(self, measured: Sequence[dict[str, Any]]) -> Teacher:
         answers = [_answers(teacher, self.training, self.config) for teacher in self.teachers]
@@ -115,10 +129,17 @@ class _ClassifierJob(Job):
         recall = torch.tensor([[value or 0.0 for value in each["recall"].values()] for each in measured])
         return FusedTeacher(answers, self.config.fusion, recall)
 
-    def _train(self, record: RunRecord, objective: Callable[[Network], Objective], out: Path) -> Run:
+    def _train(
+        self,
+        record: RunRecord,
+        objective: Callable[[Network], Objective],
+        out: Path,
+        training: Training,
+        asked: LoopConfig,
+    ) -> Run:
         config, start = self.config, self.start
         torch.manual_seed(config.loop.seed)
-        optim, loop = config.optim, plan_loop(config.loop, len(self.training.train), len(self.training.val))
+        optim, loop = config.optim, plan_loop(asked, len(training.train), len(training.val))
         if config.quantization.quantize and start is not None:
             network = quantized_student(record, self.training, start, config.loop.device)
             optim = gentle(optim, loop.batch_size)
@@ -128,7 +149,7 @@ class _ClassifierJob(Job):
                 initialize_from(network, start)
         views = config.cache.views if config.cache.cache_teacher else None
         return train_classifier(
-            objective, network, self.training, record, optim, loop, out, views=views, resume=config.resume
+            objective, network, training, record, optim, loop, out, views=views, resume=config.resume
         )
 
 
@@ -143,8 +164,11 @@ def prepare(config: DistillConfig) -> Job:
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     preprocessing = _student_input(config, teachers[0].network.preprocessing, source, name, start)
-    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    labeled = training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
+    if config.unlabeled:
+        training, described = add_unlabeled(labeled, config.unlabeled, preprocessing)
+        record = replace(record, data={**record.data, "unlabeled": described})
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
     kept = start.record.model.arguments if start else record.model.arguments
     model = replace(record.model, arguments={**{key: kept[key] for key in kept if key == "probe"}, **arguments})
@@ -155,7 +179,7 @@ def prepare(config: DistillConfig) -> Job:
         parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
-    return _ClassifierJob(config, record, training, teachers, terms, start)
+    return _ClassifierJob(config, record, training, labeled, teachers, terms, start)
 
 
 def classifier_record(

@@ -102,7 +102,8 @@ def _train_baseline(job: Job) -> Run:
     """Train the student without a teacher into ``baseline`` inside its folder, unless that is done already."""
     config, out = job.config, job.config.out / _BASELINE
     sources = tuple(item for item in job.record.sources if item["use"] in ("model", "data"))
-    record = replace(job.record, command=f"{COMMAND} --baseline", parent=None, sources=sources)
+    data = {name: value for name, value in job.record.data.items() if name != "unlabeled"}
+    record = replace(job.record, command=f"{COMMAND} --baseline", parent=None, sources=sources, data=data)
     resume = config.resume and (out / RECORD).is_file()
     finished = prepare_out(out, record, resume=resume, overwrite=config.overwrite)
     if finished is not None:

@@ -19,6 +19,7 @@ from krl_train.tasks import Batch, Objective
 
 from .feature_taps import Features, Taps, match_taps
 from .gather import gather_batch
+from .labels import labels_or_answers
 from .weighted_losses import WeightedLoss, teacher_weight
 
 __all__ = ["Distiller"]
@@ -40,6 +41,9 @@ class Distiller(Objective):
 
     With the terms ``ce:weight=α`` and ``kd:weight=1−α,temperature=T`` this is Hinton's distillation,
     α · CE + (1 − α) · T² · KL (https://arxiv.org/abs/1503.02531).
+
+    Images without a label (-1) count in the terms that look at the teacher alone. To those that take labels as well
+    the teacher's most likely class is given, and the cross-entropy is the mean over the others.
 
     Args:
         network: The student.
@@ -200,7 +204,7 @@ class Distiller(Objective):
         if term.kind.sees == "logits+labels":
             if seen.batch.share is not None:
                 raise UsageError(f"--loss {term.name} needs one label for each image, which --mixup takes away")
-            arguments.append(seen.batch.labels)
+            arguments.append(labels_or_answers(seen.batch.labels, seen.teacher))
         return _call(term, arguments, dict(term.options))
 
     def _review(self, term: WeightedLoss, seen: _Seen) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from krl_compress import losses
@@ -17,6 +16,7 @@ from krl_runtime.errors import UsageError
 from krl_train.custom import is_custom
 
 from .custom import custom_function
+from .labels import cross_entropy
 
 __all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss", "teacher_weight"]
 
@@ -55,12 +55,6 @@ class Loss:
         }
 
 
-def _cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
-) -> Tensor:
-    return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
-
-
 def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
     """Return relational distillation with the usual weights of its two parts (classification)."""
     return distance * losses.rkd_distance(student, teacher) + angle * losses.rkd_angle(student, teacher)
@@ -71,7 +65,7 @@ def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: flo
 # about 1. Measured by benchmarks/compress/gradients.py; the table is in docs/distillation.md. The papers' weights are
 # in the docstring of each function, and in the recipes.
 REGISTRY: Mapping[str, Loss] = {
-    "ce": Loss(_cross_entropy, "labels"),
+    "ce": Loss(cross_entropy, "labels"),
     "kd": Loss(losses.kd, "logits", weight=0.9),
     "logistic": Loss(losses.logistic, "logits"),
     "soft_bce": Loss(losses.soft_bce, "logits"),

@@ -27,6 +27,8 @@ class FusedTeacher:
       that is wrong on an image counts less there (Confidence-Aware Multi-Teacher KD, https://arxiv.org/abs/2201.00007).
     - ``"class"``: for each image, the teacher that was best on its class alone.
 
+    For images without a label (-1) it is the mean in any case.
+
     Args:
         teachers: Two or more.
         fusion: How they are weighed.
@@ -56,11 +58,17 @@ class FusedTeacher:
     def _weights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return each teacher's weight for each image, ``[K, N]``; they add up to 1."""
         count = len(logits)
+        mean = torch.full(logits.shape[:2], 1 / count, device=logits.device)
         if self.fusion == "mean":
-            return torch.full(logits.shape[:2], 1 / count, device=logits.device)
-        if self.fusion == "confidence":
-            targets = labels.repeat(count)
-            entropies = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(logits.shape[:2])
-            return (1 - entropies.softmax(0)) / (count - 1)
+            return mean
+        weigh = self._by_confidence if self.fusion == "confidence" else self._by_class
+        return torch.where(labels < 0, mean, weigh(logits, labels.clamp(min=0)))
+
+    def _by_confidence(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = labels.repeat(len(logits))
+        entropies = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(logits.shape[:2])
+        return (1 - entropies.softmax(0)) / (len(logits) - 1)
+
+    def _by_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         assert self.best is not None  # noqa: S101  for the type checker; checked when it was made
-        return F.one_hot(self.best.to(labels.device)[labels], count).T.to(logits.dtype)
+        return F.one_hot(self.best.to(labels.device)[labels], len(logits)).T.to(logits.dtype)

@@ -24,7 +24,7 @@ class PixelSet:
     """Images of one split, as a network takes them, with room for random crops.
 
     Attributes:
-        labels: Class indices, ``[N]`` of int64.
+        labels: Class indices, ``[N]`` of int64; -1 for an image without a label.
         identity: Hash of the images and labels, in their order.
         margin: Extra pixels on every side of each image.
         files: Where each image was read; empty for images that do not come from files.

@@ -116,7 +116,8 @@ class Source:
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
 
-        Of images from files it has the hash of all files with their labels, and for ``"train"`` their fingerprints.
+        Of images from files it has the hash of all files with their labels, and of those to train on their
+        fingerprints.
         """
         splits: dict[str, dict[str, Any]] = {}
         for name, part in sets.items():
@@ -127,7 +128,7 @@ class Source:
                 splits[name]["files"] = sha256_bytes(
                     ",".join(f"{label}:{digest}" for label, digest in labeled).encode()
                 )
-                if name == "train":
+                if name in ("train", "unlabeled"):
                     splits[name]["fingerprints"] = fingerprints(hashes)
         return {
             "source": self.name,

@@ -40,7 +40,9 @@ def count_trained(record: RunRecord, hashes: Sequence[str]) -> int | None:
     """
     if is_imported(record) or not hashes:
         return None
-    return count_known(record.data.get("train", {}), hashes)
+    parts = [count_known(record.data.get(name, {}), hashes) for name in ("train", "unlabeled")]
+    known = [count for count in parts if count is not None]
+    return sum(known) if known else None
 
 
 def warn_of_trained(trained: int | None, count: int) -> None:

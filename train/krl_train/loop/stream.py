@@ -18,6 +18,8 @@ from krl_train.data.rows import map_ahead
 from krl_train.tasks.base import Batch
 from krl_train.worker import Worker
 
+from .order import epoch_order
+
 __all__ = ["BatchStream"]
 
 _LOADERS = 2  # batches that are read at the same time: the CPUs have work while the last images of one are decoded
@@ -28,8 +30,8 @@ _AHEAD = 3  # batches that wait: reading takes unevenly long, and each takes mem
 class BatchStream:
     """The batches of an epoch: shuffled, augmented, each process its share.
 
-    All images are used. The last batch has 0.5 to 1.5 times as many as the others: a few images alone would say little
-    to batch normalization.
+    All images are used, unless few of them have labels; see ``epoch_order``. The last batch has 0.5 to 1.5 times as
+    many as the others: a few images alone would say little to batch normalization.
 
     Attributes:
         data: The training images.
@@ -37,8 +39,7 @@ class BatchStream:
         batch_size: Images in one step over all processes.
         seed: Seed of the order.
         views: Number of different views of each image; ``None`` for a new one in each epoch.
-        balanced: Whether an epoch shows as many images of each class; those of rare classes then come several times,
-            and some of the others not at all.
+        balanced: Whether an epoch shows as many images of each class; see ``epoch_order``.
     """
 
     data: PixelSet
@@ -87,15 +88,5 @@ class BatchStream:
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the indices of an epoch's images, ``[N]``, in random order."""
-        random, count = np.random.default_rng((self.seed, epoch)), len(self.data)
-        if not self.balanced:
-            return random.permutation(count)
-        labels = self.data.labels.numpy()
-        classes = random.permutation(np.unique(labels))  # the first ones get one image more, where N is no multiple
-        chosen = []
-        for number, label in enumerate(classes):
-            own = np.flatnonzero(labels == label)
-            share = count // len(classes) + (number < count % len(classes))
-            rounds = [random.permutation(own) for _ in range(-(-share // len(own)))]
-            chosen.append(np.concatenate(rounds)[:share])
-        return random.permutation(np.concatenate(chosen))
+        random = np.random.default_rng((self.seed, epoch))
+        return epoch_order(self.data.labels.numpy(), random, balanced=self.balanced)

@@ -27,12 +27,13 @@ def class_weights(train: PixelSet, loop: LoopConfig) -> Tensor | None:
         loop: Whether weights are asked for.
 
     Returns:
-        ``[K]``, such that the mean over the images is 1; ``None`` where they are not asked for.
+        ``[K]``, such that the mean over the labeled images is 1; ``None`` where they are not asked for.
     """
     if loop.balance != "weights":
         return None
-    counts = torch.bincount(train.labels).double().clamp(min=1)
-    return (len(train) / (len(counts) * counts)).float()
+    labels = train.labels[train.labels >= 0]
+    counts = torch.bincount(labels).double().clamp(min=1)
+    return (len(labels) / (len(counts) * counts)).float()
 
 
 def warn_of_imbalance(train: PixelSet, labels: Sequence[str], loop: LoopConfig) -> None:
@@ -43,7 +44,7 @@ def warn_of_imbalance(train: PixelSet, labels: Sequence[str], loop: LoopConfig) 
         labels: Class names.
         loop: Whether classes are evened out already.
     """
-    counts = torch.bincount(train.labels, minlength=len(labels)).tolist()
+    counts = torch.bincount(train.labels[train.labels >= 0], minlength=len(labels)).tolist()
     most = max(counts)
     rare = sorted((count, label) for count, label in zip(counts, labels, strict=True) if most >= _UNLIKE * count)
     if loop.balance != "none" or not rare:

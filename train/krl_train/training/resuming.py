@@ -22,11 +22,20 @@ _MAY_DIFFER = {
 # "data", "parent" and "model".
 _PLACES = {
     *("data", "data_root", "val_data", "init", "teacher", "student", "cache_dir", "map_labels", "data_free"),
-    *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
+    *(
+        "augment_from",
+        "unlabeled",
+        "style_image",
+        "style_features",
+        "condition_file",
+        "guide",
+        "features",
+        "perceptual",
+    ),
 }
 # In the record: places again, and a network's answers to noise, which other processors round otherwise.
 _NOT_COMPARED = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints", "probe"}
-_SPLITS = ("train", "val")
+_SPLITS = ("train", "val", "unlabeled")
 _SHOWN = 12  # digits of a hash in a message
 
 
@@ -62,6 +71,9 @@ def _images(split: str, there: Mapping[str, Any], record: Mapping[str, Any]) -> 
     """Yield what differs in the images of a split: of its files where it has any, as decoders round otherwise."""
     before, now = there.get(split), record.get(split)
     if before is None or now is None:
+        if before != now:
+            counts = ["none" if images is None else images["count"] for images in (before, now)]
+            yield f"the {split} images are others: {counts[0]} were, now {counts[1]}"
         return
     key = "files" if "files" in before and "files" in now else "identity"
     if before[key] == now[key]:
