@@ -121,7 +121,10 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random views for training; each depends on the seed, the image and the epoch alone."""
+    """Random views for training; each depends on the seed, the image and the epoch alone.
+
+    By default images are mirrored and shifted, whatever their number; more was not measured to help.
+    """
 
     augment: bool = True
     """Whether to augment at all."""
@@ -171,8 +174,8 @@ class OptimConfig:
     clip_norm: Advanced[float | None] = None
     """Largest norm of the gradient."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off. In a short
-    training it is 1 - 5 / steps at most."""
+    """Decay of a moving average of the weights, which is evaluated and kept, 1 - 5 / steps at most; 0 is off, for any
+    number of images (generators: 0.999)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -277,7 +277,7 @@ class Trainer:
 
     @property
     def plan(self) -> Plan:
-        """What the training does, with nothing left open."""
+        """Return how long, on what and how is trained, with nothing left open."""
         first = next(iter(self.task.learners.values()))
         rate = float(first.optimizer.param_groups[0]["initial_lr"])
         views = self.stream.augmentation.describe() if isinstance(self.stream, BatchStream) else {}
