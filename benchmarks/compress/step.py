@@ -32,7 +32,7 @@ from torch import nn
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
+from krl_train.config import AugmentConfig, PlannedLoop, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer
 from krl_train.models import Network, build_model
@@ -92,7 +92,7 @@ def naive(teacher: nn.Module, student: nn.Module, images: np.ndarray, labels: np
 def ours(objective: Objective, data: PixelSet, augmentation: Augmentation, precision: str, views: int | None) -> Step:
     """A step of the package's own loop."""
     stream = BatchStream(data, augmentation, BATCH, 0, views)
-    loop = LoopConfig(epochs=1, batch_size=BATCH, precision=precision, device="cpu")
+    loop = PlannedLoop(epochs=1, batch_size=BATCH, precision=precision, device="cpu")
     task = ClassificationTask(
         objective, OptimConfig(warmup=0.0), steps=10**6, batch_size=BATCH, val=data, labels=("x",) * CLASSES
     )

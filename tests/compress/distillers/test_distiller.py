@@ -348,7 +348,7 @@ from accelerate import PartialState
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, LoopConfig, OptimConfig
+from krl_train.config import AugmentConfig, PlannedLoop, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer, process_first
 from krl_train.models import Network
@@ -366,7 +366,7 @@ def train(how, folder):
         with process_first("cpu"):
             answers.fill(torch.device("cpu"))
     objective = Distiller(student, answers, [parse_loss(term) for term in terms])
-    loop = LoopConfig(epochs=4, batch_size=16, precision="fp32", device="cpu")
+    loop = PlannedLoop(epochs=4, batch_size=16, precision="fp32", device="cpu")
     stream = BatchStream(data, augmentation, 16, 0, 2 if how == "stored" else None)
     optim = OptimConfig(lr=0.05, warmup=0.0)
     task = ClassificationTask(objective, optim, steps=12, batch_size=16, val=data, labels=tuple("abcd"))
