@@ -27,7 +27,7 @@ _log = logging.getLogger("krl")
 _LARGEST_BATCH, _SMALLEST_BATCH = 128, 8
 # Batches in an epoch of few images, of which 300 epochs then make 1,200 steps. Of as many steps, those of large batches
 # see the images more often: with 200 of CIFAR-10, resnet8 has a top-1 of 32.1 % after 48 epochs in batches of 8, 35.9 %
-# after 93 in batches of 16, 37.5 % after 200 in batches of 32 (docs/results.md, Default options).
+# after 93 in batches of 16, 36.7 % after 200 in batches of 32 (docs/results.md, Default options).
 _BATCHES = 4
 # Enough for a first look at a set of thousands of images; published protocols have 90 to 240. Of a million images, too:
 # on ImageNet resnet18 has a top-1 of 66.9 % after 16 epochs, 70.0 % after 32, 72.4 % after 88
