@@ -144,8 +144,8 @@ class QuantizationConfig:
     """A student that is made for INT8."""
 
     quantize: Literal["int8"] | None = None
-    """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing. Without --lr the
-    optimizer is then AdamW, at a tenth of its usual learning rate."""
+    """Train the student as its INT8 graph computes, so that krl-deploy quantize costs almost nothing. Without --lr:
+    AdamW at a tenth of its usual learning rate."""
     float_epochs: Advanced[int] = 0
     """With --quantize and a --student by name: epochs in floating point before, whose run is put into OUT/float."""
 
@@ -200,8 +200,7 @@ class DistillConfig(TrainingConfig):
     """Options of ``krl-compress distill``."""
 
     teacher: RepeatedCustom
-    """A run (of krl-train fit, import, or of krl-compress), a torchvision classifier with --pretrained, or your own, as
-    package.module:name; may be given several times, to learn from several teachers at once."""
+    """A run, a torchvision classifier with --pretrained, or your own, as package.module:name; several are fused."""
     student: Custom
     """A network by name, as in krl-train fit, or a run to start from."""
     map_labels: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
@@ -210,7 +209,7 @@ class DistillConfig(TrainingConfig):
     fusion: Advanced[Annotated[Literal["mean", "confidence", "class"], _CLASSIFIER]] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
     unlabeled: Annotated[Annotated[tuple[Path, ...], tyro.conf.UseAppendAction], _CLASSIFIER] = ()
-    """Folder of images without labels, such as recordings, to learn from as well; may be given several times."""
+    """Folder of images without labels (recordings) to learn from as well; may be given several times."""
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: Annotated[bool, _CLASSIFIER] = False

@@ -22,16 +22,8 @@ _MAY_DIFFER = {
 # "data", "parent" and "model".
 _PLACES = {
     *("data", "data_root", "val_data", "init", "teacher", "student", "cache_dir", "map_labels", "data_free"),
-    *(
-        "augment_from",
-        "unlabeled",
-        "style_image",
-        "style_features",
-        "condition_file",
-        "guide",
-        "features",
-        "perceptual",
-    ),
+    *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
+    "unlabeled",
 }
 # In the record: places again, and a network's answers to noise, which other processors round otherwise.
 _NOT_COMPARED = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints", "probe"}
