@@ -100,7 +100,7 @@ def remember_decodable(hashes: Iterable[str]) -> None:
 
 
 def _key(path: Path, folders: dict[Path, str]) -> _Key:
-    """Return what a file is known by; the real path of each folder is kept, as it takes longer than the rest."""
+    """Return path, size, time and inode of a file; ``folders`` keeps real paths, which take longer than the rest."""
     status = path.stat()
     if path.parent not in folders:
         folders[path.parent] = str(path.parent.resolve())
