@@ -100,7 +100,7 @@ def translated(name: str) -> Iterator[None]:
 
 @cache
 def decoder_version() -> str:
-    """Return what decoded pixels depend on besides the file: the versions of krl, Pillow and its libraries."""
+    """Return the versions that decoded pixels depend on: of krl, Pillow and its libraries."""
     libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")}
     return f"krl {__version__}, pillow {PIL.__version__}, {libraries}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ _log = logging.getLogger("krl")
 UNREADABLE = ""
 """Stands for the hash of a file that cannot be read, where that is accepted."""
 
+_NAME = "hashes.sqlite"
 _TOGETHER = 500  # values in one query; SQLite takes some thousand parameters
 _BLOCK = 64  # files that a thread hashes in turn: small ones take less time than handing them over
 _WAIT = 10.0  # seconds for another process that writes; then the hashes are computed and not kept
@@ -99,7 +100,7 @@ def remember_decodable(hashes: Iterable[str]) -> None:
 
 
 def _key(path: Path, folders: dict[Path, str]) -> _Key:
-    """Return what a file is known by; the real path of each folder is kept, as it takes longer than the rest."""
+    """Return path, size, time and inode of a file; ``folders`` keeps real paths, which take longer than the rest."""
     status = path.stat()
     if path.parent not in folders:
         folders[path.parent] = str(path.parent.resolve())
@@ -114,13 +115,26 @@ def _database() -> sqlite3.Connection | None:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(folder / "hashes.sqlite", timeout=_WAIT)
+        connection = sqlite3.connect(folder / _NAME, timeout=_WAIT)
         for table in _TABLES:
             connection.execute(table)
     except (sqlite3.Error, OSError, RuntimeError) as error:
-        _log.debug("hashes of files are not kept: %s", error)
+        _give_up(error)
         return None
     return connection
+
+
+def _give_up(error: Exception) -> None:
+    """Log why the cache is not used. One that is damaged is removed, so that the next use makes it anew."""
+    import sqlite3
+
+    if type(error) is not sqlite3.DatabaseError:  # the kinds below it are locks, rights and full disks
+        _log.debug("hashes of files are not kept: %s", error)
+        return
+    path = cache_folder() / _NAME
+    _log.warning("the hashes of files in %s are damaged (%s) and are made anew", path, error)
+    with suppress(OSError):
+        path.unlink()
 
 
 def _read_hashes(keys: Sequence[_Key]) -> dict[_Key, str]:
@@ -143,7 +157,7 @@ def _select(query: str, column: str, values: Sequence[str]) -> list[Any]:
             for part in _parts(values):
                 rows += connection.execute(f"{query} WHERE {column} IN ({','.join('?' * len(part))})", part)
     except sqlite3.Error as error:
-        _log.debug("the hashes that were kept cannot be read: %s", error)
+        _give_up(error)
         return []
     return rows
 
@@ -159,7 +173,7 @@ def _write(table: str, rows: Sequence[tuple[Any, ...]]) -> None:
             marks = ",".join("?" * len(rows[0]))
             connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608  names of this module
     except sqlite3.Error as error:
-        _log.debug("hashes of files are not kept: %s", error)
+        _give_up(error)
 
 
 def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from krl_runtime.errors import DataError
 from krl_runtime.images import hashes
 from krl_runtime.images.folders import open_folder
-from krl_runtime.images.hashes import hash_files
+from krl_runtime.images.hashes import UNREADABLE, decodable, hash_files, remember_decodable
 from krl_runtime.images.splits import find_splits, hold_out
 
 
@@ -175,7 +175,7 @@ def test_hashes_are_those_of_hashlib_and_are_remembered(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["damaged", "folder", "locked", "read-only"])
-def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, fault):
+def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, caplog, fault):
     cache = tmp_path / "cache"
     monkeypatch.setenv("KRL_CACHE_DIR", str(cache))
     monkeypatch.setattr(hashes, "_WAIT", 0.1)
@@ -196,3 +196,30 @@ def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, fau
     assert hash_files([file]) == [hashlib.sha256(b"a").hexdigest()]
     if connection is not None:
         connection.close()
+    assert ("hashes.sqlite are damaged" in caplog.text) == (fault == "damaged")
+    if fault == "damaged":
+        assert hash_files([file]) == [hashlib.sha256(b"a").hexdigest()]
+        assert (cache / "hashes.sqlite").read_bytes().startswith(b"SQLite format 3")
+
+
+def test_files_that_could_be_decoded_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("KRL_CACHE_DIR", str(tmp_path))
+    remember_decodable(["a" * 64, "b" * 64, UNREADABLE])
+    assert decodable(["a" * 64, "c" * 64, UNREADABLE]) == {"a" * 64}
+    monkeypatch.setattr(hashes, "decoder_version", lambda: "another")
+    assert decodable(["a" * 64]) == set()
+
+
+def test_a_file_that_was_replaced_is_hashed_again(tmp_path, monkeypatch):
+    """By one of the same size and time, as a copy with its times is: its number is another."""
+    monkeypatch.setenv("KRL_CACHE_DIR", str(tmp_path / "cache"))
+    file, other = tmp_path / "a.bin", tmp_path / "b.bin"
+    file.write_bytes(b"first")
+    hash_files([file])
+    other.write_bytes(b"other")
+    os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    other.replace(file)
+    assert hash_files([file]) == [hashlib.sha256(b"other").hexdigest()]
+    with pytest.raises(FileNotFoundError):
+        hash_files([tmp_path / "none.bin"])
+    assert hash_files([tmp_path / "none.bin", file], accept_unreadable=True)[0] == UNREADABLE

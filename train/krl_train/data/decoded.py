@@ -33,6 +33,7 @@ _log = logging.getLogger("krl")
 
 _SUFFIX = ".pixels"
 _FORMAT = 1  # number of this format of files
+_EACH = 12  # bytes for each image after the pixels: a checksum of 4 and a number of 8
 _FOOTER = struct.Struct("<8sQQI")  # mark, images, files that were read, checksum of all after the pixels
 _MARK = b"krlpix01"
 _RESERVE = 2**30  # bytes of the disk that stay free: for checkpoints and logs of the training that follows
@@ -110,10 +111,10 @@ def _open(path: Path, count: int, shape: tuple[int, int, int]) -> DecodedFile:
         footer = file.read()
         mark, kept, read, expected = _FOOTER.unpack(footer) if len(footer) == _FOOTER.size else (b"", 0, 0, 0)
         pixels = kept * int(np.prod(shape))
-        if mark != _MARK or read != count or size != pixels + 12 * kept + _FOOTER.size:  # a uint32 and an int64 each
+        if mark != _MARK or read != count or size != pixels + _EACH * kept + _FOOTER.size:
             raise ValueError("it is cut off or has other bytes at its end")
         file.seek(pixels)
-        after = file.read(12 * kept)
+        after = file.read(_EACH * kept)
     if zlib.crc32(after) != expected:
         raise ValueError("its checksums are not those that were written")
     checksums = np.frombuffer(after, "<u4", kept)
@@ -171,12 +172,13 @@ class DecodedWriter:
 
 
 @contextlib.contextmanager
-def new_decoded_file(key: str, size: int, limit: int) -> Iterator[DecodedWriter]:
+def new_decoded_file(key: str, count: int, shape: tuple[int, int, int], limit: int) -> Iterator[DecodedWriter]:
     """Yield a writer for the decoded images of a key; the file is there if the block finishes the writer.
 
     Args:
         key: As ``pixels_key`` returns it.
-        size: Bytes that all images may take.
+        count: Number of files that are read.
+        shape: Height, width and channels of an image.
         limit: Bytes that all files of decoded images may take together.
 
     Raises:
@@ -187,7 +189,7 @@ def new_decoded_file(key: str, size: int, limit: int) -> Iterator[DecodedWriter]
         folder.mkdir(parents=True, exist_ok=True)
     except RuntimeError as error:  # no home folder
         raise OSError(errno.ENOENT, str(error)) from error
-    _make_room(folder, size, limit)
+    _make_room(folder, count * (int(np.prod(shape)) + _EACH) + _FOOTER.size, limit)
     with atomic_path(folder / (key + _SUFFIX), durable=False) as path:
         writer = DecodedWriter(path)
         try:

@@ -160,10 +160,10 @@ def read_images(
             rows = _loaded(rows, len(kept))
     elif fits:
         memory = np.empty((len(images), *reader.shape), np.uint8)
-        kept = _decode(reader, hashes, key, size, disk_limit if keep else 0, memory)
+        kept = _decode(reader, hashes, key, disk_limit if keep else 0, memory)
         rows = MemoryRows(memory[: len(kept)])
     else:
-        kept = _decode(reader, hashes, key, size, disk_limit, None)
+        kept = _decode(reader, hashes, key, disk_limit, None)
         found = open_decoded_file(key, len(images), reader.shape) if keep else None
         source = reader.source(kept)
         rows = source if found is None else MappedRows(found, source)
@@ -183,7 +183,7 @@ def _open(reader: _Reader, key: str) -> DecodedFile | None:
         return None
     known = set(found.positions.tolist())
     others = [(index, image) for index, image in enumerate(reader.images) if index not in known]
-    return None if reader.decode_all(others) else found
+    return None if others and reader.decode_all(others) else found
 
 
 def _loaded(rows: Rows, count: int) -> MemoryRows:
@@ -194,14 +194,14 @@ def _loaded(rows: Rows, count: int) -> MemoryRows:
 
 
 def _decode(
-    reader: _Reader, hashes: Sequence[str], key: str, size: int, disk_limit: int, memory: npt.NDArray[np.uint8] | None
+    reader: _Reader, hashes: Sequence[str], key: str, disk_limit: int, memory: npt.NDArray[np.uint8] | None
 ) -> list[int]:
     """Decode all images, into memory and to disk as far as there is room, and return the numbers of the good ones."""
     numbered = list(enumerate(reader.images))
     kept: list[int] | None = None
     if disk_limit:
         try:
-            with new_decoded_file(key, size, disk_limit) as writer:
+            with new_decoded_file(key, len(numbered), reader.shape, disk_limit) as writer:
                 kept = reader.decode_all(numbered, memory, writer)
                 writer.finish(len(numbered))
         except OSError as error:
@@ -211,12 +211,13 @@ def _decode(
                 "decoded images are not kept on disk, and are %s: %s",
                 *(instead, error.strerror or error),
             )
-    if kept is None and memory is None:
-        known = decodable(hashes)
-        missing = [item for item in numbered if hashes[item[0]] not in known]
-        bad = {index for index, _ in missing} - set(reader.decode_all(missing))
-        kept = [index for index, _ in numbered if index not in bad]
-    elif kept is None:
+    if kept is None and memory is not None:
         kept = reader.decode_all(numbered, memory)
-    remember_decodable(hashes[index] for index in kept)
+    if kept is None:  # they are decoded in each epoch: those that were decoded before need no check
+        known = decodable(hashes)
+        checked = reader.decode_all([item for item in numbered if hashes[item[0]] not in known])
+        kept = sorted([*checked, *(index for index, digest in enumerate(hashes) if digest in known)])
+        remember_decodable(hashes[index] for index in checked)
+    else:
+        remember_decodable(hashes[index] for index in kept)
     return kept
