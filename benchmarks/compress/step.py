@@ -32,7 +32,7 @@ from torch import nn
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.teachers.store import StoredTeacher
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, PlannedLoop, OptimConfig
+from krl_train.config import AugmentConfig, OptimConfig, PlannedLoop
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream, Trainer
 from krl_train.models import Network, build_model
