@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from krl_train.tasks.learners import capped_average, growing_average
+from krl_train.config import OptimConfig, plan_optim
+from krl_train.tasks.learners import growing_average, moving_average
 
 
-@pytest.mark.parametrize(("steps", "decay"), [(10, 0.5), (100, 0.95), (50_000, 0.999), (1, 0.0)])
+@pytest.mark.parametrize(("steps", "decay"), [(10, 0.5), (100, 0.95), (50_000, 0.999)])
 def test_the_moving_average_of_a_short_training_is_shorter(steps: int, decay: float) -> None:
     layer = nn.Linear(1, 1, bias=False)
-    average = capped_average(layer, 0.999, steps)
+    average = moving_average(layer, plan_optim(OptimConfig(ema=0.999), steps).ema)
     assert average is not None
     kept = average.module
     for value in (8.0, 0.0):
@@ -24,7 +25,8 @@ def test_the_moving_average_of_a_short_training_is_shorter(steps: int, decay: fl
 
 
 def test_without_a_decay_there_is_no_average() -> None:
-    assert capped_average(nn.Linear(1, 1), 0.0, 9) is None
+    assert moving_average(nn.Linear(1, 1), plan_optim(OptimConfig(), 9).ema) is None
+    assert plan_optim(OptimConfig(ema=0.999), 5).ema == 0  # fewer steps than an average spans
 
 
 def test_the_moving_average_of_a_gan_warms_up() -> None:
