@@ -19,6 +19,7 @@ from krl_train.data.splits import read_training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
 from krl_train.models import Network
 from krl_train.run import Run, RunRecord
+from krl_train.training.balance import class_weights, warn_of_imbalance
 from krl_train.training.folder import prepare_out
 from krl_train.training.train import costs, network_size
 
@@ -71,7 +72,9 @@ def _train(
     # Each starts from weights of its own: equal peers would have nothing to teach.
     networks = [_build(record, config.loop.seed + index) for index, record in enumerate(records)]
     loop = plan_loop(config.loop, len(training.train), len(training.val))
-    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
+    warn_of_imbalance(training.train, source.labels, config.loop)
+    balanced = loop.balance == "sampling"
+    stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, balanced=balanced)
     task = PeerTask(
         networks,
         tutors,
@@ -82,6 +85,7 @@ def _train(
         batch_size=loop.batch_size,
         val=training.val,
         labels=source.labels,
+        class_weights=class_weights(training.train, config.loop),
     )
     trainer = Trainer(loop, task, stream, config.out)
     if config.resume:
@@ -98,9 +102,10 @@ def _build(record: RunRecord, seed: int) -> Network:
 
 
 def _write(trainer: Trainer, task: PeerTask, records: Sequence[RunRecord], folders: Sequence[Path]) -> list[Run]:
-    """Write all runs, the first one last: while it is not finished, the command can be resumed."""
+    """Write all runs, of one epoch, the first one last: while it is not finished, the command can be resumed."""
     runs = []
     history = tuple(trainer.state.history)
+    task.load(trainer.kept())
     measured = task.evaluate_all(trainer.worker)
     for network, record, folder, metrics in reversed(list(zip(task.final(), records, folders, measured, strict=True))):
         results = {**metrics, **network_size(network), **costs(trainer)}

@@ -55,6 +55,7 @@ class PeerTask(Task[Batch]):
         batch_size: Images in one step over all processes.
         val: Validation images.
         labels: Class names.
+        class_weights: Weight of each class in the cross-entropy, ``[K]``; ``None`` for equal ones.
 
     Raises:
         UsageError: There are fewer than two networks.
@@ -72,12 +73,13 @@ class PeerTask(Task[Batch]):
         batch_size: int,
         val: PixelSet,
         labels: tuple[str, ...],
+        class_weights: Tensor | None = None,
     ) -> None:
         if len(networks) < 2:
             raise UsageError(f"{len(networks)} networks; two or more can teach each other")
         self.networks, self.tutors = list(networks), [list(each) for each in tutors]
         self.temperature, self.weight, self.label_smoothing = temperature, weight, optim.label_smoothing
-        self.val, self.labels = val, labels
+        self.val, self.labels, self.class_weights = val, labels, class_weights
         planned = plan_optim(optim, steps)
         self.learners = {
             f"net{index}": make_learner(
@@ -94,9 +96,10 @@ class PeerTask(Task[Batch]):
     def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
         """Let all networks answer, then move each along its loss."""
         answers: list[Tensor] = [learner.module(batch.pixels).float() for learner in self.learners.values()]
+        weights = None if self.class_weights is None else self.class_weights.to(answers[0].device)
         parts: dict[str, Tensor] = {}
         for index, logits in enumerate(answers):
-            loss = label_loss(logits, batch, self.label_smoothing)
+            loss = label_loss(logits, batch, self.label_smoothing, weights)
             if self.tutors[index]:
                 lessons = [kd(logits, answers[tutor], temperature=self.temperature) for tutor in self.tutors[index]]
                 loss = loss + self.weight * torch.stack(lessons).mean()
@@ -121,6 +124,21 @@ class PeerTask(Task[Batch]):
         pairs = zip(self.networks, averages, strict=True)
         return [network if average is None else cast("Network", average.module) for network, average in pairs]
 
+    def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the first network's top-1, and its loss for epochs that are equal in it."""
+        return metrics["top1"], -metrics["loss"]
+
     def state(self) -> dict[str, Tensor]:
-        """Return the first network's weights."""
-        return self.final()[0].backbone.state_dict()
+        """Return the weights of all networks, under ``net0.`` and so on."""
+        return {
+            f"net{index}.{name}": value
+            for index, network in enumerate(self.final())
+            for name, value in network.backbone.state_dict().items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights that ``state`` returned, of the epoch that is kept."""
+        for index, network in enumerate(self.final()):
+            start = f"net{index}."
+            own = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+            network.backbone.load_state_dict(own)
