@@ -137,6 +137,11 @@ class LossConfig:
             raise UsageError(f"--alpha is {self.alpha}; accepted: 0 (teacher alone) to 1 (labels alone)")
         if self.temperature is not None and not self.temperature > 0:
             raise UsageError(f"--temperature is {self.temperature}; accepted: above 0")
+        if self.loss and (self.alpha is not None or self.temperature is not None):
+            raise UsageError(
+                "--alpha and --temperature are of the objective without --loss (recipes have their own --loss); leave "
+                "them out, or give --loss ce:weight=0.1 --loss kd:weight=0.9,temperature=4"
+            )
 
 
 @dataclass(frozen=True)

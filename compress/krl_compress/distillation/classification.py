@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss, parse_loss
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
-from krl_compress.teachers.strength import warn_if_weak
+from krl_compress.teachers.strength import top1_of, warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, LoopConfig, TrainingConfig, plan_loop, to_plain
@@ -53,6 +53,8 @@ class _ClassifierJob(Job):
     """A classifier's distillation.
 
     ``start`` is the run that the student begins with, if any; ``labeled`` is ``training`` without unlabeled images.
+    ``teaching_top1`` is that of what the student learns from: of all teachers as one, on images as the student sees
+    them.
     """
 
     training: Training
@@ -60,6 +62,7 @@ class _ClassifierJob(Job):
     teachers: Sequence[LoadedTeacher]
     terms: Sequence[WeightedLoss]
     start: Run | None
+    teaching_top1: float = field(init=False)
 
     def measure_teachers(self) -> list[dict[str, Any]]:
         """Return the metrics of each teacher on the validation data, at the teacher's own input."""
@@ -70,9 +73,18 @@ class _ClassifierJob(Job):
             found = evaluate_run(network, source.labels, val, self.config.loop.device)
             kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
             measured.append({**kept, **network_size(network)})
-        if self.config.data_free.data_free is None:
-            warn_if_weak([str(name) for name in self.config.teacher], measured, self.labeled)
+        self.teaching_top1 = self._measure_teaching(measured)
+        # A student in floating point, which is distilled first, names a weak teacher itself.
+        if self.config.data_free.data_free is None and not self.config.quantization.float_epochs:
+            warn_if_weak(" + ".join(map(str, self.config.teacher)), self.teaching_top1, self.labeled)
         return measured
+
+    def _measure_teaching(self, measured: Sequence[dict[str, Any]]) -> float:
+        (first, *others), device = self.teachers, resolve_device(self.config.loop.device)
+        if not others and first.network.preprocessing == self.record.preprocessing:
+            return float(measured[0]["top1"])
+        answers = self._fuse([FrozenTeacher(teacher.network) for teacher in self.teachers], measured)
+        return top1_of(answers, self.labeled.val, device)
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
         """Return top-1, also as text."""
@@ -95,8 +107,8 @@ class _ClassifierJob(Job):
 
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teachers."""
-        answers = self._fuse(record.metrics["teachers"])
-        top1 = max(teacher["top1"] for teacher in record.metrics["teachers"])
+        every = [_answers(teacher, self.training, self.config) for teacher in self.teachers]
+        answers = self._fuse(every, record.metrics["teachers"])
         at, loop = self.config.losses.feature_taps, self.config.loop
         weights = class_weights(self.labeled.train, loop)
         data = (self.training, loop) if use_unlabeled(self.terms) else self._alone()
@@ -104,15 +116,14 @@ class _ClassifierJob(Job):
         log_share(data[0].train)
 
         def objective(network: Network) -> Objective:
-            return Distiller(
-                network,
-                answers,
-                self.terms,
-                at=at,
-                labels=labels,
-                class_weights=weights,
-                teacher_top1=top1,
+            top1 = self.teaching_top1
+            made = Distiller(
+                network, answers, self.terms, at=at, labels=labels, class_weights=weights, teacher_top1=top1
             )
+            if self.start is not None and any(term.adaptive for term in self.terms):
+                made.evaluated(evaluate_run(network, record.labels, self.labeled.val, loop.device))
+                network.cpu()
+            return made
 
         return self._train(record, objective, self.config.out, *data)
 
@@ -122,8 +133,7 @@ class _ClassifierJob(Job):
         loop = self.config.loop
         return self.labeled, loop if labeled == every else plan_alone(loop, labeled, every, len(self.labeled.val))
 
-    def _fuse(self, measured: Sequence[dict[str, Any]]) -> Teacher:
-        answers = [_answers(teacher, self.training, self.config) for teacher in self.teachers]
+    def _fuse(self, answers: Sequence[Teacher], measured: Sequence[dict[str, Any]]) -> Teacher:
         if len(answers) == 1:
             return answers[0]
         recall = torch.tensor([[value or 0.0 for value in each["recall"].values()] for each in measured])
@@ -217,7 +227,7 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
         mixup: Whether images are mixed, which then have two labels.
 
     Raises:
-        UsageError: A term is not known.
+        UsageError: A term is not known, or nothing would be left to minimize without the teacher.
     """
     if config.loss:
         terms = [parse_loss(text) for text in config.loss]
@@ -228,6 +238,11 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
         temperature = _TEMPERATURE if config.temperature is None else config.temperature
         kd = WeightedLoss("kd", 1 - alpha, options={"temperature": temperature})
         terms = [WeightedLoss("ce", alpha), kd]
+    if all(term.adaptive for term in terms):
+        raise UsageError(
+            f"--loss {config.loss[0]}: every loss is adaptive, and nothing would be left to learn by once the student "
+            "is as good as the teacher; add --loss ce, or leave adaptive out of one"
+        )
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
 

@@ -53,8 +53,8 @@ class Distiller(Objective):
         at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
         class_weights: Weight of each class in the cross-entropy, ``[K]``; ``None`` for equal ones.
-        teacher_top1: The teacher's on held-out images, 0 to 1, which ``adaptive`` terms go by; ``None`` leaves their
-            weights as they are.
+        teacher_top1: Share of the teacher's answers to held-out images that are right, 0 to 1, which ``adaptive`` terms
+            go by; ``None`` leaves their weights as they are.
 
     Raises:
         UsageError: A loss needs features and the teacher is stored, or the networks share no tap.

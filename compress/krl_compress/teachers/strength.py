@@ -1,19 +1,23 @@
-"""Whether a teacher is good enough to learn from: a linear classifier of the pixels is the yardstick."""
+"""How good teachers' answers are, and whether that is enough: a linear classifier of the pixels is the yardstick."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from krl_train.data import PixelSet
 from krl_train.data.splits import Training
+from krl_train.tasks import Batch
 
-__all__ = ["linear_top1", "warn_if_weak"]
+from .teacher import Teacher
+
+__all__ = ["linear_top1", "top1_of", "warn_if_weak"]
 
 _log = logging.getLogger("krl")
 
@@ -22,6 +26,25 @@ _MOST = 5000  # images that the linear classifier is fitted to: a second on one 
 # A network that is worth learning from makes clearly fewer mistakes than the linear classifier, which is wrong on 64 %
 # of CIFAR-10 and on 22 % of MNIST after 1,000 images: a judgment.
 _SHARE = 0.9
+_TOGETHER = 256  # images in memory at a time
+
+
+def top1_of(answers: Teacher, images: PixelSet, device: torch.device) -> float:
+    """Return the top-1 of teachers' answers to images as the student sees them.
+
+    Args:
+        answers: One teacher, or several as one.
+        images: Labeled, at the student's input.
+        device: Where to compute.
+
+    Returns:
+        The share of right answers, 0 to 1.
+    """
+    right = 0
+    for indices, pixels in _portions(images, np.arange(len(images))):
+        labels = images.labels[indices].to(device)
+        right += int((answers(Batch(pixels.to(device), labels, indices, 0)).argmax(1) == labels).sum())
+    return right / len(images)
 
 
 def linear_top1(train: PixelSet, val: PixelSet, classes: int) -> float:
@@ -51,31 +74,38 @@ def linear_top1(train: PixelSet, val: PixelSet, classes: int) -> float:
 
 def _features(images: PixelSet) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     chosen = np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(np.int64)
-    pixels, margin = images.pixels(chosen).float() / 255, images.margin
-    if margin:
-        pixels = pixels[:, :, margin:-margin, margin:-margin]
-    height, width = (min(_SIDE, side) for side in pixels.shape[2:])
-    small = F.adaptive_avg_pool2d(pixels, (height, width))
-    return small.flatten(1).numpy(), images.labels[chosen].numpy()
+    small = []
+    for _, pixels in _portions(images, chosen):
+        height, width = (min(_SIDE, side) for side in pixels.shape[2:])
+        small.append(F.adaptive_avg_pool2d(pixels.float() / 255, (height, width)).flatten(1))
+    return torch.cat(small).numpy(), images.labels[chosen].numpy()
 
 
-def warn_if_weak(names: Sequence[str], measured: Sequence[Mapping[str, Any]], training: Training) -> None:
-    """Warn of teachers that know little more than a linear classifier of the pixels.
+def _portions(images: PixelSet, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the indices and pixels of some images without their margin, a few at a time: photographs are large."""
+    margin = images.margin
+    for start in range(0, len(chosen), _TOGETHER):
+        indices = chosen[start : start + _TOGETHER]
+        pixels = images.pixels(indices)
+        yield torch.from_numpy(indices), pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
+
+
+def warn_if_weak(name: str, top1: float, training: Training) -> None:
+    """Warn of a teacher that knows little more than a linear classifier of the pixels.
 
     Args:
-        names: The teachers, as the user named them.
-        measured: Metrics of each on the held-out images.
+        name: The teacher, or several that answer as one, as the user named them.
+        top1: Of its answers to the validation images as the student sees them, 0 to 1.
         training: The student's data.
     """
     linear = linear_top1(training.train, training.val, len(training.source.labels))
-    for name, found in zip(names, measured, strict=True):
-        if 1 - found["top1"] > _SHARE * (1 - linear):
-            _log.warning(
-                "teacher %s is right on %.1f %% of the %d validation images, and a linear classifier of the pixels "
-                "on %.1f %%: it is too weak to help. Train it longer or on more images, give another --teacher, or "
-                "add --baseline to see whether the student needs one",
-                name,
-                100 * found["top1"],
-                found["count"],
-                100 * linear,
-            )
+    if 1 - top1 > _SHARE * (1 - linear):
+        _log.warning(
+            "teacher %s is right on %.1f %% of the %d validation images as the student sees them, and a linear "
+            "classifier of the pixels on %.1f %%: it is too weak to help. Train it longer or on more images, give "
+            "another --teacher, or add --baseline to see whether the student needs one",
+            name,
+            100 * top1,
+            len(training.val),
+            100 * linear,
+        )

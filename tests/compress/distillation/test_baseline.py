@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from krl_compress.config import DistillConfig
+from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
+from krl_compress.distillation.classification import prepare
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.job import Job, carry_out
+from krl_compress.teachers.strength import top1_of
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import DataConfig, FitConfig, LoopConfig
+from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig
+from krl_train.data import PixelSet
 from krl_train.models import Network, build_model
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.training.fit import fit
@@ -107,3 +112,82 @@ def test_a_good_teacher_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     asked = DistillConfig(teacher=(str(good.path),), student="dscnn-0.25", out=tmp_path / "student", data=data)
     distill(replace(asked, loop=LOOP))
     assert not any("too weak" in item.getMessage() for item in caplog.records)
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    folder, data = tmp_path_factory.mktemp("teachers"), DataConfig(data="digits", limit=320, val_limit=100)
+    asked = FitConfig(model="dscnn-0.25", out=folder, data=data, loop=replace(LOOP, epochs=3))
+    runs = [fit(replace(asked, out=folder / str(seed), loop=replace(asked.loop, seed=seed))) for seed in range(2)]
+    return runs[0], runs[1]
+
+
+def _teaching(config: DistillConfig) -> tuple[float, list[dict[str, Any]], PixelSet]:
+    job: Any = prepare(config)
+    measured = job.measure_teachers()
+    return job.teaching_top1, measured, job.labeled.val
+
+
+def test_what_counts_of_several_teachers_is_what_they_answer_as_one(weak: tuple[Run, Run], tmp_path: Path) -> None:
+    data = DataConfig(data="digits", limit=320, val_limit=100)
+    teachers = tuple(str(run.path) for run in weak)
+    asked = DistillConfig(teacher=teachers, student="dscnn-0.25", out=tmp_path / "student", data=data, loop=LOOP)
+    found, measured, val = _teaching(asked)
+    pixels = val.pixels(torch.arange(len(val)).numpy())
+    with torch.no_grad():
+        logits = [run.network().eval()(pixels) for run in weak]
+    expected = float(((logits[0] + logits[1]).argmax(1) == val.labels).float().mean())
+    assert expected != max(each["top1"] for each in measured)  # else the test would say nothing
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_counts_of_a_teacher_is_its_answer_to_what_the_student_sees(weak: tuple[Run, Run], tmp_path: Path) -> None:
+    data, teacher = DataConfig(data="digits", limit=320, val_limit=100), weak[0]
+    asked = DistillConfig(teacher=(str(teacher.path),), student="dscnn-0.25", out=tmp_path / "student", data=data)
+    found, measured, val = _teaching(replace(asked, input=InputConfig(size=(4, 4)), loop=LOOP))
+    side = teacher.record.preprocessing.height
+    pixels = val.pixels(torch.arange(len(val)).numpy())
+    assert pixels.shape[2:] == (4, 4)
+    enlarged = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = float((teacher.network().eval()(enlarged).argmax(1) == val.labels).float().mean())
+    assert expected != measured[0]["top1"]  # else the test would say nothing
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_weak_teacher_does_not_teach_a_student_that_starts_better(
+    weak: tuple[Run, Run], tmp_path: Path, quantize: Any
+) -> None:
+    data = DataConfig(data="digits", limit=640, val_limit=100)
+    good = fit(FitConfig(model="dscnn-0.5", out=tmp_path / "good", data=data, loop=replace(LOOP, epochs=12)))
+    assert good.record.metrics["top1"] > weak[0].record.metrics["top1"] + 0.1
+    asked = DistillConfig(teacher=(str(weak[0].path),), student=str(good.path), out=tmp_path / "student", data=data)
+    student = distill(replace(asked, loop=LOOP, quantization=QuantizationConfig(quantize)))
+    assert student.record.history[0]["teacher_weight"] == 0
+    given = replace(asked, out=tmp_path / "given", losses=LossConfig(loss=("ce", "kd")), loop=LOOP)
+    assert "teacher_weight" not in distill(given).record.history[0]
+
+
+def test_top1_of_answers_leaves_the_margin_out() -> None:
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (300, 1, 6, 6), generator=random, dtype=torch.uint8)
+    labels = torch.arange(300) % 2
+    pixels[:, 0, 1, 1] = (labels * 200).to(torch.uint8)
+    labels[:30] = 1 - labels[:30]
+    images = PixelSet(pixels.numpy(), labels.tolist(), margin=1)
+
+    def answers(batch: Any) -> torch.Tensor:
+        corner = batch.pixels[:, 0, 0, 0].float()
+        return torch.stack([100 - corner, corner - 100], 1)
+
+    assert top1_of(answers, images, torch.device("cpu")) == pytest.approx(0.9)
+
+
+def test_a_weak_teacher_is_named_once_where_a_student_in_floating_point_comes_first(
+    weak: tuple[Run, Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = DataConfig(data="digits", limit=320, val_limit=100)
+    asked = DistillConfig(teacher=(str(weak[0].path),), student="dscnn-0.25", out=tmp_path / "student", data=data)
+    distill(replace(asked, loop=LOOP, quantization=QuantizationConfig("int8", 1)))
+    assert len([item for item in caplog.records if "too weak to help" in item.getMessage()]) == 1

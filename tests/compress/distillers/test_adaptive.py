@@ -106,6 +106,18 @@ def test_labels_have_no_teacher_to_adapt_to(text: str) -> None:
         parse_loss(text)
 
 
+@pytest.mark.parametrize("losses", [("kd:adaptive",), ("kd:adaptive", "dist:adaptive,weight=3")])
+def test_something_is_left_to_learn_by_without_the_teacher(losses: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="every loss is adaptive"):
+        resolve_losses(LossConfig(loss=losses), 0.0)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.3}, {"temperature": 2.0}])
+def test_options_of_another_objective_are_not_dropped(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="--alpha and --temperature are of the objective without --loss"):
+        LossConfig(loss=("ce", "kd"), **options)
+
+
 def _striped(count: int, seed: int) -> PixelSet:
     """Make images of two classes that a line tells apart (bright at the left or at the right), in noise."""
     rng, labels = np.random.default_rng(seed), np.arange(count) % 2
@@ -119,3 +131,16 @@ def test_the_linear_classifier_is_right_where_a_line_is_enough_and_guesses_where
     assert linear_top1(_striped(400, 0), _striped(200, 1), 2) > 0.95
     random = PixelSet(np.random.default_rng(2).integers(0, 256, (400, 1, 8, 8)).astype(np.uint8), [0, 1] * 200)
     assert 0.35 < linear_top1(_striped(400, 0), random, 2) < 0.65
+
+
+def test_the_linear_classifier_reads_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, pixels = [], PixelSet.pixels
+
+    def counted(images: PixelSet, indices: np.ndarray, **options: bool) -> torch.Tensor:
+        read.append(len(indices))
+        return pixels(images, indices, **options)
+
+    monkeypatch.setattr(PixelSet, "pixels", counted)
+    linear_top1(_striped(600, 0), _striped(100, 1), 2)
+    assert sum(read) == 700
+    assert max(read) <= 256
