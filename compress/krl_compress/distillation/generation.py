@@ -214,7 +214,8 @@ def prepare(config: DistillConfig) -> Job:
         parent=parents([there.identity], start),
     )
     needed = data if images else None
-    loop = plan_loop(config.loop, config.generator_student.latents if needed is None else len(needed.train))
+    count = config.generator_student.latents if needed is None else len(needed.train)
+    loop = plan_loop(config.loop, count, options.score_samples)
     return _GeneratorJob(
         config=config,
         record=record,

@@ -111,6 +111,8 @@ def describe(source: object) -> str:
         return f"image {os.fspath(source)!s}"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"image of {len(source)} bytes"
+    if hasattr(source, "read") and isinstance(name := getattr(source, "name", None), str) and name:
+        return f"image {name}"
     return f"image given as {type(source).__name__}"
 
 

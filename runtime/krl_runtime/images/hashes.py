@@ -1,7 +1,8 @@
 """SHA-256 of many files, and which of them could be decoded: found in parallel, and remembered.
 
-A file that has the size, the time of its last change and the number (inode) of before is not read again. Where hashes
-decide about trust, as in a bundle, they are not taken from here.
+A file that has the size, the times and the number (inode) of before is not read again. One of the times is when the
+system last saw it change (ctime), which no program can set back; Windows has none. Where hashes decide about trust, as
+in a bundle, they are not taken from here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from krl_runtime.files import cache_folder, sha256_file
 from krl_runtime.processor import cpu_count
@@ -22,7 +23,7 @@ from .formats import decoder_version
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["UNREADABLE", "decodable", "hash_files", "remember_decodable"]
+__all__ = ["UNREADABLE", "HashedFile", "decodable", "hash_files", "remember_decodable"]
 
 _log = logging.getLogger("krl")
 
@@ -34,12 +35,40 @@ _TOGETHER = 500  # values in one query; SQLite takes some thousand parameters
 _BLOCK = 64  # files that a thread hashes in turn: small ones take less time than handing them over
 _WAIT = 10.0  # seconds for another process that writes; then the hashes are computed and not kept
 _LARGEST = 2**63 - 1  # SQLite's integers; some file systems number their files beyond
-_Key = tuple[str, int, int, int]
+_Key = tuple[str, int, int, int, int]
 
 _TABLES = (
-    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, inode INT, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, modified INT, changed INT, inode INT, "
+    "sha256 TEXT)",
     "CREATE TABLE IF NOT EXISTS decodable (sha256 TEXT PRIMARY KEY, decoder TEXT)",
 )
+
+
+class HashedFile:
+    """An image file that is hashed as it is decoded, so that the hash is that of the bytes which were decoded.
+
+    To be given to a decoder as a file object. It is read once, from its beginning to its end.
+
+    Args:
+        file: The opened file.
+        name: Its name in messages.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        import hashlib
+
+        self.name = name
+        self._file, self._digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, ``size`` at most; all that are left where it is negative."""
+        block = self._file.read(size)
+        self._digest.update(block)
+        return block
+
+    def sha256(self) -> str:
+        """Return the hexadecimal SHA-256 of what was read."""
+        return self._digest.hexdigest()
 
 
 def hash_files(files: Sequence[Path], *, accept_unreadable: bool = False) -> list[str]:
@@ -83,7 +112,7 @@ def hash_files(files: Sequence[Path], *, accept_unreadable: bool = False) -> lis
         hashed = (digest for block in found for digest in block)
         for index, digest in zip(progress(missing, "hashing images"), hashed, strict=True):
             new[keys[index]] = digest  # type: ignore[index]  # missing ones have keys
-    _write("files", [(*key, digest) for key, digest in new.items() if digest != UNREADABLE])
+    _write("hashes", [(*key, digest) for key, digest in new.items() if digest != UNREADABLE])
     known |= new
     return [UNREADABLE if key is None else known[key] for key in keys]
 
@@ -100,12 +129,12 @@ def remember_decodable(hashes: Iterable[str]) -> None:
 
 
 def _key(path: Path, folders: dict[Path, str]) -> _Key:
-    """Return path, size, time and inode of a file; ``folders`` keeps real paths, which take longer than the rest."""
+    """Return path, size, times and inode of a file; ``folders`` keeps real paths, which take longer than the rest."""
     status = path.stat()
     if path.parent not in folders:
         folders[path.parent] = str(path.parent.resolve())
     place = f"{folders[path.parent]}/{path.name}"
-    return place, status.st_size, status.st_mtime_ns, status.st_ino & _LARGEST
+    return place, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & _LARGEST
 
 
 def _database() -> sqlite3.Connection | None:
@@ -139,8 +168,9 @@ def _give_up(error: Exception) -> None:
 
 def _read_hashes(keys: Sequence[_Key]) -> dict[_Key, str]:
     """Return the hashes that are known."""
-    rows = _select("SELECT path, size, changed, inode, sha256 FROM files", "path", [key[0] for key in keys])
-    known = {(path, size, changed, inode): digest for path, size, changed, inode, digest in rows}
+    columns = "path, size, modified, changed, inode, sha256"
+    rows = _select(f"SELECT {columns} FROM hashes", "path", [key[0] for key in keys])  # noqa: S608  names of this module
+    known = {tuple(key): digest for *key, digest in rows}
     return {key: known[key] for key in keys if key in known}
 
 

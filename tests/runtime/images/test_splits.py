@@ -3,6 +3,8 @@
 import hashlib
 import os
 import sqlite3
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -172,6 +174,20 @@ def test_hashes_are_those_of_hashlib_and_are_remembered(tmp_path, monkeypatch):
     assert read == [files[7], files[8]]
     assert made[7] == hashlib.sha256(b"another, longer content").hexdigest()
     assert made[8] == hashlib.sha256(b"content X").hexdigest()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say when the content was changed")
+def test_a_file_with_other_content_and_the_times_of_before_is_hashed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("KRL_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "a.png"
+    file.write_bytes(b"before")
+    before = file.stat()
+    assert hash_files([file]) == [hashlib.sha256(b"before").hexdigest()]
+    time.sleep(0.02)  # file systems count time in steps of some milliseconds
+    file.write_bytes(b"after!")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert hash_files([file]) == [hashlib.sha256(b"after!").hexdigest()]
 
 
 @pytest.mark.parametrize("fault", ["damaged", "folder", "locked", "read-only"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 from _helpers.images import make_folder
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.folders import ImageFile
+from krl_runtime.images.hashes import HashedFile
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig
 from krl_train.data import Augmentation, PixelSet, decoded, open_source, reading
@@ -40,8 +42,8 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     decode = Preprocessing.interleaved
 
-    def count(self: Preprocessing, source: Path, *, margin: int = 0) -> np.ndarray:
-        seen.append(source)
+    def count(self: Preprocessing, source: Path | HashedFile, *, margin: int = 0) -> np.ndarray:
+        seen.append(Path(source.name) if isinstance(source, HashedFile) else source)
         return decode(self, source, margin=margin)
 
     monkeypatch.setattr(Preprocessing, "interleaved", count)
@@ -136,6 +138,34 @@ def test_other_decoders_have_files_of_their_own(tmp_path: Path, cache: Path, mon
     assert len(kept(cache)) == 2
 
 
+@pytest.mark.parametrize("memory", [0, ALL])
+def test_an_image_that_is_changed_while_it_is_read_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, memory: int
+) -> None:
+    monkeypatch.setattr(reading, "_WORTH_KEEPING", 0)
+    caplog.set_level(logging.INFO, "krl")
+    images = files_in(tmp_path)
+    before, expected = images[3].path.read_bytes(), plain(images)
+    hash_files = reading.hash_files
+
+    def hash_and_change(paths: list[Path], **options: bool) -> list[str]:
+        found = hash_files(paths, **options)
+        images[3].path.write_bytes(images[4].path.read_bytes())
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "hash_files", hash_and_change)
+        changed = read(images, memory)
+    assert kept(cache) == []
+    assert f"image {images[3].path} was changed while it was read" in caplog.text
+    assert np.array_equal(seen(changed), plain(images))
+    digests = [hashlib.sha256(image.path.read_bytes()).hexdigest() for image in images]
+    assert changed.file_hashes() == digests
+    assert changed.identity == read(images, memory, 0).identity
+    images[3].path.write_bytes(before)
+    assert np.array_equal(seen(read(images, memory)), expected)
+
+
 def test_bad_images_are_named_at_each_start(tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Path) -> None:
     images = files_in(tmp_path)
     images[3].path.write_bytes(images[3].path.read_bytes()[:60])
@@ -193,8 +223,8 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path, cache: Path, monkey
     images = files_in(tmp_path)
     decode = Preprocessing.interleaved
 
-    def stop(self: Preprocessing, source: Path, *, margin: int = 0) -> np.ndarray:
-        if source == images[17].path:
+    def stop(self: Preprocessing, source: HashedFile, *, margin: int = 0) -> np.ndarray:
+        if source.name == str(images[17].path):
             raise KeyboardInterrupt
         return decode(self, source, margin=margin)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from _helpers.resuming import stopped_at_checkpoint
 from krl_compress.config import DistillConfig
 from krl_compress.distillation.distill import distill
-from krl_runtime.errors import DataError, ImageError
+from krl_runtime.errors import DataError, ImageError, RunError
 from krl_runtime.images.folders import ImageFile
 from krl_train.config import DataConfig, EvaluateConfig, FitConfig, InputConfig, LoopConfig, RestorationConfig
 from krl_train.data import Truths
@@ -300,6 +300,9 @@ def test_resumed_in_mid_epoch_from_disk_is_as_if_never_stopped(folder: Path, tmp
     stopped = config(folder, tmp_path / "stopped", loop=loop)
     with stopped_at_checkpoint(), pytest.raises(KeyboardInterrupt):
         fit(stopped)
+    larger = replace(stopped, resume=True, data=replace(stopped.data, memory_limit_mb=4096))
+    with pytest.raises(RunError, match=r"was '4 images at a time \(--memory-limit-mb\)', now 'all images at a time"):
+        fit(larger)
     assert fit(replace(stopped, resume=True)).record.weights_sha256 == whole.weights_sha256
 
 

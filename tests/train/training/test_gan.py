@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from krl_train.tasks.adversarial import discriminator_loss, generator_loss, r1_p
 from krl_train.tasks.collapse import CollapseWatch
 from krl_train.tasks.gan import GanTask
 from krl_train.tasks.vae import divergence, gaussian_likelihood
-from krl_train.training import gan
+from krl_train.training import gan, vae
 from krl_train.training.fit import fit
 
 
@@ -202,6 +203,20 @@ def test_a_short_training_of_the_digits_raises_no_alarm(
     assert metrics["energy_reference"]["real"] == 359
     assert metrics["energy_reference"]["generated"] == 500
     assert metrics["energy_reference"]["floor"] < metrics["energy"] < 0.5
+
+
+@pytest.mark.parametrize(("task", "module"), [("gan", gan), ("vae", vae)])
+def test_few_images_are_not_scored_more_often_than_they_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, module: ModuleType
+) -> None:
+    plans = []
+    monkeypatch.setattr(module, "train_task", lambda *arguments, **_: plans.append(arguments[4]))
+    loop = replace(LOOP, epochs=100, evaluate_every=None)
+    for samples in (64, 480, 2000):
+        options = GenerationConfig(latent=6, score_samples=samples)
+        fit(gan_config(tmp_path / f"run{samples}", task=task, loop=loop, generation=options))
+    # Of 160 images: 64 generated ones are fewer, 480 are three times as many, and 2,000 would make 7 evaluations.
+    assert [plan.evaluate_every for plan in plans] == [1, 3, 5]
 
 
 def deaf(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorNetwork:

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,18 @@ def test_early_stopping(tmp_path, monkeypatch, keep, caplog):
     assert len(run.record.history) == 4
     assert run.record.metrics["top1"] == {"best": 0.9, "last": 0.7}[keep]
     assert "stopped after epoch 4: 2 evaluations were no better" in caplog.text
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0.0, list(range(1, 61))), (1e6, list(range(2, 61, 2)))])
+def test_epochs_of_one_step_have_checkpoints_in_time(tmp_path, monkeypatch, minutes, saved):
+    data = folder_of(tmp_path / "data", {"a": 4, "b": 4})
+    monkeypatch.setattr(ClassificationTask, "evaluate", lambda task, worker: {"top1": 0.5, "loss": 1.0})
+    clock = itertools.count()  # a second between any two looks at it
+    monkeypatch.setattr("krl_train.loop.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    epochs = []
+    monkeypatch.setattr(Trainer, "save", lambda trainer: epochs.append(trainer.state.epoch))
+    fit(config(data, tmp_path / "run", epochs=60, checkpoint_minutes=minutes))
+    assert epochs == saved
 
 
 def test_the_best_epoch_survives_an_interruption(tmp_path, monkeypatch):

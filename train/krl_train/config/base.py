@@ -210,7 +210,7 @@ class LoopConfig:
     checkpoint_minutes: Advanced[float] = 10.0
     """Longest time between checkpoints; there is one after each epoch, or 30 to 59 in all, in any case."""
     evaluate_every: Advanced[int | None] = None
-    """Epochs between evaluations, 1 unless more images are for validation than for training; the last epoch is always
+    """Epochs between evaluations, 1 unless these are of more images than the training; the last epoch is always
     evaluated."""
     balance: Advanced[Annotated[Literal["none", "weights", "sampling"], _CLASSIFIER]] = "none"
     """For classes with unlike numbers of images: weights gives the labels of rare classes more weight; sampling shows

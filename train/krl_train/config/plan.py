@@ -149,13 +149,13 @@ def plan_loop(loop: LoopConfig, count: int, val: int = 0) -> PlannedLoop:
     """Fill in the batch size, the number of epochs and how often to evaluate, where the user left them out.
 
     A batch is the largest power of two that makes 4 batches of the images, from 8 to 128. Sets that are shown in 30
-    epochs in fewer than 1,200 steps get more epochs, 300 at most. Each epoch is evaluated; if more images are for
-    validation than for training, so many fewer, but 20 in all.
+    epochs in fewer than 1,200 steps get more epochs, 300 at most. Each epoch is evaluated; if it is of more
+    images than are for training, so many fewer, but 20 in all.
 
     Args:
         loop: What the user asked for.
         count: Number of training images.
-        val: Number of validation images; 0 where an evaluation is of something else.
+        val: Number of images in an evaluation: for validation, or generated ones; 0 where it is of something else.
 
     Example:
         >>> [plan_loop(LoopConfig(), count).batch_size for count in (20, 200, 2000, 20000, 2000000)]

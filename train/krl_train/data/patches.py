@@ -243,6 +243,12 @@ class PatchStream:
         """Number of steps in one epoch."""
         return steps_per_epoch(self.count, self.loop.batch_size)
 
+    @property
+    def order(self) -> str:
+        """In words, from which images the next patches are taken; it follows from the memory limit."""
+        pool = "all" if self._kept is not None else min(self.held - READ_AHEAD, len(self._large))
+        return f"{pool} images at a time (--memory-limit-mb)"
+
     def epoch(self, epoch: int, first_step: int, worker: Worker) -> Iterator[PatchBatch]:
         """Yield this process's share of the batches of one epoch, from ``first_step`` on."""
         with closing(prefetched(self._batches(epoch, first_step, worker), self.prefetch)) as batches:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import IO, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ import torch
 from krl_runtime.errors import DataError, ImageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, OnBadImage, report_bad
-from krl_runtime.images.hashes import decodable, hash_files, remember_decodable
+from krl_runtime.images.formats import describe, translated
+from krl_runtime.images.hashes import HashedFile, decodable, hash_files, remember_decodable
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress_bar
@@ -53,10 +55,10 @@ class ReadImages:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some of the images, decoded: those that can be, and the errors of the others."""
+    """Some of the images, decoded: those that can be, by number the SHA-256 of their files, and the others' errors."""
 
     rows: npt.NDArray[np.uint8]
-    positions: list[int]
+    hashes: dict[int, str]
     checksums: list[int]
     errors: list[ImageError]
 
@@ -77,32 +79,35 @@ class _Reader:
     def decode(self, block: Sequence[_Numbered]) -> _Block:
         """Decode some images, each with its number."""
         rows, errors = np.empty((len(block), *self.shape), np.uint8), []
-        positions: list[int] = []
+        hashes: dict[int, str] = {}
         for position, image in block:
             try:
-                rows[len(positions)] = self.preprocessing.interleaved(image.path, margin=self.margin)
+                with translated(describe(image.path)), image.path.open("rb") as file:
+                    source = HashedFile(file, str(image.path))
+                    pixels = self.preprocessing.interleaved(cast("IO[bytes]", source), margin=self.margin)
             except ImageError as error:
                 errors.append(error)
             else:
-                positions.append(position)
-        rows = rows[: len(positions)]
-        return _Block(rows, positions, [checksum(row) for row in rows], errors)
+                rows[len(hashes)] = pixels
+                hashes[position] = source.sha256()
+        rows = rows[: len(hashes)]
+        return _Block(rows, hashes, [checksum(row) for row in rows], errors)
 
     def decode_all(
         self,
         numbered: Sequence[_Numbered],
         memory: npt.NDArray[np.uint8] | None = None,
         writer: DecodedWriter | None = None,
-    ) -> list[int]:
+    ) -> dict[int, str]:
         """Decode images, put them into memory and give them to a writer.
 
         Returns:
-            The numbers of those that can be decoded.
+            For the number of each that can be decoded, the SHA-256 of the bytes that it was decoded from.
 
         Raises:
             DataError: One cannot be decoded, and bad images are refused.
         """
-        kept: list[int] = []
+        kept: dict[int, str] = {}
         errors: list[ImageError] = []
         blocks = [numbered[start : start + _BLOCK] for start in range(0, len(numbered), _BLOCK)]
         description = "checking images" if memory is None and writer is None else "decoding images"
@@ -111,15 +116,15 @@ class _Reader:
                 if memory is not None:
                     memory[len(kept) : len(kept) + len(block.rows)] = block.rows
                 if writer is not None:
-                    writer.add(block.rows, block.checksums, block.positions)
-                kept += block.positions
+                    writer.add(block.rows, block.checksums, list(block.hashes))
+                kept |= block.hashes
                 errors += block.errors
                 for _ in range(len(block.rows) + len(block.errors)):
                     advance()
         report_bad(errors, self.on_bad)
         return kept
 
-    def source(self, positions: Sequence[int]) -> DecodedRows:
+    def source(self, positions: Iterable[int]) -> DecodedRows:
         """Return images that are decoded each time."""
         return DecodedRows([self.images[index].path for index in positions], self.preprocessing, self.margin)
 
@@ -154,7 +159,7 @@ def read_images(
     keep = disk_limit > 0 and (not fits or size >= _WORTH_KEEPING)
     found = _open(reader, key) if keep else None
     if found is not None:
-        kept = found.positions.tolist()
+        kept = {index: hashes[index] for index in found.positions.tolist()}
         rows: Rows = MappedRows(found, reader.source(kept))
         if fits:
             rows = _loaded(rows, len(kept))
@@ -169,8 +174,7 @@ def read_images(
         rows = source if found is None else MappedRows(found, source)
     if not kept:
         raise DataError("no image is left: none of the files can be decoded")
-    used = [images[index] for index in kept]
-    chosen = [hashes[index] for index in kept]
+    used, chosen = [images[index] for index in kept], list(kept.values())
     labeled = ",".join(f"{image.label}:{digest}" for image, digest in zip(used, chosen, strict=True))
     identity = sha256_bytes(f"{pixels_key(chosen, preprocessing, margin)}:{labeled}".encode())
     return ReadImages(rows, tuple(used), chosen, identity)
@@ -195,14 +199,19 @@ def _loaded(rows: Rows, count: int) -> MemoryRows:
 
 def _decode(
     reader: _Reader, hashes: Sequence[str], key: str, disk_limit: int, memory: npt.NDArray[np.uint8] | None
-) -> list[int]:
-    """Decode all images, into memory and to disk as far as there is room, and return the numbers of the good ones."""
+) -> dict[int, str]:
+    """Decode all images, into memory and to disk as far as there is room.
+
+    Returns:
+        For the number of each that can be decoded, the SHA-256 of its file: of the bytes that were decoded.
+    """
     numbered = list(enumerate(reader.images))
-    kept: list[int] | None = None
+    kept: dict[int, str] | None = None
     if disk_limit:
         try:
             with new_decoded_file(key, len(numbered), reader.shape, disk_limit) as writer:
                 kept = reader.decode_all(numbered, memory, writer)
+                _check_unchanged(reader.images, hashes, kept)
                 writer.finish(len(numbered))
         except OSError as error:
             instead = "decoded in each epoch" if memory is None else "decoded again at the next start"
@@ -216,8 +225,19 @@ def _decode(
     if kept is None:  # they are decoded in each epoch: those that were decoded before need no check
         known = decodable(hashes)
         checked = reader.decode_all([item for item in numbered if hashes[item[0]] not in known])
-        kept = sorted([*checked, *(index for index, digest in enumerate(hashes) if digest in known)])
-        remember_decodable(hashes[index] for index in checked)
+        kept = checked | {index: digest for index, digest in enumerate(hashes) if digest in known}
+        remember_decodable(checked.values())
     else:
-        remember_decodable(hashes[index] for index in kept)
-    return kept
+        remember_decodable(kept.values())
+    return dict(sorted(kept.items()))
+
+
+def _check_unchanged(images: Sequence[ImageFile], hashes: Sequence[str], decoded: Mapping[int, str]) -> None:
+    """Check that files were decoded from the bytes that the name of a file of decoded images stands for.
+
+    Raises:
+        OSError: One was changed after it was hashed.
+    """
+    for index, digest in decoded.items():
+        if digest != hashes[index]:
+            raise OSError(errno.EIO, f"image {images[index].path} was changed while it was read")

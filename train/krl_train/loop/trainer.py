@@ -157,7 +157,8 @@ class Trainer:
                 entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
-                if self.state.epoch % self.config.checkpoint_every == 0 or self.state.epoch == self.config.epochs:
+                planned = self.state.epoch % self.config.checkpoint_every == 0
+                if planned or self._due() or self.state.epoch == self.config.epochs:
                     self.save()
                 events(entry, self._samples(entry))
                 self._report(entry)
@@ -174,6 +175,10 @@ class Trainer:
             return False
         _log.info("stopped after epoch %d: %d evaluations were no better", self.state.epoch, self.state.waited)
         return True
+
+    def _due(self) -> bool:
+        """Whether the last checkpoint is so old that there has to be another."""
+        return time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
 
     def _judge(self) -> None:
         """Keep the weights if the evaluation is the best so far."""
@@ -219,7 +224,7 @@ class Trainer:
             last = state.step == self.stream.steps
             if last or self.worker.device.type == "cpu" or state.step % _WATCH_EVERY_ON_GPU == 0:
                 self._watch(sums)
-            if not last and time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
+            if not last and self._due():
                 self.save()
             advance()
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self._learning_rate()}

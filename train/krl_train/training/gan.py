@@ -127,7 +127,7 @@ def fit(config: FitConfig) -> Run:
     guide = None
     if knowledge.guide is not None and condition is not None:
         guide = Guide.of_run(Run.open(knowledge.guide), condition)
-    loop = plan_loop(config.loop, len(training.train))
+    loop = plan_loop(config.loop, len(training.train), config.generation.score_samples)
     stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = GanTask(
         start.generator,

@@ -210,6 +210,7 @@ def restoration_training(
         "root": str(data.data_root.resolve()),
         "val_fraction": data.val_fraction,
         "on_bad_image": data.on_bad_image,
+        "order": stream.order,
         "train": {**train.describe(), "fingerprints": fingerprints(train.hashes)},
         "val": val.describe(),
     }

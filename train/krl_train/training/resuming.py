@@ -13,7 +13,8 @@ from krl_train.run import RunRecord
 
 __all__ = ["check_same"]
 
-# Options that do not change the result.
+# Options that do not change the result. Where the memory limit does, as it does for the order of patches that are read
+# from disk, "data" has what follows from it.
 _MAY_DIFFER = {
     *("resume", "overwrite", "json", "out", "device", "memory_limit_mb", "disk_cache_mb", "checkpoint_minutes"),
     "download",

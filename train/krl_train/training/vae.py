@@ -27,7 +27,7 @@ def fit(config: FitConfig) -> Run:
         return finished
     training, condition = start.training, start.generator.condition
     model = VariationalAutoencoder(start.generator, None if condition is None else build_conditioner(condition))
-    loop = plan_loop(config.loop, len(training.train))
+    loop = plan_loop(config.loop, len(training.train), config.generation.score_samples)
     stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = VaeTask(
         model,
