@@ -201,8 +201,8 @@ def test_the_flow_with_baseline_and_json(teacher: Run, tmp_path: Path, capsys: p
     assert run.record.data["source"] == "digits"  # the teacher's data, as nothing else was named
     assert run.record.preprocessing == teacher.record.preprocessing
     assert run.record.parent["teachers"][0]["weights_sha256"] == teacher.record.weights_sha256
-    assert set(run.record.history[0]) >= {"loss", "ce", "kd", "val_top1"}
-    assert "kd" not in baseline.record.history[0]
+    assert set(run.record.history[0]) >= {"loss", "ce", "dkd", "teacher_weight", "val_top1"}
+    assert "dkd" not in baseline.record.history[0]
 
 
 def test_answers_of_another_teacher_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

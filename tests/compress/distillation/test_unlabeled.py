@@ -195,7 +195,7 @@ def test_bad_files_and_memory(tmp_path: Path) -> None:
 
 
 def test_the_labeled_images_alone_get_as_many_steps() -> None:
-    alone = plan_alone(LoopConfig(epochs=10, batch_size=32, evaluate_every=2), 60, 1060)
+    alone = plan_alone(LoopConfig(epochs=10, batch_size=32, evaluate_every=2), 60, 1060, 40)
     assert (alone.epochs, alone.batch_size) == (165, 32)  # 10 * 33 steps, two in an epoch
     assert alone.evaluate_every == 33  # five evaluations in both
 
