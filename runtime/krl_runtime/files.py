@@ -139,24 +139,20 @@ def _temporary(target: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(target: Path, *, mode: int = 0o666, durable: bool = True) -> Iterator[Path]:
+def atomic_path(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside ``target``, which replaces ``target`` if the block ends without error.
 
     Args:
         target: The file to make.
         mode: Its permissions, less those that the process's umask takes away.
-        durable: Whether to wait until the disk has it. Without, a power failure may leave a file with other bytes:
-            for a cache alone, whose checksums show that.
     """
     temporary = _temporary(target)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
         yield temporary
-        if durable:
-            _sync(temporary)
+        _sync(temporary)
         temporary.replace(target)
-        if durable:
-            _sync(target.parent)
+        _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

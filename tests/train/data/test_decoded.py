@@ -7,8 +7,10 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -305,6 +307,65 @@ def test_the_oldest_files_make_room(tmp_path: Path, cache: Path, caplog: pytest.
     assert np.array_equal(seen(read(sets[2], disk=20 * (ROW + 50))), plain(sets[2]))  # room for one, which is in use
     assert "not kept on disk" in caplog.text
     assert np.array_equal(seen(using), plain(sets[3]))
+
+
+def test_of_several_readers_one_decodes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Path]
+) -> None:
+    started, second, release = (threading.Event() for _ in range(3))
+    decode = Preprocessing.interleaved
+
+    def wait(self: Preprocessing, source: HashedFile, *, margin: int = 0) -> np.ndarray:
+        (second if started.is_set() else started).set()  # a reader that decodes as well is not to be waited for
+        assert release.wait(60)
+        return decode(self, source, margin=margin)
+
+    monkeypatch.setattr(Preprocessing, "interleaved", wait)
+    monkeypatch.setattr(reading, "_BLOCK", 20)  # one thread, so that the second call is another reader's
+    monkeypatch.setattr(decoded, "_POLL", 0.01)
+    monkeypatch.setattr(decoded._log, "info", lambda text, *_: second.set() if "waiting for it" in text else None)
+    images = files_in(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(read, images)
+            assert started.wait(60)
+            other = pool.submit(read, images)
+            assert second.wait(60)
+        finally:
+            release.set()
+        sets = [first.result(), other.result()]
+    assert len(decodings) == 20
+    assert [path.suffix for path in kept(cache)] == [".pixels"]
+    for data in sets:
+        assert np.array_equal(seen(data), plain(images))
+
+
+def test_readers_that_begin_together_wait_for_the_first(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Path]
+) -> None:
+    images = files_in(tmp_path)
+    read(images)
+    (path,) = kept(cache)
+    path.rename(path.with_suffix(".tmp"))  # as another reader has it that is not done
+    decodings.clear()
+    looks = iter([lambda: None, lambda: path.with_suffix(".tmp").rename(path)])  # none is there yet; then it is done
+    monkeypatch.setattr(reading, "wait_for_decoded_file", lambda _: next(looks)())
+    assert np.array_equal(seen(read(images)), plain(images))
+    assert decodings == []
+    assert kept(cache) == [path]
+
+
+def test_a_file_that_a_killed_process_began_is_made_anew(tmp_path: Path, cache: Path) -> None:
+    images = files_in(tmp_path)
+    read(images)
+    (path,) = kept(cache)
+    whole = path.read_bytes()
+    path.unlink()
+    path.with_suffix(".tmp").write_bytes(whole[:1000])
+    os.utime(path.with_suffix(".tmp"), (time.time() - 61,) * 2)
+    read(images)
+    assert kept(cache) == [path]
+    assert path.read_bytes() == whole
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, cache: Path) -> None:

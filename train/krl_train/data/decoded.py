@@ -2,7 +2,7 @@
 
 A file has the pixels of one image after another, so that it can be mapped into memory. Then follow a checksum of each
 image, its number among the files that were read, and a footer. Its name is the hash of everything that the pixels
-depend on. It gets that name when it is whole.
+depend on. It gets that name when it is whole; until then it has another, which keeps other processes from writing it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,19 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.files import atomic_path, cache_folder, sha256_bytes
+from krl_runtime.files import cache_folder, sha256_bytes
 from krl_runtime.images.formats import decoder_version
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["DecodedFile", "DecodedWriter", "checksum", "new_decoded_file", "open_decoded_file", "pixels_key"]
+__all__ = [
+    "DecodedFile",
+    "DecodedWriter",
+    "checksum",
+    "new_decoded_file",
+    "open_decoded_file",
+    "pixels_key",
+    "wait_for_decoded_file",
+]
 
 _log = logging.getLogger("krl")
 
@@ -37,7 +45,9 @@ _EACH = 12  # bytes for each image after the pixels: a checksum of 4 and a numbe
 _FOOTER = struct.Struct("<8sQQI")  # mark, images, files that were read, checksum of all after the pixels
 _MARK = b"krlpix01"
 _RESERVE = 2**30  # bytes of the disk that stay free: for checkpoints and logs of the training that follows
-_ABANDONED = 3600  # seconds without a write; a file that is being written is written to several times a second
+_UNFINISHED = ".tmp"
+_ABANDONED = 60  # seconds without a write; a file that is being written is written to several times a second
+_POLL = 0.2  # seconds between looks at a file that another process writes, which takes seconds to hours
 _NOT_PIXELS = ("mean", "std")  # of the preprocessing: applied to the pixels later, by the network
 
 
@@ -91,7 +101,8 @@ def open_decoded_file(key: str, count: int, shape: tuple[int, int, int]) -> Deco
         if not path.is_file():
             return None
         found = _open(path, count, shape)
-        os.utime(path)  # the files that were not used for the longest time are removed first
+        with contextlib.suppress(OSError):  # of another user
+            os.utime(path)  # the files that were not used for the longest time are removed first
     except ValueError as error:
         _log.warning("the decoded images in %s are damaged (%s) and are made anew", path, error)
         with contextlib.suppress(OSError):
@@ -127,9 +138,9 @@ class DecodedWriter:
     """Writes decoded images. After an error of the operating system it keeps the reason, and writes no more."""
 
     def __init__(self, path: Path) -> None:
-        """Begin a file."""
+        """Begin a file, which must not be there."""
         self.failure: OSError | None = None
-        self._file = path.open("wb")
+        self._file = path.open("xb")
         self._checksums: list[int] = []
         self._positions: list[int] = []
 
@@ -175,6 +186,8 @@ class DecodedWriter:
 def new_decoded_file(key: str, count: int, shape: tuple[int, int, int], limit: int) -> Iterator[DecodedWriter]:
     """Yield a writer for the decoded images of a key; the file is there if the block finishes the writer.
 
+    A power failure may leave a file with other bytes, which its checksums show.
+
     Args:
         key: As ``pixels_key`` returns it.
         count: Number of files that are read.
@@ -182,6 +195,7 @@ def new_decoded_file(key: str, count: int, shape: tuple[int, int, int], limit: i
         limit: Bytes that all files of decoded images may take together.
 
     Raises:
+        FileExistsError: Another process writes the same file; see ``wait_for_decoded_file``.
         OSError: The limit or the disk has no room, the folder cannot be written, or a write failed; nothing is left.
     """
     try:
@@ -190,12 +204,41 @@ def new_decoded_file(key: str, count: int, shape: tuple[int, int, int], limit: i
     except RuntimeError as error:  # no home folder
         raise OSError(errno.ENOENT, str(error)) from error
     _make_room(folder, count * (int(np.prod(shape)) + _EACH) + _FOOTER.size, limit)
-    with atomic_path(folder / (key + _SUFFIX), durable=False) as path:
-        writer = DecodedWriter(path)
-        try:
-            yield writer
-        finally:
-            writer.close()
+    path = folder / (key + _UNFINISHED)
+    writer = DecodedWriter(path)
+    try:
+        yield writer
+        path.replace(folder / (key + _SUFFIX))
+    except BaseException:
+        writer.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+def wait_for_decoded_file(key: str) -> None:
+    """Wait as long as another process writes the file of a key: several begin at once in one training.
+
+    Args:
+        key: As ``pixels_key`` returns it.
+    """
+    logged = False
+    while _is_written(key):
+        if not logged:
+            _log.info("another process decodes the same images; waiting for it")
+            logged = True
+        time.sleep(_POLL)
+
+
+def _is_written(key: str) -> bool:
+    try:
+        return not _is_abandoned((_folder() / (key + _UNFINISHED)).stat())
+    except (OSError, RuntimeError):  # none, or it cannot be seen
+        return False
+
+
+def _is_abandoned(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime > _ABANDONED
 
 
 def _folder() -> Path:
@@ -213,8 +256,7 @@ def _make_room(folder: Path, size: int, limit: int) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process removes files, too
             status = path.stat()
-            abandoned = path.suffix != _SUFFIX and time.time() - status.st_mtime > _ABANDONED
-            if abandoned:
+            if path.suffix != _SUFFIX and _is_abandoned(status):
                 path.unlink()
                 continue
             used += status.st_size

@@ -22,7 +22,15 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress_bar
 
-from .decoded import DecodedFile, DecodedWriter, checksum, new_decoded_file, open_decoded_file, pixels_key
+from .decoded import (
+    DecodedFile,
+    DecodedWriter,
+    checksum,
+    new_decoded_file,
+    open_decoded_file,
+    pixels_key,
+    wait_for_decoded_file,
+)
 from .rows import DecodedRows, MappedRows, MemoryRows, Rows, map_ahead
 
 __all__ = ["ReadImages", "read_images"]
@@ -156,22 +164,7 @@ def read_images(
     key = pixels_key(hashes, preprocessing, margin)
     size = len(images) * int(np.prod(reader.shape))
     fits = size <= memory_limit
-    keep = disk_limit > 0 and (not fits or size >= _WORTH_KEEPING)
-    found = _open(reader, key) if keep else None
-    if found is not None:
-        kept = {index: hashes[index] for index in found.positions.tolist()}
-        rows: Rows = MappedRows(found, reader.source(kept))
-        if fits:
-            rows = _loaded(rows, len(kept))
-    elif fits:
-        memory = np.empty((len(images), *reader.shape), np.uint8)
-        kept = _decode(reader, hashes, key, disk_limit if keep else 0, memory)
-        rows = MemoryRows(memory[: len(kept)])
-    else:
-        kept = _decode(reader, hashes, key, disk_limit, None)
-        found = open_decoded_file(key, len(images), reader.shape) if keep else None
-        source = reader.source(kept)
-        rows = source if found is None else MappedRows(found, source)
+    rows, kept = _rows(reader, hashes, key, 0 if fits and size < _WORTH_KEEPING else disk_limit, fits=fits)
     if not kept:
         raise DataError("no image is left: none of the files can be decoded")
     used, chosen = [images[index] for index in kept], list(kept.values())
@@ -180,8 +173,30 @@ def read_images(
     return ReadImages(rows, tuple(used), chosen, identity)
 
 
+def _rows(
+    reader: _Reader, hashes: Sequence[str], key: str, disk_limit: int, *, fits: bool
+) -> tuple[Rows, dict[int, str]]:
+    """Return pixels, and for the number of each image that can be decoded the SHA-256 of its file."""
+    found = _open(reader, key) if disk_limit else None
+    if found is not None:
+        kept = {index: hashes[index] for index in found.positions.tolist()}
+        mapped = MappedRows(found, reader.source(kept))
+        return (_loaded(mapped, len(kept)) if fits else mapped), kept
+    memory = np.empty((len(reader.images), *reader.shape), np.uint8) if fits else None
+    try:
+        kept = _decode(reader, hashes, key, disk_limit, memory)
+    except FileExistsError:  # another process was quicker to begin the file
+        return _rows(reader, hashes, key, disk_limit, fits=fits)
+    if memory is not None:
+        return MemoryRows(memory[: len(kept)]), kept
+    found = open_decoded_file(key, len(reader.images), reader.shape) if disk_limit else None
+    source = reader.source(kept)
+    return (source if found is None else MappedRows(found, source)), kept
+
+
 def _open(reader: _Reader, key: str) -> DecodedFile | None:
     """Return decoded images that are on disk; files that could not be decoded are tried again, for their errors."""
+    wait_for_decoded_file(key)
     found = open_decoded_file(key, len(reader.images), reader.shape)
     if found is None:
         return None
@@ -204,6 +219,9 @@ def _decode(
 
     Returns:
         For the number of each that can be decoded, the SHA-256 of its file: of the bytes that were decoded.
+
+    Raises:
+        FileExistsError: Another process writes the decoded images to disk.
     """
     numbered = list(enumerate(reader.images))
     kept: dict[int, str] | None = None
@@ -213,6 +231,8 @@ def _decode(
                 kept = reader.decode_all(numbered, memory, writer)
                 _check_unchanged(reader.images, hashes, kept)
                 writer.finish(len(numbered))
+        except FileExistsError:
+            raise
         except OSError as error:
             instead = "decoded in each epoch" if memory is None else "decoded again at the next start"
             _log.log(
