@@ -35,7 +35,7 @@ from krl_train.training.train import initialize_from, network_size, train_classi
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
-from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, use_unlabeled
+from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
 
 __all__ = ["classifier_record", "prepare"]
 
@@ -74,14 +74,17 @@ class _ClassifierJob(Job):
             kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
             measured.append({**kept, **network_size(network)})
         self.teaching_top1 = self._measure_teaching(measured)
-        # A student in floating point, which is distilled first, names a weak teacher itself.
-        if self.config.data_free.data_free is None and not self.config.quantization.float_epochs:
+        # Labels of generated images are the teacher's own. A student in floating point, which is distilled before a
+        # quantized one, names a weak teacher itself.
+        apart = self.config.data_free.data_free is not None or self.config.quantization.float_epochs > 0
+        if see_the_teacher(self.terms) and not apart:
             warn_if_weak(" + ".join(map(str, self.config.teacher)), self.teaching_top1, self.labeled)
         return measured
 
     def _measure_teaching(self, measured: Sequence[dict[str, Any]]) -> float:
         (first, *others), device = self.teachers, resolve_device(self.config.loop.device)
-        if not others and first.network.preprocessing == self.record.preprocessing:
+        alike = not others and first.network.preprocessing == self.record.preprocessing
+        if alike or not see_the_teacher(self.terms):
             return float(measured[0]["top1"])
         answers = self._fuse([FrozenTeacher(teacher.network) for teacher in self.teachers], measured)
         return top1_of(answers, self.labeled.val, device)
@@ -111,7 +114,7 @@ class _ClassifierJob(Job):
         answers = self._fuse(every, record.metrics["teachers"])
         at, loop = self.config.losses.feature_taps, self.config.loop
         weights = class_weights(self.labeled.train, loop)
-        data = (self.training, loop) if use_unlabeled(self.terms) else self._alone()
+        data = (self.training, loop) if see_the_teacher(self.terms) else self._alone()
         labels = class_of_each(self.terms, answers, data[0], resolve_device(loop.device))
         log_share(data[0].train)
 

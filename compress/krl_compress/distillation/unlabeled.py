@@ -24,7 +24,7 @@ from krl_train.config import LoopConfig, PlannedLoop, plan_loop, steps_per_epoch
 from krl_train.data import PixelSet
 from krl_train.data.splits import Training
 
-__all__ = ["add_unlabeled", "class_of_each", "log_share", "plan_alone", "use_unlabeled"]
+__all__ = ["add_unlabeled", "class_of_each", "log_share", "plan_alone", "see_the_teacher"]
 
 _log = logging.getLogger("krl")
 
@@ -126,8 +126,8 @@ def _same_pixels(files: Files, images: PixelSet, preprocessing: Preprocessing) -
         return {digest for digest, same in zip(files, found, strict=True) if same}
 
 
-def use_unlabeled(terms: Sequence[WeightedLoss]) -> bool:
-    """Whether a loss looks at anything but labels; else unlabeled images say nothing."""
+def see_the_teacher(terms: Sequence[WeightedLoss]) -> bool:
+    """Whether a loss looks at anything but labels; else neither teachers nor unlabeled images count."""
     return any(term.kind.sees != "labels" for term in terms)
 
 

@@ -191,3 +191,14 @@ def test_a_weak_teacher_is_named_once_where_a_student_in_floating_point_comes_fi
     asked = DistillConfig(teacher=(str(weak[0].path),), student="dscnn-0.25", out=tmp_path / "student", data=data)
     distill(replace(asked, loop=LOOP, quantization=QuantizationConfig("int8", 1)))
     assert len([item for item in caplog.records if "too weak to help" in item.getMessage()]) == 1
+
+
+def test_a_teacher_that_no_loss_looks_at_is_not_called_weak(
+    weak: tuple[Run, Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = DataConfig(data="digits", limit=320, val_limit=100)
+    asked = DistillConfig(teacher=(str(weak[0].path),), student="dscnn-0.25", out=tmp_path / "student", data=data)
+    for losses, named in ((LossConfig(), True), (LossConfig(loss=("ce",)), False)):
+        caplog.clear()
+        _teaching(replace(asked, losses=losses, loop=LOOP))
+        assert any("too weak to help" in item.getMessage() for item in caplog.records) == named
