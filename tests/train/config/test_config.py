@@ -12,7 +12,7 @@ import torchvision
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
 from krl_train.config import FitConfig, check_data, check_model, check_run, model_names, recorded_task
-from krl_train.config.base import AugmentConfig, OptimConfig
+from krl_train.config.base import AugmentConfig, DataConfig, OptimConfig
 from krl_train.config.model_names import torchvision_classifiers
 from krl_train.config.tasks import GenerationConfig, RestorationConfig
 from krl_train.models.cifar import cifar_names
@@ -124,6 +124,7 @@ def test_the_task_of_a_run(tmp_path: Path):
         ("vae", {"generation": GenerationConfig(r1=2.0)}, "--r1"),
         ("classification", {"restoration": RestorationConfig(color="rgb")}, "--color"),
         ("restoration", {"init": Path("x"), "optim": OptimConfig(label_smoothing=0.1)}, "--label-smoothing"),
+        ("restoration", {"data": DataConfig(disk_cache_mb=5)}, "--disk-cache-mb"),
     ],
 )
 def test_options_of_other_tasks_are_refused(task, section, option):

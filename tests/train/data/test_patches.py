@@ -335,6 +335,9 @@ def test_an_image_that_changes_is_named(files: list[ImageFile], tmp_path: Path) 
     Image.fromarray(random_image(0, 24)[:-1]).save(copies[0])
     with pytest.raises(DataError, match=r"00.png had 29x24 pixels and now has 29x23; leave the images"):
         list(stream.epoch(0, 0, CPU))
+    Image.fromarray(255 - np.asarray(Image.open(files[0].path))).save(copies[0])
+    with pytest.raises(DataError, match=r"00.png has other pixels than when it was first read; leave the images"):
+        list(stream.epoch(0, 0, CPU))
     copies[0].unlink()
     with pytest.raises(ImageError, match=r"00.png: no such file"):
         list(stream.epoch(0, 0, CPU))

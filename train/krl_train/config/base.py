@@ -74,9 +74,9 @@ class DataConfig:
     val_data: Annotated[Path | None, _FROM_IMAGES] = None
     """Restoration: a folder of images to validate on, all of --data then being for training."""
     memory_limit_mb: Advanced[int] = 4096
-    """Decoded images of a split that take more are not kept in memory, but in a file on disk."""
+    """Decoded images of a split that take more are not kept in memory, but read from disk."""
     # 32 GiB are 170,000 images of 224x224 with their margins, decoded; a tenth of ImageNet has 130,000.
-    disk_cache_mb: Advanced[int] = 32768
+    disk_cache_mb: Advanced[Annotated[int, _PIXELS]] = 32768
     """Decoded images on disk, in KRL_CACHE_DIR or ~/.cache/krl, of all data sets together; the oldest are removed. 0:
     none. What has no room is decoded again in each epoch."""
 

@@ -42,7 +42,7 @@ class DiskImages:
     Attributes:
         paths: The files.
         shapes: Shape of each image.
-        hashes: ``image_hash`` of each image, as it was read first.
+        hashes: ``image_hash`` of each image, as it was read first; empty where it is not compared.
         read: Decodes a file.
     """
 
@@ -60,14 +60,17 @@ class DiskImages:
 
         Raises:
             ImageError: The file can no longer be read.
-            DataError: It has another size than before.
+            DataError: It has another size or other pixels than before.
         """
         image = self.read(self.paths[index])
+        advice = "leave the images as they are while they are in use"
         if image.shape != self.shapes[index]:
             raise DataError(
                 f"image {self.paths[index]} had {_size(self.shapes[index])} pixels and now has {_size(image.shape)}; "
-                "leave the images as they are while they are in use"
+                f"{advice}"
             )
+        if self.hashes and image_hash(image) != self.hashes[index]:
+            raise DataError(f"image {self.paths[index]} has other pixels than when it was first read; {advice}")
         return image
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
