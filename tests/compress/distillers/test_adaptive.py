@@ -88,7 +88,7 @@ def test_weights_that_are_given_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("losses", "mixup", "expected"),
     [
-        (LossConfig(), False, [("ce", 1.0, False), ("dkd", 1.0, True)]),
+        (LossConfig(), False, [("ce", 1.0, False), ("dkd", 0.3, True)]),
         (LossConfig(), True, [("ce", 1.0, False), ("kd", 0.9, True)]),
         (LossConfig(alpha=0.3), False, [("ce", 0.3, False), ("kd", 0.7, False)]),
         (LossConfig(temperature=2.0), False, [("ce", 0.1, False), ("kd", 0.9, False)]),
