@@ -43,8 +43,8 @@ _log = logging.getLogger("krl")
 
 FLOAT = "float"
 _ALPHA, _TEMPERATURE = 0.1, 4.0  # https://arxiv.org/abs/1910.10699
-# Chosen by benchmarks/compress/suite.py; docs/results.md has the table. The papers' weight of dkd, 1, is for hundreds of
-# epochs with a warm-up: its gradient is ten times that of the labels.
+# Chosen by benchmarks/compress/suite.py; docs/results.md has the table. The paper's weight of dkd, 1, is for hundreds
+# of epochs with a warm-up: its gradient is ten times that of the labels.
 _DEFAULT = ("ce", "dkd:weight=0.3,alpha=1,beta=2,temperature=4,adaptive")
 _DEFAULT_OF_MIXED = ("ce", "kd:weight=0.9,temperature=4,adaptive")  # dkd needs one label for each image
 
