@@ -11,11 +11,12 @@ from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.tables import table
 from krl_train.cli import figure_note
-from krl_train.config import RECORD, recorded_task
+from krl_train.config import RECORD
 from krl_train.processes import leave_group
 
 from . import verbs
 from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
+from .teachers.kinds import task_of
 
 __all__ = ["main"]
 
@@ -130,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _task_of_teacher(arguments: Sequence[str]) -> str:
-    task = recorded_task(value_of(arguments, "--teacher"))
+    teacher = value_of(arguments, "--teacher")
+    task = "classification" if teacher is None else task_of(teacher)
     return "gan" if task == "generation" else task
 
 

@@ -127,8 +127,8 @@ class LossConfig:
     features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers: pixels, teacher, affinity, fitnet, at,
     sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
-    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE; may be given several times. Left out: the
-    outputs of the stages of each resolution that both networks have."""
+    """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE, or =TENSOR of a bundle or ONNX file; may be given
+    several times. Left out: the outputs of the stages of each resolution that both networks have."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -205,7 +205,7 @@ class DistillConfig(TrainingConfig):
     """Options of ``krl-compress distill``."""
 
     teacher: RepeatedCustom
-    """A run, a torchvision classifier with --pretrained, or your own, as package.module:name; several are fused."""
+    """A run, a bundle, an ONNX file, your own (package.module:name), or a published name with --pretrained."""
     student: Custom
     """A network by name, as in krl-train fit, or a run to start from."""
     map_labels: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
@@ -218,7 +218,7 @@ class DistillConfig(TrainingConfig):
     baseline: bool = False
     """Train the same student without the teacher on the same budget as well, and report both."""
     pretrained: Annotated[bool, _CLASSIFIER] = False
-    """Allow a teacher that is given by name to use its published weights, which may have to be downloaded."""
+    """Let a teacher by name (torchvision, timm/NAME) be downloaded."""
     losses: LossConfig = field(default_factory=LossConfig)
     cache: Advanced[Annotated[CacheConfig, _CLASSIFIER]] = field(default_factory=CacheConfig)
     data_free: Advanced[Annotated[DataFreeConfig, _CLASSIFIER]] = field(default_factory=DataFreeConfig)
@@ -279,7 +279,7 @@ class StudyConfig:
     """Options of ``krl-compress study``."""
 
     teacher: str
-    """The teacher's run."""
+    """The teacher, as in krl-compress distill."""
     student: Repeated
     """A student's network by name, or a run to start from; may be given several times."""
     out: OutOption

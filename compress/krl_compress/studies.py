@@ -23,6 +23,7 @@ from krl_train.processes import refuse_several
 from krl_train.run import RECORD, Run
 
 from .config import RECIPES, StudyConfig
+from .teachers.kinds import file_sha256
 
 __all__ = ["HEADER", "rows_as_cells", "show", "study"]
 
@@ -125,9 +126,10 @@ def _check_earlier(finished: list[_Trial], config: StudyConfig) -> None:
             if now != item["sha256"]:
                 raise RunError(f"the source of {item['use']} {item['name']} has changed: {advice}")
         teacher = Path(config.teacher)
-        made_with = (record.parent or {}).get("teachers", ({},))[0].get("weights_sha256")
-        is_run = trial.method != BASELINE and (teacher / RECORD).is_file()
-        if is_run and made_with != Run.open(teacher).record.weights_sha256:
+        made_with = (record.parent or {}).get("teachers", ({},))[0]
+        is_run = (teacher / RECORD).is_file()
+        now = Run.open(teacher).record.weights_sha256 if is_run else file_sha256(config.teacher)
+        if trial.method != BASELINE and now not in (None, made_with.get("weights_sha256"), made_with.get("sha256")):
             raise RunError(f"{trial.out} was not made with teacher {config.teacher}: {advice}")
     if finished:
         try:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
-from krl_train.config import TrainingConfig, check_data, check_model, check_run, recorded_task
+from krl_train.config import TrainingConfig, check_data, check_model
 
 from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig, check_loss
+from .teachers.kinds import ACCEPTED, check_teacher, task_of
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -146,13 +147,12 @@ def study(config: StudyConfig | None = None, /, **options: Any) -> StudyResult:
 
 
 def _check_teachers(config: DistillConfig) -> str:
-    """Check that each teacher is a run, or a network by name that may be downloaded; return the task."""
+    """Check that each teacher is one that can be had; return the task."""
     if not config.teacher:
-        raise UsageError("no teacher is named; give --teacher RUN")
+        raise UsageError(f"no teacher is named; give --teacher; accepted: {ACCEPTED}")
     for teacher in config.teacher:
-        if isinstance(teacher, str) and not (config.pretrained and not Path(teacher).exists()) and ":" not in teacher:
-            check_run(teacher)
-    return recorded_task(config.teacher[0] if isinstance(config.teacher[0], str) else None)
+        check_teacher(teacher, config.pretrained)
+    return task_of(config.teacher[0])
 
 
 def _check_networks(config: TrainingConfig, names: Sequence[object]) -> None:

@@ -284,7 +284,7 @@ def test_what_does_not_go_together(tmp_path: Path, mine: ModuleType, teacher: Ru
     with pytest.raises(ModelError, match=r"returns float32 of shape \[2, 5\] for two images"):
         distill(config(tmp_path / "b", mine.Tiny(5), data=data))
     free = config(tmp_path / "c", mine.Tiny(3), data=data)
-    with pytest.raises(UsageError, match="--data-free needs a teacher's run"):
+    with pytest.raises(UsageError, match="--data-free needs a teacher that knows its classes"):
         distill(replace(free, data_free=replace(free.data_free, data_free="teacher")))
     with pytest.raises(UsageError, match="no data is named"):
         distill(config(tmp_path / "d", mine.Tiny(3)))

@@ -13,13 +13,15 @@ import torch
 
 from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss, parse_loss
+from krl_compress.teachers.files import load_bundle_teacher, load_onnx_teacher
+from krl_compress.teachers.kinds import ACCEPTED, TeacherKind, kind_of
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_compress.teachers.strength import top1_of, warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, LoopConfig, TrainingConfig, plan_loop, to_plain
-from krl_train.custom import is_custom, sources_of
+from krl_train.custom import sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
@@ -30,7 +32,7 @@ from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.balance import class_weights
-from krl_train.training.train import initialize_from, network_size, train_classifier
+from krl_train.training.train import initialize_from, train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point
@@ -73,7 +75,7 @@ class _ClassifierJob(Job):
             val = source.read("val", network.preprocessing, limit=source.config.val_limit)
             found = evaluate_run(network, source.labels, val, self.config.loop.device)
             kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
-            measured.append({**kept, **network_size(network)})
+            measured.append({**kept, **teacher.size()})
         self.teaching_top1 = self._measure_teaching(measured)
         # Labels of generated images are the teacher's own. A student in floating point, which is distilled before a
         # quantized one, names a weak teacher itself.
@@ -254,24 +256,40 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
 def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:
     """Load the teachers, and open the data: that of the first teacher's run, unless another is named.
 
-    A teacher of the user's own says neither what its classes are nor what it takes: they are the data's, and what the
-    options on the input say.
+    A teacher of the user's own and an ONNX file say neither what their classes are nor what they take: they are the
+    data's, and what the options on the input say.
     """
     if not config.teacher:
-        raise UsageError("no teacher is named; give --teacher RUN")
-    known = {name: load_teacher(name, config.pretrained) for name in config.teacher if not is_custom(name)}
-    if config.data_free.data_free is not None and len(known) < len(set(config.teacher)):
+        raise UsageError(f"no teacher is named; give --teacher; accepted: {ACCEPTED}")
+    kinds = {name: kind_of(name) for name in config.teacher}
+    known = {name: _KNOWN[kind](name, config.pretrained) for name, kind in kinds.items() if kind in _KNOWN}
+    if config.data_free.data_free is not None and len(known) < len(kinds):
         raise UsageError(
-            "--data-free needs a teacher's run, which knows its classes; leave it out, or make a run of it"
+            "--data-free needs a teacher that knows its classes, a run or a bundle; leave it out, or make one of it"
         )
     source = _source(config, next(iter(known.values()))) if known else open_source(config.data)
     teachers = []
     for name in config.teacher:
-        teacher = known.get(name)
-        if teacher is None:
-            teacher = load_custom_teacher(name, source.labels, preprocessing_for(config.input, source, name))
+        teacher = known[name] if name in known else _OF_DATA[kinds[name]](name, source, config)
         teachers.append(name_alike(teacher, source.labels, config.map_labels))
     return teachers, source
+
+
+_KNOWN: Mapping[TeacherKind, Callable[[str, bool], LoadedTeacher]] = {
+    "run": load_teacher,
+    "published": load_teacher,
+    "bundle": lambda name, _: load_bundle_teacher(name),
+}
+"""By kind, how a teacher is loaded that knows its classes."""
+_OF_DATA: Mapping[TeacherKind, Callable[[str, Source, DistillConfig], LoadedTeacher]] = {
+    "own": lambda name, source, config: load_custom_teacher(
+        name, source.labels, preprocessing_for(config.input, source, name)
+    ),
+    "onnx": lambda name, source, config: load_onnx_teacher(
+        name, source, config.input, numbered=bool(config.map_labels)
+    ),
+}
+"""By kind, how a teacher is loaded whose classes are the data's."""
 
 
 def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
@@ -333,7 +351,7 @@ def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputCo
 
 
 def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
-    frozen = FrozenTeacher(teacher.network)
+    frozen = FrozenTeacher(teacher.network, teacher.features)
     if not config.cache.cache_teacher:
         return frozen
     if config.augment.mixup:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from krl_compress.config import DistillConfig
+from krl_compress.teachers.kinds import task_of
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import UsageError
-from krl_train.run import RECORD, Run, RunRecord
+from krl_train.run import Run
 
 from . import classification, generation, restoration
 from .job import Job, carry_out
@@ -32,15 +32,8 @@ def distill(config: DistillConfig) -> Run:
     Raises:
         KrlError: The teacher, the student, the data or the configuration cannot be used, or training failed.
     """
-    task = _task(config)
+    task = task_of(config.teacher[0]) if config.teacher else "classification"
     if task not in _PREPARE:
         raise UsageError(f"teacher {config.teacher[0]} is of the task {task!r}; accepted: {', '.join(_PREPARE)}")
     refuse_other_tasks(config, "gan" if task == "generation" else task)
     return carry_out(_PREPARE[task](config))
-
-
-def _task(config: DistillConfig) -> str:
-    """Return the task of the first teacher; one that is given by name is a classifier."""
-    if not config.teacher or not (Path(config.teacher[0]) / RECORD).is_file():
-        return "classification"
-    return RunRecord.read(Path(config.teacher[0]) / RECORD).task

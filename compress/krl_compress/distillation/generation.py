@@ -1,4 +1,4 @@
-"""Distilling generators: ``krl-compress distill`` where the teacher is a run of a GAN, a VAE or an imported one."""
+"""Distilling generators: ``krl-compress distill`` where the teacher is a generator: a run or a bundle."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from krl_compress.distillers.generator import (
     StudentObjective,
     StudentTask,
 )
+from krl_compress.teachers.generators import LoadedGenerator, load_generator
 from krl_runtime.errors import UsageError
 from krl_train.conditioning.conditions import Conditions
-from krl_train.conditioning.generator_data import GeneratorData, open_generator, read_data
+from krl_train.conditioning.generator_data import GeneratorData, read_data
 from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
@@ -29,7 +30,7 @@ from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, image_set, score_against
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
-from krl_train.models.sampling import generate_pixels, sample_latents
+from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
 from krl_train.processes import refuse_several
 from krl_train.run import Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
@@ -75,8 +76,7 @@ class _GeneratorJob(Job):
     """A generator's distillation.
 
     Attributes:
-        there: The teacher's run.
-        teacher: Its generator.
+        there: The teacher.
         start: The run that the student begins with, if any.
         weights: Of each term.
         data: Real images and conditions, where they are needed.
@@ -88,8 +88,7 @@ class _GeneratorJob(Job):
         task: Its training; made here, which refuses what does not go together before anything is written.
     """
 
-    there: Run
-    teacher: GeneratorNetwork
+    there: LoadedGenerator
     start: Run | None
     weights: dict[str, float]
     data: GeneratorData | None
@@ -107,7 +106,7 @@ class _GeneratorJob(Job):
     def measure_teachers(self) -> list[dict[str, Any]]:
         """Return the size of the teacher and how good its images are."""
         device = resolve_device(self.config.loop.device)
-        return [{**generator_size(self.teacher), **self.score(self.teacher.to(device), Worker(device))}]
+        return [{**self.there.size(), **self.score(self.there.network.to(device), Worker(device))}]
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student against a discriminator alone."""
@@ -120,7 +119,7 @@ class _GeneratorJob(Job):
         if isinstance(self.task, OnlineStudentTask):
             device = resolve_device(self.config.loop.device)
             measured = self.score(self.task.teaching.final().eval(), Worker(device))
-            metrics = {**generator_size(self.teacher), **measured}
+            metrics = {**self.there.size(), **measured}
             taught = replace(self.there.record, metrics=metrics, command=record.command, history=())
             Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
         return run
@@ -168,13 +167,13 @@ class _GeneratorJob(Job):
         if config.generator_student.online:
             torch.manual_seed(config.loop.seed + 1)
             model = self.there.record.model
-            teaching = self._versus_data(build_generator(model, self.teacher.preprocessing), model.name)
+            teaching = self._versus_data(build_generator(model, self.there.network.preprocessing), model.name)
             objective = StudentObjective(self.student, teaching.final(), self.weights, self.classifier)
             return OnlineStudentTask(objective, teaching, config.optim, steps=steps, score=score)
-        objective = StudentObjective(self.student, self.teacher, self.weights, self.classifier)
+        objective = StudentObjective(self.student, self.there.network, self.weights, self.classifier)
         if "adversarial" not in self.weights:
             return StudentTask(objective, config.optim, steps=steps, conditions=conditions, score=score)
-        discriminator = self._discriminator(self.teacher, self.record.model.name)
+        discriminator = self._discriminator(self.student, self.record.model.name)
         return AdversarialStudentTask(
             objective,
             discriminator,
@@ -194,9 +193,10 @@ def prepare(config: DistillConfig) -> Job:
     """
     refuse_several("a generator's student trains")
     _refuse_unused(config)
-    there, teacher = open_generator(Path(config.teacher[0]))
+    there = load_generator(config.teacher[0])
+    teacher = there.network
     start, name = starting_point(config.student)
-    weights = _weights(config, there, teacher)
+    weights = _weights(config, there)
     options, perceptual = config.generation, config.generator_student.perceptual
     versus_data = "adversarial" in weights or config.generator_student.online or config.baseline
     images = versus_data or bool(teacher.condition)
@@ -220,7 +220,6 @@ def prepare(config: DistillConfig) -> Job:
         config=config,
         record=record,
         there=there,
-        teacher=teacher,
         start=start,
         weights=weights,
         data=data,
@@ -232,7 +231,7 @@ def prepare(config: DistillConfig) -> Job:
 
 
 def _scoring(
-    config: DistillConfig, teacher: GeneratorNetwork, data: GeneratorData | None, device: torch.device
+    config: DistillConfig, teacher: ImageGenerator, data: GeneratorData | None, device: torch.device
 ) -> GeneratorScore:
     """Return the metrics of generators: against real images or, where none are read, against the teacher's own."""
     options = config.generation
@@ -264,11 +263,14 @@ def _asked_weights(config: DistillConfig, data: bool) -> dict[str, float]:
     return {term.name: term.weight for term in terms}
 
 
-def _weights(config: DistillConfig, there: Run, teacher: GeneratorNetwork) -> dict[str, float]:
+def _weights(config: DistillConfig, there: LoadedGenerator) -> dict[str, float]:
     """Return the weight of each term, once it is clear that the terms and options go together."""
     options, how = config.generation, config.generator_student
-    if options.latent not in (GenerationConfig().latent, teacher.latent_size):
-        raise UsageError(f"--latent is {options.latent}; a student has its teacher's, {teacher.latent_size}")
+    latent = there.network.latent_size
+    if options.latent not in (GenerationConfig().latent, latent):
+        raise UsageError(f"--latent is {options.latent}; a student has its teacher's, {latent}")
+    if how.online and not there.trainable:
+        raise UsageError("--online trains the teacher again, and a bundle cannot be trained; give its run")
     weights = _asked_weights(config, config.data.data is not None or "source" in there.record.data)
     if how.online and "adversarial" in weights:
         raise UsageError("--online: the student has no discriminator of its own; leave out --loss adversarial")
@@ -293,7 +295,7 @@ def _latents(config: DistillConfig, size: int) -> LatentStream:
     return LatentStream(size, max(1, config.generator_student.latents // size))
 
 
-def _describe(data: GeneratorData | None, there: Run) -> dict[str, Any]:
+def _describe(data: GeneratorData | None, there: LoadedGenerator) -> dict[str, Any]:
     """Return the record of the data: the data that was read, else the teacher's training data."""
     if data is None:
         return dict(there.record.data)

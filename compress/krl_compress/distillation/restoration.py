@@ -1,4 +1,4 @@
-"""Distilling restorers: ``krl-compress distill`` where the teacher is a run of restoration."""
+"""Distilling restorers: ``krl-compress distill`` where the teacher is a restorer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from krl_compress.config import DistillConfig
 from krl_compress.distillers import WeightedLoss, parse_loss
 from krl_compress.distillers.gather import gather_batch
 from krl_compress.distillers.weighted_losses import Loss
+from krl_compress.teachers.restorers import FileRestorer, LoadedRestorer, load_restorer
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
@@ -32,7 +33,6 @@ from krl_train.training.restoration import (
     restorer_record,
     train_restorer,
 )
-from krl_train.training.train import network_size
 from krl_train.worker import Worker
 
 from .job import COMMAND, Job, parents, starting_point
@@ -67,7 +67,9 @@ class RestorationDistiller(RestorationObjective):
         UsageError: There is no term, one is given twice, or the nets are not of one scale and channels.
     """
 
-    def __init__(self, network: RestorerNetwork, teacher: RestorerNetwork, terms: Sequence[WeightedLoss]) -> None:
+    def __init__(
+        self, network: RestorerNetwork, teacher: RestorerNetwork | FileRestorer, terms: Sequence[WeightedLoss]
+    ) -> None:
         super().__init__()
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
@@ -120,7 +122,7 @@ class RestorationDistiller(RestorationObjective):
         return restored, restored
 
 
-def _frozen(teacher: RestorerNetwork) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+def _frozen(teacher: RestorerNetwork | FileRestorer) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
     """Return a function from images to the teacher's restorations and features; no module holds the teacher."""
     teacher.requires_grad_(False)
 
@@ -140,18 +142,18 @@ class _RestorerJob(Job):
     """A restorer's distillation; ``start`` is the run that the student begins with, if any."""
 
     training: RestorationTraining
-    there: Run
-    teacher: RestorerNetwork
+    teacher: LoadedRestorer
     terms: Sequence[WeightedLoss]
     start: Run | None
 
     def measure_teachers(self) -> list[dict[str, Any]]:
         """Return the metrics of the teacher on the validation images."""
-        device, arguments = resolve_device(self.config.loop.device), self.there.record.model.arguments
+        device, arguments = resolve_device(self.config.loop.device), self.teacher.arguments
+        network = self.teacher.network.to(device)
         measured = evaluate_restorer(
-            self.teacher.to(device), self.training.val, arguments["scale"], arguments["degradation"], Worker(device)
+            network, self.training.val, arguments["scale"], arguments["degradation"], Worker(device)
         )
-        return [{**measured, **network_size(self.teacher)}]
+        return [{**measured, **self.teacher.size()}]
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
         """Return PSNR in dB, also as text."""
@@ -167,7 +169,7 @@ class _RestorerJob(Job):
 
     def objective(self, network: RestorerNetwork) -> RestorationObjective:
         """Return the objective of the student; a student that does not fit the teacher is refused."""
-        return RestorationDistiller(network, self.teacher, self.terms)
+        return RestorationDistiller(network, self.teacher.network, self.terms)
 
     def _train(self, record: RunRecord, objective: Callable[[RestorerNetwork], RestorationObjective], out: Path) -> Run:
         return train_restorer(objective, self.training, record, self.config, init=self.start, out=out)
@@ -180,21 +182,15 @@ def prepare(config: DistillConfig) -> Job:
         KrlError: The teacher, the student, the images or the configuration cannot be used.
     """
     _refuse_unused(config)
+    teacher = load_restorer(config.teacher[0])
     terms = [parse_loss(text, RESTORATION_LOSSES) for text in config.losses.loss or _DEFAULT]
     config = replace(config, optim=restoration_optim(config.optim))
-    there = Run.open(config.teacher[0])
-    teacher = there.module()
-    assert isinstance(teacher, RestorerNetwork)  # noqa: S101  for the type checker
-    if there.record.model.arguments["degradation"]["kind"] == "none":
-        raise UsageError(f"teacher {there.path} is of translation or style, which are not distilled; give a restorer")
     start, name = starting_point(config.student)
-    spec = like_start(_student_spec(name, there), start)
-    own = teacher.preprocessing
-    size = config.input.size or (own.height, own.width)
-    training = read_restoration(replace(config, data=_data(config.data, there)), spec, (size[0], size[-1]))
-    parent = parents([there.identity], start)
+    spec = like_start(_student_spec(name, teacher), start)
+    training = read_restoration(replace(config, data=_data(config.data, teacher)), spec, _patch(config, teacher))
+    parent = parents([teacher.identity], start)
     record = restorer_record(config, spec, training, command=COMMAND, parent=parent, start=start)
-    job = _RestorerJob(config, record, training, there, teacher, terms, start)
+    job = _RestorerJob(config, record, training, teacher, terms, start)
     job.objective(build_restorer(spec, record.preprocessing))  # refuses before anything is written
     return job
 
@@ -204,20 +200,32 @@ def _refuse_unused(config: DistillConfig) -> None:
         raise UsageError(f"{len(config.teacher)} teachers are given; restoration takes one")
 
 
-def _student_spec(name: str, teacher: Run) -> ModelSpec:
+def _student_spec(name: str, teacher: LoadedRestorer) -> ModelSpec:
     """Return the student, which does what the teacher does."""
-    model = teacher.record.model
-    overlap = receptive_radius(name, model.arguments["scale"])
-    arguments = {key: value for key, value in model.arguments.items() if key != "published"}
-    return ModelSpec(name, 0, model.in_channels, {**arguments, "overlap": overlap})
+    overlap = receptive_radius(name, teacher.arguments["scale"])
+    arguments = {key: value for key, value in teacher.arguments.items() if key != "published"}
+    return ModelSpec(name, 0, teacher.network.preprocessing.channels, {**arguments, "overlap": overlap})
 
 
-def _data(data: DataConfig, teacher: Run) -> DataConfig:
+def _patch(config: DistillConfig, teacher: LoadedRestorer) -> tuple[int, int]:
+    """Return height and width of a patch: what the user says, else the teacher's."""
+    own = teacher.network.preprocessing
+    size = config.input.size or (own.height, own.width)
+    height, width = size[0], size[-1]
+    if height < teacher.smallest[0] or width < teacher.smallest[1]:
+        raise UsageError(
+            f"--size is {height}x{width}; teacher {teacher.name} takes images of "
+            f"{teacher.smallest[0]}x{teacher.smallest[1]}: leave --size out, or give a larger one"
+        )
+    return height, width
+
+
+def _data(data: DataConfig, teacher: LoadedRestorer) -> DataConfig:
     """Return where the images are: what the user says, or what the teacher was trained and validated on."""
     if data.data is not None:
         return data
-    there = teacher.record.data
+    there = teacher.data
     if not there:
-        raise UsageError(f"teacher {teacher.path} was imported without data; give --data FOLDER, a folder of images")
+        raise UsageError(f"teacher {teacher.name} names no data; give --data FOLDER, a folder of images")
     validation = Path(there["val_source"]) if there["val_source"] else None
     return replace(data, data=there["source"], val_data=data.val_data or validation, val_fraction=there["val_fraction"])

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from krl_compress import losses
-from krl_compress.teachers.teacher import FrozenTeacher, Teacher
+from krl_compress.teachers.features import Features, ModuleFeatures
+from krl_compress.teachers.teacher import Teacher
 from krl_runtime.errors import UsageError
 from krl_train.models import Network
-from krl_train.models.features import FeatureMap, has_negative_values
+from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
 
-from .feature_taps import Features, Taps, match_taps
+from .feature_taps import Taps, match_taps
 from .gather import gather_batch
 from .labels import labels_or_answers
 from .weighted_losses import WeightedLoss, teacher_weight
@@ -47,8 +48,8 @@ class Distiller(Objective):
 
     Args:
         network: The student.
-        teacher: Answers without a gradient; ``None`` where only labels count. Features can be taken from a
-            ``FrozenTeacher`` alone.
+        teacher: Answers without a gradient; ``None`` where only labels count. Losses on features need one that has
+            ``features``.
         terms: The losses.
         at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
@@ -93,20 +94,21 @@ class Distiller(Objective):
         self._features_alone = all(on_features)
         if any(on_features):
             self._prepare_features(at, labels)
-        elif isinstance(teacher, FrozenTeacher):
+        elif teacher is not None:
             teacher.fold()
 
     def _prepare_features(self, at: Sequence[str], labels: Tensor | None) -> None:
-        if not isinstance(self.teacher, FrozenTeacher):
+        source = self.teacher.features if self.teacher is not None else None
+        if source is None:
             raise UsageError(
                 "losses on features need one live teacher: leave out --cache-teacher, and give a single --teacher"
             )
         sees = {term.kind.sees for term in self.terms}
         if sees & {"map", "maps", "review"}:
-            self.taps = match_taps(self.network, self.teacher.network, at)
+            self.taps = match_taps(ModuleFeatures(self.network), source, at)
         embedding = bool(sees & {"embedding", "crd", "review"})
-        self.student_taps = Taps(self.network, [pair[0] for pair in self.taps], embedding=embedding)
-        self.teacher_taps = Taps(self.teacher.network, [pair[1] for pair in self.taps], embedding=embedding)
+        self.student_taps = Taps(ModuleFeatures(self.network), [pair[0] for pair in self.taps], embedding=embedding)
+        self.teacher_taps = Taps(source, [pair[1] for pair in self.taps], embedding=embedding)
         lengths = [taps.shapes().get("embedding", ()) for taps in (self.student_taps, self.teacher_taps)]
         for term in self.terms:
             adapter = self._adapter(term, [length[0] if length else 0 for length in lengths], labels)
@@ -128,8 +130,8 @@ class Distiller(Objective):
         student, teacher = self._one_tap(term)
         if kind.adapter == "projection":
             return nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False)
-        assert isinstance(self.teacher, FrozenTeacher)  # noqa: S101  for the type checker: losses on features need one
-        signed = has_negative_values(self.teacher.network, teacher.name)
+        assert self.teacher_taps is not None  # noqa: S101  for the type checker: they are set up before adapters
+        signed = self.teacher_taps.source.has_negative_values(teacher)
         return losses.regressor(student.shape, teacher.shape, relu=not signed)
 
     def _one_tap(self, term: WeightedLoss) -> tuple[FeatureMap, FeatureMap]:

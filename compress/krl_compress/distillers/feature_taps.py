@@ -1,55 +1,21 @@
-"""Where features are taken in two networks: found by resolution, or named by the user; read by hooks."""
+"""Where features are taken in two networks: found by resolution, or named by the user."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import Tensor, nn
-
+from krl_compress.teachers.features import Features, FeatureSource
 from krl_runtime.errors import UsageError
-from krl_train.models import Network
-from krl_train.models.features import (
-    FeatureMap,
-    channels_first,
-    list_feature_maps,
-    reading,
-    run_once,
-    stage_outputs,
-)
+from krl_train.models.features import FeatureMap
 
-__all__ = ["Features", "Taps", "match_taps"]
-
-_EMBEDDING = "(input of the classifier)"  # no module can be called so
+__all__ = ["Taps", "match_taps"]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features that the last forward pass left.
-
-    Attributes:
-        taps: The maps that are wanted, in the order wanted.
-        found: What ``reading`` yields.
-    """
-
-    taps: Sequence[FeatureMap] = ()
-    found: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def maps(self) -> list[Tensor]:
-        """Return the maps ``[N, C, H, W]`` at the taps asked for; none before the first pass."""
-        return [channels_first(self.found[tap.name], tap) for tap in self.taps] if self.found else []
-
-    @property
-    def embedding(self) -> Tensor | None:
-        """Return the classifier's input ``[N, D]``, if it was asked for."""
-        given = self.found.get(_EMBEDDING)
-        return None if given is None else given.flatten(1)
-
-
-def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
+def match_taps(
+    student: FeatureSource, teacher: FeatureSource, at: Sequence[str]
+) -> list[tuple[FeatureMap, FeatureMap]]:
     """Pair taps of two networks, from shallow to deep.
 
     Without ``at``: the outputs of the stages of each resolution, as a share of the input's, that both networks have.
@@ -57,13 +23,14 @@ def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tu
     Args:
         student: The student.
         teacher: The teacher.
-        at: Pairs of module names, ``"layer3=stages.2"``; one name stands for both.
+        at: Pairs of names, ``"layer3=stages.2"``: of modules or, in an ONNX graph, of tensors; one name stands for
+            both.
 
     Raises:
         UsageError: A name is not a tap, or no resolution is shared; the message lists the candidates.
     """
     if at:
-        mine, theirs = list_feature_maps(student), list_feature_maps(teacher)
+        mine, theirs = student.list_maps(), teacher.list_maps()
         return [_named(pair, mine, theirs) for pair in at]
     last = [_by_share(network) for network in (student, teacher)]
     shared = [(tap, last[1][resolution]) for resolution, tap in last[0].items() if resolution in last[1]]
@@ -75,10 +42,10 @@ def match_taps(student: Network, teacher: Network, at: Sequence[str]) -> list[tu
     return shared
 
 
-def _by_share(network: Network) -> dict[float, FeatureMap]:
+def _by_share(network: FeatureSource) -> dict[float, FeatureMap]:
     """Return the output of each stage, by its resolution's share of the input's."""
-    height = network.preprocessing.height
-    return {round(tap.shape[1] / height, 3): tap for tap in stage_outputs(network)}
+    height = network.height
+    return {round(tap.shape[1] / height, 3): tap for tap in network.stages()}
 
 
 def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) -> tuple[FeatureMap, FeatureMap]:
@@ -100,40 +67,22 @@ class Taps:
     """Reads features of a network while it runs.
 
     Args:
-        network: The network.
+        source: The network.
         taps: The maps that are wanted, in the order wanted.
-        embedding: Whether the classifier's input is wanted: the input of the last linear layer (or, where there is
-            none, of the last convolution), flattened.
-
-    Raises:
-        UsageError: The network has neither a linear layer nor a convolution.
+        embedding: Whether the classifier's input is wanted, flattened.
     """
 
-    def __init__(self, network: Network, taps: Sequence[FeatureMap], *, embedding: bool) -> None:
-        self.network = network
+    def __init__(self, source: FeatureSource, taps: Sequence[FeatureMap], *, embedding: bool) -> None:
+        self.source = source
         self.taps = list(taps)
         self.embedding = embedding
-        self._classifier = _classifier(network.backbone) if embedding else None
 
-    @contextmanager
-    def reading(self) -> Iterator[Features]:
-        """Yield what is filled by the forward passes inside the block."""
-        modules = dict(self.network.backbone.named_modules())
-        outputs = {tap.name: modules[tap.name] for tap in self.taps}
-        inputs = {} if self._classifier is None else {_EMBEDDING: self._classifier}
-        with reading(outputs, inputs) as found:
-            yield Features(self.taps, found)
+    def reading(self) -> AbstractContextManager[Features]:
+        """Yield features that the forward passes inside the block fill; see ``FeatureSource.reading``."""
+        return self.source.reading(self.taps, embedding=self.embedding)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the length of the embedding, found by one forward pass, as ``{"embedding": (D,)}``."""
         with self.reading() as features:
-            run_once(self.network)
+            self.source.run_once()
         return {} if features.embedding is None else {"embedding": tuple(features.embedding.shape[1:])}
-
-
-def _classifier(backbone: nn.Module) -> nn.Module:
-    for kind in (nn.Linear, nn.Conv2d):
-        layers = [module for module in backbone.modules() if isinstance(module, kind)]
-        if layers:
-            return layers[-1]
-    raise UsageError("the network has neither a linear layer nor a convolution to take an embedding before")

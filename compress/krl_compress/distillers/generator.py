@@ -15,6 +15,7 @@ from krl_compress.losses.alignment import kernel_alignment
 from krl_runtime.errors import UsageError
 from krl_train.conditioning import Conditions
 from krl_train.config import GenerationConfig, OptimConfig
+from krl_train.evaluation.deployed import DeployedGenerator
 from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.models.discriminators import Discriminator
 from krl_train.models.generator_backbones import MapGenerator
@@ -79,7 +80,7 @@ class StudentObjective(nn.Module):
     def __init__(
         self,
         student: GeneratorNetwork,
-        teacher: GeneratorNetwork,
+        teacher: GeneratorNetwork | DeployedGenerator,
         weights: Mapping[str, float],
         classifier: FeatureNet | None = None,
     ) -> None:
@@ -98,16 +99,19 @@ class StudentObjective(nn.Module):
         )
 
     @property
-    def teacher(self) -> GeneratorNetwork:
+    def teacher(self) -> GeneratorNetwork | DeployedGenerator:
         """The teacher."""
         return self._teacher[0]
 
     def _match(self) -> list[tuple[int, int]]:
         """Pair the maps of the same resolution, by their indices."""
-        nets = [net.backbone for net in (self.student, self.teacher)]
+        nets = [getattr(net, "backbone", None) for net in (self.student, self.teacher)]
         sizes = [net.levels for net in nets if isinstance(net, MapGenerator)]
         if len(sizes) < 2:
-            raise UsageError("--loss features and kernel compare convolutional maps; an mlp-… generator has none")
+            raise UsageError(
+                "--loss features and kernel compare convolutional maps; an mlp-… generator has none, and "
+                "a bundle shows none"
+            )
         taps = [(sizes[0].index(size), index) for index, size in enumerate(sizes[1]) if size in sizes[0]]
         if not taps:
             raise UsageError(
@@ -119,7 +123,8 @@ class StudentObjective(nn.Module):
     def _channels(self) -> list[tuple[int, int]]:
         if not self.taps:
             return []
-        maps = [_run(net.eval(), *_example(net))[1] for net in (self.student, self.teacher)]
+        example = _example(self.student)
+        maps = [_run(net.eval(), *example)[1] for net in (self.student, self.teacher)]
         self.student.train()
         return [(maps[0][mine].shape[1], maps[1][theirs].shape[1]) for mine, theirs in self.taps]
 
@@ -145,8 +150,12 @@ class StudentObjective(nn.Module):
         return images, {name: self.weights[name] * value for name, value in terms.items()}
 
 
-def _run(generator: GeneratorNetwork, latent: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+def _run(
+    generator: GeneratorNetwork | DeployedGenerator, latent: Tensor, condition: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     """Return a generator's images in 0 to 255, and its maps."""
+    if isinstance(generator, DeployedGenerator):
+        return generator(latent, condition), []
     backbone = generator.backbone
     if not isinstance(backbone, MapGenerator):
         return generator(latent, condition), []

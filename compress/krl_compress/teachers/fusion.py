@@ -12,7 +12,7 @@ from torch import Tensor
 from krl_runtime.errors import UsageError
 from krl_train.tasks import Batch
 
-from .teacher import FrozenTeacher, Teacher
+from .teacher import Teacher
 
 __all__ = ["FusedTeacher", "Fusion"]
 
@@ -43,11 +43,16 @@ class FusedTeacher:
             raise UsageError(f"{len(teachers)} teachers; fusion takes two or more")
         if fusion == "class" and recall is None:
             raise UsageError("fusion by class needs each teacher's recall of each class")
-        for teacher in teachers:
-            if isinstance(teacher, FrozenTeacher):
-                teacher.fold()
         self.teachers, self.fusion = list(teachers), fusion
         self.best = None if recall is None else recall.argmax(0)
+
+    features = None
+    """It has logits alone."""
+
+    def fold(self) -> None:
+        """Make ready for a training that asks for logits alone."""
+        for teacher in self.teachers:
+            teacher.fold()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:

@@ -14,14 +14,19 @@ from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import CustomName, source_of
-from krl_train.models import ModelSpec, Network, native_size, published_input
+from krl_train.models import ModelSpec, Network, native_size, published_classes, published_input
 from krl_train.run import Run, RunRecord
+from krl_train.training.train import network_size
+
+from .features import FeatureSource
+from .kinds import ACCEPTED, check_teacher
 
 __all__ = ["LoadedTeacher", "load_custom_teacher", "load_teacher", "name_alike"]
 
 _log = logging.getLogger("krl")
 
 _SAME_NAMES = "names"
+_IMAGENET = 1000  # classes of ImageNet, which published weights know
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class LoadedTeacher:
         identity: What the student's record says of it.
         labels: Its classes; ``None`` for ImageNet's 1000, by number.
         record: Of its run, if it is one.
+        features: Where its features come from; the network's modules by default.
+        library: The library and version that compute a file's outputs; ``None`` where torch does.
     """
 
     name: str
@@ -41,12 +48,20 @@ class LoadedTeacher:
     identity: dict[str, str]
     labels: tuple[str, ...] | None
     record: RunRecord | None
+    features: FeatureSource | None = None
+    library: str | None = None
 
     @property
     def answers_sha256(self) -> str:
-        """Identity of what it answers: of its weights, of its source if it has one, and of the order of its classes."""
-        parts = [self.identity[key] for key in ("weights_sha256", "classes", "source_sha256") if key in self.identity]
+        """Identity of what it answers: of its weights or file, its source, the order of its classes, its library."""
+        keys = ("weights_sha256", "sha256", "output_kind", "classes", "source_sha256")
+        parts = [self.identity[key] for key in keys if key in self.identity]
+        parts += [self.library] if self.library is not None else []
         return parts[0] if len(parts) == 1 else sha256_bytes(":".join(parts).encode())
+
+    def size(self) -> dict[str, int]:
+        """Return its parameters and multiply-accumulate operations; of a file nothing, which torch cannot count."""
+        return network_size(self.network) if self.library is None else {}
 
 
 def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
@@ -63,18 +78,21 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
     folder = Path(name)
     if folder.exists():
         run = Run.open(folder)
-        return LoadedTeacher(name, run.network(), run.identity, run.record.labels, run.record)
-    if "/" in name and not name.startswith("timm/"):
-        raise UsageError(f"teacher {name} does not exist; give a run's folder or the name of a network")
+        identity = {"kind": "run", **run.identity}
+        return LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
+    check_teacher(name, pretrained)
     size = native_size(name)
-    if size is None or not pretrained:
+    if size is None:
+        raise UsageError(f"teacher {name!r} is a network without published weights; accepted: {ACCEPTED}")
+    classes = published_classes(name)
+    if classes != _IMAGENET:
         raise UsageError(
-            f"teacher {name!r} is not a run's folder; a network's name is accepted for torchvision's and "
-            "timm's classifiers, with --pretrained (their published weights may then be downloaded)"
+            f"teacher {name}: its published weights know {classes} classes; accepted: weights for ImageNet's 1000"
         )
     preprocessing = published_input(name) or Preprocessing(height=size, width=size, crop_fraction=0.875)
-    network = ModelSpec(name, 1000, 3).build(preprocessing, pretrained=True)
-    return LoadedTeacher(name, network, {"name": name, "weights_sha256": _hash_of_weights(network)}, None, None)
+    network = ModelSpec(name, _IMAGENET, 3).build(preprocessing, pretrained=True)
+    identity = {"kind": "published", "name": name, "weights_sha256": _hash_of_weights(network)}
+    return LoadedTeacher(name, network, identity, None, None)
 
 
 def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preprocessing) -> LoadedTeacher:
@@ -97,7 +115,7 @@ def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preproc
             "was trained with others",
             *(name, *preprocessing.shape, preprocessing.mean, preprocessing.std),
         )
-    identity = {"name": str(name), "weights_sha256": _hash_of_weights(network)}
+    identity = {"kind": "own", "name": str(name), "weights_sha256": _hash_of_weights(network)}
     source = source_of(name, "teacher")["sha256"]
     if source is not None:
         identity["source_sha256"] = source
@@ -122,8 +140,8 @@ def name_alike(teacher: LoadedTeacher, labels: Sequence[str], mapping: Sequence[
     Raises:
         UsageError: The classes differ and ``mapping`` does not settle it.
     """
-    names = teacher.labels or tuple(str(index) for index in range(1000))
-    if names == tuple(labels) or (teacher.labels is None and len(labels) == 1000 and not mapping):
+    names = teacher.labels or tuple(str(index) for index in range(_IMAGENET))
+    if names == tuple(labels) or (teacher.labels is None and len(labels) == _IMAGENET and not mapping):
         return teacher
     if not mapping and sorted(names) != sorted(labels):
         raise UsageError(_differ(teacher, labels))

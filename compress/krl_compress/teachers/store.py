@@ -85,6 +85,12 @@ class StoredTeacher:
         self._shards: list[list[Record]] = []
         self._classes = 0
 
+    features = None
+    """It has logits alone."""
+
+    def fold(self) -> None:
+        """Do nothing: what is stored is stored, and ``fill`` folds what it computes with."""
+
     def fill(self, device: torch.device, batch_size: int = 256) -> int:
         """Compute what is not stored yet, and open all of it.
 
@@ -218,6 +224,5 @@ class StoredTeacher:
         if self._top_k is None:
             return int(self._shards[0][0].shape[1])
         network = self._teacher.network
-        device = next(network.parameters()).device
-        blank = torch.zeros(1, *network.preprocessing.shape, dtype=torch.uint8, device=device)
+        blank = torch.zeros(1, *network.preprocessing.shape, dtype=torch.uint8, device=network.device)
         return int(self._teacher.logits(blank).shape[1])

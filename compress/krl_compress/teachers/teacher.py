@@ -14,6 +14,7 @@ from krl_train.models import Network
 from krl_train.models.network import fit_images
 from krl_train.tasks import Batch
 
+from .features import FeatureSource, ModuleFeatures
 from .fold import fold_batch_norm
 
 __all__ = ["FrozenTeacher", "Teacher"]
@@ -23,6 +24,15 @@ _log = logging.getLogger("krl")
 
 class Teacher(Protocol):
     """Answers for the views of a batch."""
+
+    @property
+    def features(self) -> FeatureSource | None:
+        """Where its features come from; ``None`` where it has logits alone, as a stored teacher and a fused one."""
+        ...
+
+    def fold(self) -> None:
+        """Make ready for a training that asks for logits alone."""
+        ...
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logits ``[N, classes]`` of float32, without a gradient."""
@@ -37,10 +47,12 @@ class FrozenTeacher:
 
     Args:
         network: The teacher; it normalizes in its own way.
+        features: Where its features come from; its modules by default.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, features: FeatureSource | None = None) -> None:
         self.network = network.requires_grad_(False).eval()
+        self.features: FeatureSource = features or ModuleFeatures(self.network)
         self._folded = False
 
     def fold(self) -> None:
@@ -52,7 +64,7 @@ class FrozenTeacher:
             return
         self._folded = True
         self.network = copy.deepcopy(self.network).eval()
-        device = next(self.network.parameters()).device
+        device = self.network.device
         generator = torch.Generator().manual_seed(0)
         shape = (2, *self.network.preprocessing.shape)
         example = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

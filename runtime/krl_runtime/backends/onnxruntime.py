@@ -37,6 +37,7 @@ __all__ = [
     "open_cpu",
     "open_cuda",
     "open_session",
+    "tensor_specs",
 ]
 
 EXACT_INT8 = ("session.x64quantprecision", "1")
@@ -308,14 +309,15 @@ def _left_on_cpu(session: Any) -> str:
 def _backend(name: str, session: Any, bundle: Bundle, variant: str, gpu: int | None = None) -> OnnxRuntimeBackend:
     manifest = bundle.manifest
     try:
-        inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
+        inputs, outputs = tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
     except UnicodeDecodeError as error:  # ONNX Runtime itself does not mind
         raise BackendError(f"the ONNX file is damaged: a name in it is not text ({error})") from error
     check_graph(bundle, variant, inputs, outputs)
     return OnnxRuntimeBackend(session, name, manifest.inputs, manifest.outputs, gpu)
 
 
-def _specs(nodes: Iterable[Any]) -> list[TensorSpec]:
+def tensor_specs(nodes: Iterable[Any]) -> list[TensorSpec]:
+    """Return the inputs or outputs of a session; a dimension of any size is a string, an unknown dtype ONNX's name."""
     return [
         TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple("?" if d is None else d for d in node.shape))
         for node in nodes

@@ -121,6 +121,10 @@ def test_both_nets_see_the_same_view() -> None:
     seen = []
 
     class Spy:
+        features = None
+
+        def fold(self) -> None: ...
+
         def __call__(self, given: Batch) -> torch.Tensor:
             seen.append(given.pixels)
             return torch.zeros(len(given.pixels), 4)
@@ -381,8 +385,8 @@ def test_a_teacher_with_other_labels_teaches_through_a_map(teacher: Run, tmp_pat
     ("changes", "error", "message"),
     [
         ({"teacher": ("runs/nowhere",)}, UsageError, "teacher runs/nowhere does not exist"),
-        ({"teacher": ("resnet18",)}, UsageError, "with --pretrained"),
-        ({"teacher": ("resnet56",), "pretrained": True}, UsageError, "not a run's folder"),
+        ({"teacher": ("resnet18",)}, UsageError, "nor allowed to be downloaded.*with --pretrained"),
+        ({"teacher": ("resnet56",), "pretrained": True}, UsageError, "without published weights"),
     ],
 )
 def test_unusable_teachers(teacher: Run, tmp_path: Path, changes, error, message: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import krl_deploy
 from _helpers.digits import train_run, write_digits
 from _helpers.generation import LOOP, gan_config, third_party_generator
 from _helpers.resuming import stopped_at_checkpoint
@@ -250,3 +251,22 @@ def test_what_a_generator_cannot_be_distilled_with_is_refused(teacher: Run, thir
     )
     with pytest.raises(RunError, match="nothing does not exist"):
         distill(config(teacher, tmp_path / "run", generation=GenerationConfig(features=tmp_path / "nothing")))
+
+
+def test_a_bundle_teaches_on_latents_as_its_run_does(third_party, teacher, tmp_path) -> None:
+    krl_deploy.export(run=third_party.path, out=tmp_path / "t.krl")
+    asked = config(third_party, tmp_path / "run", student="mlp-16")
+    bundle = replace(asked, teacher=(str(tmp_path / "t.krl"),), out=tmp_path / "bundle")
+    runs = [distill(each).record for each in (asked, bundle)]
+    assert runs[1].history[-1]["loss"] == pytest.approx(runs[0].history[-1]["loss"], rel=1e-3)
+    assert runs[1].metrics["psnr"] == pytest.approx(runs[0].metrics["psnr"], abs=0.05)
+    assert runs[1].model == runs[0].model
+    kinds = [record.parent["teachers"][0]["kind"] for record in runs]
+    assert (kinds, "sha256" in runs[1].parent["teachers"][0]) == (["run", "bundle"], True)
+    with pytest.raises(UsageError, match="a bundle cannot be trained; give its run"):
+        distill(replace(bundle, out=tmp_path / "no", generator_student=GeneratorStudentConfig(online=True)))
+    with pytest.raises(UsageError, match="a bundle shows none"):
+        distill(replace(bundle, out=tmp_path / "no", student="dcgan-2", losses=LossConfig(loss=("features",))))
+    krl_deploy.export(run=teacher.path, out=tmp_path / "c.krl")
+    with pytest.raises(UsageError, match="names no data for its conditions; give the run"):
+        distill(replace(bundle, out=tmp_path / "no", teacher=(str(tmp_path / "c.krl"),)))

@@ -111,9 +111,8 @@ def test_distillation_writes_a_run_with_teacher_and_baseline(teacher: Run, tmp_p
     assert record.model.arguments == {**teacher.record.model.arguments, "overlap": 4}
     assert record.metrics["teacher"]["psnr"] == pytest.approx(teacher.record.metrics["psnr"], abs=1e-3)
     assert record.metrics["baseline"]["psnr"] != record.metrics["psnr"]
-    assert record.parent == {
-        "teachers": [{"path": str(teacher.path.resolve()), "weights_sha256": teacher.record.weights_sha256}]
-    }
+    identity = {"path": str(teacher.path.resolve()), "weights_sha256": teacher.record.weights_sha256}
+    assert record.parent == {"teachers": [{"kind": "run", **identity}]}
     assert record.data["train"] == teacher.record.data["train"]
     alone = distill(config(teacher, tmp_path / "alone"))
     assert alone.record.weights_sha256 == record.weights_sha256  # the baseline before it changes nothing

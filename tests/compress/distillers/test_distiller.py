@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 
 from krl_compress.distillers import REGISTRY, Distiller, FrozenTeacher, FusedTeacher, PeerTask, parse_loss
 from krl_compress.distillers.feature_taps import Taps, match_taps
+from krl_compress.teachers.features import ModuleFeatures
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, OptimConfig
 from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
-from krl_train.models.features import list_feature_maps
+from krl_train.models.features import FeatureMap, list_feature_maps
 from krl_train.tasks import Batch
 from krl_train.worker import Worker
 
@@ -98,27 +100,31 @@ def test_a_loss_given_twice_and_none_at_all() -> None:
         Distiller(network(), None, [])
 
 
+def taps_of(student: Network, teacher: Network, at: Sequence[str]) -> list[tuple[FeatureMap, FeatureMap]]:
+    return match_taps(ModuleFeatures(student), ModuleFeatures(teacher), at)
+
+
 def test_places_of_cifar_networks_are_their_stages() -> None:
-    pairs = match_taps(network("resnet8"), network("resnet56"), ())
+    pairs = taps_of(network("resnet8"), network("resnet56"), ())
     assert [(a.name, b.name) for a, b in pairs] == [("layer1", "layer1"), ("layer2", "layer2"), ("layer3", "layer3")]
     assert [a.shape for a, _ in pairs] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
 
 def test_places_match_by_resolution_across_architectures_and_sizes() -> None:
-    pairs = match_taps(network("mobilenet_v3_small", size=64), network("resnet18", size=96), ())
+    pairs = taps_of(network("mobilenet_v3_small", size=64), network("resnet18", size=96), ())
     assert [round(64 / a.shape[1]) for a, _ in pairs] == [round(96 / b.shape[1]) for _, b in pairs]
     assert pairs[-1][1].name == "layer4"
     assert len(pairs) >= 4
 
 
 def test_places_can_be_named_and_wrong_names_list_the_candidates() -> None:
-    pairs = match_taps(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
+    pairs = taps_of(network("resnet8"), network("resnet20"), ["layer2.0=layer2.1", "layer3"])
     assert [(a.name, b.name) for a, b in pairs] == [("layer2.0", "layer2.1"), ("layer3", "layer3")]
     message = r"--feature-taps layer9: the student has no feature map 'layer9'; it has: conv1 16"
     with pytest.raises(UsageError, match=message):
-        match_taps(network("resnet8"), network("resnet20"), ["layer9"])
+        taps_of(network("resnet8"), network("resnet20"), ["layer9"])
     with pytest.raises(UsageError, match=r"teacher has no feature map 'stem'"):
-        match_taps(network("resnet8"), network("resnet20"), ["layer1=stem"])
+        taps_of(network("resnet8"), network("resnet20"), ["layer1=stem"])
 
 
 def test_networks_without_a_common_resolution_list_the_candidates() -> None:
@@ -134,13 +140,13 @@ def test_networks_without_a_common_resolution_list_the_candidates() -> None:
     odd = Network(Flat(), Preprocessing(32, 32))
     message = r"share no resolution; name taps with --feature-taps.*shrink 4×6×6.*layer1 16×32×32"
     with pytest.raises(UsageError, match=message):
-        match_taps(odd, network("resnet8"), ())
+        taps_of(odd, network("resnet8"), ())
 
 
 def test_taps_read_what_the_modules_put_out() -> None:
     net = network("resnet8").eval()
     maps = {item.name: item for item in list_feature_maps(net)}
-    taps = Taps(net, [maps["layer1"], maps["layer3"]], embedding=True)
+    taps = Taps(ModuleFeatures(net), [maps["layer1"], maps["layer3"]], embedding=True)
     with taps.reading() as features:
         logits = net(batch().pixels)
     x = net.backbone.bn1(net.backbone.conv1(batch().pixels * net.scale + net.offset)).relu()
@@ -154,6 +160,10 @@ def test_taps_read_what_the_modules_put_out() -> None:
 
 
 class Fixed:
+    features = None
+
+    def fold(self) -> None: ...
+
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits
 
@@ -419,7 +429,7 @@ def test_a_teacher_of_tokens_has_no_taps() -> None:
     with torch.device("meta"):
         tokens = Network(build_model("vit_b_16", 4, 3), Preprocessing(224, 224))
     with pytest.raises(UsageError, match=r"share no resolution; .* Teacher: no feature maps"):
-        match_taps(network("resnet8"), tokens, ())
+        taps_of(network("resnet8"), tokens, ())
 
 
 def peers(optim: OptimConfig, nets: list[Network]) -> PeerTask:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from krl_runtime.bundle import MANIFEST
 from krl_train.custom import CustomName
 
 from .checks import DATA_SETS
@@ -43,4 +44,6 @@ def _is_place(key: str, value: str) -> bool:
         return path.is_file()
     if key in _FOLDERS:
         return value not in _NAMES and path.exists()
+    if key == "teacher" and (path.is_file() or (path / MANIFEST).is_file()):  # an ONNX file, a bundle
+        return True
     return key in ("teacher", "student", "style_features") and (path / RECORD).is_file()

@@ -11,6 +11,7 @@ import krl_runtime
 from krl_runtime.backends.base import run_in_parts
 from krl_runtime.backends.select import Kind
 from krl_runtime.pipelines.generator import Generator as Pipeline
+from krl_train.run import ModelSpec, RunRecord
 
 __all__ = ["DeployedGenerator"]
 
@@ -42,10 +43,17 @@ class DeployedGenerator(nn.Module):
         Raises:
             BackendError: The device failed, or an input has another shape.
         """
-        inputs = {"latent": latent.numpy()} | ({} if condition is None else {"condition": condition.numpy()})
+        inputs = {"latent": latent.detach().cpu().numpy()}
+        inputs |= {} if condition is None else {"condition": condition.cpu().numpy()}
         images = run_in_parts(
             lambda part: {"images": self.pipeline.values(part["latent"], part.get("condition"))},
             inputs,
             self.pipeline.bundle.batch_limit,
         )
-        return torch.from_numpy(images["images"])
+        return torch.from_numpy(images["images"]).to(latent.device)
+
+    def record(self) -> RunRecord:
+        """Return a record in place of that of its training: a bundle has none, and names no data."""
+        manifest = self.pipeline.bundle.manifest
+        spec = ModelSpec(manifest.name, 0, self.preprocessing.channels, {"latent": self.latent_size})
+        return RunRecord("generation", spec, self.preprocessing, manifest.labels, "", {}, seed=0, data={})

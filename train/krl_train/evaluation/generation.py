@@ -23,7 +23,7 @@ from krl_train.worker import Worker
 from .training_data import trained_on
 
 if TYPE_CHECKING:
-    from .deployed import DeployedGenerator
+    pass
 
 __all__ = ["evaluate_generator"]
 
@@ -92,15 +92,7 @@ def _deployed(config: EvaluateConfig, trained: RunRecord | None) -> tuple[ImageG
         return deployed, trained, described
     if deployed.condition is not None:
         raise UsageError(f"{config.run} names no data for its conditions; give --against, the run it was exported from")
-    return deployed, _record_of(deployed), described
-
-
-def _record_of(deployed: DeployedGenerator) -> RunRecord:
-    """Return the part of a bundle's record that says how its generator was trained."""
-    manifest = deployed.pipeline.bundle.manifest
-    preprocessing = manifest.preprocessing
-    spec = ModelSpec(manifest.name, 0, preprocessing.channels, {"latent": deployed.latent_size})
-    return RunRecord("generation", spec, preprocessing, manifest.labels, "", {}, seed=0, data={})
+    return deployed, deployed.record(), described
 
 
 def _score(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .network import Network, count_macs, count_parameters
-from .published import published_input
+from .published import published_classes, published_input
 from .quantized import FakeQuantized
 from .spec import ModelSpec, build_classifier
 
@@ -19,5 +19,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "native_size",
+    "published_classes",
     "published_input",
 ]

@@ -92,7 +92,7 @@ def run_once(network: Network, pixels: Tensor | None = None) -> None:
         network: The network.
         pixels: ``[N, C, H, W]`` of uint8; one black image by default.
     """
-    was_training, device = network.training, next(network.parameters()).device
+    was_training, device = network.training, network.device
     black = torch.zeros(1, *network.preprocessing.shape, dtype=torch.uint8)
     network.eval()
     try:

@@ -46,12 +46,21 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``[N, C, H, W]``, uint8 or floating point, in the range 0 to 255, to logits ``[N, classes]``."""
-        logits: Tensor = self.backbone(pixels.to(self.scale.dtype) * self.scale + self.offset)
+        logits: Tensor = self.backbone(self.normalized(pixels))
         return logits if self.classes is None else logits[:, self.classes]
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Return the input of the backbone, from pixels ``[N, C, H, W]`` in the range 0 to 255."""
+        return pixels.to(self.scale.dtype) * self.scale + self.offset
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.scale.device
 
     def answering(self, classes: Sequence[int]) -> Network:
         """Return the same network, sharing its weights, that answers these of its classes in this order."""
-        return Network(self.backbone, self.preprocessing, classes=classes)
+        return type(self)(self.backbone, self.preprocessing, classes=classes)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from krl_runtime.errors import require
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["published_input"]
+__all__ = ["published_classes", "published_input"]
 
 
 def published_input(name: str) -> Preprocessing | None:
@@ -21,6 +21,22 @@ def published_input(name: str) -> Preprocessing | None:
         MissingExtraError: timm is not installed.
     """
     return _of_timm(name) if name.startswith("timm/") else _of_torchvision(name)
+
+
+def published_classes(name: str) -> int:
+    """Return the number of classes of a network's published weights; of torchvision's they are ImageNet's 1000.
+
+    Args:
+        name: A torchvision classifier, or ``"timm/NAME"``.
+
+    Raises:
+        MissingExtraError: timm is not installed.
+    """
+    if not name.startswith("timm/"):
+        return 1000
+    timm = require("timm", extra="timm", purpose=f"model {name}")
+    stated = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    return 1000 if stated is None else int(stated.num_classes)
 
 
 def _of_torchvision(name: str) -> Preprocessing | None:

@@ -32,6 +32,7 @@ from .folder import prepare_out
 from .train import initialize_from, network_size, train_task
 
 __all__ = [
+    "DEFAULT_PATCH",
     "RestorationTraining",
     "fit",
     "fit_restorer",
@@ -48,7 +49,8 @@ __all__ = [
 
 _log = logging.getLogger("krl")
 
-_DEFAULT_PATCH = 24  # input pixels a side: wider than the receptive field of the small networks, which sees all of it
+DEFAULT_PATCH = 24
+"""Input pixels a side of a patch: wider than the receptive field of the small networks, which sees all of it."""
 _DEFAULT_LR = 1e-3  # AdamW's own default
 _CHARBONNIER_EPSILON = 1e-3  # of images of 0 to 1, as in LapSRN (Lai et al. 2017)
 
@@ -77,7 +79,7 @@ def fit(config: FitConfig) -> Run:
     config = replace(config, optim=restoration_optim(config.optim))
     init = Run.open(config.init) if config.init is not None else None
     spec = like_start(restorer_spec(config.model, _with_color(config.restoration, config.data)), init)
-    size = config.input.size or (_DEFAULT_PATCH,)
+    size = config.input.size or (DEFAULT_PATCH,)
     training = read_restoration(config, spec, (size[0], size[-1]))
     epsilon = _CHARBONNIER_EPSILON if config.restoration.pixel_loss == "charbonnier" else 0.0
     return fit_restorer(lambda network: PixelLoss(network, epsilon), training, spec, config, init=init)
