@@ -117,7 +117,7 @@ def test_the_psnr_of_both_goes_into_the_bundle(quantized, photographs, tmp_path)
     values = inputs_of(photographs)
     exact, theirs = (run(model, image=values)[0] * 255 for model in (float_restorer(), quantized))
     assert found["scores"]["quantized_file"]["psnr_to_fp32"] == pytest.approx(psnr(theirs, exact.clip(0, 255)), abs=0.3)
-    assert found["scores"]["fp32"]["psnr"] > 20
+    assert found["scores"]["fp32"]["psnr"] == pytest.approx(psnr(exact, values * 255), abs=0.05)  # of colors
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", "none"])
