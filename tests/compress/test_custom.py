@@ -134,6 +134,7 @@ def test_a_teacher_that_is_a_network_in_python(
     assert run.record.metrics["top1"] > 0.6
     identity = run.record.parent["teachers"][0]
     assert identity == {
+        "kind": "own",
         "name": "user_nets:Tiny",
         "weights_sha256": teacher.record.weights_sha256,
         "source_sha256": DIGEST,

@@ -462,5 +462,5 @@ def test_peers_keep_their_moving_averages() -> None:
     with torch.no_grad():
         nets[0].backbone.linear.weight += 1
     learner.average.update_parameters(nets[0])
-    torch.testing.assert_close(task.state()["linear.weight"], start + 0.1)  # decay 0.9: a tenth of the way
+    torch.testing.assert_close(task.state()["net0.linear.weight"], start + 0.1)  # decay 0.9: a tenth of the way
     assert peers(OptimConfig(), nets).final()[1] is nets[1]

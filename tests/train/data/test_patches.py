@@ -276,6 +276,8 @@ def test_training_evaluation_and_distillation_from_disk(
     caplog.set_level(logging.INFO)
     kept, streamed = (fit(config(folder, tmp_path / str(limit), limit)).record for limit in (4096, 0))
     assert "10 images take" in caplog.text
+    orders = ("all images at a time (--memory-limit-mb)", "4 images at a time (--memory-limit-mb)")
+    assert (kept.data.pop("order"), streamed.data.pop("order")) == orders
     assert kept.data == streamed.data
     metrics = [
         {name: item.metrics[name] for name in ("count", "input_psnr", "input_ssim")} for item in (kept, streamed)
