@@ -211,13 +211,7 @@ def _patch(config: DistillConfig, teacher: LoadedRestorer) -> tuple[int, int]:
     """Return height and width of a patch: what the user says, else the teacher's."""
     own = teacher.network.preprocessing
     size = config.input.size or (own.height, own.width)
-    height, width = size[0], size[-1]
-    if height < teacher.smallest[0] or width < teacher.smallest[1]:
-        raise UsageError(
-            f"--size is {height}x{width}; teacher {teacher.name} takes images of "
-            f"{teacher.smallest[0]}x{teacher.smallest[1]}: leave --size out, or give a larger one"
-        )
-    return height, width
+    return size[0], size[-1]
 
 
 def _data(data: DataConfig, teacher: LoadedRestorer) -> DataConfig:

@@ -27,6 +27,7 @@ from krl_train.training.train import network_size
 from .files import file_identity, read_onnx
 from .graph import ADVICE, OnnxGraph
 from .kinds import ACCEPTED, VARIANT, TeacherKind, kind_of
+from .mosaic import Mosaic, Restore, radius_of
 
 __all__ = ["FileRestorer", "LoadedRestorer", "load_restorer"]
 
@@ -48,7 +49,6 @@ class LoadedRestorer:
         arguments: ``scale``, ``color`` and ``degradation``, which are the student's as well.
         identity: What the student's record says of it.
         data: What its record says of the data; empty where it was not trained here.
-        smallest: The smallest height and width of a patch.
     """
 
     name: str
@@ -56,7 +56,6 @@ class LoadedRestorer:
     arguments: Mapping[str, Any]
     identity: Mapping[str, str]
     data: Mapping[str, Any] = field(default_factory=dict)
-    smallest: tuple[int, int] = (1, 1)
 
     def size(self) -> dict[str, int]:
         """Return its parameters and multiply-accumulate operations; of a file nothing, which torch cannot count."""
@@ -67,19 +66,25 @@ class FileRestorer(nn.Module):
     """A restorer that torch does not compute.
 
     Args:
-        restore: Maps whole numbers ``[C, H, W]`` of uint8 to ``[C, scale * H, scale * W]`` of float32, 0 to 255.
-        preprocessing: Channels, and the size of its patches.
+        restore: Restores one image of any size.
+        preprocessing: Channels, and the size of a student's patches.
         scale: By how much the result is larger than the input.
+        sides: Height and width that the graph fixes, 1 for any: smaller images are restored many at a time.
     """
 
     def __init__(
         self,
-        restore: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
+        restore: Restore,
         preprocessing: Preprocessing,
         scale: int,
+        sides: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         self._restore, self.preprocessing, self.scale = restore, preprocessing, scale
+        self._mosaic: Mosaic | None = None
+        if min(sides) > 1:
+            radius = radius_of(restore, preprocessing.channels, sides, scale)
+            self._mosaic = Mosaic(restore, sides, scale, radius)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``[N, C, H, W]`` of 0 to 255, rounded as on a device, to the restored ones.
@@ -88,7 +93,11 @@ class FileRestorer(nn.Module):
             ``[N, C, scale * H, scale * W]`` of float32, 0 to 255, neither rounded nor clipped.
         """
         images = pixels.detach().clamp(0, 255).round().to(torch.uint8).cpu().numpy()
-        return torch.from_numpy(np.stack([self._restore(image) for image in images])).to(pixels.device)
+        if self._mosaic is not None and self._mosaic.fits(*images.shape[2:]):
+            restored = self._mosaic(images)
+        else:
+            restored = np.stack([self._restore(image) for image in images])
+        return torch.from_numpy(restored).to(pixels.device)
 
     def with_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Raise ``ModelError``: features of a file are compared in classifiers alone."""
@@ -142,9 +151,12 @@ def _of_bundle(name: str) -> LoadedRestorer:
     arguments = {key: manifest.settings.get(key, {}) for key in ("scale", "color", "degradation")}
     data = model.bundle.read(manifest.variants[VARIANT].file)
     identity = file_identity("bundle", name, data, variant=VARIANT)
-    sides = manifest.inputs[0].shape[2:]
-    network = FileRestorer(model.restore_planes, manifest.preprocessing, model.scale)
-    return LoadedRestorer(name, network, arguments, identity, smallest=_fixed(sides))
+    fixed = _fixed(manifest.inputs[0].shape[2:])
+    own = manifest.preprocessing
+    preprocessing = own if max(fixed) == 1 else _patches(own.channels, fixed)
+    return LoadedRestorer(
+        name, FileRestorer(model.restore_planes, preprocessing, model.scale, fixed), arguments, identity
+    )
 
 
 def _of_onnx(name: str) -> LoadedRestorer:
@@ -173,11 +185,11 @@ def _of_onnx(name: str) -> LoadedRestorer:
     _log.info(
         "teacher %s enlarges %d times; images are its %s, of 0 to 1, made smaller bicubically", name, scale, color
     )
-    preprocessing = restorer_preprocessing(channels, (_or(fixed[0]), _or(fixed[1])))
+    preprocessing = _patches(channels, fixed)
     arguments = {"scale": scale, "color": color, "degradation": {"kind": "bicubic"}}
     restore = _in_parts(graph, fixed, scale) if max(fixed) > 1 else (lambda image: _one(graph, image))
-    network = FileRestorer(restore, preprocessing, scale)
-    return LoadedRestorer(name, network, arguments, file_identity("onnx", name, data), smallest=fixed)
+    network = FileRestorer(restore, preprocessing, scale, fixed)
+    return LoadedRestorer(name, network, arguments, file_identity("onnx", name, data))
 
 
 _LOADERS: Mapping[TeacherKind, Callable[[str], LoadedRestorer]] = {
@@ -193,8 +205,10 @@ def _fixed(sides: Any) -> tuple[int, int]:
     return height, width
 
 
-def _or(side: int) -> int:
-    return side if side > 1 else DEFAULT_PATCH
+def _patches(channels: int, sides: tuple[int, int]) -> Preprocessing:
+    """Return the channels and the size of a student's patches: the usual one, unless the graph takes only less."""
+    height, width = (min(side, DEFAULT_PATCH) if side > 1 else DEFAULT_PATCH for side in sides)
+    return restorer_preprocessing(channels, (height, width))
 
 
 def _one(graph: OnnxGraph, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -209,9 +223,7 @@ def _one(graph: OnnxGraph, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float
     return np.asarray((made[0] * factor).numpy(), np.float32)
 
 
-def _in_parts(
-    graph: OnnxGraph, sides: tuple[int, int], scale: int
-) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
+def _in_parts(graph: OnnxGraph, sides: tuple[int, int], scale: int) -> Restore:
     """Return a function that restores images of any size by a graph of fixed sides."""
 
     def restore(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -317,9 +317,8 @@ def test_a_restorers_file_teaches(photographs, tmp_path, sides) -> None:
     assert {"pixels", "teacher"} <= set(record.history[-1])
     with pytest.raises(ModelError, match="has no features to compare"):
         distill(replace(config, out=tmp_path / "no", losses=LossConfig(loss=("pixels", "affinity"))))
-    if sides == (16, 16):
-        with pytest.raises(UsageError, match=r"--size is 8x8; teacher .* takes images of 16x16"):
-            distill(replace(config, out=tmp_path / "no", input=InputConfig(size=(8,))))
+    small = replace(config, out=tmp_path / "small", input=InputConfig(size=(8,)))
+    assert distill(small).record.preprocessing.shape == (1, 8, 8)
 
 
 def test_restorers_of_other_units_or_without_a_scale_are_refused(tmp_path) -> None:
@@ -335,8 +334,24 @@ def test_restorers_of_other_units_or_without_a_scale_are_refused(tmp_path) -> No
 def test_the_espcn_of_the_onnx_zoo_teaches(photographs, tmp_path) -> None:
     file = SHARED_DATA / "models" / "super_resolution_espcn_x3.onnx"
     teacher = load_restorer(str(file))
-    assert (teacher.arguments["scale"], teacher.network.preprocessing.shape) == (3, (1, 224, 224))
+    assert (teacher.arguments["scale"], teacher.network.preprocessing.shape) == (3, (1, 24, 24))
     image = RNG.integers(0, 256, (1, 1, 224, 224)).astype(np.uint8)
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     wanted = 255 * session.run(None, {"input": (image / np.float32(255))})[0]
     np.testing.assert_allclose(teacher.network(torch.from_numpy(image)).numpy(), wanted, rtol=1e-3, atol=0.05)
+    # Patches that are smaller than the graph's sides: their inner part is that of the whole image.
+    corners = [(10, 20), (50, 60), (100, 7), (180, 180), (90, 120)]
+    patches = np.stack([image[0, :, top : top + 24, left : left + 24] for top, left in corners])
+    made = teacher.network(torch.from_numpy(patches)).numpy()
+    for patch, (top, left) in zip(made, corners, strict=True):
+        inner = wanted[0, :, 3 * (top + 8) : 3 * (top + 16), 3 * (left + 8) : 3 * (left + 16)]
+        np.testing.assert_allclose(patch[:, 24:48, 24:48], inner, atol=0.6)
+    config = DistillConfig(
+        teacher=(str(file),),
+        student="espcn-8",
+        out=tmp_path / "out",
+        loop=LOOP,
+        data=DataConfig(data=str(photographs)),
+        input=InputConfig(size=(16,)),
+    )
+    assert "teacher" in distill(config).record.history[-1]
