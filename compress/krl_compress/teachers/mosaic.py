@@ -14,7 +14,7 @@ Restore = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Maps an image ``[C, H, W]`` of uint8 to ``[C, scale * H, scale * W]`` of float32, 0 to 255."""
 
 _CHANGED = 0.5  # levels of 255: less would not be seen in an image of uint8
-_LEVELS = 255
+_LEVELS = 255  # the largest of uint8
 
 
 @dataclass(frozen=True)
