@@ -52,7 +52,7 @@ def train_source(arguments: argparse.Namespace) -> Path:
 
 def top1(arguments: argparse.Namespace, source: Path, method: str, shots: int, seed: int) -> float:
     """Train once, unless that was done, and return the top-1 in percent."""
-    out = arguments.out / f"{method}-{shots}-{arguments.epochs}-{seed}"
+    out = arguments.out / f"{method}-{shots}-{arguments.size}-{arguments.epochs}-{seed}"
     if not (out / "model.safetensors").is_file():
         start = {"model": Run.open(source).record.model.name} if method == SCRATCH else {"from_": str(source)}
         krl_train.fit(

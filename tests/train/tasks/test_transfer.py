@@ -17,6 +17,7 @@ from krl_train.data import PixelSet
 from krl_train.models import Network
 from krl_train.models.stages import split_stages
 from krl_train.tasks import Batch, ClassificationTask, Supervised
+from krl_train.tasks.optim import LayerRates
 from krl_train.tasks.transfer import TransferObjective, first_steps
 
 RATE, DECAY = 0.1, 0.01
@@ -144,6 +145,18 @@ def test_lower_stages_learn_more_slowly() -> None:
     assert by_name == {name: pytest.approx(expected[name.partition(".")[0]]) for name in by_name}
     assert [stage["lr"] for stage in objective.planned(STEPS, RATE)["transfer"]["stages"]] == list(expected.values())
     assert task.learners["model"].optimizer.param_groups[0]["initial_lr"] == RATE  # the plan's peak
+
+
+def test_groups_without_weight_decay_stay_so() -> None:
+    first, second, third, fourth = (nn.Parameter(torch.zeros(1)) for _ in range(4))
+    layers = LayerRates({second: 0.5, fourth: 0.5}, frozenset([first, fourth]))
+    groups = layers.split([{"params": [first, second]}, {"params": [third, fourth], "weight_decay": 0.0}], 0.2)
+    assert [{**group, "params": [id(item) for item in group["params"]]} for group in groups] == [
+        {"params": [id(first)], "lr": 0.2, "weight_decay": 0.0},
+        {"params": [id(third)], "lr": 0.2, "weight_decay": 0.0},
+        {"params": [id(second)], "lr": 0.1},
+        {"params": [id(fourth)], "lr": 0.1, "weight_decay": 0.0},
+    ]
 
 
 def test_weights_are_drawn_to_the_start_and_the_new_layer_to_zero() -> None:

@@ -97,6 +97,15 @@ def test_all_of_it_stopped_and_resumed_is_as_if_never_stopped(base: Run, images:
         fit(replace(stopped, resume=True, transfer=other))
 
 
+def test_terms_in_half_precision(base: Run, images: Path, tmp_path: Path) -> None:
+    terms = {"l2_sp": 0.01, "feature_transfer": 0.1, "relation_transfer": 0.1}
+    loop = replace(LOOP, epochs=1)
+    full = fit(config(base, images, tmp_path / "full", terms, loop=loop)).record.history[0]
+    half = fit(config(base, images, tmp_path / "half", terms, loop=replace(loop, precision="bf16"))).record.history[0]
+    # bfloat16 has 8 bits, and differences of features that are nearly equal keep fewer
+    assert {name: half[name] for name in terms} == {name: pytest.approx(full[name], rel=0.2) for name in terms}
+
+
 def test_statistics_stay_and_lower_stages_wait(base: Run, images: Path, tmp_path: Path) -> None:
     run = fit(config(base, images, tmp_path / "run", {"freeze_statistics": True}))
     statistics = {name for name in base.state() if "running" in name or "batches" in name}
