@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "RunRecord",
     "check_finite",
+    "hash_of_weights",
     "hashes_of_runs",
     "package_versions",
 ]
@@ -63,8 +64,8 @@ class RunRecord:
         seed: Seed of all randomness.
         data: Identity of the training and validation data: name or path, counts, hashes.
         parent: Path and hash of the run that this one comes from (the teacher of a student), if any.
-        plan: What the training did where the configuration leaves it open; see ``krl_train.config.Plan``. Empty where
-            nothing was trained.
+        plan: What the training did where the configuration leaves it open; see ``krl_train.config.Plan``. Its
+            ``"transfer"`` has the stages of a network in transfer learning. Empty where nothing was trained.
         metrics: Final metrics.
         history: Metrics of each epoch.
         versions: Versions of the packages and of Python.
@@ -255,6 +256,11 @@ class Run:
             warn_of_change(record.sources, "model", record.model.name, f"run {self.path}")
         made: nn.Module = network.eval()
         return made
+
+
+def hash_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights by their names, whatever their order and device."""
+    return sha256_bytes(save({name: state[name].detach().cpu().clone().contiguous() for name in sorted(state)}))
 
 
 def hashes_of_runs(runs: Mapping[str, Path | None]) -> dict[str, str]:

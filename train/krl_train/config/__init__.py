@@ -18,9 +18,9 @@ from .base import (
     TrainingConfig,
     UnpackConfig,
 )
-from .checks import DATA_SETS, check_data, check_run
-from .model_names import check_model, model_names
-from .names import RECORD, WEIGHTS, recorded_task
+from .checks import DATA_SETS, check_data, check_run, refuse_shots
+from .model_names import check_model, model_names, torchvision_classifiers
+from .names import RECORD, WEIGHTS, recorded_model, recorded_task
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (
@@ -32,6 +32,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "DATA_SETS",
@@ -58,6 +59,7 @@ __all__ = [
     "StyleConfig",
     "SyntheticConfig",
     "TrainingConfig",
+    "TransferConfig",
     "TranslationConfig",
     "UnpackConfig",
     "check_data",
@@ -67,8 +69,11 @@ __all__ = [
     "model_names",
     "plan_loop",
     "plan_optim",
+    "recorded_model",
     "recorded_task",
+    "refuse_shots",
     "steps_per_epoch",
     "to_plain",
+    "torchvision_classifiers",
     "warmup_steps",
 ]

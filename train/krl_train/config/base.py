@@ -22,6 +22,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "AugmentConfig",
@@ -50,6 +51,7 @@ _PIXELS = Only("classification", "gan", "vae")
 _DECAYED = Only("classification", "restoration", "translation", "style")
 _PRETRAINED = Only("classification", "style")
 _CONTINUED = _DECAYED
+_MODEL = tyro.conf.arg(help_behavior_hint="(required without --from)")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class DataConfig:
     """Files that are not readable images: refuse the data set, or name and skip them."""
     limit: int | None = None
     """Train on this many images at most, the same number of each class."""
+    shots: Annotated[int | None, _CLASSIFIER] = None
+    """Train on this many images of each class, drawn by --seed; validation has all of its images."""
     val_limit: Advanced[int | None] = None
     """Evaluate on this many images at most, the same number of each class."""
     val_data: Annotated[Path | None, _FROM_IMAGES] = None
@@ -85,10 +89,12 @@ class DataConfig:
         object.__setattr__(self, "data", named(self.data, "--data"))
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"--val-fraction is {self.val_fraction}; accepted: between 0 and 1")
-        for name, least in (("limit", 1), ("val_limit", 1), ("memory_limit_mb", 0), ("disk_cache_mb", 0)):
+        for name, least in (("limit", 1), ("shots", 1), ("val_limit", 1), ("memory_limit_mb", 0), ("disk_cache_mb", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{option_name(name)} is {value}; accepted: {least} or more")
+        if self.shots is not None and self.limit is not None:
+            raise UsageError("--shots and --limit both say how many images are for training; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -256,15 +262,14 @@ class FitConfig(TrainingConfig):
 
     task: Task = "classification"
     """Task: a classifier, a generator (gan, vae), or a network from image to image."""
-    model: Custom
+    model: Annotated[Custom, _MODEL] = ""
     """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
     dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME,
     or your own as package.module:name. gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256.
     restoration: espcn, fsrcnn, edsr-8-32. translation: unet-32-3. style: style-16."""
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
-    init: Annotated[Path | None, _CONTINUED] = None
-    """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
+    transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
     translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
@@ -274,7 +279,9 @@ class FitConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""
-        object.__setattr__(self, "model", named(self.model, "--model", by_class=True))
+        object.__setattr__(self, "model", named(self.model, "--model", by_class=True) or "")
+        if not self.model and self.transfer.from_ is None:
+            raise UsageError("no network is named; give --model NAME (krl-train models lists them), or --from RUN")
 
 
 @dataclass(frozen=True)

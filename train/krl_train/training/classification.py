@@ -15,7 +15,8 @@ from krl_train.tasks import Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
-from .train import initialize_from, train_classifier
+from .start import parent_of, start_classifier, start_run, transferring
+from .train import train_classifier
 
 __all__ = ["fit"]
 
@@ -26,8 +27,8 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
-    source = open_source(config.data)
-    init = Run.open(config.init) if config.init is not None else None
+    source = open_source(config.data, seed=config.loop.seed)
+    init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
         config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained
@@ -38,6 +39,11 @@ def fit(config: FitConfig) -> Run:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
+    sources = sources_of([("model", config.model), ("data", config.data.data)])
+    torch.manual_seed(config.loop.seed)
+    network = spec.build(preprocessing, pretrained=config.pretrained)
+    starts = init is not None or config.pretrained
+    transferred = start_classifier(network, init, config.model, source.labels) if starts else frozenset()
     record = RunRecord(
         task="classification",
         model=spec,
@@ -47,19 +53,16 @@ def fit(config: FitConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=data,
-        parent=init.identity if init else None,
-        sources=sources_of([("model", config.model), ("data", config.data.data)]),
+        parent=parent_of(init, config.model, network, transferred),
+        sources=sources,
     )
-    torch.manual_seed(config.loop.seed)
-    network = spec.build(preprocessing, pretrained=config.pretrained)
-    if init is not None:
-        initialize_from(network, init)
+    supervised = Supervised(network, config.optim.label_smoothing, class_weights(training.train, config.loop))
+    objective = transferring(supervised, config.transfer, transferred, config.model)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
-    weights = class_weights(training.train, config.loop)
     return train_classifier(
-        lambda made: Supervised(made, config.optim.label_smoothing, weights),
+        lambda _: objective,
         network,
         training,
         record,
