@@ -19,6 +19,7 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run
+from .joint import JointConfig
 from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
 from .plain import to_plain
@@ -32,6 +33,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "DATA_SETS",
@@ -47,6 +49,7 @@ __all__ = [
     "ImportConfig",
     "ImportedRestorerConfig",
     "InputConfig",
+    "JointConfig",
     "LoopConfig",
     "ModelsConfig",
     "OptimConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "StyleConfig",
     "SyntheticConfig",
     "TrainingConfig",
+    "TransferConfig",
     "TranslationConfig",
     "UnpackConfig",
     "check_data",

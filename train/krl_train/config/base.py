@@ -13,6 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 from krl_train.custom import Custom, named
 
+from .joint import JointConfig
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
@@ -22,6 +23,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "AugmentConfig",
@@ -265,12 +267,14 @@ class FitConfig(TrainingConfig):
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     init: Annotated[Path | None, _CONTINUED] = None
     """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
+    transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
     translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
+    joint: Annotated[JointConfig, _CLASSIFIER] = field(default_factory=JointConfig)
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""

@@ -15,7 +15,9 @@ from krl_train.tasks import Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
-from .train import initialize_from, train_classifier
+from .joint import fit as fit_joint
+from .start import initialize_from
+from .train import train_classifier
 
 __all__ = ["fit"]
 
@@ -26,6 +28,8 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
+    if config.joint.is_asked:
+        return fit_joint(config)
     source = open_source(config.data)
     init = Run.open(config.init) if config.init is not None else None
     trained = init.record.preprocessing if init else None

@@ -27,6 +27,9 @@ def fit(config: FitConfig) -> Run:
         raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
     check_model(config.model, config.task)
     check_data(config.data.data)
+    check_data(config.joint.source_data)
+    if config.transfer.from_ is not None:
+        check_run(config.transfer.from_)
     if config.init is not None:
         check_run(config.init)
     module = import_module(f"krl_train.training.{config.task}")

@@ -29,7 +29,8 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
 from .folder import prepare_out
-from .train import initialize_from, network_size, train_task
+from .start import initialize_from
+from .train import network_size, train_task
 
 __all__ = [
     "DEFAULT_PATCH",
