@@ -20,8 +20,8 @@ from .base import (
 )
 from .checks import DATA_SETS, check_data, check_run
 from .joint import JointConfig
-from .model_names import check_model, model_names
-from .names import RECORD, WEIGHTS, recorded_task
+from .model_names import check_model, model_names, torchvision_classifiers
+from .names import RECORD, WEIGHTS, recorded_model, recorded_task
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (
@@ -71,8 +71,10 @@ __all__ = [
     "model_names",
     "plan_loop",
     "plan_optim",
+    "recorded_model",
     "recorded_task",
     "steps_per_epoch",
     "to_plain",
+    "torchvision_classifiers",
     "warmup_steps",
 ]

@@ -16,7 +16,7 @@ from krl_train.tasks import Supervised
 from .balance import class_weights
 from .folder import prepare_out
 from .joint import fit as fit_joint
-from .start import initialize_from
+from .start import initialize_from, start_run
 from .train import train_classifier
 
 __all__ = ["fit"]
@@ -31,7 +31,7 @@ def fit(config: FitConfig) -> Run:
     if config.joint.is_asked:
         return fit_joint(config)
     source = open_source(config.data)
-    init = Run.open(config.init) if config.init is not None else None
+    init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
         config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained

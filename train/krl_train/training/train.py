@@ -23,6 +23,7 @@ from .balance import warn_of_imbalance
 
 __all__ = ["costs", "network_size", "train_classifier", "train_task"]
 
+
 def train_classifier(
     make_objective: Callable[[Network], Objective],
     network: Network,
