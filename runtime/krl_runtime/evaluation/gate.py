@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from .limits import (
     DISAGREEMENT_PER_POINT,
@@ -72,6 +73,7 @@ def judge_predictions(
     max_recall_drop: float | None = None,
     doubts: Sequence[str] = (),
     accept_unmeasured: bool = False,
+    further: Mapping[str, float] = MappingProxyType({}),
 ) -> Verdict:
     """Judge a classifier's variant.
 
@@ -90,6 +92,7 @@ def judge_predictions(
             for the default, which forgives a class what chance explains.
         doubts: Reasons why the images say nothing of the variant, each a sentence without its end.
         accept_unmeasured: Whether the user accepts a variant that was judged on too few or on doubtful images.
+        further: For each further head the share of images, 0 to 1, with FP32's prediction: their labels are not known.
 
     Example:
         >>> judge_predictions("int8", count=2000, agreement=0.98, drop=0.4).passes
@@ -128,6 +131,14 @@ def judge_predictions(
         why = "without labels" if drop is None else "where FP32 is not better than chance,"
         if not agreement >= least - EXACT:
             faults.append(f"{why} {agreement:.1%} of the predictions agree with FP32, required: {least:.1%}")
+    if further:
+        limits["least_further_agreement"] = LEAST_AGREEMENT[precision]
+    for name, share in further.items():
+        if not share >= LEAST_AGREEMENT[precision] - EXACT:
+            faults.append(
+                f"{share:.1%} of the predictions of the head {name} agree with FP32, required: "
+                f"{LEAST_AGREEMENT[precision]:.1%}"
+            )
     # A limit that the user gave, on labels that the user gave, is a statement on this data, if the data resolves it.
     stated = drop is not None and max_drop is not None and max_drop * count >= 100
     few = count < LEAST_IMAGES and not stated and not snr_db >= ENOUGH_SNR_DB
