@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from krl_runtime.bundle import Bundle, Manifest
+from krl_runtime.bundle.heads import HEADS, further_heads
 
 from .tables import table
 
@@ -73,8 +74,11 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "preprocessing", _scalars(manifest.preprocessing.to_dict())
     if manifest.labels:
         yield "labels", f"{len(manifest.labels)}: {_names(manifest.labels)}"
-    for head in further_heads(manifest):
-        yield f"labels of {head.name}", f"{len(head.labels)}: {_names(head.labels)}"
+    try:
+        for head in further_heads(manifest):
+            yield f"labels of {head.name}", f"{len(head.labels)}: {_names(head.labels)}"
+    except ValueError as error:
+        yield HEADS, f"not usable: {error}"
     if settings:
         yield "settings", _cut("; ".join(settings))
     yield "defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"
