@@ -469,7 +469,7 @@ def test_the_split_goes_by_the_images_and_what_does_not_fit_is_read_again(tmp_pa
     assert sorted(limited.labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     small = open_custom(named(dataset, "--data"), 1000)
     assert small.parts["all"].images == []
-    options = {"margin": 0, "limit": None, "val_fraction": 0.2}
+    options = {"margin": 0, "choose": lambda labels, _: list(range(len(labels))), "val_fraction": 0.2}
     assert small.read("val", preprocessing, memory_limit=GIB, **options).identity == val.identity
     with pytest.raises(DataError, match="90 images of 3x12x12 take more than --memory-limit-mb 0"):
         small.read("all", preprocessing, memory_limit=1000, **options)

@@ -36,6 +36,7 @@ __all__ = [
     "Run",
     "RunRecord",
     "check_finite",
+    "hash_of_weights",
     "hashes_of_runs",
     "package_versions",
 ]
@@ -263,6 +264,11 @@ class Run:
             warn_of_change(record.sources, "model", record.model.name, f"run {self.path}")
         made: nn.Module = network.eval()
         return made
+
+
+def hash_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights by their names, whatever their order and device."""
+    return sha256_bytes(save({name: state[name].detach().cpu().clone().contiguous() for name in sorted(state)}))
 
 
 def hashes_of_runs(runs: Mapping[str, Path | None]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime.verbs import Result, configure
 
-from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig, check_data
+from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig, check_data, refuse_shots
 
 if TYPE_CHECKING:
     from .run import Run
@@ -103,6 +103,7 @@ def evaluate(config: EvaluateConfig | None = None, /, **options: Any) -> Evaluat
     """
     config = configure(EvaluateConfig, config, options)
     check_data(config.data.data)
+    refuse_shots(config.data.shots)
     from .evaluation.evaluate import evaluate as run_evaluate
 
     found = run_evaluate(config)
@@ -121,6 +122,7 @@ def import_weights(config: ImportConfig | None = None, /, **options: Any) -> Run
     """
     config = configure(ImportConfig, config, options)
     check_data(config.data.data)
+    refuse_shots(config.data.shots)
     from .importers.importing import import_weights as run_import
 
     return RunResult.of(run_import(config))
@@ -138,10 +140,11 @@ def unpack(config: UnpackConfig | None = None, /, **options: Any) -> UnpackResul
     """
     config = configure(UnpackConfig, config, options)
     check_data(config.data.data)
+    refuse_shots(config.data.shots)
     from krl_runtime.files import atomic_folder
 
     from .data import open_source
-    from .data.sources import unpack as write
+    from .data.unpacking import unpack as write
 
     source = open_source(config.data)
     with atomic_folder(config.out) as folder:

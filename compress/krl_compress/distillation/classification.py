@@ -268,7 +268,7 @@ def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:
         raise UsageError(
             "--data-free needs a teacher that knows its classes, a run or a bundle; leave it out, or make one of it"
         )
-    source = _source(config, next(iter(known.values()))) if known else open_source(config.data)
+    source = _source(config, next(iter(known.values()))) if known else open_source(config.data, seed=config.loop.seed)
     teachers = []
     for name in config.teacher:
         teacher = known[name] if name in known else _OF_DATA[kinds[name]](name, source, config)
@@ -299,6 +299,8 @@ def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
         return _open_data(config, teacher)
     if config.baseline:
         raise UsageError("--baseline trains on labels, and with --data-free there are none; leave it out")
+    if config.data.shots is not None:
+        raise UsageError("--shots draws images of --data, and with --data-free these are not trained on; leave it out")
     if config.data_free.data_free != FROM_TEACHER and not Path(str(config.data_free.data_free)).exists():
         raise UsageError(
             f"--data-free {config.data_free.data_free} does not exist; give a generator's run or bundle, or "
@@ -318,7 +320,7 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
     if data.data is None and teacher.record is not None:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
-    return open_source(data)
+    return open_source(data, seed=config.loop.seed)
 
 
 def _student_input(

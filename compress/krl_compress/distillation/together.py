@@ -61,7 +61,7 @@ def joint(config: JointConfig) -> list[Run]:
 def _train(
     config: MutualConfig | JointConfig, names: Sequence[str], tutors: Sequence[Sequence[int]], command: str
 ) -> list[Run]:
-    source = open_source(config.data)
+    source = open_source(config.data, seed=config.loop.seed)
     preprocessing = preprocessing_for(config.input, source, names[0])
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     records = [classifier_record(config, name, preprocessing, training, command) for name in names]

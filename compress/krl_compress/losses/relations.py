@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from krl_runtime.errors import UsageError
+from krl_train.models.relations import relative_distances
 
 from ._common import check_pair, check_positive, full_precision, unit
 
@@ -68,14 +69,7 @@ def rkd_distance(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tens
         distances 0.
     """
     student, teacher = _check_embeddings(student_embeddings, teacher_embeddings)
-    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
-
-
-def _relative_distances(embeddings: Tensor) -> Tensor:
-    # Differences first: |a|² + |b|² − 2ab cancels, and cdist's gradient is 0, not NaN, for equal points.
-    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
-    return distances / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher))
 
 
 @full_precision

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save
-
 from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import CustomName, source_of
 from krl_train.models import ModelSpec, Network, native_size, published_classes, published_input
-from krl_train.run import Run, RunRecord
+from krl_train.run import Run, RunRecord, hash_of_weights
 from krl_train.training.train import network_size
 
 from .features import FeatureSource
@@ -91,7 +89,7 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
         )
     preprocessing = published_input(name) or Preprocessing(height=size, width=size, crop_fraction=0.875)
     network = ModelSpec(name, _IMAGENET, 3).build(preprocessing, pretrained=True)
-    identity = {"kind": "published", "name": name, "weights_sha256": _hash_of_weights(network)}
+    identity = {"kind": "published", "name": name, "weights_sha256": hash_of_weights(network.backbone.state_dict())}
     return LoadedTeacher(name, network, identity, None, None)
 
 
@@ -115,16 +113,11 @@ def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preproc
             "was trained with others",
             *(name, *preprocessing.shape, preprocessing.mean, preprocessing.std),
         )
-    identity = {"kind": "own", "name": str(name), "weights_sha256": _hash_of_weights(network)}
+    identity = {"kind": "own", "name": str(name), "weights_sha256": hash_of_weights(network.backbone.state_dict())}
     source = source_of(name, "teacher")["sha256"]
     if source is not None:
         identity["source_sha256"] = source
     return LoadedTeacher(name, network, identity, tuple(labels), None)
-
-
-def _hash_of_weights(network: Network) -> str:
-    state = network.backbone.state_dict()
-    return sha256_bytes(save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}))
 
 
 def name_alike(teacher: LoadedTeacher, labels: Sequence[str], mapping: Sequence[str]) -> LoadedTeacher:

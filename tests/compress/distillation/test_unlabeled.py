@@ -22,8 +22,8 @@ from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig
 from krl_train.data import PixelSet, open_source
-from krl_train.data.sources import unpack
 from krl_train.data.splits import Training, read_training
+from krl_train.data.unpacking import unpack
 from krl_train.loop.order import epoch_order
 from krl_train.models import Network, build_model
 from krl_train.run import Run

@@ -14,7 +14,7 @@ from krl_runtime.images.folders import balanced
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, InputConfig
 from krl_train.data import Augmentation, open_source, preprocessing_for
-from krl_train.data.sources import unpack
+from krl_train.data.unpacking import unpack
 
 GRAY8 = Preprocessing(8, 8, channels=1, mean=(0.5,), std=(0.5,))
 RGB16 = Preprocessing(16, 16)

@@ -18,7 +18,7 @@ from .base import (
     TrainingConfig,
     UnpackConfig,
 )
-from .checks import DATA_SETS, check_data, check_run
+from .checks import DATA_SETS, check_data, check_run, refuse_shots
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
 from .names import RECORD, WEIGHTS, recorded_model, recorded_task
@@ -73,6 +73,7 @@ __all__ = [
     "plan_optim",
     "recorded_model",
     "recorded_task",
+    "refuse_shots",
     "steps_per_epoch",
     "to_plain",
     "torchvision_classifiers",

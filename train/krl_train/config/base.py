@@ -72,6 +72,8 @@ class DataConfig:
     """Files that are not readable images: refuse the data set, or name and skip them."""
     limit: int | None = None
     """Train on this many images at most, the same number of each class."""
+    shots: Annotated[int | None, _CLASSIFIER] = None
+    """Train on this many images of each class, drawn by --seed; validation has all of its images."""
     val_limit: Advanced[int | None] = None
     """Evaluate on this many images at most, the same number of each class."""
     val_data: Annotated[Path | None, _FROM_IMAGES] = None
@@ -88,10 +90,12 @@ class DataConfig:
         object.__setattr__(self, "data", named(self.data, "--data"))
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"--val-fraction is {self.val_fraction}; accepted: between 0 and 1")
-        for name, least in (("limit", 1), ("val_limit", 1), ("memory_limit_mb", 0), ("disk_cache_mb", 0)):
+        for name, least in (("limit", 1), ("shots", 1), ("val_limit", 1), ("memory_limit_mb", 0), ("disk_cache_mb", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{option_name(name)} is {value}; accepted: {least} or more")
+        if self.shots is not None and self.limit is not None:
+            raise UsageError("--shots and --limit both say how many images are for training; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,7 @@ class FitConfig(TrainingConfig):
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
-    joint: Annotated[JointConfig, _CLASSIFIER] = field(default_factory=JointConfig)
+    joint: Advanced[Annotated[JointConfig, _CLASSIFIER]] = field(default_factory=JointConfig)
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""

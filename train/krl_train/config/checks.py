@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from krl_runtime.bundle import MANIFEST
-from krl_runtime.errors import DataError, RunError
+from krl_runtime.errors import DataError, RunError, UsageError
 
 from .names import RECORD
 
-__all__ = ["DATA_SETS", "check_data", "check_run"]
+__all__ = ["DATA_SETS", "check_data", "check_run", "refuse_shots"]
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 """Data sets by name."""
@@ -25,6 +25,16 @@ def check_data(data: object) -> None:
         return
     known = ", ".join(DATA_SETS)
     raise DataError(f"data {data!r} is neither a folder nor a known data set; known: {known}")
+
+
+def refuse_shots(shots: int | None) -> None:
+    """Check that ``--shots`` is not given to a command that trains nothing.
+
+    Raises:
+        UsageError: It is.
+    """
+    if shots is not None:
+        raise UsageError("--shots draws images to train on, and nothing is trained here; leave it out")
 
 
 def check_run(path: str | Path) -> None:

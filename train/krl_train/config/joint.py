@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from krl_runtime.cli.options import Advanced
 from krl_runtime.errors import UsageError
 from krl_train.custom import Custom, named
 
@@ -17,7 +16,7 @@ class JointConfig:
 
     source_data: Custom | None = None
     """Train on these images and their labels, too, by a second head on the same features; --data is the target."""
-    source_weight: Advanced[float | None] = None
+    source_weight: float | None = None
     """Weight of the source's loss beside the target's, 1 by default. Given without --source-data, the source is the
     data of the run that the training starts from."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.files import sha256_bytes
-from krl_runtime.images.folders import balanced
 from krl_runtime.images.preprocessing import Preprocessing, open_image
 from krl_runtime.images.splits import hold_out
 from krl_runtime.progress import progress
@@ -91,7 +90,7 @@ class CustomImages:
         preprocessing: Preprocessing,
         *,
         margin: int,
-        limit: int | None,
+        choose: Callable[[Sequence[int], Sequence[str]], list[int]],
         val_fraction: float,
         memory_limit: int,
     ) -> PixelSet:
@@ -101,7 +100,7 @@ class CustomImages:
             split: ``"train"``, ``"val"`` or ``"all"``.
             preprocessing: From an image to ``uint8``.
             margin: Extra pixels on every side.
-            limit: Number of images at most, the same number of each class.
+            choose: From the images' labels and the SHA-256 of each to the positions of those that are read.
             val_fraction: Share of the images that ``"val"`` gets where the data set is not split, by each image's hash.
             memory_limit: Bytes that the images may take.
 
@@ -112,7 +111,7 @@ class CustomImages:
         if not places:
             raise DataError(f"data {self.name}: the {split} split is empty; add images, or change --val-fraction")
         labels = [part.labels[index] for part, index in places]
-        chosen = balanced(labels, limit)
+        chosen = choose(labels, [part.hashes[index] for part, index in places])
         channels, height, width = preprocessing.shape
         shape = (len(chosen), channels, height + 2 * margin, width + 2 * margin)
         if int(np.prod(shape, dtype=np.int64)) > memory_limit:

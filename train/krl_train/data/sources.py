@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
 from krl_runtime.images.formats import open_header
-from krl_runtime.images.preprocessing import Preprocessing, open_image
+from krl_runtime.images.hashes import hash_files
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.images.splits import hold_out
 from krl_train.config import DataConfig, InputConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
@@ -27,6 +28,7 @@ from .fingerprints import fingerprints
 from .mirroring import keeps_class_mirrored
 from .patches import GRAY_MODES
 from .pixels import PixelSet
+from .shots import Shots
 
 if TYPE_CHECKING:
     from krl_train.run import RunRecord
@@ -56,6 +58,7 @@ class Source:
         folder: The listed folder, for images on disk.
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
         custom: The images of a user's own data set.
+        shots: Which of the training images are used, where that is not all.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Source:
     folder: ImageFolder | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     custom: CustomImages | None = None
+    shots: Shots | None = None
 
     @property
     def is_split(self) -> bool:
@@ -89,7 +93,8 @@ class Source:
         """
         if self.folder is not None:
             images = self.folder.split(split, val_fraction=self.config.val_fraction)
-            chosen = balanced([image.label for image in images], limit)
+            paths = [image.path for image in images]
+            chosen = self._choose(split, [image.label for image in images], lambda: hash_files(paths), limit)
             return PixelSet.from_images(
                 [images[index] for index in chosen],
                 preprocessing,
@@ -103,15 +108,24 @@ class Source:
                 split,
                 preprocessing,
                 margin=margin,
-                limit=limit,
+                choose=lambda labels, hashes: self._choose(split, labels, lambda: hashes, limit),
                 val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
         parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
         images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
-        chosen = balanced(labels.tolist(), limit)
+        chosen = self._choose(split, labels.tolist(), lambda: _hashes(images_array), limit)
         return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+
+    def _choose(
+        self, split: str, labels: Sequence[int], hashes: Callable[[], Sequence[str]], limit: int | None
+    ) -> list[int]:
+        """Return the positions of the images of a split that are read; ``hashes`` is called where it is needed."""
+        if self.shots is None or split != "train":
+            return balanced(labels, limit)
+        drawn = self.shots.draw(labels, hashes())
+        return [drawn[index] for index in balanced([labels[position] for position in drawn], limit)]
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
@@ -135,22 +149,29 @@ class Source:
             "root": str(self.config.data_root.resolve()),
             "val_fraction": self.config.val_fraction,
             "on_bad_image": self.config.on_bad_image,
+            **({} if self.shots is None else {"shots": asdict(self.shots)}),
             **splits,
         }
 
 
-def open_source(config: DataConfig, *, classes: bool = True) -> Source:
+def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0) -> Source:
     """Open a data set by name or folder.
 
     Args:
         config: What the user asked for.
         classes: Whether two classes or more are needed; without, a folder may hold nothing but images.
+        seed: Draws the images that ``config.shots`` asks for.
 
     Raises:
         UsageError: No data set is named.
         DataError: It is not known, not there, or cannot be used.
         MissingExtraError: The library that reads it is not installed.
     """
+    source = _open(config, classes)
+    return source if config.shots is None else replace(source, shots=Shots(config.shots, seed))
+
+
+def _open(config: DataConfig, classes: bool) -> Source:
     if config.data is None:
         raise UsageError(
             "no data is named; give --data digits, mnist, cifar10 …, a folder of images, or your own data set as "
@@ -305,14 +326,18 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
     return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
 
 
+def _hashes(images: npt.NDArray[np.uint8]) -> list[str]:
+    """Return the SHA-256 of each image's pixels."""
+    return [sha256_bytes(item.tobytes()) for item in images]
+
+
 def _digits(config: DataConfig) -> Source:
     datasets = require("sklearn.datasets", extra="train", purpose="the embedded digits data set")
     digits = datasets.load_digits()
     # 17 levels, 0 to 16
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int64)
-    hashes = [sha256_bytes(item.tobytes()) for item in images]
-    held_out = np.array(hold_out(labels.tolist(), hashes, config.val_fraction))
+    held_out = np.array(hold_out(labels.tolist(), _hashes(images), config.val_fraction))
     arrays = {"train": (images[~held_out], labels[~held_out]), "val": (images[held_out], labels[held_out])}
     names = tuple(str(name) for name in digits.target_names)
     flip = keeps_class_mirrored(names)
@@ -346,35 +371,3 @@ def _torchvision(config: DataConfig) -> Source:
         config=config,
         arrays=arrays,
     )
-
-
-def unpack(source: Source, out: Path) -> int:
-    """Write a named data set as a folder, ``train/CLASS/*.png`` and ``val/CLASS/*.png``, without loss.
-
-    Args:
-        source: A named data set.
-        out: An existing, empty folder.
-
-    Returns:
-        The number of images written.
-
-    Raises:
-        UsageError: The data set is a folder already.
-    """
-    if source.custom is not None:
-        raise UsageError(f"{source.name} is your own data set; accepted here: a named data set, as digits")
-    if not source.arrays:
-        raise UsageError(f"{source.name} is a folder of images already; use it as it is")
-    count = 0
-    for split, (images, labels) in source.arrays.items():
-        for label in source.labels:
-            (out / split / _file_name(label)).mkdir(parents=True)
-        for index, (image, label_index) in enumerate(zip(images, labels.tolist(), strict=True)):
-            opened = open_image(image, mode="L" if source.channels == 1 else "RGB")
-            opened.save(out / split / _file_name(source.labels[label_index]) / f"{index:05d}.png")
-            count += 1
-    return count
-
-
-def _file_name(label: str) -> str:
-    return label.replace("/", "-").replace("\\", "-")

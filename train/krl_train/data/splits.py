@@ -48,5 +48,7 @@ def read_training(source: Source, preprocessing: Preprocessing, augment: Augment
     """
     augmentation = Augmentation.resolve(augment, preprocessing, flip=source.flip, seed=seed)
     train = source.read("train", preprocessing, margin=augmentation.margin, limit=source.config.limit)
+    if source.shots is not None:
+        source.shots.report(train.labels.tolist(), source.labels)
     val = source.read("val", preprocessing, limit=source.config.val_limit)
     return Training(source, train, val, augmentation)

@@ -121,7 +121,7 @@ class Trainer:
 
     def __init__(self, config: PlannedLoop, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
-        self.accelerator = _accelerator(config)
+        self.accelerator = _accelerator(config, unfreezes=task.unfreezes)
         world = self.accelerator.num_processes
         if config.batch_size % world:
             raise UsageError(f"--batch-size {config.batch_size} cannot be shared by {world} processes; use a multiple")
@@ -349,9 +349,9 @@ class Trainer:
         return True
 
 
-def _accelerator(config: PlannedLoop) -> Any:
+def _accelerator(config: PlannedLoop, *, unfreezes: bool) -> Any:
     import torch.distributed
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     device = resolve_device(config.device)
@@ -361,6 +361,8 @@ def _accelerator(config: PlannedLoop) -> Any:
         cpu=device.type == "cpu",
         mixed_precision=_precision(config.precision, device),
         step_scheduler_with_optimizer=False,
+        # Processes would otherwise wait for the gradients of what is frozen as yet.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unfreezes)],
     )
 
 

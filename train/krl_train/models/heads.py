@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
-import torch
 from torch import Tensor, nn
 
 from krl_runtime.images.preprocessing import Preprocessing
 
-from .build import build_model
 from .network import Network
 
-__all__ = ["BothHeads", "TwoHeads", "carry_heads", "head_tensors", "target_rows"]
+__all__ = ["BothHeads", "TwoHeads", "carry_heads", "target_rows"]
 
 
 class TwoHeads(Network):
@@ -79,20 +77,6 @@ def target_rows(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], target
         name: value[:target] if name in mine and mine[name].shape == (target, *value.shape[1:]) else value
         for name, value in theirs.items()
     }
-
-
-def head_tensors(name: str, rows: int, in_channels: int, state: Mapping[str, Tensor]) -> frozenset[str]:
-    """Return the names of the tensors of the last layer: those whose shape follows from the number of classes.
-
-    Args:
-        name: Name of the network.
-        rows: Number of its outputs.
-        in_channels: Channels of the images.
-        state: Its state.
-    """
-    with torch.random.fork_rng():
-        other = build_model(name, rows + 1, in_channels).state_dict()
-    return frozenset(name for name, value in state.items() if name in other and other[name].shape != value.shape)
 
 
 def carry_heads(

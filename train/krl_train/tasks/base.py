@@ -85,6 +85,12 @@ class Task(ABC, Generic[_Batch]):
     """Something that can be trained: it owns its learners and says what a step and an evaluation are."""
 
     learners: Mapping[str, Learner]
+    unfreezes = False
+    """Whether more weights are trained later than at first."""
+
+    def planned(self) -> Mapping[str, Any]:
+        """Return what the record of the plan says of the task, as plain JSON types; nothing by default."""
+        return {}
 
     @abstractmethod
     def step(self, batch: _Batch, update: Update) -> Mapping[str, Tensor]:

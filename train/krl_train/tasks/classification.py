@@ -15,8 +15,9 @@ from krl_train.metrics import evaluate_classifier
 from krl_train.models import Network
 from krl_train.worker import Worker
 
-from .base import Batch
+from .base import Batch, Update
 from .objective import ObjectiveTask
+from .optim import LayerRates
 
 __all__ = ["ClassificationTask", "Objective", "Supervised", "label_loss"]
 
@@ -30,9 +31,23 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return named scalar losses; ``"loss"`` is the one to minimize."""
 
+    layers: LayerRates | None = None
+    """Which parameters are moved otherwise than the rest."""
+    unfreezes = False
+    """Whether more weights are trained later than at first."""
+
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Take note of an evaluation's metrics; all processes call it with the same ones. Nothing by default."""
         del metrics
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Prepare for an optimization step, from 0, of ``steps`` in the whole training. Nothing by default."""
+        del step, steps
+
+    def planned(self, steps: int, lr: float) -> Mapping[str, Any]:
+        """Return what the plan says of it, for a training of ``steps`` and a peak learning rate; nothing by default."""
+        del steps, lr
+        return {}
 
 
 class Supervised(Objective):
@@ -101,10 +116,23 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         val: PixelSet,
         labels: tuple[str, ...],
     ) -> None:
-        super().__init__(objective, objective.network, optim, steps=steps, batch_size=batch_size)
+        layers = objective.layers
+        super().__init__(objective, objective.network, optim, steps=steps, batch_size=batch_size, layers=layers)
         self.objective = objective
+        self.unfreezes = objective.unfreezes
+        self.steps = steps
         self.val = val
         self.labels = labels
+
+    def planned(self) -> Mapping[str, Any]:
+        """Return what the objective says of the plan."""
+        rates = [group["initial_lr"] for group in self.learners["model"].optimizer.param_groups]
+        return self.objective.planned(self.steps, max(rates))
+
+    def step(self, batch: Batch, update: Update) -> Mapping[str, Tensor]:
+        """Minimize the objective's ``"loss"`` on one batch, with the weights that are trained at this step."""
+        self.objective.begin_step(self.learners["model"].schedule.last_epoch, self.steps)
+        return super().step(batch, update)
 
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Measure the network (its moving average, where there is one) on the validation images."""

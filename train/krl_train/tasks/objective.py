@@ -11,7 +11,7 @@ from krl_train.config import OptimConfig, plan_optim
 
 from .base import Task, Update
 from .learners import make_learner, moving_average
-from .optim import build_optimizer
+from .optim import LayerRates, build_optimizer
 
 __all__ = ["ObjectiveTask"]
 
@@ -28,11 +28,21 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
         optim: How.
         steps: Number of optimization steps in the whole training.
         batch_size: Images in one step over all processes; the default learning rate grows with it.
+        layers: Which parameters are moved otherwise than the rest.
     """
 
-    def __init__(self, objective: nn.Module, network: _Net, optim: OptimConfig, *, steps: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        objective: nn.Module,
+        network: _Net,
+        optim: OptimConfig,
+        *,
+        steps: int,
+        batch_size: int,
+        layers: LayerRates | None = None,
+    ) -> None:
         self.network = network
-        optimizer = build_optimizer(optim, objective.parameters(), batch_size)
+        optimizer = build_optimizer(optim, objective.parameters(), batch_size, layers)
         planned = plan_optim(optim, steps)
         average = moving_average(network, planned.ema)
         learner = make_learner(objective, planned, optimizer, steps, average=average, average_of=network)

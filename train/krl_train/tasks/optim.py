@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,14 +13,47 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from krl_train.config import OptimConfig, PlannedOptim, warmup_steps
 
-__all__ = ["build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
+__all__ = ["LayerRates", "build_optimizer", "build_schedule", "default_learning_rate", "learning_rate_factor"]
 
 # Images, at which the default rates are meant; larger batches take proportionally more (Goyal et al. 2017).
 _REFERENCE_BATCH = 128
 _DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class LayerRates:
+    """How some parameters are moved otherwise than the rest.
+
+    Attributes:
+        rates: Factor of the learning rate of a parameter; 1 for those that it does not have.
+        undecayed: Parameters without weight decay.
+    """
+
+    rates: Mapping[nn.Parameter, float] = field(default_factory=dict)
+    undecayed: frozenset[nn.Parameter] = frozenset()
+
+    def split(self, groups: Iterable[Mapping[str, Any]], lr: float) -> list[dict[str, Any]]:
+        """Split an optimizer's groups, so that all parameters of one are moved alike; the fastest come first.
+
+        Args:
+            groups: Each has ``"params"`` and what else torch's optimizers take.
+            lr: Learning rate where the factor is 1.
+        """
+        made: dict[tuple[float, int, bool], dict[str, Any]] = {}
+        for number, group in enumerate(groups):
+            for parameter in group["params"]:
+                rate, undecayed = self.rates.get(parameter, 1.0), parameter in self.undecayed
+                other = {**group, "params": [], "lr": rate * lr, **({"weight_decay": 0.0} if undecayed else {})}
+                made.setdefault((-rate, number, undecayed), other)["params"].append(parameter)
+        return [made[key] for key in sorted(made)]
+
+
+def build_optimizer(
+    config: OptimConfig,
+    parameters: Iterable[nn.Parameter],
+    batch_size: int,
+    layers: LayerRates | None = None,
+) -> torch.optim.Optimizer:
     """Build the optimizer.
 
     Args:
@@ -26,9 +61,12 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], bat
             (https://arxiv.org/abs/1706.02677).
         parameters: What to train; those that need no gradient are left out.
         batch_size: Images in one step over all processes.
+        layers: Which of them are moved otherwise than the rest.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
     lr = config.lr if config.lr is not None else default_learning_rate(config, batch_size)
+    trained: list[dict[str, Any]] = [{"params": [parameter for parameter in parameters if parameter.requires_grad]}]
+    if layers is not None:
+        trained = layers.split(trained, lr)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=lr, weight_decay=config.weight_decay)
     nesterov = config.nesterov and config.momentum > 0

@@ -8,15 +8,16 @@ from krl_train.config import FitConfig, to_plain
 from krl_train.custom import sources_of
 from krl_train.data import open_source, preprocessing_for
 from krl_train.data.splits import read_training
+from krl_train.models import Network
 from krl_train.models.custom import custom_arguments
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
-from krl_train.tasks import Supervised
+from krl_train.tasks import Objective, Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
 from .joint import fit as fit_joint
-from .start import initialize_from, start_run
+from .start import parent_of, start_classifier, start_run, transferring
 from .train import train_classifier
 
 __all__ = ["fit"]
@@ -30,7 +31,7 @@ def fit(config: FitConfig) -> Run:
     """
     if config.joint.is_asked:
         return fit_joint(config)
-    source = open_source(config.data)
+    source = open_source(config.data, seed=config.loop.seed)
     init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
@@ -42,6 +43,10 @@ def fit(config: FitConfig) -> Run:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
+    torch.manual_seed(config.loop.seed)
+    network = spec.build(preprocessing, pretrained=config.pretrained)
+    starts = init is not None or config.pretrained
+    transferred = start_classifier(network, init, config.model, source.labels) if starts else frozenset()
     record = RunRecord(
         task="classification",
         model=spec,
@@ -51,19 +56,20 @@ def fit(config: FitConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=data,
-        parent=init.identity if init else None,
+        parent=parent_of(init, config.model, network, transferred),
         sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
-    torch.manual_seed(config.loop.seed)
-    network = spec.build(preprocessing, pretrained=config.pretrained)
-    if init is not None:
-        initialize_from(network, init)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
     weights = class_weights(training.train, config.loop)
+
+    def objective(made: Network) -> Objective:
+        supervised = Supervised(made, config.optim.label_smoothing, weights)
+        return transferring(supervised, config.transfer, transferred, config.model)
+
     return train_classifier(
-        lambda made: Supervised(made, config.optim.label_smoothing, weights),
+        objective,
         network,
         training,
         record,

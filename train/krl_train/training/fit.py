@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import UsageError
-from krl_train.config import FitConfig, check_data, check_model, check_run, recorded_model, torchvision_classifiers
+from krl_train.config import (
+    RECORD,
+    FitConfig,
+    check_data,
+    check_model,
+    check_run,
+    recorded_model,
+    torchvision_classifiers,
+)
 from krl_train.custom import is_custom
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ def _with_start(config: FitConfig) -> FitConfig:
     source = config.transfer.from_
     if source is None:
         return config
-    if config.task == "classification" and not Path(source).exists() and _is_published(source):
+    if config.task == "classification" and not Path(source, RECORD).is_file() and _is_published(source):
         if not config.pretrained:
             raise UsageError(
                 f"--from {source} is a published network, whose weights may have to be downloaded; give --pretrained "

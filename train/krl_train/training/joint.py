@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,15 @@ from krl_train.loop import BatchStream
 from krl_train.loop.joint import JointStream
 from krl_train.models import SOURCE_CLASSES, TwoHeads
 from krl_train.models.custom import custom_arguments
-from krl_train.models.heads import carry_heads, head_tensors
+from krl_train.models.heads import carry_heads
+from krl_train.models.stages import split_stages
 from krl_train.run import JOINT, ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks.joint import JointSupervised, JointTask
 
 from .balance import class_weights, warn_of_imbalance
 from .folder import prepare_out
-from .start import start_run
+from .start import parent_of, start_classifier, start_run
 from .train import network_size, train_task
 
 __all__ = ["fit"]
@@ -58,8 +61,12 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
+    if config.transfer.changed:
+        raise UsageError(
+            f"{config.transfer.changed[0]} is for one labeling; with --source-data all weights are trained, leave it out"
+        )
     start = start_run(config)
-    target = open_source(config.data)
+    target = open_source(config.data, seed=config.loop.seed)
     other = _open_other(config, start)
     preprocessing = preprocessing_for(
         config.input,
@@ -70,9 +77,14 @@ def fit(config: FitConfig) -> Run:
     )
     joint = _read(config, target, other, preprocessing)
     arguments = {**custom_arguments(config.model, preprocessing.shape), SOURCE_CLASSES: len(other.labels)}
+    spec = ModelSpec(config.model, len(target.labels), preprocessing.channels, arguments)
+    torch.manual_seed(config.loop.seed)
+    network = spec.build(preprocessing, pretrained=config.pretrained)
+    assert isinstance(network, TwoHeads)  # noqa: S101  for the type checker
+    labels = (target.labels, other.labels)
     record = RunRecord(
         task="classification",
-        model=ModelSpec(config.model, len(target.labels), preprocessing.channels, arguments),
+        model=spec,
         preprocessing=preprocessing,
         labels=target.labels,
         source_labels=other.labels,
@@ -80,16 +92,11 @@ def fit(config: FitConfig) -> Run:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=joint.data,
-        parent=start.identity if start else None,
+        parent=_start(network, config, labels, start),
         sources=sources_of(
             [("model", config.model), ("data", config.data.data), ("source_data", config.joint.source_data)]
         ),
     )
-    torch.manual_seed(config.loop.seed)
-    network = record.model.build(preprocessing, pretrained=config.pretrained)
-    assert isinstance(network, TwoHeads)  # noqa: S101  for the type checker
-    if start is not None:
-        _initialize(network, record, start)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     return finished if finished is not None else _train(config, network, joint, record)
 
@@ -97,7 +104,7 @@ def fit(config: FitConfig) -> Run:
 def _open_other(config: FitConfig, start: Run | None) -> Source:
     """Open the source's data: what is named, else that of the run that the training starts from."""
     if config.joint.source_data is not None:
-        return open_source(replace(config.data, data=config.joint.source_data))
+        return open_source(replace(config.data, data=config.joint.source_data, limit=None, shots=None))
     if start is None:
         raise UsageError("--source-weight needs a source: give --source-data, or a run with --from, whose data it is")
     there = start.record.data
@@ -121,14 +128,13 @@ def _open_other(config: FitConfig, start: Run | None) -> Source:
 
 
 def _read(config: FitConfig, target: Source, other: Source, preprocessing: Preprocessing) -> _Joint:
-    """Read both data sets as the network takes them; a limit is for the target alone."""
+    """Read both data sets as the network takes them."""
     seed = config.loop.seed
     training = read_training(target, preprocessing, config.augment, seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, seed)
-    whole = replace(other, config=replace(other.config, limit=None))
-    source = read_training(whole, preprocessing, config.augment, _source_seed(seed))
+    source = read_training(other, preprocessing, config.augment, _source_seed(seed))
     return _Joint(training, source, {**data, JOINT: source.describe()})
 
 
@@ -136,23 +142,31 @@ def _source_seed(seed: int) -> int:
     return int(np.random.SeedSequence((seed, _SOURCE_ORDER)).generate_state(1)[0])
 
 
-def _initialize(network: TwoHeads, record: RunRecord, start: Run) -> None:
-    """Copy the features of a run, and its heads for labels that are the target's or the source's.
+def _start(
+    network: TwoHeads, config: FitConfig, labels: Sequence[tuple[str, ...]], start: Run | None
+) -> dict[str, str] | None:
+    """Give a network the weights that it starts from, and return what its record says of them.
+
+    Of a run these are its features, and its heads for labels that are the target's or the source's.
 
     Raises:
         RunError: The run is of another network.
     """
-    backbone, theirs = network.backbone, start.state()
-    mine, there = backbone.state_dict(), start.record
-    heads = head_tensors(record.model.name, record.model.rows, record.model.in_channels, mine)
+    if start is None:
+        every = tuple(chain.from_iterable(labels))
+        published = start_classifier(network, None, config.model, every) if config.pretrained else ()
+        return parent_of(None, config.model, network, published)
+    backbone, theirs, there = network.backbone, start.state(), start.record
+    mine, heads = backbone.state_dict(), split_stages(network)[-1].parameters
     unlike = [name for name in set(mine) & set(theirs) if name not in heads and mine[name].shape != theirs[name].shape]
     if set(mine) != set(theirs) or unlike:
         raise RunError(f"run {start.path} is a {there.model.name}; its weights do not fit the network asked for")
-    known = [labels for labels in (there.labels, there.source_labels) if labels]
-    backbone.load_state_dict(carry_heads(mine, theirs, heads, (record.labels, record.source_labels), known))
-    for name, labels in (("target", record.labels), ("source", record.source_labels)):
-        if labels not in known:
+    known = [own for own in (there.labels, there.source_labels) if own]
+    backbone.load_state_dict(carry_heads(mine, theirs, heads, labels, known))
+    for name, own in zip(("target", "source"), labels, strict=True):
+        if own not in known:
             _log.info("new head for the %s, whose labels are not those of run %s", name, start.path)
+    return start.identity
 
 
 def _train(config: FitConfig, network: TwoHeads, joint: _Joint, record: RunRecord) -> Run:

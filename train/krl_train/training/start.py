@@ -1,20 +1,29 @@
-"""The start of a network: a run's weights, or published ones."""
+"""The start of a network: a run's weights, or published ones; and how a classifier is trained from there."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from krl_runtime.errors import RunError
-from krl_train.config import FitConfig
+from krl_runtime.errors import RunError, UsageError
+from krl_train.config import FitConfig, TransferConfig
+from krl_train.models import Network, published_classes
 from krl_train.models.heads import target_rows
-from krl_train.run import Run
+from krl_train.models.stages import Stage, split_stages
+from krl_train.run import RECORD, Run, hash_of_weights
+from krl_train.tasks import Objective
+from krl_train.tasks.transfer import TransferObjective
 
-__all__ = ["initialize_from", "start_run"]
+__all__ = ["initialize_from", "parent_of", "start_classifier", "start_run", "transferring"]
 
 _log = logging.getLogger("krl")
+
+_LAST_LAYER = 2  # tensors: weight and bias
+_FEWEST_STAGES = 3  # the last layer and two below it: with one there is nothing to go through
 
 
 def start_run(config: FitConfig) -> Run | None:
@@ -24,15 +33,65 @@ def start_run(config: FitConfig) -> Run | None:
         RunError: The run cannot be used.
     """
     source = config.transfer.from_
-    return Run.open(source) if source is not None and Path(source).exists() else None
+    return Run.open(source) if source is not None and Path(source, RECORD).is_file() else None
 
 
-def initialize_from(network: nn.Module, run: Run) -> None:
+def start_classifier(network: Network, run: Run | None, name: str, labels: Sequence[str]) -> frozenset[str]:
+    """Give a classifier the weights of a run, if it starts from one.
+
+    Args:
+        network: Freshly made, with published weights where it starts from these.
+        run: What it starts from.
+        name: Name of the network.
+        labels: Classes of the data; where those of the run have other names, the last layer is a new one.
+
+    Returns:
+        The names of the backbone's tensors that come from the run or the published weights.
+
+    Raises:
+        RunError: The run is of another network.
+    """
+    others = published_classes(name) != len(labels) if run is None else _are_others(run.record.labels, labels)
+    new = split_stages(network)[-1].parameters if others else ()
+    if run is None:
+        return frozenset(set(network.backbone.state_dict()) - set(new))
+    return initialize_from(network, run, new=new)
+
+
+def _are_others(before: Sequence[str], now: Sequence[str]) -> bool:
+    """Whether classes have other names; classes that are numbers may have any."""
+    numbers = tuple(str(index) for index in range(len(before)))
+    return tuple(before) != tuple(now) and numbers not in (tuple(before), tuple(now))
+
+
+def parent_of(run: Run | None, name: str, network: Network, transferred: Collection[str]) -> dict[str, str] | None:
+    """Return what the record of a classifier says of its start.
+
+    Args:
+        run: What it starts from, if that is a run.
+        name: Name of the network.
+        network: With the weights of the start.
+        transferred: Those of them that come from there; none where the network starts from nothing.
+    """
+    if run is not None:
+        return run.identity
+    if not transferred:
+        return None
+    state = network.backbone.state_dict()
+    digest = hash_of_weights({key: state[key] for key in transferred})
+    return {"kind": "published", "name": name, "weights_sha256": digest}
+
+
+def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) -> frozenset[str]:
     """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
 
     Args:
         network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
         run: Of the same architecture; of one with two heads, the network gets the target's.
+        new: Tensors of the backbone that keep theirs whatever their shape.
+
+    Returns:
+        The names of the backbone's tensors that are the run's.
 
     Raises:
         RunError: The run is of another network.
@@ -43,8 +102,8 @@ def initialize_from(network: nn.Module, run: Run) -> None:
         theirs = target_rows(theirs, mine, len(run.record.labels))
     if set(mine) != set(theirs):
         raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
-    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
-    if len(mine) - len(fitting) > 2:  # more than the last layer's weight and bias
+    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape and name not in new}
+    if len(mine) - len(fitting) > _LAST_LAYER:
         raise RunError(
             f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
         )
@@ -52,3 +111,40 @@ def initialize_from(network: nn.Module, run: Run) -> None:
     left = sorted(set(mine) - set(fitting))
     if left:
         _log.info("new last layer, for other labels: %s", ", ".join(left))
+    return frozenset(fitting)
+
+
+def transferring(objective: Objective, config: TransferConfig, transferred: Collection[str], name: str) -> Objective:
+    """Return an objective that trains the weights of a start as the options say; itself where they say nothing.
+
+    Args:
+        objective: What is minimized; its network has the weights of the start.
+        config: The options.
+        transferred: Names of the backbone's tensors that come from the start.
+        name: Name of the network, for messages.
+
+    Raises:
+        UsageError: The network is not made for an option.
+    """
+    if not config.changed:
+        return objective
+    stages = split_stages(objective.network)
+    for option, asked in (
+        ("--transfer staged", config.transfer == "staged"),
+        ("--layer-decay", config.layer_decay < 1),
+    ):
+        if asked and len(stages) < _FEWEST_STAGES:
+            raise UsageError(
+                f"{option} goes through the stages of a network, and {name} has none that krl finds: modules that each "
+                "end a resolution, or repeated blocks; leave it out, or give --transfer linear or full"
+            )
+    backbone = objective.network.backbone
+    if config.freeze_statistics and not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        raise UsageError(f"--freeze-statistics is for batch normalization, and {name} has none; leave it out")
+    _log_stages(stages, config)
+    return TransferObjective(objective, config, stages, transferred)
+
+
+def _log_stages(stages: Sequence[Stage], config: TransferConfig) -> None:
+    names = ", ".join(stage.name for stage in reversed(stages))
+    _log.info("plan: transfer %s; from the last layer down: %s", config.transfer, names)

@@ -102,7 +102,7 @@ def train_task(
     metrics = trainer.fit()
     finished = replace(
         record,
-        plan=asdict(trainer.plan),
+        plan={**asdict(trainer.plan), **task.planned()},
         metrics={**record.metrics, **metrics, **size, **costs(trainer)},
         history=tuple(trainer.state.history),
     )
