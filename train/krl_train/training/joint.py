@@ -42,7 +42,7 @@ _SOURCE_ORDER = 1  # beside the seed: images that target and source share are th
 
 @dataclass(frozen=True)
 class _Joint:
-    """What is trained on.
+    """The images of both data sets, read.
 
     Attributes:
         target: The target's images.
@@ -63,7 +63,8 @@ def fit(config: FitConfig) -> Run:
     """
     if config.transfer.changed:
         raise UsageError(
-            f"{config.transfer.changed[0]} is for one labeling; with --source-data all weights are trained, leave it out"
+            f"{config.transfer.changed[0]} is for one labeling; with --source-data all weights are trained, so leave "
+            "it out"
         )
     start = start_run(config)
     target = open_source(config.data, seed=config.loop.seed)
