@@ -20,7 +20,7 @@ from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
-from krl_runtime.evaluation.gate import Verdict, judge_predictions
+from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreement
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, better_than_chance, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
@@ -131,10 +131,11 @@ class Classification(Task):
 
     def why_refused(self, precision: str, score: PredictionScore) -> str | None:
         """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
-        required = LEAST_AGREEMENT[precision]
+        least = least_agreement(precision, self.options.max_drop)
         for name, share in score.further.items():
-            if share < required - EXACT:
-                return f"{share:.2%} of the predictions of the head {name} agree with fp32, required: {required:.2%}"
+            if share < least - EXACT:
+                return f"{share:.2%} of the predictions of the head {name} agree with fp32, required: {least:.2%}"
+        required = LEAST_AGREEMENT[precision]
         if score.drop is not None or self.options.max_drop is not None:
             by_drop = max(0.0, 1 - DISAGREEMENT_PER_POINT * self.accepted / 100)
             required = max(required, by_drop) if precision == "fp16" else by_drop

@@ -181,4 +181,6 @@ def test_the_gate_refuses_a_variant_whose_second_head_predicts_otherwise() -> No
     assert verdict.reason == "94.9% of the predictions of the head source agree with FP32, required: 95.0%"
     assert verdict.limits["least_further_agreement"] == 0.95
     assert not judge_predictions("fp16", **good, further={"source": 0.98}).passes
+    assert judge_predictions("int8", **good, max_drop=5.0, further={"source": 0.85}).passes  # three times as much
+    assert not judge_predictions("int8", **good, max_drop=5.0, further={"source": 0.84}).passes
     assert "least_further_agreement" not in judge_predictions("fp16", **good).limits

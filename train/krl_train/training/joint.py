@@ -183,6 +183,7 @@ def _train(config: FitConfig, network: TwoHeads, joint: _Joint, record: RunRecor
     stream = JointStream(
         target.train, target.augmentation, planned.batch_size, loop.seed, balanced=balanced, source=batches
     )
+    _log.info("plan: the source: %d images in %d steps, weight %g", batches.count, batches.steps, config.joint.weight)
     weights = class_weights(target.train, loop), class_weights(source.train, loop)
     objective = JointSupervised(network, config.joint.weight, config.optim.label_smoothing, weights)
     task = JointTask(
