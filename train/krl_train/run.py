@@ -68,8 +68,8 @@ class RunRecord:
         seed: Seed of all randomness.
         data: Identity of the training and validation data: name or path, counts, hashes.
         parent: Path and hash of the run that this one comes from (the teacher of a student), if any.
-        plan: What the training did where the configuration leaves it open; see ``krl_train.config.Plan``. Empty where
-            nothing was trained.
+        plan: What the training did where the configuration leaves it open; see ``krl_train.config.Plan``. Its
+            ``"transfer"`` has the stages of a network in transfer learning. Empty where nothing was trained.
         metrics: Final metrics.
         history: Metrics of each epoch.
         versions: Versions of the packages and of Python.

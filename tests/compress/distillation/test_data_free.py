@@ -117,6 +117,8 @@ def test_a_teacher_without_a_linear_layer() -> None:
 def test_what_does_not_go_together(teacher: Run, generator: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--baseline trains on labels, and with --data-free there are none"):
         distill(config(teacher, tmp_path / "a", str(generator), baseline=True))
+    with pytest.raises(UsageError, match="--shots draws images of --data, and with --data-free these are not trained"):
+        distill(config(teacher, tmp_path / "a", str(generator), data=DataConfig(shots=3)))
     with pytest.raises(UsageError, match="--data-free nowhere does not exist; give a generator's run or bundle"):
         distill(config(teacher, tmp_path / "a", "nowhere"))
     with pytest.raises(DataError, match="neither a folder nor a known data set"):

@@ -62,6 +62,18 @@ def batch(count: int = 8, size: int = 16, channels: int = 3) -> Batch:
     return Batch(pixels, torch.arange(count) % 4, torch.arange(count), 0)
 
 
+def test_a_few_images_of_each_class_are_drawn_by_the_seed(teacher: Run, tmp_path: Path) -> None:
+    data, runs = DataConfig(shots=4, val_limit=100), {}
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        loop = replace(LOOP, epochs=1, batch_size=16, seed=seed)
+        runs[name] = distill(config(teacher, tmp_path / name, data=data, loop=loop)).record.data
+    assert [data["train"]["count"] for data in runs.values()] == [40, 40, 40]
+    first, again, other = (data["train"]["identity"] for data in runs.values())
+    assert first == again != other
+    assert runs["other"]["shots"] == {"count": 4, "seed": 2}
+    assert runs["other"]["val"] == runs["first"]["val"]
+
+
 def hinton(student: Network, teacher, alpha: float = 0.1) -> Distiller:
     return Distiller(student, teacher, [parse_loss(f"ce:weight={alpha}"), parse_loss(f"kd:weight={1 - alpha}")])
 

@@ -75,7 +75,7 @@ def test_it_goes_on_from_a_quantized_student(runs, tmp_path):
     assert all(torch.allclose(first.state()[name], second.state()[name], rtol=1e-5) for name in scales)
     with pytest.raises(UsageError, match="is of a quantized student; go on with it with --quantize int8"):
         distill(config(runs, tmp_path / "c", student=str(first.path), quantization=QuantizationConfig()))
-    with pytest.raises(RunError, match="weights do not fit"):
+    with pytest.raises(RunError, match="is a quantized resnet8; its weights do not fit"):
         fit(
             FitConfig(
                 model="resnet8", out=tmp_path / "d", transfer=TransferConfig(str(first.path)), data=DIGITS, loop=LOOP

@@ -87,7 +87,7 @@ def test_errors_in_arguments_do_not_wait_for_torch(tmp_path: Path):
     assert done.stdout == "[2, 2, 2, 2, 2]\n", done.stderr
     for message in (
         "unknown model 'resnet9'",
-        "run none does not exist",
+        "--from none is neither the folder of a run nor a network with published weights",
         "data 'x' is neither a folder nor a known data set",
         "--beta is for gan and vae; the task is classification",
     ):

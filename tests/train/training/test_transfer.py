@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import RunError, UsageError
 from krl_train import fit as fit_by_options
+from krl_train.cli import main
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig, TransferConfig
 from krl_train.run import Run
 from krl_train.training.fit import fit
@@ -115,6 +117,9 @@ def test_classes_of_other_names_get_a_new_last_layer(images: Path, tmp_path: Pat
     other = fit(config(start, others, tmp_path / "other", {"freeze_statistics": True}, **still))
     assert (other.state()["linear.weight"] - start.state()["linear.weight"]).abs().max() > 0.01
     torch.testing.assert_close(other.state()["conv1.weight"], start.state()["conv1.weight"])
+    numbers = make_split_folder(tmp_path / "numbers", 12, ("0", "1", "2"))  # which may stand for any names
+    kept = fit(config(start, numbers, tmp_path / "kept", {"freeze_statistics": True}, **still))
+    torch.testing.assert_close(kept.state()["linear.weight"], start.state()["linear.weight"])
 
 
 def test_published_weights_are_a_start(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +160,48 @@ def test_two_processes_unfreeze_stages(base: Run, images: Path, tmp_path: Path) 
     assert (alone["conv1.weight"] - first["conv1.weight"]).abs().max() > 1e-3  # it was unfrozen
 
 
+class Own(nn.Module):
+    """A network of a user's own, without stages and without batch normalization."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(64, 16)
+        self.last = nn.Linear(16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.hidden(images.flatten(1)).relu())
+        return logits
+
+
+def test_a_network_of_ones_own_is_carried_over(base: Run, images: Path, tmp_path: Path) -> None:
+    start = fit(FitConfig(model=Own, out=tmp_path / "start", data=DataConfig(data="digits", shots=5), loop=LOOP))
+    own = {"model": Own}
+    run = fit(config(start, images, tmp_path / "run", {"transfer": "linear"}, **own))
+    assert moved(start, run) == {"last.weight", "last.bias"}
+    both = {"feature_transfer": 1.0, "relation_transfer": 1.0}
+    compared = fit(config(start, images, tmp_path / "compared", both, **own))
+    assert compared.record.history[-1]["feature_transfer"] > 0  # at the input of the last layer
+    with pytest.raises(UsageError, match=r"--transfer staged goes through the stages of a network, and .*Own has none"):
+        fit(config(start, images, tmp_path / "staged", {"transfer": "staged"}, **own))
+    with pytest.raises(UsageError, match="--layer-decay goes through the stages of a network"):
+        fit(config(start, images, tmp_path / "decayed", {"layer_decay": 0.5}, **own))
+    with pytest.raises(UsageError, match=r"--freeze-statistics is for batch normalization, and .*Own has none"):
+        fit(config(start, images, tmp_path / "frozen", {"freeze_statistics": True}, **own))
+    with pytest.raises(RunError, match="weights do not fit the network asked for"):
+        fit(config(base, images, tmp_path / "other", **own))
+    assert not any((tmp_path / name).exists() for name in ("staged", "decayed", "frozen", "other"))
+
+
+def test_a_command_is_resumed_by_the_run_alone(base: Run, images: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    options = f"--from {base.path} --transfer staged --layer-decay 0.5 --freeze-statistics --data {images} --shots 5"
+    asked = ["fit", *options.split(), "--epochs", "2", "--batch-size", "5", "--device", "cpu", "--out", out]
+    with stopped_at_checkpoint(1):
+        assert main(asked) == 130  # as after Ctrl-C
+    assert main(["fit", "--resume", "--out", out]) == 0
+    assert Run.open(out).record.plan["transfer"]["method"] == "staged"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -180,8 +227,16 @@ def test_starts_that_cannot_be_used_are_refused(base: Run, images: Path, tmp_pat
         fit(config(base, images, tmp_path / "a", pretrained=True))
     with pytest.raises(RunError, match="weights do not fit the network asked for"):
         fit(config(base, images, tmp_path / "a", model="resnet14"))
-    with pytest.raises(RunError, match="run resnet20 does not exist"):
+    with pytest.raises(RunError, match="--from resnet20 is neither the folder of a run nor a network"):
         fit(replace(config(base, images, tmp_path / "a"), transfer=TransferConfig("resnet20"), pretrained=True))
     with pytest.raises(UsageError, match="--transfer is for classification; the task is restoration"):
         fit(config(base, images, tmp_path / "a", {"transfer": "linear"}, task="restoration"))
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "run.json").write_text('{"task": "generation", "model": {"name": "mlp-16"}}')
+    with pytest.raises(RunError, match="is a run of the task generation, and --task is classification"):
+        fit(replace(config(base, images, tmp_path / "a"), transfer=TransferConfig(str(tmp_path / "generator"))))
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match="is a bundle, where a run is needed"):
+        fit(replace(config(base, images, tmp_path / "a"), transfer=TransferConfig(str(tmp_path / "bundle"))))
     assert not (tmp_path / "a").exists()

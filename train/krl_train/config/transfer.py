@@ -1,4 +1,4 @@
-"""Options of transfer learning: what a training starts from, and how the weights from there are moved."""
+"""Options of transfer learning: the start of a training, and how the weights from there are moved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PENALTIES = ("l2_sp", "feature_transfer", "relation_transfer")
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """What a training starts from, and how the weights from there are moved."""
+    """The start of a training, and how the weights from there are moved."""
 
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Start from a run of the same network, and leave --model out; other labels get a new last layer. Classifiers: or
@@ -29,7 +29,7 @@ class TransferConfig:
     unfreeze_share: Advanced[Annotated[float | None, _CLASSIFIER]] = None
     """staged: share of the training after which all stages are trained, 0.5; each waits equally long for the next."""
     layer_decay: Advanced[Annotated[float, _CLASSIFIER]] = 1.0
-    """Factor of the learning rate from each stage to the one below it, above 0 to 1; 0.65 to 0.9 are usual."""
+    """Factor of the learning rate from each stage to the one below it, above 0 to 1."""
     freeze_statistics: Advanced[Annotated[bool, _CLASSIFIER]] = False
     """Keep the statistics of batch normalization that the start has, below the last layer."""
     l2_sp: Advanced[Annotated[float, _CLASSIFIER]] = 0.0

@@ -89,7 +89,7 @@ class Task(ABC, Generic[_Batch]):
     """Whether more weights are trained later than at first."""
 
     def planned(self) -> Mapping[str, Any]:
-        """Return what the record of the plan says of the task, as plain JSON types; nothing by default."""
+        """Return the task's part of the record of the plan, as plain JSON types; nothing by default."""
         return {}
 
     @abstractmethod

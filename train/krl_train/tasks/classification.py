@@ -45,7 +45,7 @@ class Objective(nn.Module):
         del step, steps
 
     def planned(self, steps: int, lr: float) -> Mapping[str, Any]:
-        """Return what the plan says of it, for a training of ``steps`` and a peak learning rate; nothing by default."""
+        """Return its part of the record of the plan, for ``steps`` and a peak learning rate; nothing by default."""
         del steps, lr
         return {}
 
@@ -125,7 +125,7 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         self.labels = labels
 
     def planned(self) -> Mapping[str, Any]:
-        """Return what the objective says of the plan."""
+        """Return the objective's part of the record of the plan."""
         rates = [group["initial_lr"] for group in self.learners["model"].optimizer.param_groups]
         return self.objective.planned(self.steps, max(rates))
 

@@ -186,7 +186,7 @@ class TransferObjective(Objective):
 
 
 def _embedding(value: Tensor) -> Tensor:
-    """Return what the last layer is given, as vectors; of a convolution's the mean over all positions."""
+    """Return the input of the last layer as vectors; of a convolution's, its mean over all positions."""
     return (value.mean((2, 3)) if value.ndim == 4 else value.flatten(1)).float()
 
 

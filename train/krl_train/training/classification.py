@@ -8,11 +8,10 @@ from krl_train.config import FitConfig, to_plain
 from krl_train.custom import sources_of
 from krl_train.data import open_source, preprocessing_for
 from krl_train.data.splits import read_training
-from krl_train.models import Network
 from krl_train.models.custom import custom_arguments
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
-from krl_train.tasks import Objective, Supervised
+from krl_train.tasks import Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
@@ -43,6 +42,7 @@ def fit(config: FitConfig) -> Run:
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
+    sources = sources_of([("model", config.model), ("data", config.data.data)])
     torch.manual_seed(config.loop.seed)
     network = spec.build(preprocessing, pretrained=config.pretrained)
     starts = init is not None or config.pretrained
@@ -57,19 +57,15 @@ def fit(config: FitConfig) -> Run:
         seed=config.loop.seed,
         data=data,
         parent=parent_of(init, config.model, network, transferred),
-        sources=sources_of([("model", config.model), ("data", config.data.data)]),
+        sources=sources,
     )
+    supervised = Supervised(network, config.optim.label_smoothing, class_weights(training.train, config.loop))
+    objective = transferring(supervised, config.transfer, transferred, config.model)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
-    weights = class_weights(training.train, config.loop)
-
-    def objective(made: Network) -> Objective:
-        supervised = Supervised(made, config.optim.label_smoothing, weights)
-        return transferring(supervised, config.transfer, transferred, config.model)
-
     return train_classifier(
-        objective,
+        lambda _: objective,
         network,
         training,
         record,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krl_runtime.cli.options import refuse_other_tasks
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import RunError, UsageError
 from krl_train.config import (
     RECORD,
     FitConfig,
@@ -16,6 +16,7 @@ from krl_train.config import (
     check_model,
     check_run,
     recorded_model,
+    recorded_task,
     torchvision_classifiers,
 )
 from krl_train.custom import is_custom
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from krl_train.run import Run
 
 __all__ = ["fit"]
+
+_RECORDED = {"gan": "generation", "vae": "generation", "translation": "restoration", "style": "restoration"}
+"""Tasks of runs by the tasks of the command, where these differ."""
 
 
 def fit(config: FitConfig) -> Run:
@@ -63,7 +67,15 @@ def _with_start(config: FitConfig) -> FitConfig:
         if config.model not in ("", source):
             raise UsageError(f"--from {source} is the network itself, and --model is {config.model}; leave --model out")
         return replace(config, model=source)
+    if config.task == "classification" and not Path(source).exists():
+        raise RunError(
+            f"--from {source} is neither the folder of a run nor a network with published weights; accepted: a folder "
+            "that krl-train or krl-compress made, a classifier of torchvision (resnet18), or timm/NAME"
+        )
     check_run(source)
+    task = recorded_task(source)
+    if task != _RECORDED.get(config.task, config.task):
+        raise RunError(f"--from {source} is a run of the task {task}, and --task is {config.task}; give another run")
     if config.task == "classification" and config.pretrained:
         raise UsageError(f"--from {source} is a run, and --pretrained is for --from NAME; leave one of them out")
     return replace(config, model=config.model or recorded_model(source))

@@ -65,7 +65,7 @@ def _are_others(before: Sequence[str], now: Sequence[str]) -> bool:
 
 
 def parent_of(run: Run | None, name: str, network: Network, transferred: Collection[str]) -> dict[str, str] | None:
-    """Return what the record of a classifier says of its start.
+    """Return the record of the start of a classifier: its folder or name, and the hash of its weights.
 
     Args:
         run: What it starts from, if that is a run.
@@ -101,7 +101,8 @@ def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) 
     if run.record.source_labels:
         theirs = target_rows(theirs, mine, len(run.record.labels))
     if set(mine) != set(theirs):
-        raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
+        name = f"{'quantized ' * ('quantize' in run.record.model.arguments)}{run.record.model.name}"
+        raise RunError(f"run {run.path} is a {name}; its weights do not fit the network asked for")
     fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape and name not in new}
     if len(mine) - len(fitting) > _LAST_LAYER:
         raise RunError(
