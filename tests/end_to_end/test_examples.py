@@ -73,7 +73,7 @@ def test_python_api(tmp_path: Path) -> None:
 
 def test_transfer_from_one_labeling_to_another(tmp_path: Path) -> None:
     script = EXAMPLES / "08_transfer_recognition.py"
-    done = _run(sys.executable, str(script), "work", "--epochs", "60", cwd=tmp_path)
+    done = _run(sys.executable, str(script), "work", "--epochs", "40", cwd=tmp_path)
     table = done.stdout[done.stdout.rindex("Holes, learned from 5 images") :]
     lines = {
         name: re.split(r"\s{2,}", line)
