@@ -71,6 +71,25 @@ def test_python_api(tmp_path: Path) -> None:
     assert "krl" not in done.stderr  # the functions print nothing
 
 
+def test_transfer_from_one_labeling_to_another(tmp_path: Path) -> None:
+    script = EXAMPLES / "08_transfer_recognition.py"
+    done = _run(sys.executable, str(script), "work", "--epochs", "40", cwd=tmp_path)
+    table = done.stdout[done.stdout.rindex("Holes, learned from 5 images") :]
+    lines = {
+        name: re.split(r"\s{2,}", line)
+        for name in ("from nothing", "last layer alone", "all layers", "target and source at once")
+        for line in table.splitlines()
+        if line.startswith(name)
+    }
+    accuracy = {name: float(cells[1].split()[0]) for name, cells in lines.items()}
+    assert accuracy["last layer alone"] > accuracy["from nothing"]
+    assert min(float(cells[5]) for name, cells in lines.items() if name.startswith("target")) > 80  # of ten digits
+    assert [cells[5] for name, cells in lines.items() if not name.startswith("target")] == ["-"] * 3
+    answers = re.findall(r"^(\d)-\d+\.png: (\w+) \(\d+%\), digit (\d) \(\d+%\)$", table, re.MULTILINE)
+    assert len(answers) == 3
+    assert "torch is loaded here: False" in table
+
+
 @pytest.mark.skipif(not (SHARED_DATA / "cifar10").is_dir(), reason="the shared data is not here")
 def test_published_teacher(tmp_path: Path) -> None:
     data = _subset(SHARED_DATA / "cifar10", tmp_path / "data", 40)

@@ -37,6 +37,8 @@ def evaluate(config: EvaluateConfig) -> None:
     else:
         print(f"{result['run']} on {result['count']} images of {result['data']} ({result['split']})")
         print(f"trained on: {result['trained_on']}")
+        if "head" in result:
+            print(f"head: {result['head']}")
         print(_metrics_table({name: value for name, value in result.items() if name != "images"}))
         _show_each(result)
     if "variant" not in result:
@@ -94,6 +96,9 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
         print(_metrics_table(result.metrics) + figure_note(result.metrics))
         if "confusion" in result.metrics:
             _show_each(result.metrics)
+        if "source_confusion" in result.metrics:
+            print("\nthe source's classes:")
+            _show_each({name: result.metrics[f"source_{name}"] for name in ("recall", "confusion")})
     next_command(f"krl-compress distill --teacher {result.run} --student NAME --out STUDENT", _export(str(result.run)))
 
 

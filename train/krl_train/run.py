@@ -28,6 +28,7 @@ from krl_train.custom import is_custom, warn_of_change
 from .models import ModelSpec, Network
 
 __all__ = [
+    "JOINT",
     "RECORD",
     "SCHEMA_VERSION",
     "WEIGHTS",
@@ -39,6 +40,9 @@ __all__ = [
     "hashes_of_runs",
     "package_versions",
 ]
+
+JOINT = "joint"
+"""In a record's ``data``: the data of the second head, as the record of a run on it alone has it."""
 
 SCHEMA_VERSION = 2  # rises with each change of the format
 _KIND = "krl-run"
@@ -71,6 +75,8 @@ class RunRecord:
         versions: Versions of the packages and of Python.
         sources: Of each network, data set and loss of the user's own: ``"use"``, ``"name"`` and ``"sha256"``, the hash
             of the file that defines it.
+        source_labels: Of a classifier with two heads, the class names of the second one, which the source's images of
+            a joint training have; empty for all others.
         weights_sha256: Hash of ``model.safetensors``; empty while the run is not finished.
         schema_version: Version of this format.
     """
@@ -89,6 +95,7 @@ class RunRecord:
     history: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
+    source_labels: tuple[str, ...] = ()
     weights_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -127,6 +134,7 @@ class RunRecord:
                     "labels": tuple(values["labels"]),
                     "history": tuple(values["history"]),
                     "sources": tuple(values.get("sources", ())),
+                    "source_labels": tuple(values.get("source_labels", ())),
                 }
             )
         except (KeyError, TypeError, KrlError) as error:

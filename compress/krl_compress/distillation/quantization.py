@@ -73,9 +73,14 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
         The student, on the CPU.
 
     Raises:
-        UsageError: ``start`` has other labels.
+        UsageError: ``start`` has other labels, or two heads.
         ModelError: The network cannot be traced, or nothing of it can be in INT8.
     """
+    if start.record.source_labels:
+        raise UsageError(
+            f"run {start.path} has two heads, and --quantize trains one; distill a float student from it first "
+            f"(--student {start.path} without --quantize), and quantize that"
+        )
     if start.record.labels != record.labels:
         raise UsageError(f"run {start.path} has other labels than the data; train it on them before --quantize")
     student = start.network()

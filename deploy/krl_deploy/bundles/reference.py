@@ -80,8 +80,8 @@ def make_reference(
     Args:
         model: The FP32 ONNX file; its inputs and outputs have the dimensions that the manifest will name.
         inputs: Golden inputs by name ``[N, ...]``.
-        outputs: Their one output ``[N, ...]``. A thousandth of its largest value, and 0.001 at least, is tolerated in
-            the self-test: devices add up in another order, or multiply in TF32. Images must have 50 dB of PSNR, too.
+        outputs: Their outputs by name ``[N, ...]``. A thousandth of the largest value, and 0.001 at least, is tolerated
+            in the self-test: devices add up in another order, or multiply in TF32. Images must have 50 dB of PSNR, too.
         name: Of the model, for people.
         preprocessing: From an image file to an input; size and channels of the golden images.
         source: Origin of the model.

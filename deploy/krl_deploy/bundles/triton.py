@@ -4,6 +4,7 @@ Layout and configuration as Triton's documentation has them (``model_repository.
 
     REPOSITORY/NAME/config.pbtxt     batching, tensors, where it runs
                     labels.txt       class names, for Triton's classification extension
+                    labels-2.txt     those of a second output
                     1/model.onnx     or model.plan, a TensorRT engine
 """
 
@@ -20,7 +21,8 @@ import tyro
 
 from krl_runtime.backends.select import Kind, choose_variant
 from krl_runtime.bundle import Bundle, Engine, TensorSpec
-from krl_runtime.errors import UsageError
+from krl_runtime.bundle.heads import further_heads
+from krl_runtime.errors import BundleError, UsageError
 from krl_runtime.files import atomic_folder
 from krl_runtime.serve.protocol import DATATYPES
 
@@ -105,7 +107,8 @@ def package(config: PackageConfig) -> dict[str, Any]:
     name = config.name or bundle.stem
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a model's name in Triton; accepted with --name: letters, digits, _ . -")
-    if any("\n" in label or "\r" in label for label in manifest.labels):
+    labels = _labels(bundle)
+    if any("\n" in label or "\r" in label for _, several in labels.values() for label in several):
         raise UsageError("a label has a line break, and Triton reads one label from each line; export with others")
     source = _choose(bundle, config)
     folder = config.out / name
@@ -116,8 +119,8 @@ def package(config: PackageConfig) -> dict[str, Any]:
     with atomic_folder(folder, replace=config.overwrite) as temporary:
         (temporary / "1").mkdir()
         (temporary / "1" / source.target).write_bytes(source.content)
-        if manifest.labels:
-            (temporary / _LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
+        for file, several in labels.values():
+            (temporary / file).write_text("".join(f"{label}\n" for label in several), encoding="utf-8")
         (temporary / "config.pbtxt").write_text(_configuration(bundle, source, name, config), encoding="utf-8")
     return {
         "model": str(folder),
@@ -127,6 +130,22 @@ def package(config: PackageConfig) -> dict[str, Any]:
         "backend": source.kind,
         "max_batch": source.max_batch,
     }
+
+
+def _labels(bundle: Bundle) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return for each output the name of the file of its labels, and these.
+
+    Raises:
+        BundleError: The manifest's labels do not fit its outputs.
+    """
+    manifest = bundle.manifest
+    try:
+        heads = further_heads(manifest)
+    except ValueError as error:
+        raise BundleError(f"bundle {bundle.path} is no classifier: {error}; export it again") from error
+    further = {head.output: (f"labels-{place}.txt", head.labels) for place, head in enumerate(heads, start=2)}
+    first = {manifest.outputs[0].name: (_LABELS, manifest.labels)} if manifest.labels else {}
+    return {**first, **further}
 
 
 def _choose(bundle: Bundle, config: PackageConfig) -> _Packaged:
@@ -203,13 +222,13 @@ def _check_engine(key: str, engine: Engine) -> None:
 def _configuration(bundle: Bundle, source: _Packaged, name: str, config: PackageConfig) -> str:
     """Return ``config.pbtxt``: Triton's ``ModelConfig``, in protobuf's text format."""
     manifest = bundle.manifest
-    labels = f"label_filename: {_quoted(_LABELS)}" if manifest.labels else ""
+    labels = {name: f"label_filename: {_quoted(file)}" for name, (file, _) in _labels(bundle).items()}
     lines = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted('tensorrt' if source.kind == 'tensorrt' else 'onnxruntime')}",
         f"max_batch_size: {source.max_batch}",
         *(_tensor("input", spec, source) for spec in manifest.inputs),
-        *(_tensor("output", spec, source, labels) for spec in manifest.outputs),
+        *(_tensor("output", spec, source, labels.get(spec.name, "")) for spec in manifest.outputs),
         f"instance_group [ {{ count: {config.instances} kind: KIND_{'CPU' if source.kind == 'cpu' else 'GPU'} }} ]",
     ]
     if source.max_batch:

@@ -1,14 +1,14 @@
-"""Inputs of graphs: the array of a single input, or arrays by name."""
+"""Inputs of graphs: the array of a single input, or arrays by name. Outputs: one array, also of several heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Inputs", "batches", "feed", "length", "rows", "total"]
+__all__ = ["Inputs", "apart", "batches", "feed", "length", "rows", "side_by_side", "total"]
 
 Inputs: TypeAlias = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
 """The one input of a graph ``[N, ...]``, or all of its inputs by name, each with the same ``N``."""
@@ -54,3 +54,22 @@ def batches(inputs: Inputs, fixed: int | str | None, size: int) -> Iterator[Inpu
     step = fixed if isinstance(fixed, int) else size
     for start in range(0, length(inputs), step):
         yield rows(inputs, slice(start, start + step))
+
+
+def side_by_side(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the outputs of all heads ``[N, classes]`` as one array ``[N, all classes]``; a single output as it is."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
+
+
+def apart(outputs: npt.NDArray[Any], widths: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Return the outputs of each head, of outputs that are side by side; of a single head as they are.
+
+    Args:
+        outputs: ``[N, ...]``.
+        widths: Number of classes of each head.
+
+    Example:
+        >>> [part.shape for part in apart(np.zeros((4, 5)), [2, 3])]
+        [(4, 2), (4, 3)]
+    """
+    return [outputs] if len(widths) == 1 else np.split(outputs, np.cumsum(widths)[:-1].tolist(), axis=1)

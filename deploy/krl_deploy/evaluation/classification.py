@@ -16,15 +16,17 @@ from krl_deploy.data.decoding import decoded
 from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, unknown_classes, with_label_indices
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
-from krl_runtime.evaluation.gate import Verdict, judge_predictions
+from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreement
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, better_than_chance, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import outputs_of
+from .heads import HeadsTally
 from .shift import LEAST_GOLDEN, SAMPLE, distribution_shift
 from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, largest_drop
 
@@ -42,6 +44,7 @@ class Classification(Task):
         if options.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
         self.bundle, self.options = bundle, options
+        self.heads = further_heads(bundle.manifest)
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.planned: list[ImageFile] = []
@@ -128,6 +131,10 @@ class Classification(Task):
 
     def why_refused(self, precision: str, score: PredictionScore) -> str | None:
         """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
+        least = least_agreement(precision, self.options.max_drop)
+        for name, share in score.further.items():
+            if share < least - EXACT:
+                return f"{share:.2%} of the predictions of the head {name} agree with fp32, required: {least:.2%}"
         required = LEAST_AGREEMENT[precision]
         if score.drop is not None or self.options.max_drop is not None:
             by_drop = max(0.0, 1 - DISAGREEMENT_PER_POINT * self.accepted / 100)
@@ -138,9 +145,12 @@ class Classification(Task):
             return f"a drop of {score.drop:.2f} ± {score.drop_error:.2f} points, accepted: {self.accepted:g}"
         return None
 
-    def tally(self) -> PredictionTally:
+    def tally(self) -> PredictionTally | HeadsTally:
         """Return an empty tally."""
-        return PredictionTally(output_kind(self.bundle.manifest.settings))
+        kind = output_kind(self.bundle.manifest.settings)
+        if not self.heads:
+            return PredictionTally(kind)
+        return HeadsTally(kind, len(self.bundle.manifest.labels), self.heads)
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
@@ -158,6 +168,7 @@ class Classification(Task):
             max_recall_drop=self.options.max_recall_drop,
             doubts=self._doubts(reference),
             accept_unmeasured=self.options.accept_unmeasured,
+            further={head.name: min(score.further[head.name] for score in variants) for head in self.heads},
         )
 
     def _doubts(self, reference: PredictionScore) -> list[str]:
@@ -173,9 +184,10 @@ class Classification(Task):
             doubts.append(f"whether the images are the model's cannot be seen from {len(known)} golden inputs")
             return doubts
         session = open_cpu(self.bundle.read(manifest.variants["fp32"].file))
-        logits = outputs_of(session, known)
+        classes = len(manifest.labels)  # further heads are beside the first one
+        logits = outputs_of(session, known)[:, :classes]
         for use, images in self.used.items():
-            shift = distribution_shift(known, logits, images, outputs_of(session, images))
+            shift = distribution_shift(known, logits, images, outputs_of(session, images)[:, :classes])
             if shift:
                 doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
         return doubts
@@ -190,7 +202,8 @@ class Classification(Task):
         """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""
         reference, *_ = scores.values()
         if reference.top1 is None:
-            return f"{count} images without labels; one is worth {100 / count:.2g} points of agreement"
+            worth = f"{100 / count:.2g} points of agreement"
+            return f"{count} images without labels; one is worth {worth}{self._further(scores)}"
         image, error = resolution(reference.top1, count)
         finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
         rows = self._recalls(scores)
@@ -201,8 +214,17 @@ class Classification(Task):
         shown = table((which, "images", *scores), cells)
         return (
             f"{count} images; one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points"
-            f"{finer}\n{shown}{absent}"
+            f"{finer}\n{shown}{absent}{self._further(scores)}"
         )
+
+    def _further(self, scores: Mapping[str, PredictionScore]) -> str:
+        """Return a line for each further head: how many of its predictions are those of FP32."""
+        _, *variants = scores.items()
+        lines = []
+        for head in self.heads:
+            shares = ", ".join(f"{name} {score.further[head.name]:.2%}" for name, score in variants)
+            lines.append(f"\nhead {head.name}: agreement {shares}")
+        return "".join(lines)
 
     def _recalls(self, scores: Mapping[str, PredictionScore]) -> list[tuple[Any, ...]]:
         """Return name, number of images, and recall in each file, of all classes, or of those that drop most."""

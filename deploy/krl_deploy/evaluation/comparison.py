@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krl_deploy.data.arrays import Inputs, batches, feed, length
+from krl_deploy.data.arrays import Inputs, batches, feed, length, side_by_side
 from krl_runtime.backends.onnxruntime import EXACT_INT8
 from krl_runtime.device.timing import interleaved
 from krl_runtime.errors import BackendError, DataError, ModelError, require
@@ -32,7 +32,8 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
         batch: Inputs in one call, if the graph's batch is open.
 
     Returns:
-        Its first output, ``[N, ...]``: logits, or images.
+        Its output, ``[N, ...]``: logits, or images. Those of several heads are side by side, ``[N, all classes]``, in
+        the order of the graph; see ``apart``.
 
     Raises:
         ModelError: An output is not a finite number.
@@ -40,7 +41,7 @@ def outputs_of(session: Any, inputs: Inputs, *, batch: int = _BATCH) -> npt.NDAr
     """
     fixed = session.get_inputs()[0].shape[0]
     try:
-        parts = [session.run(None, feed(session, part))[0] for part in batches(inputs, fixed, batch)]
+        parts = [side_by_side(session.run(None, feed(session, part))) for part in batches(inputs, fixed, batch)]
     except Exception as error:  # ONNX Runtime's own types share no base class but this one
         raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
     outputs: npt.NDArray[np.float32] = np.concatenate(parts)[: length(inputs)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krl_deploy.data.arrays import apart
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
@@ -55,7 +56,7 @@ def limits_of(
     Args:
         precision: ``"fp16"`` or ``"int8"``.
         manifest: The bundle's manifest.
-        outputs: First output of each of its files for the golden inputs, ``[N, ...]``.
+        outputs: Output of each of its files for the golden inputs, ``[N, ...]``; of several heads side by side.
         golden: Golden inputs and outputs.
         verdict: Of the gate.
         advice: The thing to do about a variant that is outside of them.
@@ -63,8 +64,9 @@ def limits_of(
     Raises:
         CheckFailedError: The variant is outside of them: it has lost inputs that the bundle was exported with.
     """
-    name = manifest.outputs[0].name
-    each = [likeness(manifest, {name: values}, golden) for values in outputs]
+    widths = [golden[spec.name].shape[-1] for spec in manifest.outputs]
+    names = [spec.name for spec in manifest.outputs]
+    each = [likeness(manifest, dict(zip(names, apart(values, widths), strict=True)), golden) for values in outputs]
     error = float(np.max([item.error for item in each]))
     measured = Likeness(each[0].count, each[0].largest, error, float(np.min([item.alike for item in each])))
     limits, fault = golden_limits(precision, measured, verdict.limits, images=makes_images(manifest))

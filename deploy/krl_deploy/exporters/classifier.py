@@ -10,12 +10,13 @@ import numpy.typing as npt
 from krl_deploy.config import ExportConfig
 from krl_deploy.data.folders import choose_any, open_data
 from krl_deploy.evaluation.comparison import outputs_of
-from krl_deploy.graph import LOGITS, PIXELS
+from krl_deploy.graph import LOGITS, PIXELS, SOURCE_LOGITS
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
+from krl_runtime.bundle.heads import HEADS, Head
 from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.images.folders import decode
 
@@ -24,6 +25,8 @@ from .parity import torch_outputs
 from .plan import ExportPlan, no_real_images
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from krl_train.run import Run
 
 __all__ = ["plan_classifier"]
@@ -36,9 +39,10 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     """Convert a classifier, and read real inputs; see ``krl_deploy.exporters.export``."""
     from krl_train.models import count_macs
 
-    network, preprocessing = run.network(), run.record.preprocessing
+    preprocessing = run.record.preprocessing
+    network, heads = _heads(run)
     pixels = _real_inputs(config, run)
-    model = to_onnx(network, preprocessing.shape, config.opset)
+    model = to_onnx(network, preprocessing.shape, config.opset, [head.output for head in heads])
     trained, evidence = None, {}
     if is_qdq_model(model):
         trained = read_quantized(model)
@@ -51,9 +55,21 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
         LOGITS,
         preprocessing,
         count_macs(network, preprocessing.shape),
+        {HEADS: [head.to_dict() for head in heads]} if heads else {},
         trained=trained,
         evidence=evidence,
+        heads=heads,
     )
+
+
+def _heads(run: Run) -> tuple[nn.Module, tuple[Head, ...]]:
+    """Return the network with the outputs of all of its heads, and those after the first."""
+    from krl_train.models import BothHeads, TwoHeads
+
+    network = run.network()
+    if not isinstance(network, TwoHeads):
+        return network, ()
+    return BothHeads(network).eval(), (Head("source", SOURCE_LOGITS, run.record.source_labels),)
 
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:

@@ -50,16 +50,20 @@ def _versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
 
 
-def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx.ModelProto:
+def to_onnx(
+    network: nn.Module, shape: tuple[int, int, int], opset: int, further: Sequence[str] = ()
+) -> onnx.ModelProto:
     """Export a network that takes pixels.
 
     Args:
-        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``.
+        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``, or to those of several heads.
         shape: Channels, height and width of one input.
         opset: Requested version of the ONNX operators; the result may have another one.
+        further: Names of the outputs of further heads.
 
     Returns:
-        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``.
+        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``, and to
+        those of further heads.
 
     Raises:
         ModelError: torch cannot export the network.
@@ -67,11 +71,16 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], opset: int) -> onnx
     import torch
 
     example = torch.zeros((EXPORT_BATCH, *shape), dtype=torch.uint8)
-    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset)
+    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset, further)
 
 
 def convert(
-    network: nn.Module, examples: Mapping[str, Tensor], output: str, dynamic: Sequence[Mapping[int, Any]], opset: int
+    network: nn.Module,
+    examples: Mapping[str, Tensor],
+    output: str,
+    dynamic: Sequence[Mapping[int, Any]],
+    opset: int,
+    further: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Export a network with any inputs.
 
@@ -81,6 +90,7 @@ def convert(
         output: Name of its output.
         dynamic: For each input the dimensions that are left open.
         opset: See ``to_onnx``.
+        further: Names of further outputs.
 
     Raises:
         ModelError: torch cannot export the network.
@@ -95,7 +105,7 @@ def convert(
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(examples),
-                output_names=[output],
+                output_names=[output, *further],
                 dynamic_shapes=tuple(dict(dimensions) for dimensions in dynamic),
                 external_data=False,
                 verbose=False,

@@ -77,7 +77,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     reference = make_reference(
         data,
         {name: array[: config.golden] for name, array in plan.inputs.items()},
-        {plan.output: expected[: config.golden]},
+        plan.apart(expected[: config.golden]),
         name=record.model.name,
         preprocessing=plan.preprocessing,
         source=source_of(run),

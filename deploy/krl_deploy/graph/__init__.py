@@ -3,10 +3,13 @@
 A pass takes a model and returns a new one, checked and with its types inferred anew.
 """
 
-__all__ = ["IMAGES", "LOGITS", "PIXELS", "RESTORED"]
+__all__ = ["IMAGES", "LOGITS", "PIXELS", "RESTORED", "SOURCE_LOGITS"]
 
 PIXELS, LOGITS = "pixels", "logits"
 """Names of the input and the output of every classifier's graph; restorers take ``PIXELS`` as well."""
+
+SOURCE_LOGITS = "source_logits"
+"""Name of the second output of a classifier with two heads, in the classes of the source that it was trained on."""
 
 RESTORED, IMAGES = "restored", "images"
 """Names of the output of restorers and of generators; the inputs of these are named by ``krl_runtime.pipelines``."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from krl_runtime.bundle import Bundle, Manifest
+from krl_runtime.bundle.heads import HEADS, further_heads
 
 from .tables import table
 
@@ -61,9 +62,10 @@ def describe(bundle: Bundle) -> str:
 
 
 def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    labels = ", ".join(manifest.labels[:_LABELS]) + (" …" if len(manifest.labels) > _LABELS else "")
     settings = [
-        f"{key}: {_scalars(value) if isinstance(value, Mapping) else value}" for key, value in manifest.settings.items()
+        f"{key}: {_scalars(value) if isinstance(value, Mapping) else value}"
+        for key, value in manifest.settings.items()
+        if key != HEADS
     ]
     yield "name", manifest.name
     yield "task", manifest.task
@@ -71,7 +73,12 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "output", "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in manifest.outputs)
     yield "preprocessing", _scalars(manifest.preprocessing.to_dict())
     if manifest.labels:
-        yield "labels", f"{len(manifest.labels)}: {labels}"
+        yield "labels", f"{len(manifest.labels)}: {_names(manifest.labels)}"
+    try:
+        for head in further_heads(manifest):
+            yield f"labels of {head.name}", f"{len(head.labels)}: {_names(head.labels)}"
+    except ValueError as error:
+        yield HEADS, f"not usable: {error}"
     if settings:
         yield "settings", _cut("; ".join(settings))
     yield "defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"
@@ -79,6 +86,10 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"evidence {key}", _cut(_figures(value))
     yield "source", _cut(_scalars(manifest.source))
     yield "files", f"{len(manifest.files)}, every SHA-256 checked"
+
+
+def _names(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:_LABELS]) + (" …" if len(labels) > _LABELS else "")
 
 
 def _variants(manifest: Manifest) -> str:

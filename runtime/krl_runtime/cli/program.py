@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from krl_runtime._version import __version__
 from krl_runtime.backends.select import ALL_KINDS
-from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, UsageError
+from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, KrlError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.classifier import Classification, Classifier
@@ -163,14 +163,13 @@ def _classify(arguments: argparse.Namespace) -> None:
     arguments.bundle, images = bundle_and_images(arguments.bundle, arguments.paths)
     files = expand(images, arguments.on_bad_image)
     with load_model(arguments, Classifier) as model:
+        heads = [head.name for head in model.heads]
         answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
         report_bad(list(bad.values()), arguments.on_bad_image)
         if not answers:
             raise DataError("no image is left: none of the files can be decoded")
         if arguments.json:
-            results = [{"file": file, **answer.to_dict()} for file, answer in answers.items()]
-            for result in results:
-                del result["logits"]
+            results = [{"file": file, **answer.to_dict(logits=False)} for file, answer in answers.items()]
             skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
             print_json({**where(model), "results": results, "skipped": skipped})
             return
@@ -180,10 +179,11 @@ def _classify(arguments: argparse.Namespace) -> None:
             answer.label if answer.present is None else ", ".join(answer.present) or "none",
             f"{answer.score:.1%}",
             ", ".join(f"{label} {score:.1%}" for label, score in answer.top[1:]),
+            *(f"{other.label} {other.score:.1%}" for other in answer.others.values()),
         )
         for file, answer in answers.items()
     ]
-    print(table(("file", "prediction", "score", "then"), rows))
+    print(table(("file", "prediction", "score", "then", *heads), rows))
     next_command(f"{PROG} bench {arguments.bundle}")
 
 
@@ -204,7 +204,10 @@ def _answer(
             bad[str(file)] = str(error)
             continue
         if go_on or not bad:
-            (answers[str(file)],) = model.interpret(model.logits(pixels[None]), top_k=top_k)
+            (answer,) = model.run_batch(pixels[None], [top_k])
+            if isinstance(answer, KrlError):
+                raise answer
+            answers[str(file)] = answer
     return answers, bad
 
 

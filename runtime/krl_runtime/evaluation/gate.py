@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from .limits import (
     DISAGREEMENT_PER_POINT,
@@ -23,7 +24,7 @@ from .limits import (
 )
 from .predictions import ClassCounts
 
-__all__ = ["Verdict", "judge_images", "judge_predictions", "sign_test"]
+__all__ = ["Verdict", "judge_images", "judge_predictions", "least_agreement", "sign_test"]
 
 _RECALL_PER_POINT = 3.0  # points of recall of one class for each point of top-1: a drop is not spread evenly
 
@@ -72,6 +73,7 @@ def judge_predictions(
     max_recall_drop: float | None = None,
     doubts: Sequence[str] = (),
     accept_unmeasured: bool = False,
+    further: Mapping[str, float] = MappingProxyType({}),
 ) -> Verdict:
     """Judge a classifier's variant.
 
@@ -90,6 +92,7 @@ def judge_predictions(
             for the default, which forgives a class what chance explains.
         doubts: Reasons why the images say nothing of the variant, each a sentence without its end.
         accept_unmeasured: Whether the user accepts a variant that was judged on too few or on doubtful images.
+        further: For each further head the share of images, 0 to 1, with FP32's prediction: their labels are not known.
 
     Example:
         >>> judge_predictions("int8", count=2000, agreement=0.98, drop=0.4).passes
@@ -121,13 +124,15 @@ def judge_predictions(
         for option in (name for name, value in given.items() if value is not None):
             faults.append(f"the images have no labels of the model, so that {option} cannot be checked")
     if drop is None or not known:
-        least = LEAST_AGREEMENT[precision]
-        if drop is not None and max_drop is not None:  # the user accepted more
-            least = max(0.0, min(least, 1 - DISAGREEMENT_PER_POINT * max_drop / 100))
+        least = least_agreement(precision, max_drop if drop is not None else None)
         limits["least_agreement"] = least
         why = "without labels" if drop is None else "where FP32 is not better than chance,"
         if not agreement >= least - EXACT:
             faults.append(f"{why} {agreement:.1%} of the predictions agree with FP32, required: {least:.1%}")
+    for name, share in further.items():
+        least = limits["least_further_agreement"] = least_agreement(precision, max_drop)
+        if not share >= least - EXACT:
+            faults.append(f"{share:.1%} of the predictions of the head {name} agree with FP32, required: {least:.1%}")
     # A limit that the user gave, on labels that the user gave, is a statement on this data, if the data resolves it.
     stated = drop is not None and max_drop is not None and max_drop * count >= 100
     few = count < LEAST_IMAGES and not stated and not snr_db >= ENOUGH_SNR_DB
@@ -139,6 +144,21 @@ def judge_predictions(
     if not accept_unmeasured:
         faults += open_doubts
     return Verdict(tuple(faults), limits, tuple(open_doubts))
+
+
+def least_agreement(precision: str, max_drop: float | None) -> float:
+    """Return the least share of predictions, 0 to 1, that have to be those of FP32 where labels do not judge them.
+
+    Args:
+        precision: ``"fp16"`` or ``"int8"``.
+        max_drop: Largest drop in percentage points that the user accepts; ``None`` for the default.
+
+    Example:
+        >>> least_agreement("int8", None), round(least_agreement("int8", 5.0), 2)
+        (0.95, 0.85)
+    """
+    least = LEAST_AGREEMENT[precision]
+    return least if max_drop is None else max(0.0, min(least, 1 - DISAGREEMENT_PER_POINT * max_drop / 100))
 
 
 def _worst_class(classes: Sequence[ClassCounts], accepted: float, *, forgiving: bool) -> ClassCounts | None:

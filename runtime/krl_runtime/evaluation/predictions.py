@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +67,8 @@ class PredictionScore:
             the classes is left out of both where a softmax follows, since it changes no prediction then.
         max_error: Largest absolute difference of an output from the reference's.
         classes: The classes that have images, in their order; empty without labels.
+        further: Of a model with further heads, the share of images with the reference's prediction, for each by its
+            name. ``snr_db`` is then the smallest of all heads, ``max_error`` the largest.
     """
 
     top1: float | None
@@ -76,12 +78,14 @@ class PredictionScore:
     snr_db: float
     max_error: float
     classes: tuple[ClassCounts, ...] = ()
+    further: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "SNR in dB", "largest logit error")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score as plain JSON types, without the classes; those of many classes would fill a page."""
-        return {name: value for name, value in self.__dict__.items() if name != "classes"}
+        hidden = ("classes",) if self.further else ("classes", "further")
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def cells(self, reference: PredictionScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""

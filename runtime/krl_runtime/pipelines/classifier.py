@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import THRESHOLD, is_multi_label, output_kind, scores_of
+from krl_runtime.bundle.heads import further_heads
+from krl_runtime.bundle.output_kind import THRESHOLD, OutputKind, is_multi_label, output_kind, scores_of
 from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
 from .base import Pipeline
@@ -39,6 +40,7 @@ class Classification:
         logits: The network's outputs ``[classes]``, float32, in the order of the labels; the bundle's ``output_kind``
             says whether they are logits or scores.
         present: Of a multi-label model all labels with a score above 0.5, the best first; ``None`` of any other.
+        others: Of a model with further heads, the prediction of each by its name, as ``"source"``, from the same run.
     """
 
     label: str
@@ -47,20 +49,28 @@ class Classification:
     top: tuple[tuple[str, float], ...]
     logits: npt.NDArray[np.float32] = field(repr=False, compare=False)
     present: tuple[str, ...] | None = None
+    others: Mapping[str, Classification] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         """Return the classes and their probabilities in one line, the best first."""
-        return ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        own = ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        return "; ".join([own, *(f"{name}: {other}" for name, other in self.others.items())])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+    def to_dict(self, *, logits: bool = True) -> dict[str, Any]:
+        """Return plain JSON types.
+
+        Args:
+            logits: Whether the network's outputs are among them.
+        """
+        others = {name: other.to_dict(logits=logits) for name, other in self.others.items()}
         return {
             "label": self.label,
             "index": self.index,
             "score": self.score,
             "top": [{"label": label, "score": score} for label, score in self.top],
-            "logits": self.logits.tolist(),
+            **({"logits": self.logits.tolist()} if logits else {}),
             **({} if self.present is None else {"present": list(self.present)}),
+            **({"others": others} if others else {}),
         }
 
 
@@ -70,12 +80,14 @@ class Classifier(Pipeline):
     Attributes:
         labels: Class names in the order of the logits.
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
+        heads: Further outputs, each with its name and labels; see ``krl_runtime.bundle.heads``.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
         super().__init__(bundle, backend)
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
+        self.heads = further_heads(bundle.manifest)
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
         self._limit = bundle.batch_limit
@@ -99,6 +111,7 @@ class Classifier(Pipeline):
             )
         try:
             output_kind(manifest.settings)
+            further_heads(manifest)
         except ValueError as error:
             raise BundleError(f"bundle {bundle.path} is no classifier: {error}; import it again") from error
         batch = manifest.inputs[0].shape[0]
@@ -132,11 +145,11 @@ class Classifier(Pipeline):
             UsageError: ``top_k`` is less than 1.
         """
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret(self.logits(self.preprocessing(source)[None]), top_k=top_k)[0]
+            return self.interpret_outputs(self._run(self.preprocessing(source)[None]), top_k=top_k)[0]
         results: list[Classification] = []
         for start in range(0, len(source), self._limit):
             pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
-            results += self.interpret(self.logits(pixels), top_k=top_k)
+            results += self.interpret_outputs(self._run(pixels), top_k=top_k)
         return results
 
     async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
@@ -171,9 +184,11 @@ class Classifier(Pipeline):
     def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[Classification | KrlError]:
         """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
         results: list[Classification | KrlError] = []
-        for row, count in zip(self.logits(pixels), top_k, strict=True):
+        outputs = self._run(pixels)
+        for row, count in enumerate(top_k):
             try:
-                results += self.interpret(row[None], top_k=count)
+                one = {name: values[row : row + 1] for name, values in outputs.items()}
+                results += self.interpret_outputs(one, top_k=count)
             except ModelError as error:  # logits that are not finite: the others of the batch have their results
                 results.append(error)
         return results
@@ -185,15 +200,36 @@ class Classifier(Pipeline):
             pixels: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``.
 
         Returns:
-            Logits ``[N, classes]``, float32.
+            Logits ``[N, classes]``, float32; of several heads those of the first.
 
         Raises:
             BackendError: ``pixels`` has another dtype or shape, the device failed, or the model is closed.
         """
-        return self.backend.run({self._input: pixels})[self._output].astype(np.float32, copy=False)
+        return self._run(pixels)[self._output].astype(np.float32, copy=False)
+
+    def _run(self, pixels: npt.NDArray[np.uint8]) -> Mapping[str, npt.NDArray[Any]]:
+        """Run the network once; return the outputs of all heads by their names in the graph."""
+        return self.backend.run({self._input: pixels})
+
+    def interpret_outputs(self, outputs: Mapping[str, npt.NDArray[Any]], *, top_k: int = 5) -> list[Classification]:
+        """Turn the outputs of all heads into results; see ``interpret``.
+
+        Args:
+            outputs: By their names in the graph, ``[N, classes]`` each.
+            top_k: Number of classes in a result, of each head.
+        """
+        results = self.interpret(outputs[self._output].astype(np.float32, copy=False), top_k=top_k)
+        for head in self.heads:
+            rows = outputs[head.output].astype(np.float32, copy=False)
+            others = [self._result(row, top_k, head.labels, "logits") for row in rows]
+            results = [
+                replace(result, others={**result.others, head.name: other})
+                for result, other in zip(results, others, strict=True)
+            ]
+        return results
 
     def interpret(self, logits: npt.NDArray[np.float32], *, top_k: int = 5) -> list[Classification]:
-        """Turn logits into results.
+        """Turn logits of the first head into results.
 
         Args:
             logits: ``[N, classes]``, float32.
@@ -207,9 +243,11 @@ class Classifier(Pipeline):
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
         if logits.ndim != 2 or logits.shape[1] != len(self.labels):
             raise UsageError(f"logits have shape {list(logits.shape)}; accepted: [batch, {len(self.labels)}]")
-        return [self._result(row, top_k) for row in logits]
+        return [self._result(row, top_k, self.labels, self.output_kind) for row in logits]
 
-    def _result(self, logits: npt.NDArray[np.float32], top_k: int) -> Classification:
+    def _result(
+        self, logits: npt.NDArray[np.float32], top_k: int, labels: Sequence[str], kind: OutputKind
+    ) -> Classification:
         values = logits.astype(np.float64)
         # Finite float32 numbers cannot overflow the sum in float64, and any other number makes it infinite or NaN.
         if not math.isfinite(values.sum()):
@@ -218,12 +256,12 @@ class Classifier(Pipeline):
                 f"numbers, so there is no result; load another variant, and run krl-runtime selftest {self.bundle.path}"
             )
         best = _largest(values, top_k)
-        scores = scores_of(self.output_kind, values)
-        top = tuple((self.labels[index], float(scores[index])) for index in best)
+        scores = scores_of(kind, values)
+        top = tuple((labels[index], float(scores[index])) for index in best)
         present: tuple[str, ...] | None = None
-        if is_multi_label(self.output_kind):
+        if is_multi_label(kind):
             count = int((scores > THRESHOLD).sum())
-            present = tuple(self.labels[index] for index in _largest(values, count)) if count else ()
+            present = tuple(labels[index] for index in _largest(values, count)) if count else ()
         return Classification(top[0][0], best[0], top[0][1], top, logits, present)
 
     def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:

@@ -10,9 +10,10 @@ import json
 import math
 import reprlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -83,7 +84,11 @@ class InferRequest:
 
 
 def parse(
-    body: bytes, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    body: bytes,
+    header_length: int | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    labeled: Collection[str] = (),
 ) -> InferRequest:
     """Read the body of an inference request.
 
@@ -92,6 +97,7 @@ def parse(
         header_length: Length of its JSON part, if bytes of tensors follow.
         inputs: The model's inputs.
         outputs: The model's outputs.
+        labeled: Those beside the first one that have labels.
 
     Returns:
         The request; its arrays have the dtypes of ``inputs``, but any shape.
@@ -119,7 +125,7 @@ def parse(
     return InferRequest(
         None if identity is None else _accept(identity, str, "id"),
         arrays,
-        _requested(values, [spec.name for spec in outputs]),
+        _requested(values, [spec.name for spec in outputs], labeled),
     )
 
 
@@ -205,7 +211,9 @@ def _flat(data: list[Any], name: str) -> list[Any]:
     return data
 
 
-def _requested(values: Mapping[str, Any], known: Sequence[str]) -> tuple[RequestedOutput, ...]:
+def _requested(
+    values: Mapping[str, Any], known: Sequence[str], labeled: Collection[str]
+) -> tuple[RequestedOutput, ...]:
     parameters = _accept(values.get("parameters", {}), dict, "parameters")
     default = _accept(parameters.get("binary_data_output", False), bool, "binary_data_output")
     items = _accept(values.get("outputs", []), list, "outputs")
@@ -221,7 +229,7 @@ def _requested(values: Mapping[str, Any], known: Sequence[str]) -> tuple[Request
         classes = options.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise UsageError(f"output {name!r}: classification is {_values.repr(classes)}; accepted: 0 or more")
-        if classes and name != known[0]:
+        if classes and name != known[0] and name not in labeled:
             raise UsageError(f"output {name!r} has no labels; classification is for {known[0]!r}")
         binary = _accept(options.get("binary_data", default), bool, f"output {name!r}: binary_data")
         requested[name] = RequestedOutput(name, binary, classes)
@@ -247,6 +255,7 @@ def render(
     model: str,
     labels: Sequence[str],
     parameters: Mapping[str, Any],
+    further_labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[bytes, int | None]:
     """Return the body of a response.
 
@@ -256,6 +265,7 @@ def render(
         model: Its name.
         labels: Class names in the order of the logits.
         parameters: Further facts of the response.
+        further_labels: The class names of outputs beside the first one, by their names.
 
     Returns:
         The body, and the length of its JSON part if bytes of tensors follow.
@@ -267,7 +277,7 @@ def render(
     for wanted in request.outputs:
         array = outputs[wanted.name]
         if wanted.classes:
-            array = _best(array, wanted.classes, labels)
+            array = _best(array, wanted.classes, further_labels.get(wanted.name, labels))
         item: dict[str, Any] = {
             "name": wanted.name,
             "datatype": DATATYPES.get(array.dtype.name, "BYTES"),

@@ -242,8 +242,7 @@ class Service:
             outputs = await self._run_with_others(self._batcher, pixels[None])
             watch.lap("inference")
             result = self._interpret(outputs, top_k)
-        values = result.to_dict()
-        del values["logits"]
+        values = result.to_dict(logits=False)
         backend = self.model.backend
         times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
         where = {"model": self.name, "backend": backend.name, "variant": backend.variant}
@@ -307,8 +306,7 @@ class Service:
         return pixels
 
     def _interpret(self, outputs: _Outputs, top_k: int) -> Classification:
-        logits = outputs[self.model.bundle.manifest.outputs[0].name].astype(np.float32, copy=False)
-        return self.model.interpret(logits, top_k=top_k)[0]
+        return self.model.interpret_outputs(outputs, top_k=top_k)[0]
 
     async def _run_with_others(self, batcher: Batcher[_Outputs], pixels: npt.NDArray[np.uint8]) -> _Outputs:
         """Run the images of one request in batches that images of other requests share."""
@@ -342,7 +340,8 @@ class Service:
     def _parse(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> protocol.InferRequest:
         watch.lap("queue")
         manifest = self.model.bundle.manifest
-        request = protocol.parse(body, header_length, manifest.inputs, manifest.outputs)
+        labeled = [head.output for head in self.model.heads]
+        request = protocol.parse(body, header_length, manifest.inputs, manifest.outputs, labeled)
         try:
             check_inputs(manifest.inputs, request.inputs)
         except BackendError as error:
@@ -351,9 +350,12 @@ class Service:
         return request
 
     def _render(self, request: protocol.InferRequest, outputs: _Outputs) -> tuple[bytes, int | None]:
-        backend, labels = self.model.backend, self.model.bundle.manifest.labels
+        backend, labels = self.model.backend, self.model.labels
+        further = {head.output: head.labels for head in self.model.heads}
         where = {"backend": backend.name, "variant": backend.variant}
-        return protocol.render(request, outputs, model=self.name, labels=labels, parameters=where)
+        return protocol.render(
+            request, outputs, model=self.name, labels=labels, parameters=where, further_labels=further
+        )
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network in parts of a bounded size."""

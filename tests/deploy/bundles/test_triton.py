@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from _helpers.bundles import LABELS, TinyNet, write_bundle
+from _helpers.two_heads import SOURCE, write_two_heads
 from krl_deploy.bundles.triton import PackageConfig, package
 from krl_deploy.cli import main
 from krl_runtime import Bundle, BundleError, Preprocessing, UsageError
@@ -243,3 +244,17 @@ def test_the_command(tmp_path: Path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     assert "model.fp32.onnx" in capsys.readouterr().out
+
+
+def test_two_outputs_have_labels_of_their_own(tmp_path: Path, schema):
+    bundle = write_two_heads(tmp_path / "two.krl")
+    package(PackageConfig(bundle.path, "triton", tmp_path / "models", backend="cpu"))
+    model = tmp_path / "models" / "two"
+    configuration = parse(schema, model)
+    outputs = [(item.name, list(item.dims), item.label_filename) for item in configuration.output]
+    assert outputs == [("logits", [4], "labels.txt"), ("source_logits", [3], "labels-2.txt")]
+    assert (model / "labels.txt").read_text().splitlines() == list(LABELS)
+    assert (model / "labels-2.txt").read_text().splitlines() == list(SOURCE)
+    forged = write_two_heads(tmp_path / "forged.krl", settings={"heads": []})
+    with pytest.raises(BundleError, match="is no classifier: heads"):
+        package(PackageConfig(forged.path, "triton", tmp_path / "models", backend="cpu"))

@@ -19,6 +19,7 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
+from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
 from .names import RECORD, WEIGHTS, recorded_model, recorded_task
 from .plain import to_plain
@@ -48,6 +49,7 @@ __all__ = [
     "ImportConfig",
     "ImportedRestorerConfig",
     "InputConfig",
+    "JointConfig",
     "LoopConfig",
     "ModelsConfig",
     "OptimConfig",

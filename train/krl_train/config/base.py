@@ -13,6 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 from krl_train.custom import Custom, named
 
+from .joint import JointConfig
 from .tasks import (
     ConditioningConfig,
     GenerationConfig,
@@ -276,6 +277,7 @@ class FitConfig(TrainingConfig):
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
+    joint: Advanced[Annotated[JointConfig, _CLASSIFIER]] = field(default_factory=JointConfig)
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""

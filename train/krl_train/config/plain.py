@@ -14,7 +14,7 @@ from .names import RECORD
 
 __all__ = ["to_plain"]
 
-_FOLDERS = ("data", "data_free")  # options that take a name or a folder
+_FOLDERS = ("data", "source_data", "data_free")  # options that take a name or a folder
 _NAMES = (*DATA_SETS, "teacher")  # names that they take; "teacher" is of data_free
 
 

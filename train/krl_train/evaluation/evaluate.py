@@ -19,8 +19,8 @@ from krl_train.custom import warn_of_change
 from krl_train.data import PixelSet, Source, open_source
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
-from krl_train.models import Network
-from krl_train.run import Run, RunRecord
+from krl_train.models import Network, TwoHeads
+from krl_train.run import JOINT, Run, RunRecord
 from krl_train.worker import Worker
 
 from .training_data import count_trained, is_imported, trained_on, warn_of_trained
@@ -36,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns:
         ``run``, ``data``, ``split``, ``trained_on`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
         ``evaluate_generator`` returns. Of a classifier also ``images``, their number, and ``trained_images``, how many
-        of them it was trained on (``None`` where that is not known).
+        of them it was trained on (``None`` where that is not known); of one with two heads ``head``, ``"target"`` or
+        ``"source"``.
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
@@ -53,8 +54,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
-    network = run.network()
-    source, split = choose_split(record, _open_data(run, config.data), config.split)
+    source = _open_data(run, config.data)
+    head, network, record = _head_for(run, source.labels)
+    source, split = choose_split(record, source, config.split)
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
     pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
@@ -68,8 +70,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "images": len(pixels),
         "trained_on": trained_on(record),
         "trained_images": trained,
+        **head,
         **metrics,
     }
+
+
+def _head_for(run: Run, labels: Sequence[str]) -> tuple[dict[str, str], Network, RunRecord]:
+    """Return the head of a network that knows the data's classes, and the record of its training alone.
+
+    Of two heads it is the target's, unless the source's alone knows all of the classes; ``"head"`` says which.
+    """
+    record, network = run.record, run.network()
+    if not isinstance(network, TwoHeads):
+        return {}, network, record
+    if set(labels) <= set(record.labels) or not set(labels) <= set(record.source_labels):
+        return {"head": "target"}, network, record
+    other = replace(record, labels=record.source_labels, source_labels=(), data=record.data[JOINT])
+    return {"head": "source"}, network.source(), other
 
 
 def _open_data(run: Run, data: DataConfig) -> Source:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from .build import build_model, native_size
 from .cifar import cifar_names
+from .heads import BothHeads, TwoHeads
 from .network import Network, count_macs, count_parameters
 from .published import published_classes, published_input
 from .quantized import FakeQuantized
-from .spec import ModelSpec, build_classifier
+from .spec import SOURCE_CLASSES, ModelSpec, build_classifier
 
 __all__ = [
+    "SOURCE_CLASSES",
+    "BothHeads",
     "FakeQuantized",
     "ModelSpec",
     "Network",
+    "TwoHeads",
     "build_classifier",
     "build_model",
     "cifar_names",

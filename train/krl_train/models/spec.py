@@ -8,15 +8,20 @@ from typing import Any
 
 from torch import nn
 
+from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import is_custom
 
 from .build import build_model
 from .custom import check_custom, check_probe
+from .heads import TwoHeads
 from .network import Network
 from .quantized import FakeQuantized
 
-__all__ = ["ModelSpec", "build_classifier"]
+__all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier"]
+
+SOURCE_CLASSES = "source_classes"
+"""Argument of a ``ModelSpec``: number of classes of a second head, on the same features."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,24 @@ class ModelSpec:
         num_classes: Number of logits; 0 where the task has no classes.
         in_channels: Channels of the images.
         arguments: What else the architecture takes, as plain JSON types; ``{"quantize": "int8"}`` makes a classifier
-            that rounds as its INT8 graph does, ``"probe"`` tells a user's own network from others of its class.
+            that rounds as its INT8 graph does, ``"probe"`` tells a user's own network from others of its class,
+            ``"source_classes"`` is the number of classes of a second head.
     """
 
     name: str
     num_classes: int
     in_channels: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of outputs of the last layer: one for each class of all heads."""
+        return self.num_classes + self.source_classes
+
+    @property
+    def source_classes(self) -> int:
+        """Return the number of classes of the second head; 0 where there is none."""
+        return int(self.arguments.get(SOURCE_CLASSES, 0))
 
     def build(
         self, preprocessing: Preprocessing, *, pretrained: bool = False, module: nn.Module | None = None
@@ -51,14 +67,27 @@ class ModelSpec:
         """
         backbone = module
         if backbone is None:
-            backbone = build_model(self.name, self.num_classes, self.in_channels, pretrained=pretrained)
+            backbone = build_model(self.name, self.rows, self.in_channels, pretrained=pretrained)
         if is_custom(self.name):
-            check_custom(self.name, backbone, self.num_classes, preprocessing.shape)
+            self._check_custom(backbone, preprocessing)
             if "probe" in self.arguments:
                 check_probe(self.name, backbone, self.arguments["probe"], preprocessing.shape)
         if self.arguments.get("quantize") == "int8":
             backbone = FakeQuantized(backbone, preprocessing.shape)
+        if self.source_classes:
+            return TwoHeads(backbone, preprocessing, self.num_classes, self.source_classes)
         return Network(backbone, preprocessing)
+
+    def _check_custom(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+        try:
+            check_custom(self.name, backbone, self.rows, preprocessing.shape)
+        except ModelError as error:
+            if not self.source_classes:
+                raise
+            raise ModelError(
+                f"{error}; of two heads it has the {self.num_classes} outputs of the target's classes and then the "
+                f"{self.source_classes} of the source's: give a class or function that takes num_classes"
+            ) from error
 
 
 def build_classifier(spec: ModelSpec, preprocessing: Preprocessing, module: nn.Module | None = None) -> Network:

@@ -15,6 +15,7 @@ from krl_train.tasks import Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
+from .joint import fit as fit_joint
 from .start import parent_of, start_classifier, start_run, transferring
 from .train import train_classifier
 
@@ -27,6 +28,8 @@ def fit(config: FitConfig) -> Run:
     Raises:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
+    if config.joint.is_asked:
+        return fit_joint(config)
     source = open_source(config.data, seed=config.loop.seed)
     init = start_run(config)
     trained = init.record.preprocessing if init else None

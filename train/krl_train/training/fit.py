@@ -42,6 +42,7 @@ def fit(config: FitConfig) -> Run:
         raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
     check_model(config.model, config.task)
     check_data(config.data.data)
+    check_data(config.joint.source_data)
     module = import_module(f"krl_train.training.{config.task}")
     run: Run = module.fit(config)
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 from krl_runtime.errors import RunError
 from krl_train.data.fingerprints import count_shared
-from krl_train.run import RunRecord
+from krl_train.run import JOINT, RunRecord
 
 __all__ = ["check_same"]
 
@@ -24,7 +24,7 @@ _MAY_DIFFER = {
 _PLACES = {
     *("data", "data_root", "val_data", "from_", "teacher", "student", "cache_dir", "map_labels", "data_free"),
     *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
-    "unlabeled",
+    *("unlabeled", "source_data"),
 }
 # In the record: places again, and a network's answers to noise, which other processors round otherwise.
 _NOT_COMPARED = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints", "probe"}
@@ -49,7 +49,8 @@ def check_same(out: Path, there: RunRecord, record: RunRecord) -> None:
         for name in sorted(set(old) | set(new))
         if name not in _MAY_DIFFER | _PLACES and old.get(name) != new.get(name)
     ]
-    changed += [text for split in _SPLITS for text in _images(split, there.data, record.data)]
+    for old_data, new_data in ((there.data, record.data), _joint(there, record)):
+        changed += [text for split in _SPLITS for text in _images(split, old_data, new_data)]
     parts = (("model", vars(there.model), vars(record.model)), ("parent", there.parent, record.parent))
     for part, before, now in (*parts, ("data", _without_splits(there.data), _without_splits(record.data))):
         changed += _differences(part, before, now)
@@ -58,6 +59,11 @@ def check_same(out: Path, there: RunRecord, record: RunRecord) -> None:
             f"run {out} cannot be resumed, it was made otherwise: {'; '.join(changed)}. Give the same options and "
             "data, or --overwrite"
         )
+
+
+def _joint(there: RunRecord, record: RunRecord) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the data of the second head of both records; nothing where there is none."""
+    return there.data.get(JOINT, {}), record.data.get(JOINT, {})
 
 
 def _images(split: str, there: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
@@ -81,7 +87,8 @@ def _images(split: str, there: Mapping[str, Any], record: Mapping[str, Any]) -> 
 
 
 def _without_splits(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if name not in _SPLITS}
+    kept = {name: value for name, value in data.items() if name not in _SPLITS}
+    return {**kept, JOINT: _without_splits(kept[JOINT])} if JOINT in kept else kept
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[str]:

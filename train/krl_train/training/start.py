@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import FitConfig, TransferConfig
 from krl_train.models import Network, published_classes
+from krl_train.models.heads import target_rows
 from krl_train.models.stages import Stage, split_stages
 from krl_train.run import RECORD, Run, hash_of_weights
 from krl_train.tasks import Objective
@@ -86,7 +87,7 @@ def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) 
 
     Args:
         network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
-        run: Of the same architecture.
+        run: Of the same architecture; of one with two heads, the network gets the target's.
         new: Tensors of the backbone that keep theirs whatever their shape.
 
     Returns:
@@ -97,6 +98,8 @@ def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) 
     """
     backbone = network.get_submodule("backbone")
     mine, theirs = backbone.state_dict(), run.state()
+    if run.record.source_labels:
+        theirs = target_rows(theirs, mine, len(run.record.labels))
     if set(mine) != set(theirs):
         name = f"{'quantized ' * ('quantize' in run.record.model.arguments)}{run.record.model.name}"
         raise RunError(f"run {run.path} is a {name}; its weights do not fit the network asked for")
