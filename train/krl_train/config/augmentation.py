@@ -24,12 +24,11 @@ _LARGEST_MAGNITUDE = 30  # torchvision's RandAugment has 31 magnitudes
 class AugmentConfig:
     """Random views for training; each depends on the seed, the image and the epoch alone.
 
-    By default images are mirrored and shifted, whatever their number. Others, such as --random-resized-crop and
-    --cutmix, are in --help-all.
+    By default images are mirrored and shifted, whatever their number.
     """
 
     augment: bool = True
-    """Whether to augment at all."""
+    """Make random views; --help-all has more of them."""
     flip: Literal["auto", "horizontal", "none"] = "auto"
     """Mirror half of the images, or none; auto: unless classes are numbers, letters, left or right."""
     crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
@@ -49,7 +48,7 @@ class AugmentConfig:
     ra_ops: Advanced[Annotated[int, _CLASSIFIER]] = 2
     """Operations on each view that randaugment makes."""
     ra_magnitude: Advanced[Annotated[int, _CLASSIFIER]] = 9
-    """Their magnitude, 0 to 30 (timm's go to 10: its m9 is 27)."""
+    """Their magnitude, 0 to 30."""
     color_jitter: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
     """Change brightness, contrast, saturation (and hue, 0 to 0.5) by up to these factors: one number for the first
     three, or 3 or 4 numbers."""
