@@ -121,15 +121,19 @@ class AutoAugment:
     def __call__(self, views: Tensor, draws: Draws) -> Tensor:
         """Return the views ``[N, C, H, W]`` of uint8 after changing them in place."""
         space = list(operations(self.policy, *views.shape[2:]).items())
-        for number in range(self.ops):
-            first = _OPERATION_DRAWS + 3 * number
-            chosen = draws.below(first, len(space)).tolist()
-            negative = (draws.uniform(first + 1) < 0.5).tolist()
-            bins = draws.below(first + 2, _BINS).tolist()
-            for view, which, minus, drawn in zip(views, chosen, negative, bins, strict=True):
-                name, magnitudes = space[which]
-                magnitude = magnitudes[drawn if self.magnitude is None else self.magnitude] if magnitudes else 0.0
-                view.copy_(apply_operation(view, name, -magnitude if minus and name in _SIGNED else magnitude))
+        firsts = [_OPERATION_DRAWS + 3 * number for number in range(self.ops)]
+        chosen = [draws.below(first, len(space)) for first in firsts]
+        negative = [draws.uniform(first + 1) < 0.5 for first in firsts]
+        bins = [draws.below(first + 2, _BINS) for first in firsts]
+        for position, view in enumerate(views):
+            image = view.contiguous()  # by planes: autocontrast is ten times as quick so
+            for number in range(self.ops):
+                name, magnitudes = space[chosen[number][position]]
+                drawn = bins[number][position] if self.magnitude is None else self.magnitude
+                magnitude = magnitudes[drawn] if magnitudes else 0.0
+                minus = negative[number][position] and name in _SIGNED
+                image = apply_operation(image, name, -magnitude if minus else magnitude)
+            view.copy_(image)
         return views
 
 
@@ -161,9 +165,9 @@ class ColorJitter:
                 changes.append((f"adjust_{name}", factors, order))
         orders = np.argsort([order for _, _, order in changes], axis=0) if changes else np.empty((0, len(views)), int)
         for position, view in enumerate(views):
-            changed = view
+            image = view.contiguous()
             for which in orders[:, position]:
                 name, factors, _ = changes[which]
-                changed = _call(name, changed, factors[position])
-            view.copy_(changed)
+                image = _call(name, image, factors[position])
+            view.copy_(image)
         return views
