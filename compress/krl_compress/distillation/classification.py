@@ -176,7 +176,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=bool(config.augment.mixup))
+    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes)
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -231,7 +231,7 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
     Args:
         config: What the user asked for.
         label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
-        mixup: Whether images are mixed, which then have two labels.
+        mixup: Whether images are mixed (also by CutMix), which then have two labels.
 
     Raises:
         UsageError: A term is not known, or nothing would be left to minimize without the teacher.
@@ -357,8 +357,8 @@ def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) 
     frozen = FrozenTeacher(teacher.network, teacher.features)
     if not config.cache.cache_teacher:
         return frozen
-    if config.augment.mixup:
-        raise UsageError("--mixup makes views that are not stored; leave out --cache-teacher")
+    if config.augment.mixes:
+        raise UsageError("--mixup and --cutmix make views that are not stored; leave out --cache-teacher")
     stored = StoredTeacher(
         frozen,
         teacher.answers_sha256,
