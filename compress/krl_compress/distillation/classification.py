@@ -176,6 +176,7 @@ def prepare(config: DistillConfig) -> Job:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
     terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=bool(config.augment.mixup))
+    _check_parts(terms, config.loop)
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -251,6 +252,16 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
         )
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
+
+
+def _check_parts(terms: Sequence[WeightedLoss], loop: LoopConfig) -> None:
+    """Refuse --accumulate for losses that look at all images of a step together."""
+    coupled = [term.name for term in terms if term.kind.couples]
+    if loop.accumulate > 1 and coupled:
+        raise UsageError(
+            f"--accumulate {loop.accumulate} computes each step in parts, but --loss {' and '.join(coupled)} "
+            "compares all images of a step; leave --accumulate out, or give other losses"
+        )
 
 
 def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:

@@ -11,9 +11,7 @@ from .base import (
     GeneratorScoreConfig,
     ImportConfig,
     InputConfig,
-    LoopConfig,
     ModelsConfig,
-    OptimConfig,
     OutOption,
     TrainingConfig,
     UnpackConfig,
@@ -21,6 +19,7 @@ from .base import (
 from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names
 from .names import RECORD, WEIGHTS, recorded_task
+from .optimization import LoopConfig, OptimConfig
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (

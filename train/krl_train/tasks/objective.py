@@ -32,7 +32,7 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
 
     def __init__(self, objective: nn.Module, network: _Net, optim: OptimConfig, *, steps: int, batch_size: int) -> None:
         self.network = network
-        optimizer = build_optimizer(optim, objective.parameters(), batch_size)
+        optimizer = build_optimizer(optim, objective, batch_size)
         planned = plan_optim(optim, steps)
         average = moving_average(network, planned.ema)
         learner = make_learner(objective, planned, optimizer, steps, average=average, average_of=network)
