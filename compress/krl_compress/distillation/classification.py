@@ -32,7 +32,8 @@ from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.balance import class_weights
-from krl_train.training.train import initialize_from, train_classifier
+from krl_train.training.start import initialize_from
+from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point

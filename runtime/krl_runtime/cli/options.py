@@ -39,8 +39,8 @@ Advanced = Annotated[_T, _Advanced()]
 
 
 def option_name(field: str) -> str:
-    """Return the option of a field, ``"--batch-size"`` for ``"batch_size"``."""
-    return f"--{field.replace('_', '-')}"
+    """Return the option of a field: ``"--batch-size"`` for ``"batch_size"``, ``"--from"`` for ``"from_"``."""
+    return f"--{field.rstrip('_').replace('_', '-')}"
 
 
 def refuse_other_tasks(config: Any, task: str) -> None:

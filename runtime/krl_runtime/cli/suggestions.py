@@ -16,6 +16,7 @@ _RENAMED = {
     "--at": "--feature-taps",
     "--colour": "--color",
     "--equalise": "--equalize",
+    "--init": "--from",
     "--plan": "--mixed-precision",
     "--translation-colour": "--translation-color",
 }

@@ -13,7 +13,7 @@ from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.quantization import gentle
 from krl_runtime.errors import RunError, UsageError
-from krl_train.config import DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.config import DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig, TransferConfig
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.models.quantized import FakeQuantized
 from krl_train.run import Run
@@ -76,7 +76,11 @@ def test_it_goes_on_from_a_quantized_student(runs, tmp_path):
     with pytest.raises(UsageError, match="is of a quantized student; go on with it with --quantize int8"):
         distill(config(runs, tmp_path / "c", student=str(first.path), quantization=QuantizationConfig()))
     with pytest.raises(RunError, match="weights do not fit"):
-        fit(FitConfig(model="resnet8", out=tmp_path / "d", init=first.path, data=DIGITS, loop=LOOP))
+        fit(
+            FitConfig(
+                model="resnet8", out=tmp_path / "d", transfer=TransferConfig(str(first.path)), data=DIGITS, loop=LOOP
+            )
+        )
 
 
 def test_a_new_student_is_trained_in_floating_point_first(runs, tmp_path, capsys):

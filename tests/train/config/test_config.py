@@ -11,7 +11,7 @@ import torchvision
 
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
-from krl_train.config import FitConfig, check_data, check_model, check_run, model_names, recorded_task
+from krl_train.config import FitConfig, TransferConfig, check_data, check_model, check_run, model_names, recorded_task
 from krl_train.config.base import AugmentConfig, DataConfig, OptimConfig
 from krl_train.config.model_names import torchvision_classifiers
 from krl_train.config.tasks import GenerationConfig, RestorationConfig
@@ -79,7 +79,7 @@ def test_errors_in_arguments_do_not_wait_for_torch(tmp_path: Path):
         "from krl_train.cli import main\n"
         "from krl_compress.cli import main as compress\n"
         "fit = ['fit', '--out', 'r', '--data', 'images', '--model']\n"
-        "print([main([*fit, 'resnet9']), main([*fit, 'resnet8', '--init', 'none']), main([*fit[:-3], '--data', 'x', "
+        "print([main([*fit, 'resnet9']), main([*fit, 'resnet8', '--from', 'none']), main([*fit[:-3], '--data', 'x', "
         "'--model', 'resnet8']), main([*fit, 'resnet8', '--beta', '2']), compress(['distill', '--teacher', 'none', "
         "'--student', 'resnet8', '--out', 'r'])])\n"
     )
@@ -123,7 +123,11 @@ def test_the_task_of_a_run(tmp_path: Path):
         ("gan", {"optim": OptimConfig(optimizer="adamw")}, "--optimizer"),
         ("vae", {"generation": GenerationConfig(r1=2.0)}, "--r1"),
         ("classification", {"restoration": RestorationConfig(color="rgb")}, "--color"),
-        ("restoration", {"init": Path("x"), "optim": OptimConfig(label_smoothing=0.1)}, "--label-smoothing"),
+        (
+            "restoration",
+            {"transfer": TransferConfig("x"), "optim": OptimConfig(label_smoothing=0.1)},
+            "--label-smoothing",
+        ),
         ("restoration", {"data": DataConfig(disk_cache_mb=5)}, "--disk-cache-mb"),
     ],
 )

@@ -20,7 +20,16 @@ from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import ModelError, RunError, TrainingError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import AugmentConfig, DataConfig, FitConfig, InputConfig, LoopConfig, OptimConfig, PlannedOptim
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    FitConfig,
+    InputConfig,
+    LoopConfig,
+    OptimConfig,
+    PlannedOptim,
+    TransferConfig,
+)
 from krl_train.data import Augmentation, PixelSet, open_source, preprocessing_for
 from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
 from krl_train.run import RECORD, WEIGHTS, Run
@@ -240,7 +249,14 @@ def test_out_folders_are_not_lost(tmp_path: Path) -> None:
 def test_fine_tuning_starts_from_another_run(tmp_path: Path) -> None:
     fit(config(tmp_path / "base"))
     untouched = LoopConfig(1, 64, device="cpu", precision="fp32")
-    tuned = fit(config(tmp_path / "tuned", init=tmp_path / "base", loop=untouched, optim=OptimConfig(lr=1e-12)))
+    tuned = fit(
+        config(
+            tmp_path / "tuned",
+            transfer=TransferConfig(str(tmp_path / "base")),
+            loop=untouched,
+            optim=OptimConfig(lr=1e-12),
+        )
+    )
     base = Run.open(tmp_path / "base")
     assert tuned.record.parent["weights_sha256"] == base.record.weights_sha256
     first, second = base.state(), tuned.state()
@@ -251,10 +267,10 @@ def test_fine_tuning_starts_from_another_run(tmp_path: Path) -> None:
         (gray / name).mkdir(parents=True)
         for index in range(20):
             Image.new("L", (8, 8), index * 10).save(gray / name / f"{index}.png")
-    other = fit(config(tmp_path / "other", data=str(gray), init=tmp_path / "base"))
+    other = fit(config(tmp_path / "other", data=str(gray), transfer=TransferConfig(str(tmp_path / "base"))))
     assert other.state()["linear.weight"].shape[0] == 3  # a new last layer for other labels
     with pytest.raises(RunError, match="do not fit the network"):
-        fit(config(tmp_path / "wrong", init=tmp_path / "base", model="dscnn-0.25"))
+        fit(config(tmp_path / "wrong", transfer=TransferConfig(str(tmp_path / "base")), model="dscnn-0.25"))
 
 
 def test_learning_rate_follows_the_published_schedules() -> None:
@@ -366,11 +382,15 @@ def test_loaded_weights_keep_the_input_they_were_trained_with(tmp_path: Path, ca
     asked = InputConfig(size=(12,), interpolation="bicubic", mean=(0.1,), std=(0.7,))
     fit(config(tmp_path / "base", loop=short, input=asked))
     caplog.clear()
-    tuned = fit(config(tmp_path / "tuned", loop=short, init=tmp_path / "base")).record.preprocessing
+    tuned = fit(
+        config(tmp_path / "tuned", loop=short, transfer=TransferConfig(str(tmp_path / "base")))
+    ).record.preprocessing
     assert tuned == Preprocessing(12, 12, 1, interpolation="bicubic", mean=(0.1,), std=(0.7,))
     assert "were trained with" not in caplog.text
     other = InputConfig(size=(10,), mean=(0.5,))
-    changed = fit(config(tmp_path / "other", loop=short, init=tmp_path / "base", input=other)).record.preprocessing
+    changed = fit(
+        config(tmp_path / "other", loop=short, transfer=TransferConfig(str(tmp_path / "base")), input=other)
+    ).record.preprocessing
     assert changed == Preprocessing(10, 10, 1, interpolation="bicubic", mean=(0.5,), std=(0.7,))
     assert "the weights were trained with mean (0.1,) and std (0.7,)" in caplog.text
 

@@ -29,6 +29,7 @@ from krl_train.config import (
     LoopConfig,
     OptimConfig,
     RestorationConfig,
+    TransferConfig,
 )
 from krl_train.data import PatchStream, Truths, open_source
 from krl_train.data.patches import read_image
@@ -266,16 +267,30 @@ def test_two_processes_train_and_agree_on_the_metrics(images: Path, tmp_path: Pa
 
 def test_fine_tuning_begins_at_the_other_run(images: Path, tmp_path: Path) -> None:
     first = fit(config(images, tmp_path / "first"))
-    second = fit(config(images, tmp_path / "second", init=first.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
+    second = fit(
+        config(
+            images,
+            tmp_path / "second",
+            transfer=TransferConfig(str(first.path)),
+            loop=replace(LoopConfig(1, 4, device="cpu")),
+        )
+    )
     assert second.record.parent is not None
     assert second.record.parent["weights_sha256"] == first.record.weights_sha256
     # weights that were trained with another normalization, as imported ones
     moved = replace(first.record.preprocessing, mean=(0.0,), std=(1.0,))
     other = Run.write(tmp_path / "moved", replace(first.record, preprocessing=moved), first.state())
-    kept = fit(config(images, tmp_path / "kept", init=other.path, loop=replace(LoopConfig(1, 4, device="cpu"))))
+    kept = fit(
+        config(
+            images,
+            tmp_path / "kept",
+            transfer=TransferConfig(str(other.path)),
+            loop=replace(LoopConfig(1, 4, device="cpu")),
+        )
+    )
     assert (kept.record.preprocessing.mean, kept.record.preprocessing.std) == ((0.0,), (1.0,))
     with pytest.raises(RunError, match="is a espcn-8; its weights do not fit"):
-        fit(config(images, tmp_path / "third", init=first.path, model="edsr-1-8"))
+        fit(config(images, tmp_path / "third", transfer=TransferConfig(str(first.path)), model="edsr-1-8"))
 
 
 def test_the_commands_print_and_evaluate(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

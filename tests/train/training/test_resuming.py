@@ -10,7 +10,7 @@ from _helpers.images import make_split_folder
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import RunError
 from krl_train.cli import main
-from krl_train.config import DataConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.config import DataConfig, FitConfig, LoopConfig, OptimConfig, TransferConfig
 from krl_train.run import Run
 from krl_train.training.fit import fit
 
@@ -32,15 +32,17 @@ def test_a_run_goes_on_wherever_it_and_its_data_are_moved(tmp_path: Path, monkey
         folder.mkdir(parents=True)
     data = make_split_folder(first / "images")
     start = fit(config(data, first / "start", loop=replace(LOOP, epochs=1)))
-    whole = fit(config(data, first / "whole", init=start.path))
+    whole = fit(config(data, first / "whole", transfer=TransferConfig(str(start.path))))
     monkeypatch.chdir(first)
     here = data.relative_to(first)
-    stop(config(here, Path("run"), init=Path("start")))
+    stop(config(here, Path("run"), transfer=TransferConfig("start")))
     shutil.move(first / "run", second / "its-run")
     shutil.move(data, second / "its-data")
     shutil.move(first / "start", second / "its-start")
     monkeypatch.chdir(second.parent)
-    moved = config(Path("machine/its-data"), Path("machine/its-run"), init=Path("machine/its-start"), resume=True)
+    moved = config(
+        Path("machine/its-data"), Path("machine/its-run"), transfer=TransferConfig("machine/its-start"), resume=True
+    )
     assert fit(moved).record.weights_sha256 == whole.record.weights_sha256
     assert fit(moved).record.weights_sha256 == whole.record.weights_sha256  # it is finished, and says so
 
@@ -72,15 +74,15 @@ def test_a_run_does_not_go_on_with_other_things(tmp_path: Path) -> None:
     starts = [
         fit(config(data, tmp_path / f"start-{seed}", loop=replace(LOOP, epochs=1, seed=seed))).path for seed in (0, 1)
     ]
-    asked = config(data, tmp_path / "run", init=starts[0])
+    asked = config(data, tmp_path / "run", transfer=TransferConfig(str(starts[0])))
     stop(asked)
     again = replace(asked, resume=True)
     with pytest.raises(RunError, match=r"parent\.weights_sha256 was '[0-9a-f]+…', now"):
-        fit(replace(again, init=starts[1]))
+        fit(replace(again, transfer=TransferConfig(str(starts[1]))))
     with pytest.raises(RunError, match=r"lr was None, now 0\.5"):
         fit(replace(again, optim=OptimConfig(lr=0.5)))
     with pytest.raises(RunError, match=r"model\.name was 'resnet8', now 'resnet14'"):
-        fit(replace(again, model="resnet14", init=None))
+        fit(replace(again, model="resnet14", transfer=TransferConfig()))
     images = sorted((data / "train").rglob("*.png"))
     shutil.copy(next((data / "val").rglob("*.png")), images[0].parent / "one-more.png")
     count = len(images)

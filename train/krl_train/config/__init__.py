@@ -17,8 +17,8 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run
-from .model_names import check_model, model_names
-from .names import RECORD, WEIGHTS, recorded_task
+from .model_names import check_model, model_names, torchvision_classifiers
+from .names import RECORD, WEIGHTS, recorded_model, recorded_task
 from .optimization import LoopConfig, OptimConfig
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
@@ -31,6 +31,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "DATA_SETS",
@@ -57,6 +58,7 @@ __all__ = [
     "StyleConfig",
     "SyntheticConfig",
     "TrainingConfig",
+    "TransferConfig",
     "TranslationConfig",
     "UnpackConfig",
     "check_data",
@@ -66,8 +68,10 @@ __all__ = [
     "model_names",
     "plan_loop",
     "plan_optim",
+    "recorded_model",
     "recorded_task",
     "steps_per_epoch",
     "to_plain",
+    "torchvision_classifiers",
     "warmup_steps",
 ]

@@ -23,6 +23,7 @@ from .tasks import (
     SyntheticConfig,
     TranslationConfig,
 )
+from .transfer import TransferConfig
 
 __all__ = [
     "AugmentConfig",
@@ -49,6 +50,7 @@ _PIXELS = Only("classification", "gan", "vae")
 _DECAYED = Only("classification", "restoration", "translation", "style")
 _PRETRAINED = Only("classification", "style")
 _CONTINUED = _DECAYED
+_MODEL = tyro.conf.arg(help_behavior_hint="(required without --from)")
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,14 @@ class FitConfig(TrainingConfig):
 
     task: Task = "classification"
     """Task: a classifier, a generator (gan, vae), or a network from image to image."""
-    model: Custom
+    model: Annotated[Custom, _MODEL] = ""
     """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
     dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME,
     or your own as package.module:name. gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256.
     restoration: espcn, fsrcnn, edsr-8-32. translation: unet-32-3. style: style-16."""
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
-    init: Annotated[Path | None, _CONTINUED] = None
-    """Start from the weights of another run of the same network (fine-tuning); other labels get a new last layer."""
+    transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
     translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
@@ -194,7 +195,9 @@ class FitConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""
-        object.__setattr__(self, "model", named(self.model, "--model", by_class=True))
+        object.__setattr__(self, "model", named(self.model, "--model", by_class=True) or "")
+        if not self.model and self.transfer.from_ is None:
+            raise UsageError("no network is named; give --model NAME (krl-train models lists them), or --from RUN")
 
 
 @dataclass(frozen=True)

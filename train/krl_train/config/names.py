@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["RECORD", "WEIGHTS", "recorded_task"]
+__all__ = ["RECORD", "WEIGHTS", "recorded_model", "recorded_task"]
 
 RECORD = "run.json"
 """The record of a run: configuration, data, metrics, history and hashes."""
@@ -27,3 +27,11 @@ def recorded_task(run: str | Path | None) -> str:
         return str(json.loads((Path(run) / RECORD).read_bytes())["task"])
     except (OSError, ValueError, KeyError, TypeError):
         return "classification"
+
+
+def recorded_model(run: str | Path) -> str:
+    """Return the name of a run's network; empty where the record cannot be read, which opening the run explains."""
+    try:
+        return str(json.loads((Path(run) / RECORD).read_bytes())["model"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

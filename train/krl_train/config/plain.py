@@ -46,4 +46,4 @@ def _is_place(key: str, value: str) -> bool:
         return value not in _NAMES and path.exists()
     if key == "teacher" and (path.is_file() or (path / MANIFEST).is_file()):  # an ONNX file, a bundle
         return True
-    return key in ("teacher", "student", "style_features") and (path / RECORD).is_file()
+    return key in ("teacher", "student", "style_features", "from_") and (path / RECORD).is_file()

@@ -15,7 +15,8 @@ from krl_train.tasks import Supervised
 
 from .balance import class_weights
 from .folder import prepare_out
-from .train import initialize_from, train_classifier
+from .start import initialize_from, start_run
+from .train import train_classifier
 
 __all__ = ["fit"]
 
@@ -27,7 +28,7 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     source = open_source(config.data)
-    init = Run.open(config.init) if config.init is not None else None
+    init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
         config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained

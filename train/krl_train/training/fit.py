@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import UsageError
-from krl_train.config import FitConfig, check_data, check_model, check_run
+from krl_train.config import FitConfig, check_data, check_model, check_run, recorded_model, torchvision_classifiers
 from krl_train.custom import is_custom
 
 if TYPE_CHECKING:
@@ -23,12 +25,40 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     refuse_other_tasks(config, config.task)
+    config = _with_start(config)
     if is_custom(config.model) and config.task != "classification":
         raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
     check_model(config.model, config.task)
     check_data(config.data.data)
-    if config.init is not None:
-        check_run(config.init)
     module = import_module(f"krl_train.training.{config.task}")
     run: Run = module.fit(config)
     return run
+
+
+def _with_start(config: FitConfig) -> FitConfig:
+    """Return a configuration whose ``--from`` is a run or published weights, and whose ``--model`` is the network.
+
+    Raises:
+        RunError: What it starts from is neither.
+        UsageError: ``--pretrained`` is missing or one too many, or ``--model`` names another network.
+    """
+    source = config.transfer.from_
+    if source is None:
+        return config
+    if config.task == "classification" and not Path(source).exists() and _is_published(source):
+        if not config.pretrained:
+            raise UsageError(
+                f"--from {source} is a published network, whose weights may have to be downloaded; give --pretrained "
+                "as well, or --from RUN"
+            )
+        if config.model not in ("", source):
+            raise UsageError(f"--from {source} is the network itself, and --model is {config.model}; leave --model out")
+        return replace(config, model=source)
+    check_run(source)
+    if config.task == "classification" and config.pretrained:
+        raise UsageError(f"--from {source} is a run, and --pretrained is for --from NAME; leave one of them out")
+    return replace(config, model=config.model or recorded_model(source))
+
+
+def _is_published(name: str) -> bool:
+    return name.startswith("timm/") or name in torchvision_classifiers()

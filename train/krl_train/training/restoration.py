@@ -29,7 +29,8 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
 from .folder import prepare_out
-from .train import initialize_from, network_size, train_task
+from .start import initialize_from, start_run
+from .train import network_size, train_task
 
 __all__ = [
     "DEFAULT_PATCH",
@@ -77,7 +78,7 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     config = replace(config, optim=restoration_optim(config.optim))
-    init = Run.open(config.init) if config.init is not None else None
+    init = start_run(config)
     spec = like_start(restorer_spec(config.model, _with_color(config.restoration, config.data)), init)
     size = config.input.size or (DEFAULT_PATCH,)
     training = read_restoration(config, spec, (size[0], size[-1]))

@@ -22,7 +22,7 @@ _MAY_DIFFER = {
 # Options that name files or runs: where these lie does not count. Their content does, and the record has its hashes in
 # "data", "parent" and "model".
 _PLACES = {
-    *("data", "data_root", "val_data", "init", "teacher", "student", "cache_dir", "map_labels", "data_free"),
+    *("data", "data_root", "val_data", "from_", "teacher", "student", "cache_dir", "map_labels", "data_free"),
     *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
     "unlabeled",
 }

@@ -17,6 +17,7 @@ from krl_train.run import RECORD, ModelSpec, Run
 from krl_train.tasks.style import StyleObjective, StyleTask
 
 from .restoration import fit_restorer, read_restoration, restoration_optim
+from .start import start_run
 
 __all__ = ["fit", "style_spec"]
 
@@ -61,7 +62,7 @@ def fit(config: FitConfig) -> Run:
     features, identity = _features(options.style_features, pretrained=config.pretrained)
     style = read_image(options.style_image, "rgb")
     training = read_restoration(config, spec, (size[0], size[-1]))
-    init = Run.open(config.init) if config.init is not None else None
+    init = start_run(config)
     seen = {"style_sha256": sha256_file(options.style_image), "features": identity}
     return fit_restorer(
         lambda network: StyleObjective(network, features, style, options),

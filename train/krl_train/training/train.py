@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from krl_runtime.device.bench import peak_memory_mib
-from krl_runtime.errors import RunError
 from krl_train.config import LoopConfig, OptimConfig, PlannedLoop, plan_loop
 from krl_train.data.splits import Training
 from krl_train.loop import CHECKPOINT, BatchStream, Trainer
@@ -24,9 +21,7 @@ from krl_train.tasks import ClassificationTask, Objective, Task, TrainingStream
 
 from .balance import warn_of_imbalance
 
-__all__ = ["costs", "initialize_from", "network_size", "train_classifier", "train_task"]
-
-_log = logging.getLogger("krl")
+__all__ = ["costs", "network_size", "train_classifier", "train_task"]
 
 
 def train_classifier(
@@ -130,28 +125,3 @@ def costs(trainer: Trainer) -> dict[str, Any]:
         "peak_memory_mib": round(peak_memory_mib() or 0),
         **gpu,
     }
-
-
-def initialize_from(network: nn.Module, run: Run) -> None:
-    """Copy a run's weights into a network; tensors of another shape (a last layer for other labels) keep theirs.
-
-    Args:
-        network: What ``Run.module`` returns for some task: its ``backbone`` gets the weights.
-        run: Of the same architecture.
-
-    Raises:
-        RunError: The run is of another network.
-    """
-    backbone = network.get_submodule("backbone")
-    mine, theirs = backbone.state_dict(), run.state()
-    if set(mine) != set(theirs):
-        raise RunError(f"run {run.path} is a {run.record.model.name}; its weights do not fit the network asked for")
-    fitting = {name: value for name, value in theirs.items() if value.shape == mine[name].shape}
-    if len(mine) - len(fitting) > 2:  # more than the last layer's weight and bias
-        raise RunError(
-            f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
-        )
-    backbone.load_state_dict({**mine, **fitting})
-    left = sorted(set(mine) - set(fitting))
-    if left:
-        _log.info("new last layer, for other labels: %s", ", ".join(left))

@@ -13,6 +13,7 @@ from krl_train.run import ModelSpec, Run
 from krl_train.tasks.translation import TranslationObjective, TranslationTask
 
 from .restoration import fit_restorer, restoration_training
+from .start import start_run
 
 __all__ = ["fit"]
 
@@ -41,7 +42,7 @@ def fit(config: FitConfig) -> Run:
     train, val = (read_pairs(Path(data.data), split, data, options.translation_color) for split in ("train", "val"))
     size = config.input.size or (_DEFAULT_PATCH,)
     training = restoration_training(config, spec, (size[0], size[-1]), train, val, Path(data.data), None)
-    init = Run.open(config.init) if config.init is not None else None
+    init = start_run(config)
     return fit_restorer(
         lambda network: TranslationObjective(network, options.pixel_weight, options.adversarial_weight),
         training,
