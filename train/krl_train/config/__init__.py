@@ -18,12 +18,13 @@ from .base import (
 )
 from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names, torchvision_classifiers
-from .names import RECORD, WEIGHTS, recorded_model, recorded_task
+from .names import DISCRIMINATOR, RECORD, WEIGHTS, recorded_model, recorded_task
 from .optimization import LoopConfig, OptimConfig
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (
     ConditioningConfig,
+    DiscriminatorStartConfig,
     GenerationConfig,
     ImportedRestorerConfig,
     RestorationConfig,
@@ -35,11 +36,13 @@ from .transfer import TransferConfig
 
 __all__ = [
     "DATA_SETS",
+    "DISCRIMINATOR",
     "RECORD",
     "WEIGHTS",
     "AugmentConfig",
     "ConditioningConfig",
     "DataConfig",
+    "DiscriminatorStartConfig",
     "EvaluateConfig",
     "FitConfig",
     "GenerationConfig",

@@ -16,6 +16,7 @@ from krl_train.custom import Custom, named
 from .optimization import LoopConfig, OptimConfig
 from .tasks import (
     ConditioningConfig,
+    DiscriminatorStartConfig,
     GenerationConfig,
     ImportedRestorerConfig,
     RestorationConfig,
@@ -43,13 +44,13 @@ __all__ = [
 Task: TypeAlias = Literal["classification", "gan", "vae", "restoration", "translation", "style"]
 
 _CLASSIFIER = Only("classification")
-_GENERATORS = Only("gan", "vae")
+_GAN, _GENERATORS = Only("gan"), Only("gan", "vae")
 _RESTORATION, _TRANSLATION, _STYLE = Only("restoration"), Only("translation"), Only("style")
 _FROM_IMAGES = Only("restoration", "style")
 _PIXELS = Only("classification", "gan", "vae")
 _DECAYED = Only("classification", "restoration", "translation", "style")
 _PRETRAINED = Only("classification", "style")
-_CONTINUED = _DECAYED
+_CONTINUED = Only("classification", "gan", "restoration", "translation", "style")
 _MODEL = tyro.conf.arg(help_behavior_hint="(required without --from)")
 
 
@@ -187,6 +188,7 @@ class FitConfig(TrainingConfig):
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
+    discriminator_start: Annotated[DiscriminatorStartConfig, _GAN] = field(default_factory=DiscriminatorStartConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
     translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
@@ -198,6 +200,9 @@ class FitConfig(TrainingConfig):
         object.__setattr__(self, "model", named(self.model, "--model", by_class=True) or "")
         if not self.model and self.transfer.from_ is None:
             raise UsageError("no network is named; give --model NAME (krl-train models lists them), or --from RUN")
+        for name, value in vars(self.discriminator_start).items():
+            if value and self.transfer.from_ is None:
+                raise UsageError(f"{option_name(name)} is for a generator that starts from a run; give --from RUN")
 
 
 @dataclass(frozen=True)

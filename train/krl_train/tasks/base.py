@@ -144,3 +144,7 @@ class Task(ABC, Generic[_Batch]):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return the weights that the run keeps."""
+
+    def discriminator_state(self) -> dict[str, Tensor] | None:
+        """Return the weights of a discriminator that the run keeps as well; ``None``, the default, for none."""
+        return None
