@@ -24,7 +24,6 @@ __all__ = [
     "LossConfig",
     "MutualConfig",
     "QuantizationConfig",
-    "RecipesConfig",
     "StudyConfig",
 ]
 
@@ -306,11 +305,3 @@ class StudyConfig:
         """Check the ranges."""
         if self.seeds < 1:
             raise UsageError(f"--seeds is {self.seeds}; accepted: 1 or more")
-
-
-@dataclass(frozen=True)
-class RecipesConfig:
-    """Options of ``krl-compress recipes``."""
-
-    name: tyro.conf.Positional[str | None] = None
-    """Show this one."""

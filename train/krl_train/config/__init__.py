@@ -13,12 +13,13 @@ from .base import (
     InputConfig,
     ModelsConfig,
     OutOption,
+    RecipesConfig,
     TrainingConfig,
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run
 from .model_names import check_model, model_names, torchvision_classifiers
-from .names import DISCRIMINATOR, RECORD, WEIGHTS, recorded_model, recorded_task
+from .names import DISCRIMINATOR, RECORD, TRAINING_RECIPES, WEIGHTS, recorded_model, recorded_task
 from .optimization import LoopConfig, OptimConfig
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
@@ -38,6 +39,7 @@ __all__ = [
     "DATA_SETS",
     "DISCRIMINATOR",
     "RECORD",
+    "TRAINING_RECIPES",
     "WEIGHTS",
     "AugmentConfig",
     "ConditioningConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "Plan",
     "PlannedLoop",
     "PlannedOptim",
+    "RecipesConfig",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",

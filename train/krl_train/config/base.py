@@ -36,6 +36,7 @@ __all__ = [
     "InputConfig",
     "ModelsConfig",
     "OutOption",
+    "RecipesConfig",
     "TrainingConfig",
     "UnpackConfig",
 ]
@@ -166,6 +167,8 @@ class TrainingConfig:
     """Replace the run in --out."""
     json: bool = False
     """Print the result as one JSON object."""
+    recipe: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Options that come with krl, by name (the command recipes lists them); others on the command line win."""
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -289,6 +292,14 @@ class UnpackConfig:
     out: OutOption
     """The folder to make."""
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class RecipesConfig:
+    """Options of ``krl-train recipes`` and ``krl-compress recipes``."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Show this one."""
 
 
 @dataclass(frozen=True)

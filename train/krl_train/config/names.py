@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["DISCRIMINATOR", "RECORD", "WEIGHTS", "recorded_model", "recorded_task"]
+__all__ = ["DISCRIMINATOR", "RECORD", "TRAINING_RECIPES", "WEIGHTS", "recorded_model", "recorded_task"]
+
+TRAINING_RECIPES = Path(__file__).parent.parent / "recipes"
+"""Folder of the recipes for training options, NAME.yaml."""
 
 RECORD = "run.json"
 """The record of a run: configuration, data, metrics, history and hashes."""
