@@ -176,8 +176,8 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=bool(config.augment.mixup))
-    _check_parts(terms, config.loop)
+    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes)
+    _check_loop(terms, config.loop)
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -232,7 +232,7 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
     Args:
         config: What the user asked for.
         label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
-        mixup: Whether images are mixed, which then have two labels.
+        mixup: Whether images are mixed (also by CutMix), which then have two labels.
 
     Raises:
         UsageError: A term is not known, or nothing would be left to minimize without the teacher.
@@ -255,13 +255,18 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
 
 
-def _check_parts(terms: Sequence[WeightedLoss], loop: LoopConfig) -> None:
-    """Refuse --accumulate for losses that look at all images of a step together."""
+def _check_loop(terms: Sequence[WeightedLoss], loop: LoopConfig) -> None:
+    """Refuse --accumulate for losses that look at all images of a step, and --compile for those that look inside."""
     coupled = [term.name for term in terms if term.kind.couples]
     if loop.accumulate > 1 and coupled:
         raise UsageError(
             f"--accumulate {loop.accumulate} computes each step in parts, but --loss {' and '.join(coupled)} "
             "compares all images of a step; leave --accumulate out, or give other losses"
+        )
+    inside = [term.name for term in terms if term.kind.sees not in ("labels", "logits", "logits+labels")]
+    if loop.compile and inside:
+        raise UsageError(
+            f"--compile hides the features that --loss {' and '.join(inside)} compares; leave one of them out"
         )
 
 
@@ -366,8 +371,8 @@ def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) 
     frozen = FrozenTeacher(teacher.network, teacher.features)
     if not config.cache.cache_teacher:
         return frozen
-    if config.augment.mixup:
-        raise UsageError("--mixup makes views that are not stored; leave out --cache-teacher")
+    if config.augment.mixes:
+        raise UsageError("--mixup and --cutmix make views that are not stored; leave out --cache-teacher")
     stored = StoredTeacher(
         frozen,
         teacher.answers_sha256,

@@ -22,6 +22,7 @@ from krl_train.run import Run, RunRecord
 from krl_train.training.balance import class_weights, warn_of_imbalance
 from krl_train.training.folder import prepare_out
 from krl_train.training.train import costs, network_size
+from krl_train.training.view_sheet import write_view_sheet
 
 from .classification import classifier_record
 
@@ -75,6 +76,7 @@ def _train(
     warn_of_imbalance(training.train, source.labels, config.loop)
     balanced = loop.balance == "sampling"
     stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed, balanced=balanced)
+    write_view_sheet(stream, config.out)
     task = PeerTask(
         networks,
         tutors,

@@ -206,7 +206,9 @@ class Distiller(Objective):
         arguments = [seen.student, seen.teacher]
         if term.kind.sees == "logits+labels":
             if seen.batch.share is not None:
-                raise UsageError(f"--loss {term.name} needs one label for each image, which --mixup takes away")
+                raise UsageError(
+                    f"--loss {term.name} needs one label for each image, which --mixup and --cutmix take away"
+                )
             arguments.append(labels_or_answers(seen.batch.labels, seen.teacher))
         return _call(term, arguments, dict(term.options))
 

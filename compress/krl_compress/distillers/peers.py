@@ -38,7 +38,7 @@ class PeerTask(Task[Batch]):
     """Trains several networks at once; each learns from labels and from some of the others.
 
     L_i = CE_i + λ · mean_{j in tutors(i)} T² · KL(p_j ‖ p_i), tutors detached. All forward passes come first, then all
-    updates. With mixup, CE is that of both images by their shares. With a moving average, each network's average is
+    updates. Of mixed images, CE is that of both by their shares. With a moving average, each network's average is
     what is measured and kept; tutors answer with their weights of the moment.
 
     - Mutual learning: everybody is everybody's tutor, T = 1, λ = 1 (Deep Mutual Learning,

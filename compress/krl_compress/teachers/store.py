@@ -199,7 +199,7 @@ class StoredTeacher:
     ) -> Iterator[Record]:
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
-            views = self._augmentation(self._data.pixels(chosen).to(device), chosen, view)
+            views = self._augmentation.on(device, self._data.pixels(chosen), chosen, view)
             yield self._keep(self._teacher.logits(views).cpu())
 
     def _keep(self, logits: Tensor) -> Record:

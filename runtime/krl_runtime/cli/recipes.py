@@ -65,12 +65,9 @@ def show_recipes(name: str | None, folders: Sequence[Path], command: str) -> Non
         command: What one would type next, with NAME for the recipe.
     """
     if name is None:
-        lines = {recipe: path.read_text(encoding="utf-8") for recipe, path in recipe_files(folders).items()}
-        print(
-            table(
-                ("recipe", "description"), [(key, text.partition("\n")[0].lstrip("# ")) for key, text in lines.items()]
-            )
-        )
+        texts = {key: path.read_text(encoding="utf-8") for key, path in recipe_files(folders).items()}
+        rows = [(key, text.partition("\n")[0].lstrip("# ")) for key, text in texts.items()]
+        print(table(("recipe", "description"), rows))
     else:
         print(recipe_file(name, folders, "recipe").read_text(encoding="utf-8"), end="")
     next_command(command.replace("NAME", name or "NAME", 1))

@@ -30,10 +30,12 @@ from krl_train.config import (
     OptimConfig,
 )
 from krl_train.data import Augmentation, PixelSet
+from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
 from krl_train.run import Run
 from krl_train.tasks import Batch, ClassificationTask
 from krl_train.training.fit import fit
+from krl_train.worker import Worker
 
 LOOP = LoopConfig(epochs=2, batch_size=64, device="cpu", precision="fp32")
 DIGITS = DataConfig(data="digits", limit=640, val_limit=200)
@@ -182,6 +184,43 @@ class TestStoredTeacher:
         assert fill(data=PixelSet(batch(24).pixels.numpy() ^ 1, [0, 1, 2, 3] * 6)) == 1
         assert len(list(tmp_path.iterdir())) == 4
 
+    def test_views_of_all_kinds_are_those_of_the_training(self, parts, tmp_path: Path) -> None:
+        teacher, data, _ = parts
+        views = AugmentConfig(
+            **{"random_resized_crop": True, "auto_augment": "trivialaugment", "color_jitter": (0.4, 0.4, 0.4, 0.1)},
+            erase=0.5,
+        )
+        augmentation = Augmentation.resolve(views, Preprocessing(16, 16), flip=True, seed=5)
+        stored = StoredTeacher(teacher, "hash", data, augmentation, views=2, folder=tmp_path)
+        assert stored.fill(torch.device("cpu"), batch_size=7) == 2
+        stream = BatchStream(data, augmentation, 8, seed=1, views=2)
+        for epoch in (0, 1, 2):
+            for given in stream.epoch(epoch, 0, Worker(torch.device("cpu"))):
+                torch.testing.assert_close(stored(given), teacher(given), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("before", "now"),
+        [
+            ({}, {"random_resized_crop": True}),
+            ({"random_resized_crop": True}, {"random_resized_crop": True, "crop_scale": (0.2, 1.0)}),
+            ({"random_resized_crop": True}, {"random_resized_crop": True, "crop_ratio": (1.0, 1.0)}),
+            ({"auto_augment": "randaugment"}, {"auto_augment": "trivialaugment"}),
+            ({"auto_augment": "randaugment"}, {"auto_augment": "randaugment", "ra_ops": 1}),
+            ({"auto_augment": "randaugment"}, {"auto_augment": "randaugment", "ra_magnitude": 3}),
+            ({"color_jitter": (0.4,)}, {"color_jitter": (0.4, 0.4, 0.4, 0.1)}),
+            ({"erase": 0.5}, {"erase": 0.4}),
+            ({"erase": 0.5}, {"erase": 0.5, "erase_scale": (0.1, 0.2)}),
+            ({"erase": 0.5}, {"erase": 0.5, "erase_ratio": (1.0, 2.0)}),
+        ],
+    )
+    def test_other_views_are_computed_anew(self, parts, tmp_path: Path, before, now) -> None:
+        teacher, data, _ = parts
+        for options, computed in ((before, 1), (before, 0), (now, 1)):
+            given = AugmentConfig(crop_padding=0, **options)
+            augmentation = Augmentation.resolve(given, Preprocessing(16, 16), flip=True, seed=5)
+            stored = StoredTeacher(teacher, "hash", data, augmentation, views=1, folder=tmp_path)
+            assert stored.fill(torch.device("cpu")) == computed
+
     def test_damaged_answers_are_computed_again(self, parts, tmp_path: Path) -> None:
         teacher, data, augmentation = parts
         stored = StoredTeacher(teacher, "hash", data, augmentation, views=1, folder=tmp_path)
@@ -265,6 +304,21 @@ def test_stored_teacher_in_the_flow(teacher: Run, tmp_path: Path, caplog: pytest
     live = distill(config(teacher, tmp_path / "d", loop=once)).state()
     for name, value in cached.items():
         torch.testing.assert_close(value, live[name], rtol=1e-3, atol=1e-4)
+
+
+def test_mixed_views_are_distilled_but_not_stored(teacher: Run, tmp_path: Path) -> None:
+    optim = OptimConfig(label_smoothing=0.1)
+    loop = replace(LOOP, balance="weights")
+    for name, views in (("cut", AugmentConfig(cutmix=1.0)), ("both", AugmentConfig(cutmix=1.0, mixup=0.4, erase=0.3))):
+        asked = config(teacher, tmp_path / name, augment=views, optim=optim, loop=loop)
+        history = distill(asked).record.history
+        assert set(history[0]) >= {"ce", "kd"}  # the default without dkd
+        assert all(np.isfinite(entry["loss"]) for entry in history)
+        cache = CacheConfig(cache_teacher=True, views=2, cache_dir=tmp_path / "cache")
+        with pytest.raises(UsageError, match="--mixup and --cutmix make views that are not stored; leave out --cache"):
+            distill(replace(asked, cache=cache, out=tmp_path / "stored"))
+        with pytest.raises(UsageError, match="dkd needs one label for each image, which --mixup and"):
+            distill(replace(asked, losses=LossConfig(loss=("ce", "dkd")), out=tmp_path / f"dkd {name}"))
 
 
 def test_an_interrupted_distillation_resumes(teacher: Run, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_metrics_of_two_processes_are_those_of_the_weights_that_are_kept(tmp_pat
     """With batch normalization each process has statistics of its own; the run keeps one set of them."""
     options = ["--peer", "resnet8", "--peer", "dscnn-0.25", "--data", "digits", "--limit", "200", "--val-limit", "101"]
     options += ["--epochs", "2", "--batch-size", "50", "--mixup", "0.5", "--ema", "0.8", "--device", "cpu"]
+    options += ["--cutmix", "1", "--random-resized-crop", "--auto-augment", "randaugment", "--erase", "0.3"]
     out = tmp_path / "run"
     in_two(["krl_compress", "mutual", *options, "--out", str(out)], 28100 + os.getpid() % 900)
     for path in (out, out / "net1"):

@@ -245,6 +245,7 @@ def test_the_flow(runs: tuple[Run, Path], tmp_path: Path, caplog: pytest.LogCapt
         {"losses": LossConfig(loss=("ce", "crd:negatives=4", "sp", "nkd:weight=0.1"))},
         {"losses": LossConfig(loss=("ce",))},
         {"augment": AugmentConfig(mixup=1.0)},
+        {"augment": AugmentConfig(cutmix=1.0, random_resized_crop=True)},
         {"cache": CacheConfig(cache_teacher=True)},
     ],
 )

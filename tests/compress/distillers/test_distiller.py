@@ -21,7 +21,7 @@ from krl_train.data import Augmentation, PixelSet
 from krl_train.loop import BatchStream
 from krl_train.models import Network, build_model
 from krl_train.models.features import FeatureMap, list_feature_maps
-from krl_train.tasks import Batch
+from krl_train.tasks import Batch, Supervised
 from krl_train.worker import Worker
 
 
@@ -217,6 +217,31 @@ def test_mixup_is_the_same_for_both_and_counts_both_labels() -> None:
     torch.testing.assert_close(objective(mixed)["ce"], expected)
     with pytest.raises(UsageError, match="one label for each image"):
         Distiller(network(), FrozenTeacher(network("resnet20")), [parse_loss("dkd")])(mixed)
+
+
+def test_cutmix_counts_both_labels_by_their_pixels() -> None:
+    levels = np.arange(16, dtype=np.uint8)
+    data = PixelSet(np.broadcast_to(levels[:, None, None, None], (16, 3, 32, 32)).copy(), [0, 1, 2, 3] * 4)
+    config = AugmentConfig(cutmix=1.0, crop_padding=0)
+    augmentation = Augmentation.resolve(config, Preprocessing(32, 32), flip=True, seed=0)
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    objective = Distiller(network(), None, [parse_loss("ce")], class_weights=weights).eval()
+    shares = set()
+    for mixed in BatchStream(data, augmentation, 8, seed=0).epoch(0, 0, Worker(torch.device("cpu"))):
+        own, other = (mixed.pixels == each[:, None, None, None] for each in (mixed.indices, mixed.indices.roll(1)))
+        assert (own | other).all()
+        assert own[0].float().mean().item() == pytest.approx(mixed.share, abs=1e-6)
+        assert mixed.partners is not None
+        assert torch.equal(mixed.partners, data.labels[mixed.indices.roll(1)])
+        log_p = objective.network(mixed.pixels).log_softmax(1)
+        expected = 0.0
+        for share, labels in ((mixed.share, mixed.labels), (1 - mixed.share, mixed.partners)):
+            nats = -log_p[torch.arange(8), labels]
+            expected = expected + share * (weights[labels] * nats).sum() / weights[labels].sum()
+        torch.testing.assert_close(objective(mixed)["ce"], expected)
+        torch.testing.assert_close(Supervised(objective.network, 0.0, weights)(mixed)["loss"], expected)
+        shares.add(mixed.share)
+    assert len(shares) == 2
 
 
 def test_peers_minimize_the_formula() -> None:

@@ -11,8 +11,17 @@ import torchvision
 
 from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import DataError, ModelError, RunError, UsageError
-from krl_train.config import FitConfig, TransferConfig, check_data, check_model, check_run, model_names, recorded_task
-from krl_train.config.base import AugmentConfig, DataConfig, OptimConfig
+from krl_train.config import (
+    AugmentConfig,
+    FitConfig,
+    TransferConfig,
+    check_data,
+    check_model,
+    check_run,
+    model_names,
+    recorded_task,
+)
+from krl_train.config.base import DataConfig, OptimConfig
 from krl_train.config.model_names import torchvision_classifiers
 from krl_train.config.tasks import GenerationConfig, RestorationConfig
 from krl_train.models.cifar import cifar_names
@@ -119,6 +128,11 @@ def test_the_task_of_a_run(tmp_path: Path):
     ("task", "section", "option"),
     [
         ("gan", {"augment": AugmentConfig(mixup=0.2)}, "--mixup"),
+        ("gan", {"augment": AugmentConfig(cutmix=0.2)}, "--cutmix"),
+        ("vae", {"augment": AugmentConfig(auto_augment="trivialaugment")}, "--auto-augment"),
+        ("gan", {"augment": AugmentConfig(erase=0.2)}, "--erase"),
+        ("restoration", {"augment": AugmentConfig(random_resized_crop=True)}, "--random-resized-crop"),
+        ("translation", {"augment": AugmentConfig(color_jitter=(0.4,))}, "--color-jitter"),
         ("gan", {"pretrained": True}, "--pretrained"),
         ("gan", {"optim": OptimConfig(optimizer="adamw")}, "--optimizer"),
         ("vae", {"generation": GenerationConfig(r1=2.0)}, "--r1"),

@@ -35,6 +35,7 @@ from krl_train.loop import CHECKPOINT, BatchStream, resolve_device
 from krl_train.run import RECORD, WEIGHTS, Run
 from krl_train.tasks.optim import build_optimizer, learning_rate_factor
 from krl_train.training.fit import fit
+from krl_train.training.view_sheet import write_view_sheet
 from krl_train.worker import Worker
 
 
@@ -87,6 +88,49 @@ def test_resumed_between_epochs_and_steps_is_as_if_never_stopped(tmp_path: Path)
     resumed = fit(replace(stopped, resume=True)).record
     assert resumed.weights_sha256 == whole.weights_sha256
     assert [entry["loss"] for entry in resumed.history[1:]] == [entry["loss"] for entry in whole.history[1:]]
+
+
+def test_a_training_with_views_of_all_kinds_resumes_and_shows_them(tmp_path: Path) -> None:
+    views = AugmentConfig(
+        **{
+            "random_resized_crop": True,
+            "crop_scale": (0.3, 1.0),
+            "auto_augment": "randaugment",
+            "color_jitter": (0.4,),
+        },
+        **{"rotate": 5, "erase": 0.5, "mixup": 0.4, "cutmix": 1.0},
+    )
+    optim = OptimConfig(label_smoothing=0.1)
+    whole = fit(config(tmp_path / "whole", augment=views, optim=optim))
+    loop = LoopConfig(2, 64, device="cpu", precision="fp32", checkpoint_minutes=0.0)
+    stopped = config(tmp_path / "stopped", augment=views, optim=optim, loop=loop)
+    with stopped_at_checkpoint(3), pytest.raises(KeyboardInterrupt):
+        fit(stopped)
+    assert fit(replace(stopped, resume=True)).record.weights_sha256 == whole.record.weights_sha256
+    planned = whole.record.plan["augmentation"]
+    assert (planned["auto_augment"], planned["crop_scale"], planned["cutmix"]) == ("randaugment", [0.3, 1.0], 1.0)
+    assert planned["color_jitter"] == [0.4, 0.4, 0.0, 0.0]  # digits are gray
+    with pytest.raises(RunError, match=r"cannot be resumed.*cutmix was 1.0, now 0.5"):
+        fit(replace(stopped, augment=replace(views, cutmix=0.5), resume=True))
+    sheets = [np.asarray(Image.open(run / "samples" / "views.png")) for run in (whole.path, stopped.out)]
+    assert sheets[0].shape == (4 * 8, 8 * 8)
+    assert np.array_equal(*sheets)
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "count"), [(8, 12, 3, 20), (256, 64, 1, 5)])
+def test_the_sheet_has_a_column_for_each_image(tmp_path: Path, height, width, channels, count) -> None:
+    levels = np.linspace(20, 240, count).astype(np.uint8)
+    data = PixelSet(np.broadcast_to(levels[:, None, None, None], (count, channels, height, width)).copy(), [0] * count)
+    size = Preprocessing(height, width, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    augmentation = Augmentation.resolve(AugmentConfig(zoom=1.1), size, flip=True, seed=0)
+    write_view_sheet(BatchStream(data, replace(augmentation, padding=0), 4, 0), tmp_path)
+    sheet = np.asarray(Image.open(tmp_path / "samples" / "views.png"))
+    columns, scale = min(8, count), min(1, 128 / max(height, width))
+    assert sheet.shape[:2] == (4 * height * scale, columns * width * scale)
+    assert sheet.ndim == (2 if channels == 1 else 3)
+    chosen = levels[np.linspace(0, count - 1, columns).astype(int)]
+    rows = sheet if channels == 1 else sheet[:, :, 0]
+    assert (rows == np.repeat(chosen, int(width * scale))).all()
 
 
 def _command(out: Path, *more: str) -> list[str]:

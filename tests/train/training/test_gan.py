@@ -20,6 +20,7 @@ from krl_runtime.errors import DataError, KrlError, RunError, TrainingError, Usa
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.cli import main
 from krl_train.config import (
+    AugmentConfig,
     ConditioningConfig,
     DataConfig,
     EvaluateConfig,
@@ -103,6 +104,15 @@ def test_diffaugment_keeps_gradients_and_does_what_its_names_say() -> None:
     assert torch.equal(diffaugment(ramp, ()), ramp)
     with pytest.raises(UsageError, match="DiffAugment has no flip"):
         diffaugment(ramp, ("flip",))
+
+
+def test_generators_see_resized_crops_and_other_colors_if_asked_to(tmp_path: Path) -> None:
+    views = AugmentConfig(random_resized_crop=True, crop_scale=(0.8, 1.0), color_jitter=(0.2,))
+    for task, options in (("gan", {}), ("vae", {"generation": GenerationConfig(latent=6)})):
+        run = fit(gan_config(tmp_path / task, task=task, augment=views, **options))
+        plan = run.record.plan["augmentation"]
+        assert (plan["shift"], plan["crop_scale"], plan["color_jitter"]) == (0, [0.8, 1.0], [0.2, 0.2, 0.0, 0.0])
+        assert all(np.isfinite(value) for entry in run.record.history for value in entry.values())
 
 
 def test_a_gan_is_trained_and_its_run_generates(tmp_path: Path) -> None:

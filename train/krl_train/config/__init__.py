@@ -3,8 +3,8 @@
 Nothing here imports torch, so that ``--help`` works without it.
 """
 
+from .augmentation import AugmentConfig
 from .base import (
-    AugmentConfig,
     DataConfig,
     EvaluateConfig,
     FitConfig,

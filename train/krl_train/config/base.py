@@ -13,6 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
 from krl_train.custom import Custom, named
 
+from .augmentation import AugmentConfig
 from .optimization import LoopConfig, OptimConfig
 from .tasks import (
     ConditioningConfig,
@@ -27,7 +28,6 @@ from .tasks import (
 from .transfer import TransferConfig
 
 __all__ = [
-    "AugmentConfig",
     "DataConfig",
     "EvaluateConfig",
     "FitConfig",
@@ -120,36 +120,6 @@ class InputConfig:
         """Check what ``Preprocessing`` cannot."""
         if self.size is not None and len(self.size) not in (1, 2):
             raise UsageError(f"--size has {len(self.size)} numbers; accepted: one side, or height and width")
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random views for training; each depends on the seed, the image and the epoch alone.
-
-    By default images are mirrored and shifted, whatever their number; more was not measured to help.
-    """
-
-    augment: bool = True
-    """Whether to augment at all."""
-    flip: Literal["auto", "horizontal", "none"] = "auto"
-    """Mirror half of the images, or none; auto: unless classes are numbers, letters, left or right."""
-    crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
-    """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""
-    rotate: Advanced[Annotated[float, _PIXELS]] = 0.0
-    """Rotate by up to this many degrees to either side."""
-    zoom: Advanced[Annotated[float, _PIXELS]] = 1.0
-    """Magnify by up to this factor, 1 or more."""
-    mixup: Annotated[float, _CLASSIFIER] = 0.0
-    """Mix each view with another of its batch, by a share drawn from Beta(mixup, mixup); 0 is off."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.zoom < 1:
-            raise UsageError(f"--zoom is {self.zoom}; accepted: 1 or more")
-        if self.mixup < 0:
-            raise UsageError(f"--mixup is {self.mixup}; accepted: 0 or more")
-        if self.crop_padding is not None and self.crop_padding < 0:
-            raise UsageError(f"--crop-padding is {self.crop_padding}; accepted: 0 or more")
 
 
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]

@@ -76,6 +76,10 @@ class LoopConfig:
     """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
+    sync_bn: Advanced[Annotated[bool, _CLASSIFIER]] = False
+    """Statistics of batch normalization over all processes, each of which has a GPU, not over each one's images."""
+    compile: Advanced[Annotated[bool, _CLASSIFIER]] = False
+    """Compile the network with torch.compile: minutes at the start, for faster steps on GPUs and long trainings."""
     channels_last: Advanced[bool] = True
     """Memory layout of the images; faster on most hardware."""
     checkpoint_minutes: Advanced[float] = 10.0

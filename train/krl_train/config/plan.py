@@ -236,7 +236,8 @@ def log_plan(plan: Plan) -> None:
         _epochs(plan.checkpoint_every),
     )
     if plan.augmentation:
-        _log.info("plan: views: %s", ", ".join(f"{name} {_shown(value)}" for name, value in plan.augmentation.items()))
+        shown = (f"{name.replace('_', '-')} {_shown(value)}" for name, value in plan.augmentation.items())
+        _log.info("plan: views: %s", ", ".join(shown))
     _warn(plan)
 
 
@@ -267,5 +268,9 @@ def _epochs(number: int) -> str:
     return "every epoch" if number == 1 else f"every {number} epochs"
 
 
-def _shown(value: bool | float) -> str:
-    return {False: "off", True: "on"}[value] if isinstance(value, bool) else f"{value:g}"
+def _shown(value: bool | float | str | list[float]) -> str:
+    if isinstance(value, bool):
+        return {False: "off", True: "on"}[value]
+    if isinstance(value, list):
+        return " ".join(f"{item:.4g}" for item in value)
+    return value if isinstance(value, str) else f"{value:g}"

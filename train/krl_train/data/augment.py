@@ -1,4 +1,4 @@
-"""Random views of images, whole batches at a time.
+"""Random views of images.
 
 A view depends on the seed, the image's index and the view's number alone: not on the batch it is in, nor on
 the process that computes it. So a run that is resumed or spread over several processes sees the same views, and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,30 +22,23 @@ from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig
 
+from .colors import AutoAugment, ColorJitter
+from .draws import Draws
+from .mixing import cut_in, mix_in
+from .rectangles import Erasing, ResizedCrop
+
 __all__ = ["Augmentation"]
 
 _log = logging.getLogger("krl")
 
 
-def _uniform(seed: int, indices: npt.NDArray[np.int64], view: int, draw: int) -> npt.NDArray[np.float64]:
-    """Return numbers in [0, 1), one for each index, by the splitmix64 hash of all arguments."""
-    with np.errstate(over="ignore"):
-        x = indices.astype(np.uint64)
-        for value in (seed, view, draw):
-            x = x + np.uint64((value * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 @dataclass(frozen=True)
 class Augmentation:
-    """Random shift, mirroring, rotation and zoom.
+    """Random views: cut out, mirrored, turned, recolored, erased, in this order; then mixed.
 
     Attributes:
         preprocessing: Size of the views.
-        margin: Extra pixels on every side of the images that are given; shifts use them.
+        margin: Extra pixels on every side of the images that are given; shifts and resized crops use them.
         padding: Black pixels put around the image before it is shifted.
         flip: Whether half of the views are mirrored.
         rotate: Largest angle in degrees.
@@ -53,6 +46,11 @@ class Augmentation:
         mixup: Parameter of the Beta distribution of mixup's share; 0 is off.
         seed: Seed of all of it.
         enabled: Whether views differ from the center crop at all.
+        cutmix: Parameter of the Beta distribution of CutMix's share; 0 is off.
+        crop: Cuts a rectangle out and resizes it, in place of the shift.
+        auto: Random operations on geometry and colors.
+        jitter: Random colors.
+        erasing: Erases a rectangle.
     """
 
     preprocessing: Preprocessing
@@ -64,6 +62,11 @@ class Augmentation:
     mixup: float
     seed: int
     enabled: bool = True
+    cutmix: float = 0.0
+    crop: ResizedCrop | None = None
+    auto: AutoAugment | None = None
+    jitter: ColorJitter | None = None
+    erasing: Erasing | None = None
 
     @classmethod
     def resolve(cls, config: AugmentConfig, preprocessing: Preprocessing, *, flip: bool, seed: int) -> Augmentation:
@@ -76,12 +79,12 @@ class Augmentation:
             seed: Seed of the run.
 
         Raises:
-            UsageError: The padding is as large as the image.
+            UsageError: The padding is as large as the image, or gray images have saturation or hue to change.
         """
         height, width = preprocessing.height, preprocessing.width
         side = min(height, width)
         margin = int((side / preprocessing.crop_fraction - side) / 2) if preprocessing.resize == "crop" else 0
-        default = max(1, side // 8) if side <= 64 else 0
+        default = max(1, side // 8) if side <= 64 and not config.random_resized_crop else 0
         padding = default if config.crop_padding is None else config.crop_padding
         if padding >= side:
             raise UsageError(f"--crop-padding is {padding}; accepted: below the side of the input, {side}")
@@ -97,6 +100,11 @@ class Augmentation:
             mixup=config.mixup if config.augment else 0.0,
             seed=seed,
             enabled=config.augment,
+            cutmix=config.cutmix,
+            crop=ResizedCrop(config.crop_scale, config.crop_ratio) if config.random_resized_crop else None,
+            auto=_auto_augment(config),
+            jitter=_color_jitter(config, preprocessing),
+            erasing=_erasing(config, preprocessing),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -104,7 +112,49 @@ class Augmentation:
         if not self.enabled:
             return {}
         shift = self.padding + self.margin
-        return {"flip": self.flip, "shift": shift, "rotate": self.rotate, "zoom": self.zoom, "mixup": self.mixup}
+        described: dict[str, Any] = {
+            "flip": self.flip,
+            "shift": shift,
+            "rotate": self.rotate,
+            "zoom": self.zoom,
+            "mixup": self.mixup,
+        }
+        if self.crop is not None:
+            described |= {"shift": 0, "random_resized_crop": True}
+            described |= {"crop_scale": list(self.crop.scale), "crop_ratio": list(self.crop.ratio)}
+        if self.auto is not None:
+            described["auto_augment"] = self.auto.policy
+            if self.auto.magnitude is not None:
+                described |= {"ra_ops": self.auto.ops, "ra_magnitude": self.auto.magnitude}
+        if self.jitter is not None:
+            described["color_jitter"] = list(astuple(self.jitter))
+        if self.erasing is not None:
+            described |= {"erase": self.erasing.probability}
+            described |= {"erase_scale": list(self.erasing.scale), "erase_ratio": list(self.erasing.ratio)}
+        return described | ({"cutmix": self.cutmix} if self.cutmix else {})
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views of a batch are mixed, and so have two labels."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def by_image(self) -> bool:
+        """Whether views are computed image by image, for which the CPU's threads are best and a GPU is not."""
+        return self.enabled and (self.crop is not None or self.auto is not None or self.jitter is not None)
+
+    def on(self, device: torch.device, pixels: Tensor, indices: npt.NDArray[np.int64], view: int) -> Tensor:
+        """Return the views on a device, computed where that is quickest: everybody who calls this sees the same.
+
+        Args:
+            device: Where they are needed.
+            pixels: As for a call, on the CPU.
+            indices: As for a call.
+            view: As for a call.
+        """
+        if self.by_image:
+            return self(pixels, indices, view).to(device)
+        return self(pixels.to(device), indices, view)
 
     def __call__(self, pixels: Tensor, indices: npt.NDArray[np.int64], view: int) -> Tensor:
         """Return the views.
@@ -119,23 +169,23 @@ class Augmentation:
         """
         if not self.enabled:
             return self.center(pixels)
-        height, width = self.preprocessing.height, self.preprocessing.width
-        draws = [_uniform(self.seed, indices, view, draw) for draw in range(5)]
-        padded = F.pad(pixels, (self.padding,) * 4) if self.padding else pixels
-        tops = (draws[0] * (padded.shape[2] - height + 1)).astype(np.int64)
-        lefts = (draws[1] * (padded.shape[3] - width + 1)).astype(np.int64)
-        mirrored = draws[2] < 0.5 if self.flip else np.zeros(len(indices), bool)
-        cut = self._copied if pixels.device.type == "cpu" else self._gathered
-        views = cut(padded.permute(0, 2, 3, 1), tops, lefts, mirrored).permute(0, 3, 1, 2)
-        if self.rotate == 0 and self.zoom == 1:
-            return views
-        return self._turn(views, draws[3], draws[4])
+        draws = Draws(self.seed, indices, view)
+        mirrored = draws.uniform(2) < 0.5 if self.flip else np.zeros(len(indices), bool)
+        size = (self.preprocessing.height, self.preprocessing.width)
+        views = self._shift(pixels, draws, mirrored) if self.crop is None else self.crop(pixels, draws, mirrored, size)
+        if self.rotate != 0 or self.zoom != 1:
+            views = self._turn(views, draws.uniform(3), draws.uniform(4))
+            if self.auto is not None or self.jitter is not None:  # these take levels of 8 bits
+                views = views.round().to(torch.uint8)
+        for change in (self.auto, self.jitter, self.erasing):
+            views = change(views, draws) if change is not None else views
+        return views
 
     def mix(self, views: Tensor, epoch: int, step: int) -> tuple[Tensor, float]:
-        """Mix each view with its neighbor in the batch (mixup, https://arxiv.org/abs/1710.09412).
+        """Mix each view with its neighbor in the batch, by mixup or CutMix; of both, each batch has one at random.
 
-        One share for the whole batch, the larger part from the view itself; both depend on the seed, the epoch and
-        the step alone, so that several processes draw the same.
+        One share for the whole batch, and for CutMix one rectangle; they depend on the seed, the epoch and the step
+        alone, so that several processes draw the same.
 
         Args:
             views: ``[N, C, height, width]``.
@@ -143,18 +193,26 @@ class Augmentation:
             step: In the epoch, from 0.
 
         Returns:
-            The mixed views, float32 in 0 to 255; their partners are ``roll(1)`` of the batch. And the share.
+            The mixed views in 0 to 255, after mixup float32; their partners are ``roll(1)`` of the batch. And the share
+            of the view itself: 0.5 to 1 after mixup, that of its pixels, 0 to 1, after CutMix.
         """
-        share = float(np.random.default_rng((self.seed, epoch, step)).beta(self.mixup, self.mixup))
-        share = max(share, 1 - share)
-        mixed = views.float()
-        return share * mixed + (1 - share) * mixed.roll(1, 0), share
+        random = np.random.default_rng((self.seed, epoch, step))
+        if self.cutmix and (not self.mixup or random.random() < 0.5):
+            return cut_in(views, self.cutmix, random)
+        return mix_in(views, self.mixup, random)
 
     def center(self, pixels: Tensor) -> Tensor:
         """Return the views that evaluation uses: the center crop, or the images themselves without a margin."""
         if self.margin == 0:
             return pixels
         return pixels[:, :, self.margin : -self.margin, self.margin : -self.margin]
+
+    def _shift(self, pixels: Tensor, draws: Draws, mirrored: npt.NDArray[np.bool_]) -> Tensor:
+        padded = F.pad(pixels, (self.padding,) * 4) if self.padding else pixels
+        tops = draws.below(0, padded.shape[2] - self.preprocessing.height + 1)
+        lefts = draws.below(1, padded.shape[3] - self.preprocessing.width + 1)
+        cut = self._copied if pixels.device.type == "cpu" else self._gathered
+        return cut(padded.permute(0, 2, 3, 1), tops, lefts, mirrored).permute(0, 3, 1, 2)
 
     def _copied(
         self,
@@ -197,3 +255,33 @@ class Augmentation:
         theta = torch.from_numpy(matrices).to(views.device, torch.float32)
         grid = F.affine_grid(theta, list(views.shape), align_corners=False)
         return F.grid_sample(views.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _auto_augment(config: AugmentConfig) -> AutoAugment | None:
+    if config.auto_augment == "none":
+        return None
+    if config.auto_augment == "trivialaugment":
+        return AutoAugment("trivialaugment", 1, None)
+    return AutoAugment("randaugment", config.ra_ops, config.ra_magnitude)
+
+
+def _color_jitter(config: AugmentConfig, preprocessing: Preprocessing) -> ColorJitter | None:
+    """Return the jitter; one number is for whatever the images have."""
+    given, gray = config.color_jitter, preprocessing.channels == 1
+    if given is None:
+        return None
+    first, *others = given
+    jitter = ColorJitter(*given, *[0.0] * (4 - len(given))) if others else ColorJitter(first, first, first, 0.0)
+    if gray and others and (jitter.saturation or jitter.hue):
+        raise UsageError(
+            f"--color-jitter {' '.join(map(str, given))} changes saturation or hue, which gray images do not have; "
+            "give one number, or 0 for both"
+        )
+    return replace(jitter, saturation=0.0) if gray else jitter
+
+
+def _erasing(config: AugmentConfig, preprocessing: Preprocessing) -> Erasing | None:
+    if config.erase == 0:
+        return None
+    fill = tuple(255 * value for value in preprocessing.mean)
+    return Erasing(config.erase, config.erase_scale, config.erase_ratio, fill)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from krl_runtime.processor import cpu_count
 from krl_train.config import steps_per_epoch
 from krl_train.data import Augmentation, PixelSet
 from krl_train.data.rows import map_ahead
@@ -68,19 +69,26 @@ class BatchStream:
         order = self._order(epoch)
         view = self.view(epoch)
         on_gpu = worker.device.type == "cuda"
+        by_image = self.augmentation.by_image
+        loaders, ahead = (cpu_count(), cpu_count() + 1) if by_image else (_LOADERS, _AHEAD)
 
         def load(step: int) -> tuple[int, Tensor, npt.NDArray[np.int64]]:
             indices = worker.share(order, step, self.steps, self.batch_size)
-            return step, self.data.pixels(indices, pinned=on_gpu), indices
+            pixels = self.data.pixels(indices, pinned=on_gpu and not by_image)
+            if by_image:
+                pixels = self.augmentation(pixels, indices, view)
+                pixels = pixels.pin_memory() if on_gpu else pixels
+            return step, pixels, indices
 
         steps = range(first_step, self.steps)
-        with ThreadPoolExecutor(_LOADERS) as pool, closing(map_ahead(pool, load, steps, _AHEAD)) as loaded:
+        with ThreadPoolExecutor(loaders) as pool, closing(map_ahead(pool, load, steps, ahead)) as loaded:
             for step, pixels, indices in loaded:
-                views = self.augmentation(pixels.to(worker.device, non_blocking=on_gpu), indices, view)
+                pixels = pixels.to(worker.device, non_blocking=on_gpu)
+                views = pixels if by_image else self.augmentation(pixels, indices, view)
                 positions = torch.from_numpy(indices)
                 labels = self.data.labels[positions].to(worker.device)
                 partners, share = None, None
-                if self.augmentation.mixup:
+                if self.augmentation.mixes:
                     views, share = self.augmentation.mix(views, epoch, step)
                     partners = labels.roll(1)
                 views = views.contiguous(memory_format=worker.layout)

@@ -30,6 +30,7 @@ from krl_train.worker import Worker
 
 from .devices import make_accelerator
 from .events import Events
+from .modules import compile_network, compiling, synchronize_batch_norm
 from .stream import BatchStream
 
 __all__ = ["CHECKPOINT", "Trainer"]
@@ -116,6 +117,10 @@ class Trainer:
     def _prepare(self, learner: Learner) -> None:
         if self.config.channels_last:
             learner.module.to(memory_format=torch.channels_last)
+        if self.config.sync_bn:
+            synchronize_batch_norm(learner, self.worker)
+        if self.config.compile:
+            compile_network(learner)
         if learner.average is not None:
             learner.average.to(self.accelerator.device)
         learner.module, learner.optimizer = self.accelerator.prepare(learner.module, learner.optimizer)
@@ -136,7 +141,8 @@ class Trainer:
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, Events(self._main(self.out)) as events:
             while self.state.epoch < self.config.epochs and not self._stopped():
-                entry = self._epoch(advance)
+                with compiling(self.config):
+                    entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
                 planned = self.state.epoch % self.config.checkpoint_every == 0

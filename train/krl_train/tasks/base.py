@@ -33,8 +33,8 @@ class Batch:
         indices: The images' indices in the training set, ``[N]`` of int64, on the CPU.
         view: Number of the view that all of them are shown in.
         epoch: From 0.
-        partners: With mixup, the class indices of the images that were mixed in, ``[N]``.
-        share: With mixup, how much of each view is the image that ``labels`` names, 0.5 to 1.
+        partners: With mixup or CutMix, the class indices of the images that were mixed in, ``[N]``.
+        share: Then also, how much of each view is the image that ``labels`` names: 0.5 to 1 (mixup), or 0 to 1.
         whole: The batch of the whole step, where this is a part of it; ``None`` for a whole one.
     """
 

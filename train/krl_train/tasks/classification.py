@@ -63,7 +63,7 @@ class Supervised(Objective):
 
 
 def label_loss(logits: Tensor, batch: Batch, label_smoothing: float, class_weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy with a batch's labels; with mixup, with both images' by their shares.
+    """Return the mean cross-entropy with a batch's labels; of mixed images, with both labels by their shares.
 
     Args:
         logits: ``[N, classes]``.

@@ -20,6 +20,7 @@ from krl_train.run import Run, RunRecord
 from krl_train.tasks import ClassificationTask, Objective, Task, TrainingStream
 
 from .balance import warn_of_imbalance
+from .view_sheet import write_view_sheet
 
 __all__ = ["costs", "network_size", "train_classifier", "train_task"]
 
@@ -56,6 +57,7 @@ def train_classifier(
     warn_of_imbalance(training.train, record.labels, loop)
     balanced = loop.balance == "sampling"
     stream = BatchStream(training.train, training.augmentation, planned.batch_size, loop.seed, views, balanced)
+    write_view_sheet(stream, out)
     task = ClassificationTask(
         make_objective(network),
         optim,
