@@ -59,7 +59,7 @@ def convert_batch_norm(module: nn.Module) -> None:
             f"--sync-bn: {type(other).__name__} does more than batch normalization, and torch has no synchronized form "
             "of it; leave --sync-bn out, or take another --model"
         )
-    nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
 
 
 def compile_network(learner: Learner) -> None:
