@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
+from krl_runtime.cli.recipes import show_recipes
 from krl_runtime.cli.tables import table
 from krl_train.cli import figure_note
-from krl_train.config import RECORD
+from krl_train.config import RECORD, TRAINING_RECIPES, RecipesConfig
 from krl_train.processes import leave_group
 
 from . import verbs
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, RecipesConfig, StudyConfig
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, StudyConfig
 from .teachers.kinds import task_of
 
 __all__ = ["main"]
@@ -76,22 +76,8 @@ def study(config: StudyConfig) -> None:
 
 def recipes(config: RecipesConfig) -> None:
     """List the recipes, or show one."""
-    if config.name is None:
-        found = [(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for path in _files()]
-        print(table(("recipe", "description"), found))
-        next_command("krl-compress distill --recipe NAME --teacher RUN --student NAME --out STUDENT")
-        return
-    path = next((path for path in _files() if path.stem == config.name), None)
-    if path is None:
-        from krl_runtime.errors import UsageError
-
-        raise UsageError(f"recipe {config.name!r} is not known; krl-compress recipes lists them")
-    print(path.read_text(encoding="utf-8"), end="")
-    next_command(f"krl-compress distill --recipe {config.name} --teacher RUN --student NAME --out STUDENT")
-
-
-def _files() -> list[Path]:
-    return sorted(RECIPES.glob("*.yaml"))
+    command = "krl-compress distill --recipe NAME --teacher RUN --student NAME --out STUDENT"
+    show_recipes(config.name, (RECIPES, TRAINING_RECIPES), command)
 
 
 def _show(result: verbs.TogetherResult, json: bool) -> None:
@@ -123,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "krl-compress",
         "Make large image models small.",
         COMMANDS,
-        recipes=RECIPES,
+        recipes=(RECIPES, TRAINING_RECIPES),
         task_of={"distill": _task_of_teacher},
         record=RECORD,
     )

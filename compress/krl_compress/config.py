@@ -24,7 +24,6 @@ __all__ = [
     "LossConfig",
     "MutualConfig",
     "QuantizationConfig",
-    "RecipesConfig",
     "StudyConfig",
 ]
 
@@ -249,9 +248,10 @@ class MutualConfig(TrainingConfig):
     """Factor of what the networks learn from each other."""
 
     def __post_init__(self) -> None:
-        """Refuse options of other tasks."""
+        """Refuse options of other tasks and of one network."""
         object.__setattr__(self, "peer", each_named(self.peer, "--peer", by_class=True))
         refuse_other_tasks(self, "classification")
+        _refuse_parts(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,10 +268,17 @@ class JointConfig(TrainingConfig):
     """Lambda, the factor of what the student learns from the teacher."""
 
     def __post_init__(self) -> None:
-        """Refuse options of other tasks."""
+        """Refuse options of other tasks and of one network."""
         for name in ("teacher", "student"):
             object.__setattr__(self, name, named(getattr(self, name), f"--{name}", by_class=True))
         refuse_other_tasks(self, "classification")
+        _refuse_parts(self)
+
+
+def _refuse_parts(config: TrainingConfig) -> None:
+    """Refuse steps in parts where several networks are trained."""
+    if config.loop.accumulate > 1:
+        raise UsageError("--accumulate is for krl-train fit and krl-compress distill; leave it out")
 
 
 @dataclass(frozen=True)
@@ -298,11 +305,3 @@ class StudyConfig:
         """Check the ranges."""
         if self.seeds < 1:
             raise UsageError(f"--seeds is {self.seeds}; accepted: 1 or more")
-
-
-@dataclass(frozen=True)
-class RecipesConfig:
-    """Options of ``krl-compress recipes``."""
-
-    name: tyro.conf.Positional[str | None] = None
-    """Show this one."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krl_runtime.cli.recipes import with_recipes
 from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
-from krl_train.config import TrainingConfig, check_data, check_model
+from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model
 
-from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig, check_loss
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, StudyConfig, check_loss
 from .teachers.kinds import ACCEPTED, check_teacher, task_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"]
 
+_RECIPES = (RECIPES, TRAINING_RECIPES)
 _BESIDE = ("teacher", "teachers", "baseline", "float", "rounded")
 
 
@@ -81,7 +83,7 @@ def distill(config: DistillConfig | None = None, /, **options: Any) -> DistillRe
     Raises:
         KrlError: The teacher, the student, the data or an option cannot be used, or training failed.
     """
-    config = configure(DistillConfig, config, options)
+    config = configure(DistillConfig, config, with_recipes(options, _RECIPES))
     task = _check_teachers(config)
     for loss in config.losses.loss:
         if isinstance(loss, str):
@@ -104,7 +106,7 @@ def mutual(config: MutualConfig | None = None, /, **options: Any) -> TogetherRes
     Raises:
         KrlError: A network, the data or an option cannot be used, or training failed.
     """
-    config = configure(MutualConfig, config, options)
+    config = configure(MutualConfig, config, with_recipes(options, _RECIPES))
     _check_networks(config, config.peer)
     from .distillation.together import mutual as run_mutual
 
@@ -121,7 +123,7 @@ def joint(config: JointConfig | None = None, /, **options: Any) -> TogetherResul
     Raises:
         KrlError: A network, the data or an option cannot be used, or training failed.
     """
-    config = configure(JointConfig, config, options)
+    config = configure(JointConfig, config, with_recipes(options, _RECIPES))
     _check_networks(config, (config.teacher, config.student))
     from .distillation.together import joint as run_joint
 

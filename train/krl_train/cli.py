@@ -8,10 +8,21 @@ from typing import Any
 
 from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
+from krl_runtime.cli.recipes import show_recipes
 from krl_runtime.cli.tables import table
 
 from . import verbs
-from .config import RECORD, EvaluateConfig, FitConfig, ImportConfig, ModelsConfig, UnpackConfig, model_names
+from .config import (
+    RECORD,
+    TRAINING_RECIPES,
+    EvaluateConfig,
+    FitConfig,
+    ImportConfig,
+    ModelsConfig,
+    RecipesConfig,
+    UnpackConfig,
+    model_names,
+)
 from .processes import leave_group
 
 __all__ = ["figure_note", "main"]
@@ -70,6 +81,11 @@ def unpack(config: UnpackConfig) -> None:
     result = verbs.unpack(config)
     print(f"{result.count} images in {result.out}")
     next_command(f"krl-train fit --data {result.out} --model resnet20 --out RUN")
+
+
+def recipes(config: RecipesConfig) -> None:
+    """List the recipes, or show one."""
+    show_recipes(config.name, (TRAINING_RECIPES,), "krl-train fit --recipe NAME --model NAME --data FOLDER --out RUN")
 
 
 def models(config: ModelsConfig) -> None:
@@ -134,6 +150,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "import": import_,
     "unpack": unpack,
     "models": models,
+    "recipes": recipes,
 }
 
 
@@ -143,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "krl-train",
         "Train large image models, or import third-party ones.",
         COMMANDS,
+        recipes=(TRAINING_RECIPES,),
         task_of={"fit": lambda arguments: value_of(arguments, "--task") or "classification"},
         record=RECORD,
     )

@@ -1,6 +1,7 @@
 """The run: the folder that a training or compression command leaves, and resumes from. This module owns its format.
 
-``run.json`` says what was done and what came of it; ``model.safetensors`` has the weights of the backbone;
+``run.json`` says what was done and what came of it; ``model.safetensors`` has the weights of the backbone, and
+``discriminator.safetensors`` those of its discriminator, where it had one (a GAN);
 ``checkpoint/`` stands there while the command is at work.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import RECORD, WEIGHTS, check_run
+from krl_train.config import DISCRIMINATOR, RECORD, WEIGHTS, check_run
 from krl_train.custom import is_custom, warn_of_change
 
 from .models import ModelSpec, Network
@@ -78,6 +79,7 @@ class RunRecord:
         source_labels: Of a classifier with two heads, the class names of the second one, which the source's images of
             a joint training have; empty for all others.
         weights_sha256: Hash of ``model.safetensors``; empty while the run is not finished.
+        discriminator_sha256: Hash of ``discriminator.safetensors``; empty where there is none.
         schema_version: Version of this format.
     """
 
@@ -97,6 +99,7 @@ class RunRecord:
     sources: tuple[Mapping[str, Any], ...] = ()
     source_labels: tuple[str, ...] = ()
     weights_sha256: str = ""
+    discriminator_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def to_bytes(self) -> bytes:
@@ -173,24 +176,37 @@ class Run:
         return cls(folder, record)
 
     @classmethod
-    def write(cls, path: str | Path, record: RunRecord, state: Mapping[str, Tensor]) -> Run:
+    def write(
+        cls,
+        path: str | Path,
+        record: RunRecord,
+        state: Mapping[str, Tensor],
+        discriminator: Mapping[str, Tensor] | None = None,
+    ) -> Run:
         """Write weights and record, each atomically, the record last.
 
         Args:
             path: The run's folder.
-            record: Its ``weights_sha256`` and ``versions`` are filled in here.
+            record: Its hashes and ``versions`` are filled in here.
             state: State of the backbone.
+            discriminator: State of its discriminator, where it has one.
 
         Raises:
             ModelError: A weight is not a finite number.
         """
         folder = Path(path)
-        data = save(_storable(state))
-        check_finite(state, f"run {folder}")
-        finished = RunRecord(
-            **{**_shallow(record), "weights_sha256": sha256_bytes(data), "versions": package_versions()}
+        states = {WEIGHTS: state} if discriminator is None else {WEIGHTS: state, DISCRIMINATOR: discriminator}
+        files = {name: save(_storable(values)) for name, values in states.items()}
+        for values in states.values():
+            check_finite(values, f"run {folder}")
+        finished = replace(
+            record,
+            weights_sha256=sha256_bytes(files[WEIGHTS]),
+            discriminator_sha256=sha256_bytes(files[DISCRIMINATOR]) if DISCRIMINATOR in files else "",
+            versions=package_versions(),
         )
-        write_atomic(folder / WEIGHTS, data)
+        for name, data in files.items():
+            write_atomic(folder / name, data)
         write_atomic(folder / RECORD, finished.to_bytes())
         return cls(folder, finished)
 
@@ -200,10 +216,30 @@ class Run:
         Raises:
             RunError: The file is not a safetensors file, or a weight is not a finite number.
         """
+        return self._load(WEIGHTS)
+
+    def discriminator_state(self) -> dict[str, Tensor]:
+        """Return the weights of the discriminator; none where the run has no discriminator.
+
+        Raises:
+            RunError: The file is missing, was changed, is not a safetensors file, or has other than finite numbers.
+        """
+        if not self.record.discriminator_sha256:
+            return {}
+        file = self.path / DISCRIMINATOR
+        if not file.is_file():
+            raise RunError(f"run {self.path}: {DISCRIMINATOR} is missing; copy the whole folder again")
+        if sha256_file(file) != self.record.discriminator_sha256:
+            raise RunError(
+                f"run {self.path}: {DISCRIMINATOR} is damaged or was changed (its SHA-256 is not the record's)"
+            )
+        return self._load(DISCRIMINATOR)
+
+    def _load(self, name: str) -> dict[str, Tensor]:
         try:
-            state = load_file(self.path / WEIGHTS)
+            state = load_file(self.path / name)
         except (SafetensorError, OSError) as error:
-            raise RunError(f"run {self.path}: {WEIGHTS} cannot be read: {error}") from error
+            raise RunError(f"run {self.path}: {name} cannot be read: {error}") from error
         try:
             check_finite(state, f"run {self.path}")
         except ModelError as error:
@@ -301,10 +337,6 @@ def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = plain.clone() if place in taken else plain
         taken.add(place)
     return stored
-
-
-def _shallow(record: RunRecord) -> dict[str, Any]:
-    return {item.name: getattr(record, item.name) for item in fields(record)}
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:

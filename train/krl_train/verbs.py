@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krl_runtime.cli.recipes import with_recipes
 from krl_runtime.verbs import Result, configure
 
-from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig, check_data, refuse_shots
+from .config import (
+    TRAINING_RECIPES,
+    EvaluateConfig,
+    FitConfig,
+    ImportConfig,
+    UnpackConfig,
+    check_data,
+    refuse_shots,
+)
 
 if TYPE_CHECKING:
     from .run import Run
@@ -85,7 +94,7 @@ def fit(config: FitConfig | None = None, /, **options: Any) -> RunResult:
     Raises:
         KrlError: The data, the network or an option cannot be used, or training failed.
     """
-    config = configure(FitConfig, config, options)
+    config = configure(FitConfig, config, with_recipes(options, (TRAINING_RECIPES,)))
     from .training.fit import fit as run_fit
 
     return RunResult.of(run_fit(config))

@@ -177,6 +177,7 @@ def prepare(config: DistillConfig) -> Job:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
     terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes)
+    _check_loop(terms, config.loop)
     teachers, source = _teachers(config)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
@@ -252,6 +253,21 @@ def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = 
         )
     smooth = {"label_smoothing": label_smoothing}
     return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
+
+
+def _check_loop(terms: Sequence[WeightedLoss], loop: LoopConfig) -> None:
+    """Refuse --accumulate for losses that look at all images of a step, and --compile for those that look inside."""
+    coupled = [term.name for term in terms if term.kind.couples]
+    if loop.accumulate > 1 and coupled:
+        raise UsageError(
+            f"--accumulate {loop.accumulate} computes each step in parts, but --loss {' and '.join(coupled)} "
+            "compares all images of a step; leave --accumulate out, or give other losses"
+        )
+    inside = [term.name for term in terms if term.kind.sees not in ("labels", "logits", "logits+labels")]
+    if loop.compile and inside:
+        raise UsageError(
+            f"--compile hides the features that --loss {' and '.join(inside)} compares; leave one of them out"
+        )
 
 
 def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:

@@ -121,7 +121,8 @@ class _GeneratorJob(Job):
             measured = self.score(self.task.teaching.final().eval(), Worker(device))
             metrics = {**self.there.size(), **measured}
             taught = replace(self.there.record, metrics=metrics, command=record.command, history=())
-            Run.write(self.config.out / "teacher", taught, self.task.teaching.state())
+            teaching = self.task.teaching
+            Run.write(self.config.out / "teacher", taught, teaching.state(), teaching.discriminator_state())
         return run
 
     def _train(self, task: Task[Batch], student: GeneratorNetwork, record: RunRecord, out: Path) -> Run:

@@ -193,10 +193,11 @@ class Distiller(Objective):
 
     def _on_labels(self, term: WeightedLoss, seen: _Seen) -> Tensor:
         batch, options = seen.batch, {**term.options, "class_weights": self.class_weights}
-        value: Tensor = term.kind.function(seen.student, batch.labels, **options)
+        whole = batch.whole or batch
+        value: Tensor = term.kind.function(seen.student, batch.labels, whole=whole.labels, **options)
         if batch.share is None or batch.partners is None:
             return value
-        other: Tensor = term.kind.function(seen.student, batch.partners, **options)
+        other: Tensor = term.kind.function(seen.student, batch.partners, whole=whole.partners, **options)
         return batch.share * value + (1 - batch.share) * other
 
     def _on_logits(self, term: WeightedLoss, seen: _Seen) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sharing a batch between processes, for losses that couple its samples, or count them."""
+"""Sharing a batch between processes, for losses that couple its samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_batch", "mean_over_processes"]
+__all__ = ["gather_batch"]
 
 
 def gather_batch(tensor: Tensor) -> Tensor:
@@ -31,15 +31,6 @@ def gather_batch(tensor: Tensor) -> Tensor:
         shares = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
         dist.all_gather(shares, tensor.contiguous())
     return torch.stack(shares, dim=1).flatten(0, 1)  # sample i of rank r was sample i * processes + r
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of a number over the processes, without a gradient; the number itself where there is one."""
-    if not _are_several():
-        return value.detach()
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 def _are_several() -> bool:

@@ -3,36 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .gather import mean_over_processes
-
-__all__ = ["cross_entropy", "labels_or_answers"]
-
-
-def cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
-) -> Tensor:
-    """Return the mean cross-entropy of the labeled images of a batch, over all processes.
-
-    Args:
-        logits: ``[N, classes]``.
-        labels: ``[N]`` of int64, -1 for an image without a label, which counts for nothing.
-        label_smoothing: Share of the target that is spread evenly over the classes.
-        class_weights: Weight of each class, ``[classes]``; ``None`` for equal ones.
-
-    Returns:
-        Scalar; 0, with a gradient of 0, where no image has a label. Over several processes, each one's part of the
-        mean: the mean of the parts is that of the whole batch, however the labels are spread.
-    """
-    total = F.cross_entropy(
-        logits, labels, class_weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
-    )
-    labeled = (labels >= 0).to(total.dtype)
-    weights = labeled if class_weights is None else labeled * class_weights[labels.clamp(min=0)]
-    count = mean_over_processes(weights.sum())
-    return total / torch.where(count > 0, count, 1.0)
+__all__ = ["labels_or_answers"]
 
 
 def labels_or_answers(labels: Tensor, teacher: Tensor) -> Tensor:

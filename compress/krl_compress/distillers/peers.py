@@ -85,7 +85,7 @@ class PeerTask(Task[Batch]):
             f"net{index}": make_learner(
                 _Peer(network),
                 planned,
-                build_optimizer(optim, network.parameters(), batch_size),
+                build_optimizer(optim, network, batch_size),
                 steps,
                 average=moving_average(network, planned.ema),
                 average_of=network,

@@ -14,9 +14,9 @@ from krl_compress.config import LOSS_OPTIONS, split_loss
 from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.custom import is_custom
+from krl_train.tasks.cross_entropy import cross_entropy
 
 from .custom import custom_function
-from .labels import cross_entropy
 
 __all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss", "teacher_weight"]
 
@@ -47,7 +47,7 @@ class Loss:
     def options(self) -> dict[str, Any]:
         """Return the hyperparameters by name, with their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
-        fixed = {"chunk", "seed", "middle", "class_weights"}
+        fixed = {"chunk", "seed", "middle", "class_weights", "whole"}
         return {
             item.name: item.default
             for item in parameters

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from krl_runtime.errors import UsageError, require
 
 from .options import option_name
-from .suggestions import suggest
+from .recipes import recipe_file
 
 __all__ = ["merged", "options_of", "take_files"]
 
@@ -19,17 +19,18 @@ Options = list[tuple[str, list[str]]]
 
 
 def take_files(
-    arguments: list[str], recipes: Path | None, repeated: Collection[str]
+    arguments: list[str], recipes: Sequence[Path], repeated: Collection[str]
 ) -> tuple[list[str], list[Options]]:
     """Take ``--config FILE`` and ``--recipe NAME`` out of a command line.
 
     Args:
         arguments: The command line.
-        recipes: Folder of the recipes, if there are any.
+        recipes: Folders of the recipes, if there are any.
         repeated: Options that may be given several times.
 
     Returns:
-        The other arguments, and the options of each file.
+        The other arguments, and the options of each file. A recipe's name stays among the arguments where the command
+        records it, as an option that may be repeated.
 
     Raises:
         UsageError: A file cannot be read, or a recipe is not known.
@@ -39,14 +40,15 @@ def take_files(
     items = iter(arguments)
     for item in items:
         name, equals, value = item.partition("=")
-        if name != "--config" and not (name == "--recipe" and recipes is not None):
+        if name != "--config" and not (name == "--recipe" and recipes):
             rest.append(item)
             continue
         given = value if equals else next(items, None)
         if given is None:
             raise UsageError(f"{name} needs {'a YAML file' if name == '--config' else 'a name'}")
-        path = Path(given) if recipes is None or name == "--config" else _recipe(given, recipes)
+        path = Path(given) if name == "--config" else recipe_file(given, recipes)
         files.append(list(options_of(_read(path), repeated)))
+        rest += [name, given] if name == "--recipe" and name in repeated else []
     return rest, files
 
 
@@ -76,13 +78,6 @@ def options_of(values: Mapping[str, Any], repeated: Collection[str]) -> Iterator
             yield from ((option, [str(item)]) for item in value)
         elif value not in (None, "null", "~", ""):
             yield option, [str(item) for item in (value if isinstance(value, list) else [value])]
-
-
-def _recipe(name: str, recipes: Path) -> Path:
-    known = sorted(path.stem for path in recipes.glob("*.yaml"))
-    if name not in known:
-        raise UsageError(f"--recipe {name}: not known{suggest(name, known)}; accepted: {', '.join(known)}")
-    return recipes / f"{name}.yaml"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ class Program:
         name: As it is typed.
         description: One paragraph for ``--help``.
         commands: By name; the annotation of the only parameter is the configuration.
-        recipes: Folder of the files that ``--recipe`` names, without their suffix.
+        recipes: Folders of the files that ``--recipe`` names, without their suffix.
         task_of: For commands whose options depend on a task: from the arguments to the task, for ``--help``.
         record: Name of the file in ``--out`` that holds the configuration of an interrupted command.
     """
@@ -44,7 +44,7 @@ class Program:
     name: str
     description: str
     commands: Mapping[str, Command]
-    recipes: Path | None = None
+    recipes: tuple[Path, ...] = ()
     task_of: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
     record: str | None = None
 

@@ -17,7 +17,6 @@ from krl_compress.config import CacheConfig, DataFreeConfig, DistillConfig, Loss
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.unlabeled import add_unlabeled, plan_alone
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, parse_loss
-from krl_compress.distillers.labels import cross_entropy
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig
@@ -28,6 +27,7 @@ from krl_train.loop.order import epoch_order
 from krl_train.models import Network, build_model
 from krl_train.run import Run
 from krl_train.tasks import Batch
+from krl_train.tasks.cross_entropy import cross_entropy
 from krl_train.training.balance import class_weights, warn_of_imbalance
 from krl_train.training.fit import fit
 

@@ -331,11 +331,12 @@ def test_learning_rate_follows_the_published_schedules() -> None:
 
 
 def test_optimizers_take_what_was_asked_for() -> None:
-    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
-    sgd = build_optimizer(OptimConfig(), weights, batch_size=256)
+    module = torch.nn.PReLU(2)
+    module.register_parameter("frozen", torch.nn.Parameter(torch.ones(2), requires_grad=False))
+    sgd = build_optimizer(OptimConfig(), module, batch_size=256)
     assert sgd.param_groups[0]["lr"] == pytest.approx(0.2)
     assert len(sgd.param_groups[0]["params"]) == 1
-    adamw = build_optimizer(OptimConfig(optimizer="adamw", lr=3e-4, weight_decay=0.05), weights, 128)
+    adamw = build_optimizer(OptimConfig(optimizer="adamw", lr=3e-4, weight_decay=0.05), module, 128)
     assert (type(adamw).__name__, adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (
         "AdamW",
         3e-4,

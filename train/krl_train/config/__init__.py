@@ -11,21 +11,22 @@ from .base import (
     GeneratorScoreConfig,
     ImportConfig,
     InputConfig,
-    LoopConfig,
     ModelsConfig,
-    OptimConfig,
     OutOption,
+    RecipesConfig,
     TrainingConfig,
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
-from .names import RECORD, WEIGHTS, recorded_model, recorded_task
+from .names import DISCRIMINATOR, RECORD, TRAINING_RECIPES, WEIGHTS, recorded_model, recorded_task
+from .optimization import LoopConfig, OptimConfig
 from .plain import to_plain
 from .plan import Plan, PlannedLoop, PlannedOptim, log_plan, plan_loop, plan_optim, steps_per_epoch, warmup_steps
 from .tasks import (
     ConditioningConfig,
+    DiscriminatorStartConfig,
     GenerationConfig,
     ImportedRestorerConfig,
     RestorationConfig,
@@ -37,11 +38,14 @@ from .transfer import TransferConfig
 
 __all__ = [
     "DATA_SETS",
+    "DISCRIMINATOR",
     "RECORD",
+    "TRAINING_RECIPES",
     "WEIGHTS",
     "AugmentConfig",
     "ConditioningConfig",
     "DataConfig",
+    "DiscriminatorStartConfig",
     "EvaluateConfig",
     "FitConfig",
     "GenerationConfig",
@@ -57,6 +61,7 @@ __all__ = [
     "Plan",
     "PlannedLoop",
     "PlannedOptim",
+    "RecipesConfig",
     "RestorationConfig",
     "StyleConfig",
     "SyntheticConfig",

@@ -15,8 +15,10 @@ from krl_train.custom import Custom, named
 
 from .augmentation import AugmentConfig
 from .joint import JointConfig
+from .optimization import LoopConfig, OptimConfig
 from .tasks import (
     ConditioningConfig,
+    DiscriminatorStartConfig,
     GenerationConfig,
     ImportedRestorerConfig,
     RestorationConfig,
@@ -33,10 +35,9 @@ __all__ = [
     "GeneratorScoreConfig",
     "ImportConfig",
     "InputConfig",
-    "LoopConfig",
     "ModelsConfig",
-    "OptimConfig",
     "OutOption",
+    "RecipesConfig",
     "TrainingConfig",
     "UnpackConfig",
 ]
@@ -45,13 +46,13 @@ __all__ = [
 Task: TypeAlias = Literal["classification", "gan", "vae", "restoration", "translation", "style"]
 
 _CLASSIFIER = Only("classification")
-_GENERATORS = Only("gan", "vae")
+_GAN, _GENERATORS = Only("gan"), Only("gan", "vae")
 _RESTORATION, _TRANSLATION, _STYLE = Only("restoration"), Only("translation"), Only("style")
 _FROM_IMAGES = Only("restoration", "style")
 _PIXELS = Only("classification", "gan", "vae")
 _DECAYED = Only("classification", "restoration", "translation", "style")
 _PRETRAINED = Only("classification", "style")
-_CONTINUED = _DECAYED
+_CONTINUED = Only("classification", "gan", "restoration", "translation", "style")
 _MODEL = tyro.conf.arg(help_behavior_hint="(required without --from)")
 
 
@@ -126,85 +127,6 @@ class InputConfig:
             raise UsageError(f"--size has {len(self.size)} numbers; accepted: one side, or height and width")
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """How weights are moved."""
-
-    optimizer: Annotated[Literal["sgd", "adamw"], _CLASSIFIER] = "sgd"
-    """SGD with momentum, or AdamW. Tasks from image to image take AdamW, generators Adam."""
-    lr: float | None = None
-    """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128; 0.001 for restoration."""
-    momentum: Advanced[Annotated[float, _CLASSIFIER]] = 0.9
-    """Momentum of sgd."""
-    nesterov: Advanced[Annotated[bool, _CLASSIFIER]] = True
-    """Nesterov's form of the momentum."""
-    weight_decay: Annotated[float, _DECAYED] = 5e-4
-    """Weight decay, on all parameters as in the published protocols."""
-    schedule: Advanced[Literal["cosine", "multistep", "constant"]] = "cosine"
-    """How the learning rate falls after the warm-up."""
-    milestones: Advanced[tuple[float, ...]] = (0.625, 0.75, 0.875)
-    """Shares of the training after which multistep divides the learning rate by ten."""
-    warmup: Advanced[float | None] = None
-    """Share of the training in which the learning rate rises from 0: 0.05, but 2,000 steps at most."""
-    label_smoothing: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
-    """Label smoothing of the cross-entropy, 0 to below 1."""
-    clip_norm: Advanced[float | None] = None
-    """Largest norm of the gradient."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which is evaluated and kept, 1 - 5 / steps at most; 0 is off, for any
-    number of images (generators: 0.999)."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.lr is not None and not self.lr > 0:
-            raise UsageError(f"--lr is {self.lr}; accepted: above 0")
-        if self.optimizer != "sgd" and (self.momentum != 0.9 or not self.nesterov):
-            raise UsageError("--momentum and --no-nesterov are for --optimizer sgd; leave them out")
-        if self.schedule != "multistep" and self.milestones != OptimConfig.milestones:
-            raise UsageError("--milestones is for --schedule multistep; leave it out")
-        for name in ("warmup", "label_smoothing", "ema"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{option_name(name)} is {value}; accepted: 0 to below 1")
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long, how large, on what."""
-
-    epochs: int | None = None
-    """Passes over the training images: 30, or more for few images."""
-    batch_size: int | None = None
-    """Images in one step over all processes: 8 to 128, by their number."""
-    seed: int = 0
-    """Seed of everything that is random."""
-    precision: Advanced[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
-    """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
-    channels_last: Advanced[bool] = True
-    """Memory layout of the images; faster on most hardware."""
-    checkpoint_minutes: Advanced[float] = 10.0
-    """Longest time between checkpoints; there is one after each epoch, or 30 to 59 in all, in any case."""
-    evaluate_every: Advanced[int | None] = None
-    """Epochs between evaluations, 1 unless these are of more images than the training; the last epoch is always
-    evaluated."""
-    balance: Advanced[Annotated[Literal["none", "weights", "sampling"], _CLASSIFIER]] = "none"
-    """For classes with unlike numbers of images: weights gives the labels of rare classes more weight; sampling shows
-    their images more often."""
-    keep: Advanced[Annotated[Literal["best", "last"], _DECAYED]] = "best"
-    """Weights that the run keeps: of the epoch that is best on the validation images, or of the last one."""
-    early_stopping: Advanced[Annotated[int | None, _DECAYED]] = None
-    """Stop after this many evaluations that are no better; left out: never."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("epochs", "batch_size", "evaluate_every", "early_stopping"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{option_name(name)} is {value}; accepted: 1 or more")
-
-
 OutOption = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
@@ -220,6 +142,8 @@ class TrainingConfig:
     """Replace the run in --out."""
     json: bool = False
     """Print the result as one JSON object."""
+    recipe: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Options that come with krl, by name (the command recipes lists them); others on the command line win."""
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -242,6 +166,7 @@ class FitConfig(TrainingConfig):
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
+    discriminator_start: Annotated[DiscriminatorStartConfig, _GAN] = field(default_factory=DiscriminatorStartConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
     translation: Annotated[TranslationConfig, _TRANSLATION] = field(default_factory=TranslationConfig)
     style: Annotated[StyleConfig, _STYLE] = field(default_factory=StyleConfig)
@@ -254,6 +179,9 @@ class FitConfig(TrainingConfig):
         object.__setattr__(self, "model", named(self.model, "--model", by_class=True) or "")
         if not self.model and self.transfer.from_ is None:
             raise UsageError("no network is named; give --model NAME (krl-train models lists them), or --from RUN")
+        for name, value in vars(self.discriminator_start).items():
+            if value and self.transfer.from_ is None:
+                raise UsageError(f"{option_name(name)} is for a generator that starts from a run; give --from RUN")
 
 
 @dataclass(frozen=True)
@@ -340,6 +268,14 @@ class UnpackConfig:
     out: OutOption
     """The folder to make."""
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class RecipesConfig:
+    """Options of ``krl-train recipes`` and ``krl-compress recipes``."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Show this one."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["RECORD", "WEIGHTS", "recorded_model", "recorded_task"]
+__all__ = ["DISCRIMINATOR", "RECORD", "TRAINING_RECIPES", "WEIGHTS", "recorded_model", "recorded_task"]
+
+TRAINING_RECIPES = Path(__file__).parent.parent / "recipes"
+"""Folder of the recipes for training options, NAME.yaml."""
 
 RECORD = "run.json"
 """The record of a run: configuration, data, metrics, history and hashes."""
 
 WEIGHTS = "model.safetensors"
 """The weights of a run."""
+
+DISCRIMINATOR = "discriminator.safetensors"
+"""The weights of a GAN's discriminator, beside those of its generator."""
 
 
 def recorded_task(run: str | Path | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .base import LoopConfig, OptimConfig
+from .optimization import LoopConfig, OptimConfig
 
 __all__ = [
     "Plan",

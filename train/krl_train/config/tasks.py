@@ -11,6 +11,7 @@ from krl_runtime.errors import UsageError
 
 __all__ = [
     "ConditioningConfig",
+    "DiscriminatorStartConfig",
     "GenerationConfig",
     "ImportedRestorerConfig",
     "RestorationConfig",
@@ -124,6 +125,23 @@ class GenerationConfig:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 0 or more")
         if self.discriminator_lr is not None and not self.discriminator_lr > 0:
             raise UsageError(f"--discriminator-lr is {self.discriminator_lr}; accepted: above 0")
+
+
+@dataclass(frozen=True)
+class DiscriminatorStartConfig:
+    """How the discriminator starts with --from."""
+
+    freeze_discriminator: Advanced[int] = 0
+    """Keep this many layers of the run's discriminator as they are, from the image on; for few images."""
+    fresh_discriminator: Advanced[bool] = False
+    """Begin with a discriminator that has not seen any image, where the run has none."""
+
+    def __post_init__(self) -> None:
+        """Check the range, and that there is something to freeze."""
+        if self.freeze_discriminator < 0:
+            raise UsageError(f"--freeze-discriminator is {self.freeze_discriminator}; accepted: 0 or more")
+        if self.freeze_discriminator and self.fresh_discriminator:
+            raise UsageError("--freeze-discriminator keeps layers that are trained; leave --fresh-discriminator out")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,15 @@ from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
 from krl_train.config import Plan, PlannedLoop, log_plan
-from krl_train.tasks.base import Learner, Task, TrainingStream
+from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
 from krl_train.worker import Worker
 
+from .devices import make_accelerator
+from .events import Events
+from .modules import compile_network, compiling, synchronize_batch_norm
 from .stream import BatchStream
 
-__all__ = ["CHECKPOINT", "Trainer", "process_first", "resolve_device"]
+__all__ = ["CHECKPOINT", "Trainer"]
 
 CHECKPOINT = Path("checkpoint") / "state.pt"
 
@@ -39,49 +41,6 @@ _log = logging.getLogger("krl")
 _ONE_VALUE = "Expected more than 1 value per channel"  # torch's, of batch normalization
 _LEAST_BATCH = 3  # the last batch of an epoch then has two images or more
 _WATCH_EVERY_ON_GPU = 25  # steps between looks at the loss: each waits for the GPU
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device to use.
-
-    Args:
-        name: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        UsageError: A GPU is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda, but torch sees no CUDA device on this machine; use --device cpu")
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _precision(name: str, device: torch.device) -> str:
-    """Return Accelerate's name of the mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``."""
-    if name == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
-    if name != "auto":
-        return {"fp32": "no"}.get(name, name)
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # On a CPU without bfloat16 instructions mixed precision is slower than float32.
-    fast = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in fast) else "no"
-
-
-@contextmanager
-def process_first(device: str) -> Iterator[None]:
-    """Let one of several processes run a block before the others do; a single process just runs it.
-
-    Args:
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, as for the training that follows.
-    """
-    from accelerate import PartialState
-
-    with PartialState(cpu=resolve_device(device).type == "cpu").main_process_first():
-        yield
 
 
 @dataclass
@@ -109,6 +68,24 @@ class _State:
     best: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The part of a step that is computed.
+
+    Attributes:
+        share: Its share of the step's images.
+        first: Whether gradients begin with it.
+        last: Whether the step is taken after it.
+    """
+
+    share: float = 1.0
+    first: bool = True
+    last: bool = True
+
+
+_WHOLE = _Part()
+
+
 class Trainer:
     """Runs a task over a stream of batches.
 
@@ -121,19 +98,29 @@ class Trainer:
 
     def __init__(self, config: PlannedLoop, task: Task[Any], stream: TrainingStream[Any], out: Path | None) -> None:
         self.config, self.task, self.stream, self.out = config, task, stream, out
-        self.accelerator = _accelerator(config, unfreezes=task.unfreezes)
+        self.accelerator = make_accelerator(config, unfreezes=task.unfreezes)
         world = self.accelerator.num_processes
         if config.batch_size % world:
             raise UsageError(f"--batch-size {config.batch_size} cannot be shared by {world} processes; use a multiple")
+        if config.accumulate > config.batch_size // world:
+            raise UsageError(
+                f"--accumulate {config.accumulate} makes more parts than a process has images in a step; accepted with "
+                f"--batch-size {config.batch_size} and {world} process(es): up to {config.batch_size // world}"
+            )
         self.worker = Worker(self.accelerator.device, self.accelerator.process_index, world, config.channels_last)
         for learner in task.learners.values():
             self._prepare(learner)
         self.state = _State()
+        self._part = _WHOLE
         self._saved = time.monotonic()
 
     def _prepare(self, learner: Learner) -> None:
         if self.config.channels_last:
             learner.module.to(memory_format=torch.channels_last)
+        if self.config.sync_bn:
+            synchronize_batch_norm(learner, self.worker)
+        if self.config.compile:
+            compile_network(learner)
         if learner.average is not None:
             learner.average.to(self.accelerator.device)
         learner.module, learner.optimizer = self.accelerator.prepare(learner.module, learner.optimizer)
@@ -152,9 +139,10 @@ class Trainer:
             log_plan(self.plan)
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
-        with progress_bar("training", total, done) as advance, _Events(self._main(self.out)) as events:
+        with progress_bar("training", total, done) as advance, Events(self._main(self.out)) as events:
             while self.state.epoch < self.config.epochs and not self._stopped():
-                entry = self._epoch(advance)
+                with compiling(self.config):
+                    entry = self._epoch(advance)
                 self.state.history.append(entry)
                 self.state.epoch, self.state.step = self.state.epoch + 1, 0
                 planned = self.state.epoch % self.config.checkpoint_every == 0
@@ -240,16 +228,32 @@ class Trainer:
         return entry
 
     def _step(self, batch: Any) -> Mapping[str, Tensor]:
+        """Take one optimization step on a batch, at once or in parts; return the named scalars of the whole batch."""
         try:
-            return self.task.step(batch, self._update)
+            return self.task.step(batch, self._update) if self.config.accumulate == 1 else self._step_in_parts(batch)
         except ValueError as error:
             if _ONE_VALUE not in str(error):
                 raise
+            parts = f" and {self.config.accumulate} parts" if self.config.accumulate > 1 else ""
             raise UsageError(
-                f"a step has one image, of {self.stream.count} in batches of {self.config.batch_size}: too little for "
-                f"batch normalization; give --batch-size {_LEAST_BATCH} or more for each process, more images, or "
-                "another --size"
+                f"a step has one image, of {self.stream.count} in batches of {self.config.batch_size}{parts}: too "
+                f"little for batch normalization; give --batch-size {_LEAST_BATCH} or more for each process and part, "
+                "more images, or another --size"
             ) from error
+
+    def _step_in_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """Accumulate the gradients of parts; processes are synchronized with the last one alone."""
+        parts, sums = batch.split(self.config.accumulate), dict[str, Tensor]()
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            self._part = _Part(len(part.labels) / len(batch.labels), first=index == 0, last=last)
+            with ExitStack() as unsynchronized:
+                for learner in () if last else self.task.learners.values():
+                    unsynchronized.enter_context(self.accelerator.no_sync(learner.module))
+                found = self.task.step(part, self._update)
+            weighted = {name: self._part.share * value for name, value in found.items()}
+            sums = {name: sums[name] + value if name in sums else value for name, value in weighted.items()}
+        return sums
 
     def _share_buffers(self) -> None:
         """Give all processes the buffers of the first one, whose weights the run keeps: statistics of normalization."""
@@ -270,9 +274,12 @@ class Trainer:
             )
 
     def _update(self, name: str, loss: Tensor) -> None:
-        learner = self.task.learners[name]
-        learner.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        learner, part = self.task.learners[name], self._part
+        if part.first:
+            learner.optimizer.zero_grad()
+        self.accelerator.backward(loss if part.share == 1 else part.share * loss)
+        if not part.last:
+            return
         if learner.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.optim.clip_norm)
         learner.optimizer.step()
@@ -284,13 +291,13 @@ class Trainer:
     def plan(self) -> Plan:
         """Return how long, on what and how is trained, with nothing left open."""
         first = next(iter(self.task.learners.values()))
-        rate = float(first.optimizer.param_groups[0]["initial_lr"])
+        rate = max(float(group["initial_lr"]) for group in first.optimizer.param_groups)
         views = self.stream.augmentation.describe() if isinstance(self.stream, BatchStream) else {}
         return Plan.of(self.config, first.optim, self.stream.count, self.stream.steps, rate, views)
 
     def _learning_rate(self) -> float:
         first = next(iter(self.task.learners.values()))
-        return round(float(first.optimizer.param_groups[0]["lr"]), 8)
+        return round(max(float(group["lr"]) for group in first.optimizer.param_groups), 8)
 
     def _report(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -349,50 +356,5 @@ class Trainer:
         return True
 
 
-def _accelerator(config: PlannedLoop, *, unfreezes: bool) -> Any:
-    import torch.distributed
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-
-    device = resolve_device(config.device)
-    # Accelerate keeps its settings for the process; a second training may have others.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=_precision(config.precision, device),
-        step_scheduler_with_optimizer=False,
-        # Processes would otherwise wait for the gradients of what is frozen as yet.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unfreezes)],
-    )
-
-
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0]) % 2**63
-
-
-class _Events:
-    """TensorBoard's event file of a run, as a context manager; yields a function of a history entry and images."""
-
-    def __init__(self, out: Path | None) -> None:
-        self._out = out
-        self._writer: Any = None
-
-    def __enter__(self) -> Callable[[dict[str, Any], Mapping[str, npt.NDArray[np.uint8]]], None]:
-        if self._out is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._out / "events"))
-        return self._write
-
-    def _write(self, entry: dict[str, Any], images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
-        if self._writer is None:
-            return
-        for name, image in images.items():
-            self._writer.add_image(name, image, entry["epoch"], dataformats="HWC")
-        for name, value in entry.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._writer.add_scalar(name.replace("val_", "val/"), value, entry["epoch"])
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .conditioners import build_conditioner
 from .generator_backbones import image_sizes
 from .generators import generator_width
 
-__all__ = ["Discriminator", "build_discriminator"]
+__all__ = ["Discriminator", "build_discriminator", "discriminator_width"]
 
 
 class Discriminator(nn.Module):
@@ -48,6 +49,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stages
+        self.frozen: list[nn.Module] = []
         self.pool = pool
         self.conditioner = conditioner
         self.head = spectral_norm(nn.Linear(features, 1))
@@ -57,6 +59,33 @@ class Discriminator(nn.Module):
         std, mean = torch.tensor(preprocessing.std), torch.tensor(preprocessing.mean)
         self.register_buffer("scale", (1 / (255 * std)).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", (-mean / std).reshape(1, -1, 1, 1), persistent=False)
+
+    def freeze(self, count: int) -> None:
+        """Keep the lowest layers, those next to the image, as they are (FreezeD, https://arxiv.org/abs/2002.10964).
+
+        Args:
+            count: Number of them; a residual block counts as one.
+
+        Raises:
+            UsageError: There are not that many.
+        """
+        layers = [stage for stage in self.stages.children() if next(stage.parameters(), None) is not None]
+        if count > len(layers):
+            raise UsageError(
+                f"--freeze-discriminator is {count}; the discriminator has as many layers before the last one as it "
+                f"halves the images; accepted: 0 to {len(layers)}"
+            )
+        self.frozen = layers[:count]
+        for layer in self.frozen:
+            layer.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Discriminator:
+        """Set the mode; frozen layers stay in eval mode, in which spectral norm estimates nothing anew."""
+        super().train(mode)
+        for layer in self.frozen:
+            layer.eval()
+        return self
 
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
         """Map images ``[N, C, H, W]`` in 0 to 255 and tokens ``[N, L]`` to logits ``[N]``, high for real ones."""
@@ -120,3 +149,10 @@ def build_discriminator(
         conditioner = build_conditioner(condition)
     features = shape[1] if residual else shape[1] * shape[2] * shape[3]
     return Discriminator(stages, int(features), preprocessing, pool=residual, conditioner=conditioner)
+
+
+def discriminator_width(state: Mapping[str, Tensor]) -> int:
+    """Return the channels at full resolution of a discriminator of this module, from its weights."""
+    weight = "parametrizations.weight.original"
+    first = next(state[name] for name in (f"stages.0.{weight}", f"stages.0.conv1.{weight}") if name in state)
+    return len(first) // 2  # the first layer halves the resolution and has twice as many

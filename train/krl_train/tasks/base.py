@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,6 +35,7 @@ class Batch:
         epoch: From 0.
         partners: With mixup or CutMix, the class indices of the images that were mixed in, ``[N]``.
         share: Then also, how much of each view is the image that ``labels`` names: 0.5 to 1 (mixup), or 0 to 1.
+        whole: The batch of the whole step, where this is a part of it; ``None`` for a whole one.
     """
 
     pixels: Tensor
@@ -44,6 +45,24 @@ class Batch:
     epoch: int = 0
     partners: Tensor | None = None
     share: float | None = None
+    whole: Batch | None = None
+
+    def split(self, parts: int) -> tuple[Batch, ...]:
+        """Return consecutive parts, whose numbers of images differ by one at most; fewer where it has fewer images.
+
+        Args:
+            parts: Their number, 1 or more; 1 returns the batch itself.
+        """
+        count = len(self.labels)
+        if parts == 1:
+            return (self,)
+        pieces: dict[str, Sequence[Tensor]] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim:
+                pieces[name] = value.tensor_split(min(parts, count))
+        each = zip(*pieces.values(), strict=True)
+        return tuple(replace(self, whole=self, **dict(zip(pieces, piece, strict=True))) for piece in each)
 
 
 @dataclass
@@ -131,3 +150,7 @@ class Task(ABC, Generic[_Batch]):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return the weights that the run keeps."""
+
+    def discriminator_state(self) -> dict[str, Tensor] | None:
+        """Return the weights of a discriminator that the run keeps as well; ``None``, the default, for none."""
+        return None

@@ -16,6 +16,7 @@ from krl_train.models import Network
 from krl_train.worker import Worker
 
 from .base import Batch, Update
+from .cross_entropy import cross_entropy
 from .objective import ObjectiveTask
 from .optim import LayerRates
 
@@ -86,12 +87,16 @@ def label_loss(logits: Tensor, batch: Batch, label_smoothing: float, class_weigh
         class_weights: Weight of each class, ``[classes]``; ``None`` for equal ones.
     """
 
-    def loss(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
+    def loss(labels: Tensor, whole: Tensor | None) -> Tensor:
+        if class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        return cross_entropy(logits, labels, label_smoothing=label_smoothing, class_weights=class_weights, whole=whole)
 
+    whole = batch.whole or batch
     if batch.partners is None or batch.share is None:
-        return loss(batch.labels)
-    return batch.share * loss(batch.labels) + (1 - batch.share) * loss(batch.partners)
+        return loss(batch.labels, whole.labels)
+    mine, other = loss(batch.labels, whole.labels), loss(batch.partners, whole.partners)
+    return batch.share * mine + (1 - batch.share) * other
 
 
 class ClassificationTask(ObjectiveTask[Batch, Network]):

@@ -92,6 +92,7 @@ class GanTask(Task[Batch]):
         self.watch = CollapseWatch(options.patience)
         self.alarm = CollapseAlarm(steps, self.watch)
         lr = options.discriminator_lr or optim.lr
+        self._judging = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         self.learners = {
             "generator": generator_learner(generator, generator, optim, steps, lr=optim.lr),
             "discriminator": make_learner(discriminator, plan_optim(optim, steps), gan_adam(discriminator, lr), steps),
@@ -139,15 +140,20 @@ class GanTask(Task[Batch]):
     def _step_generator(
         self, images: Tensor, others: Mapping[str, Tensor], condition: Tensor | None, update: Update
     ) -> dict[str, Tensor]:
-        self.discriminator.requires_grad_(False)  # its own gradients would be thrown away
+        self._need_gradients(False)  # they would be thrown away
         loss = generator_loss(self.options.adversarial, self._judge(images, condition))
         loss = self.adversarial_weight * loss
         parts = {"generator": loss.detach(), **{name: value.detach() for name, value in others.items()}}
         for value in others.values():
             loss = loss + value
         update("generator", loss)
-        self.discriminator.requires_grad_(True)
+        self._need_gradients(True)
         return parts
+
+    def _need_gradients(self, wanted: bool) -> None:
+        """Say whether the discriminator's own parameters need gradients, but for frozen ones."""
+        for parameter in self._judging:
+            parameter.requires_grad_(wanted)
 
     def final(self) -> GeneratorNetwork:
         """Return the moving average of the generator, which the run keeps."""
@@ -166,3 +172,7 @@ class GanTask(Task[Batch]):
     def state(self) -> dict[str, Tensor]:
         """Return the weights of the moving average's backbone."""
         return self.final().backbone.state_dict()
+
+    def discriminator_state(self) -> dict[str, Tensor]:
+        """Return the weights of the discriminator, with which another training may start."""
+        return self.discriminator.state_dict()

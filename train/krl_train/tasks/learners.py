@@ -44,7 +44,8 @@ def make_learner(
 
 def gan_adam(module: nn.Module, lr: float | None) -> torch.optim.Adam:
     """Return Adam with the momentum of GANs (https://arxiv.org/abs/1511.06434), and its rate where ``lr`` is none."""
-    return torch.optim.Adam(module.parameters(), lr=lr or _LR, betas=(0.5, 0.999))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=lr or _LR, betas=(0.5, 0.999))
 
 
 # Two rules keep the beginning of a training out of its average. They differ in what trainings of them were measured

@@ -42,7 +42,7 @@ class ObjectiveTask(Task[_Batch], Generic[_Batch, _Net]):
         layers: LayerRates | None = None,
     ) -> None:
         self.network = network
-        optimizer = build_optimizer(optim, objective.parameters(), batch_size, layers)
+        optimizer = build_optimizer(optim, objective, batch_size, layers)
         planned = plan_optim(optim, steps)
         average = moving_average(network, planned.ema)
         learner = make_learner(objective, planned, optimizer, steps, average=average, average_of=network)

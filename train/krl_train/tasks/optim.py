@@ -48,23 +48,23 @@ class LayerRates:
         return [made[key] for key in sorted(made)]
 
 
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # their scales may have more than one dimension; all others have vectors
+
+
 def build_optimizer(
-    config: OptimConfig,
-    parameters: Iterable[nn.Parameter],
-    batch_size: int,
-    layers: LayerRates | None = None,
+    config: OptimConfig, module: nn.Module, batch_size: int, layers: LayerRates | None = None
 ) -> torch.optim.Optimizer:
-    """Build the optimizer.
+    """Build the optimizer of a module's parameters.
 
     Args:
         config: What the user asked for; without a learning rate the default grows with the batch size
             (https://arxiv.org/abs/1706.02677).
-        parameters: What to train; those that need no gradient are left out.
+        module: What to train; parameters that need no gradient are left out.
         batch_size: Images in one step over all processes.
         layers: Which of them are moved otherwise than the rest.
     """
+    trained = _groups(config, module)
     lr = config.lr if config.lr is not None else default_learning_rate(config, batch_size)
-    trained: list[dict[str, Any]] = [{"params": [parameter for parameter in parameters if parameter.requires_grad]}]
     if layers is not None:
         trained = layers.split(trained, lr)
     if config.optimizer == "adamw":
@@ -73,6 +73,25 @@ def build_optimizer(
     return torch.optim.SGD(
         trained, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay
     )
+
+
+def _groups(config: OptimConfig, module: nn.Module) -> list[dict[str, Any]]:
+    """Return the trained parameters as one group, or those without a decay of weights as a second one.
+
+    The second one has vectors and numbers (biases, scales and offsets), as in timm's ``param_groups_weight_decay``, and
+    what else is a bias by its name or belongs to a layer of normalization, as in torchvision's recipe of ImageNet.
+    """
+    decayed: dict[nn.Parameter, bool] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                small = parameter.ndim < 2 or name == "bias" or isinstance(owner, _NORMS)
+                decayed[parameter] = config.decay_norms or not small
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter, is_decayed in decayed.items() if is_decayed]},
+        {"params": [parameter for parameter, is_decayed in decayed.items() if not is_decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def default_learning_rate(config: OptimConfig, batch_size: int) -> float:

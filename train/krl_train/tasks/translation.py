@@ -74,7 +74,7 @@ class TranslationTask(RestorationTask):
         self.weight = objective.adversarial_weight
         if self.weight:
             discriminator = PatchDiscriminator(2 * objective.network.preprocessing.channels)
-            optimizer = build_optimizer(optim, discriminator.parameters(), batch_size)
+            optimizer = build_optimizer(optim, discriminator, batch_size)
             opponent = make_learner(discriminator, plan_optim(optim, steps), optimizer, steps)
             self.learners = {**self.learners, "discriminator": opponent}
 

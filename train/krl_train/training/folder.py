@@ -10,6 +10,7 @@ from pathlib import Path
 
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.files import write_atomic
+from krl_train.config import DISCRIMINATOR
 from krl_train.custom import warn_of_change
 from krl_train.loop import CHECKPOINT
 from krl_train.run import RECORD, WEIGHTS, Run, RunRecord, package_versions
@@ -58,7 +59,7 @@ def prepare_out(out: Path, record: RunRecord, *, resume: bool, overwrite: bool) 
             raise UsageError(f"{out} exists and is not a run; give another --out")
         if not overwrite and _has_something_to_lose(out):
             raise RunError(f"run {out} exists already; continue it with --resume, or replace it with --overwrite")
-        for name in (RECORD, WEIGHTS):
+        for name in (RECORD, WEIGHTS, DISCRIMINATOR):
             (out / name).unlink(missing_ok=True)
         for name in (CHECKPOINT.parent.name, "events", "samples"):
             shutil.rmtree(out / name, ignore_errors=True)

@@ -18,13 +18,13 @@ from krl_train.metrics.guide import Guide
 from krl_train.metrics.scoring import score_against
 from krl_train.models import count_parameters
 from krl_train.models.conditioners import Conditioner
-from krl_train.models.discriminators import build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator, count_generator_macs
 from krl_train.processes import refuse_several
 from krl_train.run import ModelSpec, Run, RunRecord, hashes_of_runs
 from krl_train.tasks.gan import GanTask, Score
 
 from .folder import prepare_out
+from .generator_start import check_start, make_discriminator, start_generator, start_of_generator
 from .train import train_task
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
@@ -39,7 +39,7 @@ class GeneratorTraining:
     Attributes:
         training: The images.
         record: What ``run.json`` will say, but for the results.
-        generator: Freshly initialized.
+        generator: Freshly initialized, or with the weights of the run that it starts from.
         conditions: Of the training images; ``None`` where none are asked for.
     """
 
@@ -49,8 +49,19 @@ class GeneratorTraining:
     conditions: Conditions | None
 
 
-def generator_preprocessing(config: InputConfig, source: Source, model: str) -> Preprocessing:
-    """Return size and channels of the images; mean and standard deviation are 0.5, so that tanh spans them."""
+def generator_preprocessing(
+    config: InputConfig, source: Source, model: str, trained: Preprocessing | None = None
+) -> Preprocessing:
+    """Return size and channels of the images; mean and standard deviation are 0.5, so that tanh spans them.
+
+    Args:
+        config: What the user asked for.
+        source: The data; its size and channels count where neither the user nor ``trained`` say any.
+        model: Name of the generator.
+        trained: Of the run that the generator starts from.
+    """
+    if trained is not None:
+        return preprocessing_for(config, source, model, trained=trained)
     channels = config.channels or source.channels
     size = config.size or source.size or (_DEFAULT_SIDE,)
     half = (0.5,) * channels
@@ -73,14 +84,20 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     """
     refuse_several(f"--task {config.task} trains")
     source = open_source(config.data, classes=config.conditioning.condition == "labels")
-    preprocessing = generator_preprocessing(config.input, source, config.model)
+    run = start_of_generator(config)
+    preprocessing = generator_preprocessing(
+        config.input, source, config.model, None if run is None else run.record.preprocessing
+    )
     # A generator would learn to make what augmentation makes: mirrored images alone are taken for real ones.
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     training = read_training(source, preprocessing, augment, config.loop.seed)
-    arguments: dict[str, Any] = {"latent": config.generation.latent}
+    latent = config.generation.latent if run is None else run.record.model.arguments["latent"]
+    arguments: dict[str, Any] = {"latent": latent}
     conditions = read_conditions(config.conditioning, source, training.train, seed=config.loop.seed)
     if conditions is not None:
         arguments["condition"] = dict(conditions.settings)
+    if run is not None:
+        check_start(run, preprocessing, arguments.get("condition"))
     spec = ModelSpec(config.model, 0, preprocessing.channels, arguments)
     used = hashes_of_runs({"features": config.generation.features, "guide": config.conditioning.guide})
     record = RunRecord(
@@ -92,6 +109,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         configuration=to_plain(config),
         seed=config.loop.seed,
         data={**training.describe(), **_describe(config.conditioning, conditions), **used},
+        parent=None if run is None else run.identity,
         sources=sources_of([("data", config.data.data)]),
     )
     torch.manual_seed(config.loop.seed)
@@ -100,6 +118,8 @@ def prepare(config: FitConfig) -> GeneratorTraining:
         conditioner = generator.backbone.conditioner
         assert isinstance(conditioner, Conditioner)  # noqa: S101  for the type checker
         conditions.initialize(conditioner)
+    if run is not None:
+        start_generator(generator, run)
     return GeneratorTraining(training, record, generator, conditions)
 
 
@@ -119,11 +139,12 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the generator or the configuration cannot be used, or training failed.
     """
     start = prepare(config)
+    condition = start.generator.condition
+    discriminator = make_discriminator(config, start.record.model, start.record.preprocessing, condition)
     finished = prepare_out(config.out, start.record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
     training, options, knowledge = start.training, config.generation, config.conditioning
-    condition = start.generator.condition
     guide = None
     if knowledge.guide is not None and condition is not None:
         guide = Guide.of_run(Run.open(knowledge.guide), condition)
@@ -131,7 +152,7 @@ def fit(config: FitConfig) -> Run:
     stream = BatchStream(training.train, training.augmentation, loop.batch_size, loop.seed)
     task = GanTask(
         start.generator,
-        build_discriminator(config.model, start.record.preprocessing, condition, options.discriminator_width),
+        discriminator,
         options,
         config.optim,
         steps=loop.epochs * stream.steps,

@@ -17,7 +17,7 @@ __all__ = ["check_same"]
 # from disk, "data" has what follows from it.
 _MAY_DIFFER = {
     *("resume", "overwrite", "json", "out", "device", "memory_limit_mb", "disk_cache_mb", "checkpoint_minutes"),
-    "download",
+    *("download", "recipe"),  # the options of a recipe are compared
 }
 # Options that name files or runs: where these lie does not count. Their content does, and the record has its hashes in
 # "data", "parent" and "model".

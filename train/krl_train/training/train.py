@@ -110,7 +110,7 @@ def train_task(
     )
     run = Run(out, finished)
     if trainer.accelerator.is_main_process:
-        run = Run.write(out, finished, trainer.kept())
+        run = Run.write(out, finished, trainer.kept(), task.discriminator_state())
         shutil.rmtree(out / CHECKPOINT.parent, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return run
