@@ -28,7 +28,7 @@ _NAMED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 
 
 def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
-    """List a folder of images.
+    """List a folder of images, or read a list of images.
 
     Raises:
         DataError: It is not there (a data set's name gets the way to a folder), or cannot be used.
@@ -127,7 +127,7 @@ def choose_disjoint(
 
 
 def _balanced(images: Sequence[ImageFile], limit: int) -> list[ImageFile]:
-    return [images[index] for index in balanced([image.label for image in images], limit)]
+    return [images[index] for index in balanced([image.group for image in images], limit)]
 
 
 def choose_any(folder: ImageFolder, limit: int) -> list[ImageFile]:

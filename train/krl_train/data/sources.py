@@ -89,7 +89,7 @@ class Source:
         """
         if self.folder is not None:
             images = self.folder.split(split, val_fraction=self.config.val_fraction)
-            chosen = balanced([image.label for image in images], limit)
+            chosen = balanced([image.group for image in images], limit)
             return PixelSet.from_images(
                 [images[index] for index in chosen],
                 preprocessing,
@@ -153,8 +153,8 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     """
     if config.data is None:
         raise UsageError(
-            "no data is named; give --data digits, mnist, cifar10 …, a folder of images, or your own data set as "
-            "package.module:name"
+            "no data is named; give --data digits, mnist, cifar10 …, a folder or a list (CSV, JSON) of images, or your "
+            "own data set as package.module:name"
         )
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
@@ -168,11 +168,14 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
     root = Path(config.data)
     folder = open_folder(root, on_bad=config.on_bad_image)
     if classes and not folder.labels:
-        raise DataError(f"{root} has images but no classes; put the images of each class into a folder of its name")
+        raise DataError(
+            f"{root} has images but no classes; put the images of each class into a folder of its name, or give a list "
+            "of images with a column 'label'"
+        )
     if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
-    flip = keeps_class_mirrored(folder.labels)
+    flip = _keeps_labels_mirrored(folder)
     return Source(str(root.resolve()), folder.labels, channels, size, flip=flip, config=config, folder=folder)
 
 
@@ -245,6 +248,12 @@ def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
     return values if len(values) == channels else (statistics.fmean(values),) * channels
+
+
+def _keeps_labels_mirrored(folder: ImageFolder) -> bool:
+    if not folder.multi_label:
+        return keeps_class_mirrored(folder.labels)
+    return all(keeps_class_mirrored([label]) for label in folder.labels)  # an image can have any of them
 
 
 def _custom(config: DataConfig, name: str, classes: bool) -> Source:
@@ -364,7 +373,7 @@ def unpack(source: Source, out: Path) -> int:
     if source.custom is not None:
         raise UsageError(f"{source.name} is your own data set; accepted here: a named data set, as digits")
     if not source.arrays:
-        raise UsageError(f"{source.name} is a folder of images already; use it as it is")
+        raise UsageError(f"{source.name} has its images on disk already; use it as it is")
     count = 0
     for split, (images, labels) in source.arrays.items():
         for label in source.labels:
