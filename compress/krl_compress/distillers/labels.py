@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .gather import mean_over_processes
 
-__all__ = ["cross_entropy", "labels_or_answers"]
+__all__ = ["binary_cross_entropy", "cross_entropy", "labels_or_answers"]
 
 
 def cross_entropy(
@@ -33,6 +33,25 @@ def cross_entropy(
     weights = labeled if class_weights is None else labeled * class_weights[labels.clamp(min=0)]
     count = mean_over_processes(weights.sum())
     return total / torch.where(count > 0, count, 1.0)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Return the binary cross-entropy of several labels: the mean over labels and over the labeled images of a batch.
+
+    Args:
+        logits: ``[N, labels]``.
+        labels: ``[N, labels]``, 1 where an image has a label and 0 where not; a row of -1 for an image whose labels are
+            not known, which counts for nothing.
+        class_weights: Weight of the images that have a label, ``[labels]``; ``None`` for 1.
+
+    Returns:
+        Scalar; see ``cross_entropy`` for batches without labels and for several processes.
+    """
+    labeled = (labels[:, :1] >= 0).to(logits.dtype)
+    targets = labels.clamp(min=0).to(logits.dtype)
+    each = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="none")
+    count = mean_over_processes(labeled.sum() * labels.shape[1])
+    return (each * labeled).sum() / torch.where(count > 0, count, 1.0)
 
 
 def labels_or_answers(labels: Tensor, teacher: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
+from krl_runtime.bundle.output_kind import OUTPUT_KIND, OutputKind, same
 from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.images.folders import decode
 
@@ -43,7 +44,8 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     if is_qdq_model(model):
         trained = read_quantized(model)
         model = trained.model
-        evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
+        expected = torch_outputs(network, {PIXELS: pixels})
+        evidence["trained_int8"] = _check_int8(trained, expected, pixels, run.record.output_kind)
     return ExportPlan(
         network,
         model,
@@ -51,6 +53,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
         LOGITS,
         preprocessing,
         count_macs(network, preprocessing.shape),
+        settings={OUTPUT_KIND: run.record.output_kind} if run.record.multi_label else {},
         trained=trained,
         evidence=evidence,
     )
@@ -81,7 +84,7 @@ def _decoded_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
 
 
 def _check_int8(
-    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
+    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8], kind: OutputKind
 ) -> dict[str, Any]:
     """Compare the INT8 graph of the trained ranges with torch's outputs from training.
 
@@ -102,7 +105,7 @@ def _check_int8(
     return {
         "max_abs_error": float(np.abs(logits - expected).max()),
         "relative_error": error,
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "agreement": float(same(kind, logits, expected).mean()),
         "activations": len(ranges),
         "inputs": len(pixels),
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,11 @@ class ImageFolder:
     labels: tuple[str, ...]
     splits: dict[str, tuple[ImageFile, ...]]
     multi_label: bool = False
+
+    @property
+    def base(self) -> Path:
+        """The folder that the images lie in."""
+        return self.root.parent if self.root.is_file() else self.root
 
     def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
         """Return the images of one split.
@@ -314,10 +319,17 @@ def decode(
     return pixels[: len(good)], tuple(good)
 
 
-def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
-    """Return a hash of the decoded images and labels of training or calibration, in their order."""
+def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[Any]) -> str:
+    """Return a hash of the decoded images and labels of training or calibration, in their order.
+
+    Args:
+        pixels: The images.
+        labels: Class index of each, or a row of 0 and 1 for several labels.
+    """
     array = np.ascontiguousarray(pixels)
-    header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
+    numbers = (np.asarray(label) for label in labels)
+    shown = (int(each) if each.ndim == 0 else "".join(map(str, each.tolist())) for each in numbers)
+    header = f"{array.shape}:{','.join(map(str, shown))}:".encode()
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.bundle.output_kind import OutputKind
 from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
@@ -56,6 +57,7 @@ class Source:
         folder: The listed folder, for images on disk.
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
         custom: The images of a user's own data set.
+        multi_label: Whether an image can have several labels, or none.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Source:
     folder: ImageFolder | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     custom: CustomImages | None = None
+    multi_label: bool = False
 
     @property
     def is_split(self) -> bool:
@@ -74,6 +77,26 @@ class Source:
         if self.custom is not None:
             return "all" not in self.custom.parts
         return self.folder is None or "all" not in self.folder.splits
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """Meaning of the outputs of a classifier that is trained on it."""
+        return "sigmoid-logits" if self.multi_label else "logits"
+
+    def require_one_class(self, what: str) -> None:
+        """Check that each image has one class.
+
+        Args:
+            what: What needs that, as ``"--label-smoothing"``.
+
+        Raises:
+            UsageError: An image can have several labels.
+        """
+        if self.multi_label:
+            raise UsageError(
+                f"{what} needs one class for each image, and the images of {self.name} can have several labels; leave "
+                "it out, or give a list with a column 'label'"
+            )
 
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
         """Read one split.
@@ -97,6 +120,7 @@ class Source:
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
                 disk_limit=self.config.disk_cache_mb * 2**20,
+                several=len(self.labels) if self.multi_label else None,
             )
         if self.custom is not None:
             return self.custom.read(
@@ -176,7 +200,8 @@ def open_source(config: DataConfig, *, classes: bool = True) -> Source:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
     flip = _keeps_labels_mirrored(folder)
-    return Source(str(root.resolve()), folder.labels, channels, size, flip=flip, config=config, folder=folder)
+    name, several = str(root.resolve()), folder.multi_label
+    return Source(name, folder.labels, channels, size, flip=flip, config=config, folder=folder, multi_label=several)
 
 
 def preprocessing_for(

@@ -13,7 +13,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
-from .balance import class_weights
+from .balance import check_options, class_weights
 from .folder import prepare_out
 from .train import initialize_from, train_classifier
 
@@ -27,6 +27,7 @@ def fit(config: FitConfig) -> Run:
         KrlError: The data, the network or the configuration cannot be used, or training failed.
     """
     source = open_source(config.data)
+    check_options(source, config.optim, config.loop)
     init = Run.open(config.init) if config.init is not None else None
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
@@ -35,6 +36,7 @@ def fit(config: FitConfig) -> Run:
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
+        source.require_one_class("--augment-from")
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
@@ -43,6 +45,7 @@ def fit(config: FitConfig) -> Run:
         model=spec,
         preprocessing=preprocessing,
         labels=source.labels,
+        output_kind=source.output_kind,
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,
