@@ -97,7 +97,7 @@ def train(student: Network, training: Training) -> None:
 def measure(run: Run, data: str, name_of_student: str) -> dict[str, list[float]]:
     """Return for each loss the mean ratio at weight 1 for a fresh student, and for one of 30 steps."""
     teacher = run.network()
-    names = [name for name in REGISTRY if name != "ce"]
+    names = [name for name in REGISTRY if name not in ("ce", "bce")]
     found: dict[str, list[list[float]]] = {name: [[], []] for name in names}
     for seed in SEEDS:
         torch.manual_seed(seed)

@@ -22,6 +22,8 @@ __all__ = ["main"]
 
 _COLUMNS = (
     "top1",
+    "map",
+    "f1_macro",
     "loss",
     "psnr",
     "rgb_psnr",

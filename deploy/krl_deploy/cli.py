@@ -118,12 +118,15 @@ def _print(result: Result, shown: str, json: bool) -> None:
         print(shown)
 
 
+_MEASURED = (("top1", "top-1", "{:.2%}"), ("map", "mAP", "{:.2%}"))
+
+
 def _measured(found: Mapping[str, Any]) -> dict[str, str]:
     """Return the measurement of an imported model, for people."""
     if "parity" in found:
         parity = found["parity"]
         return {"largest difference": f"{parity['max_abs_error']:.3g} of 255 on {parity['inputs']} latents"}
-    key, kind, form = ("top1", "top-1", "{:.2%}") if "top1" in found else ("psnr", "PSNR in dB", "{:.2f}")
+    key, kind, form = next((each for each in _MEASURED if each[0] in found), ("psnr", "PSNR in dB", "{:.2f}"))
 
     def shown(value: float | None, count: int) -> str:
         return "not measured" if value is None else f"{form.format(value)} on {count} images"

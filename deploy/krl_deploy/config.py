@@ -57,7 +57,7 @@ class ExportConfig:
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path | None = None
-    """Folder of real images for the parity check and the golden inputs; left out: the data of the run."""
+    """Folder or list of real images for the parity check and the golden inputs; left out: the data of the run."""
     golden: int = 16
     """Number of real inputs that are stored with torch's outputs, for the self-test on any device."""
     opset: Literal[18, 19, 20] = 20
@@ -104,8 +104,8 @@ class ImportConfig:
     out: _OutOption
     """The bundle to make, by custom NAME.krl."""
     data: Path | None = None
-    """Folder of real images for the golden inputs. If its classes are the labels, they also measure the accuracy. For
-    restoration give undamaged images, which measure the PSNR; for generation none."""
+    """Folder or list of real images for the golden inputs. If its classes are the labels, they also measure the
+    accuracy. For restoration give undamaged images, which measure the PSNR; for generation none."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs, or one file: a name on each line, or JSON; for classification."""
     task: Literal["classification", "restoration", "generation"] = "classification"
@@ -195,7 +195,8 @@ class Fp16Config:
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an FP16 variant."""
     data: Path | None = None
-    """Folder of real images: some to look for overflow on, others to measure on; left out: the golden inputs alone."""
+    """Folder or list of real images: some to look for overflow on, others to measure on; left out: the golden
+    inputs alone."""
     val_limit: int = 512
     """Measure on this many images at most."""
     val_fraction: float = 0.2
@@ -238,8 +239,8 @@ class QuantizeConfig:
     bundle: tyro.conf.Positional[Path]
     """The bundle that gets an INT8 variant."""
     data: Path | None = None
-    """Folder of real images: train/CLASS/* and val/CLASS/*, CLASS/*, or images without classes. Restorers take
-    undamaged images; generators take none, but random latents."""
+    """Folder of real images: train/CLASS/* and val/CLASS/*, CLASS/*, or images without classes; or a list of them
+    (LIST.csv, LIST.json). Restorers take undamaged images; generators take none, but random latents."""
     from_generator: Path | None = None
     """A generator's bundle that makes the calibration images of a classifier, if no data may leave the lab. Without
     --data they also measure it."""

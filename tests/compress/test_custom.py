@@ -23,8 +23,8 @@ import krl_train
 from _helpers.custom_module import SOURCE, user_module
 from krl_compress.cli import main
 from krl_compress.config import DistillConfig, JointConfig, LossConfig, MutualConfig
-from krl_compress.distillation.classification import resolve_losses
 from krl_compress.distillation.distill import distill
+from krl_compress.distillation.terms import resolve_losses
 from krl_compress.distillation.together import joint, mutual
 from krl_compress.distillers import parse_loss
 from krl_deploy.cli import main as deploy

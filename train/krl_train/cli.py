@@ -58,6 +58,9 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _show_each(result: Mapping[str, Any]) -> None:
     """Show what was measured of each image, or of each class."""
+    if "labels_without_images" in result:
+        _show_labels(result)
+        return
     if "recall" not in result:
         columns = ["name", "psnr", "ssim", "input_psnr", "input_ssim"]
         columns += [name for name in ("rgb_psnr", "rgb_input_psnr") if name in result]
@@ -69,6 +72,20 @@ def _show_each(result: Mapping[str, Any]) -> None:
     print("\n" + table(("class", "images", "recall"), rows[:_CLASSES]))
     if len(rows) > _CLASSES:
         print(f"and {len(rows) - _CLASSES} classes with a higher recall")
+
+
+def _show_labels(result: Mapping[str, Any]) -> None:
+    """Show the quality of each label at the threshold of 0.5, the worst first."""
+    columns = ("images", "average_precision", "f1", "precision", "recall")
+    found = [(name, each) for name, each in result["labels"].items() if each["images"]]
+    worst = sorted(found, key=lambda item: float(item[1]["average_precision"]))
+    shown = [(name, *(each[column] for column in columns)) for name, each in worst[:_CLASSES]]
+    print("\n" + table(("label", *(column.replace("_", " ") for column in columns)), shown))
+    if len(worst) > _CLASSES:
+        print(f"and {len(worst) - _CLASSES} labels with a higher average precision")
+    missing = result["labels_without_images"]
+    if missing:
+        print(f"no image has {', '.join(missing[:_CLASSES])}: not part of the mean (map, f1_macro)")
 
 
 def import_(config: ImportConfig) -> None:
@@ -110,7 +127,7 @@ def _show_run(result: verbs.RunResult, json: bool) -> None:
                 f"{result.metrics['trained_on']}"
             )
         print(_metrics_table(result.metrics) + figure_note(result.metrics))
-        if "confusion" in result.metrics:
+        if "confusion" in result.metrics or "labels_without_images" in result.metrics:
             _show_each(result.metrics)
         if "source_confusion" in result.metrics:
             print("\nthe source's classes:")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from krl_runtime.bundle.output_kind import OutputKind, is_multi_label
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
 from krl_runtime.images.preprocessing import Preprocessing
@@ -64,6 +65,7 @@ class RunRecord:
         model: The network.
         preprocessing: From an image to the network's input.
         labels: Class names in the order of the logits; empty where the task has none.
+        output_kind: Meaning of a classifier's outputs; see ``krl_runtime.bundle.output_kind``.
         command: The command that made the run, as ``"krl-train fit"``.
         configuration: The full resolved configuration of that command.
         seed: Seed of all randomness.
@@ -98,9 +100,15 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     source_labels: tuple[str, ...] = ()
+    output_kind: OutputKind = "logits"
     weights_sha256: str = ""
     discriminator_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several labels, or none."""
+        return is_multi_label(self.output_kind)
 
     def to_bytes(self) -> bytes:
         """Return the content of ``run.json``."""

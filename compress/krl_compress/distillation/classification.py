@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
-from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss, parse_loss
+from krl_compress.config import DistillConfig, QuantizationConfig
+from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss
 from krl_compress.teachers.files import load_bundle_teacher, load_onnx_teacher
 from krl_compress.teachers.kinds import ACCEPTED, TeacherKind, kind_of
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
-from krl_compress.teachers.strength import top1_of, warn_if_weak
+from krl_compress.teachers.strength import answers_quality, warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import InputConfig, LoopConfig, TrainingConfig, plan_loop, to_plain
@@ -26,18 +26,19 @@ from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import process_first, resolve_device
-from krl_train.metrics import standard_error
+from krl_train.metrics import quality_error, quality_name, quality_of
 from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.training.balance import class_weights
+from krl_train.training.balance import check_options, class_weights
 from krl_train.training.start import initialize_from
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
+from .terms import resolve_losses, resolve_names
 from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
 
 __all__ = ["classifier_record", "prepare"]
@@ -45,11 +46,7 @@ __all__ = ["classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
-_ALPHA, _TEMPERATURE = 0.1, 4.0  # https://arxiv.org/abs/1910.10699
-# Chosen by benchmarks/compress/suite.py; docs/results.md has the table. The paper's weight of dkd, 1, is for hundreds
-# of epochs with a warm-up: its gradient is ten times that of the labels.
-_DEFAULT = ("ce", "dkd:weight=0.3,alpha=1,beta=2,temperature=4,adaptive")
-_DEFAULT_OF_MIXED = ("ce", "kd:weight=0.9,temperature=4,adaptive")  # dkd needs one label for each image
+_OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
 
 @dataclass
@@ -57,8 +54,8 @@ class _ClassifierJob(Job):
     """A classifier's distillation.
 
     ``start`` is the run that the student begins with, if any; ``labeled`` is ``training`` without unlabeled images.
-    ``teaching_top1`` is that of what the student learns from: of all teachers as one, on images as the student sees
-    them.
+    ``teaching_quality`` is the top-1 (mAP of several labels) of what the student learns from: of all teachers as one,
+    on images as the student sees them.
     """
 
     training: Training
@@ -66,7 +63,7 @@ class _ClassifierJob(Job):
     teachers: Sequence[LoadedTeacher]
     terms: Sequence[WeightedLoss]
     start: Run | None
-    teaching_top1: float = field(init=False)
+    teaching_quality: float = field(init=False)
 
     def measure_teachers(self) -> list[dict[str, Any]]:
         """Return the metrics of each teacher on the validation data, at the teacher's own input."""
@@ -75,28 +72,28 @@ class _ClassifierJob(Job):
             network = teacher.network
             val = source.read("val", network.preprocessing, limit=source.config.val_limit)
             found = evaluate_run(network, source.labels, val, self.config.loop.device)
-            kept = {name: found[name] for name in ("top1", "loss", "count", "recall")}
+            kept = {name: found[name] for name in _OF_TEACHERS if name in found}
             measured.append({**kept, **teacher.size()})
-        self.teaching_top1 = self._measure_teaching(measured)
+        self.teaching_quality = self._measure_teaching(measured)
         # Labels of generated images are the teacher's own. A student in floating point, which is distilled before a
         # quantized one, names a weak teacher itself.
         apart = self.config.data_free.data_free is not None or self.config.quantization.float_epochs > 0
         if see_the_teacher(self.terms) and not apart:
-            warn_if_weak(" + ".join(map(str, self.config.teacher)), self.teaching_top1, self.labeled)
+            warn_if_weak(" + ".join(map(str, self.config.teacher)), self.teaching_quality, self.labeled)
         return measured
 
     def _measure_teaching(self, measured: Sequence[dict[str, Any]]) -> float:
         (first, *others), device = self.teachers, resolve_device(self.config.loop.device)
         alike = not others and first.network.preprocessing == self.record.preprocessing
         if alike or not see_the_teacher(self.terms):
-            return float(measured[0]["top1"])
+            return quality_of(measured[0])
         answers = self._fuse([FrozenTeacher(teacher.network) for teacher in self.teachers], measured)
-        return top1_of(answers, self.labeled.val, device)
+        return answers_quality(answers, self.labeled.val, device)
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
-        """Return top-1, also as text."""
-        error = standard_error(metrics["top1"], metrics["count"])
-        return metrics["top1"], f"a top-1 of {100 * metrics['top1']:.1f} ± {100 * error:.1f} %"
+        """Return top-1 (mAP of several labels), also as text."""
+        value, name = quality_of(metrics), "an mAP" if quality_name(metrics) == "map" else "a top-1"
+        return value, f"{name} of {100 * value:.1f} ± {100 * quality_error(metrics):.1f} %"
 
     def measure_start(self) -> dict[str, Any]:
         """Return how accurate a student is that is to be quantized, once it has been trained in floating point."""
@@ -123,9 +120,9 @@ class _ClassifierJob(Job):
         log_share(data[0].train)
 
         def objective(network: Network) -> Objective:
-            top1 = self.teaching_top1
+            quality = self.teaching_quality
             made = Distiller(
-                network, answers, self.terms, at=at, labels=labels, class_weights=weights, teacher_top1=top1
+                network, answers, self.terms, at=at, labels=labels, class_weights=weights, teacher_quality=quality
             )
             if self.start is not None and any(term.adaptive for term in self.terms):
                 made.evaluated(evaluate_run(network, record.labels, self.labeled.val, loop.device))
@@ -143,7 +140,10 @@ class _ClassifierJob(Job):
     def _fuse(self, answers: Sequence[Teacher], measured: Sequence[dict[str, Any]]) -> Teacher:
         if len(answers) == 1:
             return answers[0]
-        recall = torch.tensor([[value or 0.0 for value in each["recall"].values()] for each in measured])
+        if self.config.fusion != "mean":
+            self.training.source.require_one_class(f"--fusion {self.config.fusion}")
+        found = [each.get("recall", {}).values() for each in measured]
+        recall = torch.tensor([[value or 0.0 for value in each] for each in found])
         return FusedTeacher(answers, self.config.fusion, recall)
 
     def _train(
@@ -176,9 +176,13 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
         KrlError: A teacher, the student, the data or the configuration cannot be used.
     """
-    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes)
-    _check_loop(terms, config.loop)
+    if config.losses.loss:  # refused before anything is read
+        resolve_names(config.losses)
     teachers, source = _teachers(config)
+    check_options(source, config.optim, config.loop)
+    several = len(source.labels) if source.multi_label else None
+    terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes, several=several)
+    _check_loop(terms, config.loop)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     preprocessing = _student_input(config, teachers[0].network.preprocessing, source, name, start)
@@ -218,41 +222,13 @@ def classifier_record(
         model=ModelSpec(name, len(labels), preprocessing.channels, custom_arguments(name, preprocessing.shape)),
         preprocessing=preprocessing,
         labels=labels,
+        output_kind=training.source.output_kind,
         command=command,
         configuration=to_plain(config),
         seed=config.loop.seed,
         data=training.describe(),
         sources=sources_of([("model", name), ("data", training.source.name)]),
     )
-
-
-def resolve_losses(config: LossConfig, label_smoothing: float, *, mixup: bool = False) -> list[WeightedLoss]:
-    """Return the terms that a configuration asks for: those of ``--loss``, Hinton's two, or the default ones.
-
-    Args:
-        config: What the user asked for.
-        label_smoothing: Of the cross-entropy, unless ``--loss ce:label_smoothing=…`` says otherwise.
-        mixup: Whether images are mixed (also by CutMix), which then have two labels.
-
-    Raises:
-        UsageError: A term is not known, or nothing would be left to minimize without the teacher.
-    """
-    if config.loss:
-        terms = [parse_loss(text) for text in config.loss]
-    elif config.alpha is None and config.temperature is None:
-        terms = [parse_loss(text) for text in (_DEFAULT_OF_MIXED if mixup else _DEFAULT)]
-    else:
-        alpha = _ALPHA if config.alpha is None else config.alpha
-        temperature = _TEMPERATURE if config.temperature is None else config.temperature
-        kd = WeightedLoss("kd", 1 - alpha, options={"temperature": temperature})
-        terms = [WeightedLoss("ce", alpha), kd]
-    if all(term.adaptive for term in terms):
-        raise UsageError(
-            f"--loss {config.loss[0]}: every loss is adaptive, and nothing would be left to learn by once the student "
-            "is as good as the teacher; add --loss ce, or leave adaptive out of one"
-        )
-    smooth = {"label_smoothing": label_smoothing}
-    return [replace(term, options={**smooth, **term.options}) if term.name == "ce" else term for term in terms]
 
 
 def _check_loop(terms: Sequence[WeightedLoss], loop: LoopConfig) -> None:
@@ -288,8 +264,23 @@ def _teachers(config: DistillConfig) -> tuple[list[LoadedTeacher], Source]:
     teachers = []
     for name in config.teacher:
         teacher = known[name] if name in known else _OF_DATA[kinds[name]](name, source, config)
+        _check_alike(teacher, source)
         teachers.append(name_alike(teacher, source.labels, config.map_labels))
     return teachers, source
+
+
+def _check_alike(teacher: LoadedTeacher, source: Source) -> None:
+    """Check that a teacher answers what the data asks: one class for each image, or any number of labels.
+
+    Raises:
+        UsageError: It does not.
+    """
+    kinds = ("one class for each image", "any number of labels")
+    if teacher.multi_label != source.multi_label:
+        raise UsageError(
+            f"teacher {teacher.name} predicts {kinds[teacher.multi_label]}, and {source.name} has "
+            f"{kinds[source.multi_label]}; give data of the same kind with --data, or another --teacher"
+        )
 
 
 _KNOWN: Mapping[TeacherKind, Callable[[str, bool], LoadedTeacher]] = {
@@ -300,7 +291,7 @@ _KNOWN: Mapping[TeacherKind, Callable[[str, bool], LoadedTeacher]] = {
 """By kind, how a teacher is loaded that knows its classes."""
 _OF_DATA: Mapping[TeacherKind, Callable[[str, Source, DistillConfig], LoadedTeacher]] = {
     "own": lambda name, source, config: load_custom_teacher(
-        name, source.labels, preprocessing_for(config.input, source, name)
+        name, source.labels, preprocessing_for(config.input, source, name), multi_label=source.multi_label
     ),
     "onnx": lambda name, source, config: load_onnx_teacher(
         name, source, config.input, numbered=bool(config.map_labels)
@@ -313,6 +304,8 @@ def _source(config: DistillConfig, teacher: LoadedTeacher) -> Source:
     """Open the data; with --data-free that is generated images, and real ones to measure on where there are any."""
     if config.data_free.data_free is None:
         return _open_data(config, teacher)
+    if teacher.multi_label:
+        raise UsageError("--data-free needs a teacher of one class for each image; leave it out, and give --data")
     if config.baseline:
         raise UsageError("--baseline trains on labels, and with --data-free there are none; leave it out")
     if config.data.shots is not None:
@@ -375,6 +368,8 @@ def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) 
         return frozen
     if config.augment.mixes:
         raise UsageError("--mixup and --cutmix make views that are not stored; leave out --cache-teacher")
+    if config.cache.cache_top_k is not None:
+        training.source.require_one_class("--cache-top-k")
     stored = StoredTeacher(
         frozen,
         teacher.answers_sha256,

@@ -21,6 +21,7 @@ from krl_train.config import OptimConfig
 from krl_train.data.splits import Training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import resolve_device
+from krl_train.metrics import quality_name, quality_of
 from krl_train.models import FakeQuantized, Network
 from krl_train.models.quantizers import Mode
 from krl_train.run import Run, RunRecord
@@ -100,14 +101,15 @@ def quantized_student(record: RunRecord, training: Training, start: Run, device:
 
 
 def measure_start(network: Network, training: Training, device: str) -> dict[str, Any]:
-    """Return the accuracy of the student before training: ``"top1"``, of ``"float"`` and of ``"rounded"``."""
+    """Return the student's top-1 (mAP of several labels) before training, of ``"float"`` and of ``"rounded"``."""
     backbone = network.backbone
     assert isinstance(backbone, FakeQuantized)  # noqa: S101  quantized_student made it
     found = {}
     modes: tuple[tuple[str, Mode], ...] = (("float", "float"), ("rounded", "int8"))
     for name, mode in modes:
         with backbone.computing(mode):
-            found[name] = {"top1": evaluate_run(network, training.source.labels, training.val, device)["top1"]}
+            measured = evaluate_run(network, training.source.labels, training.val, device)
+            found[name] = {quality_name(measured): quality_of(measured)}
     network.cpu()
     return found
 

@@ -63,6 +63,7 @@ def _train(
     config: MutualConfig | JointConfig, names: Sequence[str], tutors: Sequence[Sequence[int]], command: str
 ) -> list[Run]:
     source = open_source(config.data, seed=config.loop.seed)
+    source.require_one_class(command)
     preprocessing = preprocessing_for(config.input, source, names[0])
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     records = [classifier_record(config, name, preprocessing, training, command) for name in names]

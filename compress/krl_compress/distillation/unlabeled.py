@@ -75,6 +75,7 @@ def add_unlabeled(
         on_bad=options.on_bad_image,
         memory_limit=options.memory_limit_mb * 2**20 - labeled_bytes,
         disk_limit=options.disk_cache_mb * 2**20,
+        several=len(training.source.labels) if training.source.multi_label else None,
     )
     described = training.source.describe({"unlabeled": pixels})["unlabeled"]
     return replace(training, train=training.train.joined(pixels)), {**described, "left_out": left_out}
@@ -144,7 +145,7 @@ def class_of_each(terms: Sequence[WeightedLoss], teacher: object, training: Trai
         ``[M]`` of int64; -1 for unlabeled images where no loss needs their class.
     """
     train = training.train
-    unlabeled = np.flatnonzero(train.labels.numpy() < 0)
+    unlabeled = np.flatnonzero(~train.labeled.numpy())
     needed = any(term.kind.sees == "crd" for term in terms)
     if not len(unlabeled) or not needed or not isinstance(teacher, FrozenTeacher):
         return train.labels
@@ -158,7 +159,7 @@ def class_of_each(terms: Sequence[WeightedLoss], teacher: object, training: Trai
 
 def log_share(train: PixelSet) -> None:
     """Log how many images of the plan are unlabeled."""
-    unlabeled = int((train.labels < 0).sum())
+    unlabeled = int((~train.labeled).sum())
     if unlabeled:
         _log.info("plan: of %d images %d are unlabeled", len(train), unlabeled)
 

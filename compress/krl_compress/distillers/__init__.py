@@ -7,7 +7,7 @@ from krl_compress.teachers.teacher import FrozenTeacher, Teacher
 
 from .distiller import Distiller
 from .peers import PeerTask
-from .weighted_losses import REGISTRY, WeightedLoss, parse_loss
+from .weighted_losses import REGISTRY, WeightedLoss, check_labels, parse_loss
 
 __all__ = [
     "REGISTRY",
@@ -18,5 +18,6 @@ __all__ = [
     "PeerTask",
     "Teacher",
     "WeightedLoss",
+    "check_labels",
     "parse_loss",
 ]

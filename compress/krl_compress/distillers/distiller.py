@@ -14,6 +14,7 @@ from krl_compress import losses
 from krl_compress.teachers.features import Features, ModuleFeatures
 from krl_compress.teachers.teacher import Teacher
 from krl_runtime.errors import UsageError
+from krl_train.metrics import quality_of
 from krl_train.models import Network
 from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
@@ -54,8 +55,8 @@ class Distiller(Objective):
         at: Pairs of taps for feature losses, ``"student=teacher"``; found by resolution where there are none.
         labels: Class index of every training image, ``[M]``, for losses that draw other classes (CRD).
         class_weights: Weight of each class in the cross-entropy, ``[K]``; ``None`` for equal ones.
-        teacher_top1: Share of the teacher's answers to held-out images that are right, 0 to 1, which ``adaptive`` terms
-            go by; ``None`` leaves their weights as they are.
+        teacher_quality: Share of the teacher's answers to held-out images that are right (mAP of several labels), 0 to
+            1, which ``adaptive`` terms go by; ``None`` leaves their weights as they are.
 
     Raises:
         UsageError: A loss needs features and the teacher is stored, or the networks share no tap.
@@ -72,12 +73,12 @@ class Distiller(Objective):
         at: Sequence[str] = (),
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
-        teacher_top1: float | None = None,
+        teacher_quality: float | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("adaptive_weight", torch.ones(()))  # part of the checkpoint
-        self.teacher_top1 = teacher_top1
+        self.teacher_quality = teacher_quality
         if not terms:
             raise UsageError("there is no loss to minimize; give --loss")
         names = [term.name for term in terms]
@@ -159,8 +160,9 @@ class Distiller(Objective):
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Let the adaptive terms follow how far the student has come."""
-        if self.teacher_top1 is not None:
-            self.adaptive_weight.fill_(teacher_weight(self.teacher_top1, metrics["top1"], metrics["count"]))
+        if self.teacher_quality is not None:
+            weight = teacher_weight(self.teacher_quality, quality_of(metrics), metrics["count"])
+            self.adaptive_weight.fill_(weight)
 
     def _factor(self, term: WeightedLoss, epoch: int) -> float | Tensor:
         factor = term.factor(epoch)
@@ -209,7 +211,8 @@ class Distiller(Objective):
                 raise UsageError(
                     f"--loss {term.name} needs one label for each image, which --mixup and --cutmix take away"
                 )
-            arguments.append(labels_or_answers(seen.batch.labels, seen.teacher))
+            one_class = seen.batch.labels.ndim == 1
+            arguments.append(labels_or_answers(seen.batch.labels, seen.teacher) if one_class else seen.batch.labels)
         return _call(term, arguments, dict(term.options))
 
     def _review(self, term: WeightedLoss, seen: _Seen) -> Tensor:

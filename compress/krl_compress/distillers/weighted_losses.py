@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,11 +14,14 @@ from krl_compress.config import LOSS_OPTIONS, split_loss
 from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
 from krl_train.custom import is_custom
-from krl_train.tasks.cross_entropy import cross_entropy
+from krl_train.tasks.cross_entropy import binary_cross_entropy, cross_entropy
 
 from .custom import custom_function
 
-__all__ = ["REGISTRY", "Loss", "WeightedLoss", "parse_loss", "teacher_weight"]
+__all__ = ["REGISTRY", "Loss", "WeightedLoss", "check_labels", "parse_loss", "teacher_weight"]
+
+LabelsOfImage = Literal["one", "several", "any"]
+"""Data that a loss is for: images of one class each, images of any number of labels, or both."""
 
 Sees = Literal["labels", "logits", "logits+labels", "map", "maps", "review", "embedding", "crd", "truth", "restored"]
 """Inputs of a loss: labels with the student's logits; both nets' logits; those and labels; the last shared map;
@@ -36,6 +39,7 @@ class Loss:
         weight: The weight where ``--loss`` gives none: its gradient is then of the order of the cross-entropy's.
         couples: Whether a sample's loss depends on the others in the batch, so that processes must share them.
         adapter: What brings the student's map to the teacher's shape: ``"regressor"``, ``"projection"`` (1×1), or none.
+        labels: How many labels an image may have: one where it takes the class, or a softmax over the classes.
     """
 
     function: Callable[..., Any]
@@ -43,6 +47,7 @@ class Loss:
     weight: float = 1.0
     couples: bool = False
     adapter: Literal["regressor", "projection"] | None = None
+    labels: LabelsOfImage = "one"
 
     def options(self) -> dict[str, Any]:
         """Return the hyperparameters by name, with their defaults."""
@@ -67,10 +72,10 @@ def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: flo
 REGISTRY: Mapping[str, Loss] = {
     "ce": Loss(cross_entropy, "labels"),
     "kd": Loss(losses.kd, "logits", weight=0.9),
-    "logistic": Loss(losses.logistic, "logits"),
+    "logistic": Loss(losses.logistic, "logits", labels="any"),
     "soft_bce": Loss(losses.soft_bce, "logits"),
     "hard_label": Loss(losses.hard_label, "logits", weight=0.5),
-    "logit_mse": Loss(losses.logit_mse, "logits", weight=0.2),
+    "logit_mse": Loss(losses.logit_mse, "logits", weight=0.2, labels="any"),
     "dist": Loss(losses.dist, "logits", weight=2.0, couples=True),
     "ttm": Loss(losses.ttm, "logits", weight=1.0),
     "wttm": Loss(losses.wttm, "logits", weight=0.8),
@@ -79,16 +84,17 @@ REGISTRY: Mapping[str, Loss] = {
     "nkd": Loss(losses.nkd, "logits+labels"),
     "rld": Loss(losses.rld, "logits+labels", weight=0.09),
     "wsld": Loss(losses.wsld, "logits+labels"),
-    "fitnet": Loss(losses.hint, "map", weight=5.0, adapter="regressor"),
-    "wkd_f": Loss(losses.wkd_f, "map", weight=0.02, adapter="projection"),
-    "at": Loss(losses.at, "maps", weight=100.0),
-    "nst": Loss(losses.nst, "map", weight=15.0),
-    "sp": Loss(losses.sp, "map", weight=1000.0, couples=True),
-    "reviewkd": Loss(losses.Review, "review"),
-    "rkd": Loss(_rkd, "embedding", weight=0.1, couples=True),
-    "pkt": Loss(losses.pkt, "embedding", weight=70000.0, couples=True),
-    "cc": Loss(losses.cc, "embedding", weight=60.0, couples=True),
+    "fitnet": Loss(losses.hint, "map", weight=5.0, adapter="regressor", labels="any"),
+    "wkd_f": Loss(losses.wkd_f, "map", weight=0.02, adapter="projection", labels="any"),
+    "at": Loss(losses.at, "maps", weight=100.0, labels="any"),
+    "nst": Loss(losses.nst, "map", weight=15.0, labels="any"),
+    "sp": Loss(losses.sp, "map", weight=1000.0, couples=True, labels="any"),
+    "reviewkd": Loss(losses.Review, "review", labels="any"),
+    "rkd": Loss(_rkd, "embedding", weight=0.1, couples=True, labels="any"),
+    "pkt": Loss(losses.pkt, "embedding", weight=70000.0, couples=True, labels="any"),
+    "cc": Loss(losses.cc, "embedding", weight=60.0, couples=True, labels="any"),
     "crd": Loss(losses.CRD, "crd", weight=0.8, couples=True),
+    "bce": Loss(binary_cross_entropy, "labels", labels="several"),
 }
 """The losses by the name that ``--loss`` takes."""
 
@@ -167,10 +173,29 @@ def parse_loss(text: str, kinds: Mapping[str, Loss] = REGISTRY) -> WeightedLoss:
     return WeightedLoss(name, weight, warmup, standardize, adaptive, whole, custom)
 
 
+def check_labels(terms: Sequence[WeightedLoss], *, several: bool) -> None:
+    """Refuse losses that are not for the data.
+
+    Args:
+        terms: The losses.
+        several: Whether an image can have several labels, or none.
+
+    Raises:
+        UsageError: One is for other data.
+    """
+    other: LabelsOfImage = "one" if several else "several"
+    unfit = next((term for term in terms if term.kind.labels == other), None)
+    if unfit is None:
+        return
+    accepted = ", ".join(name for name, kind in REGISTRY.items() if kind.labels != other)
+    have = "an image can have several labels" if several else "each image has one class"
+    raise UsageError(f"--loss {unfit.name} is for other data: here {have}; accepted: {accepted}, or your own function")
+
+
 def _custom_kind(name: str) -> Loss:
     """Return a user's function as a loss; the whole batch is gathered for it, as its samples may be coupled."""
     function, takes_labels = custom_function(name)
-    return Loss(function, "logits+labels" if takes_labels else "logits", couples=True)
+    return Loss(function, "logits+labels" if takes_labels else "logits", couples=True, labels="any")
 
 
 # The teacher counts in full while it makes at most half of the student's mistakes, and no more once the student makes
@@ -182,11 +207,12 @@ def teacher_weight(teacher: float, student: float, count: int) -> float:
     """Return the factor of ``adaptive`` terms: 1 for a teacher that is much better than the student, 0 for a worse one.
 
     It follows the ratio of the mistakes on held-out images: 1 up to 0.5, 0 from 1 on, linear between. So a good teacher
-    teaches to the end, and a weak one helps at the start alone.
+    teaches to the end, and a weak one helps at the start alone. Of several labels what is missing to an mAP of 1 stands
+    for the mistakes.
 
     Args:
-        teacher: Its top-1, 0 to 1.
-        student: Its top-1 so far, 0 to 1.
+        teacher: Its top-1 (mAP of several labels), 0 to 1.
+        student: Its top-1 (mAP) so far, 0 to 1.
         count: Number of held-out images; half a mistake is added to both, so that none is no certainty.
 
     Example:

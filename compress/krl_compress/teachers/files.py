@@ -66,24 +66,20 @@ def load_bundle_teacher(name: str) -> LoadedTeacher:
 
     Raises:
         BundleError: It is damaged, of another schema version, or no classifier's.
-        UsageError: Its labels are independent of each other, so that they are no classes to be distilled.
         ModelError: ONNX Runtime cannot run it.
     """
     bundle = Bundle.open(name)
     Classifier.check(bundle)
     manifest = bundle.manifest
     kind = output_kind(manifest.settings)
-    if is_multi_label(kind):
-        raise UsageError(
-            f"teacher {name} is a multi-label model (output_kind {kind}); accepted: one class for each image"
-        )
-    if kind == "probabilities":
+    if kind in ("probabilities", "sigmoid"):
         _say_probabilities(name)
     data = bundle.read(manifest.variants[VARIANT].file)
     graph = OnnxGraph(data, name, output=manifest.outputs[0].name, kind=kind)
     identity = file_identity("bundle", name, data, variant=VARIANT, output_kind=kind)
     network = GraphNetwork(graph, manifest.preprocessing)
-    return LoadedTeacher(name, network, identity, manifest.labels, None, GraphFeatures(network), library())
+    several, features = is_multi_label(kind), GraphFeatures(network)
+    return LoadedTeacher(name, network, identity, manifest.labels, None, features, library(), several)
 
 
 def load_onnx_teacher(name: str, source: Source, config: InputConfig, *, numbered: bool) -> LoadedTeacher:
@@ -103,9 +99,9 @@ def load_onnx_teacher(name: str, source: Source, config: InputConfig, *, numbere
     data = read_onnx(name)
     graph = OnnxGraph(data, name)
     network = GraphNetwork(graph, _input(graph, source, config, name))
-    classes = _classes(network, name)
+    classes = _classes(network, name, several=source.multi_label)
     labels = source.labels if classes == len(source.labels) and not numbered else tuple(map(str, range(classes)))
-    if graph.kind == "probabilities":
+    if graph.kind in ("probabilities", "sigmoid"):
         _say_probabilities(name)
     taken = network.preprocessing
     if graph.takes_pixels:
@@ -117,7 +113,8 @@ def load_onnx_teacher(name: str, source: Source, config: InputConfig, *, numbere
             *(name, *taken.shape, taken.mean, taken.std),
         )
     identity = file_identity("onnx", name, data, output_kind=graph.kind)
-    return LoadedTeacher(name, network, identity, labels, None, GraphFeatures(network), library())
+    features = GraphFeatures(network)
+    return LoadedTeacher(name, network, identity, labels, None, features, library(), source.multi_label)
 
 
 def _input(graph: OnnxGraph, source: Source, config: InputConfig, name: str) -> Preprocessing:
@@ -134,8 +131,14 @@ def _input(graph: OnnxGraph, source: Source, config: InputConfig, name: str) -> 
     return preprocessing_for(asked, source, name)
 
 
-def _classes(network: GraphNetwork, name: str) -> int:
-    """Return the number of classes, found by running the graph; note where its outputs are probabilities."""
+def _classes(network: GraphNetwork, name: str, *, several: bool) -> int:
+    """Return the number of classes, found by running the graph; note where its outputs are probabilities.
+
+    Args:
+        network: The graph.
+        name: Its path.
+        several: Whether the labels are independent of each other, so that a sigmoid makes their scores.
+    """
     generator = torch.Generator().manual_seed(0)
     shape = (_TRIED, *network.preprocessing.shape)
     outputs = network(torch.randint(0, 256, shape, generator=generator).to(torch.uint8)).numpy()
@@ -144,14 +147,16 @@ def _classes(network: GraphNetwork, name: str) -> int:
             f"teacher {name} answers {_TRIED} images with an output of {list(outputs.shape)}; accepted: logits or "
             f"probabilities [N, classes] of two classes or more. {ADVICE}"
         )
-    network.backbone.kind = _kind(outputs)
+    network.backbone.kind = _kind(outputs, several=several)
     return int(outputs.shape[1])
 
 
-def _kind(outputs: np.ndarray[Any, Any]) -> OutputKind:
-    inside = (outputs >= 0).all() and (outputs <= 1).all()
+def _kind(outputs: np.ndarray[Any, Any], *, several: bool) -> OutputKind:
+    inside = bool((outputs >= 0).all() and (outputs <= 1).all())
+    if several:
+        return "sigmoid" if inside else "sigmoid-logits"
     return "probabilities" if inside and np.allclose(outputs.sum(1), 1, atol=_SUM_TOLERANCE) else "logits"
 
 
 def _say_probabilities(name: str) -> None:
-    _log.info("teacher %s ends in probabilities; its logits are their logarithms", name)
+    _log.info("teacher %s ends in probabilities; its logits are made of them", name)

@@ -39,6 +39,7 @@ class LoadedTeacher:
         record: Of its run, if it is one.
         features: Where its features come from; the network's modules by default.
         library: The library and version that compute a file's outputs; ``None`` where torch does.
+        multi_label: Whether its labels are independent of each other.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoadedTeacher:
     record: RunRecord | None
     features: FeatureSource | None = None
     library: str | None = None
+    multi_label: bool = False
 
     @property
     def answers_sha256(self) -> str:
@@ -77,7 +79,8 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
     if folder.exists():
         run = Run.open(folder)
         identity = {"kind": "run", **run.identity}
-        return LoadedTeacher(name, run.network(), identity, run.record.labels, run.record)
+        record = run.record
+        return LoadedTeacher(name, run.network(), identity, record.labels, record, multi_label=record.multi_label)
     check_teacher(name, pretrained)
     size = native_size(name)
     if size is None:
@@ -93,13 +96,16 @@ def load_teacher(name: str, pretrained: bool) -> LoadedTeacher:
     return LoadedTeacher(name, network, identity, None, None)
 
 
-def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preprocessing) -> LoadedTeacher:
+def load_custom_teacher(
+    name: str, labels: Sequence[str], preprocessing: Preprocessing, *, multi_label: bool = False
+) -> LoadedTeacher:
     """Load a teacher that is a user's own network, with its weights.
 
     Args:
         name: ``package.module:name`` of what returns it, or the name of one that was given in Python.
         labels: Its classes.
         preprocessing: From an image to its input.
+        multi_label: Whether its labels are independent of each other, as the data's; it answers with logits.
 
     Raises:
         ModelError: It cannot be made, or does not fit the labels or the input.
@@ -117,7 +123,7 @@ def load_custom_teacher(name: str, labels: Sequence[str], preprocessing: Preproc
     source = source_of(name, "teacher")["sha256"]
     if source is not None:
         identity["source_sha256"] = source
-    return LoadedTeacher(name, network, identity, tuple(labels), None)
+    return LoadedTeacher(name, network, identity, tuple(labels), None, multi_label=multi_label)
 
 
 def name_alike(teacher: LoadedTeacher, labels: Sequence[str], mapping: Sequence[str]) -> LoadedTeacher:

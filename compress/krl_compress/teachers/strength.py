@@ -1,9 +1,10 @@
-"""How good teachers' answers are, and whether that is enough: a linear classifier of the pixels is the yardstick."""
+"""How good teachers' answers are, and whether that is enough: a linear model of the pixels is the yardstick."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krl_runtime.evaluation.average_precision import mean_average_precision
 from krl_train.data import PixelSet
 from krl_train.data.splits import Training
 from krl_train.tasks import Batch
 
 from .teacher import Teacher
 
-__all__ = ["linear_top1", "top1_of", "warn_if_weak"]
+__all__ = ["answers_quality", "linear_quality", "warn_if_weak"]
 
 _log = logging.getLogger("krl")
 
@@ -29,8 +31,8 @@ _SHARE = 0.9
 _TOGETHER = 256  # images in memory at a time
 
 
-def top1_of(answers: Teacher, images: PixelSet, device: torch.device) -> float:
-    """Return the top-1 of teachers' answers to images as the student sees them.
+def answers_quality(answers: Teacher, images: PixelSet, device: torch.device) -> float:
+    """Return the top-1 (mAP of several labels) of teachers' answers to images as the student sees them.
 
     Args:
         answers: One teacher, or several as one.
@@ -38,17 +40,24 @@ def top1_of(answers: Teacher, images: PixelSet, device: torch.device) -> float:
         device: Where to compute.
 
     Returns:
-        The share of right answers, 0 to 1.
+        The share of right answers, or the mAP, 0 to 1.
     """
-    right = 0
-    for indices, pixels in _portions(images, np.arange(len(images))):
-        labels = images.labels[indices].to(device)
-        right += int((answers(Batch(pixels.to(device), labels, indices, 0)).argmax(1) == labels).sum())
-    return right / len(images)
+    found = [
+        answers(Batch(pixels.to(device), images.labels[indices].to(device), indices, 0)).cpu()
+        for indices, pixels in _portions(images, np.arange(len(images)))
+    ]
+    return _quality(torch.cat(found).numpy(), images.labels.numpy())
 
 
-def linear_top1(train: PixelSet, val: PixelSet, classes: int) -> float:
-    """Return the top-1 on held-out images of a linear classifier of the pixels, a yardstick for networks.
+def _quality(scores: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
+    """Return the top-1 of scores ``[N, classes]`` with the classes ``[N]``, or the mAP with labels ``[N, classes]``."""
+    if labels.ndim == 2:
+        return float(mean_average_precision(scores, labels)[0])
+    return float((scores.argmax(1) == labels).mean())
+
+
+def linear_quality(train: PixelSet, val: PixelSet, classes: int) -> float:
+    """Return the top-1 (mAP of several labels) on held-out images of a linear model of the pixels, a yardstick.
 
     It is a ridge regression to the classes from images of 16 × 16 pixels at most, fitted to 5,000 at most.
 
@@ -58,18 +67,17 @@ def linear_top1(train: PixelSet, val: PixelSet, classes: int) -> float:
         classes: Number of classes.
 
     Returns:
-        The share of right predictions, 0 to 1.
+        The share of right predictions, or the mAP, 0 to 1.
     """
     from sklearn.linear_model import Ridge
 
     features, labels = _features(train)
-    targets = 2.0 * np.eye(classes, dtype=np.float32)[labels] - 1.0
+    targets = 2.0 * (labels if labels.ndim == 2 else np.eye(classes, dtype=np.float32)[labels]) - 1.0
     held_out, truth = _features(val)
     # Three times the features' variance: of 0.1 to 30 the best, or within a point of it, for 100 to 4,000 images of
     # digits, MNIST, CIFAR-10 and flowers.
     ridge = Ridge(alpha=3.0 * float(features.var(axis=0).sum()))
-    predictions = ridge.fit(features, targets).predict(held_out).reshape(len(held_out), classes).argmax(1)
-    return float((predictions == truth).mean())
+    return _quality(ridge.fit(features, targets).predict(held_out).reshape(len(held_out), classes), truth)
 
 
 def _features(images: PixelSet) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -90,22 +98,23 @@ def _portions(images: PixelSet, chosen: npt.NDArray[np.int64]) -> Iterator[tuple
         yield torch.from_numpy(indices), pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
 
 
-def warn_if_weak(name: str, top1: float, training: Training) -> None:
+def warn_if_weak(name: str, quality: float, training: Training) -> None:
     """Warn of a teacher that knows little more than a linear classifier of the pixels.
 
     Args:
         name: The teacher, or several that answer as one, as the user named them.
-        top1: Of its answers to the validation images as the student sees them, 0 to 1.
+        quality: ``answers_quality`` of the validation images, 0 to 1.
         training: The student's data.
     """
-    linear = linear_top1(training.train, training.val, len(training.source.labels))
-    if 1 - top1 > _SHARE * (1 - linear):
+    linear = linear_quality(training.train, training.val, len(training.source.labels))
+    if 1 - quality > _SHARE * (1 - linear):
         _log.warning(
-            "teacher %s is right on %.1f %% of the %d validation images as the student sees them, and a linear "
-            "classifier of the pixels on %.1f %%: it is too weak to help. Train it longer or on more images, give "
-            "another --teacher, or add --baseline to see whether the student needs one",
+            "teacher %s has %s %.1f %% on the %d validation images as the student sees them, and a linear model of the "
+            "pixels %.1f %%: it is too weak to help. Train it longer or on more images, give another --teacher, or add "
+            "--baseline to see whether the student needs one",
             name,
-            100 * top1,
+            "an mAP of" if training.val.multi_label else "a top-1 of",
+            100 * quality,
             len(training.val),
             100 * linear,
         )

@@ -63,16 +63,18 @@ def _looks_random(image: npt.NDArray[np.float32]) -> bool:
     return max(across, down) / power < _LEAST_CORRELATION
 
 
-def check_classes(labels: Sequence[int], names: Sequence[str]) -> None:
+def check_classes(labels: npt.NDArray[np.int64], names: Sequence[str]) -> None:
     """Warn of classes without an image.
 
     Args:
-        labels: Index of the class of each image, -1 if it is not known.
+        labels: Index of the class of each image ``[N]``, or of several labels 0 and 1 ``[N, labels]``; -1 if it is not
+            known.
         names: The classes.
     """
-    if any(label < 0 for label in labels):
+    if (labels < 0).any():
         return  # without classes there is nothing to say of them
-    missing = [name for index, name in enumerate(names) if index not in set(labels)]
+    shown = set(np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else labels.tolist())
+    missing = [name for index, name in enumerate(names) if index not in shown]
     if missing:
         _log.warning(
             "%d of the %d classes have no calibration image: %s; their values may exceed the ranges; give images of "

@@ -28,7 +28,7 @@ _NAMED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 
 
 def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
-    """List a folder of images.
+    """List a folder of images, or read a list of images.
 
     Raises:
         DataError: It is not there (a data set's name gets the way to a folder), or cannot be used.
@@ -127,7 +127,7 @@ def choose_disjoint(
 
 
 def _balanced(images: Sequence[ImageFile], limit: int) -> list[ImageFile]:
-    return [images[index] for index in balanced([image.label for image in images], limit)]
+    return [images[index] for index in balanced([image.group for image in images], limit)]
 
 
 def choose_any(folder: ImageFolder, limit: int) -> list[ImageFile]:
@@ -148,13 +148,29 @@ def unknown_classes(folder: ImageFolder, labels: Sequence[str]) -> list[str]:
 
 
 def with_label_indices(
-    images: Sequence[ImageFile], folder: ImageFolder, labels: Sequence[str]
+    images: Sequence[ImageFile], folder: ImageFolder, labels: Sequence[str], *, multi_label: bool = False
 ) -> tuple[ImageFile, ...]:
     """Return the images with the indices of a model's labels, matched by name.
 
     Where the folder has classes that the model does not know, nothing can be said of accuracy: that is logged, and
-    all images get -1. So does an image without a class.
+    all images get -1. So does an image without a class. For a multi-label model see ``ImageFile.present``: labels that
+    it does not know are left out, and an image of a class has the label of that class alone.
+
+    Args:
+        images: Of the folder.
+        folder: Has the names of their labels.
+        labels: The model's.
+        multi_label: Whether the model's labels are independent of each other.
     """
+    if multi_label:
+        return _with_labels(images, folder, labels)
+    if folder.multi_label:
+        _log.warning(
+            "the images of %s can have several labels, and the model predicts one class for each; accuracy is not "
+            "measured, only agreement",
+            folder.root,
+        )
+        return tuple(replace(image, present=None) for image in images)
     unknown = unknown_classes(folder, labels)
     if unknown:
         _log.warning(
@@ -170,6 +186,31 @@ def with_label_indices(
         replace(image, label=index[folder.labels[image.label]] if known and image.label >= 0 else -1)
         for image in images
     )
+
+
+def _with_labels(images: Sequence[ImageFile], folder: ImageFolder, labels: Sequence[str]) -> tuple[ImageFile, ...]:
+    """Return the images with all labels that a multi-label model knows; see ``with_label_indices``."""
+    unknown = unknown_classes(folder, labels)
+    known = set(folder.labels) & set(labels)
+    if unknown:
+        _log.warning(
+            "%s has labels that the model does not: %s; %s",
+            folder.root,
+            some(unknown),
+            f"they are left out (the model's: {some(labels)})" if known else "only agreement is measured",
+        )
+    if not known:
+        return tuple(replace(image, label=-1, present=None) for image in images)
+    if not folder.multi_label:
+        _log.info("each image of %s is taken to have the label of its folder alone", folder.root)
+    index = [labels.index(name) if name in known else -1 for name in folder.labels]
+
+    def translated(image: ImageFile) -> ImageFile:
+        has = image.present if folder.multi_label else (image.label,) if image.label >= 0 else None
+        present = None if has is None else tuple(index[each] for each in has if index[each] >= 0)
+        return replace(image, label=-1, present=present)
+
+    return tuple(map(translated, images))
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Classifiers: real or generated images, and top-1 in points."""
+"""Classifiers: real or generated images, and top-1, or mAP of several labels, in points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
-from krl_deploy.data.decoding import decoded
+from krl_deploy.data.decoding import decoded, truth_of
 from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, unknown_classes, with_label_indices
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.heads import further_heads
-from krl_runtime.bundle.output_kind import output_kind
+from krl_runtime.bundle.output_kind import is_multi_label, output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreement
+from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
-from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, better_than_chance, resolution
+from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
 
 from .comparison import outputs_of
@@ -36,7 +37,7 @@ _MOST_CLASSES = 20  # in the table of recall; more than that is no longer read
 
 
 class Classification(Task):
-    """Images of a folder, or of a generator, and top-1."""
+    """Images of a folder or a list, or of a generator, and top-1, or mAP of a multi-label model."""
 
     predicts = True
 
@@ -45,6 +46,9 @@ class Classification(Task):
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
         self.bundle, self.options = bundle, options
         self.heads = further_heads(bundle.manifest)
+        self.kind = output_kind(bundle.manifest.settings)
+        self.several = len(bundle.manifest.labels) if is_multi_label(self.kind) else None
+        self.metric = tally_of(self.kind).score_type.METRIC_NAME
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.planned: list[ImageFile] = []
@@ -70,8 +74,11 @@ class Classification(Task):
             train, val, same = choose_two(folder, options.limit, options.val_limit, val_fraction=options.val_fraction)
             planned, self.doubts = [], (same,) if same else ()
         labels = self.bundle.manifest.labels
-        self.other_classes = tuple(unknown_classes(folder, labels))
-        labeled = iter(with_label_indices([*train, *planned, *val], folder, labels))
+        several = self.several is not None
+        unknown = unknown_classes(folder, labels)
+        # A multi-label model is measured on the labels that it knows.
+        self.other_classes = () if several and set(folder.labels) & set(labels) else tuple(unknown)
+        labeled = iter(with_label_indices([*train, *planned, *val], folder, labels, multi_label=several))
         self.train, self.planned, self.val = (list(islice(labeled, len(part))) for part in (train, planned, val))
         self.name = folder.root.name
 
@@ -89,7 +96,7 @@ class Classification(Task):
         if options.data is None:
             raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
         pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
-        labels = [image.label for image in used]
+        labels = truth_of(used, self.several)
         check_images(pixels)
         check_classes(labels, manifest.labels)
         self.used["calibration"] = _sample(pixels)
@@ -100,7 +107,7 @@ class Classification(Task):
         manifest, options = self.bundle.manifest, self.options
         if self.val:
             sample = []
-            for pixels, labels in decoded(self.val, manifest.preprocessing, on_bad=options.on_bad_image):
+            for pixels, labels in self._decoded(self.val):
                 sample.append(pixels[:: -(-len(self.val) // SAMPLE)])
                 yield pixels, labels
             self.used["evaluation"] = np.concatenate(sample)[:SAMPLE]
@@ -113,6 +120,10 @@ class Classification(Task):
         pixels = self.bundle.golden()[manifest.inputs[0].name]
         yield pixels, np.full(len(pixels), -1)
 
+    def _decoded(self, images: Sequence[ImageFile]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+        preprocessing, on_bad = self.bundle.manifest.preprocessing, self.options.on_bad_image
+        return decoded(images, preprocessing, on_bad=on_bad, several=self.several)
+
     def _generated(self, generator: Path, limit: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
         from .generation import MOST_GENERATED, images_of
 
@@ -123,7 +134,7 @@ class Classification(Task):
         """Yield images and labels; see ``Task.planning_batches``."""
         options = self.options
         if self.planned:
-            yield from decoded(self.planned, self.bundle.manifest.preprocessing, on_bad=options.on_bad_image)
+            yield from self._decoded(self.planned)
         elif options.planning and options.from_generator is not None:
             yield self._generated(options.from_generator, options.planning, 2)
         else:
@@ -147,10 +158,9 @@ class Classification(Task):
 
     def tally(self) -> PredictionTally | HeadsTally:
         """Return an empty tally."""
-        kind = output_kind(self.bundle.manifest.settings)
-        if not self.heads:
-            return PredictionTally(kind)
-        return HeadsTally(kind, len(self.bundle.manifest.labels), self.heads)
+        if self.heads:
+            return HeadsTally(self.kind, len(self.bundle.manifest.labels), self.heads)
+        return tally_of(self.kind)
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
@@ -162,8 +172,9 @@ class Classification(Task):
             drop=largest_drop(scores),
             snr_db=min(score.snr_db for score in variants),
             classes=[item for score in variants for item in score.classes],
-            known=reference.top1 is None or better_than_chance(reference.classes),
+            known=reference.drop is None or reference.better_than_chance,
             labels=self.bundle.manifest.labels,
+            metric=self.metric,
             max_drop=self.options.max_drop,
             max_recall_drop=self.options.max_recall_drop,
             doubts=self._doubts(reference),
@@ -176,7 +187,7 @@ class Classification(Task):
         doubts = list(self.doubts)
         if self.other_classes:
             doubts.append(f"the images are of classes that the model does not have: {some(self.other_classes)}")
-        if better_than_chance(reference.classes) or not self.used:
+        if reference.better_than_chance or not self.used:
             return doubts  # the model knows the images
         manifest = self.bundle.manifest
         known = self.bundle.golden()[manifest.inputs[0].name]
@@ -193,29 +204,26 @@ class Classification(Task):
         return doubts
 
     def evidence(self, scores: Mapping[str, PredictionScore], verdict: Verdict) -> dict[str, Any]:
-        """Return the drop, recall of the classes, the limits, and whether enough was judged."""
-        rows = self._recalls(scores)
-        recall = {name: {"images": count, **dict(zip(scores, each, strict=True))} for name, count, *each in rows}
-        return {"drop_points": largest_drop(scores), **({"recall": recall} if recall else {}), **judged(verdict)}
+        """Return the drop, recall of the classes (F1 of several labels), the limits, and whether enough was judged."""
+        rows = self._rows(scores)
+        each_class = {name: {"images": count, **dict(zip(scores, each, strict=True))} for name, count, *each in rows}
+        name = "recall" if self.several is None else "f1"
+        return {"drop_points": largest_drop(scores), **({name: each_class} if each_class else {}), **judged(verdict)}
 
     def remark(self, count: int, scores: Mapping[str, PredictionScore]) -> str:
         """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""
         reference, *_ = scores.values()
-        if reference.top1 is None:
+        if reference.drop is None or reference.quality is None:
             worth = f"{100 / count:.2g} points of agreement"
             return f"{count} images without labels; one is worth {worth}{self._further(scores)}"
-        image, error = resolution(reference.top1, count)
-        finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
-        rows = self._recalls(scores)
+        rows = self._rows(scores)
         missing = len(self.bundle.manifest.labels) - len(reference.classes)
-        absent = f"\n{missing} classes have no image and were not judged" if missing else ""
-        which = "recall" if len(rows) == len(reference.classes) else "recall, largest drops"
+        kind, column = ("classes", "recall") if self.several is None else ("labels", "F1 of label")
+        absent = f"\n{missing} {kind} have no image and were not judged" if missing else ""
+        which = column if len(rows) == len(reference.classes) else f"{column}, largest drops"
         cells = [(name, number, *(f"{each:.1%}" for each in more)) for name, number, *more in rows]
         shown = table((which, "images", *scores), cells)
-        return (
-            f"{count} images; one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points"
-            f"{finer}\n{shown}{absent}{self._further(scores)}"
-        )
+        return f"{count} images; {self._resolution(reference, count)}\n{shown}{absent}{self._further(scores)}"
 
     def _further(self, scores: Mapping[str, PredictionScore]) -> str:
         """Return a line for each further head: how many of its predictions are those of FP32."""
@@ -226,8 +234,19 @@ class Classification(Task):
             lines.append(f"\nhead {head.name}: agreement {shares}")
         return "".join(lines)
 
-    def _recalls(self, scores: Mapping[str, PredictionScore]) -> list[tuple[Any, ...]]:
-        """Return name, number of images, and recall in each file, of all classes, or of those that drop most."""
+    def _resolution(self, reference: PredictionScore, count: int) -> str:
+        """Return how fine the images resolve the metric, for people."""
+        if isinstance(reference, LabelScore):
+            return f"one standard error of mAP is {100 * (reference.map_error or 0.0):.2g} points"
+        image, error = resolution(reference.quality or 0.0, count)
+        finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
+        return f"one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points{finer}"
+
+    def _rows(self, scores: Mapping[str, PredictionScore]) -> list[tuple[Any, ...]]:
+        """Return name, number of images, and in each file recall (F1 of several labels) of all classes.
+
+        Of many classes there are those whose recall drops most.
+        """
         reference, *variants = scores.values()
         labels = self.bundle.manifest.labels
 
@@ -241,7 +260,7 @@ class Classification(Task):
             (
                 labels[reference.classes[position].index],
                 reference.classes[position].count,
-                *(score.classes[position].recall for score in scores.values()),
+                *(score.share_of(position) for score in scores.values()),
             )
             for position in positions
         ]

@@ -128,11 +128,13 @@ class Task(ABC):
         name: Name of the evaluation data, for people.
         doubts: Reasons why the evaluation data says nothing of a variant, whatever is measured.
         predicts: Whether outputs are logits of classes; else they are images.
+        metric: Name of the metric that the drop is of.
     """
 
     name: str
     doubts: tuple[str, ...] = ()
     predicts: ClassVar[bool] = False
+    metric: str = "PSNR"
 
     @abstractmethod
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
 from krl_runtime.bundle.heads import HEADS, Head
+from krl_runtime.bundle.output_kind import OUTPUT_KIND, OutputKind, same
 from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.images.folders import decode
 
@@ -47,7 +49,8 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
     if is_qdq_model(model):
         trained = read_quantized(model)
         model = trained.model
-        evidence["trained_int8"] = _check_int8(trained, torch_outputs(network, {PIXELS: pixels}), pixels)
+        expected = torch_outputs(network, {PIXELS: pixels})
+        evidence["trained_int8"] = _check_int8(trained, expected, pixels, run.record.output_kind)
     return ExportPlan(
         network,
         model,
@@ -55,7 +58,7 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
         LOGITS,
         preprocessing,
         count_macs(network, preprocessing.shape),
-        {HEADS: [head.to_dict() for head in heads]} if heads else {},
+        _settings(run, heads),
         trained=trained,
         evidence=evidence,
         heads=heads,
@@ -70,6 +73,12 @@ def _heads(run: Run) -> tuple[nn.Module, tuple[Head, ...]]:
     if not isinstance(network, TwoHeads):
         return network, ()
     return BothHeads(network).eval(), (Head("source", SOURCE_LOGITS, run.record.source_labels),)
+
+
+def _settings(run: Run, heads: Sequence[Head]) -> dict[str, Any]:
+    """Return the settings of the bundle: the kind of the outputs where it is not logits, and further heads."""
+    kind = {OUTPUT_KIND: run.record.output_kind} if run.record.multi_label else {}
+    return {**kind, **({HEADS: [head.to_dict() for head in heads]} if heads else {})}
 
 
 def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
@@ -97,7 +106,7 @@ def _decoded_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
 
 
 def _check_int8(
-    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]
+    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8], kind: OutputKind
 ) -> dict[str, Any]:
     """Compare the INT8 graph of the trained ranges with torch's outputs from training.
 
@@ -118,7 +127,7 @@ def _check_int8(
     return {
         "max_abs_error": float(np.abs(logits - expected).max()),
         "relative_error": error,
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "agreement": float(same(kind, logits, expected).mean()),
         "activations": len(ranges),
         "inputs": len(pixels),
     }

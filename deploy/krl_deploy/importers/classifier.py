@@ -25,9 +25,9 @@ from krl_deploy.graph.number_types import widened
 from krl_deploy.graph.open_batch import attempts, measured_shapes
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import OUTPUT_KIND
+from krl_runtime.bundle.output_kind import OUTPUT_KIND, is_multi_label
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
-from krl_runtime.evaluation.predictions import PredictionTally
+from krl_runtime.evaluation.labels import tally_of
 from krl_runtime.images.folders import decode
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Classifier
@@ -84,15 +84,17 @@ def import_classifier(config: ImportConfig, given: onnx.ModelProto) -> Rewritten
         changes.append(change)
 
     def measure(_: Bundle, session: Any) -> dict[str, Any]:
-        labeled = with_label_indices(images, folder, labels)
-        batches = decoded(labeled, preprocessing, on_bad=config.on_bad_image)
+        several = len(labels) if is_multi_label(meaning.bundle) else None
+        labeled = with_label_indices(images, folder, labels, multi_label=several is not None)
+        batches = decoded(labeled, preprocessing, on_bad=config.on_bad_image, several=several)
         sessions = {FLOAT: session}
         if brought:
             run = class_runner(widened(given), taken, preprocessing)
             sessions[FILE] = lambda part: meaning.in_bundle(run(part))
-        count, scores = compare(sessions, batches, partial(PredictionTally, meaning.bundle))
+        count, scores = compare(sessions, batches, partial(tally_of, meaning.bundle))
         beside = judge_float_model(config, brought, count, scores) if brought else {}
-        return {"top1": scores[FLOAT].top1, "count": count, "data": folder.root.name, **beside}
+        found = scores[FLOAT]
+        return {found.METRIC: found.quality, "count": count, "data": folder.root.name, **beside}
 
     return Rewritten(
         model,

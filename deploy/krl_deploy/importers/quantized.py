@@ -154,10 +154,11 @@ def _is_poor(file: Any, most: float, alike: float, least: Mapping[str, float]) -
 def _beside(file: PredictionScore, reference: PredictionScore) -> str:
     """Return the scores of a classifier's file and of its float model for people."""
     both = f"they agree on {file.agreement:.1%}, with an SNR of the logits of {file.snr_db:.1f} dB"
-    if file.top1 is None or reference.top1 is None:
+    if file.quality is None or reference.quality is None:
         return f"without labels {both}"
     return (
-        f"the file's own INT8 has a top-1 of {file.top1:.1%}, its float model {reference.top1:.1%} (a difference of "
+        f"the file's own INT8 has a {file.METRIC_NAME} of {file.quality:.1%}, its float model "
+        f"{reference.quality:.1%} (a difference of "
         f"{-(file.drop or 0.0):+.2f} ± {file.drop_error or 0.0:.2f} points); {both}"
     )
 

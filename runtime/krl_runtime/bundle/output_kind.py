@@ -104,11 +104,15 @@ def predictions_of(outputs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 def same(kind: OutputKind, outputs: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return of which images two files predict the same, ``[N]``: the class, and of a multi-label model every label.
 
+    The best label of an image that has several is no prediction: their scores are often all close to 1. That of an
+    image without any label is.
+
     Example:
         >>> same("sigmoid", np.float64([[0.6, 0.4], [0.6, 0.4]]), np.float64([[0.9, 0.4], [0.9, 0.7]]))
         array([ True, False])
     """
-    alike = predictions_of(outputs) == predictions_of(others)
-    if is_multi_label(kind):
-        alike &= ((scores_of(kind, outputs) > THRESHOLD) == (scores_of(kind, others) > THRESHOLD)).all(axis=-1)
-    return np.asarray(alike)
+    best = predictions_of(outputs) == predictions_of(others)
+    if not is_multi_label(kind):
+        return np.asarray(best)
+    mine, theirs = (scores_of(kind, each) > THRESHOLD for each in (outputs, others))
+    return np.asarray((mine == theirs).all(axis=-1) & (best | mine.any(axis=-1)))

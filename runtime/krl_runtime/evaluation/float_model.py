@@ -11,8 +11,9 @@ from typing import Final
 
 from .gate import Verdict, sign_test
 from .images import ImageScore
+from .labels import LabelScore
 from .limits import AGREEMENT_FLOOR, LEAST_IMAGES, MAX_DROP_DB, MAX_DROP_POINTS, PSNR_FLOOR
-from .predictions import PredictionScore, better_than_chance
+from .predictions import PredictionScore
 
 __all__ = ["judge_float_images", "judge_float_predictions"]
 
@@ -52,21 +53,24 @@ def judge_float_predictions(
     """
     few = f"{count} images are too few to judge by, required: {LEAST_IMAGES}; one is worth {100 / count:.2g} points"
     doubts = [few] * (count < LEAST_IMAGES)
-    known = better_than_chance(score.classes) or better_than_chance(reference.classes)
+    known = score.better_than_chance or reference.better_than_chance
     if score.drop is not None and known:
         accepted = MAX_DROP_POINTS if max_drop is None else max_drop
         lost, gained = (sum(getattr(item, name) for item in score.classes) for name in ("gained", "lost"))
-        worse = -score.drop > accepted and sign_test(lost, gained) <= _LEVEL
+        clear = sign_test(lost, gained) <= _LEVEL
+        if isinstance(score, LabelScore):  # predictions of a label at a threshold do not make its mAP
+            clear = -score.drop - _CLEAR_ERRORS * (score.drop_error or 0.0) > accepted
+        worse = -score.drop > accepted and clear
         fault = (
-            f"the float model of the quantized file is worse than the file: top-1 drops by {-score.drop:.2f} ± "
-            f"{score.drop_error or 0.0:.2f} points on {count} images, accepted: {accepted:g}"
+            f"the float model of the quantized file is worse than the file: {score.METRIC_NAME} drops by "
+            f"{-score.drop:.2f} ± {score.drop_error or 0.0:.2f} points on {count} images, accepted: {accepted:g}"
         )
         return Verdict((fault,) * worse, {"max_drop_points": accepted, "level": _LEVEL}, tuple(doubts))
     agreeing = round(score.agreement * count)
     limits = {"least_agreement": AGREEMENT_FLOOR, "least_images": float(LEAST_IMAGES), "level": _LEVEL}
     if sign_test(count - agreeing, agreeing) > _LEVEL:
         return Verdict((), limits, tuple(doubts))
-    why = "without labels" if score.top1 is None else "where neither is better than chance on the labels,"
+    why = "without labels" if score.drop is None else "where neither is better than chance on the labels,"
     unlike = (
         f"{why} the float model of the quantized file agrees with it on {score.agreement:.1%} of {count} images, "
         f"required: {AGREEMENT_FLOOR:.0%}; nothing tells which of them is right"

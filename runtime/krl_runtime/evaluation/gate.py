@@ -69,6 +69,7 @@ def judge_predictions(
     classes: Sequence[ClassCounts] = (),
     known: bool = True,
     labels: Sequence[str] = (),
+    metric: str = "top-1",
     max_drop: float | None = None,
     max_recall_drop: float | None = None,
     doubts: Sequence[str] = (),
@@ -81,12 +82,13 @@ def judge_predictions(
         precision: ``"fp16"`` or ``"int8"``.
         count: Number of images that were judged.
         agreement: Share of them, 0 to 1, with FP32's prediction; the smallest of all its files.
-        drop: Largest drop of top-1 in percentage points; ``None`` without labels.
+        drop: Largest drop of the metric in percentage points; ``None`` without labels.
         snr_db: Signal-to-noise ratio of its logits; the smallest of all its files.
         classes: Counts of each class, of every file of the variant; empty without labels.
         known: Whether FP32 is better than chance on the labels. Where it is not, the drop says nothing, and agreement
             counts.
         labels: Names of the classes.
+        metric: Name of the metric: top-1, or mAP of a multi-label model, whose ``classes`` are its labels.
         max_drop: Largest drop that the user accepts; ``None`` for the default.
         max_recall_drop: Largest drop of the recall of one class, in percentage points, that the user accepts; ``None``
             for the default, which forgives a class what chance explains.
@@ -111,12 +113,15 @@ def judge_predictions(
         usual = max(MAX_RECALL_DROP_POINTS, _RECALL_PER_POINT * limits["max_drop_points"])
         limits["max_recall_drop_points"] = usual if max_recall_drop is None else max_recall_drop
         if not drop <= limits["max_drop_points"] + EXACT:
-            faults.append(f"the accuracy drop is {drop:.2f} points of top-1, accepted: {limits['max_drop_points']:g}")
+            faults.append(
+                f"the accuracy drop is {drop:.2f} points of {metric}, accepted: {limits['max_drop_points']:g}"
+            )
         worst = _worst_class(classes, limits["max_recall_drop_points"], forgiving=max_recall_drop is None)
         if worst is not None:
             name = labels[worst.index] if worst.index < len(labels) else str(worst.index)
+            kind = "class" if metric == "top-1" else "label"
             faults.append(
-                f"the recall of class {name} drops by {worst.drop:.1f} points to {worst.recall:.1%} of {worst.count} "
+                f"the recall of {kind} {name} drops by {worst.drop:.1f} points to {worst.recall:.1%} of {worst.count} "
                 f"images, accepted: {limits['max_recall_drop_points']:g} points"
             )
     else:

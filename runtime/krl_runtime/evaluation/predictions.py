@@ -81,11 +81,30 @@ class PredictionScore:
     further: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "SNR in dB", "largest logit error")
+    METRIC: ClassVar[str] = "top1"
+    """Name of the metric that ``drop`` is of, among the fields."""
+    METRIC_NAME: ClassVar[str] = "top-1"
+    """The same for people."""
+
+    @property
+    def quality(self) -> float | None:
+        """The metric that ``drop`` is of, 0 to 1; ``None`` without labels."""
+        value: float | None = getattr(self, self.METRIC)
+        return value
+
+    @property
+    def better_than_chance(self) -> bool:
+        """Whether the predictions are clearly better than those of a constant or random one; not without labels."""
+        return better_than_chance(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score as plain JSON types, without the classes; those of many classes would fill a page."""
         hidden = ("classes",) if self.further else ("classes", "further")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
+
+    def share_of(self, position: int) -> float:
+        """Return the recall of one of ``classes``, 0 to 1."""
+        return self.classes[position].recall
 
     def cells(self, reference: PredictionScore) -> tuple[str | None, ...]:
         """Return the score for people, beside that of the reference."""
@@ -104,6 +123,8 @@ class PredictionTally:
     Args:
         kind: Meaning of the outputs.
     """
+
+    score_type: ClassVar[type[PredictionScore]] = PredictionScore
 
     def __init__(self, kind: OutputKind = "logits") -> None:
         self.kind = kind

@@ -1,4 +1,4 @@
-"""Folders of images: listing, splitting and reading them, for training and deployment."""
+"""Folders and lists of images: listing, splitting and reading them, for training and deployment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from krl_runtime.progress import progress
 
 from .formats import IMAGE_SUFFIXES
 from .hashes import hash_files
+from .lists import LIST_SUFFIXES, is_list, read_list
 from .preprocessing import Preprocessing
 from .splits import find_splits, hold_out, subfolders
 
@@ -47,25 +48,44 @@ _SHOWN = 10  # files in a message; the log would otherwise be the whole folder
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file; ``label`` indexes the folder's ``labels`` and is -1 without labels."""
+    """One image file.
+
+    Attributes:
+        path: The file.
+        label: Index of its class in the folder's ``labels``; -1 without labels, and where there can be several.
+        present: In multi-label data the indices of all labels that it has, the rarest of the data first; else ``None``.
+    """
 
     path: Path
     label: int = -1
+    present: tuple[int, ...] | None = None
+
+    @property
+    def group(self) -> int:
+        """Index of the label that the image is counted to where images are divided: its class, or its rarest label."""
+        return self.present[0] if self.present else self.label
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A data set on disk.
+    """A data set on disk: a folder, or a list of images.
 
     Attributes:
-        root: The folder.
-        labels: Class names, sorted; empty for a folder of images without classes.
+        root: The folder or the list.
+        labels: Class names, sorted; empty for images without classes.
         splits: ``"train"`` and ``"val"`` if the folder has them, else ``"all"``.
+        multi_label: Whether an image can have several labels, or none; only lists say so.
     """
 
     root: Path
     labels: tuple[str, ...]
     splits: dict[str, tuple[ImageFile, ...]]
+    multi_label: bool = False
+
+    @property
+    def base(self) -> Path:
+        """The folder that the images lie in."""
+        return self.root.parent if self.root.is_file() else self.root
 
     def split(self, name: str, *, val_fraction: float = 0.1) -> tuple[ImageFile, ...]:
         """Return the images of one split.
@@ -87,15 +107,16 @@ class ImageFolder:
         if name not in ("train", "val"):
             raise DataError(f"{self.root}: unknown split {name!r}; accepted: train, val, all")
         if "all" not in self.splits:
-            raise DataError(f"{self.root} has no {name}/ folder; it has: {', '.join(self.splits)}")
+            raise DataError(f"{self.root} has no split {name}; it has: {', '.join(self.splits)}")
         images = self.splits["all"]
         hashes = hash_files([image.path for image in images])
-        held = hold_out([image.label for image in images], hashes, val_fraction)
+        held = hold_out([image.group for image in images], hashes, val_fraction)
         chosen = tuple(image for image, out in zip(images, held, strict=True) if out == (name == "val"))
         if not chosen:
             raise DataError(
                 f"{self.root}: with val_fraction {val_fraction} the {name} split of its {len(self.splits['all'])} "
-                "images is empty; add images, change the fraction, or make train/ and val/ folders"
+                "images is empty; add images, change the fraction, or make train/ and val/ folders (of a list, a "
+                "column 'split')"
             )
         return chosen
 
@@ -128,18 +149,23 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes
     """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or images without classes.
 
     Args:
-        root: The folder.
+        root: The folder; or a list of images, see ``read_list``.
         on_bad: Action for files that are not images by their name.
         same_classes: Whether ``train/`` and ``val/`` must have the same classes, as training needs them.
 
     Raises:
-        DataError: The folder is missing, empty, mixes images with class folders, or the classes of ``train/`` and
-            ``val/`` differ and must not.
+        DataError: The folder is missing, empty, mixes images with class folders, the list has a line that cannot be
+            used, or the classes of ``train/`` and ``val/`` differ and must not.
     """
     root = Path(root)
+    if is_list(root):
+        return _open_list(root, on_bad, same_classes=same_classes)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data folder {root} {what}; give a folder of images, one folder for each class")
+        raise DataError(
+            f"data folder {root} {what}; give a folder of images, one folder for each class, or a list of images "
+            f"({', '.join(LIST_SUFFIXES)})"
+        )
     found = find_splits(root)
     if len(found) < 2:
         root = next(iter(found.values()), root)  # one split only, as some data sets ship
@@ -151,16 +177,45 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes
     train_name, val_name = (str(found[role].relative_to(root)) for role in ("train", held_out))
     train_labels, train = _classes(found["train"], on_bad)
     val_labels, val = _classes(found[held_out], on_bad)
-    if train_labels != val_labels and same_classes:
-        only_train = sorted(set(train_labels) - set(val_labels))
-        only_val = sorted(set(val_labels) - set(train_labels))
-        raise DataError(
-            f"{root}: the classes of {train_name}/ and {val_name}/ differ; only in {train_name}/: "
-            f"{only_train or 'none'}; only in {val_name}/: {only_val or 'none'}; both need the same class folders"
-        )
+    if same_classes:
+        _check_same_classes(root, f"{train_name}/", f"{val_name}/", set(train_labels), set(val_labels))
     labels = tuple(sorted({*train_labels, *val_labels}))
     parts = {"train": (train_labels, train), "val": (val_labels, val)}
     return ImageFolder(root, labels, {name: _renumbered(images, own, labels) for name, (own, images) in parts.items()})
+
+
+def _open_list(path: Path, on_bad: OnBadImage, *, same_classes: bool) -> ImageFolder:
+    """Return the data set that a list of images describes; see ``open_folder``."""
+    listed = read_list(path)
+    report_bad(listed.missing, on_bad)
+    splits: dict[str, list[ImageFile]] = {}
+    for image in listed.images:
+        label = image.labels[0] if image.labels and not listed.multi_label else -1
+        file = ImageFile(image.path, label, image.labels if listed.multi_label else None)
+        splits.setdefault(image.role, []).append(file)
+    if not splits:
+        raise DataError(f"{path}: none of its images is there")
+    if len(splits) < 2:
+        (images,) = splits.values()
+        return ImageFolder(path, listed.labels, {"all": tuple(images)}, listed.multi_label)
+    held_out = "val" if "val" in splits else "test"
+    if "train" not in splits:
+        raise DataError(f"{path} has the splits {' and '.join(splits)}, and none to train on; name one of them train")
+    if len(splits) == 3:
+        _log.info("%d images of the split test of %s are left aside", len(splits["test"]), path)
+    used = {"train": tuple(splits["train"]), "val": tuple(splits[held_out])}
+    if listed.labels and not listed.multi_label and same_classes:
+        train, val = ({image.label for image in images} for images in used.values())
+        _check_same_classes(path, "train", held_out, *({listed.labels[each] for each in part} for part in (train, val)))
+    return ImageFolder(path, listed.labels, used, listed.multi_label)
+
+
+def _check_same_classes(root: Path, train_name: str, val_name: str, train: set[str], val: set[str]) -> None:
+    if train != val:
+        raise DataError(
+            f"{root}: the classes of {train_name} and {val_name} differ; only in {train_name}: "
+            f"{sorted(train - val) or 'none'}; only in {val_name}: {sorted(val - train) or 'none'}; both need the same"
+        )
 
 
 def _renumbered(images: Sequence[ImageFile], own: Sequence[str], labels: Sequence[str]) -> tuple[ImageFile, ...]:
@@ -264,10 +319,17 @@ def decode(
     return pixels[: len(good)], tuple(good)
 
 
-def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[int]) -> str:
-    """Return a hash of the decoded images and labels of training or calibration, in their order."""
+def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[Any]) -> str:
+    """Return a hash of the decoded images and labels of training or calibration, in their order.
+
+    Args:
+        pixels: The images.
+        labels: Class index of each, or a row of 0 and 1 for several labels.
+    """
     array = np.ascontiguousarray(pixels)
-    header = f"{array.shape}:{','.join(str(int(label)) for label in labels)}:".encode()
+    numbers = (np.asarray(label) for label in labels)
+    shown = (int(each) if each.ndim == 0 else "".join(map(str, each.tolist())) for each in numbers)
+    header = f"{array.shape}:{','.join(map(str, shown))}:".encode()
     return sha256_bytes(header + sha256_bytes(array.data.cast("B") if array.size else b"").encode())
 
 

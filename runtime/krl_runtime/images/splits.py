@@ -10,7 +10,7 @@ from krl_runtime.errors import DataError
 
 from .formats import IMAGE_SUFFIXES
 
-__all__ = ["Role", "find_splits", "hold_out", "subfolders"]
+__all__ = ["Role", "find_splits", "hold_out", "role_of", "subfolders"]
 
 Role = str  # "train", "val" or "test"
 
@@ -41,7 +41,7 @@ def find_splits(root: Path) -> dict[Role, Path]:
     roles: dict[Role, list[str]] = {}
     others = []
     for name in folders:
-        role = _role(name)
+        role = role_of(name)
         if role is None:
             others.append(name)
         else:
@@ -108,8 +108,8 @@ def _has_images(folder: Path) -> bool:
     return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir() if entry.is_file())
 
 
-def _role(name: str) -> Role | None:
-    """Return the split that a folder's name stands for, as in ``Testing``, ``ValidationSet`` or ``val_2017``."""
+def role_of(name: str) -> Role | None:
+    """Return the split that a name stands for, as in ``Testing``, ``ValidationSet`` or ``val_2017``, or ``None``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = [word for word in re.split(r"[^a-z]+", spaced.lower()) if word and word not in _FILLERS]
     if len(words) != 1:
@@ -124,7 +124,7 @@ def _role(name: str) -> Role | None:
 def _innermost(folder: Path) -> Path:
     """Return the folder in which a split's classes are: some archives have ``train/train/CLASS``."""
     inner = subfolders(folder)
-    if len(inner) == 1 and _role(inner[0]) is not None and _role(inner[0]) == _role(folder.name):
+    if len(inner) == 1 and role_of(inner[0]) is not None and role_of(inner[0]) == role_of(folder.name):
         return _innermost(folder / inner[0])
     return folder
 

@@ -15,7 +15,7 @@ from krl_compress.config import DistillConfig, LossConfig, QuantizationConfig
 from krl_compress.distillation.classification import prepare
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.job import Job, carry_out
-from krl_compress.teachers.strength import top1_of
+from krl_compress.teachers.strength import answers_quality
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DataConfig, FitConfig, InputConfig, LoopConfig
 from krl_train.data import PixelSet
@@ -125,7 +125,7 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
 def _teaching(config: DistillConfig) -> tuple[float, list[dict[str, Any]], PixelSet]:
     job: Any = prepare(config)
     measured = job.measure_teachers()
-    return job.teaching_top1, measured, job.labeled.val
+    return job.teaching_quality, measured, job.labeled.val
 
 
 def test_what_counts_of_several_teachers_is_what_they_answer_as_one(weak: tuple[Run, Run], tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_top1_of_answers_leaves_the_margin_out() -> None:
         corner = batch.pixels[:, 0, 0, 0].float()
         return torch.stack([100 - corner, corner - 100], 1)
 
-    assert top1_of(answers, images, torch.device("cpu")) == pytest.approx(0.9)
+    assert answers_quality(answers, images, torch.device("cpu")) == pytest.approx(0.9)
 
 
 def test_a_weak_teacher_is_named_once_where_a_student_in_floating_point_comes_first(

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from krl_compress.config import LossConfig
-from krl_compress.distillation.classification import resolve_losses
+from krl_compress.distillation.terms import resolve_losses
 from krl_compress.distillers import Distiller, FrozenTeacher, parse_loss
 from krl_compress.distillers.weighted_losses import teacher_weight
-from krl_compress.teachers.strength import linear_top1
+from krl_compress.teachers.strength import linear_quality
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.data import PixelSet
@@ -53,7 +53,7 @@ def test_the_weight_follows_the_mistakes_of_both(teacher: float, student: float,
 def test_a_weak_teacher_is_left_to_the_labels_and_a_good_one_is_not() -> None:
     terms = [parse_loss("ce"), parse_loss("kd:weight=0.9,adaptive")]
     student, tutor = _network(0).eval(), FrozenTeacher(_network(1))
-    objective = Distiller(student, tutor, terms, teacher_top1=0.6)
+    objective = Distiller(student, tutor, terms, teacher_quality=0.6)
     both = _gradient(objective)
     labels = _gradient(Distiller(student, tutor, [parse_loss("ce")]))
     teacher = _gradient(Distiller(student, tutor, [parse_loss("kd:weight=0.9")]))
@@ -69,15 +69,15 @@ def test_a_weak_teacher_is_left_to_the_labels_and_a_good_one_is_not() -> None:
 
 
 def test_the_weight_is_part_of_the_checkpoint() -> None:
-    made = [Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd:adaptive")], teacher_top1=0.6)]
-    made.append(Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd:adaptive")], teacher_top1=0.6))
+    made = [Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd:adaptive")], teacher_quality=0.6)]
+    made.append(Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd:adaptive")], teacher_quality=0.6))
     made[0].evaluated({"top1": 0.55, "count": 1000})
     made[1].load_state_dict(made[0].state_dict())
     assert made[1](_batch())["teacher_weight"] == pytest.approx(2 * (1 - 400.5 / 450.5))
 
 
 def test_weights_that_are_given_stay_as_they_are() -> None:
-    objective = Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd")], teacher_top1=0.1)
+    objective = Distiller(_network(0), FrozenTeacher(_network(1)), [parse_loss("kd")], teacher_quality=0.1)
     before = objective(_batch())["loss"].item()
     objective.evaluated({"top1": 0.9, "count": 1000})
     parts = objective(_batch())
@@ -128,9 +128,9 @@ def _striped(count: int, seed: int) -> PixelSet:
 
 
 def test_the_linear_classifier_is_right_where_a_line_is_enough_and_guesses_where_it_is_not() -> None:
-    assert linear_top1(_striped(400, 0), _striped(200, 1), 2) > 0.95
+    assert linear_quality(_striped(400, 0), _striped(200, 1), 2) > 0.95
     random = PixelSet(np.random.default_rng(2).integers(0, 256, (400, 1, 8, 8)).astype(np.uint8), [0, 1] * 200)
-    assert 0.35 < linear_top1(_striped(400, 0), random, 2) < 0.65
+    assert 0.35 < linear_quality(_striped(400, 0), random, 2) < 0.65
 
 
 def test_the_linear_classifier_reads_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +141,6 @@ def test_the_linear_classifier_reads_few_images_at_a_time(monkeypatch: pytest.Mo
         return pixels(images, indices, **options)
 
     monkeypatch.setattr(PixelSet, "pixels", counted)
-    linear_top1(_striped(600, 0), _striped(100, 1), 2)
+    linear_quality(_striped(600, 0), _striped(100, 1), 2)
     assert sum(read) == 700
     assert max(read) <= 256

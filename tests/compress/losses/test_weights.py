@@ -34,7 +34,7 @@ def test_the_gradient_of_each_loss_is_of_the_order_of_the_labels() -> None:
     match_weights(read_weights(WEIGHTS), teacher.backbone, "the teacher")
     images = open_source(DataConfig(data=str(CIFAR), limit=60)).read("train", preprocessing, limit=60)
     batch = Batch(images.pixels(np.arange(60)), images.labels, torch.arange(60), 0)
-    terms = [parse_loss(name) for name in REGISTRY]
+    terms = [parse_loss(name) for name in REGISTRY if name != "bce"]  # of several labels
     labels = torch.arange(2000) % 10
     parts = Distiller(student, FrozenTeacher(teacher), terms, labels=labels)(batch)
 

@@ -76,15 +76,15 @@ def test_one_class_alone_says_nothing():
 
 
 def test_a_multi_label_prediction_is_every_label():
-    """Two of the four images keep their labels: one gains a second label, and one exchanges the best of none."""
+    """Two of the four images keep their labels: one gains a second label, and one without any has another best."""
     reference = np.float32([[2, -1, -1], [2, 1, -1], [2, -1, -1], [-1, -2, -3]])
     made = np.float32([[3, -1, -2], [1, 2, -1], [2, 1, -1], [-2, -1, -3]])
     tally = PredictionTally("sigmoid-logits")
     tally.add(made, reference, None)
-    assert tally.score().agreement == 0.25, "the second image has the same labels, and another best one"
+    assert tally.score().agreement == 0.5, "the second image has the same labels, and another best one of them"
     scores = PredictionTally("sigmoid")
     scores.add(1 / (1 + np.exp(-made)), 1 / (1 + np.exp(-reference)), None)
-    assert scores.score().agreement == 0.25
+    assert scores.score().agreement == 0.5
     same = PredictionTally("sigmoid-logits")
     same.add(reference + np.float32([[0.5, 0.5, 0.5]]), reference, None)
     assert same.score().agreement == 1

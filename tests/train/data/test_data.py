@@ -163,7 +163,7 @@ def test_unpack_writes_what_it_reads(tmp_path: Path) -> None:
     assert sorted(item.numpy().tobytes() for item in first.pixels(np.arange(len(first)))) == sorted(
         item.numpy().tobytes() for item in second.pixels(np.arange(len(second)))
     )
-    with pytest.raises(UsageError, match="is a folder of images already"):
+    with pytest.raises(UsageError, match="has its images on disk already"):
         unpack(again, tmp_path / "x")
 
 

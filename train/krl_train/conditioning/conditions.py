@@ -108,6 +108,8 @@ def read_conditions(config: ConditioningConfig, source: Source, data: PixelSet, 
     """
     if config.condition == "none":
         return None
+    if config.condition in ("labels", "graph"):
+        source.require_one_class(f"--condition {config.condition}")
     if config.condition == "labels":
         settings = _settings(config, 1, source.labels)
         return _one_each(settings, data.labels.unsqueeze(1), config)
@@ -119,10 +121,11 @@ def read_conditions(config: ConditioningConfig, source: Source, data: PixelSet, 
             f"--condition {config.condition}: data set {source.name} has no files that a table could name; write it as "
             "a folder with krl-train unpack, and name the images as train/CLASS/NAME.png"
         )
-    names = [file.resolve().relative_to(source.folder.root.resolve()).as_posix() for file in data.files]
+    base = source.folder.base
+    names = [file.resolve().relative_to(base.resolve()).as_posix() for file in data.files]
     if config.condition == "attributes":
-        return _attributes(config, config.condition_file, source.folder.root, names)
-    return _texts(config, config.condition_file, source.folder.root, names)
+        return _attributes(config, config.condition_file, base, names)
+    return _texts(config, config.condition_file, base, names)
 
 
 def _settings(config: ConditioningConfig, length: int, vocabulary: Sequence[str], **more: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from krl_runtime.errors import DataError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, OnBadImage, identity
 from krl_runtime.images.preprocessing import Preprocessing
@@ -24,7 +25,8 @@ class PixelSet:
     """Images of one split, as a network takes them, with room for random crops.
 
     Attributes:
-        labels: Class indices, ``[N]`` of int64; -1 for an image without a label.
+        labels: Class indices, ``[N]`` of int64; -1 for an image without a label. Of multi-label data ``[N, labels]`` of
+            int8, 1 where an image has a label and 0 where not; a row of -1 for an image whose labels are not known.
         identity: Hash of the images and labels, in their order.
         margin: Extra pixels on every side of each image.
         files: Where each image was read; empty for images that do not come from files.
@@ -49,6 +51,7 @@ class PixelSet:
         on_bad: OnBadImage,
         memory_limit: int,
         disk_limit: int = 0,
+        several: int | None = None,
     ) -> PixelSet:
         """Read image files; see ``read_images``.
 
@@ -59,6 +62,7 @@ class PixelSet:
             on_bad: What to do with files that cannot be decoded.
             memory_limit: Bytes of decoded images that may be kept in memory.
             disk_limit: Bytes that all files of decoded images may take on disk; 0 for none.
+            several: Of multi-label data the number of labels; ``None`` where each image has one class.
 
         Raises:
             DataError: No image can be decoded, or one cannot and ``on_bad`` is ``"refuse"``.
@@ -68,7 +72,7 @@ class PixelSet:
         )
         return _PixelsOf(
             read.rows,
-            torch.tensor([image.label for image in read.images], dtype=torch.int64),
+            _labels_of(read.images, several),
             read.identity,
             margin,
             [image.path for image in read.images],
@@ -78,12 +82,24 @@ class PixelSet:
     def joined(self, other: PixelSet) -> PixelSet:
         """Return these images and then those of another set with the same size and margin."""
         rows = JoinedRows(self._rows, len(self), other._rows)
+        if self.labels.ndim != other.labels.ndim:
+            raise DataError("images of one class each and images of several labels cannot be trained on together")
         joined = sha256_bytes(f"{self.identity}:{other.identity}".encode())
         return _PixelsOf(rows, torch.cat([self.labels, other.labels]), joined, self.margin)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def labeled(self) -> Tensor:
+        """Whether the label or the labels of each image are known, ``[N]`` of bool."""
+        return self.labels[:, 0] >= 0 if self.multi_label else self.labels >= 0
 
     def pixels(self, indices: npt.NDArray[np.int64], *, pinned: bool = False) -> Tensor:
         """Return images.
@@ -111,6 +127,19 @@ class PixelSet:
         mean = pixels.mean(axes, dtype=np.float64) / 255
         std = np.maximum(pixels.std(axes, dtype=np.float64) / 255, 1 / 255)
         return tuple(round(float(value), 4) for value in mean), tuple(round(float(value), 4) for value in std)
+
+
+def _labels_of(images: Sequence[ImageFile], several: int | None) -> Tensor:
+    """Return the labels as ``PixelSet`` has them."""
+    if several is None:
+        return torch.tensor([image.label for image in images], dtype=torch.int64)
+    labels = torch.zeros(len(images), several, dtype=torch.int8)
+    for row, image in zip(labels, images, strict=True):
+        if image.present is None:
+            row.fill_(-1)
+        else:
+            row[list(image.present)] = 1
+    return labels
 
 
 class _PixelsOf(PixelSet):

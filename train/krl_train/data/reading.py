@@ -168,7 +168,8 @@ def read_images(
     if not kept:
         raise DataError("no image is left: none of the files can be decoded")
     used, chosen = [images[index] for index in kept], list(kept.values())
-    labeled = ",".join(f"{image.label}:{digest}" for image, digest in zip(used, chosen, strict=True))
+    labels = (image.label if image.present is None else sorted(image.present) for image in used)
+    labeled = ",".join(f"{label}:{digest}" for label, digest in zip(labels, chosen, strict=True))
     identity = sha256_bytes(f"{pixels_key(chosen, preprocessing, margin)}:{labeled}".encode())
     return ReadImages(rows, tuple(used), chosen, identity)
 

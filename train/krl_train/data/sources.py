@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.bundle.output_kind import OutputKind
 from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, balanced, open_folder
@@ -59,6 +60,7 @@ class Source:
         arrays: ``"train"`` and ``"val"`` for named sets: images ``[N, H, W, C]`` of uint8, and class indices.
         custom: The images of a user's own data set.
         shots: Which of the training images are used, where that is not all.
+        multi_label: Whether an image can have several labels, or none.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Source:
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     custom: CustomImages | None = None
     shots: Shots | None = None
+    multi_label: bool = False
 
     @property
     def is_split(self) -> bool:
@@ -78,6 +81,26 @@ class Source:
         if self.custom is not None:
             return "all" not in self.custom.parts
         return self.folder is None or "all" not in self.folder.splits
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """Meaning of the outputs of a classifier that is trained on it."""
+        return "sigmoid-logits" if self.multi_label else "logits"
+
+    def require_one_class(self, what: str) -> None:
+        """Check that each image has one class.
+
+        Args:
+            what: What needs that, as ``"--label-smoothing"``.
+
+        Raises:
+            UsageError: An image can have several labels.
+        """
+        if self.multi_label:
+            raise UsageError(
+                f"{what} needs one class for each image, and the images of {self.name} can have several labels; leave "
+                "it out, or give a list with a column 'label'"
+            )
 
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
         """Read one split.
@@ -94,7 +117,7 @@ class Source:
         if self.folder is not None:
             images = self.folder.split(split, val_fraction=self.config.val_fraction)
             paths = [image.path for image in images]
-            chosen = self._choose(split, [image.label for image in images], lambda: hash_files(paths), limit)
+            chosen = self._choose(split, [image.group for image in images], lambda: hash_files(paths), limit)
             return PixelSet.from_images(
                 [images[index] for index in chosen],
                 preprocessing,
@@ -102,6 +125,7 @@ class Source:
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
                 disk_limit=self.config.disk_cache_mb * 2**20,
+                several=len(self.labels) if self.multi_label else None,
             )
         if self.custom is not None:
             return self.custom.read(
@@ -168,14 +192,17 @@ def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0) -> S
         MissingExtraError: The library that reads it is not installed.
     """
     source = _open(config, classes)
-    return source if config.shots is None else replace(source, shots=Shots(config.shots, seed))
+    if config.shots is None:
+        return source
+    source.require_one_class("--shots")
+    return replace(source, shots=Shots(config.shots, seed))
 
 
 def _open(config: DataConfig, classes: bool) -> Source:
     if config.data is None:
         raise UsageError(
-            "no data is named; give --data digits, mnist, cifar10 …, a folder of images, or your own data set as "
-            "package.module:name"
+            "no data is named; give --data digits, mnist, cifar10 …, a folder or a list (CSV, JSON) of images, or your "
+            "own data set as package.module:name"
         )
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
@@ -189,12 +216,16 @@ def _open(config: DataConfig, classes: bool) -> Source:
     root = Path(config.data)
     folder = open_folder(root, on_bad=config.on_bad_image)
     if classes and not folder.labels:
-        raise DataError(f"{root} has images but no classes; put the images of each class into a folder of its name")
+        raise DataError(
+            f"{root} has images but no classes; put the images of each class into a folder of its name, or give a list "
+            "of images with a column 'label'"
+        )
     if classes and len(folder.labels) < 2:
         raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
     size, channels = _peek(folder)
-    flip = keeps_class_mirrored(folder.labels)
-    return Source(str(root.resolve()), folder.labels, channels, size, flip=flip, config=config, folder=folder)
+    flip = _keeps_labels_mirrored(folder)
+    name, several = str(root.resolve()), folder.multi_label
+    return Source(name, folder.labels, channels, size, flip=flip, config=config, folder=folder, multi_label=several)
 
 
 def preprocessing_for(
@@ -266,6 +297,12 @@ def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
     return values if len(values) == channels else (statistics.fmean(values),) * channels
+
+
+def _keeps_labels_mirrored(folder: ImageFolder) -> bool:
+    if not folder.multi_label:
+        return keeps_class_mirrored(folder.labels)
+    return all(keeps_class_mirrored([label]) for label in folder.labels)  # an image can have any of them
 
 
 def _custom(config: DataConfig, name: str, classes: bool) -> Source:

@@ -59,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     source, split = choose_split(record, source, config.split)
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
+    _check_alike(run, source)
     pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
     metrics = evaluate_run(network, record.labels, pixels, config.device, config.batch_size)
     trained = _count_trained(record, source, split, pixels)
@@ -161,4 +162,24 @@ def _translate(classes: Tensor, names: Sequence[str], labels: Sequence[str], run
             f"the data has classes that run {run} does not know: {', '.join(unknown[:10])}; it knows: "
             f"{', '.join(labels[:20])}"
         )
-    return torch.tensor([labels.index(name) for name in names], dtype=torch.int64)[classes]
+    index = torch.tensor([labels.index(name) for name in names], dtype=torch.int64)
+    if classes.ndim == 1:
+        return index[classes]
+    translated = torch.zeros(len(classes), len(labels), dtype=classes.dtype)
+    translated[:, index] = classes
+    return translated
+
+
+def _check_alike(run: Run, source: Source) -> None:
+    """Check that run and data agree in whether an image has one class, or any number of labels.
+
+    Raises:
+        DataError: They do not.
+    """
+    if run.record.multi_label == source.multi_label:
+        return
+    kinds = ("one class for each image", "any number of labels")
+    raise DataError(
+        f"run {run.path} predicts {kinds[run.record.multi_label]}, and {source.name} has {kinds[source.multi_label]}; "
+        f"give a list of images with a column {'labels' if run.record.multi_label else 'label'!r}"
+    )

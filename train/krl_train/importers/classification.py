@@ -68,7 +68,7 @@ def classifier_target(config: ImportConfig) -> Target:
         measured = {**metrics, "split": split, "trained_on": UNKNOWN, **network_size(network)}
         return Measured(measured, source.describe({"val": data}))
 
-    return Target("classification", spec, network, entry, measure, labels)
+    return Target("classification", spec, network, entry, measure, labels, source.output_kind)
 
 
 def _fitting(config: ImportConfig, weights: Mapping[str, Tensor], classes: int, channels: int) -> str:

@@ -34,6 +34,7 @@ def import_weights(config: ImportConfig) -> Run:
         model=target.spec,
         preprocessing=target.network.preprocessing,
         labels=target.labels,
+        output_kind=target.output_kind,
         command="krl-train import",
         configuration=to_plain(config),
         seed=0,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from krl_runtime.bundle.output_kind import OutputKind
 from krl_train.models import Network
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.restorers import RestorerNetwork
@@ -38,6 +39,7 @@ class Target:
         entry: The entry of the file that has them.
         measure: Measures the network.
         labels: Class names, where it has any.
+        output_kind: Meaning of a classifier's outputs.
     """
 
     task: str
@@ -46,3 +48,4 @@ class Target:
     entry: str
     measure: Callable[[], Measured]
     labels: tuple[str, ...] = ()
+    output_kind: OutputKind = "logits"

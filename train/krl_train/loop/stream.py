@@ -90,11 +90,12 @@ class BatchStream:
                 partners, share = None, None
                 if self.augmentation.mixes:
                     views, share = self.augmentation.mix(views, epoch, step)
-                    partners = labels.roll(1)
+                    partners = labels.roll(1, 0)
                 views = views.contiguous(memory_format=worker.layout)
                 yield Batch(views, labels, positions, view, epoch, partners, share)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the indices of an epoch's images, ``[N]``, in random order."""
         random = np.random.default_rng((self.seed, epoch))
-        return epoch_order(self.data.labels.numpy(), random, balanced=self.balanced)
+        classes = self.data.labeled.long() - 1 if self.data.multi_label else self.data.labels
+        return epoch_order(classes.numpy(), random, balanced=self.balanced)

@@ -1,23 +1,24 @@
-"""Top-1, top-5, loss, recall of each class and the confusion matrix of a classifier."""
+"""Top-1, top-5, loss, recall of each class and the confusion matrix of a classifier; mAP and F1 of several labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import CatMetric, MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassRecall
 
 from krl_runtime.errors import ModelError
+from krl_runtime.evaluation.labels import measure_labels
 from krl_train.data.pixels import PixelSet
 from krl_train.worker import Worker
 
-__all__ = ["evaluate_classifier", "standard_error"]
+__all__ = ["evaluate_classifier", "quality_error", "quality_name", "quality_of", "standard_error"]
 
 
 def standard_error(share: float, count: int) -> float:
@@ -58,8 +59,11 @@ def evaluate_classifier(
     Returns:
         ``count``, ``top1`` (share, 0 to 1), ``top1_standard_error``, ``top5`` (of more than five classes),
         ``loss`` (mean cross-entropy in nats), ``recall`` (share by class name, ``None`` for classes without images),
-        ``confusion`` (``[true][predicted]`` counts).
+        ``confusion`` (``[true][predicted]`` counts). Of multi-label data what ``measure_labels`` returns, and ``loss``
+        (mean binary cross-entropy in nats).
     """
+    if data.multi_label:
+        return _evaluate_labels(network, data, labels, worker, batch_size)
     classes = len(labels)
     metrics: dict[str, Metric] = {
         "top1": MulticlassAccuracy(classes, top_k=1, average="micro"),
@@ -70,6 +74,16 @@ def evaluate_classifier(
     }
     for metric in metrics.values():
         metric.to(worker.device)
+    for logits, targets in _answers(network, data, worker, batch_size):
+        metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(targets))
+        for name, metric in metrics.items():
+            if name != "loss":
+                metric.update(logits, targets)
+    return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
+
+
+def _answers(network: nn.Module, data: PixelSet, worker: Worker, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of this process's images, and their labels, some at a time."""
     network.eval()
     mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
@@ -78,12 +92,38 @@ def evaluate_classifier(
         logits = network(pixels).float()
         if not logits.isfinite().all():
             raise ModelError("the network answers images with logits that are not finite numbers; train it again")
-        targets = data.labels[torch.from_numpy(indices)].to(worker.device)
-        metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(indices))
-        for name, metric in metrics.items():
-            if name != "loss":
-                metric.update(logits, targets)
-    return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
+        yield logits, data.labels[torch.from_numpy(indices)].to(worker.device)
+
+
+def _evaluate_labels(
+    network: nn.Module, data: PixelSet, labels: Sequence[str], worker: Worker, batch_size: int
+) -> dict[str, Any]:
+    """Measure a classifier whose images can have several labels; see ``evaluate_classifier``."""
+    kept = {"logits": CatMetric(), "truth": CatMetric()}  # of all processes, once they are computed
+    for metric in kept.values():
+        metric.to(worker.device)
+    for logits, targets in _answers(network, data, worker, batch_size):
+        kept["logits"].update(logits)
+        kept["truth"].update(targets.float())
+    logits, truth = (metric.compute() for metric in kept.values())
+    loss = F.binary_cross_entropy_with_logits(logits, truth)
+    found = measure_labels("sigmoid-logits", logits.cpu().numpy(), truth.cpu().numpy(), labels)
+    return {**found, "loss": round(float(loss), 6)}
+
+
+def quality_name(metrics: Mapping[str, Any]) -> str:
+    """Return the name of the metric that a classifier is judged by: ``"map"`` of several labels, else ``"top1"``."""
+    return "map" if "map" in metrics else "top1"
+
+
+def quality_of(metrics: Mapping[str, Any]) -> float:
+    """Return the metric that a classifier is judged by, 0 to 1."""
+    return float(metrics[quality_name(metrics)])
+
+
+def quality_error(metrics: Mapping[str, Any]) -> float:
+    """Return one standard error of that metric."""
+    return float(metrics[f"{quality_name(metrics)}_standard_error"])
 
 
 def _center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:

@@ -29,7 +29,8 @@ class Batch:
 
     Attributes:
         pixels: Views ``[N, C, H, W]``, uint8 or float32, 0 to 255.
-        labels: Class indices ``[N]`` of int64; -1 for an image without a label, which distillation alone has.
+        labels: As of ``PixelSet``: class indices ``[N]``, or several labels ``[N, labels]`` of 0 and 1; -1 for an image
+            without a label, which distillation alone has.
         indices: The images' indices in the training set, ``[N]`` of int64, on the CPU.
         view: Number of the view that all of them are shown in.
         epoch: From 0.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from krl_train.config import OptimConfig
 from krl_train.data import PixelSet
-from krl_train.metrics import evaluate_classifier
+from krl_train.metrics import evaluate_classifier, quality_of
 from krl_train.models import Network
 from krl_train.worker import Worker
 
@@ -52,13 +52,13 @@ class Objective(nn.Module):
 
 
 class Supervised(Objective):
-    """Cross-entropy with the labels.
+    """Cross-entropy with the labels; binary cross-entropy where an image can have several.
 
     Args:
         network: The classifier.
         label_smoothing: Share of the target that is spread evenly over the classes, 0 to below 1
             (https://arxiv.org/abs/1512.00567).
-        class_weights: Weight of each class, ``[K]``; ``None`` for equal ones.
+        class_weights: Weight of each class, ``[K]``, see ``class_weights``; ``None`` for equal ones.
     """
 
     def __init__(self, network: Network, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
@@ -68,7 +68,7 @@ class Supervised(Objective):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{"loss": mean cross-entropy in nats}``."""
+        """Return ``{"loss": mean cross-entropy in nats}``; see ``label_loss``."""
         return {"loss": label_loss(self.network(batch.pixels).float(), batch, self.label_smoothing, self._weights)}
 
     @property
@@ -80,14 +80,19 @@ class Supervised(Objective):
 def label_loss(logits: Tensor, batch: Batch, label_smoothing: float, class_weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy with a batch's labels; of mixed images, with both labels by their shares.
 
+    Where an image can have several labels it is the binary cross-entropy of each, the mean over labels and images.
+
     Args:
         logits: ``[N, classes]``.
         batch: Has the labels.
-        label_smoothing: Share of the target that is spread evenly over the classes.
-        class_weights: Weight of each class, ``[classes]``; ``None`` for equal ones.
+        label_smoothing: Share of the target that is spread evenly over the classes; 0 where there are several labels.
+        class_weights: Weight of each class, ``[classes]``, or of several labels that of the images which have it;
+            ``None`` for equal ones.
     """
 
     def loss(labels: Tensor, whole: Tensor | None) -> Tensor:
+        if labels.ndim == 2:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=class_weights)
         if class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         return cross_entropy(logits, labels, label_smoothing=label_smoothing, class_weights=class_weights, whole=whole)
@@ -146,5 +151,5 @@ class ClassificationTask(ObjectiveTask[Batch, Network]):
         return metrics
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
-        """Return top-1, and the loss for epochs that are equal in it, as on few images."""
-        return metrics["top1"], -metrics["loss"]
+        """Return top-1 (mAP of several labels), and the loss for epochs that are equal in it, as on few images."""
+        return quality_of(metrics), -metrics["loss"]

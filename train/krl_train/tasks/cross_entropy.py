@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropy"]
+__all__ = ["binary_cross_entropy", "cross_entropy"]
 
 
 def cross_entropy(
@@ -40,6 +40,29 @@ def cross_entropy(
     weights = labeled if class_weights is None else labeled * class_weights[counted.clamp(min=0)]
     count = _mean_over_processes(weights.mean()) * len(labels)
     return total / torch.where(count > 0, count, 1.0)
+
+
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None, whole: Tensor | None = None
+) -> Tensor:
+    """Return the binary cross-entropy of several labels: the mean over labels and over the labeled images of a batch.
+
+    Args:
+        logits: ``[N, labels]``.
+        labels: ``[N, labels]``, 1 where an image has a label and 0 where not; a row of -1 for an image whose labels are
+            not known, which counts for nothing.
+        class_weights: Weight of the images that have a label, ``[labels]``; ``None`` for 1.
+        whole: The labels of this process's whole batch, ``[M, labels]``, where ``labels`` are of a part of it.
+
+    Returns:
+        Scalar; see ``cross_entropy`` for batches without labels, for several processes and for parts of a batch.
+    """
+    labeled = (labels[:, :1] >= 0).to(logits.dtype)
+    targets = labels.clamp(min=0).to(logits.dtype)
+    each = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="none")
+    counted = labels if whole is None else whole
+    count = _mean_over_processes((counted[:, :1] >= 0).to(logits.dtype).mean()) * labels.numel()
+    return (each * labeled).sum() / torch.where(count > 0, count, 1.0)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:

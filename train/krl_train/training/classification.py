@@ -13,7 +13,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.synthetic import add_synthetic
 from krl_train.tasks import Supervised
 
-from .balance import class_weights
+from .balance import check_options, class_weights
 from .folder import prepare_out
 from .joint import fit as fit_joint
 from .start import parent_of, start_classifier, start_run, transferring
@@ -31,6 +31,7 @@ def fit(config: FitConfig) -> Run:
     if config.joint.is_asked:
         return fit_joint(config)
     source = open_source(config.data, seed=config.loop.seed)
+    check_options(source, config.optim, config.loop)
     init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
@@ -39,6 +40,7 @@ def fit(config: FitConfig) -> Run:
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
+        source.require_one_class("--augment-from")
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
@@ -52,6 +54,7 @@ def fit(config: FitConfig) -> Run:
         model=spec,
         preprocessing=preprocessing,
         labels=source.labels,
+        output_kind=source.output_kind,
         command="krl-train fit",
         configuration=to_plain(config),
         seed=config.loop.seed,

@@ -69,6 +69,8 @@ def fit(config: FitConfig) -> Run:
     start = start_run(config)
     target = open_source(config.data, seed=config.loop.seed)
     other = _open_other(config, start)
+    for each in (target, other):
+        each.require_one_class("--source-data")
     preprocessing = preprocessing_for(
         config.input,
         target,

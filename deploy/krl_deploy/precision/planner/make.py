@@ -95,7 +95,7 @@ def make_plan(subject: Subject, task: Task, options: PlanOptions, sample: Inputs
         raise _failure(subject, judge.count, attempts, ranked, errors, None if complete else options)
     keep = _kept(ranked[:accepted])
     evidence = {
-        "drop": "points of top-1" if task.predicts else "dB of PSNR",
+        "drop": f"points of {task.metric}" if task.predicts else "dB of PSNR",
         "limits": {name: limit for name, limit in options.limits.items() if limit is not None},
         "ranked_on": sum(map(length, parts)),
         "tried_on": judge.count,
