@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.bundle.output_kind import THRESHOLD, OutputKind, is_multi_label, scores_of
+from krl_runtime.errors import DataError
 
 from .average_precision import average_precision, mean_average_precision, resampled, with_floor
 from .predictions import ClassCounts, PredictionScore, PredictionTally
@@ -93,16 +94,21 @@ def measure_labels(kind: OutputKind, outputs: Array, truth: Array, labels: Seque
         ``map_standard_error``, ``f1_macro`` (mean over those labels), ``f1_micro`` (of all labels together),
         ``exact_match`` (share of images with exactly their labels), each at the threshold of 0.5; ``labels`` by name as
         ``LabelQuality.to_dict``, and ``labels_without_images``.
+
+    Raises:
+        DataError: No image has any label.
     """
+    if not (truth > 0).any():
+        raise DataError(f"none of the {len(truth)} images has a label, so that nothing can be measured; give others")
     present = scores_of(kind, outputs) > THRESHOLD
     qualities = label_qualities(outputs, present, truth)
     known = [item for item in qualities if item.images]
     weights = resampled(len(outputs))
     right, either = (sum(getattr(item, name) for item in qualities) for name in ("right", "predicted"))
     shares = {
-        "map": float(mean_average_precision(outputs, truth)[0]) if known else 0.0,
+        "map": float(mean_average_precision(outputs, truth)[0]),
         "map_standard_error": with_floor(float(mean_average_precision(outputs, truth, weights).std()), len(outputs)),
-        "f1_macro": float(np.mean([item.f1 or 0.0 for item in known])) if known else 0.0,
+        "f1_macro": float(np.mean([item.f1 or 0.0 for item in known])),
         "f1_micro": 2 * right / max(1, either + sum(item.images for item in qualities)),
         "exact_match": float((present == (truth > 0)).all(axis=1).mean()),
     }
