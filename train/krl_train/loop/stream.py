@@ -90,7 +90,7 @@ class BatchStream:
                 partners, share = None, None
                 if self.augmentation.mixes:
                     views, share = self.augmentation.mix(views, epoch, step)
-                    partners = labels.roll(1)
+                    partners = labels.roll(1, 0)
                 views = views.contiguous(memory_format=worker.layout)
                 yield Batch(views, labels, positions, view, epoch, partners, share)
 
