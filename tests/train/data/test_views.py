@@ -93,6 +93,8 @@ def test_each_operation_direction_and_magnitude_is_drawn_as_often(monkeypatch: p
     assert min(turned.values()) > 60
     first, second = seen[::2], seen[1::2]
     assert 60 < sum(one == other for (one, _), (other, _) in zip(first, second, strict=True)) < 140  # 1 of 14
+    after = Counter(other for (_, size), (other, _) in zip(first, second, strict=True) if size < 0)
+    assert len(after) == 14  # the direction of the first says nothing of the second
     seen.clear()
     AutoAugment("trivialaugment", 1, None)(views, draws(1400))
     assert len(seen) == 1400
@@ -178,6 +180,12 @@ def test_an_erased_rectangle_has_the_mean_color(dtype: torch.dtype) -> None:
             assert (channel[inside].float() - 255 * value).abs().max() <= tolerance
 
 
+def test_the_mean_color_is_that_of_the_networks_input() -> None:
+    augmentation = resolved(AugmentConfig(erase=1.0, flip="none"), mean=(0.2, 0.6, 1.0))
+    views = augmentation(torch.zeros(5, 3, 24, 20, dtype=torch.uint8), np.arange(5), 0)
+    assert {tuple(color) for color in views.permute(0, 2, 3, 1).reshape(-1, 3).tolist()} == {(0, 0, 0), (51, 153, 255)}
+
+
 def test_color_jitter_stays_in_its_ranges() -> None:
     gray = torch.full((500, 3, 2, 2), 100, dtype=torch.uint8)
     factors = ColorJitter(0.4, 0.0, 0.0, 0.0)(gray.clone(), draws(500))[:, 0, 0, 0].numpy() / 100
@@ -251,7 +259,7 @@ def test_processes_and_resumed_epochs_see_the_views_of_one() -> None:
 def test_cutmix_keeps_the_share_that_it_says(dtype: torch.dtype) -> None:
     augmentation = resolved(AugmentConfig(cutmix=1.0))
     views = torch.arange(6)[:, None, None, None].expand(6, 3, 24, 20).to(dtype)
-    shares, centers = [], []
+    shares, centers, whole = [], [], 0
     for step in range(300):
         mixed, share = augmentation.mix(views, 2, step)
         assert mixed.dtype == dtype
@@ -264,11 +272,15 @@ def test_cutmix_keeps_the_share_that_it_says(dtype: torch.dtype) -> None:
         assert share == pytest.approx(1 - inside.float().mean().item(), abs=1e-6)
         shares.append(share)
         centers.append(np.nonzero(rows.numpy())[0].mean() if rows.any() else np.nan)
+        if rows.any() and not (rows[0] or rows[-1] or columns[0] or columns[-1]):  # not cut off at the border
+            assert abs(rows.sum().item() / 24 - columns.sum().item() / 20) < 2 / 20  # of the view's proportions
+            whole += 1
     torch.manual_seed(0)
     theirs = v2.CutMix(alpha=1.0, num_classes=2)
     expected = [theirs.make_params([views])["lam_adjusted"] for _ in range(2000)]
     assert ks_2samp(shares, expected).pvalue > 1e-3
     assert min(shares) < 0.3
+    assert whole > 20
     assert np.nanstd(centers) > 3
 
 
