@@ -61,8 +61,8 @@ class DataConfig:
     """Which images."""
 
     data: Custom | None = None
-    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, a folder of images: train/CLASS/* and val/CLASS/*, or
-    CLASS/*, a list of them (LIST.csv, LIST.json), or your own torch Dataset as package.module:name."""
+    """digits (embedded), mnist, fashion-mnist, cifar10, cifar100, a folder of images (train/CLASS and val/CLASS, or
+    CLASS), a list of them (LIST.csv, LIST.json), or your own torch Dataset as package.module:name."""
     data_root: Advanced[Path] = Path("data")
     """Where torchvision's data sets lie, or are put with --download."""
     download: Advanced[bool] = False

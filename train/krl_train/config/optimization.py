@@ -42,8 +42,7 @@ class OptimConfig:
     clip_norm: Advanced[float | None] = None
     """Largest norm of the gradient."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is evaluated and kept, 1 - 5 / steps at most; 0 is off, for any
-    number of images (generators: 0.999)."""
+    """Decay of a moving average of the weights, which is kept; 0 is off (generators: 0.999)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -47,8 +47,7 @@ class ConditioningConfig:
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
     """Condition of a generator: none, the class, attributes, a description, or an entity of a graph of facts."""
     condition_file: Path | None = None
-    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text, several
-    for an image if wanted. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
+    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
     sentence_model: Advanced[Path | None] = None
     """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
     more_words: Advanced[Path | None] = None

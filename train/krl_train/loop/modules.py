@@ -1,4 +1,4 @@
-"""What is done to a learner's modules before they are trained: synchronized batch normalization, compilation."""
+"""Preparation of a learner's modules for their training: synchronized batch normalization, compilation."""
 
 from __future__ import annotations
 
