@@ -115,17 +115,17 @@ class LossConfig:
     """Options of the losses."""
 
     alpha: Annotated[float | None, _CLASSIFIER] = None
-    """Loss = alpha * CE + (1 - alpha) * T^2 * KL. Left out: CE + w * DKD, whose w falls as the student overtakes the
-    teacher; of images with several labels BCE and the binary KL of each label."""
+    """Loss = alpha * CE + (1 - alpha) * T^2 * KL. Left out: CE + w * DKD (several labels: BCE + w * binary KL), whose
+    w falls as the student overtakes the teacher."""
     temperature: Advanced[Annotated[float | None, _CLASSIFIER]] = None
     """T of --alpha (4 unless given), by which both nets' logits are divided; without --alpha that is 0.1."""
     loss: RepeatedCustom = ()
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
-    once or several times, nothing else counts, labels neither. Of labels: ce, bce. Of logits: kd, logistic, soft_bce,
-    hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld, or your own function as package.module:name. Of
-    features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Of images with several labels: bce, logistic,
-    logit_mse, and of features all but crd. Restorers: pixels, teacher, affinity, fitnet, at,
-    sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
+    once or several times, nothing else counts, labels neither. Of labels: ce, bce. Of
+    logits: kd, logistic, soft_bce, hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld, or your own
+    function as package.module:name. Of features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers:
+    pixels, teacher, affinity, fitnet, at, sp. Generators: pixels, squares, features, kernel, perceptual,
+    adversarial."""
     feature_taps: Advanced[Annotated[Repeated, _CLASSIFIER]] = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE, or =TENSOR of a bundle or ONNX file; may be given
     several times. Left out: the outputs of the stages of each resolution that both networks have."""

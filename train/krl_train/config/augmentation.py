@@ -29,7 +29,7 @@ class AugmentConfig:
 
     augment: bool = True
     """Make random views; --help-all has more of them."""
-    flip: Advanced[Literal["auto", "horizontal", "none"]] = "auto"
+    flip: Literal["auto", "horizontal", "none"] = "auto"
     """Mirror half of the images, or none; auto: unless classes are numbers, letters, left or right."""
     crop_padding: Advanced[Annotated[int | None, _PIXELS]] = None
     """Shift by up to this many pixels: an eighth of the side up to 64 pixels, 0 above (the crop's margin is used)."""

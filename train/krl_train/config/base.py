@@ -158,10 +158,10 @@ class FitConfig(TrainingConfig):
     task: Task = "classification"
     """Task: a classifier, a generator (gan, vae), or a network from image to image."""
     model: Annotated[Custom, _MODEL] = ""
-    """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet20, resnet56, wrn-16-2,
-    dscnn-0.5, lenet5 and others of that size, any classifier of torchvision (resnet18, mobilenet_v3_small), timm/NAME,
-    or your own as package.module:name. gan, vae: dcgan-64 (64 channels), resgan-64, dsgan-64, subgan-64, mlp-256-256.
-    restoration: espcn, fsrcnn, edsr-8-32. translation: unet-32-3. style: style-16."""
+    """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet56, wrn-16-2, dscnn-0.5,
+    lenet5 and others of that size, any of torchvision (resnet18, mobilenet_v3_small), timm/NAME, or your own as
+    package.module:name. gan, vae: dcgan-64 (64 channels), resgan-64, mlp-256-256. restoration:
+    espcn, edsr-8-32. translation: unet-32-3. style: style-16."""
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)

@@ -45,9 +45,10 @@ class ConditioningConfig:
     """Conditions of a generator."""
 
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
-    """Condition of a generator: none, the class, attributes, a description, or an entity of a graph of facts."""
+    """Condition of a generator: the class, attributes, a description, or an entity of a graph."""
     condition_file: Path | None = None
-    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text. graph: CSV, head,relation,tail; the classes of the images are among the heads."""
+    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text. graph:
+    CSV, head,relation,tail; the classes of the images are among the heads."""
     sentence_model: Advanced[Path | None] = None
     """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
     more_words: Advanced[Path | None] = None
@@ -98,7 +99,7 @@ class GenerationConfig:
     r1: Advanced[Annotated[float, _GAN]] = 1.0
     """Gamma, the weight of the penalty on the discriminator's gradient at real images; 0 is off."""
     diffaugment: Annotated[tuple[Literal["color", "translation", "cutout"], ...], _GAN] = ()
-    """Augment what the discriminator sees, for small sets."""
+    """Augment what the discriminator sees."""
     discriminator_width: Advanced[Annotated[int | None, _GAN]] = None
     """Channels of the discriminator at full resolution; those of the generator by default."""
     discriminator_lr: Advanced[Annotated[float | None, _GAN]] = None
@@ -108,8 +109,7 @@ class GenerationConfig:
     beta: Annotated[float, _VAE] = 1.0
     """Weight of the divergence from the prior."""
     features: Path | None = None
-    """Run of a classifier, on whose features FID and its like are measured at evaluations; frozen, and not used
-    otherwise."""
+    """Run of a classifier, on whose features FID and its like are measured; not used otherwise."""
     score_samples: Advanced[int] = 2000
     """Generated images that are measured at evaluations."""
 
