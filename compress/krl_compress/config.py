@@ -115,8 +115,8 @@ class LossConfig:
     """Options of the losses."""
 
     alpha: Annotated[float | None, _CLASSIFIER] = None
-    """Loss = alpha * CE + (1 - alpha) * T^2 * KL. Left out: CE + w * DKD (several labels: BCE + w * binary KL), whose
-    w falls as the student overtakes the teacher."""
+    """Loss = alpha * CE + (1 - alpha) * T^2 * KL. Left out: CE + w * DKD, whose w falls as the student overtakes the
+    teacher (several labels: BCE + binary KL)."""
     temperature: Advanced[Annotated[float | None, _CLASSIFIER]] = None
     """T of --alpha (4 unless given), by which both nets' logits are divided; without --alpha that is 0.1."""
     loss: RepeatedCustom = ()
