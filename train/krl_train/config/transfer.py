@@ -12,7 +12,7 @@ __all__ = ["TransferConfig"]
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """What a training starts from."""
+    """The start of a training."""
 
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Start from the weights of a run of the same network; --model may then be left out, and other labels get a new

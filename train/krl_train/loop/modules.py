@@ -1,4 +1,4 @@
-"""What is done to a learner's modules before they are trained: synchronized batch normalization, compilation."""
+"""Changes of modules before they are trained: synchronized batch normalization, compilation."""
 
 from __future__ import annotations
 
