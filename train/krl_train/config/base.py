@@ -142,7 +142,7 @@ class TrainingConfig:
     """Replace the run in --out."""
     json: bool = False
     """Print the result as one JSON object."""
-    recipe: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    recipe: Advanced[Annotated[tuple[str, ...], tyro.conf.UseAppendAction]] = ()
     """Options that come with krl, by name (the command recipes lists them); others on the command line win."""
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)

@@ -47,8 +47,8 @@ class ConditioningConfig:
     condition: Literal["none", "labels", "attributes", "text", "graph"] = "none"
     """Condition of a generator: the class, attributes, a description, or an entity of a graph."""
     condition_file: Path | None = None
-    """attributes: CSV, columns image and one for each attribute. text: CSV or JSON lines, image and text. graph:
-    CSV, head,relation,tail; the classes of the images are among the heads."""
+    """attributes: CSV, columns image and attributes. text: CSV or JSON lines, image and text. graph: CSV,
+    head,relation,tail, with the classes of the images among the heads."""
     sentence_model: Advanced[Path | None] = None
     """text: folder of a sentence-transformers model, which says what each word means; nothing is downloaded."""
     more_words: Advanced[Path | None] = None
@@ -58,7 +58,7 @@ class ConditioningConfig:
     """Length of the vector that is made of a condition."""
     condition_dropout: Advanced[float] = 0.1
     """Share of the attributes or facts that training leaves open, so that a user may leave them open."""
-    guide: Path | None = None
+    guide: Advanced[Path | None] = None
     """Run of a classifier that, frozen, checks each generated image; its labels are words, values or entities of the
     conditions, or classes."""
     guide_weight: Advanced[float] = 0.03
@@ -109,7 +109,7 @@ class GenerationConfig:
     beta: Annotated[float, _VAE] = 1.0
     """Weight of the divergence from the prior."""
     features: Path | None = None
-    """Run of a classifier, on whose features FID and its like are measured; not used otherwise."""
+    """Run of a classifier, on whose features alone FID and its like are measured at evaluations."""
     score_samples: Advanced[int] = 2000
     """Generated images that are measured at evaluations."""
 

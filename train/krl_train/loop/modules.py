@@ -1,4 +1,4 @@
-"""Preparation of a learner's modules for their training: synchronized batch normalization, compilation."""
+"""Changes of modules before they are trained: synchronized batch normalization, compilation."""
 
 from __future__ import annotations
 

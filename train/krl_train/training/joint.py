@@ -66,6 +66,9 @@ def fit(config: FitConfig) -> Run:
             f"{config.transfer.changed[0]} is for one labeling; with --source-data all weights are trained, so leave "
             "it out"
         )
+    for name, given in (("--accumulate", config.loop.accumulate > 1), ("--compile", config.loop.compile)):
+        if given:
+            raise UsageError(f"{name} is for one labeling; with --source-data leave it out")
     start = start_run(config)
     target = open_source(config.data, seed=config.loop.seed)
     other = _open_other(config, start)
