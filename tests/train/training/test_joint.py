@@ -276,6 +276,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, parity: Path) -> None:
         fit(replace(asked, out=tmp_path / "other", model="resnet14", transfer=TransferConfig(str(tmp_path / "run"))))
     with pytest.raises(UsageError, match="--transfer is for one labeling; with --source-data all weights are trained"):
         fit(replace(asked, transfer=TransferConfig(str(tmp_path / "run"), transfer="linear")))
+    with pytest.raises(UsageError, match="--accumulate is for one labeling"):
+        fit(replace(asked, loop=replace(LOOP, accumulate=2)))
 
 
 def test_the_record_of_a_run_without_a_second_head_is_read_as_before(tmp_path: Path, parity: Path) -> None:

@@ -17,11 +17,20 @@ from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.folders import ImageFile
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.cli import main
-from krl_train.config import AugmentConfig, DataConfig, EvaluateConfig, FitConfig, LoopConfig, OptimConfig
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    FitConfig,
+    JointConfig,
+    LoopConfig,
+    OptimConfig,
+)
 from krl_train.data import PixelSet, open_source
 from krl_train.evaluation.evaluate import evaluate
 from krl_train.run import Run
 from krl_train.tasks import Batch, label_loss
+from krl_train.tasks.cross_entropy import binary_cross_entropy
 from krl_train.training.balance import class_weights
 from krl_train.training.fit import fit
 
@@ -173,3 +182,25 @@ def test_an_image_of_several_labels_has_no_condition_of_its_class(
     asked = ["fit", "--task", "gan", "--model", "mlp-256-256", "--data", str(data), "--size", "8", "--epochs", "1"]
     assert main([*asked, "--condition", "labels", "--out", str(tmp_path / "gan")]) == 2
     assert "--condition labels needs one class for each image" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_takes_one_class_of_an_image_is_refused(data: Path, tmp_path: Path) -> None:
+    shots = DataConfig(data=str(data), shots=3)
+    with pytest.raises(UsageError, match="--shots needs one class for each image"):
+        fit(replace(config(data, tmp_path / "run"), data=shots))
+    with pytest.raises(UsageError, match="--source-data needs one class for each image"):
+        fit(config(data, tmp_path / "run", joint=JointConfig(source_data="digits")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_in_parts_have_the_loss_of_the_whole_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(7, 3, generator=generator), torch.randint(0, 2, (7, 3), generator=generator)
+    labels[2] = -1
+    mean = binary_cross_entropy(logits, labels)
+    parts = [(slice(0, 4), 4 / 7), (slice(4, 7), 3 / 7)]
+    each = [share * binary_cross_entropy(logits[part], labels[part], whole=labels) for part, share in parts]
+    torch.testing.assert_close(sum(each), mean)
+    known = [0, 1, 3, 4, 5, 6]
+    expected = np.logaddexp(0, -np.where(labels[known] > 0, logits[known], -logits[known])).mean()
+    assert mean.item() == pytest.approx(expected, abs=1e-6)
