@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.bundle.output_kind import THRESHOLD, OutputKind, is_multi_label, scores_of
-
 from krl_runtime.errors import DataError
 
 from .average_precision import average_precision, mean_average_precision, resampled, with_floor
