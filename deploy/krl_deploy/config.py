@@ -202,7 +202,8 @@ class Fp16Config:
     val_fraction: float = 0.2
     """Share of --data to measure on, if it is not split already."""
     max_drop: float | None = None
-    """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
+    """Largest accepted accuracy drop: percentage points of top-1 or mAP (left out: 1), or for restorers dB of
+    PSNR (0.1)."""
     min_psnr: float | None = None
     """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (40)."""
     max_recall_drop: float | None = None
@@ -251,7 +252,8 @@ class QuantizeConfig:
     val_fraction: float = 0.2
     """Share of --data to measure on and not to calibrate on, if it is not split already."""
     max_drop: float | None = None
-    """Largest accepted accuracy drop: percentage points of top-1 (left out: 1), or for restorers dB of PSNR (0.1)."""
+    """Largest accepted accuracy drop: percentage points of top-1 or mAP (left out: 1), or for restorers dB of
+    PSNR (0.1)."""
     min_psnr: float | None = None
     """For models without true images, such as generators: smallest PSNR in dB to the images of fp32 (30)."""
     max_recall_drop: float | None = None

@@ -207,8 +207,8 @@ class Classification(Task):
         """Return the drop, recall of the classes (F1 of several labels), the limits, and whether enough was judged."""
         rows = self._rows(scores)
         each_class = {name: {"images": count, **dict(zip(scores, each, strict=True))} for name, count, *each in rows}
-        name = "recall" if self.several is None else "f1"
-        return {"drop_points": largest_drop(scores), **({name: each_class} if each_class else {}), **judged(verdict)}
+        drop, name = ("drop_points", "recall") if self.several is None else ("map_drop_points", "f1")
+        return {drop: largest_drop(scores), **({name: each_class} if each_class else {}), **judged(verdict)}
 
     def remark(self, count: int, scores: Mapping[str, PredictionScore]) -> str:
         """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""

@@ -21,7 +21,9 @@ _FIGURES = (
     ("parameters", "{:,} parameters"),
     ("macs", "{:,} MACs"),
     ("top1", "top-1 {:.2%}"),
+    ("map", "mAP {:.2%}"),
     ("drop_points", "drop of {:.2f} points of top-1"),
+    ("map_drop_points", "drop of {:.2f} points of mAP"),
     ("drop_db", "drop of {:.3f} dB of PSNR"),
     ("speedup", "{:.2f} times FP32's speed on the CPU that measured it"),
     ("parity.max_abs_error", "largest error of an output {:.2g} against the reference"),
@@ -34,6 +36,7 @@ _FIGURES = (
 # The score of a variant: the first of these that it has.
 _SCORES = (
     ("top1", "{} {:.2%}"),
+    ("map", "{} {:.2%}"),
     ("agreement", "{} agrees {:.1%}"),
     ("psnr", "{} {:.2f} dB"),
     ("psnr_to_fp32", "{} {:.1f} dB to fp32"),

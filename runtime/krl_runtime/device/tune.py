@@ -114,7 +114,7 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     reference, score = scores.get("fp32"), scores.get(measured)
     if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
         return None
-    for key, unit in (("top1", 100), ("psnr", 1)):
+    for key, unit in (("top1", 100), ("map", 100), ("psnr", 1)):
         before, after = reference.get(key), score.get(key)
         if isinstance(before, int | float) and isinstance(after, int | float):
             return (before - after) * unit

@@ -45,13 +45,13 @@ def test_images_one_pixel_wide_pass():
 
 
 def test_classes_without_an_image_are_named(caplog):
-    check_classes([0, 0, 2], ["cat", "dog", "bird", "fish"])
+    check_classes(np.array([0, 0, 2]), ["cat", "dog", "bird", "fish"])
     assert "2 of the 4 classes have no calibration image: dog, fish" in caplog.text
 
 
 def test_all_classes_or_none_known_say_nothing(caplog):
-    check_classes([1, 0, 1], ["cat", "dog"])
-    check_classes([-1, -1], ["cat", "dog"])
+    check_classes(np.array([1, 0, 1]), ["cat", "dog"])
+    check_classes(np.array([-1, -1]), ["cat", "dog"])
     assert caplog.text == ""
 
 
