@@ -128,7 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=1000, help="validation images")
     parser.add_argument("--teacher-epochs", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=15, help="of the students")
-    parser.add_argument("--seeds", type=int, default=3, help="students of each kind")
+    parser.add_argument("--seeds", type=int, default=2, help="students of each kind")
     parser.add_argument("--loss", action="append", default=[], help="further losses, several divided by spaces")
     return parser.parse_args()
 
