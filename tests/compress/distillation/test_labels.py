@@ -18,13 +18,13 @@ from krl_compress.config import CacheConfig, DistillConfig, LossConfig
 from krl_compress.distillation.distill import distill
 from krl_compress.distillation.terms import resolve_losses
 from krl_compress.distillation.together import mutual
-from krl_compress.distillers.labels import binary_cross_entropy
 from krl_compress.teachers.strength import linear_quality
 from krl_runtime.errors import KrlError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import AugmentConfig, DataConfig, FitConfig, LoopConfig, OptimConfig
 from krl_train.data import open_source
 from krl_train.run import Run
+from krl_train.tasks.cross_entropy import binary_cross_entropy
 from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=2, batch_size=16, device="cpu", precision="fp32")

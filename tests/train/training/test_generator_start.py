@@ -179,7 +179,7 @@ def test_another_architecture_is_refused_with_what_to_do(source: Run, tmp_path: 
             fit(started(tmp_path / "run", source, **changes))
         assert not (tmp_path / "run").exists()
     classifier = fit(FitConfig(model="resnet8", data=FEW, loop=LOOP, out=tmp_path / "classifier"))
-    with pytest.raises(RunError, match="is a run of the task 'classification'; --task gan starts from a generator's"):
+    with pytest.raises(RunError, match="is a run of the task classification, and --task is gan; give another run"):
         fit(started(tmp_path / "run", classifier, model="dcgan-4"))
     with pytest.raises(UsageError, match="--freeze-discriminator is for a generator that starts from a run"):
         gan_config(tmp_path / "run", discriminator_start=frozen(1))

@@ -230,6 +230,9 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
 
 
 def test_starts_that_cannot_be_used_are_refused(base: Run, images: Path, tmp_path: Path) -> None:
+    parts = replace(LOOP, accumulate=2)
+    with pytest.raises(UsageError, match="--relation-transfer compares all images of a step; leave --accumulate out"):
+        fit(config(base, images, tmp_path / "a", {"relation_transfer": 1.0}, loop=parts))
     with pytest.raises(UsageError, match="no network is named; give --model NAME"):
         FitConfig(out=tmp_path / "a")
     with pytest.raises(UsageError, match="is a run, and --pretrained is for --from NAME"):

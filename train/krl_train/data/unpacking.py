@@ -28,7 +28,7 @@ def unpack(source: Source, out: Path) -> int:
     if source.custom is not None:
         raise UsageError(f"{source.name} is your own data set; accepted here: a named data set, as digits")
     if not source.arrays:
-        raise UsageError(f"{source.name} is a folder of images already; use it as it is")
+        raise UsageError(f"{source.name} has its images on disk already; use it as it is")
     count = 0
     for split, (images, labels) in source.arrays.items():
         for label in source.labels:

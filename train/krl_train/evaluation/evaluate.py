@@ -54,8 +54,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
+    network = run.network()
     source = _open_data(run, config.data)
-    head, network, record = _head_for(run, source.labels)
+    head, network, record = _head_for(run, network, source.labels)
     source, split = choose_split(record, source, config.split)
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
@@ -76,12 +77,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _head_for(run: Run, labels: Sequence[str]) -> tuple[dict[str, str], Network, RunRecord]:
+def _head_for(run: Run, network: Network, labels: Sequence[str]) -> tuple[dict[str, str], Network, RunRecord]:
     """Return the head of a network that knows the data's classes, and the record of its training alone.
 
     Of two heads it is the target's, unless the source's alone knows all of the classes; ``"head"`` says which.
     """
-    record, network = run.record, run.network()
+    record = run.record
     if not isinstance(network, TwoHeads):
         return {}, network, record
     if set(labels) <= set(record.labels) or not set(labels) <= set(record.source_labels):

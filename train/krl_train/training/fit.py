@@ -40,6 +40,8 @@ def fit(config: FitConfig) -> Run:
     config = _with_start(config)
     if is_custom(config.model) and config.task != "classification":
         raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
+    if config.transfer.relation_transfer and config.loop.accumulate > 1:
+        raise UsageError("--relation-transfer compares all images of a step; leave --accumulate out")
     check_model(config.model, config.task)
     check_data(config.data.data)
     check_data(config.joint.source_data)

@@ -38,8 +38,6 @@ def start_of_generator(config: FitConfig) -> Run | None:
     if run is None:
         return None
     record = run.record
-    if record.task != "generation":
-        raise RunError(f"--from {run.path} is a run of the task {record.task!r}; --task gan starts from a generator's")
     if config.model != record.model.name:
         raise UsageError(
             f"--model is {config.model}, but the run {run.path} is a {record.model.name}, whose weights have no place "
