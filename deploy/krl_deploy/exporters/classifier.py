@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.data.folders import choose_any
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.files import to_bytes
@@ -18,6 +18,7 @@ from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
 from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.images.folders import decode
+from krl_runtime.images.labeled import open_data
 
 from .conversion import PARITY_INPUTS, to_onnx
 from .parity import torch_outputs

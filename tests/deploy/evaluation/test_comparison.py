@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, node
-from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import open_data
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.errors import BackendError, DataError, ModelError
 from krl_runtime.images.folders import ImageFile
+from krl_runtime.images.labeled import decoded, open_data
 from krl_runtime.images.preprocessing import Preprocessing
 
 PIXELS = np.arange(4 * 6, dtype=np.uint8).reshape(6, 1, 2, 2)
