@@ -130,7 +130,7 @@ def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Ma
 
 
 def read_evaluations(bundle: Path) -> dict[str, Any]:
-    """Return what ``krl-runtime evaluate`` measured here, by the hash of the data; nothing, with a warning, if faulty.
+    """Return the evaluations that ``krl-runtime evaluate`` made here, by the hash of their data; nothing, with a warning, if faulty.
 
     An entry counts for the bundle whose manifest has the digest that it names.
     """

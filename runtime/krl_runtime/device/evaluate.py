@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Result):
-    """What was measured of a bundle on this device.
+    """The accuracy of a bundle on this device.
 
     Attributes:
         bundle: Its folder.
@@ -101,7 +101,7 @@ class Evaluation(Result):
         measured = [row for row in self.rows if row.state == "measured"]
         found = [f"{row.variant} on {row.kind} failed: {row.cause}" for row in self.rows if row.state == "failed"]
         if not self.reference:
-            return [*found, "the bundle has no fp32, or it was not measured, so that there is no drop"]
+            return [*found, "fp32 was not measured, so that there is no drop"]
         for row in measured:
             drop = row.metrics.get("drop")
             if drop is None:

@@ -41,7 +41,7 @@ Outputs: TypeAlias = "list[npt.NDArray[Any]]"
 
 
 class Measure(Protocol):
-    """What one kind of model is measured on.
+    """The data and the figures of one kind of model.
 
     Attributes:
         name: Name of the data, for people.
@@ -58,7 +58,7 @@ class Measure(Protocol):
     drops: bool
 
     def figures(self, model: Any, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
-        """Return what was measured of a model, as plain JSON types, and its outputs for the data.
+        """Return the figures of a model, as plain JSON types, and its outputs for the data.
 
         Args:
             model: The pipeline of the bundle's task.

@@ -1,4 +1,4 @@
-"""What restorers are measured on: an image as they take it, its degraded version, and the part that is scored."""
+"""A restorer's measurement: an image as it takes it, its degraded version, and the part that is scored."""
 
 from __future__ import annotations
 

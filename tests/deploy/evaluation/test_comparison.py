@@ -62,7 +62,7 @@ def test_nothing_to_measure_on_is_refused():
 
 
 def test_files_are_decoded_in_parts(digits, monkeypatch):
-    monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 7)
+    monkeypatch.setattr("krl_runtime.images.labeled._CHUNK", 7)
     folder = open_data(digits, on_bad="refuse")
     images = folder.split("val")[:20]
     spec = Preprocessing(8, 8, channels=1, mean=(0.0,), std=(1.0,))
@@ -72,7 +72,7 @@ def test_files_are_decoded_in_parts(digits, monkeypatch):
 
 
 def test_bad_files_are_skipped_or_refused(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 2)
+    monkeypatch.setattr("krl_runtime.images.labeled._CHUNK", 2)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     good = open_data(digits, on_bad="refuse").split("val")[0]
