@@ -130,7 +130,7 @@ def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Ma
 
 
 def read_evaluations(bundle: Path) -> dict[str, Any]:
-    """Return the evaluations that ``krl-runtime evaluate`` made here, by the hash of their data; nothing, with a warning, if faulty.
+    """Return the evaluations of this device, by the hash of the data; nothing, with a warning, if the file is faulty.
 
     An entry counts for the bundle whose manifest has the digest that it names.
     """
