@@ -76,7 +76,7 @@ class _Original:
     def levels(self, unit: OutputRange) -> npt.NDArray[np.float32]:
         """Return the images in levels of 0 to 255, neither rounded nor clipped."""
         low, high = RANGES[unit]
-        return (self.images - np.float32(low)) * np.float32(255 / (high - low))
+        return np.asarray((self.images - np.float32(low)) * np.float32(255 / (high - low)))
 
 
 def import_generator(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:

@@ -83,7 +83,7 @@ def scored(
 
 
 def _image(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+    return np.asarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0))
 
 
 def _planes(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
