@@ -14,12 +14,13 @@ import numpy as np
 from _peers import quantize_static
 
 from krl_deploy.config import ImportConfig, QuantizeConfig
-from krl_deploy.data.folders import choose, open_data
+from krl_deploy.data.folders import choose
 from krl_deploy.importers.import_onnx import import_onnx
 from krl_deploy.precision.quantize import quantize
 from krl_runtime.bundle import Bundle
 from krl_runtime.cli.tables import table
 from krl_runtime.images.folders import decode
+from krl_runtime.images.labeled import open_data
 
 
 def main() -> None:

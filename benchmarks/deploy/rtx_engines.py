@@ -20,7 +20,6 @@ from _peers import machine
 from rich.console import Console
 from rich.progress import Progress
 
-from krl_deploy.evaluation.generation import random_inputs
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.generator import generator_graph, settings_of
 from krl_deploy.exporters.restorer import restorer_graph
@@ -33,6 +32,7 @@ from krl_deploy.tensorrt.options import BuildOptions
 from krl_runtime.backends.tensorrt.library import Library, rtx_library
 from krl_runtime.errors import KrlError
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.pipelines.random_inputs import random_inputs
 from krl_train.models import ModelSpec, Network, build_model, native_size
 from krl_train.models.generators import build_generator, is_generator
 from krl_train.models.restorers import build_restorer

@@ -44,6 +44,7 @@ from .lazy import attribute
 if TYPE_CHECKING:
     from .device.bench import bench
     from .device.doctor import doctor
+    from .device.evaluate import evaluate
     from .device.selftest import selftest
     from .device.tune import tune
     from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
@@ -71,6 +72,7 @@ __all__ = [
     "__version__",
     "bench",
     "doctor",
+    "evaluate",
     "grid",
     "load",
     "selftest",
@@ -83,6 +85,7 @@ _MODULES = {
     ".device.tune": ("tune",),
     ".device.bench": ("bench",),
     ".device.doctor": ("doctor",),
+    ".device.evaluate": ("evaluate",),
 }
 
 

@@ -110,4 +110,6 @@ def _names(kind: Any) -> list[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torchvision import models
 
-from krl_deploy.evaluation.generation import random_inputs
 from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.generator import generator_graph, settings_of
 from krl_deploy.exporters.restorer import restorer_graph
 from krl_deploy.tensorrt.options import BuildOptions
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.pipelines.random_inputs import random_inputs
 from krl_train.models import ModelSpec, Network, build_model
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer

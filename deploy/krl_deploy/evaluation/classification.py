@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
-from krl_deploy.data.decoding import decoded, truth_of
-from krl_deploy.data.folders import choose_disjoint, choose_two, open_data, some, unknown_classes, with_label_indices
+from krl_deploy.data.folders import choose_disjoint, choose_two
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.heads import further_heads
@@ -25,6 +24,7 @@ from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, resolution
 from krl_runtime.images.folders import ImageFile, decode, identity
+from krl_runtime.images.labeled import decoded, open_data, some, truth_of, unknown_classes, with_label_indices
 
 from .comparison import outputs_of
 from .heads import HeadsTally

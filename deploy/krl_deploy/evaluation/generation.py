@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.conditions import Condition, attribute_values, encode
 from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Generator, load
-from krl_runtime.pipelines.generator import CONDITION, LATENT, latents_of
+from krl_runtime.pipelines.generator import LATENT
+from krl_runtime.pipelines.random_inputs import random_conditions, random_inputs
 
 from .images import ImageTask
 from .task import Batch, CalibrationData, EvaluationOptions
 
-__all__ = ["GOLDEN_SEED", "MOST_GENERATED", "Generation", "images_of", "random_conditions", "random_inputs"]
+__all__ = ["GOLDEN_SEED", "MOST_GENERATED", "Generation", "images_of"]
 
 _BATCH = 64  # latents in a batch of the evaluation
 MOST_GENERATED = 512  # generated images that are compared: a judgment between time and the scatter of their mean
@@ -57,49 +57,6 @@ class Generation(ImageTask):
         inputs = random_inputs(self.bundle.manifest.settings, min(limit, MOST_GENERATED), seed)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
-
-
-def random_inputs(settings: Mapping[str, Any], count: int, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Return inputs of a generator as ``Generator.generate`` draws them.
-
-    Args:
-        settings: Of the bundle.
-        count: How many.
-        seed: Of the latents and the conditions.
-    """
-    latent = settings["latent"]
-    inputs: dict[str, npt.NDArray[Any]] = {LATENT: latents_of(seed, count, latent["size"], latent["distribution"])}
-    if settings.get("condition") is not None:
-        inputs[CONDITION] = encode(random_conditions(settings["condition"], count, seed), settings["condition"])
-    return inputs
-
-
-def random_conditions(condition: Mapping[str, Any], count: int, seed: int) -> list[Condition]:
-    """Return conditions: each label in turn; or random attribute values, entities or words of the vocabulary.
-
-    Args:
-        condition: Its settings, see ``krl_runtime.conditions``.
-        count: How many.
-        seed: Of the choice.
-    """
-    rng = np.random.default_rng(seed)
-    vocabulary = list(condition["vocabulary"])
-    if condition["kind"] == "labels":
-        return [vocabulary[number % len(vocabulary)] for number in range(count)]
-    if condition["kind"] == "attributes":
-        values = attribute_values(condition)
-        return [{name: str(rng.choice(each)) for name, each in values.items() if each} for _ in range(count)]
-    if condition["kind"] == "graph":
-        return [str(name) for name in rng.choice(_entities(condition), count)]
-    known = [word for word in vocabulary if word and word not in condition.get("untrained", ())]
-    return [" ".join(rng.choice(known, int(rng.integers(1, condition["length"] + 1)))) for _ in range(count)]
-
-
-def _entities(condition: Mapping[str, Any]) -> list[str]:
-    """Return the entities of a graph whose facts a condition has room for."""
-    about = [fact[0] for fact in condition["facts"]]
-    entities = condition["vocabulary"][1 + len(condition["relations"]) :]
-    return [name for name in entities if 2 * about.count(name) <= condition["length"]]
 
 
 def _identity(inputs: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_images
-from krl_deploy.data.folders import choose_disjoint, choose_two, open_data
+from krl_deploy.data.folders import choose_disjoint, choose_two
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import ImageFile, identity, report_bad
-from krl_runtime.images.luma import corrupt, crop_border, degrade, luma, psnr, scored_planes, to_uint8
-from krl_runtime.images.preprocessing import open_image
+from krl_runtime.images.labeled import open_data
+from krl_runtime.images.luma import psnr
+from krl_runtime.images.pairs import DEGRADATIONS, LARGEST_PSNR, inputs_of, read_planes, scored
 from krl_runtime.images.sides import Sides, padded
 from krl_runtime.progress import progress
 
 from .images import ImageTask
 from .task import Batch, CalibrationData, EvaluationOptions
 
-__all__ = ["DEGRADATIONS", "Restoration", "inputs_of", "patch_of", "read_planes"]
+__all__ = ["Restoration", "patch_of"]
 
 _LARGEST = 1024  # pixels a side of the evaluated part of an image: bounds the memory of activations
 _MOST_PLANNED = 64  # whole images to plan on: a PSNR has thousands of pixels, and each attempt runs over all of them
 _PATCHES = 8  # parts of one image at most, so that a few large images do not make up the calibration
-DEGRADATIONS = ("bicubic", "noise", "jpeg")
-_LARGEST_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
 
 
 class Restoration(ImageTask):
@@ -128,59 +126,8 @@ class Restoration(ImageTask):
 
     def quality(self, output: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
         """Return the PSNR in dB of ``[C, H, W]``, in color or of the luma, without the border and the padding."""
-        border = self.scale if self.scale > 1 else 0
-        output = output[:, : truth.shape[1], : truth.shape[2]]
-        made, wanted = (scored_planes(_image(to_uint8(planes)), self.scale) for planes in (output, truth))
-        if 2 * border < min(wanted.shape[:2]):
-            made, wanted = crop_border(made, border), crop_border(wanted, border)
-        return min(psnr(made, wanted), _LARGEST_PSNR)
-
-
-def read_planes(source: Path, color: str) -> npt.NDArray[np.uint8]:
-    """Return an image as a restorer takes it, uint8 ``[C, H, W]``.
-
-    Args:
-        source: The file.
-        color: ``"rgb"``, ``"gray"``, or ``"y"``: luma of BT.601 in studio swing, rounded. The values of a gray image
-            are not changed, as in the field's scripts.
-
-    Raises:
-        ImageError: It is not an image that can be read.
-    """
-    if color == "gray":
-        return np.asarray(open_image(source, mode="L"))[None]
-    image = open_image(source, mode=None)
-    if color == "y" and image.mode in ("L", "LA"):
-        return np.asarray(image.convert("L"))[None]
-    rgb = np.asarray(image.convert("RGB"))
-    return to_uint8(luma(rgb))[None] if color == "y" else np.ascontiguousarray(rgb.transpose(2, 0, 1))
-
-
-def inputs_of(
-    planes: npt.NDArray[np.uint8], scale: int, degradation: Any, number: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return the input of a restorer ``[C, h, w]``, and its truth ``[C, scale * h, scale * w]``.
-
-    Args:
-        planes: An image, uint8 ``[C, H, W]``.
-        scale: Factor by which the image is made smaller.
-        degradation: See ``krl_runtime.images.luma.corrupt``.
-        number: Number of the image; it seeds the noise.
-
-    Raises:
-        UsageError: The image is too small for the scale, or the degradation is not known.
-    """
-    small, truth = degrade(_image(planes), scale)
-    given = corrupt(small, degradation, (number,))
-    return _planes(given), _planes(truth)
-
-
-def _image(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
-
-
-def _planes(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
+        made, wanted = scored(output[:, : truth.shape[1], : truth.shape[2]], truth, self.scale)
+        return min(psnr(made, wanted), LARGEST_PSNR)
 
 
 def patch_of(planes: npt.NDArray[np.uint8], height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.data.folders import choose_any
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import LOGITS, PIXELS, SOURCE_LOGITS
 from krl_deploy.graph.files import to_bytes
@@ -21,6 +21,7 @@ from krl_runtime.bundle.heads import HEADS, Head
 from krl_runtime.bundle.output_kind import OUTPUT_KIND, OutputKind, same
 from krl_runtime.errors import CheckFailedError, KrlError
 from krl_runtime.images.folders import decode
+from krl_runtime.images.labeled import open_data
 
 from .conversion import PARITY_INPUTS, to_onnx
 from .parity import torch_outputs

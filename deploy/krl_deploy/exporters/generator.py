@@ -10,9 +10,10 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.evaluation.generation import GOLDEN_SEED, random_inputs
+from krl_deploy.evaluation.generation import GOLDEN_SEED
 from krl_deploy.graph import IMAGES
 from krl_deploy.graph.edit import GraphEditor
+from krl_runtime.pipelines.random_inputs import random_inputs
 
 from .conversion import EXPORT_BATCH, PARITY_INPUTS, convert
 from .plan import ExportPlan

@@ -13,13 +13,15 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.data.folders import choose_any, open_data
-from krl_deploy.evaluation.restoration import DEGRADATIONS, inputs_of, patch_of, read_planes
+from krl_deploy.data.folders import choose_any
+from krl_deploy.evaluation.restoration import patch_of
 from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.sides import restorer_sides
 from krl_runtime.errors import DataError, ImageError, KrlError, ModelError, UsageError
 from krl_runtime.images.folders import report_bad
+from krl_runtime.images.labeled import open_data
+from krl_runtime.images.pairs import DEGRADATIONS, inputs_of, read_planes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.images.sides import Sides
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from krl_deploy.config import ImportConfig
-from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import choose_any, open_data, opposite_of, with_label_indices
+from krl_deploy.data.folders import choose_any
 from krl_deploy.evaluation.comparison import compare, outputs_of
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.class_output import scores_tensor, with_output
@@ -29,6 +28,7 @@ from krl_runtime.bundle.output_kind import OUTPUT_KIND, is_multi_label
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.evaluation.labels import tally_of
 from krl_runtime.images.folders import decode
+from krl_runtime.images.labeled import decoded, open_data, opposite_of, with_label_indices
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Classifier
 

@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig, OutputRange
 from krl_deploy.evaluation.comparison import outputs_of
-from krl_deploy.evaluation.generation import GOLDEN_SEED, random_inputs
+from krl_deploy.evaluation.generation import GOLDEN_SEED
 from krl_deploy.graph import IMAGES
 from krl_deploy.graph.bounds import check_bounds
 from krl_deploy.graph.class_output import with_output
@@ -39,6 +39,7 @@ from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelEr
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Generator
 from krl_runtime.pipelines.generator import LATENT
+from krl_runtime.pipelines.random_inputs import random_inputs
 
 from .original import accepted_difference, float32_model, in_steps
 from .output_range import output_range, warn_of_wrapping
@@ -75,7 +76,7 @@ class _Original:
     def levels(self, unit: OutputRange) -> npt.NDArray[np.float32]:
         """Return the images in levels of 0 to 255, neither rounded nor clipped."""
         low, high = RANGES[unit]
-        return (self.images - np.float32(low)) * np.float32(255 / (high - low))
+        return np.asarray((self.images - np.float32(low)) * np.float32(255 / (high - low)))
 
 
 def import_generator(config: ImportConfig, given: onnx.ModelProto) -> Rewritten:

@@ -27,7 +27,7 @@ _NARROW = 24  # pixels of the narrow side of images that are restored in parts: 
 def in_levels_of(unit: OutputRange, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return images of a range in levels of 0 to 255, neither rounded nor clipped."""
     low, high = RANGES[unit]
-    return (images - np.float32(low)) * np.float32(255 / (high - low))
+    return np.asarray((images - np.float32(low)) * np.float32(255 / (high - low)))
 
 
 def verify_restorer(
@@ -108,7 +108,7 @@ def _restored(pipeline: Restorer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[
     if pipeline.color == "y":  # the pipeline takes the luma of images, and resizes their chroma
         return to_uint8(pipeline.restore_planes(pixels))
     (made,) = pipeline([pixels.transpose(1, 2, 0) if len(pixels) > 1 else pixels[0]])
-    return made.pixels.transpose(2, 0, 1)
+    return np.asarray(made.pixels.transpose(2, 0, 1))
 
 
 def _difference(

@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto
 
 from krl_deploy.config import ImportConfig, OutputRange
-from krl_deploy.data.folders import choose_any, open_data
+from krl_deploy.data.folders import choose_any
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_deploy.evaluation.comparison import compare, outputs_of
-from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
+from krl_deploy.evaluation.restoration import patch_of
 from krl_deploy.graph import PIXELS, RESTORED
 from krl_deploy.graph.class_output import with_output
 from krl_deploy.graph.files import to_bytes
@@ -31,6 +31,8 @@ from krl_deploy.graph.session import open_cpu
 from krl_deploy.graph.sides import restorer_sides
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, CheckFailedError, KrlError, ModelError, UsageError
+from krl_runtime.images.labeled import open_data
+from krl_runtime.images.pairs import inputs_of, read_planes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.images.sides import Sides
 

@@ -53,7 +53,8 @@ def symmetric_scale(low: float, high: float) -> np.float32:
         >>> float(symmetric_scale(-254.0, 127.0)), float(symmetric_scale(0.0, 0.0))
         (2.0, 1.0)
     """
-    return np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
+    scale: np.float32 = np.float32(max(abs(low), abs(high)) / LARGEST_INT8 or 1.0)
+    return scale
 
 
 def open_quantizable(model: onnx.ModelProto) -> tuple[GraphEditor, list[Weighted]]:

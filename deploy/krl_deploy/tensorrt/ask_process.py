@@ -45,8 +45,7 @@ class _Record:
 def main(arguments: Sequence[str]) -> int:
     """Ask about one file, and return the exit code."""
     model, result, names, seconds = arguments
-    if sys.platform != "win32":
-        _bound(float(seconds))
+    _bound(float(seconds))
     with Path(result).open("w", encoding="utf-8") as file:
         record = _Record(file)
         try:
@@ -60,11 +59,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _bound(seconds: float) -> None:
     """End this process after some time, should its parent no longer be there to do so, and write no core dump."""
-    import resource
+    if sys.platform != "win32":  # which has neither
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, and a dump has the size of the model
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, and a dump has the size of the model
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _builder(names: Sequence[str], record: _Record) -> tuple[Library, trt.Builder, Any]:

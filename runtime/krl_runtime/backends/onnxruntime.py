@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from krl_runtime.bundle import Bundle, TensorSpec
 from krl_runtime.bundle.onnx_check import check_onnx, has_float16
 from krl_runtime.bundle.tensors import check_inputs
@@ -59,6 +61,10 @@ _ON_JETSON = (
     "build an engine for TensorRT, which JetPack brings: krl-deploy build-engine; for CUDA without an engine install "
     "NVIDIA's wheel of onnxruntime-gpu for this JetPack"
 )
+_OF_NUMPY_1 = ("_ARRAY_API", "numpy.core.multiarray", "compiled using NumPy 1")
+"""Parts of numpy 2's messages to a library that was built for numpy 1, as some wheels for JetPack 6 are
+(https://github.com/microsoft/onnxruntime/issues/27562)."""
+_NUMPY_1 = "pip install 'numpy<2', as the extra jetson does on JetPack 6"
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level; below it, raised errors are also printed
@@ -210,7 +216,7 @@ def open_session(
     """
     if cuda and jetson_release() is not None and find_spec("onnxruntime") is None:
         raise NoCudaProviderError(f"ONNX Runtime is not installed; {_ON_JETSON}")
-    ort = require("onnxruntime", extra="gpu" if cuda else "cpu", purpose="running a model on ONNX Runtime")
+    ort = _imported("gpu" if cuda else "cpu")
     options = ort.SessionOptions()
     # Anything less costs a factor of 3 on depthwise networks: the blocked layout comes with the highest level.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -245,6 +251,23 @@ def open_session(
             "whether the driver sees a GPU, and which CUDA it supports"
         )
     return session
+
+
+def _imported(extra: str) -> Any:
+    """Return ONNX Runtime's module.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        BackendError: It is installed and cannot be imported.
+    """
+    try:
+        return require("onnxruntime", extra=extra, purpose="running a model on ONNX Runtime")
+    except (ImportError, AttributeError) as error:  # numpy's C interface raises both
+        text = _plain(error)
+        cause, advice = text, "reinstall it"
+        if any(part in text for part in _OF_NUMPY_1):
+            cause, advice = f"it was built for numpy 1, and this is numpy {np.__version__}", _NUMPY_1
+        raise BackendError(f"onnxruntime is installed and cannot be imported: {cause}; {advice}") from error
 
 
 def _prepare_cuda(ort: Any) -> None:

@@ -250,7 +250,7 @@ class WarmStart:
     def _register(self, bundle: Bundle) -> None:
         """Enter new engines of the variant in the registry: the command that built them was given by the program."""
         for key, engine in self._new_engines(bundle).items():
-            sha256 = bundle.engine_sha256(key)
+            sha256 = bundle.engine_entry(key).sha256
             if find_engine(sha256) is None:
                 register_engine(BuiltEngine(sha256, engine.library, engine.version, engine.version_compatible))
 

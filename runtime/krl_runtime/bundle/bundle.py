@@ -237,11 +237,11 @@ class Bundle:
         """Whether the bundle stays as it is, signed or not writable, so that a device's engines lie beside it."""
         return is_signed(self.path) or not os.access(self.path, os.W_OK)
 
-    def engine_sha256(self, key: str) -> str:
-        """Return the hash that an engine's bytes have to have."""
+    def engine_entry(self, key: str) -> FileEntry:
+        """Return the size of an engine, and the hash that its bytes have to have."""
         here = self._built_here
         engine = self.engines[key]
-        return (here.files if key in here.engines else self.manifest.files)[engine.file].sha256
+        return (here.files if key in here.engines else self.manifest.files)[engine.file]
 
     def engine_bytes(self, key: str) -> bytes:
         """Return an engine's bytes after checking their hash.

@@ -1,7 +1,7 @@
-"""Engines that were built on this device for a bundle that stays as it was shipped: ``NAME.krl.device/``.
+"""All that a device adds to a bundle that stays as it was shipped: ``NAME.krl.device/``.
 
-A bundle that is signed, or cannot be written, keeps its manifest. Its engines lie beside it, or below
-``KRL_CACHE_DIR``, with an index of their own.
+A bundle that is signed, or cannot be written, keeps its manifest. Engines that were built here lie beside it, or below
+``KRL_CACHE_DIR``, with an index of their own. So does what was measured here on real data, of any bundle.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from krl_runtime.files import dump_digested, inside, sha256_bytes, write_atomic
 
 from .manifest import Engine, FileEntry, parse_engines
 
-__all__ = ["DeviceEngines", "add_engine", "device_folder", "read_engines"]
+__all__ = ["DeviceEngines", "add_engine", "add_evaluation", "device_folder", "read_engines", "read_evaluations"]
 
 _INDEX = "engines.json"
 _SCHEMA_VERSION = 1  # of the index; another one is skipped with its reason
 _MAX_INDEX_BYTES = 1 << 20  # an engine's entry has about a kilobyte
+_EVALUATIONS = "evaluations.json"
+_MAX_EVALUATIONS_BYTES = 1 << 28  # a confusion matrix of 1,000 classes has 2 MB, for each variant and backend
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,14 @@ def read_engines(bundle: Path) -> DeviceEngines:
 
 
 def _skipped(folder: Path, error: Exception) -> DeviceEngines:
+    _warn("the engines in %s are skipped: %s; build them again", folder, error)
+    return DeviceEngines(folder)
+
+
+def _warn(message: str, *values: object) -> None:
     import logging  # importing krl_runtime does not wait for it
 
-    logging.getLogger("krl").warning("the engines in %s are skipped: %s; build them again", folder, error)
-    return DeviceEngines(folder)
+    logging.getLogger("krl").warning(message, *values)
 
 
 def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Mapping[str, Any]) -> Path:
@@ -121,3 +127,39 @@ def add_engine(bundle: Path, key: str, engine: Engine, plan: bytes, evidence: Ma
     }
     write_atomic(known.folder / _INDEX, dump_digested(values))
     return target
+
+
+def read_evaluations(bundle: Path) -> dict[str, Any]:
+    """Return the evaluations of this device, by the hash of the data; nothing, with a warning, if the file is faulty.
+
+    An entry counts for the bundle whose manifest has the digest that it names.
+    """
+    path = device_folder(bundle) / _EVALUATIONS
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_EVALUATIONS_BYTES + 1)
+        values = json.loads(data)
+        if values["schema_version"] != _SCHEMA_VERSION or dump_digested(values) != data:
+            raise ValueError("it was changed, or written by another version of krl")
+        return dict(values["evaluations"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        _warn("the evaluations in %s are skipped: %s; measure again", path, error)
+        return {}
+
+
+def add_evaluation(bundle: Path, data: str, evaluation: Mapping[str, Any]) -> None:
+    """Keep what was measured of a bundle here; where the folder cannot be written, that is a warning.
+
+    Args:
+        bundle: The bundle's folder.
+        data: Hash of the data.
+        evaluation: Plain JSON types.
+    """
+    path = device_folder(bundle) / _EVALUATIONS
+    values = {"schema_version": _SCHEMA_VERSION, "evaluations": {**read_evaluations(bundle), data: dict(evaluation)}}
+    try:
+        write_atomic(path, dump_digested(values))
+    except OSError as error:
+        _warn("the evaluation is not kept: %s cannot be written (%s)", path, error.strerror or error)

@@ -42,6 +42,7 @@ from .arguments import (
     where,
 )
 from .commandline import guard, next_command, print_json, take_quiet, take_verbose
+from .evaluate import add_evaluate
 from .generate_restore import add_generate, add_restore
 from .tables import table
 
@@ -104,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     info = add_command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
     add_bundle(info)
     add_trust(info)
+
+    add_evaluate(commands)
 
     test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
     add_bundle(test)

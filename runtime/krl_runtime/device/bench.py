@@ -177,9 +177,9 @@ def peak_memory_mib() -> float | None:
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
     except (OSError, IndexError, ValueError):
         pass
-    try:
+    peak: float | None = None
+    if sys.platform != "win32":
         import resource
-    except ModuleNotFoundError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return peak

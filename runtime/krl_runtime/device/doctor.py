@@ -81,8 +81,8 @@ def _jetson() -> Iterator[Component]:
         "jetpack",
         "ok",
         f"{name} (L4T {release}): {note}",
-        "make virtual environments with --system-site-packages, so that they find TensorRT; install onnxruntime-gpu "
-        "for Jetson from NVIDIA's Jetson index, since the ordinary package index does not have it",
+        "make virtual environments with --system-site-packages, so that they find TensorRT, and install the extra "
+        "jetson; docs/install.md has the rest",
     )
 
 

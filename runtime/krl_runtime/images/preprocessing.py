@@ -203,7 +203,7 @@ class Preprocessing:
         """
         size = self._padded_size(margin)
         if self._is_ready(source, *size):
-            return source.copy()
+            return np.array(source)
         image = self._scaled(source, *size)
         return np.frombuffer(image.tobytes("raw", self.mode), np.uint8).reshape(*size, self.channels)
 

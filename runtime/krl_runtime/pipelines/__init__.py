@@ -139,18 +139,11 @@ def load(
     if build_batch < 1:
         raise UsageError(f"build_batch is {build_batch}; accepted: 1 or more")
     bundle = Bundle.open(path, trust=_paths(trust))
-    task = bundle.manifest.task
-    if task not in _PIPELINES:
-        raise BundleError(
-            f"bundle {bundle.path} is for the task {task!r}; this krl-runtime knows: "
-            f"{', '.join(_PIPELINES)}; a newer one may know it"
-        )
-    found = __getattr__(_PIPELINES[task])
+    task, found = bundle.manifest.task, pipeline_of(bundle)
     if pipeline not in (None, found):
         name = getattr(pipeline, "__name__", repr(pipeline))
         wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
         raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
-    found.check(bundle)
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads, device=device)
     running: RunningBackend = chosen
     if build is not None:
@@ -161,6 +154,23 @@ def load(
     log.info("%s: %s", bundle.manifest.name, chosen.summary or chosen.reason)
     log.debug("%s: %s", bundle.manifest.name, running.reason)
     return found(bundle, running)
+
+
+def pipeline_of(bundle: Bundle) -> Any:
+    """Return the class that runs a bundle, after its check of the manifest.
+
+    Raises:
+        BundleError: No pipeline is for the bundle's task, or the bundle does not fit it.
+    """
+    task = bundle.manifest.task
+    if task not in _PIPELINES:
+        raise BundleError(
+            f"bundle {bundle.path} is for the task {task!r}; this krl-runtime knows: "
+            f"{', '.join(_PIPELINES)}; a newer one may know it"
+        )
+    found = __getattr__(_PIPELINES[task])
+    found.check(bundle)
+    return found
 
 
 def _paths(trust: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:

@@ -187,7 +187,7 @@ class Restorer(Pipeline):
     def _network_input(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of an image ``[H, W, 1 or 3]``."""
         if self.color == "rgb":
-            return np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1)
+            return np.asarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))
         values = np.empty(image.shape[:2], np.uint8)
         for top in range(0, len(image), _SIDES[0]):  # a strip at a time: floats take four times the memory
             strip = image[top : top + _SIDES[0]]

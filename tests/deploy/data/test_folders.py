@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from krl_deploy.data.folders import choose, choose_any, open_data, with_label_indices
+from krl_deploy.data.folders import choose, choose_any
 from krl_runtime.errors import DataError
+from krl_runtime.images.labeled import open_data, with_label_indices
 
 
 def write(folder: Path, count: int, seed: int = 0) -> None:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from _helpers.graphs import graph, node
-from krl_deploy.data.decoding import decoded
-from krl_deploy.data.folders import open_data
 from krl_deploy.evaluation.comparison import compare, interleaved_latency, machine, outputs_of
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.session import count_convolutions, open_cpu, optimized_graph
 from krl_runtime.errors import BackendError, DataError, ModelError
 from krl_runtime.images.folders import ImageFile
+from krl_runtime.images.labeled import decoded, open_data
 from krl_runtime.images.preprocessing import Preprocessing
 
 PIXELS = np.arange(4 * 6, dtype=np.uint8).reshape(6, 1, 2, 2)
@@ -63,7 +62,7 @@ def test_nothing_to_measure_on_is_refused():
 
 
 def test_files_are_decoded_in_parts(digits, monkeypatch):
-    monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 7)
+    monkeypatch.setattr("krl_runtime.images.labeled._CHUNK", 7)
     folder = open_data(digits, on_bad="refuse")
     images = folder.split("val")[:20]
     spec = Preprocessing(8, 8, channels=1, mean=(0.0,), std=(1.0,))
@@ -73,7 +72,7 @@ def test_files_are_decoded_in_parts(digits, monkeypatch):
 
 
 def test_bad_files_are_skipped_or_refused(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr("krl_deploy.data.decoding._CHUNK", 2)
+    monkeypatch.setattr("krl_runtime.images.labeled._CHUNK", 2)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     good = open_data(digits, on_bad="refuse").split("val")[0]

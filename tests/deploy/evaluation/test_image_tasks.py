@@ -16,8 +16,7 @@ from _helpers.image_nets import LABELS_CONDITION, LATENT, smooth, write_generato
 from _helpers.images import blurred_noise
 from krl_deploy.cli import main
 from krl_deploy.evaluation import EvaluationOptions, task_of
-from krl_deploy.evaluation.generation import random_conditions, random_inputs
-from krl_deploy.evaluation.restoration import inputs_of, patch_of, read_planes
+from krl_deploy.evaluation.restoration import patch_of
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import ExportPlan
 from krl_deploy.precision import quantize as quantize_module
@@ -25,7 +24,9 @@ from krl_runtime import Bundle, CheckFailedError, DataError, Generator, Restorer
 from krl_runtime.device.selftest import selftest
 from krl_runtime.evaluation.images import ImageScore, ImageTally
 from krl_runtime.images import luma
+from krl_runtime.images.pairs import inputs_of, read_planes
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_runtime.pipelines.random_inputs import random_conditions, random_inputs
 from krl_train.config import DataConfig, FitConfig, LoopConfig, RestorationConfig
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer

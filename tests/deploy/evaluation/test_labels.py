@@ -16,11 +16,10 @@ import krl_runtime
 import krl_train
 from _helpers.images import make_folder
 from _helpers.lists import PLACES, write_labeled_list
-from krl_deploy.data.decoding import truth_of
-from krl_deploy.data.folders import open_data, with_label_indices
 from krl_deploy.verbs import VariantResult
 from krl_runtime.bundle import Bundle
 from krl_runtime.device.selftest import selftest
+from krl_runtime.images.labeled import open_data, truth_of, with_label_indices
 
 LABELS = tuple(PLACES)
 

@@ -12,10 +12,11 @@ from _helpers.bundles import write_bundle
 from _helpers.image_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.planted_nets import LABELS, SIDE, write_colors
 from krl_deploy.cli import main
-from krl_deploy.data.folders import choose_disjoint, open_data
+from krl_deploy.data.folders import choose_disjoint
 from krl_deploy.evaluation import EvaluationOptions, task_of
 from krl_runtime import DataError, UsageError
 from krl_runtime.evaluation.limits import LEAST_AGREEMENT
+from krl_runtime.images.labeled import open_data
 from krl_runtime.images.preprocessing import Preprocessing
 
 

@@ -76,7 +76,7 @@ def test_an_image_that_is_none(bundle: Bundle):
 
 
 def test_where_the_system_does_not_tell_the_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "platform", "win32")
     real = Path.read_text
 
     def no_proc(path: Path, *args: Any, **kwargs: Any) -> str:

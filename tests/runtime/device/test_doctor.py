@@ -86,6 +86,32 @@ def test_an_onnxruntime_that_is_half_installed(monkeypatch: pytest.MonkeyPatch):
     assert finding.detail.startswith("AttributeError: ")
 
 
+@pytest.mark.parametrize(
+    ("error", "detail", "advice"),
+    [
+        (ImportError("numpy.core.multiarray failed to import"), "built for numpy 1, and this is numpy", "numpy<2"),
+        (AttributeError("_ARRAY_API not found"), "built for numpy 1, and this is numpy", "numpy<2"),
+        (ImportError("libgomp.so.1: cannot open shared object file"), "libgomp.so.1", "reinstall it"),
+    ],
+)
+def test_an_onnxruntime_that_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, detail: str, advice: str
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "onnxruntime":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    for component in ("onnxruntime-cpu", "onnxruntime-cuda"):
+        finding = found(component)
+        assert finding.state == "broken"
+        assert "onnxruntime is installed and cannot be imported" in finding.detail
+        assert detail in finding.detail
+        assert advice in finding.advice
+
+
 def test_a_session_that_computes_nonsense(monkeypatch: pytest.MonkeyPatch):
     session = SimpleNamespace(run=lambda *_: [np.float32([0, 0])])
     monkeypatch.setattr(doctor, "open_session", lambda *_, **__: session)

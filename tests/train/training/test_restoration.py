@@ -19,6 +19,7 @@ from _helpers.images import blurred_noise
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, RunError, UsageError
 from krl_runtime.images.luma import corrupt, degrade, luma, to_uint8
+from krl_runtime.images.ssim import ssim
 from krl_train.cli import main
 from krl_train.config import (
     AugmentConfig,
@@ -34,7 +35,7 @@ from krl_train.config import (
 from krl_train.data import PatchStream, Truths, open_source
 from krl_train.data.patches import read_image
 from krl_train.evaluation.evaluate import evaluate
-from krl_train.metrics.restoration import enlarge, score, ssim
+from krl_train.metrics.restoration import enlarge, score
 from krl_train.models.restorers import RestorerNetwork
 from krl_train.run import Run
 from krl_train.training.fit import fit

@@ -298,7 +298,7 @@ class PatchStream:
         def cut(image: npt.NDArray[np.uint8], times: int) -> npt.NDArray[np.uint8]:
             y, x = int(top) * times, int(left) * times
             part = np.rot90(image[y : y + height * times, x : x + width * times], int(turns))
-            return (part[:, ::-1] if mirrored else part).copy()  # a view would keep the whole image in memory
+            return np.array(part[:, ::-1] if mirrored else part)  # a view would keep the whole image in memory
 
         return corrupt(cut(small, 1), self.degradation, (self.seed, epoch, index, 1)), cut(truth, self.scale)
 

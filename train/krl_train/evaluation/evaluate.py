@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krl_runtime.bundle import MANIFEST
+from krl_runtime.bundle import MANIFEST, Bundle
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.hashes import hash_files
 from krl_train.config import DataConfig, EvaluateConfig
@@ -43,6 +43,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
     """
     run = None if (config.run / MANIFEST).is_file() else Run.open(config.run)
+    if run is None:
+        _check_generator(config.run)
     if run is not None and (config.generator.variant is not None or config.generator.backend is not None):
         raise UsageError(f"--variant and --backend are for bundles; {config.run} is a run")
     if run is None or run.record.task == "generation":
@@ -89,6 +91,19 @@ def _head_for(run: Run, network: Network, labels: Sequence[str]) -> tuple[dict[s
         return {"head": "target"}, network, record
     other = replace(record, labels=record.source_labels, source_labels=(), data=record.data[JOINT])
     return {"head": "source"}, network.source(), other
+
+
+def _check_generator(path: Path) -> None:
+    """Check that a bundle is a generator's: all others are measured where they run, without torch.
+
+    Raises:
+        UsageError: It is not; the message has the command.
+    """
+    task = Bundle.open(path).manifest.task
+    if task != "generation":
+        raise UsageError(
+            f"{path} is a bundle for {task}; measure it as a device runs it, with: krl-runtime evaluate {path} FOLDER"
+        )
 
 
 def _open_data(run: Run, data: DataConfig) -> Source:

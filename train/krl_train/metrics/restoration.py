@@ -10,44 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.luma import colored, crop_border, degrade, psnr, resize, scored_planes, to_uint8
+from krl_runtime.images.ssim import ssim
 from krl_train.data.truths import Truths
 from krl_train.worker import Worker
 
-__all__ = ["enlarge", "evaluate_restorer", "restore_image", "score", "ssim"]
+__all__ = ["enlarge", "evaluate_restorer", "restore_image", "score"]
 
-_SSIM_WINDOW = 11  # pixels a side of the Gaussian window (Wang et al. 2004)
 _COLUMNS = ("psnr", "ssim", "input_psnr", "input_ssim", "rgb_psnr", "rgb_input_psnr")
 _MAX_PSNR = 100.0  # dB: equal images would have an infinite PSNR, and no mean
-
-
-def ssim(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
-    """Return the structural similarity of two planes (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861).
-
-    Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, peak 255; averaged where the window fits, as
-    the authors' code does.
-
-    Args:
-        a: uint8 ``[H, W]``, at least 11 pixels a side.
-        b: The same shape.
-
-    Raises:
-        UsageError: A side is shorter than the window, or the shapes differ.
-    """
-    if a.shape != b.shape or min(a.shape) < _SSIM_WINDOW:
-        raise UsageError(
-            f"the SSIM of {list(a.shape)} and {list(b.shape)} pixels is undefined; both need one shape of at least "
-            f"{_SSIM_WINDOW} pixels a side"
-        )
-    first, second = (torch.from_numpy(item.astype(np.float64))[None, None] for item in (a, b))
-    _, everywhere = structural_similarity_index_measure(
-        first, second, gaussian_kernel=True, sigma=1.5, data_range=255.0, return_full_image=True
-    )
-    edge = _SSIM_WINDOW // 2  # where torchmetrics mirrors the images, and the authors do not look
-    return float(everywhere[..., edge:-edge, edge:-edge].mean())
 
 
 def score(restored: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], scale: int) -> dict[str, float]:

@@ -68,7 +68,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", de
         host_code=engine.version_compatible and not rtx,
         dla_core=engine.dla_core,
         weights=bundle.read(onnx) if engine.stripped else None,
-        cache=cache_file(bundle.engine_sha256(key), library, gpu.name) if rtx else None,
+        cache=cache_file(bundle.engine_entry(key).sha256, library, gpu.name) if rtx else None,
     )
     try:
         check_graph(bundle, variant, opened.inputs, opened.outputs)
@@ -83,7 +83,7 @@ def _untrusted(bundle: Bundle, key: str, engine: Engine) -> str | None:
 
     A manifest is not asked: whoever writes an engine writes the manifest as well.
     """
-    built = find_engine(bundle.engine_sha256(key))
+    built = find_engine(bundle.engine_entry(key).sha256)
     if built is None and not bundle.is_signed_engine(key):
         return (
             f"engine {key} was not built by this user on this machine, and the bundle is not loaded with a key that is "

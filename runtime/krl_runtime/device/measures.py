@@ -1,0 +1,288 @@
+"""The tasks of ``krl-runtime evaluate``: what a model is measured on, and its figures beside those of the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_runtime.backends.base import run_in_parts
+from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.output_kind import output_kind, predictions_of
+from krl_runtime.errors import DataError, ImageError, UsageError
+from krl_runtime.evaluation.predictions import PredictionTally, better_than_chance
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, report_bad
+from krl_runtime.images.hashes import hash_files
+from krl_runtime.images.labeled import decoded, open_data, some, unknown_classes, with_label_indices
+from krl_runtime.images.luma import mean_psnr, psnr
+from krl_runtime.images.pairs import DEGRADATIONS, LARGEST_PSNR, inputs_of, read_planes, scored
+from krl_runtime.images.ssim import ssim
+from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.generator import Generator
+from krl_runtime.pipelines.random_inputs import random_inputs
+from krl_runtime.pipelines.restorer import Restorer
+from krl_runtime.progress import progress
+
+__all__ = ["Measure", "measure_of"]
+
+_KEPT_BYTES = 1 << 28  # of decoded images that are kept for the next variant: a sixteenth of the smallest board's 4 GiB
+_LATENTS, _SEED = 256, 1  # generated images that are compared, and their seed: that of the gate, never calibrated on
+_LATENTS_AT_ONCE = 64  # images of 3x64x64 in FP32 are 3 MiB then
+_TOP = 5  # classes of the second figure of ImageNet
+
+Outputs: TypeAlias = "list[npt.NDArray[Any]]"
+"""Outputs of a model, a batch after the other; empty where they are too many to be kept."""
+
+
+class Measure(Protocol):
+    """The data and the figures of one kind of model.
+
+    Attributes:
+        name: Name of the data, for people.
+        identity: Hash of the data.
+        unit: Of a drop: ``"points"`` or ``"dB"``.
+        remark: What the data says nothing of; empty if there is nothing.
+        drops: Whether the truth is known, so that there is a drop.
+    """
+
+    name: str
+    identity: str
+    unit: str
+    remark: str
+    drops: bool
+
+    def figures(self, model: Any, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
+        """Return the figures of a model, as plain JSON types, and its outputs for the data.
+
+        Args:
+            model: The pipeline of the bundle's task.
+            reference: Outputs that it is compared with; ``None`` to compare it with itself.
+            description: Text of the progress bar.
+
+        Raises:
+            DataError: The data cannot be used.
+            BackendError: The device failed.
+            ModelError: An output is not a finite number.
+        """
+        ...
+
+
+def measure_of(bundle: Bundle, data: Path | None, *, split: str, limit: int | None, on_bad: OnBadImage) -> Measure:
+    """Open what a bundle is measured on.
+
+    Args:
+        bundle: The bundle.
+        data: Folder of images; ``None`` for a generator.
+        split: ``"auto"`` (``val`` of a folder that has it, else all images), ``"train"``, ``"val"`` or ``"all"``.
+        limit: Number of images at most, the same number of each class; ``None`` for all.
+        on_bad: Action for files that are not readable images.
+
+    Raises:
+        DataError: The folder cannot be used.
+        UsageError: There is none, or a generator has one.
+    """
+    task = bundle.manifest.task
+    if task == "generation":
+        if data is not None:
+            raise UsageError(f"bundle {bundle.path} makes images of latents and takes none; leave {data} out")
+        return GeneratorMeasure(bundle, _LATENTS if limit is None else limit)
+    if data is None:
+        raise UsageError(f"bundle {bundle.path} is measured on images; give a folder of images after the bundle")
+    folder = open_data(data, on_bad=on_bad)
+    wanted = ("val" if "val" in folder.splits else "all") if split == "auto" else split
+    images = folder.split(wanted)
+    chosen = [images[index] for index in balanced([image.label for image in images], limit)]
+    kind = ClassifierMeasure if task == "classification" else RestorerMeasure
+    return kind(bundle, folder, chosen, on_bad)
+
+
+class ClassifierMeasure:
+    """Images with labels: top-1, top-5, recall of each class and confusion; without labels agreement alone."""
+
+    unit = "points"
+
+    def __init__(self, bundle: Bundle, folder: ImageFolder, images: Sequence[ImageFile], on_bad: OnBadImage) -> None:
+        manifest = bundle.manifest
+        self.labels = manifest.labels
+        self.kind = output_kind(manifest.settings)
+        self.preprocessing = manifest.preprocessing
+        self.images, self.on_bad = with_label_indices(images, folder, self.labels), on_bad
+        self.name = folder.root.name
+        self.identity = _identity(self.images)
+        self.drops = bool(folder.labels) and all(image.label >= 0 for image in self.images)
+        unknown = unknown_classes(folder, self.labels)
+        self.remark = f"classes that the model does not have: {some(unknown)}" if unknown else ""
+        self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []
+        self._fits = len(images) * math.prod(self.preprocessing.shape) <= _KEPT_BYTES
+
+    def _batches(self, description: str) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+        """Yield decoded images and labels; where there is room they are decoded once."""
+        if self._kept:
+            yield from progress(self._kept, description)
+            return
+        made = []
+        for batch in decoded(self.images, self.preprocessing, on_bad=self.on_bad, description=description):
+            if self._fits:
+                made.append(batch)
+            yield batch
+        self._kept = made
+
+    def figures(self, model: Classifier, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
+        """Return top-1 and the rest; see ``Measure``."""
+        tally, every = PredictionTally(self.kind), []
+        confusion = np.zeros((len(self.labels),) * 2, np.int64)
+        in_top = 0
+        for number, (pixels, truth) in enumerate(self._batches(description)):
+            logits = _logits(model, pixels)
+            tally.add(logits, logits if reference is None else reference[number], truth)
+            every.append(logits)
+            if self.drops:
+                np.add.at(confusion, (truth, predictions_of(logits)), 1)
+                in_top += _hits(logits, truth)
+        if not every:
+            raise DataError("no image is left: none of the files can be decoded")
+        score = tally.score()
+        count = tally.count
+        found: dict[str, Any] = {"count": count, "agreement": score.agreement, "snr_db": score.snr_db}
+        if score.top1 is None:
+            return found, every
+        better = (score.top1 * count + 1) / (count + 2)  # Agresti and Coull: a share of 1 has an error as well
+        found |= {
+            "correct": round(score.top1 * count),
+            "top1": score.top1,
+            "top1_standard_error": math.sqrt(better * (1 - better) / (count + 2)),
+            **({"top5": in_top / count} if len(self.labels) > _TOP else {}),
+            "drop": score.drop,
+            "drop_standard_error": score.drop_error,
+            "recall": {self.labels[item.index]: item.recall for item in score.classes},
+            "confusion": confusion.tolist(),
+            "better_than_chance": better_than_chance(score.classes),
+        }
+        return found, every
+
+
+class RestorerMeasure:
+    """Whole images: PSNR and SSIM of what is made of their degraded versions, by the papers' protocols."""
+
+    unit = "dB"
+
+    def __init__(self, bundle: Bundle, folder: ImageFolder, images: Sequence[ImageFile], on_bad: OnBadImage) -> None:
+        settings = bundle.manifest.settings
+        self.scale: int = settings["scale"]
+        self.color: str = settings["color"]
+        self.degradation: Mapping[str, Any] = settings.get("degradation") or {}
+        self.drops = self.degradation.get("kind") in DEGRADATIONS
+        self.images, self.on_bad = tuple(images), on_bad
+        self.name = folder.root.name
+        self.identity = _identity(self.images)
+        self._reference: list[float] = []  # PSNR of each image, of the reference
+        self.remark = "" if self.drops else "the bundle does not say what it undoes, so that no truth is known"
+
+    def _pairs(self, description: str) -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]:
+        """Yield the name, the input ``[C, h, w]`` and the truth of each image."""
+        for number, image in enumerate(progress(self.images, description)):
+            try:
+                planes = read_planes(image.path, self.color)
+                given, truth = inputs_of(planes, self.scale, self.degradation, number) if self.drops else (planes, None)
+            except (ImageError, UsageError) as error:
+                report_bad([f"{image.path}: {error}"], self.on_bad)
+                continue
+            yield image.path.name, given, truth
+
+    def figures(self, model: Restorer, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
+        """Return PSNR, SSIM and the rest; see ``Measure``."""
+        rows: list[dict[str, Any]] = []
+        kept: Outputs = []
+        alike: list[float] = []
+        for number, (name, given, truth) in enumerate(self._pairs(description)):
+            made = model.restore_planes(given)[None]
+            rows.append({"name": name, **({} if truth is None else self._scores(made[0], truth))})
+            if reference:
+                alike.append(mean_psnr(made, reference[number]))
+            if number == len(kept) and sum(item.nbytes for item in kept) + made.nbytes <= _KEPT_BYTES:
+                kept.append(made)
+        if not rows:
+            raise DataError("no image is left: none of the files can be decoded")
+        complete = kept if len(kept) == len(rows) else []
+        found: dict[str, Any] = {"count": len(rows), "psnr_to_fp32": float(np.mean(alike)) if alike else None}
+        return {**found, **(self._summary(rows, first=reference is None) if self.drops else {})}, complete
+
+    def _summary(self, rows: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
+        """Return the means over the images, and the drop against the images of the reference, which come first."""
+        values = [row["psnr"] for row in rows]
+        if first:
+            self._reference = values
+        drops = np.subtract(self._reference, values)
+        error = float(np.std(drops, ddof=1)) / math.sqrt(len(drops)) if len(drops) > 1 else 0.0
+        similar = [row["ssim"] for row in rows if row["ssim"] is not None]
+        return {
+            "psnr": float(np.mean(values)),
+            "ssim": float(np.mean(similar)) if similar else None,
+            "drop": float(drops.mean()),
+            "drop_standard_error": error,
+            "images": list(rows),
+        }
+
+    def _scores(self, output: npt.NDArray[np.float32], truth: npt.NDArray[np.uint8]) -> dict[str, float | None]:
+        """Return the PSNR and the SSIM, the mean over colors, of one image; no SSIM below the size of its window."""
+        made, wanted = scored(output, truth, self.scale)
+        planes = zip(np.atleast_3d(made).transpose(2, 0, 1), np.atleast_3d(wanted).transpose(2, 0, 1), strict=True)
+        try:
+            similar = float(np.mean([ssim(one, other) for one, other in planes]))
+        except UsageError:
+            similar = None
+        return {"psnr": min(psnr(made, wanted), LARGEST_PSNR), "ssim": similar}
+
+
+class GeneratorMeasure:
+    """Images of the same latents and conditions: how close they are to those of FP32."""
+
+    unit, drops, remark = "dB", False, ""
+
+    def __init__(self, bundle: Bundle, count: int) -> None:
+        self.count = count
+        self.inputs = random_inputs(bundle.manifest.settings, count, _SEED)
+        self.name = f"{count} latents of seed {_SEED}"
+        self.identity = sha256_bytes(b"".join(np.ascontiguousarray(item).tobytes() for item in self.inputs.values()))
+
+    def figures(self, model: Generator, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
+        """Return the PSNR to FP32's images; see ``Measure``."""
+        every: Outputs = []
+        for start in progress(range(0, self.count, _LATENTS_AT_ONCE), description):
+            part = {name: array[start : start + _LATENTS_AT_ONCE] for name, array in self.inputs.items()}
+            every.append(run_in_parts(partial(_made, model), part, model.bundle.batch_limit)["images"])
+        alike = None
+        if reference is not None:
+            alike = mean_psnr(np.concatenate(every), np.concatenate(reference))
+        return {"count": self.count, "psnr_to_fp32": alike}, every
+
+
+def _made(model: Generator, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {"images": model.values(*inputs.values())}
+
+
+def _logits(model: Classifier, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    found = run_in_parts(
+        lambda part: {"logits": model.logits(part["pixels"])}, {"pixels": pixels}, model.bundle.batch_limit
+    )
+    return np.asarray(found["logits"], np.float32)
+
+
+def _hits(logits: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> int:
+    """Return how many images have their label among the five largest logits; equal ones count in their order."""
+    if logits.shape[1] <= _TOP:
+        return len(truth)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :_TOP]
+    return int((order == truth[:, None]).any(axis=1).sum())
+
+
+def _identity(images: Sequence[ImageFile]) -> str:
+    """Return a hash of the files and their labels, in their order."""
+    hashes = hash_files([image.path for image in images])
+    return sha256_bytes(",".join(f"{image.label}:{item}" for image, item in zip(images, hashes, strict=True)).encode())
