@@ -13,6 +13,7 @@ import tyro
 from krl_runtime.cli.options import option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
+from krl_runtime.images.modes import ChannelOrder
 
 __all__ = ["CheckConfig", "Equalize", "ExportConfig", "Fp16Config", "ImportConfig", "Method", "QuantizeConfig"]
 
@@ -323,10 +324,6 @@ class CheckConfig:
             raise UsageError("--time-limit is for --parser; give both, or leave it out")
         if self.time_limit is not None and not 0 < self.time_limit <= _LONGEST_WAIT:
             raise UsageError(f"--time-limit is {self.time_limit:g}; accepted: seconds, above 0, up to {_LONGEST_WAIT}")
-
-
-ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
-"""Order in which a model takes the channels of an image."""
 
 
 OutputRange: TypeAlias = Literal["symmetric", "0-1", "0-255"]

@@ -22,6 +22,7 @@ from .streams import StreamItem, Watch, stream
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from krl_runtime.images.modes import ChannelOrder
     from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["Classification", "Classifier"]
@@ -72,8 +73,8 @@ class Classifier(Pipeline):
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
     """
 
-    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
-        super().__init__(bundle, backend)
+    def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
+        super().__init__(bundle, backend, channel_order=channel_order)
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
         self._input = bundle.manifest.inputs[0].name
@@ -118,8 +119,8 @@ class Classifier(Pipeline):
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB). For several images a list or tuple of those, or an array of uint8
-                ``[N, H, W, C]``.
+                ``[H, W, C]`` (RGB or RGBA, unless ``load`` was given another ``channel_order``). For several images a
+                list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
             top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:
@@ -132,7 +133,7 @@ class Classifier(Pipeline):
             UsageError: ``top_k`` is less than 1.
         """
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret(self.logits(self.preprocessing(source)[None]), top_k=top_k)[0]
+            return self.interpret(self.logits(self.prepare(source)[None]), top_k=top_k)[0]
         results: list[Classification] = []
         for start in range(0, len(source), self._limit):
             pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
@@ -166,7 +167,7 @@ class Classifier(Pipeline):
 
     def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
         """Decode one image to what the network takes; see ``Preprocessing.__call__``."""
-        return self.preprocessing(source)
+        return self.preprocessing(source, channel_order=self.channel_order)
 
     def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[Classification | KrlError]:
         """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
@@ -230,7 +231,7 @@ class Classifier(Pipeline):
         pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)
         for row, index in enumerate(chosen):
             try:
-                pixels[row] = self.preprocessing(sources[index])
+                pixels[row] = self.prepare(sources[index])
             except ImageError as error:
                 raise ImageError(f"item {index} of {len(sources)}: {error}") from error
         return pixels

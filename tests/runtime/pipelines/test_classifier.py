@@ -158,6 +158,38 @@ def test_every_kind_of_source_gives_the_same_answer(model: Classifier, images: l
             assert np.array_equal(answer.logits, expected.logits)
 
 
+@pytest.mark.parametrize("size", [(12, 10), (31, 45)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_arrays_of_opencv_are_the_flipped_ones(bundle: Bundle, size: tuple[int, int], channels: int):
+    """Of the network's size, which numpy copies, and of others, which Pillow copies; also parts of frames."""
+    rgb = np.random.default_rng(4).integers(0, 256, (*size, channels), np.uint8)
+    bgr = rgb[..., [2, 1, 0, 3][:channels]]
+    whole = np.zeros((size[0], size[1] + 6, channels), np.uint8)
+    whole[:, 2:-4] = bgr
+    with load(bundle.path) as model, load(bundle.path, channel_order="bgr") as other:
+        expected = model.prepare(rgb)
+        for frame in (bgr, np.ascontiguousarray(bgr), whole[:, 2:-4]):
+            made = other.prepare(frame)
+            assert (made == expected).all()
+            assert made.flags.c_contiguous
+            assert (other(frame).logits == model(rgb).logits).all()
+        (result,) = other(bgr[None]) if channels == 3 else other([bgr])
+        assert (result.logits == model(rgb).logits).all()
+
+
+def test_files_pillow_images_and_gray_arrays_have_no_order(bundle: Bundle, images: list[Path]):
+    gray = noise(1)[0, ..., 0]
+    sources = [images[0], images[0].read_bytes(), Image.fromarray(noise(1)[0]), gray, gray[..., None]]
+    with load(bundle.path) as model, load(bundle.path, channel_order="bgr") as other:
+        for source in sources:
+            assert (model.prepare(source) == other.prepare(source)).all()
+
+
+def test_an_order_that_is_none(bundle: Bundle):
+    with pytest.raises(UsageError, match="channel_order is 'BGR'; accepted: rgb, or bgr for arrays of OpenCV"):
+        load(bundle.path, channel_order="BGR")  # type: ignore[call-overload]
+
+
 def test_lists_tuples_and_arrays_of_images(model: Classifier, images: list[Path]):
     alone = [model(image) for image in images]
     assert model(images) == alone
