@@ -15,7 +15,7 @@ from krl_deploy.calibration.lint import check_classes, check_images
 from krl_deploy.data.folders import choose_disjoint, choose_two
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import output_kind
+from krl_runtime.bundle.output_kind import least_score, output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions
@@ -140,7 +140,8 @@ class Classification(Task):
 
     def tally(self) -> PredictionTally:
         """Return an empty tally."""
-        return PredictionTally(output_kind(self.bundle.manifest.settings))
+        settings = self.bundle.manifest.settings
+        return PredictionTally(output_kind(settings), least_score(settings))
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
@@ -189,8 +190,9 @@ class Classification(Task):
     def remark(self, count: int, scores: Mapping[str, PredictionScore]) -> str:
         """Return the resolution of the images, and the recall of classes; see ``Task.remark``."""
         reference, *_ = scores.values()
+        refused = _refused(scores)
         if reference.top1 is None:
-            return f"{count} images without labels; one is worth {100 / count:.2g} points of agreement"
+            return f"{count} images without labels; one is worth {100 / count:.2g} points of agreement{refused}"
         image, error = resolution(reference.top1, count)
         finer = f"; --max-drop {self.accepted:g} is finer than that" if self.accepted < image else ""
         rows = self._recalls(scores)
@@ -201,7 +203,7 @@ class Classification(Task):
         shown = table((which, "images", *scores), cells)
         return (
             f"{count} images; one image is worth {image:.2g} points, one standard error of top-1 is {error:.2g} points"
-            f"{finer}\n{shown}{absent}"
+            f"{finer}{refused}\n{shown}{absent}"
         )
 
     def _recalls(self, scores: Mapping[str, PredictionScore]) -> list[tuple[Any, ...]]:
@@ -223,6 +225,13 @@ class Classification(Task):
             )
             for position in positions
         ]
+
+
+def _refused(scores: Mapping[str, PredictionScore]) -> str:
+    """Return a line with the share of images that are none of the classes to each file; nothing if none refuses."""
+    shares = {name: score.refused for name, score in scores.items() if score.refused is not None}
+    shown = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    return f"\nnone of these: {shown} of the images" if shown else ""
 
 
 def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

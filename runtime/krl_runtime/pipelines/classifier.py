@@ -12,7 +12,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import THRESHOLD, is_multi_label, output_kind, scores_of
+from krl_runtime.bundle.output_kind import THRESHOLD, is_known, is_multi_label, least_score, output_kind, scores_of
 from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
 from .base import Pipeline
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Classification", "Classifier"]
 
+_NONE = "none of these"  # the prediction of an image that shows none of the classes
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -40,6 +42,8 @@ class Classification:
         logits: The network's outputs ``[classes]``, float32, in the order of the labels; the bundle's ``output_kind``
             says whether they are logits or scores.
         present: Of a multi-label model all labels with a score above 0.5, the best first; ``None`` of any other.
+        known: Whether the image shows one of the classes: ``score`` reaches the threshold that was calibrated for the
+            bundle. Always true of a bundle without one. Where it is false, ``label`` still is the most probable class.
     """
 
     label: str
@@ -48,10 +52,19 @@ class Classification:
     top: tuple[tuple[str, float], ...]
     logits: npt.NDArray[np.float32] = field(repr=False, compare=False)
     present: tuple[str, ...] | None = None
+    known: bool = True
 
     def __str__(self) -> str:
         """Return the classes and their probabilities in one line, the best first."""
-        return ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        classes = ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        return classes if self.known else f"{_NONE} ({classes})"
+
+    @property
+    def prediction(self) -> str:
+        """The prediction for people: the label, ``"none of these"``, or all labels of a multi-label model."""
+        if self.present is not None:
+            return ", ".join(self.present) or "none"
+        return self.label if self.known else _NONE
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -60,6 +73,7 @@ class Classification:
             "index": self.index,
             "score": self.score,
             "top": [{"label": label, "score": score} for label, score in self.top],
+            "known": self.known,
             "logits": self.logits.tolist(),
             **({} if self.present is None else {"present": list(self.present)}),
         }
@@ -71,12 +85,14 @@ class Classifier(Pipeline):
     Attributes:
         labels: Class names in the order of the logits.
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
+        least_score: Score that the best class of a known image has at least; ``None`` if all images are known.
     """
 
     def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
         super().__init__(bundle, backend, channel_order=channel_order)
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
+        self.least_score = least_score(bundle.manifest.settings)
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
         self._limit = bundle.batch_limit
@@ -100,8 +116,9 @@ class Classifier(Pipeline):
             )
         try:
             output_kind(manifest.settings)
+            least_score(manifest.settings)
         except ValueError as error:
-            raise BundleError(f"bundle {bundle.path} is no classifier: {error}; import it again") from error
+            raise BundleError(f"bundle {bundle.path} is no classifier: {error}; make it again") from error
         batch = manifest.inputs[0].shape[0]
         if isinstance(batch, int) and batch != 1:
             raise BundleError(
@@ -225,7 +242,8 @@ class Classifier(Pipeline):
         if is_multi_label(self.output_kind):
             count = int((scores > THRESHOLD).sum())
             present = tuple(self.labels[index] for index in _largest(values, count)) if count else ()
-        return Classification(top[0][0], best[0], top[0][1], top, logits, present)
+        known = self.least_score is None or bool(is_known(self.output_kind, values, self.least_score))
+        return Classification(top[0][0], best[0], top[0][1], top, logits, present, known)
 
     def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
         pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)

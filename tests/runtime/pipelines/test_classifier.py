@@ -316,6 +316,47 @@ def test_closing_while_threads_are_calling(bundle: Bundle):
     assert "is closed" in outcomes[-1]
 
 
+# None of these.
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_none_of_these(tmp_path: Path, kind: str):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.6, "output_kind": kind})
+    scores = np.float32([[0.1, 0.59, 0.2, 0.11], [0.1, 0.61, 0.2, 0.09]])
+    with load(bundle.path) as model:
+        refused, known = model.interpret(scores if kind == "probabilities" else np.log(scores), top_k=2)
+    assert (refused.known, refused.label, refused.prediction) == (False, "dog", "none of these")
+    assert (known.known, known.label, known.prediction) == (True, "dog", "dog")
+    assert str(refused) == "none of these (dog 59.0%, frog 20.0%)"
+    assert str(known) == "dog 61.0%, frog 20.0%"
+    assert [item.to_dict()["known"] for item in (refused, known)] == [False, True]
+
+
+def test_a_score_of_exactly_the_threshold_is_known(tmp_path: Path):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.5, "output_kind": "probabilities"})
+    (result,) = load(bundle.path).interpret(np.float32([[0.5, 0.25, 0.25, 0]]))
+    assert result.known
+
+
+def test_without_a_threshold_every_image_shows_a_class(model: Classifier):
+    (result,) = model.interpret(np.float32([[0, 0, 0, 0]]))
+    assert (result.known, result.prediction) == (True, "cat")
+
+
+@pytest.mark.parametrize("least", [0, 1.5, -0.1, "0.5", True, [0.5]])
+def test_thresholds_that_are_none(tmp_path: Path, least: object):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": least})
+    with pytest.raises(BundleError, match=r"is no classifier: least_score is .*; accepted: a number above 0, up to 1"):
+        load(bundle.path)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "sigmoid-logits"])
+def test_multi_label_models_have_none(tmp_path: Path, kind: str):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.5, "output_kind": kind})
+    with pytest.raises(BundleError, match="for a model whose images can have no label"):
+        load(bundle.path)
+
+
 # Bundles that are not for this pipeline.
 
 
