@@ -40,7 +40,7 @@ def export(config: ExportConfig) -> None:
 
 
 def _refusal(found: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return what was measured of the threshold of ``--none-of-these``."""
+    """Return the rows of a table about the threshold of ``--none-of-these``."""
     if found is None:
         return {}
     threshold = f"a score below {found['least']:.4g}: {found['refused']:.2%} of {found['images']} validation images"

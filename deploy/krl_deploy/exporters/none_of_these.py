@@ -107,7 +107,7 @@ def _measure_others(
     least: float,
     best: partial[npt.NDArray[np.float64]],
 ) -> dict[str, Any]:
-    """Return how well images of other classes are told from the known ones."""
+    """Return how well images of other classes are separated from the known ones."""
     data = open_data(folder, on_bad=config.on_bad_image)
     same = sorted(set(data.labels) & set(run.record.labels))
     if same:

@@ -220,7 +220,7 @@ class Preprocessing:
         decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width), order)
         image, box = decoded.image, self._box(*decoded.size, height, width)
         if image.size != (width, height) or box != (0, 0, *decoded.size):
-            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
+            image = _resized(image, (width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
         return image
 
     def _is_ready(self, source: ImageSource, height: int, width: int) -> TypeGuard[npt.NDArray[np.uint8]]:
@@ -250,7 +250,8 @@ class Preprocessing:
         cover = min(width * self.crop_fraction / self.width, height * self.crop_fraction / self.height)
         cover = min(cover, width / out_width, height / out_height)
         box_width, box_height = cover * out_width, cover * out_height
-        left, upper = (width - box_width) / 2, (height - box_height) / 2
+        # Rounding can make the box a little larger than the image.
+        left, upper = max(0.0, (width - box_width) / 2), max(0.0, (height - box_height) / 2)
         return (left, upper, min(left + box_width, width), min(upper + box_height, height))
 
 
@@ -276,6 +277,19 @@ def open_image(source: ImageSource, *, mode: str | None, channel_order: ChannelO
 
 _Box: TypeAlias = tuple[float, float, float, float]
 """Left, upper, right and lower side of a part of an image, in pixels."""
+
+
+def _resized(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling, box: _Box) -> Image.Image:
+    """Resize a part of an image: first its rows, then its columns, whatever the version of Pillow.
+
+    Each pass rounds to 8 bits, so that their order counts. Pillow 13 begins with the columns where the height shrinks
+    by more than twice as many pixels as the width; older versions never do.
+    """
+    width, height = size
+    if height < image.height and image.height - height > 2 * (image.width - width):
+        image = image.resize((width, image.height), filter_, (box[0], 0, box[2], image.height))
+        box = (0, box[1], width, box[3])
+    return image.resize(size, filter_, box)
 
 
 class _Decoded(NamedTuple):
