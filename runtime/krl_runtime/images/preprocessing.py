@@ -18,6 +18,7 @@ from krl_runtime.errors import ImageError, UsageError
 from . import jpeg
 from .formats import IMAGE_SUFFIXES, ImageSource, check_image, describe, open_header, orientation, translated
 from .modes import ChannelOrder, colors, convert, image_of
+from .resizing import resized
 from .work import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class Preprocessing:
         decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width), order)
         image, box = decoded.image, self._box(*decoded.size, height, width)
         if image.size != (width, height) or box != (0, 0, *decoded.size):
-            image = _resized(image, (width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
+            image = resized(image, (width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
         return image
 
     def _is_ready(self, source: ImageSource, height: int, width: int) -> TypeGuard[npt.NDArray[np.uint8]]:
@@ -277,19 +278,6 @@ def open_image(source: ImageSource, *, mode: str | None, channel_order: ChannelO
 
 _Box: TypeAlias = tuple[float, float, float, float]
 """Left, upper, right and lower side of a part of an image, in pixels."""
-
-
-def _resized(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling, box: _Box) -> Image.Image:
-    """Resize a part of an image: first its rows, then its columns, whatever the version of Pillow.
-
-    Each pass rounds to 8 bits, so that their order counts. Pillow 13 begins with the columns where the height shrinks
-    by more than twice as many pixels as the width; older versions never do.
-    """
-    width, height = size
-    if height < image.height and image.height - height > 2 * (image.width - width):
-        image = image.resize((width, image.height), filter_, (box[0], 0, box[2], image.height))
-        box = (0, box[1], width, box[3])
-    return image.resize(size, filter_, box)
 
 
 class _Decoded(NamedTuple):
