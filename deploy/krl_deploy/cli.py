@@ -32,10 +32,23 @@ def export(config: ExportConfig) -> None:
         "MACs": f"{found['macs']:,}",
         "file": f"{found['file_bytes'] / 2**20:.2f} MiB, opset {found['opset']}",
         "largest error": f"{parity['max_abs_error']:.3g} on {parity['inputs']} real inputs",
+        **_refusal(found.get("none_of_these")),
     }
     _print(result, table(("bundle", str(result.bundle)), facts.items()), config.json)
     data = "" if found["task"] == "generation" else f" --data {config.data or 'FOLDER'}"
     next_command(f"krl-deploy quantize {result.bundle}{data}")
+
+
+def _refusal(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the rows of a table about the threshold of ``--none-of-these``."""
+    if found is None:
+        return {}
+    threshold = f"a score below {found['least']:.4g}: {found['refused']:.2%} of {found['images']} validation images"
+    if "others" not in found:
+        return {"none of these": threshold}
+    others = found["others"]
+    measured = f"{others['refused']:.2%} of {others['images']} images, AUROC {others['auroc']:.4f}"
+    return {"none of these": threshold, f"of {others['data']}": measured}
 
 
 def import_onnx(config: ImportConfig) -> None:

@@ -13,6 +13,7 @@ import tyro
 from krl_runtime.cli.options import option_name
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage
+from krl_runtime.images.modes import ChannelOrder
 
 __all__ = ["CheckConfig", "Equalize", "ExportConfig", "Fp16Config", "ImportConfig", "Method", "QuantizeConfig"]
 
@@ -68,6 +69,11 @@ class ExportConfig:
     tolerance: float = 1e-4
     """Largest accepted difference from torch's logits, or from its images of 0 to 1. A larger rounding error of torch
     itself is accepted too."""
+    none_of_these: float | None = None
+    """For classifiers: let the model say that an image shows none of its classes. The threshold on the best score is
+    the one that refuses this share of the validation images, such as 0.05. Left out: every image has a class."""
+    others: Path | None = None
+    """With --none-of-these: folder of images of other classes, to measure how many of them are refused."""
     on_bad_image: OnBadImage = "refuse"
     """Files that are not readable images: refuse the folder, or name and skip them."""
     overwrite: bool = False
@@ -78,6 +84,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _check_counts(golden=self.golden)
+        if self.none_of_these is not None and not 0 < self.none_of_these < 1:
+            raise UsageError(f"--none-of-these is {self.none_of_these}; accepted: a share between 0 and 1, as 0.05")
+        if self.others is not None and self.none_of_these is None:
+            raise UsageError("--others measures the threshold of --none-of-these; give both, or leave it out")
         if not self.tolerance > 0:
             raise UsageError(f"--tolerance is {self.tolerance}; accepted: above 0")
 
@@ -326,10 +336,6 @@ class CheckConfig:
             raise UsageError("--time-limit is for --parser; give both, or leave it out")
         if self.time_limit is not None and not 0 < self.time_limit <= _LONGEST_WAIT:
             raise UsageError(f"--time-limit is {self.time_limit:g}; accepted: seconds, above 0, up to {_LONGEST_WAIT}")
-
-
-ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
-"""Order in which a model takes the channels of an image."""
 
 
 OutputRange: TypeAlias = Literal["symmetric", "0-1", "0-255"]

@@ -16,7 +16,7 @@ from krl_deploy.data.folders import choose_disjoint, choose_two
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.heads import further_heads
-from krl_runtime.bundle.output_kind import is_multi_label, output_kind
+from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreement
@@ -47,6 +47,7 @@ class Classification(Task):
         self.bundle, self.options = bundle, options
         self.heads = further_heads(bundle.manifest)
         self.kind = output_kind(bundle.manifest.settings)
+        self.least_score = least_score(bundle.manifest.settings)
         self.several = len(bundle.manifest.labels) if is_multi_label(self.kind) else None
         self.metric = tally_of(self.kind).score_type.METRIC_NAME
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
@@ -159,8 +160,8 @@ class Classification(Task):
     def tally(self) -> PredictionTally | HeadsTally:
         """Return an empty tally."""
         if self.heads:
-            return HeadsTally(self.kind, len(self.bundle.manifest.labels), self.heads)
-        return tally_of(self.kind)
+            return HeadsTally(self.kind, len(self.bundle.manifest.labels), self.heads, self.least_score)
+        return tally_of(self.kind, self.least_score)
 
     def verdict(self, precision: str, count: int, scores: Mapping[str, PredictionScore]) -> Verdict:
         """Return whether variants pass the gate; see ``Task.verdict``."""
@@ -215,7 +216,7 @@ class Classification(Task):
         reference, *_ = scores.values()
         if reference.drop is None or reference.quality is None:
             worth = f"{100 / count:.2g} points of agreement"
-            return f"{count} images without labels; one is worth {worth}{self._further(scores)}"
+            return f"{count} images without labels; one is worth {worth}{_refused(scores)}{self._further(scores)}"
         rows = self._rows(scores)
         missing = len(self.bundle.manifest.labels) - len(reference.classes)
         kind, column = ("classes", "recall") if self.several is None else ("labels", "F1 of label")
@@ -223,7 +224,8 @@ class Classification(Task):
         which = column if len(rows) == len(reference.classes) else f"{column}, largest drops"
         cells = [(name, number, *(f"{each:.1%}" for each in more)) for name, number, *more in rows]
         shown = table((which, "images", *scores), cells)
-        return f"{count} images; {self._resolution(reference, count)}\n{shown}{absent}{self._further(scores)}"
+        said = f"{self._resolution(reference, count)}{_refused(scores)}"
+        return f"{count} images; {said}\n{shown}{absent}{self._further(scores)}"
 
     def _further(self, scores: Mapping[str, PredictionScore]) -> str:
         """Return a line for each further head: how many of its predictions are those of FP32."""
@@ -264,6 +266,13 @@ class Classification(Task):
             )
             for position in positions
         ]
+
+
+def _refused(scores: Mapping[str, PredictionScore]) -> str:
+    """Return a line with the share of images that are none of the classes to each file; nothing if none refuses."""
+    shares = {name: score.refused for name, score in scores.items() if score.refused is not None}
+    shown = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    return f"\nnone of these: {shown} of the images" if shown else ""
 
 
 def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

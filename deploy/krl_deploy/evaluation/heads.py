@@ -12,6 +12,7 @@ import numpy.typing as npt
 from krl_deploy.data.arrays import apart
 from krl_runtime.bundle.heads import Head
 from krl_runtime.bundle.output_kind import OutputKind
+from krl_runtime.evaluation.labels import tally_of
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally
 
 __all__ = ["HeadsTally"]
@@ -24,10 +25,13 @@ class HeadsTally:
         kind: Meaning of the first head's outputs.
         classes: Number of its classes.
         further: The other heads.
+        least_score: Of the first head; see ``krl_runtime.bundle.output_kind.least_score``.
     """
 
-    def __init__(self, kind: OutputKind, classes: int, further: Sequence[Head]) -> None:
-        self.first = PredictionTally(kind)
+    def __init__(
+        self, kind: OutputKind, classes: int, further: Sequence[Head], least_score: float | None = None
+    ) -> None:
+        self.first = tally_of(kind, least_score)
         self.others = {head.name: PredictionTally() for head in further}
         self.widths = [classes, *(len(head.labels) for head in further)]
 

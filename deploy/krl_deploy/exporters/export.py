@@ -14,6 +14,7 @@ from krl_runtime.errors import UsageError, require
 from .classifier import plan_classifier
 from .conversion import source_of
 from .generator import plan_generator
+from .none_of_these import calibrate_refusal, check_refusal
 from .parity import check_parity, torch_outputs, without_rounding
 from .plan import ExportPlan
 from .restorer import plan_restorer
@@ -44,7 +45,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         RunError: The run cannot be used.
         ModelError: The network cannot be exported.
         DataError: There are no real inputs.
-        UsageError: ``tile`` does not fit the network.
+        UsageError: ``tile`` or ``none_of_these`` does not fit the network.
         BundleError: ``out`` exists, and ``overwrite`` is off.
     """
     require("torch", extra="train", purpose="exporting a run")
@@ -58,6 +59,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         raise UsageError(
             f"--tile is for restorers; {config.run} is of the task {record.task}, whose images have one size"
         )
+    check_refusal(config, run)
     plan = _PLANS[record.task](config, run)
     opset = opset_of(plan.model)
     if opset != config.opset:
@@ -66,9 +68,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
     with without_rounding(plan.network):
         expected = torch_outputs(plan.network, plan.inputs)
         parity = check_parity(data, plan, expected, config.tolerance)
+    refusal = calibrate_refusal(config, run, data)
     evidence = {
         "parity": parity,
         **plan.evidence,
+        **({"none_of_these": refusal.evidence} if refusal else {}),
         "parameters": count_parameters(plan.network.get_submodule("backbone")),
         "macs": plan.macs,
         "file_bytes": len(data),
@@ -83,7 +87,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         source=source_of(run),
         task=record.task,
         labels=record.labels,
-        settings=plan.settings,
+        settings={**plan.settings, **(refusal.settings if refusal else {})},
         brought=plan.trained,
     )
     bundle = reference.write(config.out, evidence, overwrite=config.overwrite)

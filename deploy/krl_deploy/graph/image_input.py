@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from krl_deploy.config import ChannelOrder
 from krl_runtime.errors import ModelError, UsageError
+from krl_runtime.images.modes import ChannelOrder
 from krl_runtime.images.preprocessing import Preprocessing
 
 from .edit import GraphEditor, attribute

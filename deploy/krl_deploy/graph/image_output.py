@@ -12,8 +12,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from krl_deploy.config import ChannelOrder, OutputRange
+from krl_deploy.config import OutputRange
 from krl_runtime.errors import BackendError, ModelError, UsageError
+from krl_runtime.images.modes import ChannelOrder
 
 from .class_output import ENDS
 from .edit import GraphEditor, attribute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
@@ -11,10 +12,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "LEAST_SCORE",
     "OUTPUT_KIND",
     "THRESHOLD",
     "OutputKind",
+    "is_known",
     "is_multi_label",
+    "least_score",
     "margins",
     "output_kind",
     "predictions_of",
@@ -29,6 +33,9 @@ scores of classes of which one is right. ``"sigmoid"``: the scores of classes th
 
 OUTPUT_KIND: Final = "output_kind"
 """Name of the kind among a manifest's settings; where it is absent the outputs are logits."""
+
+LEAST_SCORE: Final = "least_score"
+"""Name, among a manifest's settings, of the score that the best class needs; an image below it shows none of them."""
 
 THRESHOLD: Final = 0.5
 """An image has each label of a multi-label model whose score is above this: more likely than not."""
@@ -55,6 +62,37 @@ def output_kind(settings: Mapping[str, Any]) -> OutputKind:
 def is_multi_label(kind: OutputKind) -> bool:
     """Return whether an image can have several labels, or none."""
     return kind in ("sigmoid", "sigmoid-logits")
+
+
+def least_score(settings: Mapping[str, Any]) -> float | None:
+    """Return the score that the best class needs; ``None`` where every image shows one of the classes.
+
+    Raises:
+        ValueError: It is not a number above 0, up to 1, or the model is multi-label, which can find no label anyway.
+
+    Example:
+        >>> least_score({}), least_score({"least_score": 0.7})
+        (None, 0.7)
+    """
+    least = settings.get(LEAST_SCORE)
+    if least is None:
+        return None
+    number = isinstance(least, int | float) and not isinstance(least, bool) and math.isfinite(least)
+    if not number or not 0 < least <= 1:
+        raise ValueError(f"{LEAST_SCORE} is {least!r}; accepted: a number above 0, up to 1")
+    if is_multi_label(output_kind(settings)):
+        raise ValueError(f"{LEAST_SCORE} is {least!r}, for a model whose images can have no label; accepted: nothing")
+    return float(least)
+
+
+def is_known(kind: OutputKind, outputs: npt.NDArray[Any], least: float) -> npt.NDArray[np.bool_]:
+    """Return of which images ``[N]`` the best class of outputs ``[N, classes]`` has at least a score.
+
+    Example:
+        >>> is_known("logits", np.float32([[0, 0], [4, 0]]), 0.6)
+        array([False,  True])
+    """
+    return np.asarray(scores_of(kind, outputs).max(axis=-1) >= least)
 
 
 def scores_of(kind: OutputKind, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -112,6 +112,8 @@ def _rows_table(rows: Sequence[Row], found: Evaluation) -> str:
     columns: dict[str, Callable[[Row], str | None]] = {
         "top-1": lambda row: _share(row, "top1"),
         "top-5": lambda row: _number(row, "top5", "{:.2%}"),
+        "none of these": lambda row: _number(row, "refused", "{:.2%}"),
+        "top-1 of the rest": lambda row: _number(row, "top1_of_known", "{:.2%}"),
         "PSNR in dB": lambda row: _number(row, "psnr", "{:.3f}"),
         "SSIM": lambda row: _number(row, "ssim", "{:.4f}"),
         f"drop in {found.unit}": lambda row: _drop(found, row),

@@ -179,9 +179,9 @@ def _classify(arguments: argparse.Namespace) -> None:
     rows = [
         (
             file,
-            answer.label if answer.present is None else ", ".join(answer.present) or "none",
+            answer.prediction,
             f"{answer.score:.1%}",
-            ", ".join(f"{label} {score:.1%}" for label, score in answer.top[1:]),
+            ", ".join(f"{label} {score:.1%}" for label, score in answer.top[answer.known :]),
             *(f"{other.label} {other.score:.1%}" for other in answer.others.values()),
         )
         for file, answer in answers.items()

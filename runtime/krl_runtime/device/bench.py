@@ -137,7 +137,7 @@ def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) 
     if isinstance(model, Classifier):
         classifier = model
         return {
-            "preprocess": lambda _: np.stack([classifier.preprocessing(image) for _ in range(batch)]),
+            "preprocess": lambda _: np.stack([classifier.prepare(image) for _ in range(batch)]),
             "inference": classifier.logits,
             "postprocess": classifier.interpret,
         }

@@ -44,8 +44,9 @@ class Row:
         metrics: The figures. Of classifiers ``count``, ``correct``, ``top1`` (0 to 1) and ``top1_standard_error``,
             ``top5`` (of more than five classes), ``drop`` (points of top-1 against the reference) and
             ``drop_standard_error``, ``agreement`` (share with the reference's prediction), ``snr_db``, ``recall`` by
-            class name and ``confusion`` (``[true][predicted]`` counts); of restorers ``psnr`` (dB), ``ssim``, ``drop``
-            (dB) and ``images``; of restorers and generators ``psnr_to_fp32`` (dB).
+            class name and ``confusion`` (``[true][predicted]`` counts), and of bundles that can say "none of these"
+            ``refused`` (share of images) and ``top1_of_known`` (of the others); of restorers ``psnr`` (dB), ``ssim``,
+            ``drop`` (dB) and ``images``; of restorers and generators ``psnr_to_fp32`` (dB).
         latency_ms: Median time of one call of the network with one input; ``None`` where it was not measured.
         size_bytes: Size of the file that runs.
         cause: Why it failed or is not available.

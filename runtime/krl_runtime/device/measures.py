@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from krl_runtime.backends.base import run_in_parts
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import output_kind, predictions_of
+from krl_runtime.bundle.output_kind import least_score, output_kind, predictions_of
 from krl_runtime.errors import DataError, ImageError, UsageError
 from krl_runtime.evaluation.predictions import PredictionTally, better_than_chance
 from krl_runtime.files import sha256_bytes
@@ -110,7 +110,7 @@ class ClassifierMeasure:
     def __init__(self, bundle: Bundle, folder: ImageFolder, images: Sequence[ImageFile], on_bad: OnBadImage) -> None:
         manifest = bundle.manifest
         self.labels = manifest.labels
-        self.kind = output_kind(manifest.settings)
+        self.kind, self.least_score = output_kind(manifest.settings), least_score(manifest.settings)
         self.preprocessing = manifest.preprocessing
         self.images, self.on_bad = with_label_indices(images, folder, self.labels), on_bad
         self.name = folder.root.name
@@ -135,7 +135,7 @@ class ClassifierMeasure:
 
     def figures(self, model: Classifier, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
         """Return top-1 and the rest; see ``Measure``."""
-        tally, every = PredictionTally(self.kind), []
+        tally, every = PredictionTally(self.kind, self.least_score), []
         confusion = np.zeros((len(self.labels),) * 2, np.int64)
         in_top = 0
         for number, (pixels, truth) in enumerate(self._batches(description)):
@@ -150,6 +150,8 @@ class ClassifierMeasure:
         score = tally.score()
         count = tally.count
         found: dict[str, Any] = {"count": count, "agreement": score.agreement, "snr_db": score.snr_db}
+        if score.refused is not None:
+            found |= {"refused": score.refused, "top1_of_known": score.top1_of_known}
         if score.top1 is None:
             return found, every
         better = (score.top1 * count + 1) / (count + 2)  # Agresti and Coull: a share of 1 has an error as well

@@ -250,6 +250,6 @@ def _counts(index: int, has: Array, gets: Array, got: Array) -> ClassCounts:
     )
 
 
-def tally_of(kind: OutputKind) -> PredictionTally:
-    """Return an empty tally for outputs of a kind."""
-    return LabelTally(kind) if is_multi_label(kind) else PredictionTally(kind)
+def tally_of(kind: OutputKind, least_score: float | None = None) -> PredictionTally:
+    """Return an empty tally for outputs of a kind, and a least score of known images, which several labels have not."""
+    return LabelTally(kind) if is_multi_label(kind) else PredictionTally(kind, least_score)

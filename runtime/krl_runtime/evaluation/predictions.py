@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.bundle.output_kind import OutputKind, is_multi_label, margins, predictions_of, same
+from krl_runtime.bundle.output_kind import OutputKind, is_known, is_multi_label, margins, predictions_of, same
 
 __all__ = [
     "ClassCounts",
@@ -69,6 +69,8 @@ class PredictionScore:
         classes: The classes that have images, in their order; empty without labels.
         further: Of a model with further heads, the share of images with the reference's prediction, for each by its
             name. ``snr_db`` is then the smallest of all heads, ``max_error`` the largest.
+        refused: Share of images, 0 to 1, that are none of the classes to the variant; ``None`` if it refuses none.
+        top1_of_known: Share of right predictions among the others; ``None`` without labels, or if all are refused.
     """
 
     top1: float | None
@@ -79,6 +81,8 @@ class PredictionScore:
     max_error: float
     classes: tuple[ClassCounts, ...] = ()
     further: Mapping[str, float] = field(default_factory=dict, hash=False)
+    refused: float | None = None
+    top1_of_known: float | None = None
 
     HEADER: ClassVar[tuple[str, ...]] = ("top-1", "drop in points", "agreement", "SNR in dB", "largest logit error")
     METRIC: ClassVar[str] = "top1"
@@ -99,7 +103,8 @@ class PredictionScore:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score as plain JSON types, without the classes; those of many classes would fill a page."""
-        hidden = ("classes",) if self.further else ("classes", "further")
+        refused = ("refused", "top1_of_known") if self.refused is None else ()
+        hidden = {"classes", *(() if self.further else ("further",)), *refused}
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def share_of(self, position: int) -> float:
@@ -122,12 +127,14 @@ class PredictionTally:
 
     Args:
         kind: Meaning of the outputs.
+        least_score: See ``krl_runtime.bundle.output_kind.least_score``.
     """
 
     score_type: ClassVar[type[PredictionScore]] = PredictionScore
 
-    def __init__(self, kind: OutputKind = "logits") -> None:
-        self.kind = kind
+    def __init__(self, kind: OutputKind = "logits", least_score: float | None = None) -> None:
+        self.kind, self.least_score = kind, least_score
+        self.known, self.known_right = 0, 0
         self.count, self.same, self.error, self.labeled = 0, 0, 0.0, True
         self.signal, self.noise = 0.0, 0.0
         self.classes: npt.NDArray[np.int64] = np.zeros((0, 4), np.int64)
@@ -150,6 +157,10 @@ class PredictionTally:
         self.signal += float(np.square(self._centered(signal)).sum())
         self.noise += float(np.square(self._centered(margins(self.kind, outputs) - signal)).sum())
         self.labeled = self.labeled and truth is not None and bool((truth >= 0).all())
+        if self.least_score is not None:
+            accepted = is_known(self.kind, outputs, self.least_score)
+            self.known += int(accepted.sum())
+            self.known_right += int((accepted & (predictions == truth)).sum()) if self.labeled else 0
         if self.labeled:
             assert truth is not None  # noqa: S101  for the type checker
             right, known = predictions == truth, expected == truth
@@ -166,14 +177,26 @@ class PredictionTally:
     def score(self) -> PredictionScore:
         """Return the score of all batches."""
         agreement, snr = self.same / self.count, snr_db(self.signal, self.noise)
+        refused = None if self.least_score is None else 1 - self.known / self.count
         if not self.labeled:
-            return PredictionScore(None, None, None, agreement, snr, self.error)
+            return PredictionScore(None, None, None, agreement, snr, self.error, refused=refused)
         _, right, lost, gained = (int(total) for total in self.classes.sum(axis=0))
         classes = tuple(ClassCounts(index, *map(int, row)) for index, row in enumerate(self.classes) if row[0])
         variance = (lost + gained - (lost - gained) ** 2 / self.count) / max(1, self.count - 1)
         error = 100 * math.sqrt(max(0.0, variance) / self.count)
         drop = 100 * (lost - gained) / self.count
-        return PredictionScore(right / self.count, drop, error, agreement, snr, self.error, classes)
+        of_known = self.known_right / self.known if self.known else None
+        return PredictionScore(
+            right / self.count,
+            drop,
+            error,
+            agreement,
+            snr,
+            self.error,
+            classes,
+            refused=refused,
+            top1_of_known=of_known,
+        )
 
 
 def drop_cell(drop: float | None, error: float | None, digits: int) -> str | None:

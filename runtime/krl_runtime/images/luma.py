@@ -16,6 +16,8 @@ from PIL import Image
 
 from krl_runtime.errors import UsageError
 
+from .resizing import resized
+
 __all__ = [
     "chroma",
     "colored",
@@ -150,7 +152,7 @@ def resize(
         float32 ``[height, width]``, neither rounded nor clipped.
     """
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
+    return np.asarray(resized(image, (width, height), Image.Resampling.BICUBIC, box))
 
 
 def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -182,9 +184,8 @@ def degrade(image: npt.NDArray[np.uint8], scale: int) -> tuple[npt.NDArray[np.ui
     truth = image[: height - height % scale, : width - width % scale]
     if scale == 1:
         return truth, truth
-    small = Image.fromarray(np.ascontiguousarray(truth)).resize(
-        (truth.shape[1] // scale, truth.shape[0] // scale), Image.Resampling.BICUBIC
-    )
+    size = (truth.shape[1] // scale, truth.shape[0] // scale)
+    small = resized(Image.fromarray(np.ascontiguousarray(truth)), size, Image.Resampling.BICUBIC)
     return np.asarray(small), truth
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL import ImageFile
 
-__all__ = ["color_profile", "convert", "match_transparency"]
+__all__ = ["ChannelOrder", "color_profile", "colors", "convert", "image_of", "match_transparency"]
+
+ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
+"""Order of the colors in an array: red first, or blue first, as OpenCV has them. Alpha is always the last."""
 
 _MAX_PROFILE: Final = 2**22  # bytes; profiles of printers have up to 3 MB
 _SPACES: Final = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
+_BGR: Final = {3: ("RGB", "BGR"), 4: ("RGBA", "BGRA")}  # by channels: Pillow's mode, and its name of the array's order
 _LEVELS: Final = {"L;2": 85, "L;4": 17}  # from the levels of 2 and 4 bits to those of 8
 
 
@@ -29,6 +34,30 @@ def match_transparency(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = key * _LEVELS[raw]
     elif isinstance(key, tuple) and raw == "RGB;16B":
         image.info["transparency"] = tuple(level >> 8 for level in key)
+
+
+def colors(pixels: npt.NDArray[np.uint8], order: ChannelOrder) -> npt.NDArray[np.uint8]:
+    """Return a view of the colors of pixels ``[H, W, channels]``, red first, without alpha.
+
+    Example:
+        >>> colors(np.uint8([[[1, 2, 3, 4]]]), "bgr").tolist(), colors(np.uint8([[[7, 9]]]), "bgr").tolist()
+        ([[[3, 2, 1]]], [[[7]]])
+    """
+    count = pixels.shape[2] - (pixels.shape[2] in (2, 4))
+    return pixels[..., :count] if order == "rgb" else pixels[..., count - 1 :: -1]
+
+
+def image_of(pixels: npt.NDArray[np.uint8], order: ChannelOrder) -> Image.Image:
+    """Return a Pillow image of pixels ``[H, W]`` or ``[H, W, 1 to 4]``.
+
+    Pillow copies the pixels in any case, and exchanges red and blue meanwhile.
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if order == "bgr" and channels in _BGR:
+        mode, raw = _BGR[channels]
+        size = (pixels.shape[1], pixels.shape[0])
+        return Image.frombuffer(mode, size, np.ascontiguousarray(pixels), "raw", raw, 0, 1)
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and channels == 1 else pixels)
 
 
 def convert(image: Image.Image, mode: str | None) -> Image.Image:

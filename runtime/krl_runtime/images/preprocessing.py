@@ -17,7 +17,8 @@ from krl_runtime.errors import ImageError, UsageError
 
 from . import jpeg
 from .formats import IMAGE_SUFFIXES, ImageSource, check_image, describe, open_header, orientation, translated
-from .modes import convert
+from .modes import ChannelOrder, colors, convert, image_of
+from .resizing import resized
 from .work import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -167,13 +168,16 @@ class Preprocessing:
         except (TypeError, ValueError) as error:
             raise UsageError(f"preprocessing: {error}") from error
 
-    def __call__(self, source: ImageSource, *, margin: int = 0) -> npt.NDArray[np.uint8]:
+    def __call__(
+        self, source: ImageSource, *, margin: int = 0, channel_order: ChannelOrder = "rgb"
+    ) -> npt.NDArray[np.uint8]:
         """Decode, turn upright, convert, resize and crop one image.
 
         Args:
             source: The image; see ``ImageSource``.
             margin: Extra pixels to keep on every side, beyond the center crop where the image has them
                 (training crops at random from the larger result). Zero for everything but training.
+            channel_order: Order of the colors, if the image is an array.
 
         Returns:
             A C-contiguous array ``[channels, height + 2 * margin, width + 2 * margin]`` of uint8.
@@ -183,8 +187,9 @@ class Preprocessing:
         """
         size = self._padded_size(margin)
         if self._is_ready(source, *size):
-            return np.array(source.transpose(2, 0, 1), order="C")  # Pillow would only copy it to and fro
-        image = self._scaled(source, *size)
+            # Pillow would only copy it to and fro.
+            return np.array(colors(source, channel_order).transpose(2, 0, 1), order="C")
+        image = self._scaled(source, *size, channel_order)
         planes = bytearray().join([image.tobytes("raw", band) for band in self.mode])
         return np.frombuffer(planes, np.uint8).reshape(self.channels, *size)
 
@@ -211,12 +216,12 @@ class Preprocessing:
         """Return height and width of what is read with a margin."""
         return self.height + 2 * margin, self.width + 2 * margin
 
-    def _scaled(self, source: ImageSource, height: int, width: int) -> Image.Image:
+    def _scaled(self, source: ImageSource, height: int, width: int, order: ChannelOrder = "rgb") -> Image.Image:
         """Return the decoded part of an image that the output shows, in the output's size."""
-        decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width))
+        decoded = _open(source, self.mode, lambda w, h: self._jpeg_scale(w, h, height, width), order)
         image, box = decoded.image, self._box(*decoded.size, height, width)
         if image.size != (width, height) or box != (0, 0, *decoded.size):
-            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
+            image = resized(image, (width, height), _INTERPOLATIONS[self.interpolation], decoded.scaled(box))
         return image
 
     def _is_ready(self, source: ImageSource, height: int, width: int) -> TypeGuard[npt.NDArray[np.uint8]]:
@@ -246,11 +251,12 @@ class Preprocessing:
         cover = min(width * self.crop_fraction / self.width, height * self.crop_fraction / self.height)
         cover = min(cover, width / out_width, height / out_height)
         box_width, box_height = cover * out_width, cover * out_height
-        left, upper = (width - box_width) / 2, (height - box_height) / 2
+        # Rounding can make the box a little larger than the image.
+        left, upper = max(0.0, (width - box_width) / 2), max(0.0, (height - box_height) / 2)
         return (left, upper, min(left + box_width, width), min(upper + box_height, height))
 
 
-def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
+def open_image(source: ImageSource, *, mode: str | None, channel_order: ChannelOrder = "rgb") -> Image.Image:
     """Decode one image, turn it by its EXIF orientation, and convert its colors.
 
     Transparency is dropped, as in torchvision's loader, unless ``mode`` keeps it. 16-bit gray is scaled to 8 bits. An
@@ -259,6 +265,7 @@ def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
     Args:
         source: The image; see ``ImageSource``.
         mode: ``"L"`` or ``"RGB"``; ``None`` for the image's own one of ``"L"``, ``"LA"``, ``"RGB"`` and ``"RGBA"``.
+        channel_order: Order of the colors, if the image is an array.
 
     Returns:
         A fully decoded Pillow image in ``mode``.
@@ -266,7 +273,7 @@ def open_image(source: ImageSource, *, mode: str | None) -> Image.Image:
     Raises:
         ImageError: The image is truncated, not an image, too large, or of a type that is not accepted.
     """
-    return _open(source, mode).image
+    return _open(source, mode, order=channel_order).image
 
 
 _Box: TypeAlias = tuple[float, float, float, float]
@@ -296,12 +303,14 @@ _Shrink: TypeAlias = Callable[[int, int], int]
 """From the width and height of an upright image to the divisor for a JPEG decoder: 1, 2, 4 or 8."""
 
 
-def _open(source: ImageSource, mode: str | None, shrink: _Shrink | None = None) -> _Decoded:
+def _open(
+    source: ImageSource, mode: str | None, shrink: _Shrink | None = None, order: ChannelOrder = "rgb"
+) -> _Decoded:
     """Decode as ``open_image`` does, at a smaller scale if ``shrink`` allows it."""
     name = describe(source)
     with translated(name):
         if isinstance(source, np.ndarray):
-            return _finish(_from_array(source, name), mode, None)
+            return _finish(_from_array(source, name, order), mode, None)
         if isinstance(source, Image.Image):
             check_image(source, name)
             return _finish(source, mode, None)  # only an image that was opened here may be decoded otherwise
@@ -332,11 +341,11 @@ def _finish(image: Image.Image, mode: str | None, shrink: _Shrink | None) -> _De
     return _Decoded(convert(image, mode), size, scale, (begin[0], begin[1]))
 
 
-def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+def _from_array(array: npt.NDArray[Any], name: str, order: ChannelOrder) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
             f"{name} has dtype {array.dtype} and shape {list(array.shape)}; accepted: uint8 of shape [H, W], "
             "[H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA)"
         )
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+    return image_of(array, order)

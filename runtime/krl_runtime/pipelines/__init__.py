@@ -13,6 +13,7 @@ from krl_runtime.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from krl_runtime.backends.base import RunningBackend
+    from krl_runtime.images.modes import ChannelOrder
 
     from .classifier import Classification, Classifier
     from .generator import Generator
@@ -57,6 +58,7 @@ def load(
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
     build_batch: int = ...,
+    channel_order: ChannelOrder = ...,
 ) -> _Pipeline: ...
 @overload
 def load(
@@ -72,6 +74,7 @@ def load(
     build: Literal["background"] | None = ...,
     build_command: Sequence[str] | None = ...,
     build_batch: int = ...,
+    channel_order: ChannelOrder = ...,
 ) -> Any: ...
 
 
@@ -88,6 +91,7 @@ def load(
     build: Literal["background"] | None = None,
     build_command: Sequence[str] | None = None,
     build_batch: int = 1,
+    channel_order: ChannelOrder = "rgb",
 ) -> Any:
     """Load a bundle onto the best backend that this machine has.
 
@@ -116,6 +120,8 @@ def load(
         build_command: Command that builds the engine and registers it in the bundle; by default
             ``krl-deploy build-engine``.
         build_batch: Largest batch of the engine that is built in the background, 1 or more; larger ones run in parts.
+        channel_order: Order of the colors in arrays: ``"rgb"``, or ``"bgr"`` for those of OpenCV. It holds for arrays
+            that the model is given, and for the ``pixels`` of images that it makes. Files and Pillow images have none.
 
     Returns:
         The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
@@ -138,6 +144,8 @@ def load(
         raise UsageError(f"device is {device}; accepted: the number of a GPU, 0 or more")
     if build_batch < 1:
         raise UsageError(f"build_batch is {build_batch}; accepted: 1 or more")
+    if channel_order not in ("rgb", "bgr"):
+        raise UsageError(f"channel_order is {channel_order!r}; accepted: rgb, or bgr for arrays of OpenCV")
     bundle = Bundle.open(path, trust=_paths(trust))
     task, found = bundle.manifest.task, pipeline_of(bundle)
     if pipeline not in (None, found):
@@ -153,7 +161,7 @@ def load(
     log = logging.getLogger("krl")
     log.info("%s: %s", bundle.manifest.name, chosen.summary or chosen.reason)
     log.debug("%s: %s", bundle.manifest.name, running.reason)
-    return found(bundle, running)
+    return found(bundle, running, channel_order=channel_order)
 
 
 def pipeline_of(bundle: Bundle) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.errors import KrlError
+    from krl_runtime.images.modes import ChannelOrder
     from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["BatchModel", "Pipeline"]
@@ -65,10 +66,12 @@ class Pipeline:
         bundle: What was loaded.
         preprocessing: Size and channels of the images that the network takes or makes.
         backend: What runs the network; ``backend.name``, ``backend.variant`` and ``backend.reason`` say where and why.
+        channel_order: Order of the colors in arrays, those that are given and those that are made.
     """
 
-    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
+    def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
         self.bundle = bundle
+        self.channel_order = channel_order
         self.preprocessing = bundle.manifest.preprocessing
         self.backend = backend
 

@@ -13,7 +13,15 @@ import numpy as np
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.heads import further_heads
-from krl_runtime.bundle.output_kind import THRESHOLD, OutputKind, is_multi_label, output_kind, scores_of
+from krl_runtime.bundle.output_kind import (
+    THRESHOLD,
+    OutputKind,
+    is_known,
+    is_multi_label,
+    least_score,
+    output_kind,
+    scores_of,
+)
 from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
 from .base import Pipeline
@@ -23,9 +31,12 @@ from .streams import StreamItem, Watch, stream
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from krl_runtime.images.modes import ChannelOrder
     from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["Classification", "Classifier"]
+
+_NONE = "none of these"  # the prediction of an image that shows none of the classes
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Classification:
             says whether they are logits or scores.
         present: Of a multi-label model all labels with a score above 0.5, the best first; ``None`` of any other.
         others: Of a model with further heads, the prediction of each by its name, as ``"source"``, from the same run.
+        known: Whether the image shows one of the classes: ``score`` reaches the threshold that was calibrated for the
+            bundle. Always true of a bundle without one. Where it is false, ``label`` still is the most probable class.
     """
 
     label: str
@@ -51,10 +64,20 @@ class Classification:
     present: tuple[str, ...] | None = None
     others: Mapping[str, Classification] = field(default_factory=dict, hash=False)
 
+    known: bool = True
+
     def __str__(self) -> str:
         """Return the classes and their probabilities in one line, the best first."""
-        own = ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        classes = ", ".join(f"{label} {score:.1%}" for label, score in self.top)
+        own = classes if self.known else f"{_NONE} ({classes})"
         return "; ".join([own, *(f"{name}: {other}" for name, other in self.others.items())])
+
+    @property
+    def prediction(self) -> str:
+        """The prediction for people: the label, ``"none of these"``, or all labels of a multi-label model."""
+        if self.present is not None:
+            return ", ".join(self.present) or "none"
+        return self.label if self.known else _NONE
 
     def to_dict(self, *, logits: bool = True) -> dict[str, Any]:
         """Return plain JSON types.
@@ -68,6 +91,7 @@ class Classification:
             "index": self.index,
             "score": self.score,
             "top": [{"label": label, "score": score} for label, score in self.top],
+            "known": self.known,
             **({"logits": self.logits.tolist()} if logits else {}),
             **({} if self.present is None else {"present": list(self.present)}),
             **({"others": others} if others else {}),
@@ -81,13 +105,15 @@ class Classifier(Pipeline):
         labels: Class names in the order of the logits.
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
         heads: Further outputs, each with its name and labels; see ``krl_runtime.bundle.heads``.
+        least_score: Score that the best class of a known image has at least; ``None`` if all images are known.
     """
 
-    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
-        super().__init__(bundle, backend)
+    def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
+        super().__init__(bundle, backend, channel_order=channel_order)
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
         self.heads = further_heads(bundle.manifest)
+        self.least_score = least_score(bundle.manifest.settings)
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
         self._limit = bundle.batch_limit
@@ -112,8 +138,9 @@ class Classifier(Pipeline):
         try:
             output_kind(manifest.settings)
             further_heads(manifest)
+            least_score(manifest.settings)
         except ValueError as error:
-            raise BundleError(f"bundle {bundle.path} is no classifier: {error}; import it again") from error
+            raise BundleError(f"bundle {bundle.path} is no classifier: {error}; make it again") from error
         batch = manifest.inputs[0].shape[0]
         if isinstance(batch, int) and batch != 1:
             raise BundleError(
@@ -131,8 +158,8 @@ class Classifier(Pipeline):
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
-                ``[H, W, C]`` (RGB). For several images a list or tuple of those, or an array of uint8
-                ``[N, H, W, C]``.
+                ``[H, W, C]`` (RGB or RGBA, unless ``load`` was given another ``channel_order``). For several images a
+                list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
             top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:
@@ -145,7 +172,7 @@ class Classifier(Pipeline):
             UsageError: ``top_k`` is less than 1.
         """
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret_outputs(self._run(self.preprocessing(source)[None]), top_k=top_k)[0]
+            return self.interpret_outputs(self._run(self.prepare(source)[None]), top_k=top_k)[0]
         results: list[Classification] = []
         for start in range(0, len(source), self._limit):
             pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
@@ -179,7 +206,7 @@ class Classifier(Pipeline):
 
     def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
         """Decode one image to what the network takes; see ``Preprocessing.__call__``."""
-        return self.preprocessing(source)
+        return self.preprocessing(source, channel_order=self.channel_order)
 
     def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[Classification | KrlError]:
         """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
@@ -243,10 +270,16 @@ class Classifier(Pipeline):
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
         if logits.ndim != 2 or logits.shape[1] != len(self.labels):
             raise UsageError(f"logits have shape {list(logits.shape)}; accepted: [batch, {len(self.labels)}]")
-        return [self._result(row, top_k, self.labels, self.output_kind) for row in logits]
+        least = self.least_score
+        return [self._result(row, top_k, self.labels, self.output_kind, least) for row in logits]
 
     def _result(
-        self, logits: npt.NDArray[np.float32], top_k: int, labels: Sequence[str], kind: OutputKind
+        self,
+        logits: npt.NDArray[np.float32],
+        top_k: int,
+        labels: Sequence[str],
+        kind: OutputKind,
+        least: float | None = None,
     ) -> Classification:
         values = logits.astype(np.float64)
         # Finite float32 numbers cannot overflow the sum in float64, and any other number makes it infinite or NaN.
@@ -262,13 +295,14 @@ class Classifier(Pipeline):
         if is_multi_label(kind):
             count = int((scores > THRESHOLD).sum())
             present = tuple(labels[index] for index in _largest(values, count)) if count else ()
-        return Classification(top[0][0], best[0], top[0][1], top, logits, present)
+        known = least is None or bool(is_known(kind, values, least))
+        return Classification(top[0][0], best[0], top[0][1], top, logits, present, known=known)
 
     def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
         pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)
         for row, index in enumerate(chosen):
             try:
-                pixels[row] = self.preprocessing(sources[index])
+                pixels[row] = self.prepare(sources[index])
             except ImageError as error:
                 raise ImageError(f"item {index} of {len(sources)}: {error}") from error
         return pixels

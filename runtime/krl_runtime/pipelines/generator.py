@@ -11,6 +11,7 @@ from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError, KrlError, ModelError, UsageError
 from krl_runtime.images.luma import to_uint8
+from krl_runtime.images.modes import colors
 
 from .base import Pipeline
 from .raster import Raster
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.conditions import Condition
+    from krl_runtime.images.modes import ChannelOrder
 
 __all__ = ["DISTRIBUTIONS", "Generator", "latents_of"]
 
@@ -72,8 +74,8 @@ class Generator(Pipeline):
         condition: Settings of the condition that images are made for; ``None`` without conditions.
     """
 
-    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
-        super().__init__(bundle, backend)
+    def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
+        super().__init__(bundle, backend, channel_order=channel_order)
         settings = bundle.manifest.settings
         self.latent_size: int = settings["latent"]["size"]
         self.distribution: str = settings["latent"]["distribution"]
@@ -206,7 +208,12 @@ class Generator(Pipeline):
                 f"{self._where()} made numbers that are not finite, so there is no image; load another variant, and "
                 f"run krl-runtime selftest {self.bundle.path}"
             )
-        return [Raster(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in to_uint8(values)]
+        return [self._raster(pixels) for pixels in to_uint8(values)]
+
+    def _raster(self, pixels: npt.NDArray[np.uint8]) -> Raster:
+        """Return the image of pixels ``[channels, H, W]``."""
+        ordered = colors(pixels.transpose(1, 2, 0), self.channel_order)
+        return Raster(np.ascontiguousarray(ordered), channel_order=self.channel_order)
 
     def interpolate(
         self, first: int, last: int, steps: int, *, condition: Condition | Sequence[Condition] | None = None

@@ -12,6 +12,7 @@ import numpy as np
 
 from krl_runtime.errors import UsageError
 from krl_runtime.files import atomic_path
+from krl_runtime.images.modes import ChannelOrder, image_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,8 +29,9 @@ class Raster:
     """An image from a network.
 
     Attributes:
-        pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha.
+        pixels: uint8 ``[H, W, channels]``: gray, gray and alpha, RGB, or RGB and alpha, in ``channel_order``.
         icc_profile: The color profile of the pixels, which is written with them; ``None`` for sRGB, or unknown.
+        channel_order: Order of the colors in ``pixels``.
 
     Example:
         >>> image = Raster(np.zeros((2, 3, 4), np.uint8))
@@ -41,6 +43,7 @@ class Raster:
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
     icc_profile: bytes | None = field(default=None, repr=False)
+    channel_order: ChannelOrder = "rgb"
 
     @property
     def width(self) -> int:
@@ -60,9 +63,7 @@ class Raster:
     @property
     def image(self) -> Image.Image:
         """The image as a Pillow image."""
-        from PIL import Image
-
-        image = Image.fromarray(self.pixels[..., 0] if self.mode == "L" else self.pixels)
+        image = image_of(self.pixels, self.channel_order)
         if self.icc_profile is not None:
             image.info["icc_profile"] = self.icc_profile
         return image
@@ -93,6 +94,10 @@ class Raster:
         """Return size and mode."""
         return f"{self.width}x{self.height} {self.mode}"
 
+    def __repr__(self) -> str:
+        """Return size and mode, and not the pixels."""
+        return f"Raster({self})"
+
 
 def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) -> Raster:
     """Return images of one size side by side, row by row, on white.
@@ -103,7 +108,7 @@ def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) 
         gap: Pixels between images.
 
     Raises:
-        UsageError: There is no image, they differ in size or mode, or ``columns`` is less than 1.
+        UsageError: There is no image, they differ in size, mode or order of colors, or ``columns`` is less than 1.
 
     Example:
         >>> images = [Raster(np.zeros((8, 8, 1), np.uint8))] * 5
@@ -113,11 +118,12 @@ def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) 
         '40x8 L'
     """
     shapes = {image.pixels.shape for image in images}
+    orders = {image.channel_order for image in images}
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
-    if len(shapes) != 1 or columns < 1:
+    if len(shapes) != 1 or len(orders) != 1 or columns < 1:
         raise UsageError(
             f"{len(images)} images of {len(shapes)} sizes in {columns} columns make no grid; accepted: one or more "
-            "images of one size, 1 column or more"
+            "images of one size and one order of colors, 1 column or more"
         )
     height, width, channels = shapes.pop()
     columns = min(columns, len(images))
@@ -126,4 +132,4 @@ def grid(images: Sequence[Raster], columns: int | None = None, *, gap: int = 2) 
     for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         whole[top : top + height, left : left + width] = image.pixels
-    return Raster(whole)
+    return Raster(whole, channel_order=orders.pop())

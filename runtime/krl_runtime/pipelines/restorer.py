@@ -13,7 +13,7 @@ from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BackendError, BundleError, ImageError, ModelError
 from krl_runtime.images import luma
-from krl_runtime.images.modes import color_profile
+from krl_runtime.images.modes import color_profile, colors
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.images.sides import LONGEST_SIDE, Sides, padded
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
+    from krl_runtime.images.modes import ChannelOrder
     from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["MAX_RESTORED", "Restorer", "longest_part"]
@@ -68,8 +69,8 @@ class Restorer(Pipeline):
             result is cropped.
     """
 
-    def __init__(self, bundle: Bundle, backend: RunningBackend) -> None:
-        super().__init__(bundle, backend)
+    def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
+        super().__init__(bundle, backend, channel_order=channel_order)
         settings = bundle.manifest.settings
         self.scale: int = settings["scale"]
         self.color: str = settings["color"]
@@ -117,7 +118,8 @@ class Restorer(Pipeline):
 
         Args:
             source: An image of any size: a path, encoded bytes, a binary file object, a Pillow image, or an array of
-                uint8 ``[H, W]`` or ``[H, W, C]`` (RGB or RGBA). For several images a list or tuple of those.
+                uint8 ``[H, W]`` or ``[H, W, C]`` (RGB or RGBA, unless ``load`` was given another ``channel_order``).
+                For several images a list or tuple of those.
 
         Returns:
             An image ``scale`` times as wide and high, with the channels of the given one, its transparency, and its
@@ -153,7 +155,7 @@ class Restorer(Pipeline):
 
     def _restored(self, source: ImageSource) -> Raster:
         """Open an image and restore it; a failure of the backend names it and its size."""
-        opened = open_image(source, mode=None)
+        opened = open_image(source, mode=None, channel_order=self.channel_order)
         try:
             return self._restore(opened)
         except BackendError as error:
@@ -170,19 +172,20 @@ class Restorer(Pipeline):
                 f"an image of {width}x{height} pixels would have more than {MAX_RESTORED} when it is {self.scale} "
                 "times as large; make it smaller first, or restore parts of it"
             )
-        colors = bands - (bands in (2, 4))
+        given = colors(image, "rgb")
         whole = np.empty((height * self.scale, width * self.scale, bands), np.uint8)
+        made = colors(whole, self.channel_order)
         if self.color == "gray":
-            for band in range(colors):
-                for rows, columns, part in self._parts(image[None, :, :, band]):
-                    whole[self._scaled(rows), self._scaled(columns), band] = luma.to_uint8(part[0])
+            for band in range(given.shape[2]):
+                for rows, columns, part in self._parts(given[None, :, :, band]):
+                    made[self._scaled(rows), self._scaled(columns), band] = luma.to_uint8(part[0])
         else:
-            for rows, columns, part in self._parts(self._network_input(image[..., :colors])):
-                here = whole[self._scaled(rows), self._scaled(columns), :colors]
-                here[...] = self._colored(part, image[..., :colors], rows, columns)
-        if bands > colors:
+            for rows, columns, part in self._parts(self._network_input(given)):
+                here = made[self._scaled(rows), self._scaled(columns)]
+                here[...] = self._colored(part, given, rows, columns)
+        if bands > given.shape[2]:
             self._resize_band(image[..., -1], whole[..., -1])
-        return Raster(whole, color_profile(opened))
+        return Raster(whole, color_profile(opened), self.channel_order)
 
     def _network_input(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return uint8 ``[channels, H, W]``: luma, or red, green and blue, of an image ``[H, W, 1 or 3]``."""

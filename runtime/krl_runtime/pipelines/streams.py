@@ -40,6 +40,27 @@ class StreamItem(Generic[_Result]):
     result: _Result | None
     error: ImageError | None = None
 
+    def __str__(self) -> str:
+        """Return the name or the size of the image, and its result or error, in one line."""
+        return " ".join(f"{_named(self.source)}: {self.result if self.error is None else self.error}".split())
+
+    def __repr__(self) -> str:
+        """Return the same as fields, without the pixels."""
+        return f"StreamItem({_named(self.source)!r}, {self.result!r}, {self.error!r})"
+
+
+def _named(source: object) -> str:
+    """Return the name of a source's file, or its size: an array or encoded bytes would fill pages."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{len(source)} bytes"
+    if (shape := getattr(source, "shape", None)) is not None:
+        return f"array {'x'.join(map(str, shape))}"
+    if isinstance(size := getattr(source, "size", None), tuple):
+        return f"image {'x'.join(map(str, size))}"
+    return str(getattr(source, "name", type(source).__name__))
+
 
 def stream(
     model: BatchModel[_Result],
@@ -167,6 +188,10 @@ class Watch(Generic[_Result]):
         with self._condition:
             self._ended, self._frame = True, _END
             self._condition.notify_all()
+
+    def __repr__(self) -> str:
+        """Return the model's name and the number of dropped frames."""
+        return f"Watch({self._model.bundle.manifest.name!r}, {self.dropped} dropped)"
 
     def __enter__(self) -> Watch[_Result]:
         """Return this."""

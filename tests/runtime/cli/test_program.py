@@ -86,12 +86,24 @@ def test_classify_prints_json(run, bundle: Bundle, images: list[Path]):
     assert answer["skipped"] == []
     (result,) = answer["results"]
     expected = load(bundle.path, variant="int8")(images[0], top_k=2)
-    assert list(result) == ["file", "label", "index", "score", "top"]
+    assert list(result) == ["file", "label", "index", "score", "top", "known"]
     assert (result["file"], result["label"], result["index"]) == (str(images[0]), expected.label, expected.index)
     assert result["score"] == pytest.approx(expected.score)
     assert [(item["label"], item["score"]) for item in result["top"]] == [
         (label, pytest.approx(score)) for label, score in expected.top
     ]
+
+
+def test_classify_says_none_of_these(run, tmp_path: Path, images: list[Path]):
+    path = write_bundle(tmp_path / "careful.krl", settings={"least_score": 1.0}).path
+    _, shown, _ = run("classify", path, images[0], "--top-k", 1)
+    with load(path) as model:
+        best = model(images[0])
+    (line,) = [line for line in shown.splitlines() if line.startswith(str(images[0]))]
+    assert "none of these" in line
+    assert line.rstrip().endswith(f"{best.label} {best.score:.1%}")
+    answer = json.loads(run("classify", path, images[0], "--json")[1])["results"][0]
+    assert (answer["known"], answer["label"]) == (False, best.label)
 
 
 def test_the_bundle_may_stand_anywhere(run, bundle: Bundle, images: list[Path]):

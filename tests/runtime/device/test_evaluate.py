@@ -65,6 +65,26 @@ def test_the_figures_are_those_of_numpy(bundle: Bundle, folder: Path) -> None:
     assert all(row.latency_ms is not None and row.latency_ms > 0 for row in found.rows)
 
 
+def test_images_that_are_none_of_the_classes_are_counted(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits, labels = expected(folder)
+    powers = np.exp(logits.astype(np.float64))
+    scores = (powers / powers.sum(1, keepdims=True)).max(1)
+    least = float(np.sort(scores)[9:11].mean())  # ten of forty
+    path = write_bundle(tmp_path / "careful.krl", settings={"least_score": least}).path
+    assert main(["evaluate", str(path), str(folder), "--backend", "cpu", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["rows"][0]["metrics"]
+    accepted = scores >= least
+    assert metrics["refused"] == pytest.approx(0.25)
+    assert metrics["top1_of_known"] == pytest.approx((logits.argmax(1) == labels)[accepted].mean())
+    assert metrics["top1"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert main(["evaluate", str(path), str(folder), "--backend", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "none of these  top-1 of the rest" in shown
+    assert "25.00%" in shown
+
+
 def test_top_5_is_that_of_numpy(tmp_path: Path) -> None:
     names = tuple("abcdefgh")
     bundle = write_bundle(tmp_path / "eight.krl", labels=names)

@@ -67,3 +67,12 @@ def test_borders():
     for border in (-1, 3):
         with pytest.raises(UsageError, match="cannot be cut off"):
             luma.crop_border(image, border)
+
+
+def test_tall_images_are_degraded_rows_first():
+    """As all versions of Pillow before 13 do it."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 30, 3), np.uint8)
+    rows = Image.fromarray(image).resize((10, 90), Image.Resampling.BICUBIC)
+    both = rows.resize((10, 30), Image.Resampling.BICUBIC)
+    small, _ = luma.degrade(image, 3)
+    assert (small == np.asarray(both)).all()

@@ -106,6 +106,30 @@ def test_scales_and_crops_like_the_reference(interpolation: str, resize: str, si
     assert np.abs(pixels - reference(image, spec)).max() <= allowed
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(65, 50), (33, 90), (177, 95), (94, 13), (341, 256)], ids=str)
+def test_rows_are_resized_before_columns(interpolation: str, size: tuple[int, int]):
+    """Pillow 13 begins with the columns of some images; each pass rounds, so pixels would depend on its version."""
+    image = Image.fromarray(noise(*size))
+    for spec in (Preprocessing(24, 24, interpolation=interpolation), Preprocessing(30, 7, interpolation=interpolation)):
+        left, upper, right, lower = spec._box(*image.size, spec.height, spec.width)
+        method = Image.Resampling[interpolation.upper()]
+        rows = image.resize((spec.width, image.height), method, (left, 0, right, image.height))
+        both = rows.resize((spec.width, spec.height), method, (0, upper, spec.width, lower))
+        assert (spec(image) == np.asarray(both).transpose(2, 0, 1)).all()
+
+
+def test_the_part_that_is_read_never_leaves_the_image():
+    """Of an image 29 pixels wide that is scaled to 28, rounding made the part wider than the image."""
+    for side in (28, 32, 49, 96, 224, 299):
+        spec = Preprocessing(side, side)
+        for width in range(1, 700):
+            left, upper, right, lower = spec._box(width, width + 100, side, side)
+            assert 0 <= left < right <= width
+            assert 0 <= upper < lower <= width + 100
+    assert Preprocessing(28, 28)(noise(129, 29)).shape == (3, 28, 28)
+
+
 def test_crop_equals_scaling_the_shorter_side_and_cutting_the_center():
     image = Image.fromarray(noise(48, 60))
     spec = Preprocessing(24, 24, crop_fraction=0.75)

@@ -158,6 +158,38 @@ def test_every_kind_of_source_gives_the_same_answer(model: Classifier, images: l
             assert np.array_equal(answer.logits, expected.logits)
 
 
+@pytest.mark.parametrize("size", [(12, 10), (31, 45)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_arrays_of_opencv_are_the_flipped_ones(bundle: Bundle, size: tuple[int, int], channels: int):
+    """Of the network's size, which numpy copies, and of others, which Pillow copies; also parts of frames."""
+    rgb = np.random.default_rng(4).integers(0, 256, (*size, channels), np.uint8)
+    bgr = rgb[..., [2, 1, 0, 3][:channels]]
+    whole = np.zeros((size[0], size[1] + 6, channels), np.uint8)
+    whole[:, 2:-4] = bgr
+    with load(bundle.path) as model, load(bundle.path, channel_order="bgr") as other:
+        expected = model.prepare(rgb)
+        for frame in (bgr, np.ascontiguousarray(bgr), whole[:, 2:-4]):
+            made = other.prepare(frame)
+            assert (made == expected).all()
+            assert made.flags.c_contiguous
+            assert (other(frame).logits == model(rgb).logits).all()
+        (result,) = other(bgr[None]) if channels == 3 else other([bgr])
+        assert (result.logits == model(rgb).logits).all()
+
+
+def test_files_pillow_images_and_gray_arrays_have_no_order(bundle: Bundle, images: list[Path]):
+    gray = noise(1)[0, ..., 0]
+    sources = [images[0], images[0].read_bytes(), Image.fromarray(noise(1)[0]), gray, gray[..., None]]
+    with load(bundle.path) as model, load(bundle.path, channel_order="bgr") as other:
+        for source in sources:
+            assert (model.prepare(source) == other.prepare(source)).all()
+
+
+def test_an_order_that_is_none(bundle: Bundle):
+    with pytest.raises(UsageError, match="channel_order is 'BGR'; accepted: rgb, or bgr for arrays of OpenCV"):
+        load(bundle.path, channel_order="BGR")  # type: ignore[call-overload]
+
+
 def test_lists_tuples_and_arrays_of_images(model: Classifier, images: list[Path]):
     alone = [model(image) for image in images]
     assert model(images) == alone
@@ -282,6 +314,47 @@ def test_closing_while_threads_are_calling(bundle: Bundle):
     assert all(outcome == expected or "is closed" in outcome for outcome in outcomes)
     assert outcomes[0] == expected
     assert "is closed" in outcomes[-1]
+
+
+# None of these.
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_none_of_these(tmp_path: Path, kind: str):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.6, "output_kind": kind})
+    scores = np.float32([[0.1, 0.59, 0.2, 0.11], [0.1, 0.61, 0.2, 0.09]])
+    with load(bundle.path) as model:
+        refused, known = model.interpret(scores if kind == "probabilities" else np.log(scores), top_k=2)
+    assert (refused.known, refused.label, refused.prediction) == (False, "dog", "none of these")
+    assert (known.known, known.label, known.prediction) == (True, "dog", "dog")
+    assert str(refused) == "none of these (dog 59.0%, frog 20.0%)"
+    assert str(known) == "dog 61.0%, frog 20.0%"
+    assert [item.to_dict()["known"] for item in (refused, known)] == [False, True]
+
+
+def test_a_score_of_exactly_the_threshold_is_known(tmp_path: Path):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.5, "output_kind": "probabilities"})
+    (result,) = load(bundle.path).interpret(np.float32([[0.5, 0.25, 0.25, 0]]))
+    assert result.known
+
+
+def test_without_a_threshold_every_image_shows_a_class(model: Classifier):
+    (result,) = model.interpret(np.float32([[0, 0, 0, 0]]))
+    assert (result.known, result.prediction) == (True, "cat")
+
+
+@pytest.mark.parametrize("least", [0, 1.5, -0.1, "0.5", True, [0.5]])
+def test_thresholds_that_are_none(tmp_path: Path, least: object):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": least})
+    with pytest.raises(BundleError, match=r"is no classifier: least_score is .*; accepted: a number above 0, up to 1"):
+        load(bundle.path)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "sigmoid-logits"])
+def test_multi_label_models_have_none(tmp_path: Path, kind: str):
+    bundle = write_bundle(tmp_path / "a.krl", settings={"least_score": 0.5, "output_kind": kind})
+    with pytest.raises(BundleError, match="for a model whose images can have no label"):
+        load(bundle.path)
 
 
 # Bundles that are not for this pipeline.

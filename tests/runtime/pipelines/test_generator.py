@@ -221,6 +221,29 @@ def test_grids():
             grid(images, columns)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_blue_first(tmp_path: Path, channels: int):
+    """Pixels are in the order that was asked for; files and Pillow's images are right all the same."""
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 4, channels), np.uint8)
+    bgr = rgb[..., [2, 1, 0, 3][:channels]] if channels > 2 else rgb
+    image = Raster(bgr, channel_order="bgr")
+    assert (np.asarray(image.image).reshape(rgb.shape) == rgb).all()
+    with Image.open(image.save(tmp_path / "a.png")) as saved:
+        assert (np.asarray(saved).reshape(rgb.shape) == rgb).all()
+    assert repr(image) == f"Raster(4x5 {image.mode})"
+    assert (np.asarray(grid([image], gap=0).image).reshape(rgb.shape) == rgb).all()
+    with pytest.raises(UsageError, match="one order of colors"):
+        grid([image, Raster(rgb)])
+
+
+def test_generated_pixels_blue_first(tmp_path: Path):
+    path = write_generator(tmp_path / "a.krl", channels=3).path
+    with load(path, Generator) as model, load(path, Generator, channel_order="bgr") as other:
+        for made, expected in zip(other.generate(3, seed=2), model.generate(3, seed=2), strict=True):
+            assert (made.pixels == expected.pixels[..., ::-1]).all()
+            assert made.pixels.flags.c_contiguous
+
+
 @pytest.mark.parametrize("name", ["a.png", "b.webp", "c.tif", "d.PNG"])
 def test_saving_loses_nothing(tmp_path: Path, name: str):
     image = Raster(np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8))

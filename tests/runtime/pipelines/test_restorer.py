@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from _helpers.bundles import npz, write_bundle
 from _helpers.image_nets import RADIUS, restorer_onnx, run_onnx, smooth, write_restorer
-from krl_runtime import BundleError, Classifier, Generator, ImageError, ModelError, Restorer, UsageError, load
+from krl_runtime import BundleError, Classifier, Generator, ImageError, ModelError, Raster, Restorer, UsageError, load
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.images import luma
 from krl_runtime.pipelines import restorer as module
@@ -102,6 +102,22 @@ def test_modes_are_kept(tmp_path: Path, color: str, mode: str):
     if kept.endswith("A"):
         alpha = luma.to_uint8(luma.resize(smooth(20, 30, seed=9).astype(np.float32), 40, 60))
         assert (answer.pixels[..., -1] == alpha).all()
+
+
+@pytest.mark.parametrize("color", ["y", "gray", "rgb"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_arrays_of_opencv(tmp_path: Path, color: str, mode: str):
+    """The result has the order of the array that was given; a file's result too."""
+    path = write_restorer(tmp_path / "a.krl", color=color).path
+    order = {"L": [0], "RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3]}[mode]
+    rgb = np.random.default_rng(3).integers(0, 256, (9, 14, len(order)), np.uint8)
+    file = Raster(rgb).save(tmp_path / "a.png")
+    with load(path, Restorer) as model, load(path, Restorer, channel_order="bgr") as other:
+        expected = model(rgb)
+        for made in (other(rgb[..., order]), other(file)):
+            assert (made.pixels == expected.pixels[..., order]).all()
+            assert made.pixels.flags.c_contiguous
+            assert (np.asarray(made.image) == np.asarray(expected.image)).all()
 
 
 def test_gray_networks_restore_each_color(tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from krl_runtime import BackendError, Bundle, Classifier, DataError, ImageError, UsageError, load
 
@@ -159,3 +160,39 @@ def test_closing_ends_the_iteration_of_another_thread(model: Classifier):
     thread.join(20)
     assert not thread.is_alive()
     assert found == []
+
+
+# In one line, and without arrays.
+
+
+def test_items_print_in_one_line(model: Classifier, images: list[Path]):
+    sources = [images[0], str(images[0]), images[0].read_bytes(), FRAMES[0], Image.fromarray(FRAMES[0]), b"no\nimage"]
+    items = list(model.stream(sources, top_k=2))
+    names = [str(images[0])] * 2 + [f"{len(sources[2])} bytes", "array 12x10x3", "image 10x12", "8 bytes"]
+    for item, name in zip(items, names, strict=True):
+        assert str(item) == f"{name}: {item.error or item.result}"
+        assert "\n" not in str(item) + repr(item)
+        assert repr(item).startswith(f"StreamItem({name!r}, ")
+        assert len(repr(item)) < 400
+    assert isinstance(items[-1].error, ImageError)
+    with images[0].open("rb") as file:
+        (item,) = model.stream([file])
+    assert str(item).startswith(f"{images[0]}: ")
+
+
+def test_a_watch_prints_what_it_dropped(model: Classifier):
+    with model.watch(iter(FRAMES[:1])) as results:
+        item = next(results)
+        assert str(item) == f"array 12x10x3: {item.result}"
+        assert repr(results) == "Watch('tiny', 0 dropped)"
+
+
+def test_frames_of_opencv(bundle: Bundle, model: Classifier):
+    """The colors of arrays alone are exchanged, in every way to give one."""
+    with load(bundle.path, threads=1, channel_order="bgr") as other:
+        frames = [np.ascontiguousarray(frame[..., ::-1]) for frame in FRAMES[:4]]
+        wanted = [model(frame) for frame in FRAMES[:4]]
+        assert [item.result for item in other.stream(frames)] == wanted
+        assert [item.result for item in other.watch(iter(frames[:1]))] == wanted[:1]
+        with other.batched() as batcher:
+            assert batcher(frames[1]) == wanted[1]

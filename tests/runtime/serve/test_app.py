@@ -121,7 +121,7 @@ def test_an_image(server, images: list[Path]):
     assert answer.status == 200
     result = answer.json()
     expected = server.model(images[0], top_k=2)
-    assert list(result) == ["label", "index", "score", "top", "model", "backend", "variant", "time_ms"]
+    assert list(result) == ["label", "index", "score", "top", "known", "model", "backend", "variant", "time_ms"]
     assert (result["label"], result["index"]) == (expected.label, expected.index)
     assert [(item["label"], item["score"]) for item in result["top"]] == [
         (label, pytest.approx(score)) for label, score in expected.top

@@ -1,0 +1,171 @@
+"""The threshold below which an image shows none of a classifier's classes, from validation images.
+
+The score is the largest softmax (Hendrycks and Gimpel, 2017, "A baseline for detecting misclassified and
+out-of-distribution examples"). It is what ``Classification.score`` has, so that people can follow the decision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krl_deploy.config import ExportConfig
+from krl_deploy.data.folders import choose_any
+from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph.session import open_cpu
+from krl_runtime.bundle.output_kind import LEAST_SCORE, scores_of
+from krl_runtime.errors import DataError, KrlError, UsageError
+from krl_runtime.images.labeled import decoded, open_data, some, unknown_classes
+
+from .plan import no_real_images
+
+if TYPE_CHECKING:
+    from krl_train.run import Run
+
+__all__ = ["Refusal", "calibrate_refusal", "check_refusal", "separation"]
+
+_log = logging.getLogger("krl")
+
+_MOST_IMAGES = 2000  # as krl-deploy quantize measures on: a share of 5 % has a standard error of half a point then
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A calibrated threshold.
+
+    Attributes:
+        settings: Settings of the manifest.
+        evidence: What was measured.
+    """
+
+    settings: dict[str, float]
+    evidence: dict[str, Any]
+
+
+def check_refusal(config: ExportConfig, run: Run) -> None:
+    """Refuse ``--none-of-these`` for a run that is no classifier of several classes.
+
+    Raises:
+        UsageError: It is none.
+    """
+    record = run.record
+    if config.none_of_these is None:
+        return
+    if record.task != "classification":
+        raise UsageError(f"--none-of-these is for classifiers; {config.run} is of the task {record.task}; leave it out")
+    if len(record.labels) < 2:
+        raise UsageError(f"--none-of-these needs 2 classes or more; {config.run} has {len(record.labels)}")
+
+
+def calibrate_refusal(config: ExportConfig, run: Run, model: bytes) -> Refusal | None:
+    """Choose the score that refuses a share of the validation images, and measure it; ``None`` if none is asked for.
+
+    Args:
+        config: Has the share, and the folders.
+        run: The run that is exported.
+        model: Its ONNX file.
+
+    Raises:
+        DataError: The images cannot be used, or are too few for the share.
+    """
+    share = config.none_of_these
+    if share is None:
+        return None
+    best = partial(_best_scores, open_cpu(model))
+    known = best(_validation(config, run))
+    count = math.floor(share * len(known) + 1e-9)  # 0.29 of 100 images are 29, and not 28.999…
+    if count < 1:
+        raise DataError(
+            f"--none-of-these {share:g} of {len(known)} validation images is less than one image; give at least "
+            f"{math.ceil(1 / share)} with --data FOLDER, or a larger share"
+        )
+    ordered = np.sort(known)
+    # Between two images, so that the rounding of another device refuses the same ones.
+    least = float((ordered[count - 1] + ordered[count]) / 2)
+    refused = float((known < least).mean())
+    if round(refused * len(known)) < count:
+        _log.warning("only %.2f%% instead of %.2f%% are refused: many scores are equal", 100 * refused, 100 * share)
+    evidence = {"score": "largest softmax", "asked": share, "refused": refused, "images": len(known), "least": least}
+    if config.others is not None:
+        evidence["others"] = _measure_others(config, run, config.others, known, least, best)
+    return Refusal({LEAST_SCORE: least}, evidence)
+
+
+def _measure_others(
+    config: ExportConfig,
+    run: Run,
+    folder: Path,
+    known: npt.NDArray[np.float64],
+    least: float,
+    best: partial[npt.NDArray[np.float64]],
+) -> dict[str, Any]:
+    """Return how well images of other classes are separated from the known ones."""
+    data = open_data(folder, on_bad=config.on_bad_image)
+    same = sorted(set(data.labels) & set(run.record.labels))
+    if same:
+        raise DataError(f"--others {folder} has classes of the model: {some(same)}; give images of other classes alone")
+    images = decoded(choose_any(data, _MOST_IMAGES), run.record.preprocessing, on_bad=config.on_bad_image)
+    others = best(pixels for pixels, _ in images)
+    recognized = float((others < least).mean())
+    return {
+        "data": data.root.name,
+        "images": len(others),
+        "refused": recognized,
+        "false_positive_rate": 1 - recognized,
+        "auroc": separation(known, others),
+    }
+
+
+def _best_scores(session: Any, batches: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
+    """Return the largest softmax of each image."""
+    parts = [scores_of("logits", outputs_of(session, pixels)).max(axis=1) for pixels in batches]
+    if not parts:
+        raise DataError("no image is left to calibrate --none-of-these on: none of the files can be decoded")
+    return np.concatenate(parts)
+
+
+def _validation(config: ExportConfig, run: Run) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield validation images ``[N, C, H, W]``: of ``--data``, else of the run's data."""
+    record = run.record
+    if config.data is None:
+        from krl_train.data import load_split
+
+        try:
+            pixels, _ = load_split(record, "val", _MOST_IMAGES)
+        except (KrlError, KeyError) as error:
+            raise no_real_images(run, error) from error
+        yield pixels
+        return
+    folder = open_data(config.data, on_bad=config.on_bad_image)
+    unknown = unknown_classes(folder, record.labels)
+    if unknown:
+        raise DataError(
+            f"--data {config.data} has classes that the model does not: {some(unknown)}; --none-of-these is calibrated "
+            "on the classes of the model; give those, and the others with --others"
+        )
+    if "val" not in folder.splits:
+        _log.warning("%s has no val split: if the model was trained on it, too few images will be refused", folder.root)
+    images = choose_any(folder, _MOST_IMAGES)
+    for pixels, _ in decoded(images, record.preprocessing, on_bad=config.on_bad_image):
+        yield pixels
+
+
+def separation(known: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
+    """Return the AUROC: the chance that a known image has a larger score than another one, ties counting half.
+
+    Example:
+        >>> separation(np.array([0.9, 0.8, 0.7]), np.array([0.7, 0.1]))
+        0.9166666666666666
+    """
+    ordered = np.sort(known)
+    above = len(known) - np.searchsorted(ordered, others, side="right")
+    equal = len(known) - np.searchsorted(ordered, others, side="left") - above
+    return float((above + 0.5 * equal).mean() / len(known))
