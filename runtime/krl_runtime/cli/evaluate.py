@@ -100,6 +100,8 @@ def _text(found: Evaluation) -> str:
     absent = {row.kind: row.cause.partition("; ")[0] for row in found.rows if row.state == "unavailable"}
     if absent:
         lines.append(f"not here: {', '.join(f'{kind} ({cause})' for kind, cause in absent.items())}")
+    if "labels" in first.metrics:
+        lines += ["", _labels_table(found)]
     if "recall" in first.metrics:
         lines += ["", _recall_table(found), *_confusions(found)]
     if "images" in first.metrics:
@@ -111,6 +113,8 @@ def _rows_table(rows: Sequence[Row], found: Evaluation) -> str:
     """Return a line for each variant on each backend, without the columns that nothing has."""
     columns: dict[str, Callable[[Row], str | None]] = {
         "top-1": lambda row: _share(row, "top1"),
+        "mAP": lambda row: _share(row, "map"),
+        "F1 macro": lambda row: _number(row, "f1_macro", "{:.3f}"),
         "top-5": lambda row: _number(row, "top5", "{:.2%}"),
         "none of these": lambda row: _number(row, "refused", "{:.2%}"),
         "top-1 of the rest": lambda row: _number(row, "top1_of_known", "{:.2%}"),
@@ -154,6 +158,19 @@ def _recall_table(found: Evaluation) -> str:
     cells = [(label, *(f"{row.metrics['recall'][label]:.1%}" for row in rows)) for label in labels[:_SHOWN]]
     text = table(("recall of class", *(f"{row.variant} {row.kind}" for row in rows)), cells)
     return text + (f"\nand {len(labels) - _SHOWN} classes with smaller drops" if len(labels) > _SHOWN else "")
+
+
+def _labels_table(found: Evaluation) -> str:
+    """Return the F1 of each label, one column for each row that was measured, the lowest first."""
+    rows = [row for row in found.rows if row.state == "measured"]
+    first = rows[0].metrics["labels"]
+    known = sorted((label for label in first if first[label]["images"]), key=lambda label: first[label]["f1"])
+    cells = [
+        (label, first[label]["images"], *(f"{row.metrics['labels'][label]['f1']:.1%}" for row in rows))
+        for label in known[:_SHOWN]
+    ]
+    text = table(("F1 of label", "images", *(f"{row.variant} {row.kind}" for row in rows)), cells)
+    return text + (f"\nand {len(known) - _SHOWN} labels with a higher F1" if len(known) > _SHOWN else "")
 
 
 def _confusions(found: Evaluation) -> Sequence[str]:

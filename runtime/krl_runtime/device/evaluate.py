@@ -42,7 +42,8 @@ class Row:
         kind: Kind of backend, as ``krl_runtime.load`` takes it.
         state: ``"measured"``, ``"failed"``, or ``"unavailable"`` if this machine has no such backend.
         metrics: The figures. Of classifiers ``count``, ``correct``, ``top1`` (0 to 1) and ``top1_standard_error``,
-            ``top5`` (of more than five classes), ``drop`` (points of top-1 against the reference) and
+            ``top5`` (of more than five classes), or of several labels ``map`` (0 to 1) with its error, ``f1_macro`` and
+            ``labels``; ``drop`` (points of top-1 or mAP against the reference) and
             ``drop_standard_error``, ``agreement`` (share with the reference's prediction), ``snr_db``, ``recall`` by
             class name and ``confusion`` (``[true][predicted]`` counts), and of bundles that can say "none of these"
             ``refused`` (share of images) and ``top1_of_known`` (of the others); of restorers ``psnr`` (dB), ``ssim``,
@@ -72,7 +73,7 @@ class Evaluation(Result):
         labels: Class names in the order of the confusion; empty where there are none.
         data: Name of the data.
         identity: Hash of the data.
-        unit: Of a drop: ``"points"`` of top-1, or ``"dB"`` of PSNR.
+        unit: Of a drop: ``"points"`` of top-1 or mAP, or ``"dB"`` of PSNR.
         reference: Variant and backend that the others are compared with; empty if FP32 was not measured.
         remark: What the data says nothing of; empty if there is nothing.
         device: Identity of the device.

@@ -13,13 +13,15 @@ import numpy.typing as npt
 
 from krl_runtime.backends.base import run_in_parts
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.output_kind import least_score, output_kind, predictions_of
+from krl_runtime.bundle.heads import further_heads
+from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind, predictions_of
 from krl_runtime.errors import DataError, ImageError, UsageError
-from krl_runtime.evaluation.predictions import PredictionTally, better_than_chance
+from krl_runtime.evaluation.labels import LabelScore, tally_of
+from krl_runtime.evaluation.predictions import PredictionScore
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, report_bad
 from krl_runtime.images.hashes import hash_files
-from krl_runtime.images.labeled import decoded, open_data, some, unknown_classes, with_label_indices
+from krl_runtime.images.labeled import decoded, open_data, some, truth_of, unknown_classes, with_label_indices
 from krl_runtime.images.luma import mean_psnr, psnr
 from krl_runtime.images.pairs import DEGRADATIONS, LARGEST_PSNR, inputs_of, read_planes, scored
 from krl_runtime.images.ssim import ssim
@@ -97,13 +99,13 @@ def measure_of(bundle: Bundle, data: Path | None, *, split: str, limit: int | No
     folder = open_data(data, on_bad=on_bad)
     wanted = ("val" if "val" in folder.splits else "all") if split == "auto" else split
     images = folder.split(wanted)
-    chosen = [images[index] for index in balanced([image.label for image in images], limit)]
+    chosen = [images[index] for index in balanced([image.group for image in images], limit)]
     kind = ClassifierMeasure if task == "classification" else RestorerMeasure
     return kind(bundle, folder, chosen, on_bad)
 
 
 class ClassifierMeasure:
-    """Images with labels: top-1, top-5, recall of each class and confusion; without labels agreement alone."""
+    """Images with labels: top-1, top-5, recall and confusion, or mAP and F1; without labels agreement alone."""
 
     unit = "points"
 
@@ -111,13 +113,14 @@ class ClassifierMeasure:
         manifest = bundle.manifest
         self.labels = manifest.labels
         self.kind, self.least_score = output_kind(manifest.settings), least_score(manifest.settings)
+        self.several = len(self.labels) if is_multi_label(self.kind) else None
         self.preprocessing = manifest.preprocessing
-        self.images, self.on_bad = with_label_indices(images, folder, self.labels), on_bad
+        self.images = with_label_indices(images, folder, self.labels, multi_label=self.several is not None)
+        self.on_bad = on_bad
         self.name = folder.root.name
         self.identity = _identity(self.images)
-        self.drops = bool(folder.labels) and all(image.label >= 0 for image in self.images)
-        unknown = unknown_classes(folder, self.labels)
-        self.remark = f"classes that the model does not have: {some(unknown)}" if unknown else ""
+        self.drops = bool(folder.labels) and bool((truth_of(self.images, self.several) >= 0).all())
+        self.remark = _remark(bundle, folder)
         self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []
         self._fits = len(images) * math.prod(self.preprocessing.shape) <= _KEPT_BYTES
 
@@ -127,46 +130,69 @@ class ClassifierMeasure:
             yield from progress(self._kept, description)
             return
         made = []
-        for batch in decoded(self.images, self.preprocessing, on_bad=self.on_bad, description=description):
+        for batch in decoded(
+            self.images, self.preprocessing, on_bad=self.on_bad, several=self.several, description=description
+        ):
             if self._fits:
                 made.append(batch)
             yield batch
         self._kept = made
 
     def figures(self, model: Classifier, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
-        """Return top-1 and the rest; see ``Measure``."""
-        tally, every = PredictionTally(self.kind, self.least_score), []
-        confusion = np.zeros((len(self.labels),) * 2, np.int64)
-        in_top = 0
+        """Return top-1 or mAP and the rest; see ``Measure``."""
+        tally, every, truths = tally_of(self.kind, self.least_score), [], []
         for number, (pixels, truth) in enumerate(self._batches(description)):
             logits = _logits(model, pixels)
             tally.add(logits, logits if reference is None else reference[number], truth)
             every.append(logits)
-            if self.drops:
-                np.add.at(confusion, (truth, predictions_of(logits)), 1)
-                in_top += _hits(logits, truth)
+            truths.append(truth)
         if not every:
             raise DataError("no image is left: none of the files can be decoded")
         score = tally.score()
-        count = tally.count
-        found: dict[str, Any] = {"count": count, "agreement": score.agreement, "snr_db": score.snr_db}
+        found: dict[str, Any] = {"count": tally.count, "agreement": score.agreement, "snr_db": score.snr_db}
         if score.refused is not None:
             found |= {"refused": score.refused, "top1_of_known": score.top1_of_known}
-        if score.top1 is None:
+        if score.drop is None:
             return found, every
-        better = (score.top1 * count + 1) / (count + 2)  # Agresti and Coull: a share of 1 has an error as well
-        found |= {
-            "correct": round(score.top1 * count),
-            "top1": score.top1,
+        found |= {"drop": score.drop, "drop_standard_error": score.drop_error}
+        if isinstance(score, LabelScore):
+            return {**found, **self._of_labels(score)}, every
+        return {**found, **self._of_classes(score, np.concatenate(every), np.concatenate(truths))}, every
+
+    def _of_classes(
+        self, score: PredictionScore, logits: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]
+    ) -> dict[str, Any]:
+        count, top1 = len(truth), score.top1 or 0.0
+        confusion = np.zeros((len(self.labels),) * 2, np.int64)
+        np.add.at(confusion, (truth, predictions_of(logits)), 1)
+        better = (top1 * count + 1) / (count + 2)  # Agresti and Coull: a share of 1 has an error as well
+        return {
+            "correct": round(top1 * count),
+            "top1": top1,
             "top1_standard_error": math.sqrt(better * (1 - better) / (count + 2)),
-            **({"top5": in_top / count} if len(self.labels) > _TOP else {}),
-            "drop": score.drop,
-            "drop_standard_error": score.drop_error,
+            **({"top5": _hits(logits, truth) / count} if len(self.labels) > _TOP else {}),
             "recall": {self.labels[item.index]: item.recall for item in score.classes},
             "confusion": confusion.tolist(),
-            "better_than_chance": better_than_chance(score.classes),
+            "better_than_chance": score.better_than_chance,
         }
-        return found, every
+
+    def _of_labels(self, score: LabelScore) -> dict[str, Any]:
+        return {
+            "map": score.map,
+            "map_standard_error": score.map_error,
+            "f1_macro": score.f1_macro,
+            "labels": {self.labels[item.index]: item.to_dict() for item in score.qualities},
+            "better_than_chance": score.better_than_chance,
+        }
+
+
+def _remark(bundle: Bundle, folder: ImageFolder) -> str:
+    """Return what labeled images say nothing of: classes that the model does not have, and outputs after the first."""
+    unknown = unknown_classes(folder, bundle.manifest.labels)
+    remarks = [f"classes that the model does not have: {some(unknown)}"] if unknown else []
+    further = [head.name for head in further_heads(bundle.manifest)]
+    remarks += [f"only the first output is measured, and not {', '.join(further)}"] if further else []
+    return "; ".join(remarks)
 
 
 class RestorerMeasure:
@@ -287,4 +313,5 @@ def _hits(logits: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> int:
 def _identity(images: Sequence[ImageFile]) -> str:
     """Return a hash of the files and their labels, in their order."""
     hashes = hash_files([image.path for image in images])
-    return sha256_bytes(",".join(f"{image.label}:{item}" for image, item in zip(images, hashes, strict=True)).encode())
+    labels = [image.label if image.present is None else sorted(image.present) for image in images]
+    return sha256_bytes(",".join(f"{label}:{item}" for label, item in zip(labels, hashes, strict=True)).encode())

@@ -243,3 +243,32 @@ def test_the_split_of_a_folder(bundle: Bundle, folder: Path) -> None:
         evaluate(bundle, whole, split="test", backends=CPU)
     with pytest.raises(UsageError, match="limit is 0"):
         evaluate(bundle, whole, limit=0)
+
+
+def test_several_labels_are_measured_as_scikit_learn_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    settings = {"output_kind": "sigmoid-logits"}
+    other = TinyNet.random(SPEC, len(LABELS), seed=5).onnx()
+    bundle = write_bundle(
+        tmp_path / "m.krl", variants=("fp32", "int8"), settings=settings, contents={"model.int8.cpu.onnx": other}
+    )
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(0, 256, (50, 12, 10, 3), dtype=np.uint8)
+    truth = rng.random((50, 4)) < 0.4
+    lines = ["image,labels"]
+    for number, (image, has) in enumerate(zip(pixels, truth, strict=True)):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{'|'.join(name for name, each in zip(LABELS, has, strict=True) if each)}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    found = evaluate(bundle, tmp_path / "list.csv", backends=CPU)
+    logits = TinyNet.random(SPEC, 4).logits(pixels.transpose(0, 3, 1, 2))
+    (worse,) = ort.InferenceSession(other).run(None, {"pixels": pixels.transpose(0, 3, 1, 2)})
+    quality, lower = (metrics.average_precision_score(truth, each, average="macro") for each in (logits, worse))
+    measured = found.rows[0].metrics
+    assert measured["map"] == pytest.approx(quality, abs=1e-6)
+    assert measured["f1_macro"] == pytest.approx(metrics.f1_score(truth, logits > 0, average="macro"), abs=1e-6)
+    assert found.rows[1].metrics["drop"] == pytest.approx(100 * (quality - lower), abs=1e-4)
+    assert main(["evaluate", str(bundle.path), str(tmp_path / "list.csv"), "--backend", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "mAP" in shown
+    assert "F1 of label" in shown
