@@ -234,8 +234,11 @@ class Bundle:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the bundle stays as it is, signed or not writable, so that a device's engines lie beside it."""
-        return is_signed(self.path) or not os.access(self.path, os.W_OK)
+        """Whether the bundle stays as it is, so that a device's engines lie beside it.
+
+        It does if it is signed or not writable, or if ``KRL_KEEP_BUNDLES`` is set, as on a board that works on copies.
+        """
+        return bool(os.environ.get("KRL_KEEP_BUNDLES")) or is_signed(self.path) or not os.access(self.path, os.W_OK)
 
     def engine_entry(self, key: str) -> FileEntry:
         """Return the size of an engine, and the hash that its bytes have to have."""
