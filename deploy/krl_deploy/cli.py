@@ -97,10 +97,14 @@ def inspect_engine(config: InspectEngineConfig) -> None:
 
 
 def package(config: PackageConfig) -> None:
-    """Write a bundle for another server: a model repository of the Triton Inference Server."""
+    """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads."""
     result = verbs.package(config)
-    _print(result, table(("field", "value"), result.details.items()), config.json)
-    next_command(f"tritonserver --model-repository {config.out}")
+    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in result.details.items()]
+    _print(result, table(("field", "value"), rows), config.json)
+    if config.slim:
+        next_command(f"tar xf {config.out}", f"krl-runtime selftest {result.details['bundle']}")
+    else:
+        next_command(f"tritonserver --model-repository {config.out}")
 
 
 def sign(config: SignConfig) -> None:

@@ -285,19 +285,21 @@ def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
 
 
 def package(config: PackageConfig | None = None, /, **options: Any) -> PackageResult:
-    """Write a bundle for another server: a model repository of the Triton Inference Server.
+    """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads.
 
     Args:
         config: A whole configuration; or give options.
-        **options: As on the command line of ``krl-deploy package``: ``bundle``, ``out``, ``to`` …
+        **options: As on the command line of ``krl-deploy package``: ``bundle``, ``out``, ``to``, ``slim`` …
 
     Raises:
         KrlError: The bundle or an option cannot be used.
     """
+    from .bundles.slim import package_slim
     from .bundles.triton import PackageConfig
     from .bundles.triton import package as run_package
 
-    return PackageResult(details=run_package(configure(PackageConfig, config, options)))
+    config = configure(PackageConfig, config, options)
+    return PackageResult(details=package_slim(config) if config.slim else run_package(config))
 
 
 def sign(config: SignConfig | None = None, /, **options: Any) -> SignResult:

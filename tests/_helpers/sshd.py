@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import getpass
-import importlib.util
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -20,7 +20,10 @@ from pathlib import Path
 from _helpers.required import absent
 
 SLIM = ("numpy", "pillow", "onnxruntime", "pip")
-"""Distributions of a board without torch; what they need comes with them."""
+"""Distributions of a board that runs krl-runtime."""
+
+DEPLOYING = (*SLIM, "tyro", "onnx", "onnx-ir", "onnxscript", "ruamel.yaml", "matplotlib")
+"""Distributions of a board that runs krl-deploy as well."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,32 @@ def _wait(server: Server) -> None:
 
 
 def slim_python(folder: Path, *distributions: str) -> Path:
-    """Make an environment as a board has it, with these distributions of this one; return its Python."""
+    """Make an environment as a board has it: these distributions of this environment, and what they need."""
     venv.create(folder, with_pip=False, symlinks=True)
     packages = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    for name in distributions or SLIM:
-        try:
-            files = metadata.files(name) or []
-        except metadata.PackageNotFoundError:
-            continue
-        for top in {file.parts[0] for file in files if file.parts and file.parts[0] not in ("..", "__pycache__")}:
+    for name in _closure(distributions):
+        parts = {file.parts[0] for file in metadata.files(name) or [] if file.parts}
+        for top in parts - {"..", "__pycache__"}:
             source, target = Path(str(metadata.distribution(name).locate_file(top))), packages / top
             if source.exists() and not target.exists():
                 target.symlink_to(source)
     return folder / "bin" / "python"
+
+
+def _closure(names) -> set[str]:
+    """Return the distributions with those that they require, as far as they are installed here."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = re.match(r"[A-Za-z0-9._-]+", left.pop())[0].lower().replace("_", "-").replace(".", "-")
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        if name not in found:
+            found.add(name)
+            left += [line for line in required if "extra ==" not in line]
+    return found
 
 
 def script(path: Path, *lines: str) -> Path:
@@ -143,18 +159,27 @@ def script(path: Path, *lines: str) -> Path:
     return path
 
 
+_BREAKING = """
+import os, signal, subprocess, sys
+python, count, times, left = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+if os.path.getsize(count) >= times:
+    os.execv(python, [python, *sys.argv[5:]])
+with open(count, "a") as file:
+    file.write("x")
+child = subprocess.Popen([python, *sys.argv[5:]], stdin=subprocess.PIPE, bufsize=0)
+while left and (block := os.read(0, min(left, 65536))):
+    child.stdin.write(block)
+    left -= len(block)
+child.stdin.close()
+child.wait()
+os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
 def breaking_python(path: Path, python: Path, after: int, times: int = 1) -> Path:
     """Write a Python that kills the server's process of its connection after some bytes, the first ``times`` times."""
-    count = path.with_suffix(".count")
+    count, program = path.with_suffix(".count"), path.with_suffix(".py")
     count.write_text("")
-    return script(
-        path,
-        f'if [ $(wc -c < {shlex.quote(str(count))}) -ge {times} ]; then exec {shlex.quote(str(python))} "$@"; fi',
-        f"printf x >> {shlex.quote(str(count))}",
-        f'head -c {after} | {shlex.quote(str(python))} "$@" > {shlex.quote(str(path.with_suffix(".output")))}',
-        "kill -9 $PPID",
-    )
-
-
-def has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    program.write_text(_BREAKING)
+    words = [sys.executable, str(program), str(python), str(count), str(times), str(after)]
+    return script(path, f'exec {shlex.join(words)} "$@"')

@@ -24,6 +24,7 @@ from .registry import Board, BoardError
 __all__ = ["BrokenConnectionError", "Channel", "Connection"]
 
 _SSH_FAILED = 255  # ssh's own exit code: it could not connect, or the connection ended
+_NO_PROGRAM = (126, 127)  # a shell's exit codes: the program cannot be run, or is not there
 _CONNECT_SECONDS = 15  # a board that is there answers within seconds, also over a VPN
 _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4  # a silent connection ends after a minute, by OpenSSH's own messages
 _KEEP_SECONDS = 60  # a shared connection without a command; it is closed at the end in any case
@@ -306,7 +307,7 @@ def _explained(board: Board, text: str, code: int) -> BoardError:
             f"board {board.name} refuses this user ({said}); put your public key there with: ssh-copy-id {board.host}, "
             "or give the right user and --identity with: krl-deploy board add"
         )
-    if "not found" in text and code != _SSH_FAILED:
+    if code in _NO_PROGRAM:
         return BoardError(
             f"board {board.name} has no {board.python} ({said}); give its path with: krl-deploy board add --python PATH"
         )

@@ -172,7 +172,7 @@ class Classification(Task):
         if len(known) < LEAST_GOLDEN:
             doubts.append(f"whether the images are the model's cannot be seen from {len(known)} golden inputs")
             return doubts
-        session = open_cpu(self.bundle.read(manifest.variants["fp32"].file))
+        session = open_cpu(self.bundle.read(self.bundle.reference.file))
         logits = outputs_of(session, known)
         for use, images in self.used.items():
             shift = distribution_shift(known, logits, images, outputs_of(session, images))
