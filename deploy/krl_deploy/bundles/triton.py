@@ -38,10 +38,10 @@ class PackageConfig:
 
     bundle: tyro.conf.Positional[Path]
     """The bundle NAME.krl."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """With --to triton: the repository, a folder; the model becomes a folder in it. With --slim: the file NAME.tar."""
     to: Literal["triton"] | None = None
     """Server to write for: triton, a model repository of the Triton Inference Server."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = tyro.MISSING
+    """With --to triton: the repository, a folder; the model becomes a folder in it. With --slim: the file NAME.tar."""
     slim: bool = False
     """Write one file with only those parts of the bundle that a --target loads."""
     target: str | None = None
@@ -64,12 +64,14 @@ class PackageConfig:
     instances: int = 1
     """Copies of the model that run side by side."""
     overwrite: bool = False
-    """Replace a model of this name in the repository."""
+    """Replace a model of this name in the repository, or the file."""
     json: bool = False
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
         """Check the ranges, and that one kind of package is asked for."""
+        if self.out is tyro.MISSING:
+            raise UsageError("out is missing")
         if self.slim == (self.to is not None):
             raise UsageError("give --to triton, or --slim with --target; one of them")
         if self.slim != (self.target is not None):
