@@ -124,7 +124,7 @@ class Mapped:
 
 def _is_here(text: str) -> bool:
     try:
-        return Path(text).exists()
+        return Path(text).is_file() or Path(text).is_dir()  # a camera, as /dev/video0, is one of the board
     except (OSError, ValueError):  # a name that no file can have
         return False
 

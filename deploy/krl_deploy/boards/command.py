@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from krl_runtime.cli.commandline import take_verbose
 from krl_runtime.cli.dispatch import checked_arguments
 from krl_runtime.cli.program import check_arguments, command_parsers
 from krl_runtime.cli.suggestions import suggest
@@ -32,7 +33,9 @@ def board_command(arguments: Sequence[str], configurations: Mapping[str, type], 
     if verb not in known:
         raise UsageError(f"unknown command {verb!r} for a board{suggest(verb, known)}; accepted: {', '.join(known)}")
     if verb in runtime:
-        check_arguments([verb, *rest])
-        return Command("krl-runtime", verb, rest, options_of_parser(runtime[verb]), quiet)
+        plain, verbose = take_verbose(rest)
+        check_arguments([verb, *plain])
+        given = [*(["--verbose"] if verbose else []), *plain]
+        return Command("krl-runtime", verb, given, options_of_parser(runtime[verb]), quiet)
     checked = checked_arguments(f"krl-deploy {verb}", configurations[verb], rest)
     return Command("krl-deploy", verb, checked, options_of_class(configurations[verb]), quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Staged:
         job: Name of the folder.
         python: The Python of krl's environment there.
         modules: Versions of the modules that were asked for; ``None`` where there is none.
-        copied: Bytes that were sent.
+        copied: Bytes that the last connection sent.
     """
 
     job: str
@@ -175,8 +176,10 @@ def collect(
                 part = path.with_name(f".{str(sha)[:16]}.part")
                 if not (path.is_file() and path.stat().st_size == size and sha256_file(path) == sha):
                     wanted.append((index, path, part, int(size), str(sha)))
-            channel.send([[index, _there(part)] for index, _, part, _, _ in wanted])
-            total = sum(-(-(size - _there(part)) // _BLOCK) for _, _, part, size, _ in wanted)
+            offsets = [_there(part, size) for _, _, part, size, _ in wanted]
+            _check_space(connection, [path for _, path, _, _, _ in wanted], sum(size for *_, size, _ in wanted))
+            channel.send([[entry[0], offset] for entry, offset in zip(wanted, offsets, strict=True)])
+            total = sum(-(-(entry[3] - offset) // _BLOCK) for entry, offset in zip(wanted, offsets, strict=True))
             with progress_bar("copying from the board", total) as advance:
                 for _, path, part, size, sha in wanted:
                     _take(channel, part, size, advance)
@@ -201,8 +204,22 @@ def _local(place: tuple[Path, str], connection: Connection) -> Path:
         raise BoardError(f"board {connection.board.name} sends a file that is refused: {error}") from error
 
 
-def _there(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+def _check_space(connection: Connection, paths: Sequence[Path], size: int) -> None:
+    """Refuse results that this machine has no room for."""
+    if not paths:
+        return
+    folder = next(path for path in paths[0].absolute().parents if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise BoardError(f"board {connection.board.name} has {size} bytes of results, and {folder} has {free} free")
+
+
+def _there(part: Path, size: int) -> int:
+    """Return the number of bytes that an earlier connection brought."""
+    found = part.stat().st_size if part.is_file() else 0
+    if found > size:
+        part.unlink()
+    return found if found <= size else 0
 
 
 def _take(channel: Channel, part: Path, size: int, advance: Callable[[], None]) -> None:

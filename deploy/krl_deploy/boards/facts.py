@@ -93,7 +93,7 @@ def _paths(config: BoardAddConfig) -> dict[str, Path | None]:
 
 
 def _facts(found: dict[str, Any]) -> dict[str, Any]:
-    """Return what a board has, with the JetPack by its release of Jetson Linux."""
+    """Return the facts of a board, with the JetPack by its release of Jetson Linux."""
     release = str(found["tegra_release"])
     match = re.search(r"R(\d+).*?REVISION:\s*([0-9.]+)", release)
     jetpack = jetpack_of(f"{match[1]}.{match[2]}") if match else None

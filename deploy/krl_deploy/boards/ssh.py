@@ -29,6 +29,7 @@ _CONNECT_SECONDS = 15  # a board that is there answers within seconds, also over
 _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4  # a silent connection ends after a minute, by OpenSSH's own messages
 _KEEP_SECONDS = 60  # a shared connection without a command; it is closed at the end in any case
 _LONGEST_SOCKET = 80  # characters: operating systems take 104 or 108, and ssh appends 17 for a moment
+_LONGEST_LINE = 1 << 28  # bytes of a message: a million files take 200 MB
 _CLOSE_SECONDS = 10  # for closing a shared connection, which is a local matter
 
 _BOOTSTRAP = "import sys;f=sys.stdin.buffer;exec(compile(f.read(int(f.readline())),'krl','exec'))"
@@ -87,7 +88,7 @@ class Channel:
             BoardError: The connection ended, there was none, or the board reports an error.
         """
         assert self._process.stdout is not None  # noqa: S101  for the type checker
-        line = self._process.stdout.readline()
+        line = self._process.stdout.readline(_LONGEST_LINE)
         try:
             value = json.loads(line)
         except ValueError as error:

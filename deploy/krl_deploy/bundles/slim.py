@@ -35,7 +35,7 @@ _READABLE = 0o644  # a file that all may read
 
 @dataclass(frozen=True)
 class _Target:
-    """What a target loads: the kind of backend, and of engines their library, version and boards."""
+    """A target: the kind of backend that it loads, and the version and boards of its engines."""
 
     name: str
     kind: Kind

@@ -49,7 +49,8 @@ def test_every_command_has_a_configuration_and_each_program_its_commands():
         ("classify flowers.krl ../other/flowers.krl", "classify flowers.krl 2/flowers.krl", None),
         ("classify flowers.krl photos photos/b.png", "classify flowers.krl photos 2/b.png", None),
         ("classify flowers.krl a.png a.png --bundle=flowers.krl", None, ["flowers.krl", "a.png"]),
-        ("bench flowers.krl --image /dev/video0x --vari int8", None, ["flowers.krl"]),
+        ("bench flowers.krl --image /dev/null --vari int8", None, ["flowers.krl"]),
+        ("bench flowers.krl --verbose", "bench --verbose flowers.krl", None),
         ("quantize flowers.krl --data photos --from-generator int8 --limit 3", None, ["flowers.krl", "photos", "int8"]),
         ("import a.png -o new.krl --data photos --labels labels.txt", None, ["a.png", "photos", "labels.txt"]),
         ("build-engine flowers.krl --precision int8 --json --no-refit", None, ["flowers.krl"]),
@@ -85,7 +86,7 @@ def test_results_have_a_name_that_no_input_has(word, name):
 
 def test_faults_are_found_before_anything_is_copied(capsys):
     for arguments, message in (
-        (["evalute", "flowers.krl"], "unknown command 'evalute' for a board (did you mean 'evaluate'?)"),
+        (["clasify", "flowers.krl"], "unknown command 'clasify' for a board (did you mean 'classify'?)"),
         (["board", "list"], "unknown command 'board' for a board"),
         (["bench", "flowers.krl", "--itterations", "3"], "unknown option --itterations"),
         (["quantize", "flowers.krl", "--percentile", "3"], "--percentile is 3.0; accepted"),
