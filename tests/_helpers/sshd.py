@@ -25,6 +25,9 @@ SLIM = ("numpy", "pillow", "onnxruntime", "pip")
 DEPLOYING = (*SLIM, "tyro", "onnx", "onnx-ir", "onnxscript", "ruamel.yaml", "matplotlib")
 """Distributions of a board that runs krl-deploy as well."""
 
+RTX = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs", "cuda-python")
+"""Distributions of a board that builds engines of TensorRT-RTX, which needs no GPU."""
+
 
 @dataclass(frozen=True)
 class Server:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import LABELS
-from _helpers.sshd import DEPLOYING, SLIM, Server, running_sshd, slim_python
+from _helpers.sshd import DEPLOYING, RTX, SLIM, Server, running_sshd, slim_python
 from krl_deploy.boards import copying
 from krl_deploy.boards.registry import Board, add_board
 
@@ -30,8 +30,8 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def deploying(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a board without torch that runs krl-deploy."""
-    return slim_python(tmp_path_factory.mktemp("deploying") / "python", *DEPLOYING)
+    """The Python of a board without torch that runs krl-deploy, and has TensorRT-RTX where that is installed here."""
+    return slim_python(tmp_path_factory.mktemp("deploying") / "python", *DEPLOYING, *RTX)
 
 
 @pytest.fixture

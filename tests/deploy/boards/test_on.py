@@ -18,6 +18,7 @@ from PIL import Image
 import krl_deploy
 from _helpers.bundles import LABELS, TinyNet, write_bundle
 from _helpers.image_nets import write_generator
+from _helpers.required import real_rtx
 from _helpers.sshd import breaking_python, know, make_key, script
 from krl_deploy.boards.registry import BoardError
 from krl_deploy.cli import main
@@ -220,6 +221,26 @@ def test_deployment_on_the_board_changes_a_copy(board, deploying, tmp_path, monk
     assert sorted(Bundle.open("unpacked/flowers.krl").manifest.variants) == ["fp32"]  # the bundle of the desk ran
     with pytest.raises(UsageError, match="private key, which is not copied to a board"):
         krl_deploy.on("jetson", ["sign", "flowers.krl", "--key", "krl-key"])
+
+
+def test_an_engine_stays_beside_the_copy_on_the_board_and_comes_back(server, board, deploying, tmp_path, monkeypatch):
+    real_rtx()
+    board(python=str(deploying), folder="deploying")
+    monkeypatch.chdir(tmp_path)
+    bundle = write_bundle(tmp_path / "flowers.krl")
+    before = tree(bundle.path)
+    build = ["build-engine", "flowers.krl", "--target", "rtx", "--precision", "fp32", "--json"]
+    done = krl_deploy.on("jetson", build)
+    assert done.exit_code == 0
+    key = json.loads(done.output)["engine"]
+    kept = tmp_path / "flowers.krl.boards" / "jetson" / "flowers.krl.device"
+    assert set(done.files) == {kept / "engines.json", kept / "engines" / f"{key}.engine"}
+    index = json.loads((kept / "engines.json").read_bytes())
+    assert index["files"][f"engines/{key}.engine"]["size"] == (kept / "engines" / f"{key}.engine").stat().st_size
+    assert tree(bundle.path) == before
+    shown = krl_deploy.on("jetson", ["inspect-engine", "flowers.krl", "--json"])
+    assert list(json.loads(shown.output)["engines"]) == [key]
+    assert (shown.copied, shown.files) == (0, ())  # what is here already does not come again
 
 
 def test_output_streams_and_an_interrupted_command_ends_on_the_board_as_well(server, board, tmp_path):
