@@ -239,7 +239,8 @@ def _install(folder: Path, wheels: dict[str, str], least: list[int]) -> str:
 def _see_more(folder: Path, python: str) -> None:
     """Let an environment see what --install brought, and what the environment has whose Python the board names."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sep='\\n')"
-    folders = [str(folder / "packages")]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    folders = [str(folder / "packages" / "lib" / version / "site-packages")]
     if sys.prefix != sys.base_prefix:
         folders += _output([sys.executable, "-c", where]).splitlines()
     own = _output([python, "-I", "-c", where]).splitlines()[0]
@@ -250,7 +251,14 @@ def _see_more(folder: Path, python: str) -> None:
 def _install_more(folder: Path, request: dict[str, Any], stdin: BinaryIO, stdout: BinaryIO) -> None:
     """Install packages from an index; only ``board add --install`` asks for it."""
     python = _environment(folder).get("python", sys.executable)
-    options = ["--quiet", "--upgrade", "--disable-pip-version-check", "--target", str(folder / "packages")]
+    # A prefix, and not a target: packages that the system has are not brought a second time.
+    options = [
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-warn-script-location",
+        "--prefix",
+        str(folder / "packages"),
+    ]
     _output([python, "-m", "pip", "install", *options, *request["requirements"]], limit=None)
     _say(stdout, {"modules": _versions(python, request["modules"])})
 

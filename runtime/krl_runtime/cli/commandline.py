@@ -63,7 +63,8 @@ def next_command(*commands: str) -> None:
     sys.stdout.flush()  # where both streams are one file, it comes after the result
     prefix = os.environ.get("KRL_NEXT_PREFIX")
     for command in commands:
-        shown = f"{prefix} {command.partition(' ')[2]}" if prefix else command
+        program, _, rest = command.partition(" ")
+        shown = f"{prefix} {rest}" if prefix and program.startswith("krl-") else command
         logging.getLogger("krl.next").info("next: %s", shown)
 
 
