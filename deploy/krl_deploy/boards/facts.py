@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from krl_runtime.backends.cuda import jetson_release_in
 from krl_runtime.device.platforms import jetpack_of
 
 from .copying import stage
@@ -17,7 +17,7 @@ from .registry import Board, add_board, find_board, read_boards, remove_board
 from .ssh import Connection
 from .wheels import needs_of
 
-__all__ = ["BoardAddConfig", "BoardListConfig", "BoardRemoveConfig", "add", "listed", "remove"]
+__all__ = ["BoardAddConfig", "BoardListConfig", "BoardRemoveConfig", "add", "facts_of", "listed", "remove"]
 
 _ASKED = ("numpy", "PIL", "onnxruntime", "tensorrt", "krl_runtime", "onnx", "tyro")
 """Modules whose versions are shown."""
@@ -85,18 +85,17 @@ def add(config: BoardAddConfig) -> dict[str, Any]:
         with connection.request({"op": "facts", "modules": list(_ASKED)}) as channel:
             found = channel.receive()
     add_board(board)
-    return {"board": board.name, "host": board.host, **_facts(found)}
+    return {"board": board.name, "host": board.host, **facts_of(found)}
 
 
 def _paths(config: BoardAddConfig) -> dict[str, Path | None]:
     return {"identity": config.identity, "ssh_config": config.ssh_config}
 
 
-def _facts(found: dict[str, Any]) -> dict[str, Any]:
+def facts_of(found: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a board, with the JetPack by its release of Jetson Linux."""
     release = str(found["tegra_release"])
-    match = re.search(r"R(\d+).*?REVISION:\s*([0-9.]+)", release)
-    jetpack = jetpack_of(f"{match[1]}.{match[2]}") if match else None
+    jetpack = jetpack_of(jetson_release_in(release) or "")
     facts = {key: found[key] for key in ("python", "machine", "system", "free_bytes", "folder", "modules")}
     return {**facts, "jetson_linux": release, "jetpack": jetpack.name if jetpack else ""}
 

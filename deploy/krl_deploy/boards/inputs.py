@@ -52,7 +52,7 @@ class Input:
         return sha256_bytes("\n".join([_desk(), os.fspath(self.path)]).encode(errors="surrogateescape"))[:_ID_LENGTH]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the board is to lay out, as plain JSON types."""
+        """Return the layout for the board, as plain JSON types."""
         changing = [MANIFEST, SIGNATURE] if self.bundle else [] if self.folder else [""]
         return {"id": self.id, "name": self.name, "folder": self.folder, "watched": changing, "files": dict(self.files)}
 

@@ -47,7 +47,7 @@ class Needs:
 
 
 def needs_of(program: str) -> Needs:
-    """Return what a program needs on the board.
+    """Return the needs of a program on the board.
 
     Args:
         program: ``"krl-runtime"`` or ``"krl-deploy"``; the second one needs the first.
@@ -92,7 +92,7 @@ def _digest(data: bytes) -> str:
 
 
 def _requirements() -> dict[str, str]:
-    """Return what krl requires for deployment on a CPU, by distribution; nothing where krl is not installed."""
+    """Return the requirements of deployment on a CPU, by distribution; none where krl is not installed."""
     try:
         declared = metadata.requires("krl") or []
     except metadata.PackageNotFoundError:

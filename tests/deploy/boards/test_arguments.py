@@ -10,6 +10,7 @@ import pytest
 from krl_deploy.boards.arguments import map_arguments
 from krl_deploy.boards.command import board_command
 from krl_deploy.boards.copying import collect
+from krl_deploy.boards.facts import facts_of
 from krl_deploy.boards.inputs import read_input
 from krl_deploy.boards.registry import Board, BoardError, add_board, boards_file, read_boards
 from krl_deploy.boards.wheels import build_wheel
@@ -154,6 +155,20 @@ def test_links_in_folders_are_followed_and_never_for_ever():
     found = read_input(Path("photos"))
     assert sorted(found.files) == ["b.png", "linked.png"]
     assert found.id == read_input(Path("../here/photos")).id != read_input(Path("int8")).id
+
+
+def test_a_jetson_is_recognized_by_its_release():
+    found = {
+        "python": "3.10.12",
+        "machine": "aarch64",
+        "system": "Linux 5.15",
+        "free_bytes": 1,
+        "folder": "",
+        "modules": {},
+    }
+    line = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
+    assert facts_of({**found, "tegra_release": line})["jetpack"] == "JetPack 6.1, 6.2"
+    assert facts_of({**found, "tegra_release": ""})["jetpack"] == ""
 
 
 class _Evil:

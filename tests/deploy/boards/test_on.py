@@ -20,6 +20,7 @@ from _helpers.bundles import LABELS, TinyNet, write_bundle
 from _helpers.image_nets import write_generator
 from _helpers.required import real_rtx
 from _helpers.sshd import breaking_python, know, make_key, script
+from krl_deploy.boards import ssh
 from krl_deploy.boards.registry import BoardError
 from krl_deploy.cli import main
 from krl_runtime import Bundle, DataError, Preprocessing, UsageError
@@ -267,6 +268,15 @@ def test_output_streams_and_an_interrupted_command_ends_on_the_board_as_well(ser
             break
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_without_a_shared_connection_each_request_has_its_own(server, board, monkeypatch):
+    """OpenSSH on Windows shares none."""
+    board()
+    monkeypatch.setattr(ssh, "_LONGEST_SOCKET", 0)
+    before = server.log.count("Accepted publickey")
+    assert krl_deploy.on("jetson", ["doctor", "--json"]).exit_code == 0
+    assert server.log.count("Accepted publickey") == before + 3
 
 
 def test_remove_with_clean_leaves_nothing_on_the_board(server, board, slim):
