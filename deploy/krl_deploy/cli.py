@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krl_runtime.cli.commandline import next_command, print_json
-from krl_runtime.cli.dispatch import Program, dispatch
+from krl_runtime.cli.dispatch import Program, dispatch, run_nested
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.verbs import Result
 
 from . import verbs
+from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
 from .bundles.sign import SignConfig
 from .bundles.triton import PackageConfig
 from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
@@ -109,10 +110,14 @@ def inspect_engine(config: InspectEngineConfig) -> None:
 
 
 def package(config: PackageConfig) -> None:
-    """Write a bundle for another server: a model repository of the Triton Inference Server."""
+    """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads."""
     result = verbs.package(config)
-    _print(result, table(("field", "value"), result.details.items()), config.json)
-    next_command(f"tritonserver --model-repository {config.out}")
+    rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in result.details.items()]
+    _print(result, table(("field", "value"), rows), config.json)
+    if config.slim:
+        next_command(f"tar xf {config.out}", f"krl-runtime selftest {result.details['bundle']}")
+    else:
+        next_command(f"tritonserver --model-repository {config.out}")
 
 
 def sign(config: SignConfig) -> None:
@@ -121,6 +126,53 @@ def sign(config: SignConfig) -> None:
     rows = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in result.details.items()]
     _print(result, table(("field", "value"), rows), config.json)
     next_command(f"krl-runtime selftest {config.bundle} --trust PUBLIC_KEY")
+
+
+def board_add(config: BoardAddConfig) -> None:
+    """Connect to a board over SSH, say what is there, and keep it under a name."""
+    result = verbs.board_add(config)
+    found = result.details
+    modules = {name: "not installed" if version is None else version for name, version in found["modules"].items()}
+    facts = {
+        "host": found["host"],
+        "machine": f"{found['machine']}, {found['system']}",
+        "JetPack": found["jetpack"] or found["jetson_linux"] or "none: not a Jetson",
+        "Python": found["python"],
+        "free disk": f"{found['free_bytes'] / 2**30:.1f} GiB for {found['folder']}",
+        **modules,
+    }
+    _print(result, table(("board", found["board"]), facts.items()), config.json)
+    next_command(f"krl-deploy on {config.name} doctor")
+
+
+def board_list(config: BoardListConfig) -> None:
+    """List the boards that were added."""
+    result = verbs.board_list(config)
+    rows = [
+        (item["name"], item["host"], item["port"], item["python"], item["folder"]) for item in result.details["boards"]
+    ]
+    _print(result, table(("board", "host", "port", "Python", "folder"), rows), config.json)
+
+
+def board_remove(config: BoardRemoveConfig) -> None:
+    """Forget a board, and with --clean remove krl's files from it."""
+    result = verbs.board_remove(config)
+    _print(result, table(("field", "value"), result.details.items()), config.json)
+
+
+def _board(arguments: list[str]) -> int | None:
+    """Add, list or remove boards that are reached over SSH: krl-deploy board COMMAND."""
+    return run_nested(_BOARD_PROGRAM, arguments)
+
+
+def _on(arguments: list[str]) -> int | None:
+    """Run any command of krl-runtime or krl-deploy on a board: krl-deploy on BOARD COMMAND ..."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_ON_HELP)
+        return 0 if arguments else 2
+    if len(arguments) > 2 and arguments[1] in COMMANDS and {"-h", "--help", "--help-all"} & set(arguments[2:]):
+        return run_nested(_PROGRAM, arguments[1:])
+    return verbs.on(arguments[0], arguments[1:], capture=False).exit_code
 
 
 def _print(result: Result, shown: str, json: bool) -> None:
@@ -169,9 +221,38 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 }
 
 
+_BOARD_COMMANDS: dict[str, Callable[[Any], int | None]] = {
+    "add": board_add,
+    "list": board_list,
+    "remove": board_remove,
+}
+_BOARD_PROGRAM = Program("krl-deploy board", "Boards that are reached over SSH.", _BOARD_COMMANDS)
+_PROGRAM = Program(
+    "krl-deploy",
+    "Turn trained networks into bundles that run at the edge.",
+    COMMANDS,
+    unparsed={"board": _board, "on": _on},
+)
+_ON_HELP = """\
+usage: krl-deploy on BOARD COMMAND [options]
+
+Run any command of krl-runtime or krl-deploy on a board, with bundles, folders
+and files of this machine. What is not on the board yet is copied; a copy that
+broke off goes on where it stopped. Its output appears here, its exit code is
+the exit code, and what it wrote is brought back: results of -o to their place,
+engines, tuning and evaluations to NAME.krl.boards/BOARD/. The bundle here stays
+as it is. Paths that are not on this machine are paths of the board.
+
+  krl-deploy board add jetson user@host
+  krl-deploy on jetson evaluate flowers.krl photos/
+  krl-deploy on jetson build-engine flowers.krl --precision int8
+  krl-deploy on jetson bench flowers.krl --json
+  krl-deploy on jetson doctor"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return dispatch(Program("krl-deploy", "Turn trained networks into bundles that run at the edge.", COMMANDS), argv)
+    return dispatch(_PROGRAM, argv)
 
 
 if __name__ == "__main__":

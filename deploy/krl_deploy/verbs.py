@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +13,30 @@ from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, Quantiz
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
 
 if TYPE_CHECKING:
+    from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
     from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
 
 __all__ = [
+    "BoardResult",
     "BundleResult",
     "CheckResult",
     "EngineResult",
     "InspectResult",
+    "OnResult",
     "PackageResult",
     "SignResult",
     "VariantResult",
+    "board_add",
+    "board_list",
+    "board_remove",
     "build_engine",
     "check",
     "export",
     "fp16",
     "import_onnx",
     "inspect_engine",
+    "on",
     "package",
     "quantize",
     "sign",
@@ -116,6 +123,28 @@ class PackageResult(Result):
 @dataclass(frozen=True)
 class SignResult(Result):
     """A signed bundle; ``details`` has the public key and the engines; see ``to_dict``."""
+
+
+@dataclass(frozen=True)
+class BoardResult(Result):
+    """Boards, or what one of them has; see ``to_dict``."""
+
+
+@dataclass(frozen=True)
+class OnResult(Result):
+    """The end of a command on a board.
+
+    Attributes:
+        exit_code: The command's own: 0 done, 1 a check whose result is no, 2 bad input.
+        output: Its standard output, if it was captured.
+        files: Files of this machine that are new or changed.
+        copied: Bytes that were sent to the board.
+    """
+
+    exit_code: int
+    output: str
+    files: tuple[Path, ...]
+    copied: int
 
 
 def export(config: ExportConfig | None = None, /, **options: Any) -> BundleResult:
@@ -256,19 +285,21 @@ def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
 
 
 def package(config: PackageConfig | None = None, /, **options: Any) -> PackageResult:
-    """Write a bundle for another server: a model repository of the Triton Inference Server.
+    """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads.
 
     Args:
         config: A whole configuration; or give options.
-        **options: As on the command line of ``krl-deploy package``: ``bundle``, ``out``, ``to`` …
+        **options: As on the command line of ``krl-deploy package``: ``bundle``, ``out``, ``to``, ``slim`` …
 
     Raises:
         KrlError: The bundle or an option cannot be used.
     """
+    from .bundles.slim import package_slim
     from .bundles.triton import PackageConfig
     from .bundles.triton import package as run_package
 
-    return PackageResult(details=run_package(configure(PackageConfig, config, options)))
+    config = configure(PackageConfig, config, options)
+    return PackageResult(details=package_slim(config) if config.slim else run_package(config))
 
 
 def sign(config: SignConfig | None = None, /, **options: Any) -> SignResult:
@@ -285,6 +316,96 @@ def sign(config: SignConfig | None = None, /, **options: Any) -> SignResult:
     from .bundles.sign import sign as run_sign
 
     return SignResult(details=run_sign(configure(SignConfig, config, options)))
+
+
+def board_add(config: BoardAddConfig | None = None, /, **options: Any) -> BoardResult:
+    """Connect to a board over SSH, say what is there, and keep it under a name.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy board add``: ``name``, ``host``, ``port`` …
+
+    Raises:
+        KrlError: The board cannot be reached, or an option cannot be used.
+    """
+    from .boards.facts import BoardAddConfig, add
+
+    return BoardResult(details=add(configure(BoardAddConfig, config, options)))
+
+
+def board_list(config: BoardListConfig | None = None, /, **options: Any) -> BoardResult:
+    """Return the boards that were added.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy board list``.
+
+    Raises:
+        KrlError: The list of boards cannot be read.
+    """
+    from .boards.facts import BoardListConfig, listed
+
+    return BoardResult(details=listed(configure(BoardListConfig, config, options)))
+
+
+def board_remove(config: BoardRemoveConfig | None = None, /, **options: Any) -> BoardResult:
+    """Forget a board, and with ``clean`` remove krl's files from it.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy board remove``: ``name``, ``clean``.
+
+    Raises:
+        KrlError: There is no such board, or it cannot be reached.
+    """
+    from .boards.facts import BoardRemoveConfig, remove
+
+    return BoardResult(details=remove(configure(BoardRemoveConfig, config, options)))
+
+
+def on(board: str, command: Sequence[str], *, capture: bool = True) -> OnResult:
+    """Run a command of ``krl-runtime`` or ``krl-deploy`` on a board, and bring its results back.
+
+    Args:
+        board: Name of the board.
+        command: The command and its arguments, as ``["evaluate", "flowers.krl", "photos/", "--json"]``. Paths of this
+            machine are copied to the board.
+        capture: Whether to return the command's standard output; without it, it is this process's.
+
+    Returns:
+        The end of the command; an exit code other than 0 raises nothing here.
+
+    Raises:
+        KrlError: The board or an argument cannot be used, or the connection broke.
+    """
+    import logging
+
+    from .boards.command import board_command
+    from .boards.on import run_on
+    from .boards.registry import find_board
+
+    quiet = not logging.getLogger("krl").isEnabledFor(logging.INFO)
+    found = find_board(board)
+    outcome = run_on(found, board_command(command, board_configurations(), quiet=quiet), capture=capture)
+    return OnResult(outcome.exit_code, outcome.output, outcome.files, outcome.copied)
+
+
+def board_configurations() -> dict[str, type]:
+    """Return the configuration of each command of ``krl-deploy`` that a board can run."""
+    from .bundles.sign import SignConfig
+    from .bundles.triton import PackageConfig
+
+    return {
+        "export": ExportConfig,
+        "import": ImportConfig,
+        "fp16": Fp16Config,
+        "quantize": QuantizeConfig,
+        "check": CheckConfig,
+        "build-engine": BuildEngineConfig,
+        "inspect-engine": InspectEngineConfig,
+        "package": PackageConfig,
+        "sign": SignConfig,
+    }
 
 
 def _bundle_result(found: Mapping[str, Any]) -> BundleResult:

@@ -17,6 +17,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "cache_folder",
+    "config_folder",
     "dump_digested",
     "dump_json",
     "inside",
@@ -89,6 +90,18 @@ def cache_folder() -> Path:
     """
     own = os.environ.get("KRL_CACHE_DIR")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krl"
+
+
+def config_folder() -> Path:
+    """Return the folder for the user's own settings: ``KRL_CONFIG_DIR``, else ``~/.config/krl``.
+
+    ``XDG_CONFIG_HOME`` moves ``~/.config``.
+
+    Raises:
+        RuntimeError: The user has no home folder, as in some containers.
+    """
+    own = os.environ.get("KRL_CONFIG_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "krl"
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -17,6 +17,14 @@ def test_help_of_each_command(command, capsys):
     assert (COMMANDS[command].__doc__ or "").partition("\n")[0][:30] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["add", "list", "remove"])
+def test_help_of_boards(command, capsys):
+    assert main(["board", command, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+    assert main(["on", "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_help_names_all_commands(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out

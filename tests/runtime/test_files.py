@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krl_runtime.files import atomic_folder, inside, sha256_bytes, sha256_file, write_atomic
+from krl_runtime.files import atomic_folder, config_folder, inside, sha256_bytes, sha256_file, write_atomic
 
 
 def test_hashes(tmp_path: Path):
@@ -40,6 +40,16 @@ def test_inside_refuses_links_that_leave(tmp_path: Path):
     assert inside(folder, "own/file") == folder / "own" / "file"
     with pytest.raises(ValueError, match="symbolic link"):
         inside(folder, "link/file")
+
+
+def test_the_folder_of_settings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert config_folder() == Path.home() / ".config" / "krl"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/settings")
+    assert config_folder() == Path("/settings/krl")
+    monkeypatch.setenv("KRL_CONFIG_DIR", "/own")
+    assert config_folder() == Path("/own")
 
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path):

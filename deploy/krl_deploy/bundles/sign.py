@@ -12,7 +12,7 @@ import tyro
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.signature import sign_manifest
 
-__all__ = ["SignConfig", "sign"]
+__all__ = ["SignConfig", "key_password", "sign"]
 
 _PASSWORD = "KRL_KEY_PASSWORD"  # noqa: S105  the name of the variable
 
@@ -43,11 +43,16 @@ def sign(config: SignConfig) -> dict[str, Any]:
     """
     bundle = Bundle.open(config.bundle)
     bundle.verify()
-    password = os.environ.get(_PASSWORD)
-    public = sign_manifest(bundle.path, config.key, password.encode() if password else None)
+    public = sign_manifest(bundle.path, config.key, key_password())
     return {
         "bundle": str(bundle.path),
         "digest": bundle.manifest.digest,
         "public_key": public,
         "engines": sorted(bundle.manifest.engines),
     }
+
+
+def key_password() -> bytes | None:
+    """Return the password of the private key, if the user's environment has one."""
+    password = os.environ.get(_PASSWORD)
+    return password.encode() if password else None

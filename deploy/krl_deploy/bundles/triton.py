@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,10 +40,17 @@ class PackageConfig:
 
     bundle: tyro.conf.Positional[Path]
     """The bundle NAME.krl."""
-    to: Literal["triton"]
-    """Target to write for: triton, a model repository of the Triton Inference Server."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The repository, a folder; the model becomes a folder in it."""
+    to: Literal["triton"] | None = None
+    """Server to write for: triton, a model repository of the Triton Inference Server."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = tyro.MISSING
+    """With --to triton: the repository, a folder; the model becomes a folder in it. With --slim: the file NAME.tar."""
+    slim: bool = False
+    """Write one file with only those parts of the bundle that a --target loads."""
+    target: str | None = None
+    """With --slim: jetpack-6.2, tensorrt-10.3, rtx, cuda, onnxruntime-cpu, openvino; the board's name is no target."""
+    key: Path | None = None
+    """With --slim: private key to sign the thinned bundle with; a signed bundle needs it, for the old signature does
+    not hold for fewer files."""
     backend: Literal["auto", "tensorrt", "cuda", "cpu"] = "auto"
     """A TensorRT engine of the bundle, or ONNX Runtime on CUDA or the CPU; auto: an engine if there is one."""
     variant: str | None = None
@@ -59,12 +66,22 @@ class PackageConfig:
     instances: int = 1
     """Copies of the model that run side by side."""
     overwrite: bool = False
-    """Replace a model of this name in the repository."""
+    """Replace a model of this name in the repository, or the file."""
     json: bool = False
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and that one kind of package is asked for."""
+        if self.out is tyro.MISSING:
+            raise UsageError("out is missing")
+        if self.slim == (self.to is not None):
+            raise UsageError("give --to triton, or --slim with --target; one of them")
+        if self.slim != (self.target is not None):
+            raise UsageError("--slim and --target belong together; give both, or neither of them")
+        if self.slim:
+            self._refuse_others()
+        elif self.key is not None:
+            raise UsageError("--key is for --slim; a Triton repository is not signed")
         for option, value, least in (
             ("--max-batch", self.max_batch, 1),
             ("--max-delay-us", self.max_delay_us, 0),
@@ -72,6 +89,15 @@ class PackageConfig:
         ):
             if value < least:
                 raise UsageError(f"{option} is {value}; accepted: {least} or more")
+
+    def _refuse_others(self) -> None:
+        """Refuse options of a Triton repository."""
+        for item in fields(self):
+            if item.name in _TRITON_ALONE and getattr(self, item.name) != item.default:
+                raise UsageError(f"--{item.name.replace('_', '-')} is for --to triton; leave it out with --slim")
+
+
+_TRITON_ALONE = ("backend", "engine", "name", "max_batch", "max_delay_us", "instances")
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class Classification(Task):
         if len(known) < LEAST_GOLDEN:
             doubts.append(f"whether the images are the model's cannot be seen from {len(known)} golden inputs")
             return doubts
-        session = open_cpu(self.bundle.read(manifest.variants["fp32"].file))
+        session = open_cpu(self.bundle.read(self.bundle.reference.file))
         classes = len(manifest.labels)  # further heads are beside the first one
         logits = outputs_of(session, known)[:, :classes]
         for use, images in self.used.items():

@@ -58,7 +58,7 @@ def calibrate(config: QuantizeConfig, bundle: Bundle, model: onnx.ModelProto, ta
     """
     manifest = bundle.manifest
     tensors_to_calibrate(model)  # a model that cannot be quantized is refused before images are decoded
-    graph_sha256 = manifest.files[manifest.variants["fp32"].file].sha256
+    graph_sha256 = manifest.files[bundle.reference.file].sha256
     kept = _brought(bundle, graph_sha256)
     if config.recalibrate and kept is None:
         _log.warning("--recalibrate changes nothing: no ranges came with the model of %s", bundle.path)

@@ -81,7 +81,7 @@ def fp16(config: Fp16Config) -> tuple[dict[str, Any], str]:
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
     task = task_of(bundle, _options(config))
     batches = list(task.batches())
-    path = bundle.file(manifest.variants["fp32"].file)
+    path = bundle.file(bundle.reference.file)
     model = read_model(path)
     check_standard(model, "FP16")
     with_data = config.data is not None or manifest.task == "generation"

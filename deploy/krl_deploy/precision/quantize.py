@@ -96,7 +96,7 @@ def quantize(config: QuantizeConfig) -> tuple[dict[str, Any], str]:
     bundle = Bundle.open(config.bundle)
     golden = golden_arrays(bundle)
     task = task_of(bundle, _options(config))
-    path = bundle.file(bundle.manifest.variants["fp32"].file)
+    path = bundle.file(bundle.reference.file)
     model = read_model(path)
     check_standard(model, "INT8")
     calibration = calibrate(config, bundle, model, task)

@@ -140,7 +140,9 @@ def _keep(bundle: Bundle, key: str, engine: Engine, built: BuiltPlan, evidence: 
     """Put an engine into its bundle; or beside one that is signed or cannot be written. Return its file."""
     if bundle.is_kept:
         target = add_engine(bundle.path, key, engine, built.plan, evidence)
-        _log.info("the bundle is signed or cannot be written, so the engine is kept in %s", target.parent)
+        _log.info(
+            "the bundle stays as it is (signed, not writable, or a copy), so the engine is kept in %s", target.parent
+        )
         return str(target)
     manifest = bundle.manifest
     engines = manifest.evidence.get("engines", {})

@@ -34,6 +34,7 @@ __all__ = [
     "current_gpu",
     "has_nvidia_gpu",
     "jetson_release",
+    "jetson_release_in",
     "platform_key",
     "use_gpu",
     "version_tuple",
@@ -84,9 +85,19 @@ def platform_key() -> str:
 def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
     """Return the release of Jetson Linux (L4T) as ``"36.4.3"``, or ``None`` on any other machine."""
     try:
-        match = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", path.read_text(encoding="utf-8", errors="replace"))
+        return jetson_release_in(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
+
+
+def jetson_release_in(text: str) -> str | None:
+    """Return the release of Jetson Linux in the text of ``/etc/nv_tegra_release``, ``None`` if there is none.
+
+    Example:
+        >>> jetson_release_in("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64")
+        '36.4.3'
+    """
+    match = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)
     return f"{match[1]}.{match[2]}" if match else None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from krl_runtime.errors import BundleError
 from krl_runtime.files import atomic_folder, atomic_path, inside, sha256_bytes, sha256_file
 
-from .manifest import Engine, FileEntry, Manifest
+from .manifest import PACKAGED_FOR, Engine, FileEntry, Manifest, Variant
 from .names import MANIFEST, SIGNATURE
 from .sidecar import DeviceEngines, read_engines
 from .signature import check_signature, is_signed
@@ -153,7 +153,7 @@ class Bundle:
             overwritten = {name for name in (*contents, *remove) if name in self.manifest.files}
             entries = {name: entry for name, entry in entries.items() if name not in remove}
             interim = self.manifest.without_files(overwritten)
-            if "fp32" not in interim.variants:
+            if "fp32" in self.manifest.variants and "fp32" not in interim.variants:
                 raise BundleError(f"bundle {self.path}: the FP32 reference is not replaced; export a new bundle")
             manifest = replace(interim, **changes).with_files(entries)
             Bundle(self.path, manifest)._check_references()
@@ -234,8 +234,11 @@ class Bundle:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the bundle stays as it is, signed or not writable, so that a device's engines lie beside it."""
-        return is_signed(self.path) or not os.access(self.path, os.W_OK)
+        """Whether the bundle stays as it is, so that a device's engines lie beside it.
+
+        It does if it is signed or not writable, or if ``KRL_KEEP_BUNDLES`` is set, as on a board that works on copies.
+        """
+        return bool(os.environ.get("KRL_KEEP_BUNDLES")) or is_signed(self.path) or not os.access(self.path, os.W_OK)
 
     def engine_entry(self, key: str) -> FileEntry:
         """Return the size of an engine, and the hash that its bytes have to have."""
@@ -255,6 +258,21 @@ class Bundle:
     @cached_property
     def _built_here(self) -> DeviceEngines:
         return read_engines(self.path)
+
+    @property
+    def reference(self) -> Variant:
+        """Return the FP32 variant.
+
+        Raises:
+            BundleError: The bundle was thinned for one target, and has none.
+        """
+        found = self.manifest.variants.get("fp32")
+        if found is None:
+            target = self.manifest.source.get(PACKAGED_FOR)
+            raise BundleError(
+                f"bundle {self.path} was packaged for {target} alone and has no FP32 reference; use the whole bundle"
+            )
+        return found
 
     @property
     def batch_limit(self) -> int:
@@ -293,7 +311,8 @@ class Bundle:
         if missing:
             raise BundleError(f"bundle {self.path}: the manifest refers to {missing} but does not list them")
         unknown = sorted(set(manifest.default_variants.values()) - set(manifest.variants))
-        if unknown or "fp32" not in manifest.variants:
+        thinned = bool(manifest.variants) and PACKAGED_FOR in manifest.source
+        if unknown or ("fp32" not in manifest.variants and not thinned):
             raise BundleError(f"bundle {self.path}: the manifest has no variant {unknown or 'fp32'}")
 
 

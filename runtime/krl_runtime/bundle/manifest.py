@@ -11,9 +11,21 @@ from krl_runtime.errors import BundleError, KrlError
 from krl_runtime.files import dump_digested
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["SCHEMA_VERSION", "Engine", "FileEntry", "Manifest", "TensorSpec", "Variant", "parse_engines"]
+__all__ = [
+    "PACKAGED_FOR",
+    "SCHEMA_VERSION",
+    "Engine",
+    "FileEntry",
+    "Manifest",
+    "TensorSpec",
+    "Variant",
+    "parse_engines",
+]
 
 SCHEMA_VERSION = 3  # rises with each change of the format; an older bundle is exported again
+
+PACKAGED_FOR = "packaged_for"
+"""Key of a manifest's ``source``: the one target that a bundle was thinned for. Such a bundle may have no FP32."""
 
 
 @dataclass(frozen=True)

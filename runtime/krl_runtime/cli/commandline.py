@@ -56,10 +56,16 @@ def take_verbose(arguments: list[str]) -> tuple[list[str], bool]:
 
 
 def next_command(*commands: str) -> None:
-    """Say on standard error what one would type next, unless the command is quiet."""
+    """Say on standard error what one would type next, unless the command is quiet.
+
+    ``KRL_NEXT_PREFIX`` stands in for the program where the command runs for another machine: ``krl-deploy on BOARD``.
+    """
     sys.stdout.flush()  # where both streams are one file, it comes after the result
+    prefix = os.environ.get("KRL_NEXT_PREFIX")
     for command in commands:
-        logging.getLogger("krl.next").info("next: %s", command)
+        program, _, rest = command.partition(" ")
+        shown = f"{prefix} {rest}" if prefix and program.startswith("krl-") else command
+        logging.getLogger("krl.next").info("next: %s", shown)
 
 
 def guard(prog: str, command: Callable[[], int | None], *, quiet: bool = False, verbose: bool = False) -> int:

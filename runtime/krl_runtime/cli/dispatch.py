@@ -21,7 +21,7 @@ from .config_files import merged, options_of, take_files
 from .options import help_configuration, repeated_options
 from .suggestions import refuse_renamed, suggest
 
-__all__ = ["Program", "dispatch", "value_of"]
+__all__ = ["Program", "checked_arguments", "dispatch", "run_nested", "value_of"]
 
 _WIDTH = 80  # columns of the narrowest terminal that help texts are made for
 
@@ -39,6 +39,7 @@ class Program:
         recipes: Folders of the files that ``--recipe`` names, without their suffix.
         task_of: For commands whose options depend on a task: from the arguments to the task, for ``--help``.
         record: Name of the file in ``--out`` that holds the configuration of an interrupted command.
+        unparsed: Further commands, which take their arguments as they are.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Program:
     recipes: tuple[Path, ...] = ()
     task_of: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
     record: str | None = None
+    unparsed: Mapping[str, Callable[[list[str]], int | None]] = field(default_factory=dict)
 
 
 def dispatch(program: Program, argv: Sequence[str] | None = None) -> int:
@@ -66,6 +68,30 @@ def dispatch(program: Program, argv: Sequence[str] | None = None) -> int:
     """
     arguments, quiet = take_quiet(list(sys.argv[1:] if argv is None else argv))
     return guard(program.name, lambda: _dispatch(program, arguments), quiet=quiet)
+
+
+def run_nested(program: Program, arguments: list[str]) -> int | None:
+    """Run a command of a program within a command of another one, as ``krl-deploy board add``."""
+    return _dispatch(program, arguments)
+
+
+def checked_arguments(prog: str, configuration: type, arguments: list[str]) -> list[str]:
+    """Return a command's arguments with those of its ``--config`` files, after parsing them as the command would.
+
+    Args:
+        prog: The command, for messages.
+        configuration: Its dataclass.
+        arguments: Its arguments.
+
+    Raises:
+        KrlError: An option or a value is not accepted.
+        SystemExit: The same, found by tyro, which prints it; or help was asked for.
+    """
+    import tyro
+
+    found = _all_options(Program(prog, "", {}), "", configuration, arguments)
+    tyro.cli(configuration, prog=prog, args=found, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+    return found
 
 
 def value_of(arguments: Sequence[str], *options: str) -> str | None:
@@ -90,9 +116,11 @@ def _dispatch(program: Program, argv: list[str]) -> int | None:
         return 0 if argv else 2
     refuse_renamed(program.name, argv, program.commands)
     name, arguments = argv[0], argv[1:]
+    if name in program.unparsed:
+        return program.unparsed[name](arguments)
     if name not in program.commands:
-        accepted = ", ".join(program.commands)
-        raise UsageError(f"unknown command {name!r}{suggest(name, program.commands)}; accepted: {accepted}")
+        known = (*program.commands, *program.unparsed)
+        raise UsageError(f"unknown command {name!r}{suggest(name, known)}; accepted: {', '.join(known)}")
     command = program.commands[name]
     hints = typing.get_type_hints(command, include_extras=True)
     configuration = next(hint for key, hint in hints.items() if key != "return")
@@ -108,7 +136,7 @@ def _dispatch(program: Program, argv: list[str]) -> int | None:
 
 def _overview(program: Program) -> str:
     lines = [f"usage: {program.name} COMMAND [options]", "", program.description, "", "commands:"]
-    for name, command in program.commands.items():
+    for name, command in (*program.commands.items(), *program.unparsed.items()):
         summary = (command.__doc__ or "").strip().partition("\n")[0]
         lines.append(f"  {name:<14} {summary}")
     lines += ["", f"{program.name} COMMAND --help lists a command's options, --help-all all of them."]

@@ -49,7 +49,7 @@ from .tables import table
 if TYPE_CHECKING:
     from krl_runtime.backends.tuning import Tuning
 
-__all__ = ["main"]
+__all__ = ["check_arguments", "command_parsers", "main"]
 
 _MAX_DROP_HELP = (
     "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence "
@@ -72,12 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guard(PROG, lambda: _run(given), quiet=quiet, verbose=verbose)
 
 
-def _run(argv: list[str]) -> int | None:
+def check_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments of a command.
+
+    Raises:
+        UsageError: A command or an option is not known.
+        SystemExit: Another fault, or help was asked for; argparse has printed it.
+    """
     parser = _parser()
     refuse_misspelled(parser, argv)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(argv: list[str]) -> int | None:
+    arguments = check_arguments(argv)
     code: int | None = arguments.run(arguments)
     return code
+
+
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command by its name."""
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
 
 
 def _parser() -> argparse.ArgumentParser:

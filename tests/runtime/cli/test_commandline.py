@@ -140,6 +140,12 @@ def test_quiet_keeps_warnings_alone(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "careful\n"
 
 
+def test_a_command_that_runs_for_another_machine_names_the_command_of_that_machine(capsys, monkeypatch):
+    monkeypatch.setenv("KRL_NEXT_PREFIX", "krl-deploy on jetson")
+    guard("krl-x", lambda: next_command("tar xf a.tar", "krl-runtime selftest a.krl"))
+    assert capsys.readouterr().err == "next: tar xf a.tar\nnext: krl-deploy on jetson selftest a.krl\n"
+
+
 @pytest.mark.usefixtures("bars")
 def test_progress_is_shown_on_terminals_only(monkeypatch: pytest.MonkeyPatch):
     for stream, shown in ((io.StringIO(), False), (Terminal(), True)):

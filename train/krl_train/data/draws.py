@@ -37,7 +37,7 @@ class Draws:
                 x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 x = x ^ (x >> np.uint64(31))
-        return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return np.asarray((x >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
     def between(self, draw: int, low: float, high: float) -> npt.NDArray[np.float64]:
         """Return numbers in [low, high), one for each image."""

@@ -1,0 +1,205 @@
+"""Which words of a command line are paths, and what they are called on the board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from krl_deploy.boards.arguments import map_arguments
+from krl_deploy.boards.command import board_command
+from krl_deploy.boards.copying import collect
+from krl_deploy.boards.facts import facts_of
+from krl_deploy.boards.inputs import read_input
+from krl_deploy.boards.registry import Board, BoardError, add_board, boards_file, read_boards
+from krl_deploy.boards.wheels import build_wheel
+from krl_deploy.cli import COMMANDS
+from krl_deploy.verbs import board_configurations
+from krl_runtime import UsageError
+from krl_runtime.cli.program import command_parsers
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRL_CONFIG_DIR", str(tmp_path / "config"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("flowers.krl", "photos/rose", "int8", "../other/flowers.krl"):
+        Path(name).mkdir(parents=True)
+    for name in ("a.png", "key.pub", "labels.txt", "photos/b.png"):
+        Path(name).write_text(name)
+
+
+def mapped(*arguments: str):
+    command = board_command(arguments, board_configurations())
+    return command.program, map_arguments(command.arguments, command.options)
+
+
+def test_every_command_has_a_configuration_and_each_program_its_commands():
+    assert set(board_configurations()) == set(COMMANDS)
+    assert not set(COMMANDS) & set(command_parsers())
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "inputs"),
+    [
+        # A folder with the name of a variant is no input where a variant is meant.
+        ("evaluate flowers.krl photos --variant int8 --limit 5", None, ["flowers.krl", "photos"]),
+        ("evaluate flowers.krl photos --variant int8 fp16 --trust key.pub", None, ["flowers.krl", "photos", "key.pub"]),
+        ("classify flowers.krl ../other/flowers.krl", "classify flowers.krl 2/flowers.krl", None),
+        ("classify flowers.krl photos photos/b.png", "classify flowers.krl photos 2/b.png", None),
+        ("classify flowers.krl a.png a.png --bundle=flowers.krl", None, ["flowers.krl", "a.png"]),
+        ("bench flowers.krl --image /dev/null --vari int8", None, ["flowers.krl"]),
+        ("bench flowers.krl --verbose", "bench --verbose flowers.krl", None),
+        ("quantize flowers.krl --data photos --from-generator int8 --limit 3", None, ["flowers.krl", "photos", "int8"]),
+        ("import a.png -o new.krl --data photos --labels labels.txt", None, ["a.png", "photos", "labels.txt"]),
+        ("build-engine flowers.krl --precision int8 --json --no-refit", None, ["flowers.krl"]),
+        ("build-engine flowers.krl --compute-capability 8.6 8.9 --emit-script=s.sh", None, ["flowers.krl"]),
+    ],
+)
+def test_paths_are_found_by_the_options_of_the_command(given, wanted, inputs):
+    verb, *arguments = given.split()
+    _, found = mapped(verb, *arguments)
+    assert [verb, *found.arguments] == (wanted or given).split()
+    if inputs is not None:
+        assert list(found.inputs) == inputs
+    assert all(path.exists() for path in found.inputs.values())
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("-oout", "out"),
+        ("--out=../out", "out"),
+        ("--ou=/tmp/x/out", "out"),
+        ("-o./a/out", "a/out"),
+        ("-ophotos", "2/photos"),
+    ],
+)
+def test_results_have_a_name_that_no_input_has(word, name):
+    Path("gan.krl").mkdir()
+    _, found = mapped("restore", "gan.krl", "photos", word)
+    assert list(found.outputs) == [name]
+    assert found.outputs[name] == Path(word.removeprefix("-o") if word[1] == "o" else word.partition("=")[2])
+    assert found.arguments[-1].endswith(name)
+
+
+def test_faults_are_found_before_anything_is_copied(capsys):
+    for arguments, message in (
+        (["clasify", "flowers.krl"], "unknown command 'clasify' for a board (did you mean 'classify'?)"),
+        (["board", "list"], "unknown command 'board' for a board"),
+        (["bench", "flowers.krl", "--itterations", "3"], "unknown option --itterations"),
+        (["quantize", "flowers.krl", "--percentile", "3"], "--percentile is 3.0; accepted"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            mapped(*arguments)
+        assert message in str(caught.value)
+    with pytest.raises(SystemExit):
+        mapped("bench", "flowers.krl", "--iterations", "many")
+    with pytest.raises(UsageError, match="private key"):
+        mapped("package", "flowers.krl", "--slim", "--target", "cpu", "-o", "x.tar", "--key", "key.pub")
+
+
+def test_the_same_code_makes_the_same_wheel():
+    (name, data), again = build_wheel("krl-runtime"), build_wheel("krl-runtime")
+    assert again == (name, data)
+    assert name.startswith("krl_runtime-")
+    assert name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"host": "-oProxyCommand=touch x"},
+        {"host": "user@-host"},
+        {"host": "user@host; ls"},
+        {"host": "host\nother"},
+        {"name": "../up"},
+        {"name": "-x"},
+        {"port": 0},
+        {"port": 70000},
+        {"python": "-c"},
+        {"python": "python3; ls"},
+        {"python": "$(ls)"},
+        {"folder": "../x"},
+        {"folder": "/"},
+        {"folder": "~"},
+    ],
+)
+def test_parts_of_command_lines_are_checked(values):
+    with pytest.raises(UsageError, match="accepted: "):
+        Board(**{"name": "jetson", "host": "user@host", **values})
+
+
+def test_boards_are_kept_as_json_and_a_damaged_list_is_left_alone():
+    for host in ("user@host", "host", "jetson.local", "u.ser-1@[fe80::1%eth0]", "192.168.1.7"):
+        add_board(Board("b", host, 22))
+    add_board(Board("a", "host", python="~/env/bin/python"))
+    kept = json.loads(boards_file().read_bytes())
+    assert {name: (item["host"], item["port"]) for name, item in kept["boards"].items()} == {
+        "a": ("host", None),
+        "b": ("192.168.1.7", 22),
+    }
+    assert read_boards()["a"].python == "~/env/bin/python"
+    for content in (b"[]", b"{", b'{"schema_version": 2}', b'{"schema_version": 1, "boards": {"a": {"host": 5}}}'):
+        boards_file().write_bytes(content)
+        with pytest.raises(BoardError, match="is not a readable list of boards"):
+            add_board(Board("c", "host"))
+        assert boards_file().read_bytes() == content
+
+
+def test_links_in_folders_are_followed_and_never_for_ever():
+    Path("photos/again").symlink_to(Path("photos").absolute())
+    Path("photos/linked.png").symlink_to(Path("a.png").absolute())
+    found = read_input(Path("photos"))
+    assert sorted(found.files) == ["b.png", "linked.png"]
+    assert found.id == read_input(Path("../here/photos")).id != read_input(Path("int8")).id
+
+
+def test_a_jetson_is_recognized_by_its_release():
+    found = {
+        "python": "3.10.12",
+        "machine": "aarch64",
+        "system": "Linux 5.15",
+        "free_bytes": 1,
+        "folder": "",
+        "modules": {},
+    }
+    line = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
+    assert facts_of({**found, "tegra_release": line})["jetpack"] == "JetPack 6.1, 6.2"
+    assert facts_of({**found, "tegra_release": ""})["jetpack"] == ""
+
+
+class _Evil:
+    """A board that sends files for places that no command wrote to."""
+
+    def __init__(self, files):
+        self.board, self.files, self.sent = Board("evil", "host"), files, []
+
+    def request(self, request):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def receive(self):
+        return {"files": self.files}
+
+    def send(self, value):
+        self.sent.append(value)
+
+    def close(self):
+        return None
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\evil", "C:evil", "a\0b"])
+def test_a_board_writes_nowhere_but_in_the_folder_of_its_results(tmp_path, name):
+    evil = _Evil([["input", "x", name, 4, "0" * 64]])
+    with pytest.raises(BoardError, match="sends a file that is refused"):
+        collect(evil, "job", (), lambda kind, key, name: (tmp_path / "results", name))
+    assert not evil.sent
+    assert not (tmp_path / "results").exists()
