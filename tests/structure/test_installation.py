@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from krl_runtime.cli.program import _parser
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -110,3 +112,17 @@ def test_markers_of_a_jetson_are_those_of_its_python() -> None:
     new = list(requirements("./runtime[jetson]", "Linux aarch64, glibc 2.39", "3.12"))
     assert "numpy<2" not in new
     assert "cuda-python>=13" in new
+
+
+def test_the_examples_for_a_jetson_use_what_there_is() -> None:
+    folder = ROOT / "examples" / "jetson"
+    unit = (folder / "krl-serve.service").read_text(encoding="utf-8")
+    program, *arguments = re.search(r"^ExecStart=(.+)$", unit, re.MULTILINE)[1].split()
+    assert program.endswith("/krl-runtime")
+    parsed = _parser().parse_args(arguments)
+    assert (parsed.host, parsed.port, len(parsed.trust)) == ("127.0.0.1", 8000, 1)
+    docker = (folder / "Dockerfile").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"/tmp/runtime\[([\w,]+)\]", docker)
+    project = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert (ROOT / re.search(r"^COPY (\S+)", docker, re.MULTILINE)[1] / "pyproject.toml").is_file()

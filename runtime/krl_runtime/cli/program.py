@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krl_runtime._version import __version__
 from krl_runtime.backends.select import ALL_KINDS
@@ -18,8 +18,6 @@ from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageE
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
 from krl_runtime.pipelines.classifier import Classification, Classifier
-from krl_runtime.pipelines.generator import Generator
-from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
 from krl_runtime.serve import serve
 from krl_runtime.serve.config import ServeConfig
@@ -41,6 +39,7 @@ from .arguments import (
     refuse_misspelled,
     where,
 )
+from .bench import add_bench
 from .commandline import guard, next_command, print_json, take_quiet, take_verbose
 from .evaluate import add_evaluate
 from .generate_restore import add_generate, add_restore
@@ -147,13 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--rounds", type=positive, default=7, metavar="N", help="measurements of each (default: 7)")
 
-    bench = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
-    add_bundle(bench)
-    bench.add_argument("--image", type=Path, metavar="FILE", help="image to measure with (default: a golden input)")
-    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="images for one run (default: 1)")
-    bench.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
-    bench.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
-    add_model_options(bench)
+    add_bench(commands)
 
     serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, image upload, metrics")
     add_bundle(serve)
@@ -320,57 +313,6 @@ def _print_tuning(tuning: Tuning) -> None:
         for item in tuning.measurements
     ]
     print(table(("variant", "backend", "threads", "ms", "max error", "remark"), rows))
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from time import perf_counter
-
-    from krl_runtime.device.bench import bench, golden_image
-
-    begin = perf_counter()
-    model = load_model(arguments, None)
-    load_ms = (perf_counter() - begin) * 1e3
-    with model:
-        generates = isinstance(model, Generator)
-        if generates and arguments.image:
-            raise UsageError(f"bundle {arguments.bundle} makes images and takes none; leave --image out")
-        if generates:
-            image, name = b"", "golden latents"
-        elif arguments.image:
-            image, name = arguments.image.read_bytes(), str(arguments.image)
-        else:
-            image, name = golden_image(model.bundle), "the first golden input as a JPEG of 640x480"
-        counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
-        result = {
-            **where(model),
-            "threads": arguments.threads,
-            "cpus": cpu_count(),
-            "image": name,
-            "load_ms": load_ms,
-            **bench(model, image, **counts).to_dict(),
-        }
-    print_json(result) if arguments.json else print(_bench_text(result))
-    if isinstance(model, Classifier):
-        next_command(f"{PROG} serve {arguments.bundle}")
-
-
-def _bench_text(result: Mapping[str, Any]) -> str:
-    times = {"whole": result["latency_ms"], **result["stages_ms"]}
-    rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
-    memory = result["peak_memory_mib"]
-    lines = [
-        table(("milliseconds", *result["latency_ms"]), rows),
-        "",
-        f"image:       {result['image']}, {result['batch']} in a run, {result['iterations']} runs",
-        f"throughput:  {result['throughput_per_s']:.1f} images/s",
-        f"cold start:  {result['load_ms']:.0f} ms to load, {result['first_result_ms']:.1f} ms to the first result",
-        f"peak memory: {'not known here' if memory is None else f'{memory:.0f} MiB'}",
-    ]
-    if result["board"]:
-        from krl_runtime.device.bench import board_rows
-
-        lines += ["", table(("board", "before", "after"), board_rows(result["board"]))]
-    return "\n".join(lines)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,81 @@
+"""The command ``krl-runtime bench``: latency, throughput and memory of a loaded model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.errors import UsageError
+from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.generator import Generator
+from krl_runtime.processor import cpu_count
+
+from .arguments import PROG, add_bundle, add_command, add_model_options, load_model, natural, positive, where
+from .commandline import next_command, print_json
+from .tables import table
+
+__all__ = ["add_bench"]
+
+
+def add_bench(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
+    add_bundle(parser)
+    parser.add_argument("--image", type=Path, metavar="FILE", help="image to measure with (default: a golden input)")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images for one run (default: 1)")
+    parser.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
+    parser.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
+    add_model_options(parser)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from time import perf_counter
+
+    from krl_runtime.device.bench import bench, golden_image
+
+    begin = perf_counter()
+    model = load_model(arguments, None)
+    load_ms = (perf_counter() - begin) * 1e3
+    with model:
+        generates = isinstance(model, Generator)
+        if generates and arguments.image:
+            raise UsageError(f"bundle {arguments.bundle} makes images and takes none; leave --image out")
+        if generates:
+            image, name = b"", "golden latents"
+        elif arguments.image:
+            image, name = arguments.image.read_bytes(), str(arguments.image)
+        else:
+            image, name = golden_image(model.bundle), "the first golden input as a JPEG of 640x480"
+        counts = {"batch": arguments.batch, "warmup": arguments.warmup, "iterations": arguments.iterations}
+        result = {
+            **where(model),
+            "threads": arguments.threads,
+            "cpus": cpu_count(),
+            "image": name,
+            "load_ms": load_ms,
+            **bench(model, image, **counts).to_dict(),
+        }
+    print_json(result) if arguments.json else print(_bench_text(result))
+    if isinstance(model, Classifier):
+        next_command(f"{PROG} serve {arguments.bundle}")
+
+
+def _bench_text(result: Mapping[str, Any]) -> str:
+    times = {"whole": result["latency_ms"], **result["stages_ms"]}
+    rows = [(name, *(f"{value:.3f}" for value in summary.values())) for name, summary in times.items()]
+    memory = result["peak_memory_mib"]
+    lines = [
+        table(("milliseconds", *result["latency_ms"]), rows),
+        "",
+        f"image:       {result['image']}, {result['batch']} in a run, {result['iterations']} runs",
+        f"throughput:  {result['throughput_per_s']:.1f} images/s",
+        f"cold start:  {result['load_ms']:.0f} ms to load, {result['first_result_ms']:.1f} ms to the first result",
+        f"peak memory: {'not known here' if memory is None else f'{memory:.0f} MiB'}",
+    ]
+    if result["board"]:
+        from krl_runtime.device.bench import board_rows
+
+        lines += ["", table(("board", "before", "after"), board_rows(result["board"]))]
+    return "\n".join(lines)
