@@ -89,7 +89,7 @@ def test_as_json_and_as_text(model: Classifier, bundle: Bundle, images: list[Pat
 def test_a_model_with_one_head_answers_as_before(tmp_path: Path, images: list[Path]) -> None:
     result = load(write_bundle(tmp_path / "one.krl").path, threads=1)(images[0])
     assert result.others == {}
-    assert set(result.to_dict()) == {"label", "index", "score", "top", "logits"}
+    assert set(result.to_dict()) == {"label", "index", "score", "top", "known", "logits"}
 
 
 def test_a_second_head_that_is_not_finite_gives_no_answer(tmp_path: Path, images: list[Path]) -> None:
