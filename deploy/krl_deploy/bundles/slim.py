@@ -16,7 +16,7 @@ from krl_runtime.backends.select import Kind, choose_variant
 from krl_runtime.bundle import MANIFEST, PACKAGED_FOR, Bundle, Engine, Manifest, Variant
 from krl_runtime.bundle.names import SIGNATURE
 from krl_runtime.bundle.signature import is_signed, sign_manifest
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import BundleError, UsageError
 from krl_runtime.files import atomic_path
 
 from .sign import key_password
@@ -77,6 +77,12 @@ def package_slim(config: PackageConfig) -> dict[str, Any]:
         raise UsageError(
             f"bundle {bundle.path} is signed, and its signature does not hold for fewer files; give --key KEY to sign "
             "the packaged bundle"
+        )
+    earlier = bundle.manifest.source.get(PACKAGED_FOR)
+    if earlier not in (None, target.name):
+        raise BundleError(
+            f"bundle {bundle.path} was packaged for {earlier} alone, and lacks what {target.name} loads; package the "
+            "whole bundle"
         )
     manifest = _thinned(bundle, target, config.variant)
     name = f"{bundle.stem}.krl"
