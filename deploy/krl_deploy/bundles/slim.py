@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from .sign import key_password
 from .triton import PackageConfig
 
 __all__ = ["package_slim"]
+
+_log = logging.getLogger("krl")
 
 _CAPABILITIES = {"Xavier": ("7.2",), "Orin": ("8.7",), "Thor": ("10.1", "11.0")}
 """Compute capabilities of Jetson boards: NVIDIA's table of CUDA GPUs; Thor's was 10.1 before CUDA 13."""
@@ -85,6 +88,14 @@ def package_slim(config: PackageConfig) -> dict[str, Any]:
             "whole bundle"
         )
     manifest = _thinned(bundle, target, config.variant)
+    if target.kind in ("tensorrt", "tensorrt-rtx") and not manifest.engines:
+        _log.warning(
+            "bundle %s has no engine of variant %s for %s, so there is none in the file; build it on the device, with "
+            "krl-deploy build-engine",
+            bundle.path,
+            next(iter(manifest.variants)),
+            target.name,
+        )
     name = f"{bundle.stem}.krl"
     with tempfile.TemporaryDirectory() as folder:
         contents = {file: bundle.file(file) for file in manifest.files}
