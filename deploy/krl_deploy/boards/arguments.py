@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from krl_runtime.errors import UsageError
 
+from .inputs import list_of_images
+
 __all__ = ["Mapped", "Option", "map_arguments", "options_of_class", "options_of_parser"]
 
 _OUTPUTS = {"out", "output", "emit_script", "cache_dir"}
@@ -88,7 +90,7 @@ class Mapped:
 
     Attributes:
         arguments: The arguments, with the names that paths have there.
-        inputs: Files and folders of this machine by their names there.
+        inputs: Files and folders of this machine by their names there; of a list of images, that of its folder there.
         outputs: Places for results on this machine by their names there.
     """
 
@@ -105,9 +107,11 @@ class Mapped:
         names = self.inputs if kind == "input" else self.outputs
         path = Path(text)
         known = next((name for name, other in names.items() if other == path), None)
-        name = known or self._name(path)
+        listed = kind == "input" and list_of_images(path) is not None
+        name = known or self._name(path.parent if listed else path)
         names[name] = path
-        return f"./{name}" if name.startswith("-") else name
+        shown = f"{name}/{path.name}" if listed else name  # the images of a list come with it, in one folder
+        return f"./{shown}" if shown.startswith("-") else shown
 
     def _name(self, path: Path) -> str:
         """Return a name that no other path has, contains or is in: as it was given, if it is below this folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from krl_runtime.errors import DataError
-from krl_runtime.files import inside, sha256_file
+from krl_runtime.files import inside, sha256_bytes, sha256_file
 from krl_runtime.progress import progress_bar
 
 from .inputs import Input
@@ -23,6 +24,7 @@ __all__ = ["Staged", "collect", "stage"]
 
 _log = logging.getLogger("krl")
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _BLOCK = 1 << 20  # bytes of a read or write, and of a step of the progress bar
 _WAITS = (1.0, 2.0, 4.0)  # seconds before each further try: a router that restarts takes longer, and is said
 _Value = TypeVar("_Value")
@@ -61,8 +63,6 @@ def stage(
         BoardError: The board cannot be reached, lacks something, or the connection broke again and again.
         DataError: A file changed while it was copied.
     """
-    from krl_runtime.files import sha256_bytes
-
     wheels = {name: sha256_bytes(data) for name, data in needs.wheels.items()}
     sources: dict[str, Path | bytes] = {sha: path for item in inputs for sha, path in item.sources.items()}
     sources |= {wheels[name]: data for name, data in needs.wheels.items()}
@@ -84,8 +84,8 @@ def stage(
         nonlocal copied
         with connection.request(request) as channel:
             offsets: dict[str, int] = channel.receive()["offsets"]
-            for sha in offsets:
-                if sha not in sizes:
+            for sha, offset in offsets.items():
+                if sha not in sizes or type(offset) is not int or not 0 <= offset <= sizes[sha]:
                     raise BoardError(f"board {connection.board.name} asks for a file that it was not offered")
             copied += _send(channel, offsets, sizes, sources)
             return channel.receive()
@@ -171,11 +171,14 @@ def collect(
     def attempt() -> None:
         with connection.request(request) as channel:
             wanted: list[tuple[int, Path, Path, int, str]] = []
-            for index, (kind, key, name, size, sha) in enumerate(channel.receive()["files"]):
-                path = _local(target(str(kind), str(key), str(name)), connection)
-                part = path.with_name(f".{str(sha)[:16]}.part")
+            for index, (kind, key, name, size, sha) in enumerate(_offered(channel.receive(), connection)):
+                path = _local(target(kind, key, name), connection)
+                # By the name as well: files with the same bytes can lie in one folder.
+                part = path.with_name(
+                    f".{sha256_bytes(f'{path.name}/{sha}'.encode(errors='surrogateescape'))[:16]}.part"
+                )
                 if not (path.is_file() and path.stat().st_size == size and sha256_file(path) == sha):
-                    wanted.append((index, path, part, int(size), str(sha)))
+                    wanted.append((index, path, part, size, sha))
             offsets = [_there(part, size) for _, _, part, size, _ in wanted]
             _check_space(connection, [path for _, path, _, _, _ in wanted], sum(size for *_, size, _ in wanted))
             channel.send([[entry[0], offset] for entry, offset in zip(wanted, offsets, strict=True)])
@@ -193,6 +196,22 @@ def collect(
 
     _again(attempt, connection)
     return written
+
+
+def _offered(answer: Mapping[str, Any], connection: Connection) -> list[tuple[str, str, str, int, str]]:
+    """Return the files that the board offers: kind of place, its key, name, size in bytes and SHA-256."""
+    rows = answer.get("files")
+    if isinstance(rows, list) and all(map(_is_file, rows)):
+        return [tuple(row) for row in rows]
+    raise BoardError(f"board {connection.board.name} sends a list of results that is refused: it is no list of files")
+
+
+def _is_file(row: Any) -> bool:
+    if not isinstance(row, list) or len(row) != 5:  # as _offered names them
+        return False
+    *place, size, sha = row
+    named = all(isinstance(text, str) for text in (*place, sha)) and _SHA256.fullmatch(sha) is not None
+    return named and type(size) is int and size >= 0
 
 
 def _local(place: tuple[Path, str], connection: Connection) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from krl_runtime.bundle import MANIFEST, Bundle
 from krl_runtime.bundle.names import SIGNATURE
 from krl_runtime.errors import DataError
 from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.images.lists import ImageList, is_list, read_list
 from krl_runtime.progress import progress
 
-__all__ = ["Input", "read_input"]
+__all__ = ["Input", "list_of_images", "read_input"]
 
 _ID_LENGTH = 16  # hexadecimal digits, as many as name one of all paths of all desks of a board
 
@@ -26,8 +27,8 @@ class Input:
     """A file or folder to have on the board.
 
     Attributes:
-        path: The file or folder, without links.
-        folder: Whether it is a folder.
+        path: The file or folder, without links; a list of images as it was given.
+        folder: Whether it is a folder on the board, as a list of images is, with those beside it.
         bundle: Whether it is a bundle.
         files: SHA-256 by the name in the folder (``""`` for a file itself).
         sizes: Size in bytes by SHA-256.
@@ -65,27 +66,45 @@ def _desk() -> str:
     return f"{user}@{platform.node()}"
 
 
+def list_of_images(path: Path) -> ImageList | None:
+    """Return a list of images; ``None`` for any other file, and for one that the command is to refuse."""
+    try:
+        return read_list(path) if is_list(path) else None
+    except DataError:
+        return None
+
+
 def read_input(path: Path) -> Input:
-    """Return a file, a folder, or a bundle with the hashes that its manifest has.
+    """Return a file, a folder, a list with its images, or a bundle with the hashes that its manifest has.
 
     Raises:
         BundleError: The bundle is damaged.
         DataError: A file cannot be read.
     """
-    real = path.resolve()
+    real, listed = path.resolve(), list_of_images(path)
     try:
+        if listed is not None:
+            own = Path(os.path.normpath(path.absolute()))  # its images lie beside it, not beside what it may link to
+            every = [own, *(image.path for image in listed.images)]
+            named = [(file.relative_to(own.parent).as_posix(), file) for file in every]
+            return _folder(own, named, path.name)
         if real.is_file():
             digest = sha256_file(real)
             return Input(real, False, False, {"": digest}, {digest: real.stat().st_size}, {digest: real})
         if (real / MANIFEST).is_file():
             return _bundle(real)
-        files, sizes, sources = {}, {}, {}
-        for name, file in progress(list(_walk(real)), f"reading {path.name}"):
-            digest = sha256_file(file)
-            files[name], sizes[digest], sources[digest] = digest, file.stat().st_size, file
-        return Input(real, True, False, files, sizes, sources)
+        return _folder(real, list(_walk(real)), path.name)
     except OSError as error:
         raise DataError(f"{path} cannot be copied to the board: {error}") from error
+
+
+def _folder(path: Path, named: Sequence[tuple[str, Path]], shown: str) -> Input:
+    """Return a folder of files by their names in it."""
+    files, sizes, sources = {}, {}, {}
+    for name, file in progress(named, f"reading {shown}"):
+        digest = sha256_file(file)
+        files[name], sizes[digest], sources[digest] = digest, file.stat().st_size, file
+    return Input(path, True, False, files, sizes, sources)
 
 
 def _bundle(path: Path) -> Input:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -16,13 +17,15 @@ from krl_runtime.backends.select import Kind, choose_variant
 from krl_runtime.bundle import MANIFEST, PACKAGED_FOR, Bundle, Engine, Manifest, Variant
 from krl_runtime.bundle.names import SIGNATURE
 from krl_runtime.bundle.signature import is_signed, sign_manifest
-from krl_runtime.errors import UsageError
+from krl_runtime.errors import BundleError, UsageError
 from krl_runtime.files import atomic_path
 
 from .sign import key_password
 from .triton import PackageConfig
 
 __all__ = ["package_slim"]
+
+_log = logging.getLogger("krl")
 
 _CAPABILITIES = {"Xavier": ("7.2",), "Orin": ("8.7",), "Thor": ("10.1", "11.0")}
 """Compute capabilities of Jetson boards: NVIDIA's table of CUDA GPUs; Thor's was 10.1 before CUDA 13."""
@@ -78,7 +81,21 @@ def package_slim(config: PackageConfig) -> dict[str, Any]:
             f"bundle {bundle.path} is signed, and its signature does not hold for fewer files; give --key KEY to sign "
             "the packaged bundle"
         )
+    earlier = bundle.manifest.source.get(PACKAGED_FOR)
+    if earlier not in (None, target.name):
+        raise BundleError(
+            f"bundle {bundle.path} was packaged for {earlier} alone, and lacks what {target.name} loads; package the "
+            "whole bundle"
+        )
     manifest = _thinned(bundle, target, config.variant)
+    if target.kind in ("tensorrt", "tensorrt-rtx") and not manifest.engines:
+        _log.warning(
+            "bundle %s has no engine of variant %s for %s, so there is none in the file; build it on the device, with "
+            "krl-deploy build-engine",
+            bundle.path,
+            next(iter(manifest.variants)),
+            target.name,
+        )
     name = f"{bundle.stem}.krl"
     with tempfile.TemporaryDirectory() as folder:
         contents = {file: bundle.file(file) for file in manifest.files}

@@ -35,7 +35,7 @@ def add_evaluate(commands: Any) -> None:
         type=Path,
         nargs="?",
         metavar="FOLDER",
-        help="images, in folders CLASS/ or val/CLASS/; a generator has none",
+        help="images, in folders CLASS/ or val/CLASS/, or a list LIST.csv; a generator has none",
     )
     parser.add_argument(
         "--split",

@@ -107,7 +107,8 @@ class Evaluation(Result):
         for row in measured:
             drop = row.metrics.get("drop")
             if drop is None:
-                return [*found, "the truth is not known, so that there is no drop; give labeled images of the model's"]
+                advice = "; give images with labels that the model has" if self.unit == "points" else ""
+                return [*found, f"the truth is not known, so that there is no drop{advice}"]
             # A difference of 1 in 100 is 1 point, and not 1.00…09.
             if not round(drop, 9) <= max_drop:
                 found.append(f"{row.variant} on {row.kind} drops by {drop:.3g} {self.unit}, accepted: {max_drop:g}")
@@ -130,7 +131,8 @@ def evaluate(
 
     Args:
         bundle: The bundle; it stays as it is.
-        data: A folder of images: ``CLASS/*``, or with ``train`` and ``val``; of a generator ``None``.
+        data: A folder of images: ``CLASS/*``, or with ``train`` and ``val``; or a list of images, see
+            ``krl_runtime.images.lists.read_list``; of a generator ``None``.
         split: ``"auto"`` (``val`` of a folder that has it, else all images), ``"train"``, ``"val"`` or ``"all"``.
         limit: Number of images at most, the same number of each class; ``None`` for all. Of a generator latents, 256.
         variants: Variants to measure beside FP32, which they are compared with; all by default.

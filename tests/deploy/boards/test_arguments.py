@@ -18,6 +18,7 @@ from krl_deploy.cli import COMMANDS
 from krl_deploy.verbs import board_configurations
 from krl_runtime import UsageError
 from krl_runtime.cli.program import command_parsers
+from krl_runtime.files import sha256_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +158,25 @@ def test_links_in_folders_are_followed_and_never_for_ever():
     assert found.id == read_input(Path("../here/photos")).id != read_input(Path("int8")).id
 
 
+def test_a_list_brings_its_images_and_nothing_else_of_its_folder():
+    Path("photos/list.csv").write_text("image,label\nrose/a.png,rose\nb.png,rose\ngone.png,rose\n")
+    Path("photos/rose/a.png").write_text("a")
+    Path("photos/other.png").write_text("other")
+    for given in ("photos/list.csv", str(Path("photos/list.csv").absolute())):
+        _, found = mapped("evaluate", "flowers.krl", given)
+        assert found.arguments[-1] == "photos/list.csv"
+        assert sorted(read_input(found.inputs["photos"]).files) == ["b.png", "list.csv", "rose/a.png"]
+    Path("list.csv").write_text("image,label\na.png,rose\n")
+    _, found = mapped("quantize", "flowers.krl", "--data=list.csv")
+    assert found.arguments[-1] == "--data=here/list.csv"
+    assert sorted(read_input(found.inputs["here"]).files) == ["a.png", "list.csv"]
+    # Other files with such a name are copied as they are.
+    Path("names.json").write_text('["rose"]')
+    _, found = mapped("import", "a.png", "-o", "new.krl", "--data", "photos", "--labels", "names.json")
+    assert found.arguments[-1] == "names.json"
+    assert list(read_input(found.inputs["names.json"]).files) == [""]
+
+
 def test_a_jetson_is_recognized_by_its_release():
     found = {
         "python": "3.10.12",
@@ -203,3 +223,59 @@ def test_a_board_writes_nowhere_but_in_the_folder_of_its_results(tmp_path, name)
         collect(evil, "job", (), lambda kind, key, name: (tmp_path / "results", name))
     assert not evil.sent
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["input", "x", "a", 4, "a/../b"],
+        ["input", "x", "a", 4, 5],
+        ["input", "x", "a", -4, "0" * 64],
+        ["input", "x", "a", "4", "0" * 64],
+        ["input", "x", 7, 4, "0" * 64],
+        ["input", "x", "a", 4],
+        "input",
+    ],
+)
+def test_a_list_of_results_that_is_none_is_refused(tmp_path, entry):
+    with pytest.raises(BoardError, match="list of results that is refused"):
+        collect(_Evil([entry]), "job", (), lambda kind, key, name: (tmp_path / "results", name))
+    assert not (tmp_path / "results").exists()
+
+
+class _Sending(_Evil):
+    """A board that sends the rest of each file, as it is asked to."""
+
+    def __init__(self, files, contents):
+        super().__init__(files)
+        self.contents, self.stream = contents, b""
+
+    def send(self, value):
+        if isinstance(value, list):
+            self.stream = b"".join(self.contents[index][offset:] for index, offset in value)
+
+    def read(self, size):
+        part, self.stream = self.stream[:size], self.stream[size:]
+        assert part, "more is read than was sent"
+        return part
+
+
+def test_equal_files_of_a_copy_that_broke_off_arrive_whole(tmp_path):
+    content = b"0123456789"
+    sha = sha256_bytes(content)
+    files = [["input", "x", name, len(content), sha] for name in ("a", "b")]
+
+    def target(kind, key, name):
+        return tmp_path / "results", name
+
+    class Breaking(_Sending):
+        def read(self, size):
+            if not self.stream.startswith(content[:4]) or len(self.stream) < len(content):
+                raise BoardError("broke")
+            self.stream = b""
+            return content[:4]
+
+    with pytest.raises(BoardError, match="broke"):
+        collect(Breaking(files, [content, content]), "job", (), target)
+    collect(_Sending(files, [content, content]), "job", (), target)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()} == {"a": content, "b": content}

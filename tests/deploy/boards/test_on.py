@@ -82,6 +82,23 @@ def test_evaluate_gives_the_numbers_of_the_board_and_the_second_time_copies_noth
     assert not list((home(server) / "jobs").iterdir())
 
 
+def test_a_list_is_measured_on_the_board_as_here(board, photos, tmp_path, monkeypatch):
+    board()
+    bundle = write_bundle(tmp_path / "flowers.krl")
+    files = [file.relative_to(photos).as_posix() for file in sorted(photos.rglob("*.png"))][:5]
+    (photos / "some.csv").write_text("image,label\n" + "".join(f"{file},{file.split('/')[0]}\n" for file in files))
+    done = krl_deploy.on(
+        "jetson", ["evaluate", str(bundle.path), str(photos / "some.csv"), "--backend", "cpu", "--json"]
+    )
+    assert done.exit_code == 0
+    pixels = np.stack([np.asarray(Image.open(photos / file)).transpose(2, 0, 1) for file in files])
+    right = TinyNet.random(Preprocessing(12, 10), len(LABELS)).logits(pixels).argmax(1) == [
+        LABELS.index(file.split("/")[0]) for file in files
+    ]
+    (row,) = json.loads(done.output)["rows"]
+    assert (row["metrics"]["count"], row["metrics"]["correct"]) == (5, int(right.sum()))
+
+
 def test_names_are_never_words_of_a_shell(server, board, photos, tmp_path, monkeypatch, capfd):
     board()
     monkeypatch.chdir(tmp_path)

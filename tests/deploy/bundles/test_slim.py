@@ -173,3 +173,18 @@ def test_a_quantized_bundle_runs_from_each_file_of_it(bundle, digits, tmp_path, 
         assert code == 0, replays
         assert "passed" in {item["state"] for item in replays}
         assert out.stat().st_size < sum(entry.size for entry in whole.manifest.files.values()) / 2
+
+
+def test_a_packaged_bundle_is_not_packaged_for_another_target(whole, tmp_path):
+    _, thin = package(whole, "cpu", tmp_path / "thin.tar")
+    with pytest.raises(BundleError, match="packaged for cpu alone, and lacks what rtx loads"):
+        krl_deploy.package(bundle=thin.path, slim=True, target="rtx", out=tmp_path / "other.tar")
+    assert not (tmp_path / "other.tar").exists()
+    again = krl_deploy.package(bundle=thin.path, slim=True, target="cpu", out=tmp_path / "again.tar").details
+    assert again["files"] == sorted(thin.manifest.files)
+
+
+@pytest.mark.parametrize(("target", "warned"), [("tensorrt-11.4", True), ("rtx", False), ("cpu", False)])
+def test_a_file_without_an_engine_for_its_target_is_said(whole, tmp_path, caplog, target, warned):
+    package(whole, target, tmp_path / "thin.tar")
+    assert ("has no engine of variant int8 for tensorrt-11.4" in caplog.text) is warned

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from _helpers.bundles import write_bundle
 from _helpers.chromium import chromium
+from _helpers.two_heads import HEADS, write_two_heads
 
 
 def test_an_image_on_the_page(server, images: list[Path], tmp_path: Path):
@@ -42,3 +44,23 @@ def test_an_image_on_the_page(server, images: list[Path], tmp_path: Path):
         )
         complaints = [text for text in page.complaints if "status of 400" not in text]
         assert complaints == []
+
+
+def test_the_page_says_what_the_command_line_says(start, images: list[Path], tmp_path: Path):
+    one = {"heads": HEADS, "least_score": 1.0}  # no score reaches it
+    servers = [
+        start(write_two_heads(tmp_path / "two.krl", settings=one).path),
+        start(write_bundle(tmp_path / "several.krl", settings={"output_kind": "sigmoid-logits"}).path),
+    ]
+    with chromium(tmp_path / "profile") as page:
+        for server in servers:
+            expected = server.model(images[0])
+            page.call("Page.navigate", url=f"http://{server.netloc}/")
+            page.until(f"document.querySelector('#model')?.textContent === '{server.model.bundle.manifest.name}'")
+            page.choose_file("#file", images[0])
+            page.until("document.querySelector('.time')")
+            assert page.evaluate("document.querySelector('.label').textContent") == expected.prediction
+            others = page.evaluate("[...document.querySelectorAll('.other')].map(row => row.textContent)")
+            assert others == [
+                f"{name}: {item.label}, {100 * item.score:.1f} %" for name, item in expected.others.items()
+            ]
