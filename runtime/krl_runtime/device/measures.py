@@ -187,7 +187,7 @@ class ClassifierMeasure:
 
 
 def _remark(bundle: Bundle, folder: ImageFolder) -> str:
-    """Return a note on what labeled images say nothing of: classes that the model does not have, and outputs after the first."""
+    """Return a note on what the labeled images cannot say: of classes that the model lacks, and of further outputs."""
     unknown = unknown_classes(folder, bundle.manifest.labels)
     remarks = [f"classes that the model does not have: {some(unknown)}"] if unknown else []
     further = [head.name for head in further_heads(bundle.manifest)]

@@ -103,7 +103,9 @@ def test_what_a_bundle_cannot_say_is_asked_for(folder: Path, tmp_path: Path) -> 
         with pytest.raises(UsageError, match="--variant and --backend are for bundles"):
             evaluate(EvaluateConfig(run=folder / name, generator=replace(options, variant="int8")))
     assert deploy(["export", str(folder / "classifier"), "-o", str(tmp_path / "classifier.krl")]) == 0
-    with pytest.raises(UsageError, match="is a bundle for classification; measure it as a device runs it, with: krl-runtime evaluate"):
+    with pytest.raises(
+        UsageError, match="is a bundle for classification; measure it as a device runs it, with: krl-runtime evaluate"
+    ):
         evaluate(EvaluateConfig(run=tmp_path / "classifier.krl", generator=options, data=DATA))
     shutil.copytree(folder / "plain.krl", tmp_path / "forged.krl")
     model = next((tmp_path / "forged.krl").rglob("*.onnx"))
