@@ -51,7 +51,7 @@ class Refusal:
 
 
 def check_refusal(config: ExportConfig, run: Run) -> None:
-    """Refuse ``--none-of-these`` for a run that is no classifier of several classes.
+    """Refuse ``--none-of-these`` for a run that is no classifier of one of several classes.
 
     Raises:
         UsageError: It is none.
@@ -61,6 +61,8 @@ def check_refusal(config: ExportConfig, run: Run) -> None:
         return
     if record.task != "classification":
         raise UsageError(f"--none-of-these is for classifiers; {config.run} is of the task {record.task}; leave it out")
+    if record.multi_label:
+        raise UsageError(f"--none-of-these is not for {config.run}, which can find no label anyway; leave it out")
     if len(record.labels) < 2:
         raise UsageError(f"--none-of-these needs 2 classes or more; {config.run} has {len(record.labels)}")
 

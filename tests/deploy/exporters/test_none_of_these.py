@@ -162,7 +162,11 @@ def test_runs_of_other_tasks(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
     from krl_runtime.errors import UsageError
 
     config = ExportConfig(run.path, tmp_path / "a.krl", none_of_these=0.1)
-    for change, message in (({"task": "restoration"}, "is for classifiers"), ({"labels": ("x",)}, "2 classes or more")):
+    for change, message in (
+        ({"task": "restoration"}, "is for classifiers"),
+        ({"labels": ("x",)}, "2 classes or more"),
+        ({"output_kind": "sigmoid-logits"}, "can find no label anyway"),
+    ):
         other = Run(run.path, replace(run.record, **change))
         with pytest.raises(UsageError, match=message):
             check_refusal(config, other)
