@@ -32,7 +32,7 @@ from krl_train.models.custom import custom_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.balance import check_options, class_weights
-from krl_train.training.start import initialize_from
+from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
@@ -163,7 +163,7 @@ class _ClassifierJob(Job):
         else:
             network = record.model.build(record.preprocessing)
             if start is not None:
-                initialize_from(network, start)
+                start_classifier(network, start, record.model.name, record.labels)
         views = config.cache.views if config.cache.cache_teacher else None
         return train_classifier(
             objective, network, training, record, optim, loop, out, views=views, resume=config.resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from krl_compress.teachers.loading import load_teacher, name_alike
 from krl_deploy import export
 from krl_runtime import Bundle
 from krl_runtime.errors import UsageError
+from krl_train import fit
 from krl_train.models import TwoHeads
 from krl_train.run import Run
 
@@ -78,6 +80,24 @@ def test_a_student_starts_from_the_targets_head(run: Run, parity: Path, tmp_path
         wanted = theirs[name][:2] if name in heads else theirs[name]
         if "running" not in name and "tracked" not in name:  # statistics of normalization, which go on
             assert torch.allclose(values, wanted, atol=1e-5), name
+
+
+def test_a_student_with_other_labels_gets_a_new_last_layer(parity: Path, tmp_path: Path) -> None:
+    """As many labels of other names: their number alone does not make them the same."""
+    renamed = tmp_path / "renamed"
+    shutil.copytree(parity, renamed)
+    for folder in sorted(renamed.glob("*/*")):
+        folder.rename(folder.parent / f"not {folder.name}")
+    runs = [
+        fit(data=str(data), model="dscnn-0.25", out=tmp_path / f"of {data.name}", **SHORT).run
+        for data in (parity, renamed)
+    ]
+    options = {**SHORT, "lr": 1e-9, "weight_decay": 0.0, "keep": "last"}
+    made = distill(teacher=runs[1], student=str(runs[0]), data=str(renamed), out=tmp_path / "student", **options)
+    mine, theirs = Run.open(made.run).state(), Run.open(runs[0]).state()
+    trained = [name for name in mine if "running" not in name and "tracked" not in name]
+    unlike = [name for name in trained if not torch.allclose(mine[name], theirs[name], atol=1e-5)]
+    assert {name.rpartition(".")[0] for name in unlike} == {trained[-1].rpartition(".")[0]}
 
 
 def test_a_run_with_two_heads_is_not_quantized_in_training(run: Run, parity: Path, tmp_path: Path) -> None:
