@@ -88,8 +88,7 @@ def cache_folder() -> Path:
     Raises:
         RuntimeError: The user has no home folder, as in some containers.
     """
-    own = os.environ.get("KRL_CACHE_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krl"
+    return _own_folder("KRL_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
 
 
 def config_folder() -> Path:
@@ -100,8 +99,13 @@ def config_folder() -> Path:
     Raises:
         RuntimeError: The user has no home folder, as in some containers.
     """
-    own = os.environ.get("KRL_CONFIG_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "krl"
+    return _own_folder("KRL_CONFIG_DIR", "XDG_CONFIG_HOME", ".config")
+
+
+def _own_folder(variable: str, xdg: str, usual: str) -> Path:
+    """Return the folder that a variable of krl names, else ``krl`` in that of the desktop's standard."""
+    own = os.environ.get(variable)
+    return Path(own) if own else Path(os.environ.get(xdg) or Path.home() / usual) / "krl"
 
 
 def inside(folder: Path, relative: str) -> Path:

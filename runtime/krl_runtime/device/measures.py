@@ -17,7 +17,7 @@ from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind, predictions_of
 from krl_runtime.errors import DataError, ImageError, UsageError
 from krl_runtime.evaluation.labels import LabelScore, tally_of
-from krl_runtime.evaluation.predictions import PredictionScore
+from krl_runtime.evaluation.predictions import PredictionScore, standard_error
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, report_bad
 from krl_runtime.images.hashes import hash_files
@@ -165,11 +165,10 @@ class ClassifierMeasure:
         count, top1 = len(truth), score.top1 or 0.0
         confusion = np.zeros((len(self.labels),) * 2, np.int64)
         np.add.at(confusion, (truth, predictions_of(logits)), 1)
-        better = (top1 * count + 1) / (count + 2)  # Agresti and Coull: a share of 1 has an error as well
         return {
             "correct": round(top1 * count),
             "top1": top1,
-            "top1_standard_error": math.sqrt(better * (1 - better) / (count + 2)),
+            "top1_standard_error": standard_error(top1, count),
             **({"top5": _hits(logits, truth) / count} if len(self.labels) > _TOP else {}),
             "recall": {self.labels[item.index]: item.recall for item in score.classes},
             "confusion": confusion.tolist(),

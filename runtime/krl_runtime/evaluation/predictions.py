@@ -20,6 +20,7 @@ __all__ = [
     "drop_cell",
     "resolution",
     "snr_db",
+    "standard_error",
 ]
 
 _EQUAL_DB = 200.0  # of outputs that are equal: their ratio would be infinite, and no JSON number
@@ -239,6 +240,23 @@ def resolution(top1: float, count: int) -> tuple[float, float]:
         (0.25, 1.5)
     """
     return 100 / count, 100 * (top1 * (1 - top1) / count) ** 0.5
+
+
+def standard_error(share: float, count: int) -> float:
+    """Return one standard error of a share that was measured on independent images, 0 to 1.
+
+    A success and a failure are added (Agresti and Coull, 1998): without them a share of 1 would have no error at all.
+
+    Args:
+        share: Measured share, 0 to 1.
+        count: Number of images.
+
+    Example:
+        >>> round(standard_error(0.9, 100), 4), round(standard_error(1.0, 10), 4)
+        (0.0307, 0.0798)
+    """
+    better = (share * count + 1) / (count + 2)
+    return math.sqrt(better * (1 - better) / (count + 2))
 
 
 def better_than_chance(classes: Sequence[ClassCounts]) -> bool:

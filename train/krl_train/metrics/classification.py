@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,27 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from krl_runtime.errors import ModelError
 from krl_runtime.evaluation.labels import measure_labels
+from krl_runtime.evaluation.predictions import standard_error
 from krl_train.data.pixels import PixelSet
 from krl_train.worker import Worker
 
 __all__ = ["evaluate_classifier", "quality_error", "quality_name", "quality_of", "standard_error"]
-
-
-def standard_error(share: float, count: int) -> float:
-    """Return one standard error of a share that was measured on independent images, 0 to 1.
-
-    A success and a failure are added (Agresti and Coull, 1998): without them a share of 1 would have no error at all.
-
-    Args:
-        share: Measured share, 0 to 1.
-        count: Number of images.
-
-    Example:
-        >>> round(standard_error(0.9, 100), 4), round(standard_error(1.0, 10), 4)
-        (0.0307, 0.0798)
-    """
-    better = (share * count + 1) / (count + 2)
-    return math.sqrt(better * (1 - better) / (count + 2))
 
 
 @torch.no_grad()
