@@ -10,8 +10,8 @@
     print(student.student["top1"], student.baseline["top1"])
 
 ``losses`` are functions of tensors; ``teachers`` loads, stores and fuses the teachers of a student; ``distillers``
-makes objectives of both; ``distillation`` goes from a configuration to a finished student; ``studies`` compares
-methods. Importing this does not import torch; calling a function does.
+makes objectives of both; ``distillation`` goes from a configuration to a finished student; ``pruning`` makes a thinner
+network of a trained one; ``studies`` compares methods. Importing this does not import torch; calling a function does.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,26 @@ from krl_runtime._version import __version__
 from krl_runtime.lazy import attribute
 
 if TYPE_CHECKING:
-    from .config import DistillConfig, JointConfig, MutualConfig, StudyConfig
-    from .verbs import DistillResult, StudyResult, TogetherResult, distill, joint, mutual, study
+    from .config import DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig
+    from .verbs import (
+        DistillResult,
+        PruneResult,
+        StudyResult,
+        TogetherResult,
+        distill,
+        joint,
+        mutual,
+        prune,
+        study,
+    )
 
 __all__ = [
     "DistillConfig",
     "DistillResult",
     "JointConfig",
     "MutualConfig",
+    "PruneConfig",
+    "PruneResult",
     "StudyConfig",
     "StudyResult",
     "TogetherResult",
@@ -35,12 +47,16 @@ __all__ = [
     "distill",
     "joint",
     "mutual",
+    "prune",
     "study",
 ]
 
 _MODULES = {
-    ".config": ("DistillConfig", "JointConfig", "MutualConfig", "StudyConfig"),
-    ".verbs": ("DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"),
+    ".config": ("DistillConfig", "JointConfig", "MutualConfig", "PruneConfig", "StudyConfig"),
+    ".verbs": (
+        *("DistillResult", "PruneResult", "StudyResult", "TogetherResult"),
+        *("distill", "joint", "mutual", "prune", "study"),
+    ),
 }
 
 

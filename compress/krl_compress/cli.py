@@ -15,7 +15,7 @@ from krl_train.config import RECORD, TRAINING_RECIPES, RecipesConfig
 from krl_train.processes import leave_group
 
 from . import verbs
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, StudyConfig
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig
 from .teachers.kinds import task_of
 
 __all__ = ["main"]
@@ -69,6 +69,29 @@ def joint(config: JointConfig) -> None:
     _show(verbs.joint(config), config.json)
 
 
+def prune(config: PruneConfig) -> None:
+    """Remove channels of a classifier, and distill what is left from the whole network."""
+    result = verbs.prune(config)
+    if config.json:
+        print_json(result.to_dict())
+    else:
+        print(f"{result.run}: {result.model}, pruned")
+        if result.details["sensitivity"]:
+            print(_sensitivity(result.details["sensitivity"]) + "\n")
+        rows = [("whole", result.teacher)]
+        rows += [(f"step {number}, as pruned", step) for number, step in enumerate(result.steps, 1)]
+        print(_comparison([*rows, ("pruned", result.student)]))
+    next_command(f"krl-deploy export {result.run} -o NAME.krl")
+
+
+def _sensitivity(found: Mapping[str, Any]) -> str:
+    """Return a table of the accuracy with each layer pruned alone."""
+    shares = list(dict.fromkeys(share for row in found["layers"] for share in row["pruned"]))
+    header = ("layer", "channels", *(f"{found['metric']}, {float(share):.0%} less" for share in shares))
+    rows = [(row["layer"], row["channels"], *(row["pruned"].get(share) for share in shares)) for row in found["layers"]]
+    return table(header, [*rows, ("whole", None, *[found["whole"]] * len(shares))])
+
+
 def study(config: StudyConfig) -> None:
     """Compare methods on the same budget, data and seeds."""
     result = verbs.study(config)
@@ -100,6 +123,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "distill": distill,
     "mutual": mutual,
     "joint": joint,
+    "prune": prune,
     "study": study,
     "recipes": recipes,
 }

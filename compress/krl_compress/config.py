@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
-from krl_runtime.cli.options import Advanced, Only, refuse_other_tasks
+from krl_runtime.cli.options import Advanced, Only, option_name, refuse_other_tasks
 from krl_runtime.cli.suggestions import suggest
 from krl_runtime.errors import UsageError
-from krl_train.config import GenerationConfig, OutOption, TrainingConfig
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    GenerationConfig,
+    LoopConfig,
+    OptimConfig,
+    OutOption,
+    TrainingConfig,
+)
 from krl_train.custom import Custom, CustomName, each_named, is_custom, named
 
 __all__ = [
     "RECIPES",
     "CacheConfig",
+    "Criterion",
     "DistillConfig",
     "GeneratorStudentConfig",
     "JointConfig",
     "LossConfig",
     "MutualConfig",
+    "PruneConfig",
     "QuantizationConfig",
     "StudyConfig",
 ]
@@ -280,6 +290,66 @@ def _refuse_parts(config: TrainingConfig) -> None:
     """Refuse steps in parts where several networks are trained."""
     if config.loop.accumulate > 1:
         raise UsageError("--accumulate is for krl-train fit and krl-compress distill; leave it out")
+
+
+Criterion: TypeAlias = Literal["l2", "l1", "group", "bn", "taylor"]
+"""Which channels matter; see ``krl_compress.pruning.criteria``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Options of ``krl-compress prune``."""
+
+    run: tyro.conf.Positional[Path]
+    """The run of a classifier: it is pruned, and teaches what is left of it."""
+    out: OutOption
+    """The pruned network's run."""
+    keep_channels: float | None = None
+    """Share of the channels that each layer keeps, 0 to 1; give this or --macs."""
+    macs: float | None = None
+    """Keep as many channels as fit this share of the network's multiply-accumulate operations, 0 to 1."""
+    criterion: Criterion = "l2"
+    """Which channels go: those of the smallest weights (l2, l1), also of what reads them (group), of the smallest
+    factors of batch normalization (bn), or that change the loss least (taylor)."""
+    multiple: int = 8
+    """Layers keep a multiple of this many channels: 8 or 16 for INT8 and FP16 kernels."""
+    steps: int = 1
+    """Prune in this many steps, with a distillation of --epochs after each."""
+    only_prune: bool = False
+    """Write the pruned network as it is, without distillation."""
+    sensitivity: bool = False
+    """Measure how accurate the network is with a quarter and half of each layer's channels removed alone; writes
+    sensitivity.json and sensitivity.png into OUT."""
+    resume: bool = False
+    """Continue the interrupted run in --out."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    losses: Advanced[LossConfig] = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if (self.keep_channels is None) == (self.macs is None):
+            given = "neither" if self.keep_channels is None else "both"
+            raise UsageError(
+                f"{given} of --keep-channels and --macs given; accepted: one of them, as in --keep-channels 0.5"
+            )
+        for name in ("keep_channels", "macs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                option = option_name(name)
+                raise UsageError(f"{option} is {value:g}; accepted: a share between 0 and 1, as in {option} 0.5")
+        for name in ("multiple", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.only_prune and self.steps > 1:
+            raise UsageError("--steps are for the distillations between them, and --only-prune has none; leave one out")
+        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True)

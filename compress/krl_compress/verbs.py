@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.cli.recipes import with_recipes
 from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
-from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model
+from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model, check_run
 
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, StudyConfig, check_loss
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig, check_loss
 from .teachers.kinds import ACCEPTED, check_teacher, task_of
 
 if TYPE_CHECKING:
     from krl_train.run import Run
 
-__all__ = ["DistillResult", "StudyResult", "TogetherResult", "distill", "joint", "mutual", "study"]
+__all__ = [
+    "DistillResult",
+    "PruneResult",
+    "StudyResult",
+    "TogetherResult",
+    "distill",
+    "joint",
+    "mutual",
+    "prune",
+    "study",
+]
 
 _RECIPES = (RECIPES, TRAINING_RECIPES)
 _BESIDE = ("teacher", "teachers", "baseline", "float", "rounded")
@@ -66,6 +76,45 @@ class TogetherResult(Result):
     def of(cls, runs: Sequence[Run]) -> TogetherResult:
         """Return the result for runs."""
         return cls(tuple({"run": str(run.path), "model": run.record.model.name, **run.record.metrics} for run in runs))
+
+
+@dataclass(frozen=True)
+class PruneResult(Result):
+    """A pruned network.
+
+    Attributes:
+        run: Its folder.
+        model: Name of the network that it was cut from.
+        teacher: What was measured of the whole network, on the same data.
+        steps: For each step the channels ``"kept"`` of each layer, and what was measured before the distillation.
+        left_alone: By the name of a layer, the reason why its channels were not pruned.
+        student: What was measured of the pruned network.
+    """
+
+    run: Path
+    model: str
+    teacher: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
+    left_alone: Mapping[str, str]
+    student: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: Run) -> PruneResult:
+        """Return the result for a pruned network's run."""
+        metrics = run.record.metrics
+        pruning = metrics["pruning"]
+        beside = ("teacher", "teachers", "pruning", "sensitivity")
+        student = {name: value for name, value in metrics.items() if name not in beside}
+        details = {"sensitivity": metrics.get("sensitivity")}
+        return cls(
+            run.path,
+            run.record.model.name,
+            metrics["teacher"],
+            tuple(pruning["steps"]),
+            pruning["left_alone"],
+            student,
+            details=details,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +177,27 @@ def joint(config: JointConfig | None = None, /, **options: Any) -> TogetherResul
     from .distillation.together import joint as run_joint
 
     return TogetherResult.of(run_joint(config))
+
+
+def prune(config: PruneConfig | None = None, /, **options: Any) -> PruneResult:
+    """Remove channels of a classifier, and distill what is left from the whole network.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress prune``: ``run``, ``keep_channels``, ``macs``, ``out`` …
+
+    Raises:
+        KrlError: The run, the data or an option cannot be used, or training failed.
+    """
+    config = configure(PruneConfig, config, options)
+    check_run(config.run)
+    for loss in config.losses.loss:
+        if isinstance(loss, str):
+            check_loss(loss, "classification")
+    check_data(config.data.data)
+    from .pruning.prune import prune as run_prune
+
+    return PruneResult.of(run_prune(config))
 
 
 def study(config: StudyConfig | None = None, /, **options: Any) -> StudyResult:

@@ -10,7 +10,7 @@ TASKS = ("classification", "gan", "vae", "restoration", "translation", "style")
 COMMANDS = [
     *(("krl_train", ["fit", "--task", task]) for task in TASKS),
     *(("krl_train", [name]) for name in ("evaluate", "import", "unpack", "models", "recipes")),
-    *(("krl_compress", [name]) for name in ("distill", "mutual", "joint", "study", "recipes")),
+    *(("krl_compress", [name]) for name in ("distill", "mutual", "joint", "prune", "study", "recipes")),
     *(
         ("krl_deploy", [name])
         for name in ("export", "import", "fp16", "quantize", "check", "build-engine", "inspect-engine", "package")

@@ -29,6 +29,7 @@ from krl_train.loop import process_first, resolve_device
 from krl_train.metrics import quality_error, quality_name, quality_of
 from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
+from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
 from krl_train.training.balance import check_options, class_weights
@@ -41,7 +42,7 @@ from .quantization import check_quantized, gentle, measure_start, quantized_stud
 from .terms import resolve_losses, resolve_names
 from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
 
-__all__ = ["classifier_record", "prepare"]
+__all__ = ["ClassifierJob", "classifier_record", "prepare"]
 
 _log = logging.getLogger("krl")
 
@@ -50,7 +51,7 @@ _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error",
 
 
 @dataclass
-class _ClassifierJob(Job):
+class ClassifierJob(Job):
     """A classifier's distillation.
 
     ``start`` is the run that the student begins with, if any; ``labeled`` is ``training`` without unlabeled images.
@@ -170,7 +171,7 @@ class _ClassifierJob(Job):
         )
 
 
-def prepare(config: DistillConfig) -> Job:
+def prepare(config: DistillConfig) -> ClassifierJob:
     """Read teachers, data and start of a classifier's distillation.
 
     Raises:
@@ -192,8 +193,8 @@ def prepare(config: DistillConfig) -> Job:
         training, described = add_unlabeled(labeled, config.unlabeled, preprocessing)
         record = replace(record, data={**record.data, "unlabeled": described})
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
-    kept = start.record.model.arguments if start else record.model.arguments
-    model = replace(record.model, arguments={**{key: kept[key] for key in kept if key == "probe"}, **arguments})
+    kept = carried_arguments(start.record.model if start else record.model)
+    model = replace(record.model, arguments={**kept, **arguments})
     uses = [("loss", term.name) for term in terms if term.custom] + [("teacher", name) for name in config.teacher]
     record = replace(
         record,
@@ -201,7 +202,7 @@ def prepare(config: DistillConfig) -> Job:
         parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
-    return _ClassifierJob(config, record, training, labeled, teachers, terms, start)
+    return ClassifierJob(config, record, training, labeled, teachers, terms, start)
 
 
 def classifier_record(

@@ -11,6 +11,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from krl_runtime.errors import UsageError, require
 
 from .commandline import guard, take_quiet
 from .config_files import merged, options_of, take_files
-from .options import help_configuration, repeated_options
+from .options import help_configuration, positional_options, repeated_options
 from .suggestions import refuse_renamed, suggest
 
 __all__ = ["Program", "checked_arguments", "dispatch", "run_nested", "value_of"]
@@ -179,10 +180,14 @@ def _all_options(program: Program, name: str, configuration: type, arguments: li
     """Return the command line with the options of files, and of the run that is to be resumed, before it."""
     repeated = set(repeated_options(configuration))
     rest, files = take_files(arguments, program.recipes, repeated)
+    places: list[str] = []
     if "--resume" in rest and program.record is not None:
-        stored = _stored(program, name, value_of(rest, "--out", "-o"))
+        stored = dict(_stored(program, name, value_of(rest, "--out", "-o")))
+        places = [str(stored.pop(key)) for key in positional_options(configuration) if key in stored]
         files.insert(0, list(options_of(stored, repeated)))
-    return merged(rest, files, repeated)
+    # Before all options: one that takes several values would take them for its own.
+    given = list(takewhile(lambda item: not item.startswith("-"), rest))
+    return [*(given or places), *merged(rest[len(given) :], files, repeated)]
 
 
 def _stored(program: Program, name: str, out: str | None) -> Mapping[str, Any]:

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from krl_runtime.errors import UsageError
 
-__all__ = ["Advanced", "Only", "help_configuration", "option_name", "refuse_other_tasks", "repeated_options"]
+__all__ = [
+    "Advanced",
+    "Only",
+    "help_configuration",
+    "option_name",
+    "positional_options",
+    "refuse_other_tasks",
+    "repeated_options",
+]
 
 _T = TypeVar("_T")
 
@@ -80,6 +88,14 @@ def repeated_options(configuration: type) -> Iterator[str]:
             yield from repeated_options(section)
         elif tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ()):
             yield option_name(field.name)
+
+
+def positional_options(configuration: type) -> list[str]:
+    """Return the names of the fields of a configuration that are given without their name, in order."""
+    import tyro
+
+    marks = ((field.name, getattr(hint, "__metadata__", ())) for field, hint in _fields(configuration))
+    return [name for name, found in marks if tyro.conf.Positional in found]
 
 
 def help_configuration(configuration: type, task: str | None, *, everything: bool) -> type:

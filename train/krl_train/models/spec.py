@@ -17,8 +17,9 @@ from .custom import check_custom, check_probe
 from .heads import TwoHeads
 from .network import Network
 from .quantized import FakeQuantized
+from .widths import PRUNED, set_widths
 
-__all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier"]
+__all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
 
 SOURCE_CLASSES = "source_classes"
 """Argument of a ``ModelSpec``: number of classes of a second head, on the same features."""
@@ -34,7 +35,8 @@ class ModelSpec:
         in_channels: Channels of the images.
         arguments: What else the architecture takes, as plain JSON types; ``{"quantize": "int8"}`` makes a classifier
             that rounds as its INT8 graph does, ``"probe"`` tells a user's own network from others of its class,
-            ``"source_classes"`` is the number of classes of a second head.
+            ``"source_classes"`` is the number of classes of a second head, ``"pruned"`` has the widths of the layers
+            that were cut, as ``set_widths`` takes them.
     """
 
     name: str
@@ -63,7 +65,7 @@ class ModelSpec:
             module: The backbone, for a network that its name does not make.
 
         Raises:
-            ModelError: The name is not known, or the network cannot be had or quantized.
+            ModelError: The name is not known, or the network cannot be had, cut to its widths or quantized.
         """
         backbone = module
         if backbone is None:
@@ -72,6 +74,8 @@ class ModelSpec:
             self._check_custom(backbone, preprocessing)
             if "probe" in self.arguments:
                 check_probe(self.name, backbone, self.arguments["probe"], preprocessing.shape)
+        if PRUNED in self.arguments:
+            set_widths(backbone, self.arguments[PRUNED])
         if self.arguments.get("quantize") == "int8":
             backbone = FakeQuantized(backbone, preprocessing.shape)
         if self.source_classes:
@@ -88,6 +92,11 @@ class ModelSpec:
                 f"{error}; of two heads it has the {self.num_classes} outputs of the target's classes and then the "
                 f"{self.source_classes} of the source's: give a class or function that takes num_classes"
             ) from error
+
+
+def carried_arguments(spec: ModelSpec) -> dict[str, Any]:
+    """Return the arguments of a network that another one needs to start from its weights."""
+    return {key: spec.arguments[key] for key in ("probe", PRUNED) if key in spec.arguments}
 
 
 def build_classifier(spec: ModelSpec, preprocessing: Preprocessing, module: nn.Module | None = None) -> Network:

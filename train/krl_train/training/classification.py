@@ -16,7 +16,7 @@ from krl_train.tasks import Supervised
 from .balance import check_options, class_weights
 from .folder import prepare_out
 from .joint import fit as fit_joint
-from .start import parent_of, start_classifier, start_run, transferring
+from .start import parent_of, start_arguments, start_classifier, start_run, transferring
 from .train import train_classifier
 
 __all__ = ["fit"]
@@ -42,7 +42,7 @@ def fit(config: FitConfig) -> Run:
     if config.synthetic.augment_from is not None:
         source.require_one_class("--augment-from")
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
-    arguments = custom_arguments(config.model, preprocessing.shape)
+    arguments = start_arguments(init, config.model) | custom_arguments(config.model, preprocessing.shape)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
     sources = sources_of([("model", config.model), ("data", config.data.data)])
     torch.manual_seed(config.loop.seed)

@@ -30,7 +30,7 @@ from krl_train.tasks.joint import JointSupervised, JointTask
 
 from .balance import class_weights, warn_of_imbalance
 from .folder import prepare_out
-from .start import parent_of, start_classifier, start_run
+from .start import parent_of, start_arguments, start_classifier, start_run
 from .train import network_size, train_task
 
 __all__ = ["fit"]
@@ -82,7 +82,8 @@ def fit(config: FitConfig) -> Run:
         trained=start.record.preprocessing if start else None,
     )
     joint = _read(config, target, other, preprocessing)
-    arguments = {**custom_arguments(config.model, preprocessing.shape), SOURCE_CLASSES: len(other.labels)}
+    own = start_arguments(start, config.model) | custom_arguments(config.model, preprocessing.shape)
+    arguments = {**own, SOURCE_CLASSES: len(other.labels)}
     spec = ModelSpec(config.model, len(target.labels), preprocessing.channels, arguments)
     torch.manual_seed(config.loop.seed)
     network = spec.build(preprocessing, pretrained=config.pretrained)

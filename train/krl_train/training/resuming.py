@@ -24,7 +24,7 @@ _MAY_DIFFER = {
 _PLACES = {
     *("data", "data_root", "val_data", "from_", "teacher", "student", "cache_dir", "map_labels", "data_free"),
     *("augment_from", "style_image", "style_features", "condition_file", "guide", "features", "perceptual"),
-    *("unlabeled", "source_data"),
+    *("unlabeled", "source_data", "run"),
 }
 # In the record: places again, and a network's answers to noise, which other processors round otherwise.
 _NOT_COMPARED = {"path", "source", "val_source", "root", "condition_file", "generator", "fingerprints", "probe"}

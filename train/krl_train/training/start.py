@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,11 +15,12 @@ from krl_train.config import FitConfig, TransferConfig
 from krl_train.models import Network, published_classes
 from krl_train.models.heads import target_rows
 from krl_train.models.stages import Stage, split_stages
+from krl_train.models.widths import PRUNED
 from krl_train.run import RECORD, Run, hash_of_weights
 from krl_train.tasks import Objective
 from krl_train.tasks.transfer import TransferObjective
 
-__all__ = ["initialize_from", "parent_of", "start_classifier", "start_run", "transferring"]
+__all__ = ["initialize_from", "parent_of", "start_arguments", "start_classifier", "start_run", "transferring"]
 
 _log = logging.getLogger("krl")
 
@@ -34,6 +36,18 @@ def start_run(config: FitConfig) -> Run | None:
     """
     source = config.transfer.from_
     return Run.open(source) if source is not None and Path(source, RECORD).is_file() else None
+
+
+def start_arguments(run: Run | None, name: str) -> dict[str, Any]:
+    """Return the arguments of a network that it has from the run which it starts from: the widths of a pruned one.
+
+    Args:
+        run: What it starts from, if that is a run.
+        name: Name of the network.
+    """
+    if run is None or run.record.model.name != name or PRUNED not in run.record.model.arguments:
+        return {}
+    return {PRUNED: run.record.model.arguments[PRUNED]}
 
 
 def start_classifier(network: Network, run: Run | None, name: str, labels: Sequence[str]) -> frozenset[str]:

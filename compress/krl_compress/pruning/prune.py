@@ -1,0 +1,246 @@
+"""``krl-compress prune``: from a classifier's run to the run of a thinner one, taught by what it was."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from krl_compress.config import DistillConfig, PruneConfig
+from krl_compress.distillation import classification
+from krl_compress.distillation.classification import ClassifierJob
+from krl_runtime.errors import RunError, UsageError
+from krl_train.config import to_plain
+from krl_train.evaluation.evaluate import evaluate_run
+from krl_train.loop import resolve_device
+from krl_train.models import Network
+from krl_train.models.widths import PRUNED, widths_of
+from krl_train.processes import refuse_several
+from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.training.folder import prepare_out
+from krl_train.training.train import network_size
+
+from .criteria import gradients, lowest, scores
+from .plan import Counts, any_channels, counts_for_macs, kept_channels, steps_between
+from .sensitivity import SENSITIVITY_FILES, measure_sensitivity, write_sensitivity
+from .units import Unit, find_units, removed
+
+__all__ = ["COMMAND", "prune"]
+
+_log = logging.getLogger("krl")
+
+COMMAND = "krl-compress prune"
+_STEPS = "steps"  # folder inside the run's: of each step the network as pruned, and as distilled
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    """A pruning that was found possible; nothing is written yet.
+
+    ``counts`` has what is kept after each step.
+    """
+
+    config: PruneConfig
+    run: Run
+    job: ClassifierJob
+    units: Sequence[Unit]
+    counts: Sequence[Counts]
+    left_alone: Mapping[str, str]
+
+
+def prune(config: PruneConfig) -> Run:
+    """Remove channels of a classifier, in steps, and distill what is left from the whole network after each.
+
+    Returns:
+        The run of the pruned network; its metrics have ``"teacher"``, those of the whole one, and ``"pruning"``.
+
+    Raises:
+        KrlError: The run, the data or an option cannot be used, torchrun started several processes, or a training
+            failed.
+    """
+    refuse_several("a pruning runs")
+    made = _prepare(config)
+    whole = made.run.network().backbone
+    thin = removed(whole, any_channels(made.units, made.counts[-1]))
+    record = replace(made.job.record, model=_spec(made, whole, thin), command=COMMAND, configuration=to_plain(config))
+    finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
+    if finished is not None:
+        return finished
+    if not config.resume:
+        shutil.rmtree(config.out / _STEPS, ignore_errors=True)
+        for name in SENSITIVITY_FILES:
+            (config.out / name).unlink(missing_ok=True)
+    for name, reason in made.left_alone.items():
+        _log.info("%s is left alone: %s", name, reason)
+    measured = made.job.measure_teachers()
+    metrics: dict[str, Any] = {"teacher": measured[0], "teachers": measured}
+    if config.sensitivity:
+        metrics["sensitivity"] = _measure_sensitivity(made)
+    return _carry_out(made, replace(record, metrics=metrics))
+
+
+def _prepare(config: PruneConfig) -> _Pruning:
+    run = Run.open(config.run)
+    _check(run)
+    if run.path.resolve().is_relative_to(config.out.resolve()):  # --overwrite would remove it
+        raise UsageError(f"run {run.path} lies in --out {config.out}; give another --out")
+    network = run.network()
+    units, left_alone = find_units(network.backbone, network.preprocessing.shape)
+    if config.criterion == "bn":
+        for unit in [unit for unit in units if scores(network.backbone, unit, "bn") is None]:
+            left_alone[unit.name] = "it has no batch normalization, which --criterion bn looks at"
+            units.remove(unit)
+    if not units:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_alone.items()) or "it has no inner layers"
+        raise UsageError(f"run {run.path}: nothing of {run.record.model.name} can be pruned ({reasons})")
+    if config.macs is not None:
+        last = counts_for_macs(network, units, config.macs, config.multiple)
+    else:
+        last = kept_channels(units, config.keep_channels or 0.0, config.multiple)
+    if all(last[unit.name] == unit.channels for unit in units):
+        option = "--macs" if config.keep_channels is None else "--keep-channels"
+        raise UsageError(
+            f"run {run.path}: no layer of {run.record.model.name} has fewer channels with these options; give a "
+            f"smaller {option} or --multiple (it is {config.multiple})"
+        )
+    counts = steps_between(units, last, config.steps, config.multiple)
+    job = classification.prepare(_distillation(config))
+    if job.record.labels != run.record.labels:
+        raise UsageError(
+            f"run {run.path} has other labels than the data; train it on them first (krl-train fit --from)"
+        )
+    return _Pruning(config, run, job, units, counts, left_alone)
+
+
+def _check(run: Run) -> None:
+    """Refuse runs that cannot be pruned.
+
+    Raises:
+        UsageError: See there.
+    """
+    record = run.record
+    if record.task != "classification":
+        raise UsageError(
+            f"run {run.path} is of the task {record.task!r} ({record.model.name}); prune takes classifiers; distill a "
+            f"smaller network from it instead: krl-compress distill --teacher {run.path} --student NAME --out STUDENT"
+        )
+    if "quantize" in record.model.arguments:
+        raise UsageError(
+            f"run {run.path} was trained for INT8, its layers are fused; prune the run in floating point that it was "
+            "made from, and train that for INT8 (krl-compress distill --quantize int8)"
+        )
+    if record.source_labels:
+        raise UsageError(
+            f"run {run.path} has two heads, and prune takes one; distill a student from it first: krl-compress distill "
+            f"--teacher {run.path} --student {run.path} --out STUDENT"
+        )
+
+
+def _distillation(config: PruneConfig) -> DistillConfig:
+    """Return the options of the distillations."""
+    return DistillConfig(
+        teacher=(str(config.run),),
+        student=str(config.run),
+        out=config.out,
+        resume=config.resume,
+        losses=config.losses,
+        data=config.data,
+        augment=config.augment,
+        optim=config.optim,
+        loop=config.loop,
+    )
+
+
+def _measure_sensitivity(made: _Pruning) -> dict[str, Any]:
+    """Measure how much each layer matters, and write it into the run's folder."""
+    network, job, config = made.run.network(), made.job, made.config
+    slopes = _slopes(made, network)
+    val, device = job.training.val, config.loop.device
+    found = measure_sensitivity(network, made.units, config.criterion, slopes, job.record.labels, val, device)
+    write_sensitivity(found, config.out)
+    return found
+
+
+def _slopes(made: _Pruning, network: Network) -> dict[str, Tensor] | None:
+    if made.config.criterion != "taylor":
+        return None
+    return gradients(network, made.job.labeled.train, resolve_device(made.config.loop.device))
+
+
+def _spec(made: _Pruning, before: nn.Module, after: nn.Module) -> ModelSpec:
+    """Return the record of the network ``after``, which the run's network ``before`` was cut to."""
+    spec = made.run.record.model
+    widths = {name: dict(values) for name, values in spec.arguments.get(PRUNED, {}).items()}
+    wide = {name: widths_of(layer) for name, layer in before.named_modules()}
+    for name, layer in after.named_modules():
+        changed = {key: value for key, value in widths_of(layer).items() if wide[name][key] != value}
+        if changed:
+            widths[name] = {**widths.get(name, {}), **changed}
+    return replace(spec, arguments={**spec.arguments, PRUNED: dict(sorted(widths.items()))})
+
+
+def _carry_out(made: _Pruning, record: RunRecord) -> Run:
+    """Prune and distill, step by step; the last step's result is the run itself."""
+    config, before, steps = made.config, made.run, []
+    for number, counts in enumerate(made.counts, 1):
+        folder = config.out / _STEPS / str(number)
+        pruned = _prune_step(made, before, counts, record, folder / "pruned")
+        steps.append({"kept": counts, **pruned.record.metrics})
+        pruning = {"steps": steps, "left_alone": dict(made.left_alone)}
+        record = replace(record, metrics={**record.metrics, "pruning": pruning})
+        if number < len(made.counts):
+            _log.info("step %d of %d: distillation from the whole network", number, len(made.counts))
+            before = _distill_step(made, pruned, record, folder / "distilled")
+    if config.only_prune:
+        finished = replace(record, metrics={**record.metrics, **pruned.record.metrics})
+        return Run.write(config.out, finished, pruned.state())
+    job = _job(made, pruned, config.out, resume=config.resume)
+    return job.train(record)
+
+
+def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, out: Path) -> Run:
+    """Write the run of a network that was pruned and not trained yet, unless it is there."""
+    if made.config.resume and (out / RECORD).is_file():
+        try:
+            return Run.open(out)
+        except RunError:
+            _log.info("%s is made again", out)
+    network, criterion = before.network(), made.config.criterion
+    units, _ = find_units(network.backbone, network.preprocessing.shape)
+    slopes = _slopes(made, network)
+    choice = {}
+    for unit in units:
+        score = scores(network.backbone, unit, criterion, slopes)
+        if score is not None and unit.name in counts:
+            choice[unit] = lowest(score, unit.parts, unit.channels - counts[unit.name])
+    thin = removed(network.backbone, choice)
+    pruned = Network(thin, network.preprocessing)
+    job, device = made.job, made.config.loop.device
+    found = evaluate_run(pruned, record.labels, job.labeled.val, device)
+    metrics = {**found, **network_size(pruned.cpu())}
+    spec = _spec(made, made.run.network().backbone, thin)
+    return Run.write(
+        out, replace(record, model=spec, parent={"start": before.identity}, metrics=metrics), thin.state_dict()
+    )
+
+
+def _job(made: _Pruning, start: Run, out: Path, *, resume: bool) -> ClassifierJob:
+    """Return the distillation of a pruned network."""
+    job = copy.copy(made.job)
+    job.start = start
+    job.config = replace(job.config, out=out, resume=resume)
+    return job
+
+
+def _distill_step(made: _Pruning, pruned: Run, record: RunRecord, out: Path) -> Run:
+    """Distill the network of a step, or return it if that is done."""
+    resume = made.config.resume and (out / RECORD).is_file()
+    own = replace(record, model=pruned.record.model)
+    finished = prepare_out(out, own, resume=resume, overwrite=False)
+    return finished if finished is not None else _job(made, pruned, out, resume=resume).train(own)

@@ -1,0 +1,300 @@
+"""Channels that can only be removed together, found through torch-pruning's dependency graph; and their removal."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from krl_runtime.errors import ModelError, require
+from krl_train.models.widths import set_widths, widths_of
+
+__all__ = ["Slice", "Unit", "find_units", "masked", "removed", "rows"]
+
+Side: TypeAlias = Literal["in", "out", "both"]
+
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+# Both networks compute in float64, where sums in another order differ by about 1e-13.
+_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The channels of a layer that belong to a unit.
+
+    Attributes:
+        layer: Name of the layer in the backbone.
+        side: Its outputs, its inputs, or both at once (batch normalization, depthwise convolution).
+        channels: Indices in the layer.
+        roots: For each of them the unit's channel that it goes with.
+    """
+
+    layer: str
+    side: Side
+    channels: tuple[int, ...]
+    roots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Channels of layers that depend on each other: a channel is removed from all of them, or from none.
+
+    Attributes:
+        name: Name of the layer that they are counted in.
+        channels: Their number.
+        parts: Number of consecutive parts that stay equally large: the groups of grouped convolutions.
+        slices: Where they are.
+    """
+
+    name: str
+    channels: int
+    parts: int
+    slices: tuple[Slice, ...]
+
+
+def find_units(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[list[Unit], dict[str, str]]:
+    """Return the units that can be pruned in a network, and why the rest cannot.
+
+    A unit is offered only if removing some of its channels gives what the network gives that ignores them. So a graph
+    that was misread is found, whatever the network.
+
+    Args:
+        backbone: The network; it is not changed.
+        shape: Channels, height and width of one input.
+
+    Returns:
+        The units, and by the name of a layer the reason why it is left alone.
+
+    Raises:
+        MissingExtraError: torch-pruning is not installed.
+        ModelError: The network cannot be traced.
+    """
+    traced = copy.deepcopy(backbone).cpu().eval().requires_grad_(True)
+    units, reasons = [], {}
+    for found in _groups(traced, shape):
+        if isinstance(found, Unit):
+            units.append(found)
+        else:
+            reasons[found[0]] = found[1]
+    exact = traced.double()
+    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if not _agrees(exact, images, units):  # one by one only where something is wrong
+        right = []
+        for unit in units:
+            if _agrees(exact, images, [unit]):
+                right.append(unit)
+            else:
+                reasons[unit.name] = "what depends on its channels was not found"
+        units = right
+        if units and not _agrees(exact, images, units):
+            raise ModelError("the network cannot be pruned: its layers depend on each other in a way that is not found")
+    return units, reasons
+
+
+def _groups(network: nn.Module, shape: tuple[int, int, int]) -> Iterator[Unit | tuple[str, str]]:
+    """Yield each group of layers as a unit, or the name of its first layer with the reason why it is none."""
+    pruning: Any = require("torch_pruning", extra="prune", purpose="pruning")
+    try:
+        with torch.enable_grad():
+            graph = pruning.DependencyGraph().build_dependency(network, torch.zeros(1, *shape), verbose=False)
+            groups = list(graph.get_all_groups(root_module_types=_LAYERS))
+    except Exception as error:  # it raises whatever it raises on graphs that it was not made for
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"torch-pruning cannot follow the channels through this network ({type(error).__name__}: {reason}), so it "
+            "cannot be pruned; distill a smaller network from it instead (krl-compress distill)"
+        ) from error
+    names = {module: name for name, module in network.named_modules()}
+    last = _last_layers(graph, names)
+    for group in groups:
+        name = names[group[0].dep.target.module]
+        if last.isdisjoint(_written(graph, group, names)):
+            found = _unit(graph, group, names)
+            yield found if isinstance(found, Unit) else (name, found)
+
+
+def _last_layers(graph: Any, names: Mapping[nn.Module, str]) -> set[str]:
+    """Return the layers whose output is not read by another layer: their channels are the network's outputs."""
+    found = set()
+    for module, node in graph.module2node.items():
+        if not isinstance(module, _LAYERS) or module not in names:
+            continue
+        ahead, seen = list(node.outputs), set()
+        while ahead:
+            after = ahead.pop()
+            if after in seen:
+                continue
+            seen.add(after)
+            if not isinstance(after.module, _LAYERS):
+                ahead += after.outputs
+        if not any(isinstance(after.module, _LAYERS) for after in seen):
+            found.add(names[module])
+    return found
+
+
+def _written(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> set[str]:
+    """Return the layers of a group whose outputs are in it."""
+    return {
+        names[item.dep.target.module]
+        for item in group.items
+        if item.dep.target.module in names and graph.is_out_channel_pruning_fn(item.dep.handler)
+    }
+
+
+def _unit(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Unit | str:
+    """Return a group as a unit, or the reason why it is none."""
+    slices: list[Slice] = []
+    parts = 1
+    for item in group.items:
+        module = item.dep.target.module
+        if module not in names:
+            if isinstance(module, nn.Parameter):
+                return "its channels are in a parameter that belongs to no layer"
+            continue  # an operation without channels of its own
+        if not widths_of(module):
+            return f"its channels are in {names[module]}, a {type(module).__name__}"
+        if None in item.root_idxs:
+            return "what depends on its channels was not found"
+        side: Side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+        piece = Slice(names[module], side, tuple(item.idxs), tuple(item.root_idxs))
+        if isinstance(module, _BatchNorm):
+            piece = Slice(piece.layer, "both", piece.channels, piece.roots)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.groups > 1:
+            if module.groups == module.in_channels == module.out_channels:
+                piece = Slice(piece.layer, "both", piece.channels, piece.roots)
+            elif isinstance(module, nn.ConvTranspose2d) or piece.channels != piece.roots:
+                return f"its channels are mixed with those of {piece.layer}, a convolution of {module.groups} groups"
+            else:
+                parts = math.lcm(parts, module.groups)
+        slices.append(piece)
+    channels = len(group[0].idxs)
+    if channels % parts:
+        return f"{parts} groups do not divide its {channels} channels"
+    return Unit(names[group[0].dep.target.module], channels, parts, tuple(slices))
+
+
+def _agrees(network: nn.Module, images: Tensor, units: Sequence[Unit]) -> bool:
+    """Whether a network without some channels computes what the network does that ignores them."""
+    generator = torch.Generator().manual_seed(0)
+    choice = {}
+    for unit in units:
+        each = unit.channels // unit.parts
+        drawn = [torch.randperm(each, generator=generator)[: each // 2] + part * each for part in range(unit.parts)]
+        choice[unit] = set(torch.cat(drawn).tolist())
+    try:
+        with torch.no_grad():
+            thin, ignoring = removed(network, choice)(images), masked(network, choice)(images)
+    except (RuntimeError, IndexError, ValueError, ModelError):  # shapes that do not fit
+        return False
+    error = (thin - ignoring).abs().max()
+    return bool(torch.isfinite(error)) and bool(error <= _TOLERANCE * (1 + ignoring.abs().max()))
+
+
+def _dropped(choice: Mapping[Unit, Collection[int]]) -> dict[tuple[str, Side], set[int]]:
+    """Return for each layer and side the indices of the channels that go."""
+    found: dict[tuple[str, Side], set[int]] = {}
+    for unit, roots in choice.items():
+        for piece in unit.slices:
+            gone = {channel for channel, root in zip(piece.channels, piece.roots, strict=True) if root in roots}
+            found.setdefault((piece.layer, piece.side), set()).update(gone)
+    return found
+
+
+def masked(backbone: nn.Module, choice: Mapping[Unit, Collection[int]]) -> nn.Module:
+    """Return a copy of a network whose layers ignore channels, that is, have weights of 0 for them.
+
+    Args:
+        backbone: The network.
+        choice: For each unit, the channels.
+    """
+    network = copy.deepcopy(backbone)
+    for (name, side), gone in _dropped(choice).items():
+        if side == "in":
+            layer = network.get_submodule(name)
+            kept = torch.ones(widths_of(layer)["in_features" if isinstance(layer, nn.Linear) else "in_channels"])
+            kept[sorted(gone)] = 0
+            weight = layer.get_parameter("weight")
+            _input_view(layer, weight.detach()).mul_(_for_inputs(layer, kept.to(weight)))
+    return network
+
+
+def _input_view(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return a view of a weight whose first two axes are groups and the input channels of each."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return weight.reshape(layer.groups, -1, *weight.shape[1:])
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+
+
+def _for_inputs(layer: nn.Module, kept: Tensor) -> Tensor:
+    view = _input_view(layer, layer.get_parameter("weight"))
+    return kept.reshape(view.shape[0], view.shape[1], *[1] * (view.ndim - 2))
+
+
+def removed(backbone: nn.Module, choice: Mapping[Unit, Collection[int]]) -> nn.Module:
+    """Return a copy of a network without channels.
+
+    Args:
+        backbone: The network.
+        choice: For each unit, the channels that go: as many of each of its parts.
+
+    Raises:
+        ModelError: Not as many of each part.
+    """
+    state = backbone.state_dict()  # with the versions of its modules, which some networks ask for
+    state.update({name: value.clone() for name, value in state.items()})
+    widths: dict[str, dict[str, int]] = {}
+    for (name, side), gone in sorted(_dropped(choice).items()):
+        layer = backbone.get_submodule(name)
+        width = widths.setdefault(name, widths_of(layer))
+        for key in width:
+            if side == "both" or key.startswith(f"{side}_"):
+                width[key] -= len(gone)
+        _cut_state(state, name, layer, side, gone)
+    network = copy.deepcopy(backbone)
+    set_widths(network, widths)
+    network.load_state_dict(state)
+    return network
+
+
+def _cut_state(state: dict[str, Tensor], name: str, layer: nn.Module, side: Side, gone: Collection[int]) -> None:
+    """Take channels out of the tensors of a layer."""
+    if side == "in" and isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        weight, each = state[f"{name}.weight"], layer.in_channels // layer.groups
+        kept = [[i for i in range(each) if group * each + i not in gone] for group in range(layer.groups)]
+        if len({len(channels) for channels in kept}) > 1:
+            raise ModelError(f"layer {name} would have groups of different widths")
+        chunks = weight.chunk(layer.groups)
+        state[f"{name}.weight"] = torch.cat([chunk[:, left] for chunk, left in zip(chunks, kept, strict=True)])
+        return
+    transposed = isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1
+    axes = {"weight": int(transposed != (side == "in"))}
+    if side != "in":
+        axes |= {"bias": 0, "running_mean": 0, "running_var": 0}
+    for tensor, axis in axes.items():
+        key = f"{name}.{tensor}"
+        if key in state:
+            left = [index for index in range(state[key].shape[axis]) if index not in gone]
+            state[key] = state[key].index_select(axis, torch.tensor(left, device=state[key].device))
+
+
+def rows(layer: nn.Module, side: Side, tensor: Tensor) -> Tensor:
+    """Return a layer's weight, or a tensor of its shape, as ``[channels, numbers of each]``.
+
+    Args:
+        layer: The layer.
+        side: Whose channels: of its outputs, or of its inputs.
+        tensor: Of the shape of its weight.
+    """
+    if tensor.ndim == 1:
+        return tensor[:, None]
+    if side == "in":
+        return _input_view(layer, tensor).flatten(0, 1).flatten(1)
+    transposed = isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1
+    return tensor.transpose(0, 1).flatten(1) if transposed else tensor.flatten(1)
