@@ -20,16 +20,15 @@ from krl_train.config import to_plain
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import resolve_device
 from krl_train.models import Network
-from krl_train.models.widths import PRUNED, widths_of
 from krl_train.processes import refuse_several
-from krl_train.run import RECORD, ModelSpec, Run, RunRecord
+from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
 from krl_train.training.train import network_size
 
 from .criteria import gradients, lowest, scores
 from .plan import Counts, any_channels, counts_for_macs, kept_channels, steps_between
 from .sensitivity import SENSITIVITY_FILES, measure_sensitivity, write_sensitivity
-from .units import Unit, find_units, removed
+from .units import Unit, find_units, pruned_spec, removed
 
 __all__ = ["COMMAND", "prune"]
 
@@ -68,7 +67,7 @@ def prune(config: PruneConfig) -> Run:
     made = _prepare(config)
     whole = made.run.network().backbone
     thin = removed(whole, any_channels(made.units, made.counts[-1]))
-    record = replace(made.job.record, model=_spec(made, whole, thin), command=COMMAND, configuration=to_plain(config))
+    record = replace(made.job.record, model=pruned_spec(made.run.record.model, whole, thin), command=COMMAND, configuration=to_plain(config))
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
@@ -173,18 +172,6 @@ def _slopes(made: _Pruning, network: Network) -> dict[str, Tensor] | None:
     return gradients(network, made.job.labeled.train, resolve_device(made.config.loop.device))
 
 
-def _spec(made: _Pruning, before: nn.Module, after: nn.Module) -> ModelSpec:
-    """Return the record of the network ``after``, which the run's network ``before`` was cut to."""
-    spec = made.run.record.model
-    widths = {name: dict(values) for name, values in spec.arguments.get(PRUNED, {}).items()}
-    wide = {name: widths_of(layer) for name, layer in before.named_modules()}
-    for name, layer in after.named_modules():
-        changed = {key: value for key, value in widths_of(layer).items() if wide[name][key] != value}
-        if changed:
-            widths[name] = {**widths.get(name, {}), **changed}
-    return replace(spec, arguments={**spec.arguments, PRUNED: dict(sorted(widths.items()))})
-
-
 def _carry_out(made: _Pruning, record: RunRecord) -> Run:
     """Prune and distill, step by step; the last step's result is the run itself."""
     config, before, steps = made.config, made.run, []
@@ -224,7 +211,7 @@ def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, 
     job, device = made.job, made.config.loop.device
     found = evaluate_run(pruned, record.labels, job.labeled.val, device)
     metrics = {**found, **network_size(pruned.cpu())}
-    spec = _spec(made, made.run.network().backbone, thin)
+    spec = pruned_spec(made.run.record.model, made.run.network().backbone, thin)
     return Run.write(
         out, replace(record, model=spec, parent={"start": before.identity}, metrics=metrics), thin.state_dict()
     )

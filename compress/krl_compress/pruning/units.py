@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from krl_runtime.errors import ModelError, require
-from krl_train.models.widths import set_widths, widths_of
+from krl_train.models import ModelSpec
+from krl_train.models.widths import PRUNED, set_widths, widths_of
 
-__all__ = ["Slice", "Unit", "find_units", "masked", "removed", "rows"]
+__all__ = ["Slice", "Unit", "find_units", "masked", "pruned_spec", "removed", "rows"]
 
 Side: TypeAlias = Literal["in", "out", "both"]
 
@@ -261,6 +262,23 @@ def removed(backbone: nn.Module, choice: Mapping[Unit, Collection[int]]) -> nn.M
     set_widths(network, widths)
     network.load_state_dict(state)
     return network
+
+
+def pruned_spec(spec: ModelSpec, before: nn.Module, after: nn.Module) -> ModelSpec:
+    """Return the record of a network that lost channels.
+
+    Args:
+        spec: Record of the network before.
+        before: The network that ``spec`` makes.
+        after: The network without channels.
+    """
+    widths = {name: dict(values) for name, values in spec.arguments.get(PRUNED, {}).items()}
+    wide = {name: widths_of(layer) for name, layer in before.named_modules()}
+    for name, layer in after.named_modules():
+        changed = {key: value for key, value in widths_of(layer).items() if wide[name][key] != value}
+        if changed:
+            widths[name] = {**widths.get(name, {}), **changed}
+    return replace(spec, arguments={**spec.arguments, PRUNED: dict(sorted(widths.items()))})
 
 
 def _cut_state(state: dict[str, Tensor], name: str, layer: nn.Module, side: Side, gone: Collection[int]) -> None:
