@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from krl_compress.config import DistillConfig, PruneConfig
 from krl_compress.distillation import classification
@@ -67,7 +67,8 @@ def prune(config: PruneConfig) -> Run:
     made = _prepare(config)
     whole = made.run.network().backbone
     thin = removed(whole, any_channels(made.units, made.counts[-1]))
-    record = replace(made.job.record, model=pruned_spec(made.run.record.model, whole, thin), command=COMMAND, configuration=to_plain(config))
+    spec = pruned_spec(made.run.record.model, whole, thin)
+    record = replace(made.job.record, model=spec, command=COMMAND, configuration=to_plain(config))
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
         return finished
