@@ -11,7 +11,8 @@
 
 ``losses`` are functions of tensors; ``teachers`` loads, stores and fuses the teachers of a student; ``distillers``
 makes objectives of both; ``distillation`` goes from a configuration to a finished student; ``pruning`` makes a thinner
-network of a trained one; ``studies`` compares methods. Importing this does not import torch; calling a function does.
+network of a trained one; ``searching`` finds the student that fits a budget; ``studies`` compares methods. Importing
+this does not import torch; calling a function does.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,16 +21,18 @@ from krl_runtime._version import __version__
 from krl_runtime.lazy import attribute
 
 if TYPE_CHECKING:
-    from .config import DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig
+    from .config import DistillConfig, JointConfig, MutualConfig, PruneConfig, SearchConfig, StudyConfig
     from .verbs import (
         DistillResult,
         PruneResult,
+        SearchResult,
         StudyResult,
         TogetherResult,
         distill,
         joint,
         mutual,
         prune,
+        search,
         study,
     )
 
@@ -40,6 +43,8 @@ __all__ = [
     "MutualConfig",
     "PruneConfig",
     "PruneResult",
+    "SearchConfig",
+    "SearchResult",
     "StudyConfig",
     "StudyResult",
     "TogetherResult",
@@ -48,14 +53,15 @@ __all__ = [
     "joint",
     "mutual",
     "prune",
+    "search",
     "study",
 ]
 
 _MODULES = {
-    ".config": ("DistillConfig", "JointConfig", "MutualConfig", "PruneConfig", "StudyConfig"),
+    ".config": ("DistillConfig", "JointConfig", "MutualConfig", "PruneConfig", "SearchConfig", "StudyConfig"),
     ".verbs": (
-        *("DistillResult", "PruneResult", "StudyResult", "TogetherResult"),
-        *("distill", "joint", "mutual", "prune", "study"),
+        *("DistillResult", "PruneResult", "SearchResult", "StudyResult", "TogetherResult"),
+        *("distill", "joint", "mutual", "prune", "search", "study"),
     ),
 }
 

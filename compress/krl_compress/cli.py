@@ -15,7 +15,7 @@ from krl_train.config import RECORD, TRAINING_RECIPES, RecipesConfig
 from krl_train.processes import leave_group
 
 from . import verbs
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig
+from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, SearchConfig, StudyConfig
 from .teachers.kinds import task_of
 
 __all__ = ["main"]
@@ -92,6 +92,18 @@ def _sensitivity(found: Mapping[str, Any]) -> str:
     return table(header, [*rows, ("whole", None, *[found["whole"]] * len(shares))])
 
 
+def search(config: SearchConfig) -> None:
+    """Find the best student that meets a budget of latency, memory, size or operations."""
+    result = verbs.search(config)
+    if config.json:
+        print_json(result.to_dict())
+    else:
+        print(result.text)
+        found = result.details["result"]
+        print(f"\n{result.bundle}: {found['student']} in {result.precision}, {found['metric']} {found['quality']:.4f}")
+    next_command(f"krl-runtime evaluate {result.bundle} IMAGES")
+
+
 def study(config: StudyConfig) -> None:
     """Compare methods on the same budget, data and seeds."""
     result = verbs.study(config)
@@ -124,6 +136,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "mutual": mutual,
     "joint": joint,
     "prune": prune,
+    "search": search,
     "study": study,
     "recipes": recipes,
 }

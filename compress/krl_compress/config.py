@@ -31,9 +31,11 @@ __all__ = [
     "GeneratorStudentConfig",
     "JointConfig",
     "LossConfig",
+    "MeasuringConfig",
     "MutualConfig",
     "PruneConfig",
     "QuantizationConfig",
+    "SearchConfig",
     "StudyConfig",
 ]
 
@@ -292,6 +294,23 @@ def _refuse_parts(config: TrainingConfig) -> None:
         raise UsageError("--accumulate is for krl-train fit and krl-compress distill; leave it out")
 
 
+@dataclass(frozen=True)
+class MeasuringConfig:
+    """Where the cost of a network is measured, as a bundle."""
+
+    board: str | None = None
+    """Measure on this board, which krl-deploy board added; left out: here."""
+    backend: Literal["tensorrt", "cuda", "openvino", "cpu"] | None = None
+    """Backend that has to run the network; left out: the first that can."""
+    threads: int | None = None
+    """CPU threads to measure with; left out: one for each physical core."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads is {self.threads}; accepted: 1 or more")
+
+
 Criterion: TypeAlias = Literal["l2", "l1", "group", "bn", "taylor"]
 """Which channels matter; see ``krl_compress.pruning.criteria``."""
 
@@ -305,9 +324,13 @@ class PruneConfig:
     out: OutOption
     """The pruned network's run."""
     keep_channels: float | None = None
-    """Share of the channels that each layer keeps, 0 to 1; give this or --macs."""
+    """Share of the channels that each layer keeps, 0 to 1; give this, --macs or --latency."""
     macs: float | None = None
     """Keep as many channels as fit this share of the network's multiply-accumulate operations, 0 to 1."""
+    latency: str | None = None
+    """Keep as many channels as fit this latency, as in 2ms: p50 of the network at batch 1, measured of bundles."""
+    variant: Literal["fp32", "fp16", "int8"] = "fp32"
+    """Variant of the bundle that --latency is of."""
     criterion: Criterion = "l2"
     """Which channels go: those of the smallest weights (l2, l1), also of what reads them (group), of the smallest
     factors of batch normalization (bn), or that change the loss least (taylor)."""
@@ -326,6 +349,7 @@ class PruneConfig:
     """Replace the run in --out."""
     json: bool = False
     """Print the result as one JSON object."""
+    measuring: Advanced[MeasuringConfig] = field(default_factory=MeasuringConfig)
     losses: Advanced[LossConfig] = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -334,10 +358,16 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if (self.keep_channels is None) == (self.macs is None):
-            given = "neither" if self.keep_channels is None else "both"
+        ways = ("keep_channels", "macs", "latency")
+        given = [option_name(name) for name in ways if getattr(self, name) is not None]
+        if len(given) != 1:
             raise UsageError(
-                f"{given} of --keep-channels and --macs given; accepted: one of them, as in --keep-channels 0.5"
+                f"{' and '.join(given) or 'nothing'} given that says how much to prune; accepted: one of "
+                f"{', '.join(map(option_name, ways))}, as in --keep-channels 0.5"
+            )
+        if self.latency is None and (self.measuring != MeasuringConfig() or self.variant != "fp32"):
+            raise UsageError(
+                "--board, --backend, --threads and --variant are for --latency; leave them out, or give it"
             )
         for name in ("keep_channels", "macs"):
             value = getattr(self, name)
@@ -349,6 +379,62 @@ class PruneConfig:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.only_prune and self.steps > 1:
             raise UsageError("--steps are for the distillations between them, and --only-prune has none; leave one out")
+        refuse_other_tasks(self, "classification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Options of ``krl-compress search``."""
+
+    teacher: str
+    """The run of a classifier, which teaches the students."""
+    budget: Repeated
+    """The most that the student may cost: latency=2ms (p50 of the network at batch 1), memory=200MB, size=300KB or
+    macs=10M; may be given several times."""
+    out: OutOption
+    """Folder of the search: winner.krl, the runs, search.json, search.md and search.png."""
+    architectures: str = ""
+    """Networks to try, by name, separated by commas; each is made as wide as the budget allows. Left out: common ones
+    for images of this size."""
+    prune_teacher: bool = True
+    """Try the teacher itself as well, with channels removed."""
+    sizes: tuple[int, ...] = ()
+    """Sides of the input to try, in pixels; left out: the teacher's."""
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "int8")
+    """Precisions to try."""
+    multiple: Advanced[int] = 8
+    """Layers keep a multiple of this many channels."""
+    shortlist: int = 12
+    """Students to train at most: those with the most operations within the budget."""
+    rounds: int = 3
+    """Rounds of training; the last one has --epochs, each one before as many less as --reduction says."""
+    reduction: Advanced[int] = 3
+    """Factor by which a round has fewer students and more epochs than the one before."""
+    max_drop: float | None = None
+    """Largest accepted accuracy drop of the winner's variant to FP32, as in krl-deploy quantize."""
+    time_limit: str | None = None
+    """Stop after this time with the best so far, as in 90s, 30m or 2h."""
+    resume: bool = False
+    """Continue the interrupted search in --out."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
+    losses: Advanced[LossConfig] = field(default_factory=LossConfig)
+    cache: Advanced[CacheConfig] = field(default_factory=CacheConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("shortlist", 1), ("rounds", 1), ("reduction", 2), ("multiple", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} is {getattr(self, name)}; accepted: {least} or more")
+        if not self.precisions or len(set(self.precisions)) < len(self.precisions):
+            raise UsageError("--precisions: accepted: one or more of fp32, fp16, int8, each once")
+        if any(size < 1 for size in self.sizes):
+            raise UsageError(f"--sizes {' '.join(map(str, self.sizes))}: accepted: 1 or more")
         refuse_other_tasks(self, "classification")
 
 

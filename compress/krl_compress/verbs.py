@@ -12,7 +12,16 @@ from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
 from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model, check_run
 
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, StudyConfig, check_loss
+from .config import (
+    RECIPES,
+    DistillConfig,
+    JointConfig,
+    MutualConfig,
+    PruneConfig,
+    SearchConfig,
+    StudyConfig,
+    check_loss,
+)
 from .teachers.kinds import ACCEPTED, check_teacher, task_of
 
 if TYPE_CHECKING:
@@ -21,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DistillResult",
     "PruneResult",
+    "SearchResult",
     "StudyResult",
     "TogetherResult",
     "distill",
     "joint",
     "mutual",
     "prune",
+    "search",
     "study",
 ]
 
@@ -118,6 +129,21 @@ class PruneResult(Result):
 
 
 @dataclass(frozen=True)
+class SearchResult(Result):
+    """The best student within the budgets; ``details`` has all that were tried, see ``to_dict``.
+
+    Attributes:
+        run: Folder of its run.
+        bundle: Its bundle.
+        precision: The variant that meets the budgets.
+    """
+
+    run: Path
+    bundle: Path
+    precision: str
+
+
+@dataclass(frozen=True)
 class StudyResult(Result):
     """Methods compared on the same budget, data and seeds; see ``to_dict``."""
 
@@ -197,7 +223,37 @@ def prune(config: PruneConfig | None = None, /, **options: Any) -> PruneResult:
     check_data(config.data.data)
     from .pruning.prune import prune as run_prune
 
+    if config.latency is not None:
+        from .searching.latency import with_channels
+
+        config = with_channels(config)
     return PruneResult.of(run_prune(config))
+
+
+def search(config: SearchConfig | None = None, /, **options: Any) -> SearchResult:
+    """Find the best student that meets budgets of latency, memory, size or operations.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-compress search``: ``teacher``, ``budget``, ``out`` …
+
+    Raises:
+        CheckFailedError: No student was trained before the time was up, or none passes the accuracy gate.
+        KrlError: No student meets the budgets, an option cannot be used, or a training failed.
+    """
+    config = configure(SearchConfig, config, options)
+    check_run(config.teacher)
+    for loss in config.losses.loss:
+        if isinstance(loss, str):
+            check_loss(loss, "classification")
+    check_data(config.data.data)
+    from .searching.report import show
+    from .searching.search import search as run_search
+
+    state = run_search(config)
+    winner = state.result
+    found = (Path(winner["run"]), Path(winner["bundle"]), winner["precision"])
+    return SearchResult(*found, details=state.to_dict(), text=show(state))
 
 
 def study(config: StudyConfig | None = None, /, **options: Any) -> StudyResult:

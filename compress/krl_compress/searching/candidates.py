@@ -1,0 +1,187 @@
+"""The students of a search: of each architecture the widest that fits, and how they are ranked before training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from krl_compress.config import DistillConfig, SearchConfig
+from krl_compress.distillation import classification
+from krl_runtime.errors import ModelError, UsageError
+from krl_runtime.progress import progress_bar
+from krl_train.config import DATA_SETS, DataConfig, InputConfig, UnpackConfig
+from krl_train.run import Run
+from krl_train.verbs import unpack
+
+from .budgets import Budget, show_amount
+from .costs import Cost, Meter, Precision, excess
+from .space import Family, Student, default_architectures
+from .state import State
+from .trials import Deadline
+from .widths import Fit, widest
+
+__all__ = ["StudentCosts", "as_distillation", "families", "fit_students", "images_folder", "shortlist"]
+
+_log = logging.getLogger("krl")
+
+STARTS = "students"  # folder inside the search's: for each student the run that its trainings start from
+
+
+def as_distillation(config: SearchConfig, student: str, size: tuple[int, ...] | None = None) -> DistillConfig:
+    """Return the options of a search as those of a distillation."""
+    return DistillConfig(
+        teacher=(config.teacher,),
+        student=student,
+        out=config.out,
+        losses=config.losses,
+        cache=config.cache,
+        data=config.data,
+        input=InputConfig(size=size),
+        augment=config.augment,
+        optim=config.optim,
+        loop=config.loop,
+    )
+
+
+def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
+    """Yield the architectures at each size, and the teacher itself, which loses channels.
+
+    Raises:
+        UsageError: An architecture is not known, or does not fit the data.
+    """
+    shape = teacher.record.preprocessing.shape
+    sizes: Sequence[tuple[int, ...] | None] = [(size,) for size in config.sizes] or [None]
+    names = config.architectures.split(",") if config.architectures else default_architectures(*shape[1:])
+    for size in sizes:
+        for name in names:
+            try:
+                job = classification.prepare(as_distillation(config, name.strip(), size))
+                family = Family.fresh(job.record, multiple=config.multiple, seed=config.loop.seed)
+            except ModelError as error:
+                if config.architectures:
+                    raise
+                _log.info("%s is left out: %s", name, error)
+                continue
+            yield family
+    if config.prune_teacher:
+        job = classification.prepare(as_distillation(config, config.teacher))
+        record = replace(job.record, model=teacher.record.model, preprocessing=teacher.record.preprocessing)
+        yield Family("teacher", record, teacher.network(), multiple=config.multiple, trained=True)
+
+
+def images_folder(data: DataConfig, run: Run, unpacked: Path) -> Path:
+    """Return a folder or list with images, for golden inputs and calibration.
+
+    Args:
+        data: Where the images are, as the user says.
+        run: A run, on whose data they are if the user says nothing.
+        unpacked: Folder for the images of a named data set.
+    """
+    name = str(data.data or run.record.data["source"])
+    if name not in DATA_SETS:
+        return Path(name)
+    if not unpacked.exists():
+        root = data.data_root if data.data else Path(run.record.data["root"])
+        unpack(UnpackConfig(unpacked, replace(data, data=name, data_root=root)))
+    return unpacked
+
+
+class StudentCosts:
+    """Tells what students cost; each is written as a run and measured once.
+
+    Args:
+        state: What is known already; it is added to and written.
+        meter: Measures a run.
+        folder: The search's folder.
+        deadline: When the search ends.
+    """
+
+    def __init__(self, state: State, meter: Meter, folder: Path, deadline: Deadline) -> None:
+        self._state, self._meter, self._folder, self._deadline = state, meter, folder, deadline
+
+    def __call__(self, student: Student) -> Mapping[Precision, Cost]:
+        """Return the cost in each precision that can be had.
+
+        Raises:
+            TimeIsUp: The deadline has passed.
+        """
+        state = self._state
+        if student.key not in state.costs:
+            self._deadline.check()
+            run = student.write(self._folder / STARTS / student.key)
+            state.costs[student.key] = self._meter(run, student.macs, student.parameters)
+            spec = student.record.model
+            state.students[student.key] = {
+                "architecture": spec.name,
+                "channels": student.channels,
+                "input": list(student.record.preprocessing.shape),
+                "start": str(run.path),
+            }
+            state.write(self._folder)
+        return state.costs[student.key]
+
+
+def fit_students(
+    config: SearchConfig, found: Sequence[Family], budgets: Sequence[Budget], costs: StudentCosts
+) -> list[Student]:
+    """Return the students that meet the budgets in some precision: of each family the widest in each.
+
+    Raises:
+        UsageError: None does; the message has the nearest.
+        TimeIsUp: The deadline passed.
+    """
+    students: dict[str, Student] = {}
+    fits: list[Fit] = []
+    with progress_bar("measuring students", len(found) * len(config.precisions)) as advance:
+        for family in found:
+            for precision in config.precisions:
+                fit = widest(family, precision, budgets, costs)
+                advance()
+                if fit is None:
+                    continue
+                fits.append(fit)
+                if fit.meets:
+                    students[fit.student.key] = fit.student
+                else:
+                    _log.info("%s in %s meets no budget: %.2f times too much", family.name, precision, fit.excess)
+    if not students:
+        raise UsageError(_nearest(fits, budgets, costs))
+    return list(students.values())
+
+
+def _nearest(fits: Sequence[Fit], budgets: Sequence[Budget], costs: StudentCosts) -> str:
+    asked = ", ".join(map(str, budgets))
+    if not fits:
+        return f"no student can be made in the --precisions that are asked for ({asked}); give others"
+    fit = min(fits, key=lambda fit: fit.excess)
+    cost = costs(fit.student)[fit.precision]
+    has = ", ".join(
+        f"{budget.quantity} {show_amount(budget.quantity, cost.of(budget.quantity) or 0)}" for budget in budgets
+    )
+    return (
+        f"no student meets the budget ({asked}); the nearest is {fit.student.key} in {fit.precision}: {has}; give a "
+        "larger --budget, other --architectures, a smaller --multiple, or smaller --sizes"
+    )
+
+
+def shortlist(students: Sequence[Student], most: int) -> list[Student]:
+    """Return the students that are worth a training: those of the most operations, within the same budget.
+
+    The count of operations is a proxy that needs no data; more elaborate ones hardly beat it
+    (https://iclr-blog-track.github.io/2022/03/25/zero-cost-proxies/).
+
+    Args:
+        students: All that meet the budgets.
+        most: Number of students at most.
+    """
+    ranked = sorted(students, key=lambda student: student.macs, reverse=True)
+    for student in ranked[most:]:
+        _log.info("%s is not trained: %d others have more operations (--shortlist)", student.key, most)
+    return ranked[:most]
+
+
+def meeting(costs: Mapping[Precision, Cost], budgets: Sequence[Budget]) -> list[Precision]:
+    """Return the precisions in which a student meets the budgets."""
+    return [precision for precision, cost in costs.items() if excess(cost, budgets) <= 1]

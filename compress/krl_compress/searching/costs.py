@@ -1,0 +1,234 @@
+"""What a student costs where it will run: measured of a real bundle, here or on a board."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import krl_deploy
+from krl_compress.config import MeasuringConfig
+from krl_runtime.bundle import Bundle
+from krl_runtime.errors import BackendError, KrlError
+from krl_train.run import Run
+
+from .budgets import Budget, Quantity
+
+__all__ = ["PRECISIONS", "Bench", "Cost", "Meter", "Precision", "add_variants", "excess", "make_bundle", "run_bench"]
+
+_log = logging.getLogger("krl")
+
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+# Other work on the machine only ever adds time, so the least of several medians counts.
+_REPEATS = 3
+_ITERATIONS = 60  # in each: at 1 ms they take less than the start of the process
+_CALIBRATION = 64  # images: the ranges of a network that is only timed need not be good
+_ALL = 100.0  # percentage points: the gate is for students that are trained, and has no say on what they cost
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a student costs in one precision.
+
+    Attributes:
+        macs: Multiply-accumulate operations of one image.
+        parameters: Number of parameters.
+        size: Bytes of the model file.
+        latency: Milliseconds of the network alone for one image, p50; ``None`` where it is not known.
+        memory: Bytes of the process at its peak; ``None`` where it is not known.
+        predicted: Whether the latency is predicted from a profile, and not measured.
+    """
+
+    macs: int
+    parameters: int
+    size: int
+    latency: float | None = None
+    memory: float | None = None
+    predicted: bool = False
+
+    def of(self, quantity: Quantity) -> float | None:
+        """Return what a budget is compared with."""
+        value: float | None = getattr(self, quantity)
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cost as plain JSON types."""
+        return asdict(self)
+
+
+def excess(cost: Cost, budgets: Sequence[Budget]) -> float:
+    """Return the largest share of a budget that is used: up to 1 meets all of them.
+
+    Raises:
+        BackendError: A quantity is not known of this cost.
+    """
+    shares = []
+    for budget in budgets:
+        value = cost.of(budget.quantity)
+        if value is None:
+            raise BackendError(f"the {budget.quantity} is not known here, so --budget {budget.quantity} says nothing")
+        shares.append(value / budget.most)
+    return max(shares)
+
+
+class Meter(Protocol):
+    """Tells what a student costs."""
+
+    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+        """Return the cost in each precision that can be had."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How ``krl-runtime bench`` is run.
+
+    Attributes:
+        board: Name of the board to run it on; ``None`` is this machine.
+        backend: Backend that has to run it; ``None`` is the first that can.
+        threads: CPU threads.
+    """
+
+    board: str | None = None
+    backend: str | None = None
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, config: MeasuringConfig) -> Bench:
+        """Return what the options say."""
+        return cls(config.board, config.backend, config.threads)
+
+
+def run_bench(bundle: Path, variant: str, how: Bench) -> dict[str, Any]:
+    """Run ``krl-runtime bench`` in a process of its own, or on a board, and return what it printed.
+
+    Raises:
+        BackendError: It failed; its message is passed on.
+    """
+    command = ["bench", str(bundle), "--json", "--variant", variant, "--iterations", str(_ITERATIONS)]
+    if how.backend is not None:
+        command += ["--require", how.backend]
+    if how.threads is not None:
+        command += ["--threads", str(how.threads)]
+    if how.board is not None:
+        done = krl_deploy.on(how.board, command)
+        code, output, message = done.exit_code, done.output, f"the message of board {how.board} stands above"
+    else:
+        process = subprocess.run([sys.executable, "-m", "krl_runtime", *command], capture_output=True, text=True)
+        code, output, message = process.returncode, process.stdout, process.stderr.strip()
+    if code:
+        raise BackendError(f"krl-runtime bench of {variant} failed with exit code {code}: {message}")
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+class BenchMeter:
+    """Measures a student: makes a bundle of it, and runs ``krl-runtime bench``.
+
+    Args:
+        images: Folder of images, for golden inputs and calibration.
+        precisions: The precisions that are asked for.
+        how: How to run it.
+        bench: Runs ``krl-runtime bench``.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        precisions: Sequence[Precision],
+        how: Bench,
+        bench: Callable[[Path, str, Bench], dict[str, Any]] = run_bench,
+    ) -> None:
+        self._images, self._precisions, self._how = images, precisions, how
+        self._bench = bench
+
+    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+        """Return the cost in each precision that can be had; one that cannot is logged with the reason."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder, _errors_only():
+            bundle = make_bundle(run, Path(folder) / "student.krl", self._images)
+            failed = add_variants(bundle, self._images, self._precisions)
+            made = [precision for precision in self._precisions if precision not in failed]
+            costs = {precision: self.measure(bundle, precision, macs, parameters) for precision in made}
+        for precision, reason in failed.items():
+            _log.info("%s: no %s: %s", run.path.name, precision, reason)
+        return costs
+
+    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int) -> Cost:
+        """Return the cost of one variant of a bundle."""
+        found = [self._bench(bundle, precision, self._how) for _ in range(_REPEATS)]
+        latency = min(_network_ms(each["stages_ms"]) for each in found)
+        peaks = [each["peak_memory_mib"] for each in found if each["peak_memory_mib"] is not None]
+        memory = min(peaks) * 2**20 if peaks else None
+        return Cost(macs, parameters, _file_size(bundle, found[0]), latency, memory)
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Keep warnings to itself that mean nothing for a network which is not trained."""
+    level = _log.level
+    _log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _log.setLevel(level)
+
+
+def _network_ms(stages: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the milliseconds of the network alone; restorers cut and join tiles in the same stage."""
+    return stages["inference" if "inference" in stages else "restore"]["p50"]
+
+
+def _file_size(bundle: Path, found: Mapping[str, Any]) -> int:
+    """Return the bytes of the file that ran."""
+    opened = Bundle.open(bundle)
+    variant = opened.manifest.variants[found["variant"]]
+    on_cpu = found["backend"] in ("cpu", "openvino")
+    name = variant.cpu_file if on_cpu and variant.cpu_file else variant.file
+    return opened.manifest.files[name].size
+
+
+def make_bundle(run: Run, out: Path, images: Path) -> Path:
+    """Export a run.
+
+    Raises:
+        KrlError: It cannot be exported.
+    """
+    return krl_deploy.export(run=run.path, out=out, data=images, overwrite=True).bundle
+
+
+def add_variants(
+    bundle: Path, images: Path, precisions: Sequence[Precision], *, count: int = _CALIBRATION
+) -> dict[Precision, str]:
+    """Add variants to a bundle that are only timed, or measured without a gate.
+
+    Args:
+        bundle: The bundle.
+        images: Folder of images.
+        precisions: Those to add.
+        count: Images to calibrate and to measure on, at most.
+
+    Returns:
+        For each that cannot be had, the reason.
+    """
+    failed: dict[Precision, str] = {}
+    add = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
+    for precision in precisions:
+        if precision == "fp32":
+            continue
+        more = {"limit": count} if precision == "int8" else {}
+        limits = {"max_drop": _ALL, "max_recall_drop": _ALL, "accept_unmeasured": True}
+        try:
+            add[precision](bundle=bundle, data=images, val_limit=count, **more, **limits)  # type: ignore[operator]
+        except KrlError as error:
+            failed[precision] = str(error)
+    return failed

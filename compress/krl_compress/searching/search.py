@@ -1,0 +1,247 @@
+"""``krl-compress search``: the best student within budgets, by successive halving over distillations."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import krl_deploy
+from krl_compress.config import DistillConfig, SearchConfig
+from krl_compress.distillation import classification
+from krl_runtime.cli.config_files import options_of
+from krl_runtime.cli.options import repeated_options
+from krl_runtime.errors import CheckFailedError, RunError, UsageError
+from krl_runtime.files import sha256_file
+from krl_train.config import WEIGHTS, plan_loop, to_plain
+from krl_train.metrics import quality_error, quality_name, quality_of
+from krl_train.processes import refuse_several
+from krl_train.run import Run
+
+from .budgets import Budget, parse_budgets, parse_seconds
+from .candidates import StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
+from .costs import Bench, BenchMeter, Meter, Precision, add_variants, excess, make_bundle
+from .report import write_report
+from .space import Student
+from .state import FILE, Point, State, Trial
+from .trials import Deadline, TimeIsUp, distill_student
+
+__all__ = ["search"]
+
+_log = logging.getLogger("krl")
+
+_TRIALS = "trials"  # folder inside the search's: a run for each student and number of epochs
+_NOISE = 0.05  # of a latency measured again: differences of this size are seen between two runs of the same file
+_VAL = 2000  # images at most that a variant is measured on, as krl-deploy quantize does
+
+
+@dataclass
+class _Search:
+    """A search at work."""
+
+    config: SearchConfig
+    teacher: Run
+    budgets: Sequence[Budget]
+    state: State
+    meter: Meter
+    images: Path
+    deadline: Deadline
+
+    @property
+    def folder(self) -> Path:
+        return self.config.out
+
+    def train(self, student: Student, epochs: int) -> Trial:
+        """Distill a student, and measure it in each precision in which it meets the budgets."""
+        done = self.state.trial(student.key, epochs)
+        if done is not None:
+            return done
+        begin = time.monotonic()
+        start = self.folder / "students" / student.key
+        out = self.folder / _TRIALS / student.key / str(epochs)
+        run = distill_student(self.config.teacher, start, out, _options(self.config, epochs), self.deadline)
+        metrics = run.record.metrics
+        quality: dict[Precision, float] = {}
+        errors: dict[Precision, float | None] = {}
+        precisions = meeting(self.state.costs[student.key], self.budgets)
+        if "fp32" in precisions:
+            quality["fp32"], errors["fp32"] = quality_of(metrics), quality_error(metrics)
+        others = [precision for precision in precisions if precision != "fp32"]
+        if others:
+            bundle = make_bundle(run, out.with_suffix(".krl"), self.images)
+            failed = add_variants(bundle, self.images, others, count=self.config.data.val_limit or _VAL)
+            for precision in others:
+                if precision not in failed:
+                    quality[precision] = _deployed_quality(bundle, precision, quality_name(metrics))
+                    errors[precision] = quality_error(metrics)
+        trial = Trial(student.key, epochs, str(run.path), quality, errors, time.monotonic() - begin)
+        self.state.trials.append(trial)
+        self.state.write(self.folder)
+        best = max(quality.values(), default=0.0)
+        _log.info("%s, %d epochs: %.4f", student.key, epochs, best)
+        return trial
+
+
+def search(config: SearchConfig, *, meter: Meter | None = None) -> State:
+    """Find the best student that meets the budgets.
+
+    Of each architecture, and of the teacher itself, the widest network that meets the budgets is found by measuring
+    bundles of untrained ones. These students are distilled for a few epochs; a third of them goes on to three times as
+    many, until one is distilled in full. Its bundle is measured once more.
+
+    Args:
+        config: The options.
+        meter: Tells what a student costs; measures here or on a board by default.
+
+    Returns:
+        What ``search.json`` says; its ``result`` has the winner.
+
+    Raises:
+        UsageError: No student meets the budgets (the message has the nearest), or an option cannot be used.
+        RunError: The teacher is not a run, or the folder has another search.
+        CheckFailedError: No student was trained before the time was up.
+        TrainingError: A training failed; its own message stands above.
+    """
+    refuse_several("a search runs")
+    budgets = parse_budgets(config.budget)
+    limit = None if config.time_limit is None else parse_seconds(config.time_limit, "--time-limit")
+    teacher = Run.open(config.teacher)
+    if teacher.record.task != "classification":
+        raise UsageError(f"teacher {config.teacher} is of the task {teacher.record.task!r}; search takes classifiers")
+    begin = time.monotonic()
+    state = _open_state(config, teacher)
+    before = state.seconds
+    deadline = Deadline(None if limit is None else begin + limit)
+    images = images_folder(config.data, teacher, config.out / "images")
+    how = Bench.of(config.measuring)
+    meter = meter or BenchMeter(images, config.precisions, how)
+    at_work = _Search(config, teacher, budgets, state, meter, images, deadline)
+    try:
+        trials, complete = _halve(at_work), True
+    except TimeIsUp:
+        trials, complete = list(state.trials), False
+        _log.warning("the time of %s is up; the best so far counts, and --resume goes on", config.time_limit)
+    state.result = _finish(at_work, trials, complete=complete)
+    state.seconds = before + time.monotonic() - begin
+    state.write(config.out)
+    write_report(state, budgets, config.out)
+    return state
+
+
+def _open_state(config: SearchConfig, teacher: Run) -> State:
+    """Return the state of an earlier call, or a new one."""
+    plain = to_plain(replace(config, time_limit=None, resume=False, json=False))
+    options = {**plain, "teacher_sha256": sha256_file(teacher.path / WEIGHTS)}
+    file = config.out / FILE
+    if not config.resume:
+        if config.out.exists() and any(config.out.iterdir()):
+            raise RunError(f"{config.out} exists already; go on with --resume, or give another --out")
+        state = State(options)
+        state.write(config.out)
+        return state
+    if not file.is_file():
+        raise RunError(f"{config.out} has no search to go on with ({FILE} is missing); leave --resume out")
+    state = State.read(config.out)
+    changed = sorted(key for key in {*options, *state.options} if options.get(key) != state.options.get(key))
+    if changed:
+        raise RunError(f"{config.out} has a search with other options ({', '.join(changed)}); give another --out")
+    return state
+
+
+def _halve(work: _Search) -> list[Trial]:
+    """Train students in rounds, each with a third of the students and three times the epochs."""
+    config = work.config
+    costs = StudentCosts(work.state, work.meter, work.folder, work.deadline)
+    found = list(families(config, work.teacher))
+    students = shortlist(fit_students(config, found, work.budgets, costs), config.shortlist)
+    trials: list[Trial] = []
+    for epochs in _rounds(config):
+        trials = [work.train(student, epochs) for student in students]
+        ranked = sorted(zip(trials, students, strict=True), key=lambda each: _best(each[0]), reverse=True)
+        students = [student for _, student in ranked[: max(1, round(len(students) / config.reduction))]]
+    return trials
+
+
+def _rounds(config: SearchConfig) -> list[int]:
+    """Return the epochs of each round; the last one has all."""
+    job = classification.prepare(as_distillation(config, config.teacher))
+    full = plan_loop(config.loop, len(job.training.train), len(job.training.val)).epochs
+    shares = [config.reduction ** (config.rounds - 1 - round_) for round_ in range(config.rounds)]
+    return list(dict.fromkeys(max(1, round(full / share)) for share in shares))
+
+
+def _best(trial: Trial) -> float:
+    return max(trial.quality.values(), default=-math.inf)
+
+
+def _options(config: SearchConfig, epochs: int) -> list[str]:
+    """Return the options of a distillation, as on its command line."""
+    plain = to_plain(replace(config, loop=replace(config.loop, epochs=epochs)))
+    sections = {name: plain[name] for name in ("losses", "cache", "data", "augment", "optim", "loop")}
+    repeated = set(repeated_options(DistillConfig))
+    return [part for option, values in options_of(sections, repeated) for part in (option, *values)]
+
+
+def _deployed_quality(bundle: Path, precision: Precision, name: str) -> float:
+    """Return how good a variant is: the worst of its files, as krl's accuracy gate has it."""
+    from krl_runtime.bundle import Bundle
+
+    scores = Bundle.open(bundle).manifest.evidence[precision]["scores"]
+    return float(min(values[name] for file, values in scores.items() if file.partition(".")[0] == precision))
+
+
+def _finish(work: _Search, trials: Sequence[Trial], *, complete: bool) -> dict[str, Any]:
+    """Make the bundle of the best student and measure it; one that then fails makes room for the next."""
+    most = max((trial.epochs for trial in trials), default=0)
+    chosen = {trial.student for trial in trials if trial.epochs == most}
+    points = [point for point in work.state.points() if point.trial.student in chosen]
+    refused: dict[str, str] = {}
+    for point in sorted(points, key=lambda point: point.quality, reverse=True):
+        bundle = work.folder / "winner.krl"
+        try:
+            cost = _deploy(work, point, bundle)
+        except CheckFailedError as error:
+            name = f"{point.trial.student} in {point.precision}"
+            refused[name] = str(error)
+            _log.warning("%s is not chosen: %s", name, error)
+            continue
+        return {
+            "student": point.trial.student,
+            "precision": point.precision,
+            "run": point.trial.run,
+            "bundle": str(bundle),
+            "epochs": point.trial.epochs,
+            "quality": point.quality,
+            "standard_error": point.trial.errors[point.precision],
+            "metric": quality_name(Run.open(point.trial.run).record.metrics),
+            "teacher": quality_of(work.teacher.record.metrics),
+            "cost": cost,
+            "refused": refused,
+            "complete": complete,
+        }
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "no student was trained in time"
+    raise CheckFailedError(f"the search in {work.folder} has no winner ({reasons}); go on with --resume")
+
+
+def _deploy(work: _Search, point: Point, out: Path) -> dict[str, Any]:
+    """Write the bundle of a student with its variant, through the accuracy gate, and measure it again.
+
+    Raises:
+        CheckFailedError: The gate refuses the variant, or the bundle does not meet the budgets.
+    """
+    run = Run.open(point.trial.run)
+    bundle = make_bundle(run, out, work.images)
+    add: dict[Precision, Callable[..., Any]] = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
+    if point.precision in add:
+        add[point.precision](bundle=bundle, data=work.images, max_drop=work.config.max_drop)
+    if not isinstance(work.meter, BenchMeter):
+        return point.cost.to_dict()
+    cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters)
+    share = excess(cost, work.budgets)
+    if share > 1 + _NOISE:
+        raise CheckFailedError(f"its bundle, measured again, uses {share:.2f} times the budget")
+    return cost.to_dict()

@@ -1,0 +1,130 @@
+"""What a search has found so far, in a file, so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krl_runtime.errors import RunError
+from krl_runtime.files import write_atomic
+
+from .costs import Cost, Precision
+
+__all__ = ["FILE", "Point", "State", "Trial"]
+
+FILE = "search.json"
+"""Name of the file in the search's folder."""
+
+_KIND = "krl-search"
+_SCHEMA_VERSION = 1  # rises with each change of the format
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training of a student, and how good it is as deployed.
+
+    Attributes:
+        student: Key of the student.
+        epochs: Passes over the training images.
+        run: The run's folder.
+        quality: For each precision that was measured top-1, mAP or PSNR.
+        errors: Standard error of each; ``None`` where none is known.
+        seconds: Time of the training.
+    """
+
+    student: str
+    epochs: int
+    run: str
+    quality: Mapping[Precision, float]
+    errors: Mapping[Precision, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A student in one precision, as trained last: a point of the plot."""
+
+    trial: Trial
+    precision: Precision
+    cost: Cost
+
+    @property
+    def quality(self) -> float:
+        """How good it is."""
+        return self.trial.quality[self.precision]
+
+
+@dataclass
+class State:
+    """What a search has found so far.
+
+    Attributes:
+        options: What the search was asked for; another search does not go on with this one.
+        costs: By student, what it costs in each precision.
+        students: By key, facts of the students that were fitted.
+        trials: The trainings, in their order.
+        result: The winner, once there is one.
+        seconds: Time that all calls took together.
+    """
+
+    options: Mapping[str, Any]
+    costs: dict[str, dict[Precision, Cost]] = field(default_factory=dict)
+    students: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def points(self) -> Iterator[Point]:
+        """Yield each student that was trained in each precision, by its longest training."""
+        longest = {trial.student: trial for trial in sorted(self.trials, key=lambda trial: trial.epochs)}
+        for trial in longest.values():
+            for precision in trial.quality:
+                yield Point(trial, precision, self.costs[trial.student][precision])
+
+    def trial(self, student: str, epochs: int) -> Trial | None:
+        """Return a training that is done."""
+        return next((each for each in self.trials if (each.student, each.epochs) == (student, epochs)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON types."""
+        return {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "options": dict(self.options),
+            "seconds": self.seconds,
+            "students": self.students,
+            "costs": {
+                key: {precision: cost.to_dict() for precision, cost in costs.items()}
+                for key, costs in self.costs.items()
+            },
+            "trials": [vars(trial) for trial in self.trials],
+            "result": self.result,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_atomic(folder / FILE, json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """Read the file.
+
+        Raises:
+            RunError: It is damaged, or not one of this version.
+        """
+        file = folder / FILE
+        try:
+            values = json.loads(file.read_bytes())
+            if values["kind"] != _KIND or values["schema_version"] != _SCHEMA_VERSION:
+                raise RunError(f"{file} was not written by this krl; give another --out")
+            costs = {
+                key: {precision: Cost(**cost) for precision, cost in costs.items()}
+                for key, costs in values["costs"].items()
+            }
+            trials = [Trial(**trial) for trial in values["trials"]]
+            return cls(values["options"], costs, values["students"], trials, values["result"], values["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{file} is damaged ({type(error).__name__}: {error}); give another --out") from error
