@@ -360,7 +360,8 @@ class PruneConfig:
         """Check the ranges."""
         ways = ("keep_channels", "macs", "latency")
         given = [option_name(name) for name in ways if getattr(self, name) is not None]
-        if len(given) != 1:
+        # The record of a run that --latency was asked for has the share of the channels that it came to.
+        if len(given) != 1 and not (self.resume and given == ["--keep-channels", "--latency"]):
             raise UsageError(
                 f"{' and '.join(given) or 'nothing'} given that says how much to prune; accepted: one of "
                 f"{', '.join(map(option_name, ways))}, as in --keep-channels 0.5"
@@ -394,8 +395,8 @@ class SearchConfig:
     out: OutOption
     """Folder of the search: winner.krl, the runs, search.json, search.md and search.png."""
     architectures: str = ""
-    """Networks to try, by name, separated by commas; each is made as wide as the budget allows. Left out: common ones
-    for images of this size."""
+    """Networks to try, by name, separated by commas; each is made as wide as the budget allows, but NAME@0.5 keeps half
+    of its channels. Left out: common ones for images of this size."""
     prune_teacher: bool = True
     """Try the teacher itself as well, with channels removed."""
     sizes: tuple[int, ...] = ()

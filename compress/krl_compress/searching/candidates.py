@@ -55,10 +55,11 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
     sizes: Sequence[tuple[int, ...] | None] = [(size,) for size in config.sizes] or [None]
     names = config.architectures.split(",") if config.architectures else default_architectures(*shape[1:])
     for size in sizes:
-        for name in names:
+        for text in names:
+            name, fixed = _architecture(text)
             try:
-                job = classification.prepare(as_distillation(config, name.strip(), size))
-                family = Family.fresh(job.record, multiple=config.multiple, seed=config.loop.seed)
+                job = classification.prepare(as_distillation(config, name, size))
+                family = Family.fresh(job.record, multiple=config.multiple, seed=config.loop.seed, fixed=fixed)
             except ModelError as error:
                 if config.architectures:
                     raise
@@ -69,6 +70,22 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
         job = classification.prepare(as_distillation(config, config.teacher))
         record = replace(job.record, model=teacher.record.model, preprocessing=teacher.record.preprocessing)
         yield Family("teacher", record, teacher.network(), multiple=config.multiple, trained=True)
+
+
+def _architecture(text: str) -> tuple[str, float | None]:
+    """Return an architecture and the share of its channels that it keeps, of ``NAME`` or ``NAME@SHARE``.
+
+    Raises:
+        UsageError: The share is not one.
+    """
+    name, at, share = text.strip().partition("@")
+    try:
+        fixed = float(share) if at else None
+    except ValueError:
+        fixed = 0.0
+    if not name or (fixed is not None and not 0 < fixed <= 1):
+        raise UsageError(f"--architectures {text}: accepted: NAME, or NAME@SHARE with a share of the channels up to 1")
+    return name, fixed
 
 
 def images_folder(data: DataConfig, run: Run, unpacked: Path) -> Path:

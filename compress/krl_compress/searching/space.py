@@ -73,26 +73,38 @@ class Family:
         network: The whole network: freshly initialized, or the teacher.
         multiple: Layers keep a multiple of this many channels.
         trained: Whether its weights are worth something, so that the channels that matter most are kept.
+        fixed: Share of the channels that all of its networks keep, where the width is not to be searched.
     """
 
-    def __init__(self, name: str, record: RunRecord, network: Network, *, multiple: int, trained: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        record: RunRecord,
+        network: Network,
+        *,
+        multiple: int,
+        trained: bool = False,
+        fixed: float | None = None,
+    ) -> None:
         shape = network.preprocessing.shape
+        self.fixed = fixed
         self.name = name if trained else f"{name}-{shape[1]}x{shape[2]}"
         self._record, self._network, self._multiple, self._trained = record, network, multiple, trained
         self.whole_macs = count_macs(network, shape)
 
     @classmethod
-    def fresh(cls, record: RunRecord, *, multiple: int, seed: int) -> Family:
+    def fresh(cls, record: RunRecord, *, multiple: int, seed: int, fixed: float | None = None) -> Family:
         """Return an architecture with first weights.
 
         Args:
             record: Record of a run of it.
             multiple: Layers keep a multiple of this many channels.
             seed: Seed of the weights.
+            fixed: Share of the channels that it keeps in any case.
         """
         torch.manual_seed(seed)
         network = record.model.build(record.preprocessing).eval()
-        return cls(record.model.name, record, network, multiple=multiple)
+        return cls(record.model.name, record, network, multiple=multiple, fixed=fixed)
 
     @cached_property
     def _units(self) -> list[Unit]:
@@ -104,11 +116,6 @@ class Family:
         for name, reason in left_alone.items():
             _log.debug("%s: %s keeps its width: %s", self.name, name, reason)
         return units
-
-    @cached_property
-    def least_macs(self) -> int:
-        """Multiply-accumulate operations of its thinnest network."""
-        return self.at(0.0).macs
 
     def key(self, channels: float) -> str:
         """Return the name of its network that keeps a share of the channels; networks of the same widths share it."""
@@ -133,9 +140,13 @@ class Family:
     def of_macs(self, macs: float) -> Student:
         """Return its widest network with at most so many multiply-accumulate operations, or its thinnest one.
 
+        A family of fixed width has one network.
+
         Args:
             macs: The most.
         """
+        if self.fixed is not None:
+            return self.at(self.fixed)
         if macs >= self.whole_macs:
             return self.at(1.0)
         low, high, best = 0.0, 1.0, self.at(0.0)
