@@ -2,8 +2,7 @@
 
 ::
 
-    python benchmarks/compress/search.py TEACHER --budget latency=0.4ms --epochs 9 --seeds 3 --out search \\
-        [-- further options of krl-compress search]
+    python benchmarks/compress/search.py TEACHER --budget latency=0.4ms --epochs 9 --out search [-- more options]
 
 The list is trained in full: each network at its own width, in FP32 and INT8, that meets the budget as measured here.
 The search starts from its default architectures. Both measure bundles alike and train with the same options. Prints
