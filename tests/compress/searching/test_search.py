@@ -1,0 +1,225 @@
+"""``krl-compress search``: from a teacher and a budget to a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from krl_compress.cli import main
+from krl_compress.config import SearchConfig
+from krl_compress.searching.costs import Bench, BenchMeter, Cost, Precision
+from krl_compress.searching.search import search
+from krl_compress.searching.state import State
+from krl_compress.verbs import search as search_verb
+from krl_runtime import load
+from krl_runtime.errors import CheckFailedError, RunError, UsageError
+from krl_train.cli import main as train
+from krl_train.config import DataConfig, LoopConfig
+from krl_train.run import Run
+
+FAST = ["--data", "digits", "--limit", "300", "--val-limit", "100", "--batch-size", "50", "--precision", "fp32"]
+
+
+def meter(run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+    """Tell costs of a machine that takes 1 ms for a million operations, and half of that in INT8."""
+    return {
+        "fp32": Cost(macs, parameters, 4 * parameters, macs / 1e6),
+        "int8": Cost(macs, parameters, parameters, macs / 2e6),
+    }
+
+
+def config(teacher: Path, out: Path, budget: str = "latency=0.3ms") -> SearchConfig:
+    return SearchConfig(
+        teacher=str(teacher),
+        budget=(budget,),
+        out=out,
+        architectures="dscnn-0.5,resnet8",
+        rounds=2,
+        reduction=2,
+        max_drop=20.0,
+        data=DataConfig(data="digits", limit=300, val_limit=100),
+        loop=LoopConfig(epochs=2, batch_size=50, precision="fp32", device="cpu"),
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    assert train(["fit", "--model", "dscnn-1", "--out", str(out), *FAST, "--epochs", "4"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchConfig, State]:
+    asked = config(teacher, tmp_path_factory.mktemp("searches") / "search")
+    return asked, search(asked, meter=meter)
+
+
+def operations(model: onnx.ModelProto) -> int:
+    """Count the multiplications of an ONNX file by the shapes of its weights and outputs."""
+    model = onnx.shape_inference.infer_shapes(model)
+    shapes = {
+        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.value_info, *model.graph.output]
+    }
+    weights = {item.name: list(item.dims) for item in model.graph.initializer}
+    total = 0
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            total += int(np.prod(weights[node.input[1]]) * np.prod(shapes[node.output[0]][2:]))
+        elif node.op_type in ("Gemm", "MatMul"):
+            total += int(np.prod(weights[node.input[1]]))
+    return total
+
+
+def test_the_winner_meets_the_budget_and_is_the_best_of_the_last_round(found: tuple[SearchConfig, State]) -> None:
+    asked, state = found
+    winner = state.result
+    bundle = Path(winner["bundle"])
+    macs = operations(onnx.load(bundle / "model.fp32.onnx"))
+    assert macs / (2e6 if winner["precision"] == "int8" else 1e6) <= 0.3
+    last = [trial for trial in state.trials if trial.epochs == 2]
+    assert winner["quality"] == max(max(trial.quality.values()) for trial in last)
+    assert winner["complete"]
+    assert bundle == asked.out / "winner.krl"
+    assert len(load(bundle).labels) == 10
+
+
+def test_rounds_have_fewer_students_and_more_epochs(found: tuple[SearchConfig, State]) -> None:
+    _, state = found
+    first = [trial for trial in state.trials if trial.epochs == 1]
+    last = [trial for trial in state.trials if trial.epochs == 2]
+    # The widest in FP32 and in INT8 of two architectures and of the teacher: some widths are the same.
+    assert 3 <= len(first) <= 6
+    assert len(last) == max(1, round(len(first) / 2))
+    ranked = sorted(first, key=lambda trial: max(trial.quality.values()), reverse=True)
+    assert {trial.student for trial in last} == {trial.student for trial in ranked[: len(last)]}
+
+
+def test_int8_buys_a_wider_network(found: tuple[SearchConfig, State]) -> None:
+    _, state = found
+    for name in ("dscnn-0.5-8x8", "resnet8-8x8"):
+        sizes = [costs["fp32"].macs for key, costs in state.costs.items() if key.startswith(name)]
+        fits = {precision: max(size for size in sizes if size <= most) for precision, most in LIMITS.items()}
+        assert fits["int8"] > fits["fp32"]
+
+
+LIMITS: Mapping[str, float] = {"fp32": 0.3e6, "int8": 0.6e6}
+
+
+def test_the_report_is_a_table_a_plot_and_json(found: tuple[SearchConfig, State]) -> None:
+    asked, state = found
+    written = json.loads((asked.out / "search.json").read_text())
+    assert written["result"] == state.result
+    assert {trial["student"] for trial in written["trials"]} == {trial.student for trial in state.trials}
+    text = (asked.out / "search.md").read_text()
+    assert all(trial.student in text for trial in state.trials)
+    assert "chosen" in text
+    assert (asked.out / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_search_trains_nothing_again(found: tuple[SearchConfig, State], tmp_path: Path) -> None:
+    asked, state = found
+
+    def refuse(run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+        raise AssertionError("measured again")
+
+    again = search(replace(asked, resume=True), meter=refuse)
+    assert again.trials == state.trials
+    assert again.result == state.result
+
+
+def test_another_search_does_not_go_on(found: tuple[SearchConfig, State]) -> None:
+    asked, _ = found
+    with pytest.raises(RunError, match=r"other options \(budget\)"):
+        search(replace(asked, budget=("latency=9ms",), resume=True), meter=meter)
+    with pytest.raises(RunError, match="--resume"):
+        search(asked, meter=meter)
+
+
+def test_a_damaged_state_is_refused(found: tuple[SearchConfig, State], tmp_path: Path) -> None:
+    asked, _ = found
+    out = tmp_path / "search"
+    out.mkdir()
+    for text in ("{", "[]", '{"kind": "other"}', '{"kind": "krl-search", "schema_version": 1}'):
+        (out / "search.json").write_text(text)
+        with pytest.raises(RunError, match=r"search\.json"):
+            search(replace(asked, out=out, resume=True), meter=meter)
+
+
+def test_the_best_so_far_counts_when_the_time_is_up(found: tuple[SearchConfig, State], tmp_path: Path) -> None:
+    asked, state = found
+    out = tmp_path / "search"
+    shutil.copytree(asked.out, out, ignore=shutil.ignore_patterns("2", "2.krl"))
+    stopped = replace(state, options={**state.options, "out": str(out)}, result={})
+    stopped.trials = [trial for trial in state.trials if trial.epochs == 1]
+    stopped.write(out)
+    result = search(replace(asked, out=out, resume=True, time_limit="0.001s"), meter=meter).result
+    assert not result["complete"]
+    assert result["epochs"] == 1
+    assert result["quality"] == max(max(trial.quality.values()) for trial in stopped.trials)
+    assert (out / "winner.krl" / "manifest.json").is_file()
+
+
+def test_no_training_in_time_is_a_result_of_its_own(teacher: Path, tmp_path: Path) -> None:
+    asked = replace(config(teacher, tmp_path / "search"), time_limit="0.001s")
+    with pytest.raises(CheckFailedError, match="no student was trained in time"):
+        search(asked, meter=meter)
+    assert (tmp_path / "search" / "search.json").is_file()
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the nearest is \S+ in int8: latency [0-9.]+ us") as caught:
+        search(config(teacher, tmp_path / "search", "latency=1us"), meter=meter)
+    state = State.read(tmp_path / "search")
+    nearest = min((costs["int8"].latency, key) for key, costs in state.costs.items())
+    assert nearest[1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "latency=2"], "with its unit"),
+        (["--budget", "macs=1M", "--architectures", "resnet9000"], "resnet9000"),
+        (["--budget", "macs=1M", "--architectures", "resnet8@2"], "share of the channels"),
+        (["--budget", "macs=1M", "--rounds", "0"], "--rounds"),
+        (["--budget", "macs=1M", "--time-limit", "soon"], "--time-limit"),
+    ],
+)
+def test_bad_options_exit_with_2(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["search", "--teacher", str(teacher), "--out", str(tmp_path / "search"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        search_verb(teacher=str(tmp_path), budget=["latency=2ms"], out=tmp_path / "search")
+
+
+def test_costs_are_those_of_a_real_bundle(teacher: Path, tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def bench(bundle: Path, variant: str, how: Bench) -> dict[str, object]:
+        asked.append((variant, str(how.threads)))
+        p50 = {"fp32": 2.0, "int8": 1.0}[variant] + 0.1 * len(asked)
+        stages = {"preprocess": {"p50": 9.0}, "inference": {"p50": p50}}
+        return {"stages_ms": stages, "peak_memory_mib": 100.0 + len(asked), "variant": variant, "backend": "cpu"}
+
+    images = tmp_path / "images"
+    assert train(["unpack", "--data", "digits", "--out", str(images)]) == 0
+    run = Run.open(teacher)
+    costs = BenchMeter(images, ("fp32", "int8"), Bench(threads=1), bench)(run, 7, 8)
+    assert [variant for variant, _ in asked] == ["fp32"] * 3 + ["int8"] * 3
+    assert costs["fp32"].latency == pytest.approx(2.1)
+    assert costs["int8"].latency == pytest.approx(1.4)
+    assert costs["fp32"].memory == 101 * 2**20
+    assert costs["fp32"].size > 4 * run.record.metrics["parameters"] > 2.5 * costs["int8"].size
