@@ -28,7 +28,7 @@ from .costs import Bench, BenchMeter, Meter, Precision, add_variants, excess, ma
 from .report import write_report
 from .space import Student
 from .state import FILE, Point, State, Trial
-from .trials import Deadline, TimeIsUp, distill_student
+from .trials import Deadline, Distill, TimeIsUp, distill_student
 
 __all__ = ["search"]
 
@@ -48,6 +48,7 @@ class _Search:
     budgets: Sequence[Budget]
     state: State
     meter: Meter
+    distill: Distill
     images: Path
     deadline: Deadline
 
@@ -63,7 +64,7 @@ class _Search:
         begin = time.monotonic()
         start = self.folder / "students" / student.key
         out = self.folder / _TRIALS / student.key / str(epochs)
-        run = distill_student(self.config.teacher, start, out, _options(self.config, epochs), self.deadline)
+        run = self.distill(self.config.teacher, start, out, _options(self.config, epochs), self.deadline)
         metrics = run.record.metrics
         quality: dict[Precision, float] = {}
         errors: dict[Precision, float | None] = {}
@@ -86,7 +87,7 @@ class _Search:
         return trial
 
 
-def search(config: SearchConfig, *, meter: Meter | None = None) -> State:
+def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill = distill_student) -> State:
     """Find the best student that meets the budgets.
 
     Of each architecture, and of the teacher itself, the widest network that meets the budgets is found by measuring
@@ -96,6 +97,7 @@ def search(config: SearchConfig, *, meter: Meter | None = None) -> State:
     Args:
         config: The options.
         meter: Tells what a student costs; measures here or on a board by default.
+        distill: Trains a student; in a process of its own by default.
 
     Returns:
         What ``search.json`` says; its ``result`` has the winner.
@@ -119,7 +121,7 @@ def search(config: SearchConfig, *, meter: Meter | None = None) -> State:
     images = images_folder(config.data, teacher, config.out / "images")
     how = Bench.of(config.measuring)
     meter = meter or BenchMeter(images, config.precisions, how)
-    at_work = _Search(config, teacher, budgets, state, meter, images, deadline)
+    at_work = _Search(config, teacher, budgets, state, meter, distill, images, deadline)
     try:
         trials, complete = _halve(at_work), True
     except TimeIsUp:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from krl_runtime.errors import RunError, TrainingError
 from krl_train.run import RECORD, Run
 
-__all__ = ["Deadline", "TimeIsUp", "distill_student"]
+__all__ = ["Deadline", "Distill", "TimeIsUp", "distill_student"]
 
 _log = logging.getLogger("krl")
 
@@ -48,6 +49,10 @@ class Deadline:
         """Raise ``TimeIsUp`` once it has passed."""
         if self.left is not None and self.left <= 0:
             raise TimeIsUp
+
+
+Distill: TypeAlias = Callable[[str, Path, Path, Sequence[str], Deadline], Run]
+"""Trains a student; see ``distill_student``."""
 
 
 def distill_student(teacher: str, start: Path, out: Path, options: Sequence[str], deadline: Deadline) -> Run:

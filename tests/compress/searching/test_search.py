@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from krl_compress.config import SearchConfig
 from krl_compress.searching.costs import Bench, BenchMeter, Cost, Precision
 from krl_compress.searching.search import search
 from krl_compress.searching.state import State
+from krl_compress.searching.trials import Deadline, TimeIsUp, distill_student
 from krl_compress.verbs import search as search_verb
 from krl_runtime import load
 from krl_runtime.errors import CheckFailedError, RunError, UsageError
@@ -33,6 +34,13 @@ def meter(run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
         "fp32": Cost(macs, parameters, 4 * parameters, macs / 1e6),
         "int8": Cost(macs, parameters, parameters, macs / 2e6),
     }
+
+
+def distill(teacher: str, start: Path, out: Path, options: Sequence[str], deadline: Deadline) -> Run:
+    """Train in this process, which has imported torch already."""
+    deadline.check()
+    assert main(["distill", "--teacher", teacher, "--student", str(start), "--out", str(out), *options]) == 0
+    return Run.open(out)
 
 
 def config(teacher: Path, out: Path, budget: str = "latency=0.3ms") -> SearchConfig:
@@ -59,7 +67,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchConfig, State]:
     asked = config(teacher, tmp_path_factory.mktemp("searches") / "search")
-    return asked, search(asked, meter=meter)
+    return asked, search(asked, meter=meter, distill=distill)
 
 
 def operations(model: onnx.ModelProto) -> int:
@@ -223,3 +231,17 @@ def test_costs_are_those_of_a_real_bundle(teacher: Path, tmp_path: Path) -> None
     assert costs["int8"].latency == pytest.approx(1.4)
     assert costs["fp32"].memory == 101 * 2**20
     assert costs["fp32"].size > 4 * run.record.metrics["parameters"] > 2.5 * costs["int8"].size
+
+
+def test_a_training_is_a_process_that_a_deadline_ends(teacher: Path, tmp_path: Path) -> None:
+    options = [*FAST, "--epochs", "1"]
+    run = distill_student(str(teacher), teacher, tmp_path / "student", options, Deadline())
+    assert run.record.command == "krl-compress distill"
+    assert run.record.metrics["teacher"]["top1"] == pytest.approx(Run.open(teacher).record.metrics["top1"], abs=0.2)
+    before = Deadline(1.0, clock=lambda: 0.0)  # a second is too short for Python to import torch
+    with pytest.raises(TimeIsUp):
+        distill_student(str(teacher), teacher, tmp_path / "late", options, before)
+    with pytest.raises(TimeIsUp):
+        distill_student(str(teacher), teacher, tmp_path / "later", options, Deadline(0.0, clock=lambda: 1.0))
+    again = distill_student(str(teacher), teacher, tmp_path / "student", options, Deadline(0.0, clock=lambda: 1.0))
+    assert again.record == run.record
