@@ -118,16 +118,30 @@ def run_bench(bundle: Path, variant: str, how: Bench) -> dict[str, Any]:
         command += ["--require", how.backend]
     if how.threads is not None:
         command += ["--threads", str(how.threads)]
-    if how.board is not None:
-        done = krl_deploy.on(how.board, command)
-        code, output, message = done.exit_code, done.output, f"the message of board {how.board} stands above"
+    found: dict[str, Any] = json.loads(_run("krl_runtime", command, how.board))
+    return found
+
+
+def build_engine(bundle: Path, variant: str, how: Bench) -> None:
+    """Build the engine of a variant where it will run.
+
+    Raises:
+        BackendError: It failed; its message is passed on.
+    """
+    _run("krl_deploy", ["build-engine", str(bundle), "--precision", variant], how.board)
+
+
+def _run(module: str, command: Sequence[str], board: str | None) -> str:
+    """Return what a command printed, of this machine or of a board."""
+    if board is not None:
+        done = krl_deploy.on(board, command)
+        code, output, message = done.exit_code, done.output, f"the message of board {board} stands above"
     else:
-        process = subprocess.run([sys.executable, "-m", "krl_runtime", *command], capture_output=True, text=True)
+        process = subprocess.run([sys.executable, "-m", module, *command], capture_output=True, text=True)
         code, output, message = process.returncode, process.stdout, process.stderr.strip()
     if code:
-        raise BackendError(f"krl-runtime bench of {variant} failed with exit code {code}: {message}")
-    found: dict[str, Any] = json.loads(output)
-    return found
+        raise BackendError(f"{' '.join(command[:2])} failed with exit code {code}: {message}")
+    return output
 
 
 class BenchMeter:
@@ -138,6 +152,7 @@ class BenchMeter:
         precisions: The precisions that are asked for.
         how: How to run it.
         bench: Runs ``krl-runtime bench``.
+        build: Builds an engine, where TensorRT is to run it.
     """
 
     def __init__(
@@ -146,9 +161,10 @@ class BenchMeter:
         precisions: Sequence[Precision],
         how: Bench,
         bench: Callable[[Path, str, Bench], dict[str, Any]] = run_bench,
+        build: Callable[[Path, str, Bench], None] = build_engine,
     ) -> None:
         self._images, self._precisions, self._how = images, precisions, how
-        self._bench = bench
+        self._bench, self._build = bench, build
 
     def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
         """Return the cost in each precision that can be had; one that cannot is logged with the reason."""
@@ -165,6 +181,8 @@ class BenchMeter:
 
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int) -> Cost:
         """Return the cost of one variant of a bundle."""
+        if self._how.backend == "tensorrt":
+            self._build(bundle, precision, self._how)
         found = [self._bench(bundle, precision, self._how) for _ in range(_REPEATS)]
         latency = min(_network_ms(each["stages_ms"]) for each in found)
         peaks = [each["peak_memory_mib"] for each in found if each["peak_memory_mib"] is not None]
