@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .device.bench import bench
     from .device.doctor import doctor
     from .device.evaluate import evaluate
+    from .device.recording import record
     from .device.selftest import selftest
     from .device.tune import tune
     from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
@@ -75,6 +76,7 @@ __all__ = [
     "evaluate",
     "grid",
     "load",
+    "record",
     "selftest",
     "tune",
 ]
@@ -86,6 +88,7 @@ _MODULES = {
     ".device.bench": ("bench",),
     ".device.doctor": ("doctor",),
     ".device.evaluate": ("evaluate",),
+    ".device.recording": ("record",),
 }
 
 

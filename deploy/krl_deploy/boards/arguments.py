@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from krl_runtime.errors import UsageError
 
@@ -19,11 +19,17 @@ __all__ = ["Mapped", "Option", "map_arguments", "options_of_class", "options_of_
 _OUTPUTS = {"out", "output", "emit_script", "cache_dir"}
 """Options whose value a command writes."""
 
+_UPDATES = {"profile"}
+"""Options whose file a command adds to, or makes."""
+
 _TEXT_OR_FILE = {"labels"}
 """Options whose text may name a file."""
 
 _SECRETS = {"key"}
 """Options whose file stays on this machine: private keys."""
+
+Kind: TypeAlias = Literal["input", "output", "update", "secret", "value"]
+"""Kinds of options; see ``Option``."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,12 @@ class Option:
     """An option of a command.
 
     Attributes:
-        kind: ``"input"`` or ``"output"`` for paths, ``"secret"`` for private keys, or another ``"value"``.
+        kind: ``"input"`` or ``"output"`` for paths, ``"update"`` for a file that is both, ``"secret"`` for private
+            keys, or another ``"value"``.
         values: Number of values: ``"none"``, ``"one"`` or ``"many"``.
     """
 
-    kind: Literal["input", "output", "secret", "value"]
+    kind: Kind
     values: Literal["none", "one", "many"]
 
 
@@ -76,11 +83,11 @@ def _flat(hint: Any) -> Iterator[Any]:
         yield hint
 
 
-def _kind(name: str, path: bool) -> Literal["input", "output", "secret", "value"]:
+def _kind(name: str, path: bool) -> Kind:
     if name in _SECRETS:
         return "secret"
     if path:
-        return "output" if name in _OUTPUTS else "input"
+        return "output" if name in _OUTPUTS else "update" if name in _UPDATES else "input"
     return "input" if name in _TEXT_OR_FILE else "value"
 
 
@@ -98,7 +105,7 @@ class Mapped:
     inputs: dict[str, Path] = field(default_factory=dict)
     outputs: dict[str, Path] = field(default_factory=dict)
 
-    def path(self, kind: str, text: str) -> str:
+    def path(self, kind: Kind, text: str) -> str:
         """Return the name of a path on the board; one that is not on this machine stays as it is."""
         if kind == "secret":
             raise UsageError(f"{text} is a private key, which is not copied to a board; sign on this machine")
@@ -110,6 +117,8 @@ class Mapped:
         listed = kind == "input" and list_of_images(path) is not None
         name = known or self._name(path.parent if listed else path)
         names[name] = path
+        if kind == "update" and path.is_file():
+            self.inputs[name] = path  # what the command writes takes the place of the copy
         shown = f"{name}/{path.name}" if listed else name  # the images of a list come with it, in one folder
         return f"./{shown}" if shown.startswith("-") else shown
 

@@ -101,7 +101,7 @@ def run_on(board: Board, command: Command, *, capture: bool = False) -> Outcome:
 
 def _check_outputs(mapped: Mapped, arguments: Sequence[str]) -> None:
     """Refuse to replace results before any work is done for them."""
-    for path in mapped.outputs.values():
+    for path in (path for name, path in mapped.outputs.items() if name not in mapped.inputs):
         if "--overwrite" not in arguments and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UsageError(f"{path} exists already; give another name, or --overwrite to replace files in it")
 

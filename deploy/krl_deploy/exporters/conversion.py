@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -29,11 +30,17 @@ PARITY_INPUTS = 32
 
 
 def source_of(run: Run) -> dict[str, Any]:
-    """Return where the bundle comes from; no path of this machine is in it."""
+    """Return where the bundle comes from; no path of this machine is in it.
+
+    The record of the network makes it again; that of a generator has no arguments, which may have vectors of words.
+    """
     record = run.record
+    model = asdict(record.model)
+    if record.task == "generation":
+        del model["arguments"]
     return {
         "kind": "run",
-        "model": record.model.name,
+        "model": model,
         "weights_sha256": record.weights_sha256,
         "command": record.command,
         "metrics": {name: value for name, value in record.metrics.items() if isinstance(value, int | float)},

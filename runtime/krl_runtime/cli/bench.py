@@ -12,7 +12,7 @@ from krl_runtime.pipelines.classifier import Classifier
 from krl_runtime.pipelines.generator import Generator
 from krl_runtime.processor import cpu_count
 
-from .arguments import PROG, add_bundle, add_command, add_model_options, load_model, natural, positive, where
+from .arguments import PROG, add_command, add_model_options, load_model, natural, positive, where
 from .commandline import next_command, print_json
 from .tables import table
 
@@ -22,7 +22,15 @@ __all__ = ["add_bench"]
 def add_bench(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "bench", _bench, "measure latency, throughput and memory on this device")
-    add_bundle(parser)
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", metavar="NAME.krl", help="the bundle, a folder; several with --profile"
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="latency profile of this device, to which the results of every variant that runs here are added",
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="image to measure with (default: a golden input)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images for one run (default: 1)")
     parser.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
@@ -31,6 +39,51 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    if arguments.profile is not None:
+        _record(arguments)
+        return
+    if len(arguments.bundles) > 1:
+        raise UsageError(f"{len(arguments.bundles)} bundles were given; accepted: one, or several with --profile FILE")
+    (arguments.bundle,) = arguments.bundles
+    _bench_one(arguments)
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    """Add the results of all bundles to a profile."""
+    from krl_runtime.device.recording import record
+
+    result = record(
+        arguments.bundles,
+        arguments.profile,
+        image=arguments.image.read_bytes() if arguments.image else None,
+        variant=arguments.variant,
+        backend=arguments.backend,
+        require=arguments.require,
+        batch=arguments.batch,
+        warmup=arguments.warmup,
+        iterations=arguments.iterations,
+        threads=arguments.threads,
+        device=arguments.device,
+        trust=arguments.trust,
+    )
+    if arguments.json:
+        print_json(result.to_dict())
+        return
+    rows = [
+        (
+            entry["bundle"],
+            entry["variant"],
+            entry["backend"],
+            *(f"{entry['latency_ms'][name]:.3f}" for name in ("p50", "p95")),
+            f"{entry['pipeline_ms']['p50']:.3f}",
+        )
+        for entry in result.entries
+    ]
+    print(table(("bundle", "variant", "backend", "network p50 ms", "p95", "pipeline p50"), rows))
+    print(f"\nadded to {result.profile}, the profile of {result.machine}")
+
+
+def _bench_one(arguments: argparse.Namespace) -> None:
     from time import perf_counter
 
     from krl_runtime.device.bench import bench, golden_image

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,10 @@ from krl_runtime.verbs import Result
 
 from .telemetry import board_state
 
-__all__ = ["BenchResult", "bench", "board_rows", "golden_image", "peak_memory_mib"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["BenchResult", "bench", "board_rows", "golden_batch", "golden_image", "peak_memory_mib", "summary"]
 
 _SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 
@@ -39,6 +42,19 @@ def golden_image(bundle: Bundle) -> bytes:
     file = io.BytesIO()
     image.resize(_SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+def golden_batch(bundle: Bundle, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Return golden inputs by name ``[batch, ...]``, repeated where there are fewer.
+
+    Raises:
+        BundleError: There are no golden inputs, or they are damaged.
+    """
+    golden = golden_arrays(bundle)
+    return {
+        spec.name: np.resize(golden[spec.name], (batch, *golden[spec.name].shape[1:]))
+        for spec in bundle.manifest.inputs
+    }
 
 
 @dataclass(frozen=True)
@@ -108,8 +124,8 @@ def bench(
         batch=batch,
         warmup=warmup,
         iterations=iterations,
-        latency_ms=_summary(times.sum(axis=1)),
-        stages_ms={stage: _summary(times[:, column]) for column, stage in enumerate(stages)},
+        latency_ms=summary(times.sum(axis=1)),
+        stages_ms={stage: summary(times[:, column]) for column, stage in enumerate(stages)},
         throughput_per_s=batch * iterations / (times.sum() / 1e3),
         first_result_ms=first * 1e3,
         peak_memory_mib=peak_memory_mib(),
@@ -145,10 +161,7 @@ def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) 
         if batch != 1:
             raise UsageError(f"the batch is {batch}, but restoration runs one image at a time; leave it out")
         return {"decode": lambda _: open_image(image, mode=None), "restore": model}
-    generator, golden = model, golden_arrays(model.bundle)
-    inputs = [
-        np.resize(golden[spec.name], (batch, *golden[spec.name].shape[1:])) for spec in model.bundle.manifest.inputs
-    ]
+    generator, inputs = model, golden_batch(model.bundle, batch).values()
     return {"inference": lambda _: generator.values(*inputs), "postprocess": generator.interpret}
 
 
@@ -162,7 +175,8 @@ def _iteration(stages: Mapping[str, Callable[[Any], Any]]) -> list[float]:
     return times
 
 
-def _summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
+def summary(times: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Return ``"p50"``, ``"p95"``, ``"p99"`` and ``"mean"`` of times."""
     p50, p95, p99 = np.percentile(times, (50, 95, 99))
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "mean": float(np.mean(times))}
 

@@ -86,6 +86,17 @@ def test_results_have_a_name_that_no_input_has(word, name):
     assert found.arguments[-1].endswith(name)
 
 
+@pytest.mark.parametrize("word", ["--profile ../orin.json", "--profile=../orin.json", "--prof ../orin.json"])
+def test_a_file_that_grows_is_sent_if_it_is_here_and_comes_back(word):
+    _, found = mapped("bench", "flowers.krl", *word.split())
+    assert (list(found.inputs), found.outputs) == (["flowers.krl"], {"orin.json": Path("../orin.json")})
+    Path("../orin.json").write_text("{}")
+    _, found = mapped("bench", "flowers.krl", *word.split())
+    assert found.inputs == {"flowers.krl": Path("flowers.krl"), "orin.json": Path("../orin.json")}
+    assert found.outputs == {"orin.json": Path("../orin.json")}
+    assert found.arguments[-1].endswith("orin.json")
+
+
 def test_faults_are_found_before_anything_is_copied(capsys):
     for arguments, message in (
         (["clasify", "flowers.krl"], "unknown command 'clasify' for a board (did you mean 'classify'?)"),

@@ -24,6 +24,7 @@ from krl_deploy.boards import ssh
 from krl_deploy.boards.registry import BoardError
 from krl_deploy.cli import main
 from krl_runtime import Bundle, DataError, Preprocessing, UsageError
+from krl_runtime.device.profiles import Profile, machine_facts
 
 pytestmark = pytest.mark.xdist_group("sshd")
 
@@ -144,6 +145,31 @@ def test_results_of_o_come_to_their_place_and_replace_nothing(board, tmp_path, m
     assert "exists already" in capfd.readouterr().err
     assert main([*arguments, "--seed", "4", "--overwrite"]) == 0
     assert tree(tmp_path / "made") != made
+
+
+def test_a_profile_grows_on_the_board_and_comes_back(board, tmp_path, monkeypatch, capfd):
+    board()
+    for name in ("a", "b"):
+        write_bundle(tmp_path / f"{name}.krl")
+    monkeypatch.chdir(tmp_path)
+    options = ["--warmup", "0", "--iterations", "2", "--threads", "1"]
+    done = krl_deploy.on("jetson", ["bench", "a.krl", "--profile", "profiles/orin.json", *options])
+    assert (done.exit_code, done.files) == (0, (Path("profiles/orin.json"),))
+    assert krl_deploy.on("jetson", ["bench", "b.krl", "--profile=profiles/orin.json", *options]).exit_code == 0
+    recorded = Path("profiles/orin.json").read_bytes()
+    profile = Profile.read(Path("profiles/orin.json"))
+    assert [entry.bundle for entry in profile.entries] == ["a", "b"]
+    assert profile.name == os.uname().nodename  # the board of this test is this machine
+    assert not profile.differences(machine_facts(1))
+    capfd.readouterr()
+    assert main(["on", "jetson", "bench", "a.krl", "--profile", "profiles/orin.json", "--threads", "2"]) == 2
+    assert "threads 1 was recorded, 2 is here" in capfd.readouterr().err
+    assert Path("profiles/orin.json").read_bytes() == recorded
+    assert sorted(path.name for path in tmp_path.iterdir() if "config" not in path.name) == [
+        "a.krl",
+        "b.krl",
+        "profiles",
+    ]
 
 
 def test_a_broken_copy_goes_on_where_it_stopped(server, slim, board, tmp_path, caplog):

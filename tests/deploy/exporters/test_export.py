@@ -24,7 +24,7 @@ from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import CheckFailedError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes
-from krl_train.run import RECORD, WEIGHTS, Run
+from krl_train.run import RECORD, WEIGHTS, ModelSpec, Run
 
 
 def test_the_manifest_says_what_it_is(exported, run):
@@ -37,6 +37,7 @@ def test_the_manifest_says_what_it_is(exported, run):
     assert manifest.inputs[0].shape == ("batch", 1, 16, 16)
     assert manifest.outputs[0].shape == ("batch", 10)
     assert manifest.source["weights_sha256"] == run.record.weights_sha256
+    assert ModelSpec(**manifest.source["model"]) == run.record.model
     assert manifest.source["metrics"] == {"top1": 0.9}
     assert manifest.default_variants == {"cpu": "fp32"}
     evidence = manifest.evidence["fp32"]
