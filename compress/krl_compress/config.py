@@ -304,11 +304,19 @@ class MeasuringConfig:
     """Backend that has to run the network; left out: the first that can."""
     threads: int | None = None
     """CPU threads to measure with; left out: one for each physical core."""
+    profile: Path | None = None
+    """Predict latencies from this file, which krl-runtime bench --profile recorded, and measure nothing."""
+    profile_machine: str | None = None
+    """Name of the machine that recorded --profile, if it is another one than this."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the range, and that there is one way to measure."""
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads is {self.threads}; accepted: 1 or more")
+        if self.profile is not None and self.board is not None:
+            raise UsageError("--profile predicts and --board measures; leave one of them out")
+        if self.profile is None and self.profile_machine is not None:
+            raise UsageError("--profile-machine names the machine of --profile; give that as well")
 
 
 Criterion: TypeAlias = Literal["l2", "l1", "group", "bn", "taylor"]
@@ -368,7 +376,7 @@ class PruneConfig:
             )
         if self.latency is None and (self.measuring != MeasuringConfig() or self.variant != "fp32"):
             raise UsageError(
-                "--board, --backend, --threads and --variant are for --latency; leave them out, or give it"
+                "--board, --backend, --threads, --profile and --variant are for --latency; leave them out, or give it"
             )
         for name in ("keep_channels", "macs"):
             value = getattr(self, name)

@@ -15,12 +15,25 @@ from typing import Any, Literal, Protocol, TypeAlias
 import krl_deploy
 from krl_compress.config import MeasuringConfig
 from krl_runtime.bundle import Bundle
+from krl_runtime.device.profiles import Profile
 from krl_runtime.errors import BackendError, KrlError
 from krl_train.run import Run
 
 from .budgets import Budget, Quantity
+from .prediction import from_profile, require_machine
 
-__all__ = ["PRECISIONS", "Bench", "Cost", "Meter", "Precision", "add_variants", "excess", "make_bundle", "run_bench"]
+__all__ = [
+    "PRECISIONS",
+    "Bench",
+    "Cost",
+    "Meter",
+    "Precision",
+    "add_variants",
+    "excess",
+    "make_bundle",
+    "meter_of",
+    "run_bench",
+]
 
 _log = logging.getLogger("krl")
 
@@ -84,6 +97,10 @@ class Meter(Protocol):
 
     def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
         """Return the cost in each precision that can be had."""
+        ...
+
+    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
+        """Return the cost of one variant of a bundle, which was made of a run."""
         ...
 
 
@@ -168,26 +185,73 @@ class BenchMeter:
 
     def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
         """Return the cost in each precision that can be had; one that cannot is logged with the reason."""
-        import tempfile
+        with _untrained_bundle(run, self._images, self._precisions) as (bundle, made):
+            return {precision: self.measure(bundle, precision, macs, parameters, run) for precision in made}
 
-        with tempfile.TemporaryDirectory() as folder, _errors_only():
-            bundle = make_bundle(run, Path(folder) / "student.krl", self._images)
-            failed = add_variants(bundle, self._images, self._precisions)
-            made = [precision for precision in self._precisions if precision not in failed]
-            costs = {precision: self.measure(bundle, precision, macs, parameters) for precision in made}
-        for precision, reason in failed.items():
-            _log.info("%s: no %s: %s", run.path.name, precision, reason)
-        return costs
-
-    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int) -> Cost:
-        """Return the cost of one variant of a bundle."""
+    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
+        """Return the cost of one variant of a bundle, which was made of a run."""
+        del run
         if self._how.backend == "tensorrt":
             self._build(bundle, precision, self._how)
         found = [self._bench(bundle, precision, self._how) for _ in range(_REPEATS)]
         latency = min(_network_ms(each["stages_ms"]) for each in found)
         peaks = [each["peak_memory_mib"] for each in found if each["peak_memory_mib"] is not None]
         memory = min(peaks) * 2**20 if peaks else None
-        return Cost(macs, parameters, _file_size(bundle, found[0]), latency, memory)
+        return Cost(macs, parameters, _file_size(bundle, precision, found[0]["backend"]), latency, memory)
+
+
+class ProfileMeter:
+    """Predicts the latency of a student from a profile; its size is that of a real bundle, its memory is not known.
+
+    Args:
+        profile: File that ``krl-runtime bench --profile`` recorded.
+        machine: Name of the machine that recorded it, if it is another one than this.
+        images: Folder of images, for golden inputs and calibration.
+        precisions: The precisions that are asked for.
+        backend: Backend in the profile; ``None`` where it has one alone.
+
+    Raises:
+        DataError: The file is not a profile.
+        UsageError: It was recorded on another machine, or has too few networks in a precision.
+    """
+
+    def __init__(
+        self, profile: Path, machine: str | None, images: Path, precisions: Sequence[Precision], backend: str | None
+    ) -> None:
+        require_machine(Profile.read(profile), machine)
+        self._images, self._precisions = images, precisions
+        self._predictors = {
+            precision: from_profile(profile, precision=precision, backend=_backend_name(backend))
+            for precision in precisions
+        }
+
+    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+        """Return the cost in each precision that can be had."""
+        with _untrained_bundle(run, self._images, self._precisions) as (bundle, made):
+            return {precision: self.measure(bundle, precision, macs, parameters, run) for precision in made}
+
+    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
+        """Return the cost of one variant of a bundle, which was made of a run."""
+        predictor, record = self._predictors[precision], run.record
+        latency = predictor.latency(record.model, record.preprocessing, run.network())
+        size = _file_size(bundle, precision, predictor.backend)
+        return Cost(macs, parameters, size, latency.milliseconds, predicted=not latency.measured)
+
+
+@contextmanager
+def _untrained_bundle(
+    run: Run, images: Path, precisions: Sequence[Precision]
+) -> Iterator[tuple[Path, list[Precision]]]:
+    """Yield a bundle of a network that is not trained, and the precisions that it could be made in."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        with _errors_only():
+            bundle = make_bundle(run, Path(folder) / "student.krl", images)
+            failed = add_variants(bundle, images, precisions)
+        for precision, reason in failed.items():
+            _log.info("%s: no %s: %s", run.path.name, precision, reason)
+        yield bundle, [precision for precision in precisions if precision not in failed]
 
 
 @contextmanager
@@ -206,13 +270,28 @@ def _network_ms(stages: Mapping[str, Mapping[str, float]]) -> float:
     return stages["inference" if "inference" in stages else "restore"]["p50"]
 
 
-def _file_size(bundle: Path, found: Mapping[str, Any]) -> int:
-    """Return the bytes of the file that ran."""
-    opened = Bundle.open(bundle)
-    variant = opened.manifest.variants[found["variant"]]
-    on_cpu = found["backend"] in ("cpu", "openvino")
-    name = variant.cpu_file if on_cpu and variant.cpu_file else variant.file
-    return opened.manifest.files[name].size
+def _file_size(bundle: Path, precision: Precision, backend: str) -> int:
+    """Return the bytes of the file that a backend loads."""
+    manifest = Bundle.open(bundle).manifest
+    variant = manifest.variants[precision]
+    own = {"onnxruntime-cpu": variant.cpu_file, "openvino": variant.fp32_file}.get(backend)
+    return manifest.files[own or variant.file].size
+
+
+def _backend_name(backend: str | None) -> str | None:
+    """Return the name that results have for a backend."""
+    return f"onnxruntime-{backend}" if backend in ("cpu", "cuda") else backend
+
+
+def meter_of(config: MeasuringConfig, images: Path, precisions: Sequence[Precision]) -> Meter:
+    """Return what tells the cost of students, as the options say.
+
+    Raises:
+        KrlError: The profile cannot be used.
+    """
+    if config.profile is not None:
+        return ProfileMeter(config.profile, config.profile_machine, images, precisions, config.backend)
+    return BenchMeter(images, precisions, Bench.of(config))
 
 
 def make_bundle(run: Run, out: Path, images: Path) -> Path:

@@ -14,7 +14,7 @@ from krl_train.run import RECORD, Run, RunRecord
 
 from .budgets import Budget, parse_amount, show_amount
 from .candidates import images_folder
-from .costs import Bench, BenchMeter, Cost, Meter, Precision
+from .costs import Cost, Meter, Precision, meter_of
 from .space import Family, Student
 from .widths import widest
 
@@ -45,7 +45,7 @@ def with_channels(config: PruneConfig, meter: Meter | None = None) -> PruneConfi
     precision = config.variant
     with tempfile.TemporaryDirectory() as folder:
         images = images_folder(config.data, run, Path(folder) / "images")
-        meter = meter or BenchMeter(images, (precision,), Bench.of(config.measuring))
+        meter = meter or meter_of(config.measuring, images, (precision,))
         known: dict[str, Mapping[Precision, Cost]] = {}
 
         def costs(student: Student) -> Mapping[Precision, Cost]:

@@ -24,7 +24,7 @@ from krl_train.run import Run
 
 from .budgets import Budget, parse_budgets, parse_seconds
 from .candidates import StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
-from .costs import Bench, BenchMeter, Meter, Precision, add_variants, excess, make_bundle
+from .costs import Meter, Precision, add_variants, excess, make_bundle, meter_of
 from .report import write_report
 from .space import Student
 from .state import FILE, Point, State, Trial
@@ -119,8 +119,7 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
     before = state.seconds
     deadline = Deadline(None if limit is None else begin + limit)
     images = images_folder(config.data, teacher, config.out / "images")
-    how = Bench.of(config.measuring)
-    meter = meter or BenchMeter(images, config.precisions, how)
+    meter = meter or meter_of(config.measuring, images, config.precisions)
     at_work = _Search(config, teacher, budgets, state, meter, distill, images, deadline)
     try:
         trials, complete = _halve(at_work), True
@@ -240,9 +239,7 @@ def _deploy(work: _Search, point: Point, out: Path) -> dict[str, Any]:
     add: dict[Precision, Callable[..., Any]] = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
     if point.precision in add:
         add[point.precision](bundle=bundle, data=work.images, max_drop=work.config.max_drop)
-    if not isinstance(work.meter, BenchMeter):
-        return point.cost.to_dict()
-    cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters)
+    cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters, run)
     share = excess(cost, work.budgets)
     if share > 1 + _NOISE:
         raise CheckFailedError(f"its bundle, measured again, uses {share:.2f} times the budget")

@@ -28,12 +28,24 @@ from krl_train.run import Run
 FAST = ["--data", "digits", "--limit", "300", "--val-limit", "100", "--batch-size", "50", "--precision", "fp32"]
 
 
-def meter(run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-    """Tell costs of a machine that takes 1 ms for a million operations, and half of that in INT8."""
-    return {
-        "fp32": Cost(macs, parameters, 4 * parameters, macs / 1e6),
-        "int8": Cost(macs, parameters, parameters, macs / 2e6),
-    }
+class Machine:
+    """A machine that takes 1 ms for a million operations, and half of that in INT8."""
+
+    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+        return self.costs(macs, parameters)
+
+    def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
+        return self.costs(macs, parameters)[precision]
+
+    @staticmethod
+    def costs(macs: int, parameters: int) -> dict[Precision, Cost]:
+        return {
+            "fp32": Cost(macs, parameters, 4 * parameters, macs / 1e6),
+            "int8": Cost(macs, parameters, parameters, macs / 2e6),
+        }
+
+
+meter = Machine()
 
 
 def distill(teacher: str, start: Path, out: Path, options: Sequence[str], deadline: Deadline) -> Run:
@@ -136,10 +148,11 @@ def test_the_report_is_a_table_a_plot_and_json(found: tuple[SearchConfig, State]
 def test_a_finished_search_trains_nothing_again(found: tuple[SearchConfig, State], tmp_path: Path) -> None:
     asked, state = found
 
-    def refuse(run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-        raise AssertionError("measured again")
+    class Refusing(Machine):
+        def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
+            raise AssertionError("measured again")
 
-    again = search(replace(asked, resume=True), meter=refuse)
+    again = search(replace(asked, resume=True), meter=Refusing())
     assert again.trials == state.trials
     assert again.result == state.result
 
@@ -220,7 +233,12 @@ def test_costs_are_those_of_a_real_bundle(teacher: Path, tmp_path: Path) -> None
         asked.append((variant, str(how.threads)))
         p50 = {"fp32": 2.0, "int8": 1.0}[variant] + 0.1 * len(asked)
         stages = {"preprocess": {"p50": 9.0}, "inference": {"p50": p50}}
-        return {"stages_ms": stages, "peak_memory_mib": 100.0 + len(asked), "variant": variant, "backend": "cpu"}
+        return {
+            "stages_ms": stages,
+            "peak_memory_mib": 100.0 + len(asked),
+            "variant": variant,
+            "backend": "onnxruntime-cpu",
+        }
 
     images = tmp_path / "images"
     assert train(["unpack", "--data", "digits", "--out", str(images)]) == 0
