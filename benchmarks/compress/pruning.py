@@ -36,12 +36,13 @@ def main() -> None:
     parser.add_argument("--macs", default="0.4", help="share of the operations that is kept")
     parser.add_argument("--epochs", default="12", help="passes over the images after pruning")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and bundles")
-    parser.add_argument("more", nargs="*", help="further options of both trainings, after --")
-    options = parser.parse_args()
+    given = sys.argv[1:]
+    split = given.index("--") if "--" in given else len(given)
+    options, more = parser.parse_args(given[:split]), given[split + 1 :]
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     taught, alone = out / "taught", out / "alone"
-    both = ["--epochs", options.epochs, *options.more]
+    both = ["--epochs", options.epochs, *more]
     if not (taught / WEIGHTS).exists():
         _krl("krl_compress", "prune", options.run, "--macs", options.macs, "--out", taught, *both, "--overwrite")
     start = taught / "steps" / "1" / "pruned"

@@ -32,13 +32,14 @@ def main() -> None:
     parser.add_argument("--epochs", default="9", help="passes over the images of a full training")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--out", type=Path, required=True, help="folder of the searches")
-    parser.add_argument("more", nargs="*", help="further options of both, after --")
-    options = parser.parse_args()
+    given = sys.argv[1:]
+    split = given.index("--") if "--" in given else len(given)
+    options, more = parser.parse_args(given[:split]), given[split + 1 :]
     rows: list[tuple[str, ...]] = []
     differences = []
     for seed in range(options.seeds):
         common = ["--teacher", str(options.teacher), "--budget", options.budget, "--epochs", options.epochs]
-        common += ["--seed", str(seed), *options.more]
+        common += ["--seed", str(seed), *more]
         hand = ["--architectures", _BY_HAND, "--rounds", "1", "--shortlist", "99", "--no-prune-teacher"]
         found = {
             "list": _search([*common, *hand], options.out / f"list-{seed}"),
