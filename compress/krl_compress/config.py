@@ -301,7 +301,7 @@ class PruneConfig:
     """Options of ``krl-compress prune``."""
 
     run: tyro.conf.Positional[Path]
-    """The run of a classifier: it is pruned, and teaches what is left of it."""
+    """The run of a classifier, restorer or generator: it is pruned, and teaches what is left of it."""
     out: OutOption
     """The pruned network's run."""
     keep_channels: float | None = None
@@ -318,7 +318,7 @@ class PruneConfig:
     only_prune: bool = False
     """Write the pruned network as it is, without distillation."""
     sensitivity: bool = False
-    """Measure how accurate the network is with a quarter and half of each layer's channels removed alone; writes
+    """Measure how good the network is with a quarter and half of each layer's channels removed alone; writes
     sensitivity.json and sensitivity.png into OUT."""
     resume: bool = False
     """Continue the interrupted run in --out."""
@@ -331,9 +331,13 @@ class PruneConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    generator_student: Annotated[GeneratorStudentConfig, _GENERATOR] = field(default_factory=GeneratorStudentConfig)
+    generation: Advanced[Annotated[GenerationConfig, _GENERATOR]] = field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.generator_student.online:
+            raise UsageError("--online trains a new teacher, and what is pruned was trained before; leave it out")
         if (self.keep_channels is None) == (self.macs is None):
             given = "neither" if self.keep_channels is None else "both"
             raise UsageError(
@@ -349,7 +353,6 @@ class PruneConfig:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.only_prune and self.steps > 1:
             raise UsageError("--steps are for the distillations between them, and --only-prune has none; leave one out")
-        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True)
