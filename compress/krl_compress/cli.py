@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from krl_runtime.cli.commandline import next_command, print_json
@@ -70,7 +71,7 @@ def joint(config: JointConfig) -> None:
 
 
 def prune(config: PruneConfig) -> None:
-    """Remove channels of a classifier, and distill what is left from the whole network."""
+    """Remove channels of a network, and distill what is left from the whole one."""
     result = verbs.prune(config)
     if config.json:
         print_json(result.to_dict())
@@ -85,9 +86,10 @@ def prune(config: PruneConfig) -> None:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> str:
-    """Return a table of the accuracy with each layer pruned alone."""
+    """Return a table of how good the network is with each layer pruned alone."""
     shares = list(dict.fromkeys(share for row in found["layers"] for share in row["pruned"]))
-    header = ("layer", "channels", *(f"{found['metric']}, {float(share):.0%} less" for share in shares))
+    name = found["metric"] + (" in dB" if found["unit"] == "dB" else "")
+    header = ("layer", "channels", *(f"{name}, {float(share):.0%} less" for share in shares))
     rows = [(row["layer"], row["channels"], *(row["pruned"].get(share) for share in shares)) for row in found["layers"]]
     return table(header, [*rows, ("whole", None, *[found["whole"]] * len(shares))])
 
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Make large image models small.",
         COMMANDS,
         recipes=(RECIPES, TRAINING_RECIPES),
-        task_of={"distill": _task_of_teacher},
+        task_of={"distill": _task_of_teacher, "prune": _task_of_run},
         record=RECORD,
     )
     return leave_group(dispatch(program, argv))
@@ -158,6 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _task_of_teacher(arguments: Sequence[str]) -> str:
     teacher = value_of(arguments, "--teacher")
     task = "classification" if teacher is None else task_of(teacher)
+    return "gan" if task == "generation" else task
+
+
+def _task_of_run(arguments: Sequence[str]) -> str:
+    run = next((item for item in arguments if Path(item, RECORD).is_file()), None)
+    task = "classification" if run is None else task_of(run)
     return "gan" if task == "generation" else task
 
 

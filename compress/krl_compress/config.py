@@ -328,7 +328,7 @@ class PruneConfig:
     """Options of ``krl-compress prune``."""
 
     run: tyro.conf.Positional[Path]
-    """The run of a classifier: it is pruned, and teaches what is left of it."""
+    """The run of a classifier, restorer or generator: it is pruned, and teaches what is left of it."""
     out: OutOption
     """The pruned network's run."""
     keep_channels: float | None = None
@@ -349,7 +349,7 @@ class PruneConfig:
     only_prune: bool = False
     """Write the pruned network as it is, without distillation."""
     sensitivity: bool = False
-    """Measure how accurate the network is with a quarter and half of each layer's channels removed alone; writes
+    """Measure how good the network is with a quarter and half of each layer's channels removed alone; writes
     sensitivity.json and sensitivity.png into OUT."""
     resume: bool = False
     """Continue the interrupted run in --out."""
@@ -363,9 +363,13 @@ class PruneConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    generator_student: Annotated[GeneratorStudentConfig, _GENERATOR] = field(default_factory=GeneratorStudentConfig)
+    generation: Advanced[Annotated[GenerationConfig, _GENERATOR]] = field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.generator_student.online:
+            raise UsageError("--online trains a new teacher, and what is pruned was trained before; leave it out")
         ways = ("keep_channels", "macs", "latency")
         given = [option_name(name) for name in ways if getattr(self, name) is not None]
         # The record of a run that --latency was asked for has the share of the channels that it came to.
@@ -388,7 +392,6 @@ class PruneConfig:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.only_prune and self.steps > 1:
             raise UsageError("--steps are for the distillations between them, and --only-prune has none; leave one out")
-        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from krl_runtime.cli.recipes import with_recipes
 from krl_runtime.errors import UsageError
 from krl_runtime.verbs import Result, configure
-from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model, check_run
+from krl_train.config import TRAINING_RECIPES, TrainingConfig, check_data, check_model, check_run, recorded_task
 
 from .config import (
     RECIPES,
@@ -206,7 +206,7 @@ def joint(config: JointConfig | None = None, /, **options: Any) -> TogetherResul
 
 
 def prune(config: PruneConfig | None = None, /, **options: Any) -> PruneResult:
-    """Remove channels of a classifier, and distill what is left from the whole network.
+    """Remove channels of a network, and distill what is left from the whole one.
 
     Args:
         config: A whole configuration; or give options.
@@ -219,7 +219,7 @@ def prune(config: PruneConfig | None = None, /, **options: Any) -> PruneResult:
     check_run(config.run)
     for loss in config.losses.loss:
         if isinstance(loss, str):
-            check_loss(loss, "classification")
+            check_loss(loss, recorded_task(config.run))
     check_data(config.data.data)
     from .pruning.prune import prune as run_prune
 

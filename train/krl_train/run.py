@@ -27,7 +27,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import DISCRIMINATOR, RECORD, WEIGHTS, check_run
 from krl_train.custom import is_custom, warn_of_change
 
-from .models import ModelSpec, Network
+from .models import ModelSpec, Network, load_weights
 
 __all__ = [
     "JOINT",
@@ -301,7 +301,7 @@ class Run:
                 raise
             raise RunError(f"run {self.path}: {error}{advice if backbone is None else ''}") from error
         try:
-            network.backbone.load_state_dict(self.state())
+            load_weights(network.backbone, self.state())
         except RuntimeError as error:
             raise RunError(f"run {self.path}: its weights do not fit {record.model.name}: {error}{advice}") from error
         if custom and backbone is None:

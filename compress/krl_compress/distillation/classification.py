@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from krl_compress.config import DistillConfig, QuantizationConfig
 from krl_compress.distillers import Distiller, FrozenTeacher, FusedTeacher, Teacher, WeightedLoss
@@ -31,13 +33,13 @@ from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
 from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
-from krl_train.tasks import Objective, Supervised
+from krl_train.tasks import Batch, Objective, Supervised
 from krl_train.training.balance import check_options, class_weights
 from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, parents, starting_point
+from .job import COMMAND, MEASURED_LOSSES, Job, carry_out, parents, starting_point
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 from .terms import resolve_losses, resolve_names
 from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
@@ -47,6 +49,7 @@ __all__ = ["ClassifierJob", "classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
+_LOSS_BATCH = 64  # images in one step of training_losses: bounds memory
 _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
 
@@ -54,7 +57,7 @@ _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error",
 class ClassifierJob(Job):
     """A classifier's distillation.
 
-    ``start`` is the run that the student begins with, if any; ``labeled`` is ``training`` without unlabeled images.
+    ``labeled`` is ``training`` without unlabeled images.
     ``teaching_quality`` is the top-1 (mAP of several labels) of what the student learns from: of all teachers as one,
     on images as the student sees them.
     """
@@ -63,7 +66,6 @@ class ClassifierJob(Job):
     labeled: Training
     teachers: Sequence[LoadedTeacher]
     terms: Sequence[WeightedLoss]
-    start: Run | None
     teaching_quality: float = field(init=False)
 
     def measure_teachers(self) -> list[dict[str, Any]]:
@@ -103,6 +105,31 @@ class ClassifierJob(Job):
         self.start = self.start or _float_student(self.config)
         device = self.config.loop.device
         return measure_start(quantized_student(self.record, self.training, self.start, device), self.training, device)
+
+    def measure(self, network: nn.Module) -> dict[str, Any]:
+        """Return the metrics of ``evaluate_classifier`` on the validation images."""
+        assert isinstance(network, Network)  # noqa: S101  for the type checker
+        found = evaluate_run(network, self.record.labels, self.labeled.val, self.config.loop.device)
+        network.cpu()
+        return found
+
+    def metric(self) -> tuple[str, str]:
+        """Return top-1, or mAP of several labels."""
+        return "map" if self.labeled.source.multi_label else "top1", "%"
+
+    def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
+        """Yield the loss on the labels of up to 1024 training images, evenly spread."""
+        assert isinstance(network, Network)  # noqa: S101  for the type checker
+        images, device = self.labeled.train, resolve_device(self.config.loop.device)
+        objective = Supervised(network).to(device).eval()
+        height, width = network.preprocessing.shape[1:]
+        known = np.flatnonzero(images.labeled.numpy())
+        chosen = known[np.linspace(0, len(known) - 1, min(MEASURED_LOSSES, len(known))).astype(np.int64)]
+        for first in range(0, len(chosen), _LOSS_BATCH):
+            indices, margin = chosen[first : first + _LOSS_BATCH], images.margin
+            pixels = images.pixels(indices)[:, :, margin : margin + height, margin : margin + width].to(device)
+            batch = Batch(pixels, images.labels[indices].to(device), torch.from_numpy(indices), 0)
+            yield objective(batch)["loss"] * (len(indices) / len(chosen))
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""
@@ -202,7 +229,7 @@ def prepare(config: DistillConfig) -> ClassifierJob:
         parent=parents([teacher.identity for teacher in teachers], start),
         sources=record.sources + sources_of(uses),
     )
-    return ClassifierJob(config, record, training, labeled, teachers, terms, start)
+    return ClassifierJob(config, record, start, training, labeled, teachers, terms)
 
 
 def classifier_record(

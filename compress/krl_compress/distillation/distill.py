@@ -13,7 +13,7 @@ from krl_train.run import Run
 from . import classification, generation, restoration
 from .job import Job, carry_out
 
-__all__ = ["distill"]
+__all__ = ["distill", "prepare"]
 
 _PREPARE: Mapping[str, Callable[[DistillConfig], Job]] = {
     "classification": classification.prepare,
@@ -32,8 +32,17 @@ def distill(config: DistillConfig) -> Run:
     Raises:
         KrlError: The teacher, the student, the data or the configuration cannot be used, or training failed.
     """
+    return carry_out(prepare(config))
+
+
+def prepare(config: DistillConfig) -> Job:
+    """Read what a distillation needs, whatever the teacher's task; nothing is written.
+
+    Raises:
+        KrlError: The teacher, the student, the data or the configuration cannot be used.
+    """
     task = task_of(config.teacher[0]) if config.teacher else "classification"
     if task not in _PREPARE:
         raise UsageError(f"teacher {config.teacher[0]} is of the task {task!r}; accepted: {', '.join(_PREPARE)}")
     refuse_other_tasks(config, "gan" if task == "generation" else task)
-    return carry_out(_PREPARE[task](config))
+    return _PREPARE[task](config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor, nn
 
 from krl_compress.config import DistillConfig
 from krl_compress.distillers import parse_loss
@@ -26,16 +27,19 @@ from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.energy import energy_images
-from krl_train.metrics.generation import FeatureNet
+from krl_train.metrics.generation import FeatureNet, same_latent
 from krl_train.metrics.scoring import GeneratorScore, image_set, score_against
+from krl_train.models import load_weights
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
 from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
+from krl_train.models.widths import PRUNED
 from krl_train.processes import refuse_several
-from krl_train.run import Run, RunRecord, hashes_of_runs
+from krl_train.run import ModelSpec, Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
 from krl_train.tasks.gan import GanTask
 from krl_train.training.gan import generator_size
+from krl_train.training.start import start_arguments
 from krl_train.training.train import train_task
 from krl_train.worker import Worker
 
@@ -44,6 +48,7 @@ from .job import COMMAND, Job, parents, starting_point
 __all__ = ["LatentStream", "prepare"]
 
 _SEED = 4  # of the latents of the teacher's images; the student is measured on others
+_ALIKE_SEED = 5  # of the latents on which a generator is compared with its teacher
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,6 @@ class _GeneratorJob(Job):
 
     Attributes:
         there: The teacher.
-        start: The run that the student begins with, if any.
         weights: Of each term.
         data: Real images and conditions, where they are needed.
         classifier: Whose features the student is compared in.
@@ -89,7 +93,6 @@ class _GeneratorJob(Job):
     """
 
     there: LoadedGenerator
-    start: Run | None
     weights: dict[str, float]
     data: GeneratorData | None
     classifier: FeatureNet | None
@@ -107,6 +110,41 @@ class _GeneratorJob(Job):
         """Return the size of the teacher and how good its images are."""
         device = resolve_device(self.config.loop.device)
         return [{**self.there.size(), **self.score(self.there.network.to(device), Worker(device))}]
+
+    def measure(self, network: nn.Module) -> dict[str, Any]:
+        """Return how good a generator's images are, their number, and how like the teacher's of the same latents."""
+        assert isinstance(network, GeneratorNetwork)  # noqa: S101  for the type checker
+        device, count, tokens = resolve_device(self.config.loop.device), self.score.count, self.score.tokens
+        network.to(device).eval()
+        teacher = self.there.network.to(device).eval()
+        latents = sample_latents(count, network.latent_size, _ALIKE_SEED)
+        chosen = None if tokens is None else tokens[torch.arange(count) * len(tokens) // count]
+        alike = same_latent(network, teacher, latents, chosen)
+        found = {"count": count, **self.score(network, Worker(device)), **alike}
+        network.cpu()
+        return found
+
+    def metric(self) -> tuple[str, str]:
+        """Return PSNR to the teacher's images."""
+        return "psnr", "dB"
+
+    def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
+        """Refuse: the teacher itself has no loss to its own images, and a discriminator's says little of channels.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "the gradient of a loss (--criterion taylor) is not to be had for generators: what is compared with itself "
+            "has a loss of 0; accepted: l2, l1, group, or bn"
+        )
+
+    def starting_from(self, start: Run, out: Path, *, resume: bool) -> Self:
+        """Return the same distillation of a student that begins with another run, with that student made."""
+        job = super().starting_from(start, out, resume=resume)
+        job.student = job._new_student(job.record)
+        job.task = job._new_task()
+        return job
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student against a discriminator alone."""
@@ -142,7 +180,7 @@ class _GeneratorJob(Job):
         torch.manual_seed(self.config.loop.seed)
         student = build_generator(record.model, record.preprocessing)
         if self.start is not None:
-            student.backbone.load_state_dict(self.start.state())
+            load_weights(student.backbone, self.start.state())
         return student
 
     def _discriminator(self, generator: GeneratorNetwork, name: str) -> Discriminator:
@@ -205,7 +243,7 @@ def prepare(config: DistillConfig) -> Job:
     device = resolve_device(config.loop.device)
     record = RunRecord(
         task="generation",
-        model=replace(there.record.model, name=name),
+        model=_student_spec(name, there, start),
         preprocessing=teacher.preprocessing,
         labels=there.record.labels,
         command=COMMAND,
@@ -229,6 +267,12 @@ def prepare(config: DistillConfig) -> Job:
         loop=loop,
         stream=_latents(config, loop.batch_size) if needed is None else _images(config, needed, loop),
     )
+
+
+def _student_spec(name: str, there: LoadedGenerator, start: Run | None) -> ModelSpec:
+    """Return the student, which takes what the teacher takes, and is as thin as the run that it starts from."""
+    arguments = {key: value for key, value in there.record.model.arguments.items() if key != PRUNED}
+    return replace(there.record.model, name=name, arguments={**arguments, **start_arguments(start, name)})
 
 
 def _scoring(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from torch import Tensor, nn
 
 from krl_compress.config import DistillConfig
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
 
-__all__ = ["COMMAND", "Job", "carry_out", "parents", "starting_point"]
+__all__ = ["COMMAND", "MEASURED_LOSSES", "Job", "carry_out", "parents", "starting_point"]
 
 _log = logging.getLogger("krl")
 
 COMMAND = "krl-compress distill"
+MEASURED_LOSSES = 1024
+"""Training images or patches that ``training_losses`` looks at: more change few ranks of channels, a judgment."""
 _BASELINE = "baseline"  # folder of the student without a teacher, inside the run's
 
 
@@ -28,10 +33,12 @@ class Job(ABC):
     Attributes:
         config: What the user asked for.
         record: What the student's ``run.json`` will say, but for the results.
+        start: The run that the student begins with, if any.
     """
 
     config: DistillConfig
     record: RunRecord
+    start: Run | None
 
     @abstractmethod
     def measure_teachers(self) -> list[dict[str, Any]]:
@@ -45,6 +52,42 @@ class Job(ABC):
         """Return how good a network is (higher is better), and that as text; ``None`` where no figure says it."""
         del metrics
         return None
+
+    @abstractmethod
+    def measure(self, network: nn.Module) -> dict[str, Any]:
+        """Return the metrics of a network that is like the student; it is in eval mode and on the CPU afterwards."""
+
+    @abstractmethod
+    def metric(self) -> tuple[str, str]:
+        """Return the name of the figure among those of ``measure`` that counts, and its unit: ``"%"`` or ``"dB"``.
+
+        What is in per cent has values from 0 to 1. In both, more is better.
+        """
+
+    @abstractmethod
+    def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
+        """Return the losses of a network on parts of the training data, without a teacher; their sum is the mean loss.
+
+        Args:
+            network: Like the student; it is moved to the device of the training.
+
+        Raises:
+            UsageError: The task has no such loss.
+        """
+
+    def starting_from(self, start: Run, out: Path, *, resume: bool) -> Self:
+        """Return the same distillation of a student that begins with another run.
+
+        Args:
+            start: The run.
+            out: Folder of the student's run.
+            resume: Whether to continue what is there.
+        """
+        job = copy.copy(self)
+        job.start = start
+        job.record = replace(job.record, model=start.record.model)
+        job.config = replace(job.config, out=out, resume=resume)
+        return job
 
     @abstractmethod
     def train_alone(self, record: RunRecord, out: Path) -> Run:

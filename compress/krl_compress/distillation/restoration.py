@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from krl_compress.teachers.restorers import FileRestorer, LoadedRestorer, load_r
 from krl_runtime.errors import UsageError
 from krl_train.config import DataConfig
 from krl_train.data import PatchBatch
+from krl_train.evaluation.restoration import measure_restorer
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
+from krl_train.models.widths import PRUNED
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
@@ -35,7 +38,7 @@ from krl_train.training.restoration import (
 )
 from krl_train.worker import Worker
 
-from .job import COMMAND, Job, parents, starting_point
+from .job import COMMAND, MEASURED_LOSSES, Job, parents, starting_point
 
 __all__ = ["RESTORATION_LOSSES", "RestorationDistiller", "prepare"]
 
@@ -139,12 +142,11 @@ def _frozen(teacher: RestorerNetwork | FileRestorer) -> Callable[[Tensor, bool],
 
 @dataclass
 class _RestorerJob(Job):
-    """A restorer's distillation; ``start`` is the run that the student begins with, if any."""
+    """A restorer's distillation."""
 
     training: RestorationTraining
     teacher: LoadedRestorer
     terms: Sequence[WeightedLoss]
-    start: Run | None
 
     def measure_teachers(self) -> list[dict[str, Any]]:
         """Return the metrics of the teacher on the validation images."""
@@ -154,6 +156,25 @@ class _RestorerJob(Job):
             network, self.training.val, arguments["scale"], arguments["degradation"], Worker(device)
         )
         return [{**measured, **self.teacher.size()}]
+
+    def measure(self, network: nn.Module) -> dict[str, Any]:
+        """Return the metrics of ``evaluate_restorer`` on the validation images."""
+        found = measure_restorer(network, self.record.model, self.training.val, self.config.loop.device)
+        network.cpu()
+        return found
+
+    def metric(self) -> tuple[str, str]:
+        """Return PSNR."""
+        return "psnr", "dB"
+
+    def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
+        """Yield the pixel loss on up to 1024 patches of the first epoch."""
+        assert isinstance(network, RestorerNetwork)  # noqa: S101  for the type checker
+        worker, stream = Worker(resolve_device(self.config.loop.device)), self.training.stream
+        objective = PixelLoss(network).to(worker.device).eval()
+        steps = min(stream.steps, max(1, MEASURED_LOSSES // stream.loop.batch_size))
+        for batch in islice(stream.epoch(0, 0, worker), steps):
+            yield objective(batch)["loss"] / steps
 
     def quality(self, metrics: Mapping[str, Any]) -> tuple[float, str]:
         """Return PSNR in dB, also as text."""
@@ -190,7 +211,7 @@ def prepare(config: DistillConfig) -> Job:
     training = read_restoration(replace(config, data=_data(config.data, teacher)), spec, _patch(config, teacher))
     parent = parents([teacher.identity], start)
     record = restorer_record(config, spec, training, command=COMMAND, parent=parent, start=start)
-    job = _RestorerJob(config, record, training, teacher, terms, start)
+    job = _RestorerJob(config, record, start, training, teacher, terms)
     job.objective(build_restorer(spec, record.preprocessing))  # refuses before anything is written
     return job
 
@@ -203,7 +224,7 @@ def _refuse_unused(config: DistillConfig) -> None:
 def _student_spec(name: str, teacher: LoadedRestorer) -> ModelSpec:
     """Return the student, which does what the teacher does."""
     overlap = receptive_radius(name, teacher.arguments["scale"])
-    arguments = {key: value for key, value in teacher.arguments.items() if key != "published"}
+    arguments = {key: value for key, value in teacher.arguments.items() if key not in ("published", PRUNED)}
     return ModelSpec(name, 0, teacher.network.preprocessing.channels, {**arguments, "overlap": overlap})
 
 

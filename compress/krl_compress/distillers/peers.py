@@ -13,7 +13,7 @@ from krl_runtime.errors import UsageError
 from krl_train.config import OptimConfig, plan_optim
 from krl_train.data import PixelSet
 from krl_train.metrics import evaluate_classifier
-from krl_train.models import Network
+from krl_train.models import Network, load_weights
 from krl_train.tasks import Batch, Task, Update, label_loss, make_learner
 from krl_train.tasks.learners import moving_average
 from krl_train.tasks.optim import build_optimizer
@@ -141,4 +141,4 @@ class PeerTask(Task[Batch]):
         for index, network in enumerate(self.final()):
             start = f"net{index}."
             own = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-            network.backbone.load_state_dict(own)
+            load_weights(network.backbone, own)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from krl_compress.config import Criterion
-from krl_train.data import PixelSet
-from krl_train.models import Network
-from krl_train.tasks import Batch, Supervised
 
 from .units import Slice, Unit, rows
 
 __all__ = ["gradients", "lowest", "scores"]
 
-_IMAGES = 1024  # training images that gradients are averaged over; more change few ranks, a judgment
-_BATCH = 64  # images in one step: bounds memory, and gradients are sums over all
+_WEIGHED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def scores(
@@ -63,9 +58,9 @@ def _counts(layer: nn.Module, piece: Slice, criterion: Criterion) -> bool:
     normalizes = isinstance(layer, _BatchNorm)
     if criterion == "bn":
         return normalizes
-    if criterion in ("l1", "l2"):
-        return piece.side != "in" and not normalizes
-    return criterion == "group" or piece.side != "in"
+    if criterion == "group":
+        return normalizes or isinstance(layer, _WEIGHED)
+    return piece.side != "in" and (criterion == "taylor" or isinstance(layer, _WEIGHED))
 
 
 def _by_root(size: Tensor, piece: Slice, channels: int) -> Tensor:
@@ -74,28 +69,19 @@ def _by_root(size: Tensor, piece: Slice, channels: int) -> Tensor:
     return total.index_add_(0, torch.tensor(piece.roots), size[list(piece.channels)].cpu())
 
 
-def gradients(network: Network, images: PixelSet, device: torch.device) -> dict[str, Tensor]:
-    """Return the gradient of the loss on labels, by the names of the backbone's parameters.
+def gradients(network: nn.Module, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return the gradient of the sum of losses, by the names of the backbone's parameters, on the CPU.
 
     Args:
-        network: The network; it is in eval mode afterwards, and on the CPU.
-        images: Training images; up to 1024, evenly spread over the set, are looked at.
-        device: Where to compute.
+        network: The network around the backbone; it is on the CPU afterwards.
+        losses: Scalars that were computed with it, one after the other.
     """
-    objective = Supervised(network).to(device).eval()
-    height, width = network.preprocessing.shape[1:]
-    known = np.flatnonzero(images.labeled.numpy())
-    chosen = known[np.linspace(0, len(known) - 1, min(_IMAGES, len(known))).astype(np.int64)]
     network.zero_grad()
-    for first in range(0, len(chosen), _BATCH):
-        indices = chosen[first : first + _BATCH]
-        margin = images.margin
-        pixels = images.pixels(indices)[:, :, margin : margin + height, margin : margin + width].to(device)
-        batch = Batch(pixels, images.labels[indices].to(device), torch.from_numpy(indices), 0)
-        (objective(batch)["loss"] * (len(indices) / len(chosen))).backward()
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
     found = {
         name: torch.zeros_like(value, device="cpu") if value.grad is None else value.grad.cpu().clone()
-        for name, value in network.backbone.named_parameters()
+        for name, value in network.get_submodule("backbone").named_parameters()
     }
     network.zero_grad(set_to_none=True)
     network.cpu()

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from krl_runtime.errors import UsageError
-from krl_train.models import Network, count_macs
 
+from .networks import PrunableNetwork, size_of, with_backbone
 from .units import Unit, removed
 
 __all__ = ["Counts", "any_channels", "count_left", "counts_for_macs", "kept_channels", "steps_between"]
@@ -44,13 +44,12 @@ def any_channels(units: Sequence[Unit], counts: Mapping[str, int]) -> dict[Unit,
     return choice
 
 
-def count_left(network: Network, units: Sequence[Unit], counts: Mapping[str, int]) -> int:
+def count_left(network: PrunableNetwork, units: Sequence[Unit], counts: Mapping[str, int]) -> int:
     """Return the multiply-accumulate operations of a network that keeps so many channels of each unit."""
-    thin = Network(removed(network.backbone, any_channels(units, counts)), network.preprocessing)
-    return count_macs(thin, network.preprocessing.shape)
+    return size_of(with_backbone(network, removed(network.backbone, any_channels(units, counts))))["macs"]
 
 
-def counts_for_macs(network: Network, units: Sequence[Unit], share: float, multiple: int) -> Counts:
+def counts_for_macs(network: PrunableNetwork, units: Sequence[Unit], share: float, multiple: int) -> Counts:
     """Return the most channels, the same share of each unit, with which a network has at most a share of its MACs.
 
     Args:
@@ -62,7 +61,7 @@ def counts_for_macs(network: Network, units: Sequence[Unit], share: float, multi
     Raises:
         UsageError: Even the fewest channels are too many; the message has the least share that is possible.
     """
-    whole = count_macs(network, network.preprocessing.shape)
+    whole = size_of(network)["macs"]
     low, high = 0.0, 1.0
     best = kept_channels(units, low, multiple)
     least = count_left(network, units, best) / whole

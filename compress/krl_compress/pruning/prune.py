@@ -1,8 +1,7 @@
-"""``krl-compress prune``: from a classifier's run to the run of a thinner one, taught by what it was."""
+"""``krl-compress prune``: from a run to the run of a thinner network, taught by what it was."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,19 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from krl_compress.config import DistillConfig, PruneConfig
-from krl_compress.distillation import classification
-from krl_compress.distillation.classification import ClassifierJob
+from krl_compress.distillation.distill import prepare
+from krl_compress.distillation.job import Job
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import to_plain
-from krl_train.evaluation.evaluate import evaluate_run
-from krl_train.loop import resolve_device
-from krl_train.models import Network
 from krl_train.processes import refuse_several
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
-from krl_train.training.train import network_size
 
 from .criteria import gradients, lowest, scores
+from .networks import PrunableNetwork, example_inputs, network_of, size_of, with_backbone
 from .plan import Counts, any_channels, counts_for_macs, kept_channels, steps_between
 from .sensitivity import SENSITIVITY_FILES, measure_sensitivity, write_sensitivity
 from .units import Unit, find_units, pruned_spec, removed
@@ -47,14 +43,14 @@ class _Pruning:
 
     config: PruneConfig
     run: Run
-    job: ClassifierJob
+    job: Job
     units: Sequence[Unit]
     counts: Sequence[Counts]
     left_alone: Mapping[str, str]
 
 
 def prune(config: PruneConfig) -> Run:
-    """Remove channels of a classifier, in steps, and distill what is left from the whole network after each.
+    """Remove channels of a network, in steps, and distill what is left from the whole network after each.
 
     Returns:
         The run of the pruned network; its metrics have ``"teacher"``, those of the whole one, and ``"pruning"``.
@@ -65,7 +61,7 @@ def prune(config: PruneConfig) -> Run:
     """
     refuse_several("a pruning runs")
     made = _prepare(config)
-    whole = made.run.network().backbone
+    whole = network_of(made.run).backbone
     thin = removed(whole, any_channels(made.units, made.counts[-1]))
     spec = pruned_spec(made.run.record.model, whole, thin)
     record = replace(made.job.record, model=spec, command=COMMAND, configuration=to_plain(config))
@@ -90,11 +86,11 @@ def _prepare(config: PruneConfig) -> _Pruning:
     _check(run)
     if run.path.resolve().is_relative_to(config.out.resolve()):  # --overwrite would remove it
         raise UsageError(f"run {run.path} lies in --out {config.out}; give another --out")
-    network = run.network()
-    units, left_alone = find_units(network.backbone, network.preprocessing.shape)
+    network = network_of(run)
+    units, left_alone = find_units(network.backbone, example_inputs(network))
     if config.criterion == "bn":
         for unit in [unit for unit in units if scores(network.backbone, unit, "bn") is None]:
-            left_alone[unit.name] = "it has no batch normalization, which --criterion bn looks at"
+            left_alone[unit.name] = "it has no factors of batch normalization, which --criterion bn looks at"
             units.remove(unit)
     if not units:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_alone.items()) or "it has no inner layers"
@@ -110,7 +106,9 @@ def _prepare(config: PruneConfig) -> _Pruning:
             f"smaller {option} or --multiple (it is {config.multiple})"
         )
     counts = steps_between(units, last, config.steps, config.multiple)
-    job = classification.prepare(_distillation(config))
+    job = prepare(_distillation(config))
+    if config.criterion == "taylor":
+        job.training_losses(network)  # refuses before anything is written
     if job.record.labels != run.record.labels:
         raise UsageError(
             f"run {run.path} has other labels than the data; train it on them first (krl-train fit --from)"
@@ -125,10 +123,10 @@ def _check(run: Run) -> None:
         UsageError: See there.
     """
     record = run.record
-    if record.task != "classification":
+    if record.task == "restoration" and record.model.arguments["degradation"].get("kind") == "none":
         raise UsageError(
-            f"run {run.path} is of the task {record.task!r} ({record.model.name}); prune takes classifiers; distill a "
-            f"smaller network from it instead: krl-compress distill --teacher {run.path} --student NAME --out STUDENT"
+            f"run {run.path} is of translation or style ({record.model.name}), or was imported with --degradation "
+            "none: a pruned network is distilled, and krl cannot make images for that; prune a restorer"
         )
     if "quantize" in record.model.arguments:
         raise UsageError(
@@ -154,23 +152,24 @@ def _distillation(config: PruneConfig) -> DistillConfig:
         augment=config.augment,
         optim=config.optim,
         loop=config.loop,
+        generator_student=config.generator_student,
+        generation=config.generation,
     )
 
 
 def _measure_sensitivity(made: _Pruning) -> dict[str, Any]:
     """Measure how much each layer matters, and write it into the run's folder."""
-    network, job, config = made.run.network(), made.job, made.config
+    network, job, criterion = network_of(made.run), made.job, made.config.criterion
     slopes = _slopes(made, network)
-    val, device = job.training.val, config.loop.device
-    found = measure_sensitivity(network, made.units, config.criterion, slopes, job.record.labels, val, device)
-    write_sensitivity(found, config.out)
+    found = measure_sensitivity(network, made.units, criterion, slopes, job.measure, job.metric())
+    write_sensitivity(found, made.config.out)
     return found
 
 
-def _slopes(made: _Pruning, network: Network) -> dict[str, Tensor] | None:
+def _slopes(made: _Pruning, network: PrunableNetwork) -> dict[str, Tensor] | None:
     if made.config.criterion != "taylor":
         return None
-    return gradients(network, made.job.labeled.train, resolve_device(made.config.loop.device))
+    return gradients(network, made.job.training_losses(network))
 
 
 def _carry_out(made: _Pruning, record: RunRecord) -> Run:
@@ -188,8 +187,7 @@ def _carry_out(made: _Pruning, record: RunRecord) -> Run:
     if config.only_prune:
         finished = replace(record, metrics={**record.metrics, **pruned.record.metrics})
         return Run.write(config.out, finished, pruned.state())
-    job = _job(made, pruned, config.out, resume=config.resume)
-    return job.train(record)
+    return made.job.starting_from(pruned, config.out, resume=config.resume).train(record)
 
 
 def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, out: Path) -> Run:
@@ -199,8 +197,8 @@ def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, 
             return Run.open(out)
         except RunError:
             _log.info("%s is made again", out)
-    network, criterion = before.network(), made.config.criterion
-    units, _ = find_units(network.backbone, network.preprocessing.shape)
+    network, criterion = network_of(before), made.config.criterion
+    units, _ = find_units(network.backbone, example_inputs(network))
     slopes = _slopes(made, network)
     choice = {}
     for unit in units:
@@ -208,22 +206,12 @@ def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, 
         if score is not None and unit.name in counts:
             choice[unit] = lowest(score, unit.parts, unit.channels - counts[unit.name])
     thin = removed(network.backbone, choice)
-    pruned = Network(thin, network.preprocessing)
-    job, device = made.job, made.config.loop.device
-    found = evaluate_run(pruned, record.labels, job.labeled.val, device)
-    metrics = {**found, **network_size(pruned.cpu())}
-    spec = pruned_spec(made.run.record.model, made.run.network().backbone, thin)
+    pruned = with_backbone(network, thin)
+    metrics = {**made.job.measure(pruned), **size_of(pruned)}
+    spec = pruned_spec(made.run.record.model, network_of(made.run).backbone, thin)
     return Run.write(
         out, replace(record, model=spec, parent={"start": before.identity}, metrics=metrics), thin.state_dict()
     )
-
-
-def _job(made: _Pruning, start: Run, out: Path, *, resume: bool) -> ClassifierJob:
-    """Return the distillation of a pruned network."""
-    job = copy.copy(made.job)
-    job.start = start
-    job.config = replace(job.config, out=out, resume=resume)
-    return job
 
 
 def _distill_step(made: _Pruning, pruned: Run, record: RunRecord, out: Path) -> Run:
@@ -231,4 +219,4 @@ def _distill_step(made: _Pruning, pruned: Run, record: RunRecord, out: Path) -> 
     resume = made.config.resume and (out / RECORD).is_file()
     own = replace(record, model=pruned.record.model)
     finished = prepare_out(out, own, resume=resume, overwrite=False)
-    return finished if finished is not None else _job(made, pruned, out, resume=resume).train(own)
+    return finished if finished is not None else made.job.starting_from(pruned, out, resume=resume).train(own)

@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from krl_runtime.errors import ModelError, require
 from krl_train.models import ModelSpec
@@ -23,6 +24,7 @@ Side: TypeAlias = Literal["in", "out", "both"]
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Both networks compute in float64, where sums in another order differ by about 1e-13.
 _TOLERANCE = 1e-8
+_NOT_FOUND = "what depends on its channels was not found"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Unit:
     slices: tuple[Slice, ...]
 
 
-def find_units(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[list[Unit], dict[str, str]]:
+def find_units(backbone: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Unit], dict[str, str]]:
     """Return the units that can be pruned in a network, and why the rest cannot.
 
     A unit is offered only if removing some of its channels gives what the network gives that ignores them. So a graph
@@ -67,7 +69,7 @@ def find_units(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[list[U
 
     Args:
         backbone: The network; it is not changed.
-        shape: Channels, height and width of one input.
+        inputs: An example of each of its inputs, in their order: floating-point numbers of any kind, or int64 tokens.
 
     Returns:
         The units, and by the name of a layer the reason why it is left alone.
@@ -77,33 +79,46 @@ def find_units(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[list[U
         ModelError: The network cannot be traced.
     """
     traced = copy.deepcopy(backbone).cpu().eval().requires_grad_(True)
-    units, reasons = [], {}
-    for found in _groups(traced, shape):
-        if isinstance(found, Unit):
-            units.append(found)
+    candidates: dict[str, list[Unit]] = {}
+    reasons: dict[str, str] = {}
+    for name, found in _groups(traced, inputs):
+        if isinstance(found, str):
+            reasons[name] = found
         else:
-            reasons[found[0]] = found[1]
-    exact = traced.double()
-    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    if not _agrees(exact, images, units):  # one by one only where something is wrong
-        right = []
-        for unit in units:
-            if _agrees(exact, images, [unit]):
-                right.append(unit)
-            else:
-                reasons[unit.name] = "what depends on its channels was not found"
-        units = right
-        if units and not _agrees(exact, images, units):
-            raise ModelError("the network cannot be pruned: its layers depend on each other in a way that is not found")
+            candidates[name] = found
+    exact, given = _exact(traced), [item.double() if item.is_floating_point() else item for item in inputs]
+    units = [found[0] for found in candidates.values()]
+    if _agrees(exact, given, units):
+        return units, reasons
+    units = []
+    for name, found in candidates.items():
+        right = next((unit for unit in found if _agrees(exact, given, [unit])), None)
+        if right is None:
+            reasons[name] = _NOT_FOUND
+        else:
+            units.append(right)
+    if units and not _agrees(exact, given, units):
+        raise ModelError("the network cannot be pruned: its layers depend on each other in a way that is not found")
     return units, reasons
 
 
-def _groups(network: nn.Module, shape: tuple[int, int, int]) -> Iterator[Unit | tuple[str, str]]:
-    """Yield each group of layers as a unit, or the name of its first layer with the reason why it is none."""
+def _exact(network: nn.Module) -> nn.Module:
+    """Return a network in float64, without tensors of zeros: these would hide what channels change."""
+    network.double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in network.parameters():
+            if not value.any():
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return network
+
+
+def _groups(network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[tuple[str, list[Unit] | str]]:
+    """Yield for each group of layers the name of its first one, and what units it may be or why it is none."""
     pruning: Any = require("torch_pruning", extra="prune", purpose="pruning")
     try:
         with torch.enable_grad():
-            graph = pruning.DependencyGraph().build_dependency(network, torch.zeros(1, *shape), verbose=False)
+            graph = pruning.DependencyGraph().build_dependency(network, tuple(inputs), verbose=False)
             groups = list(graph.get_all_groups(root_module_types=_LAYERS))
     except Exception as error:  # it raises whatever it raises on graphs that it was not made for
         reason = str(error).strip().partition("\n")[0]
@@ -116,8 +131,7 @@ def _groups(network: nn.Module, shape: tuple[int, int, int]) -> Iterator[Unit | 
     for group in groups:
         name = names[group[0].dep.target.module]
         if last.isdisjoint(_written(graph, group, names)):
-            found = _unit(graph, group, names)
-            yield found if isinstance(found, Unit) else (name, found)
+            yield name, _candidates(graph, group, names)
 
 
 def _last_layers(graph: Any, names: Mapping[nn.Module, str]) -> set[str]:
@@ -148,39 +162,80 @@ def _written(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> set[str]
     }
 
 
-def _unit(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Unit | str:
-    """Return a group as a unit, or the reason why it is none."""
+def _candidates(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> list[Unit] | str:
+    """Return the units that a group may be, the likeliest first, or the reason why it is none."""
     slices: list[Slice] = []
-    parts = 1
+    parts, layers = 1, {}
     for item in group.items:
         module = item.dep.target.module
         if module not in names:
             if isinstance(module, nn.Parameter):
                 return "its channels are in a parameter that belongs to no layer"
             continue  # an operation without channels of its own
+        layers[names[module]] = module
         if not widths_of(module):
+            if isinstance(module, nn.PReLU):
+                continue  # one slope for all channels
             return f"its channels are in {names[module]}, a {type(module).__name__}"
-        if None in item.root_idxs:
-            return "what depends on its channels was not found"
         side: Side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
         piece = Slice(names[module], side, tuple(item.idxs), tuple(item.root_idxs))
-        if isinstance(module, _BatchNorm):
-            piece = Slice(piece.layer, "both", piece.channels, piece.roots)
+        if isinstance(module, _NormBase | nn.PReLU):
+            piece = replace(piece, side="both")
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.groups > 1:
             if module.groups == module.in_channels == module.out_channels:
-                piece = Slice(piece.layer, "both", piece.channels, piece.roots)
+                piece = replace(piece, side="both")
             elif isinstance(module, nn.ConvTranspose2d) or piece.channels != piece.roots:
                 return f"its channels are mixed with those of {piece.layer}, a convolution of {module.groups} groups"
             else:
                 parts = math.lcm(parts, module.groups)
         slices.append(piece)
-    channels = len(group[0].idxs)
-    if channels % parts:
-        return f"{parts} groups do not divide its {channels} channels"
-    return Unit(names[group[0].dep.target.module], channels, parts, tuple(slices))
+    widths = {(piece.layer, piece.side): _width(layers[piece.layer], piece.side) for piece in slices}
+    found = []
+    if all(_is_sound(piece, widths[piece.layer, piece.side]) for piece in slices):
+        channels = len(group[0].idxs)
+        if channels % parts:
+            return f"{parts} groups do not divide its {channels} channels"
+        found.append(Unit(names[group[0].dep.target.module], channels, parts, tuple(slices)))
+    if parts == 1:
+        found += _layouts(widths)
+    return found or _NOT_FOUND
 
 
-def _agrees(network: nn.Module, images: Tensor, units: Sequence[Unit]) -> bool:
+def _width(layer: nn.Module, side: Side) -> int:
+    """Return the number of channels on a side of a layer."""
+    return next(value for key, value in widths_of(layer).items() if side == "both" or key.startswith(f"{side}_"))
+
+
+def _is_sound(piece: Slice, width: int) -> bool:
+    """Whether torch-pruning found for channels of a layer which of the unit they go with."""
+    return None not in piece.roots and max(piece.channels, default=0) < width
+
+
+def _layouts(widths: Mapping[tuple[str, Side], int]) -> Iterator[Unit]:
+    """Yield the units that layers are whose channels are those of the narrowest one, several numbers for each.
+
+    Several numbers lie one after another where a map is made of a vector, a vector of a map, or a pixel shuffle
+    enlarges; and far apart where a layer is cut in two (scale and shift).
+
+    Args:
+        widths: For each layer and side the number of its channels.
+    """
+    channels = min(widths.values())
+    wide = sorted({width for width in widths.values() if width > channels})
+    if not wide or any(width % channels for width in wide):
+        return
+    narrow = [name for (name, side), width in widths.items() if width == channels and side != "in"]
+    name = next(iter(narrow), next(name for (name, _), width in widths.items() if width == channels))
+    for together in product((True, False), repeat=len(wide)):
+        roots = {channels: tuple(range(channels))}
+        for width, adjacent in zip(wide, together, strict=True):
+            each = width // channels
+            roots[width] = tuple(index // each if adjacent else index % channels for index in range(width))
+        slices = [Slice(*where, tuple(range(width)), roots[width]) for where, width in widths.items()]
+        yield Unit(name, channels, 1, tuple(slices))
+
+
+def _agrees(network: nn.Module, inputs: Sequence[Tensor], units: Sequence[Unit]) -> bool:
     """Whether a network without some channels computes what the network does that ignores them."""
     generator = torch.Generator().manual_seed(0)
     choice = {}
@@ -190,7 +245,7 @@ def _agrees(network: nn.Module, images: Tensor, units: Sequence[Unit]) -> bool:
         choice[unit] = set(torch.cat(drawn).tolist())
     try:
         with torch.no_grad():
-            thin, ignoring = removed(network, choice)(images), masked(network, choice)(images)
+            thin, ignoring = removed(network, choice)(*inputs), masked(network, choice)(*inputs)
     except (RuntimeError, IndexError, ValueError, ModelError):  # shapes that do not fit
         return False
     error = (thin - ignoring).abs().max()

@@ -177,7 +177,7 @@ def test_what_cannot_be_pruned_is_refused(whole: Path, tmp_path: Path, capsys) -
     from krl_train.run import ModelSpec
 
     record = Run.open(whole).record
-    spec = ModelSpec("edsr-8-16", 0, 3, {"scale": 2, "color": "rgb", "degradation": {"kind": "bicubic"}})
+    spec = ModelSpec("style-8", 0, 3, {"scale": 1, "color": "rgb", "degradation": {"kind": "none"}})
     other = Run.write(tmp_path / "restorer", replace(record, task="restoration", model=spec), {"w": torch.zeros(1)})
     two = Run.write(tmp_path / "two", replace(record, source_labels=("a", "b")), {"w": torch.zeros(1)})
     spec = ModelSpec("cifar-shufflenetv2", 10, 3)
@@ -185,7 +185,7 @@ def test_what_cannot_be_pruned_is_refused(whole: Path, tmp_path: Path, capsys) -
     shuffled = replace(record, model=spec, preprocessing=Preprocessing(32, 32))
     lost = Run.write(tmp_path / "shuffled", shuffled, network.backbone.state_dict())
     for run, message in (
-        (other, "of the task 'restoration' (edsr-8-16)"),
+        (other, "is of translation or style (style-8)"),
         (two, "has two heads"),
         (lost, "torch-pruning cannot follow"),
     ):

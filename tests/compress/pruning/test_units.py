@@ -57,7 +57,7 @@ def silenced(network: nn.Module, choice: dict[Unit, set[int]], images: torch.Ten
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_pruned_network_is_the_original_with_silent_channels(name: str) -> None:
     network = made(name)
-    units, _ = find_units(network, (3, 32, 32))
+    units, _ = find_units(network, [torch.randn(1, 3, 32, 32)])
     choice = halves(network, units)
     assert sum(map(len, choice.values())) > 0.3 * sum(unit.channels for unit in units)
     images = torch.randn(2, 3, 32, 32)
@@ -71,7 +71,7 @@ def test_a_pruned_network_is_the_original_with_silent_channels(name: str) -> Non
 @pytest.mark.parametrize("name", ["dscnn-0.5", "resnext50_32x4d", "lenet5"])
 def test_it_is_made_again_from_its_widths(name: str) -> None:
     network = made(name)
-    units, _ = find_units(network, (3, 32, 32))
+    units, _ = find_units(network, [torch.randn(1, 3, 32, 32)])
     thin = removed(network, halves(network, units))
     again = build_model(name, 10, 3).eval()
     before = {layer: widths_of(module) for layer, module in again.named_modules()}
@@ -101,7 +101,7 @@ def test_wrong_widths_are_refused(widths, message) -> None:
 
 
 def test_option_a_shortcuts_keep_their_channels() -> None:
-    units, reasons = find_units(made("resnet8"), (3, 32, 32))
+    units, reasons = find_units(made("resnet8"), [torch.randn(1, 3, 32, 32)])
     assert {unit.name for unit in units} == {f"layer{stage}.0.conv1" for stage in (1, 2, 3)}
     assert list(reasons) == ["conv1"]
 
@@ -110,7 +110,7 @@ def test_groups_stay_equally_wide() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 24, 1), nn.ReLU(), nn.Conv2d(24, 48, 3, groups=3), nn.ReLU(), nn.Conv2d(48, 5, 1)
     )
-    units, reasons = find_units(network, (3, 8, 8))
+    units, reasons = find_units(network, [torch.randn(1, 3, 8, 8)])
     assert [(unit.channels, unit.parts) for unit in units] in ([(24, 3), (48, 3)], [(48, 3), (24, 3)])
     assert not reasons
     counts = kept_channels(units, 0.6, 4)
@@ -140,7 +140,7 @@ class Hidden(nn.Module):
 
 
 def test_channels_that_are_misread_are_left_alone() -> None:
-    units, reasons = find_units(Hidden().eval(), (3, 8, 8))
+    units, reasons = find_units(Hidden().eval(), [torch.randn(1, 3, 8, 8)])
     assert [unit.name for unit in units] == ["first"]
     assert list(reasons) == ["second"]
 
@@ -148,7 +148,7 @@ def test_channels_that_are_misread_are_left_alone() -> None:
 def test_criteria_are_their_formulas() -> None:
     network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
     nn.init.uniform_(network[1].weight, 0.5, 1.5)
-    (unit,), _ = find_units(network, (3, 8, 8))
+    (unit,), _ = find_units(network, [torch.randn(1, 3, 8, 8)])
     made_by, read_by = network[0].weight.detach().double().numpy(), network[3].weight.detach().double().numpy()
     factor = network[1].weight.detach().double().numpy()
     slopes = {name: torch.randn_like(value) for name, value in network.named_parameters()}

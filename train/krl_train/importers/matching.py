@@ -16,6 +16,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from krl_runtime.errors import ModelError
+from krl_train.models import load_weights
 from krl_train.run import check_finite
 
 __all__ = ["TOP", "Match", "Rename", "find_weights", "match_weights"]
@@ -171,7 +172,7 @@ def match_weights(
             ", ".join(match.entry for match in others),
         )
     check_finite(best.tensors, where)
-    model.load_state_dict(dict(best.tensors), strict=False)
+    load_weights(model, best.tensors, strict=False)
     return best.entry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .build import build_model, native_size
 from .cifar import cifar_names
 from .heads import BothHeads, TwoHeads
-from .network import Network, count_macs, count_parameters
+from .network import Network, count_macs, count_parameters, load_weights
 from .published import published_classes, published_input
 from .quantized import FakeQuantized
 from .spec import SOURCE_CLASSES, ModelSpec, build_classifier
@@ -22,6 +22,7 @@ __all__ = [
     "cifar_names",
     "count_macs",
     "count_parameters",
+    "load_weights",
     "native_size",
     "published_classes",
     "published_input",

@@ -169,13 +169,13 @@ class ConvolutionalGenerator(MapGenerator):
         ups = len(self.levels)
         channels = [width * min(8, 2 ** (ups - level)) for level in range(ups + 1)]
         area = self.lowest[0] * self.lowest[1]
-        self.seeds = channels[0] if kind != "dsgan" else 2 * width
-        self.stem: nn.Module = nn.Linear(latent_size, self.seeds * area)
+        seeds = channels[0] if kind != "dsgan" else 2 * width
+        self.stem: nn.Module = nn.Linear(latent_size, seeds * area)
         self.widen: nn.Module = nn.Identity()
         if kind == "dsgan":  # the first layer would have most of the parameters
             narrow = nn.Linear(latent_size, 4 * width)
-            self.stem = nn.Sequential(narrow, nn.ReLU(), nn.Linear(4 * width, self.seeds * area))
-            self.widen = nn.Conv2d(self.seeds, channels[0], 1)
+            self.stem = nn.Sequential(narrow, nn.ReLU(), nn.Linear(4 * width, seeds * area))
+            self.widen = nn.Conv2d(seeds, channels[0], 1)
         residual = kind == "resgan"
         self.norm = None if residual else Norm(channels[0], dim)
         block = _BLOCKS[kind]
@@ -192,8 +192,9 @@ class ConvolutionalGenerator(MapGenerator):
     def features(self, latent: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the maps at each resolution above the lowest, and the images."""
         vector = None if self.conditioner is None else self.conditioner(condition)
-        # No size of the batch here: an exported graph would keep it.
-        x: Tensor = self.stem(latent).reshape(-1, self.seeds, *self.lowest)
+        flat: Tensor = self.stem(latent)
+        # No size of the batch here: an exported graph would keep it. A pruned stem makes fewer channels.
+        x = flat.reshape(-1, flat.shape[1] // (self.lowest[0] * self.lowest[1]), *self.lowest)
         x = self.widen(x)
         if self.norm is not None:
             x = F.relu(self.norm(x, vector))

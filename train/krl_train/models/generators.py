@@ -23,6 +23,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from .conditioners import build_conditioner
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec
+from .widths import PRUNED, cut_as_recorded
 
 __all__ = ["GeneratorNetwork", "build_generator", "count_generator_macs", "generator_width", "is_generator"]
 
@@ -112,13 +113,20 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorN
 
     Args:
         spec: ``name`` as the module says; ``arguments["latent"]`` is the latent's size and ``arguments["condition"]``,
-            where it is there, the condition's settings.
+            where it is there, the condition's settings; of one that was pruned, its widths are there as well.
         preprocessing: Size, channels, mean and std of the images.
 
     Raises:
-        ModelError: The name is not known, the latent's size is missing, or the architecture takes no condition.
+        ModelError: The name is not known, the latent's size is missing, the architecture takes no condition, or it
+            cannot be cut to its widths.
     """
-    arguments = dict(spec.arguments)
+    generator = _whole_generator(spec, preprocessing)
+    cut_as_recorded(generator.backbone, spec.arguments)
+    return generator
+
+
+def _whole_generator(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorNetwork:
+    arguments = {name: value for name, value in spec.arguments.items() if name != PRUNED}
     latent, condition = arguments.pop("latent", None), arguments.pop("condition", None)
     if arguments:
         raise ModelError(f"generator {spec.name}: unknown arguments {sorted(arguments)}; accepted: latent, condition")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["Network", "count_macs", "count_parameters", "fit_images"]
+__all__ = ["Network", "count_macs", "count_parameters", "fit_images", "load_weights"]
 
 _LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts to gray
 
@@ -61,6 +63,25 @@ class Network(nn.Module):
     def answering(self, classes: Sequence[int]) -> Network:
         """Return the same network, sharing its weights, that answers these of its classes in this order."""
         return type(self)(self.backbone, self.preprocessing, classes=classes)
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Copy weights into a module, as those of its own version.
+
+    A file has tensors alone, not the versions of the layers' formats that ``state_dict`` has beside them; some networks
+    (MNASNet) refuse weights without.
+
+    Args:
+        module: Gets the weights.
+        state: They, by name, as ``state_dict`` of the same architecture gives them.
+        strict: Whether all names must agree.
+
+    Raises:
+        RuntimeError: Names or shapes do not fit.
+    """
+    versioned: Any = OrderedDict(state)
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, strict=strict)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -26,6 +26,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 
 from .image_to_image import StyleNetwork, UNet
 from .spec import ModelSpec
+from .widths import cut_as_recorded
 
 __all__ = [
     "Enlargement",
@@ -291,11 +292,11 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> RestorerNet
 
     Args:
         spec: ``name`` as in the module's text, ``in_channels``, and among the arguments ``"scale"`` (1 to 4) and
-            ``"published"``, whether it is the published form.
+            ``"published"``, whether it is the published form, and the widths of one that was pruned.
         preprocessing: Mean and deviation of the pixels.
 
     Raises:
-        ModelError: The name is not known, or the scale is not accepted.
+        ModelError: The name is not known, the scale is not accepted, or the network cannot be cut to its widths.
     """
     family, numbers = _find(spec.name)
     scale = spec.arguments.get("scale")
@@ -306,6 +307,7 @@ def build_restorer(spec: ModelSpec, preprocessing: Preprocessing) -> RestorerNet
     backbone = family.build(numbers, int(scale), spec.in_channels, bool(spec.arguments.get("published")))
     if isinstance(backbone, SkipNetwork):
         _initialize(backbone)
+    cut_as_recorded(backbone, spec.arguments)
     return RestorerNetwork(backbone, preprocessing, int(scale))
 
 

@@ -17,7 +17,7 @@ from .custom import check_custom, check_probe
 from .heads import TwoHeads
 from .network import Network
 from .quantized import FakeQuantized
-from .widths import PRUNED, set_widths
+from .widths import PRUNED, cut_as_recorded
 
 __all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
 
@@ -74,8 +74,7 @@ class ModelSpec:
             self._check_custom(backbone, preprocessing)
             if "probe" in self.arguments:
                 check_probe(self.name, backbone, self.arguments["probe"], preprocessing.shape)
-        if PRUNED in self.arguments:
-            set_widths(backbone, self.arguments[PRUNED])
+        cut_as_recorded(backbone, self.arguments)
         if self.arguments.get("quantize") == "int8":
             backbone = FakeQuantized(backbone, preprocessing.shape)
         if self.source_classes:

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["PRUNED", "set_widths", "widths_of"]
+__all__ = ["PRUNED", "cut_as_recorded", "set_widths", "widths_of"]
 
 PRUNED = "pruned"
 """Argument of a ``ModelSpec``: the widths of a pruned network, see ``set_widths``."""
 
 _CONVOLUTION = ("in_channels", "out_channels", "groups")
 _LINEAR = ("in_features", "out_features")
-_NORMALIZATION = ("num_features",)
+_NORMALIZATION = ("num_features",)  # batch and instance normalization
+_ACTIVATION = ("num_parameters",)  # PReLU with a slope for each channel
 
 
 def widths_of(module: nn.Module) -> dict[str, int]:
     """Return the numbers that say how wide a layer is, by the names of its attributes; none for other modules."""
     return {name: int(getattr(module, name)) for name in _attributes(module)}
+
+
+def cut_as_recorded(network: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Cut a backbone to the widths that the arguments of its ``ModelSpec`` have, if it was pruned.
+
+    Raises:
+        ModelError: See ``set_widths``.
+    """
+    if PRUNED in arguments:
+        set_widths(network, arguments[PRUNED])
 
 
 def set_widths(network: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
@@ -61,7 +73,9 @@ def _attributes(module: nn.Module) -> tuple[str, ...]:
         return _CONVOLUTION
     if isinstance(module, nn.Linear):
         return _LINEAR
-    return _NORMALIZATION if isinstance(module, _BatchNorm) else ()
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return _ACTIVATION
+    return _NORMALIZATION if isinstance(module, _NormBase) else ()
 
 
 def _cut(name: str, layer: nn.Module) -> None:
@@ -80,7 +94,9 @@ def _cut(name: str, layer: nn.Module) -> None:
     elif isinstance(layer, nn.Linear):
         _cut_tensor(layer, "weight", (layer.out_features, layer.in_features))
         _cut_tensor(layer, "bias", (layer.out_features,))
-    elif isinstance(layer, _BatchNorm):
+    elif isinstance(layer, nn.PReLU):
+        _cut_tensor(layer, "weight", (layer.num_parameters,))
+    elif isinstance(layer, _NormBase):
         for tensor in ("weight", "bias", "running_mean", "running_var"):
             _cut_tensor(layer, tensor, (layer.num_features,))
 

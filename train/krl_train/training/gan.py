@@ -25,6 +25,7 @@ from krl_train.tasks.gan import GanTask, Score
 
 from .folder import prepare_out
 from .generator_start import check_start, make_discriminator, start_generator, start_of_generator
+from .start import start_arguments
 from .train import train_task
 
 __all__ = ["GeneratorTraining", "fit", "generator_preprocessing", "generator_size", "prepare", "scoring"]
@@ -92,7 +93,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     augment = replace(config.augment, crop_padding=config.augment.crop_padding or 0)
     training = read_training(source, preprocessing, augment, config.loop.seed)
     latent = config.generation.latent if run is None else run.record.model.arguments["latent"]
-    arguments: dict[str, Any] = {"latent": latent}
+    arguments: dict[str, Any] = {"latent": latent, **start_arguments(run, config.model)}
     conditions = read_conditions(config.conditioning, source, training.train, seed=config.loop.seed)
     if conditions is not None:
         arguments["condition"] = dict(conditions.settings)
@@ -114,7 +115,7 @@ def prepare(config: FitConfig) -> GeneratorTraining:
     )
     torch.manual_seed(config.loop.seed)
     generator = build_generator(spec, preprocessing)
-    if conditions is not None:
+    if conditions is not None and run is None:
         conditioner = generator.backbone.conditioner
         assert isinstance(conditioner, Conditioner)  # noqa: S101  for the type checker
         conditions.initialize(conditioner)

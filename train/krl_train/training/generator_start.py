@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from krl_runtime.errors import RunError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig, GenerationConfig
+from krl_train.models import load_weights
 from krl_train.models.discriminators import Discriminator, build_discriminator, discriminator_width
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.run import ModelSpec, Run
@@ -139,7 +140,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], run: Run, condition: Mapp
         names = run.record.model.arguments["condition"]["vocabulary"]
         state = {**state, _TOKENS: _rows(state[_TOKENS], names, condition["vocabulary"])}
     try:
-        module.load_state_dict(state)
+        load_weights(module, state)
     except RuntimeError as error:
         raise RunError(f"run {run.path}: its weights do not fit: {error}") from error
 

@@ -20,7 +20,7 @@ from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.loop import BatchStream
 from krl_train.loop.joint import JointStream
-from krl_train.models import SOURCE_CLASSES, TwoHeads
+from krl_train.models import SOURCE_CLASSES, TwoHeads, load_weights
 from krl_train.models.custom import custom_arguments
 from krl_train.models.heads import carry_heads
 from krl_train.models.stages import split_stages
@@ -169,7 +169,7 @@ def _start(
     if set(mine) != set(theirs) or unlike:
         raise RunError(f"run {start.path} is a {there.model.name}; its weights do not fit the network asked for")
     known = [own for own in (there.labels, there.source_labels) if own]
-    backbone.load_state_dict(carry_heads(mine, theirs, heads, labels, known))
+    load_weights(backbone, carry_heads(mine, theirs, heads, labels, known))
     for name, own in zip(("target", "source"), labels, strict=True):
         if own not in known:
             _log.info("new head for the %s, whose labels are not those of run %s", name, start.path)

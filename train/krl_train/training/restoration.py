@@ -29,7 +29,7 @@ from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective, RestorationTask
 
 from .folder import prepare_out
-from .start import initialize_from, start_run
+from .start import initialize_from, start_arguments, start_run
 from .train import network_size, train_task
 
 __all__ = [
@@ -141,10 +141,12 @@ def restorer_preprocessing(channels: int, size: tuple[int, int]) -> Preprocessin
 
 
 def like_start(spec: ModelSpec, init: Run | None) -> ModelSpec:
-    """Return the specification of a restorer that starts from a run: in the published form, where the run has that."""
-    if init is None or init.record.model.name != spec.name or not init.record.model.arguments.get("published"):
+    """Return the specification of a restorer that starts from a run: pruned or published, as that is."""
+    if init is None or init.record.model.name != spec.name:
         return spec
-    kept = {key: init.record.model.arguments[key] for key in ("published", "overlap")}
+    kept, there = start_arguments(init, spec.name), init.record.model.arguments
+    if there.get("published"):
+        kept |= {key: there[key] for key in ("published", "overlap")}
     return replace(spec, arguments={**spec.arguments, **kept})
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import FitConfig, TransferConfig
-from krl_train.models import Network, published_classes
+from krl_train.models import Network, load_weights, published_classes
 from krl_train.models.heads import target_rows
 from krl_train.models.stages import Stage, split_stages
 from krl_train.models.widths import PRUNED
@@ -122,7 +122,7 @@ def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) 
         raise RunError(
             f"run {run.path}: {len(mine) - len(fitting)} tensors have other shapes than the network asked for"
         )
-    backbone.load_state_dict({**mine, **fitting})
+    load_weights(backbone, {**mine, **fitting})
     left = sorted(set(mine) - set(fitting))
     if left:
         _log.info("new last layer, for other labels: %s", ", ".join(left))
