@@ -399,7 +399,7 @@ class SearchConfig:
     """Options of ``krl-compress search``."""
 
     teacher: str
-    """The run of a classifier, which teaches the students."""
+    """The run of a classifier, restorer or generator, which teaches the students."""
     budget: Repeated
     """The most that the student may cost: latency=2ms (p50 of the network at batch 1), memory=200MB, size=300KB or
     macs=10M; may be given several times."""
@@ -412,8 +412,8 @@ class SearchConfig:
     """Try the teacher itself as well, with channels removed."""
     sizes: tuple[int, ...] = ()
     """Sides of the input to try, in pixels; left out: the teacher's."""
-    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "int8")
-    """Precisions to try."""
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
+    """Precisions to try; left out: fp32 and int8, of generators fp32 alone."""
     multiple: Advanced[int] = 8
     """Layers keep a multiple of this many channels."""
     shortlist: int = 12
@@ -443,11 +443,10 @@ class SearchConfig:
         for name, least in (("shortlist", 1), ("rounds", 1), ("reduction", 2), ("multiple", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: {least} or more")
-        if not self.precisions or len(set(self.precisions)) < len(self.precisions):
-            raise UsageError("--precisions: accepted: one or more of fp32, fp16, int8, each once")
+        if len(set(self.precisions)) < len(self.precisions):
+            raise UsageError("--precisions: accepted: fp32, fp16, int8, each once")
         if any(size < 1 for size in self.sizes):
             raise UsageError(f"--sizes {' '.join(map(str, self.sizes))}: accepted: 1 or more")
-        refuse_other_tasks(self, "classification")
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def search(config: SearchConfig | None = None, /, **options: Any) -> SearchResul
     check_run(config.teacher)
     for loss in config.losses.loss:
         if isinstance(loss, str):
-            check_loss(loss, "classification")
+            check_loss(loss, task_of(config.teacher))
     check_data(config.data.data)
     from .searching.report import show
     from .searching.search import search as run_search

@@ -38,6 +38,7 @@ __all__ = [
     "Run",
     "RunRecord",
     "check_finite",
+    "fresh_network",
     "hash_of_weights",
     "hashes_of_runs",
     "package_versions",
@@ -308,6 +309,17 @@ class Run:
             warn_of_change(record.sources, "model", record.model.name, f"run {self.path}")
         made: nn.Module = network.eval()
         return made
+
+
+def fresh_network(record: RunRecord) -> nn.Module:
+    """Return the network of a record, freshly initialized, in eval mode.
+
+    Raises:
+        KrlError: It cannot be made.
+    """
+    module, _, name = _BUILDERS[record.task].partition(":")
+    made: nn.Module = getattr(import_module(module), name)(record.model, record.preprocessing)
+    return made.eval()
 
 
 def hash_of_weights(state: Mapping[str, Tensor]) -> str:

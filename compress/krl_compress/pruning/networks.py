@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from krl_train.models import Network
 from krl_train.models.generators import GeneratorNetwork
 from krl_train.models.restorers import RestorerNetwork
-from krl_train.run import Run
+from krl_train.run import Run, RunRecord, fresh_network
 from krl_train.training.gan import generator_size
 from krl_train.training.train import network_size
 
-__all__ = ["PrunableNetwork", "example_inputs", "network_of", "size_of", "with_backbone"]
+__all__ = ["PrunableNetwork", "example_inputs", "fresh_network_of", "network_of", "size_of", "with_backbone"]
 
 PrunableNetwork: TypeAlias = Network | RestorerNetwork | GeneratorNetwork
 """Networks that ``Run.module`` returns for the tasks whose networks can be pruned."""
@@ -29,7 +29,19 @@ def network_of(run: Run) -> PrunableNetwork:
     Raises:
         RunError: See ``Run.module``.
     """
-    network = run.module()
+    return _known(run.module())
+
+
+def fresh_network_of(record: RunRecord) -> PrunableNetwork:
+    """Return the network of a record, freshly initialized, in eval mode.
+
+    Raises:
+        KrlError: It cannot be made.
+    """
+    return _known(fresh_network(record))
+
+
+def _known(network: nn.Module) -> PrunableNetwork:
     assert isinstance(network, Network | RestorerNetwork | GeneratorNetwork)  # noqa: S101  for the type checker
     return network
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from krl_compress.config import DistillConfig, SearchConfig
-from krl_compress.distillation import classification
+from krl_compress.distillation.distill import prepare
+from krl_compress.pruning.networks import network_of
 from krl_runtime.errors import ModelError, UsageError
 from krl_runtime.progress import progress_bar
 from krl_train.config import DATA_SETS, DataConfig, InputConfig, UnpackConfig
@@ -51,14 +52,20 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
     Raises:
         UsageError: An architecture is not known, or does not fit the data.
     """
-    shape = teacher.record.preprocessing.shape
+    record, images = teacher.record, teacher.record.preprocessing
+    if config.sizes and record.task != "classification":
+        raise UsageError(f"--sizes are for classifiers, and teacher {config.teacher} is of the task {record.task}")
     sizes: Sequence[tuple[int, ...] | None] = [(size,) for size in config.sizes] or [None]
-    names = config.architectures.split(",") if config.architectures else default_architectures(*shape[1:])
+    names = (
+        config.architectures.split(",")
+        if config.architectures
+        else default_architectures(record.task, images.height, images.width)
+    )
     for size in sizes:
         for text in names:
             name, fixed = _architecture(text)
             try:
-                job = classification.prepare(as_distillation(config, name, size))
+                job = prepare(as_distillation(config, name, size))
                 family = Family.fresh(job.record, multiple=config.multiple, seed=config.loop.seed, fixed=fixed)
             except ModelError as error:
                 if config.architectures:
@@ -67,9 +74,9 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
                 continue
             yield family
     if config.prune_teacher:
-        job = classification.prepare(as_distillation(config, config.teacher))
-        record = replace(job.record, model=teacher.record.model, preprocessing=teacher.record.preprocessing)
-        yield Family("teacher", record, teacher.network(), multiple=config.multiple, trained=True)
+        job = prepare(as_distillation(config, config.teacher))
+        start = replace(job.record, model=record.model, preprocessing=images)
+        yield Family("teacher", start, network_of(teacher), multiple=config.multiple, trained=True)
 
 
 def _architecture(text: str) -> tuple[str, float | None]:
@@ -88,14 +95,19 @@ def _architecture(text: str) -> tuple[str, float | None]:
     return name, fixed
 
 
-def images_folder(data: DataConfig, run: Run, unpacked: Path) -> Path:
+def images_folder(data: DataConfig, run: Run, unpacked: Path) -> Path | None:
     """Return a folder or list with images, for golden inputs and calibration.
 
     Args:
         data: Where the images are, as the user says.
         run: A run, on whose data they are if the user says nothing.
         unpacked: Folder for the images of a named data set.
+
+    Returns:
+        ``None`` for generators, whose bundles need no images.
     """
+    if run.record.task == "generation":
+        return None
     name = str(data.data or run.record.data["source"])
     if name not in DATA_SETS:
         return Path(name)

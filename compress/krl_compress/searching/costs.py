@@ -16,7 +16,7 @@ import krl_deploy
 from krl_compress.config import MeasuringConfig
 from krl_runtime.bundle import Bundle
 from krl_runtime.device.profiles import Profile
-from krl_runtime.errors import BackendError, KrlError
+from krl_runtime.errors import BackendError, KrlError, UsageError
 from krl_train.run import Run
 
 from .budgets import Budget, Quantity
@@ -165,7 +165,7 @@ class BenchMeter:
     """Measures a student: makes a bundle of it, and runs ``krl-runtime bench``.
 
     Args:
-        images: Folder of images, for golden inputs and calibration.
+        images: Folder of images, for golden inputs and calibration; generators have none.
         precisions: The precisions that are asked for.
         how: How to run it.
         bench: Runs ``krl-runtime bench``.
@@ -174,7 +174,7 @@ class BenchMeter:
 
     def __init__(
         self,
-        images: Path,
+        images: Path | None,
         precisions: Sequence[Precision],
         how: Bench,
         bench: Callable[[Path, str, Bench], dict[str, Any]] = run_bench,
@@ -206,7 +206,7 @@ class ProfileMeter:
     Args:
         profile: File that ``krl-runtime bench --profile`` recorded.
         machine: Name of the machine that recorded it, if it is another one than this.
-        images: Folder of images, for golden inputs and calibration.
+        images: Folder of images, for golden inputs and calibration; generators have none.
         precisions: The precisions that are asked for.
         backend: Backend in the profile; ``None`` where it has one alone.
 
@@ -216,7 +216,12 @@ class ProfileMeter:
     """
 
     def __init__(
-        self, profile: Path, machine: str | None, images: Path, precisions: Sequence[Precision], backend: str | None
+        self,
+        profile: Path,
+        machine: str | None,
+        images: Path | None,
+        precisions: Sequence[Precision],
+        backend: str | None,
     ) -> None:
         require_machine(Profile.read(profile), machine)
         self._images, self._precisions = images, precisions
@@ -233,6 +238,10 @@ class ProfileMeter:
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
         """Return the cost of one variant of a bundle, which was made of a run."""
         predictor, record = self._predictors[precision], run.record
+        if record.task != "classification":
+            raise UsageError(
+                f"--profile predicts classifiers, and {run.path} is of the task {record.task}; leave it out"
+            )
         latency = predictor.latency(record.model, record.preprocessing, run.network())
         size = _file_size(bundle, precision, predictor.backend)
         return Cost(macs, parameters, size, latency.milliseconds, predicted=not latency.measured)
@@ -240,7 +249,7 @@ class ProfileMeter:
 
 @contextmanager
 def _untrained_bundle(
-    run: Run, images: Path, precisions: Sequence[Precision]
+    run: Run, images: Path | None, precisions: Sequence[Precision]
 ) -> Iterator[tuple[Path, list[Precision]]]:
     """Yield a bundle of a network that is not trained, and the precisions that it could be made in."""
     import tempfile
@@ -283,7 +292,7 @@ def _backend_name(backend: str | None) -> str | None:
     return f"onnxruntime-{backend}" if backend in ("cpu", "cuda") else backend
 
 
-def meter_of(config: MeasuringConfig, images: Path, precisions: Sequence[Precision]) -> Meter:
+def meter_of(config: MeasuringConfig, images: Path | None, precisions: Sequence[Precision]) -> Meter:
     """Return what tells the cost of students, as the options say.
 
     Raises:
@@ -294,7 +303,7 @@ def meter_of(config: MeasuringConfig, images: Path, precisions: Sequence[Precisi
     return BenchMeter(images, precisions, Bench.of(config))
 
 
-def make_bundle(run: Run, out: Path, images: Path) -> Path:
+def make_bundle(run: Run, out: Path, images: Path | None) -> Path:
     """Export a run.
 
     Raises:
@@ -303,14 +312,21 @@ def make_bundle(run: Run, out: Path, images: Path) -> Path:
     return krl_deploy.export(run=run.path, out=out, data=images, overwrite=True).bundle
 
 
+def _limits(bundle: Path) -> dict[str, Any]:
+    """Return the limits of the accuracy gate that let everything pass."""
+    task = Bundle.open(bundle).manifest.task
+    own = {"generation": {"min_psnr": 0.0}, "restoration": {"max_drop": _ALL}}
+    return {"accept_unmeasured": True, **own.get(task, {"max_drop": _ALL, "max_recall_drop": _ALL})}
+
+
 def add_variants(
-    bundle: Path, images: Path, precisions: Sequence[Precision], *, count: int = _CALIBRATION
+    bundle: Path, images: Path | None, precisions: Sequence[Precision], *, count: int = _CALIBRATION
 ) -> dict[Precision, str]:
     """Add variants to a bundle that are only timed, or measured without a gate.
 
     Args:
         bundle: The bundle.
-        images: Folder of images.
+        images: Folder of images; generators have none.
         precisions: Those to add.
         count: Images to calibrate and to measure on, at most.
 
@@ -323,7 +339,7 @@ def add_variants(
         if precision == "fp32":
             continue
         more = {"limit": count} if precision == "int8" else {}
-        limits = {"max_drop": _ALL, "max_recall_drop": _ALL, "accept_unmeasured": True}
+        limits = _limits(bundle)
         try:
             add[precision](bundle=bundle, data=images, val_limit=count, **more, **limits)  # type: ignore[operator]
         except KrlError as error:

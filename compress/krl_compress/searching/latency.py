@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from krl_compress.config import MeasuringConfig, PruneConfig
+from krl_compress.pruning.networks import network_of
 from krl_runtime.errors import RunError, UsageError
 from krl_train.run import RECORD, Run, RunRecord
 
@@ -53,7 +54,7 @@ def with_channels(config: PruneConfig, meter: Meter | None = None) -> PruneConfi
                 known[student.key] = meter(student.write(Path(folder) / student.key), student.macs, student.parameters)
             return known[student.key]
 
-        family = Family(run.path.name, run.record, run.network(), multiple=config.multiple, trained=True)
+        family = Family(run.path.name, run.record, network_of(run), multiple=config.multiple, trained=True)
         fit = widest(family, precision, [budget], costs)
     if fit is None:
         raise UsageError(f"{option}: run {run.path} cannot be had in {precision}; give another --variant")

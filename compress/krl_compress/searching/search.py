@@ -12,13 +12,16 @@ from typing import Any
 
 import krl_deploy
 from krl_compress.config import DistillConfig, SearchConfig
-from krl_compress.distillation import classification
+from krl_compress.distillation.classification import ClassifierJob
+from krl_compress.distillation.distill import prepare
+from krl_compress.distillation.job import Job
+from krl_compress.pruning.networks import network_of
+from krl_runtime.bundle import Bundle
 from krl_runtime.cli.config_files import options_of
 from krl_runtime.cli.options import repeated_options
 from krl_runtime.errors import CheckFailedError, RunError, UsageError
 from krl_runtime.files import sha256_file
 from krl_train.config import WEIGHTS, plan_loop, to_plain
-from krl_train.metrics import quality_error, quality_name, quality_of
 from krl_train.processes import refuse_several
 from krl_train.run import Run
 
@@ -36,6 +39,8 @@ _log = logging.getLogger("krl")
 
 _TRIALS = "trials"  # folder inside the search's: a run for each student and number of epochs
 _NOISE = 0.05  # of a latency measured again: differences of this size are seen between two runs of the same file
+_DROPS = {"drop_points": 0.01, "map_drop_points": 0.01, "drop_db": 1.0}
+"""What a variant's evidence calls its drop, by the task, and the factor to the unit of the quality."""
 _VAL = 2000  # images at most that a variant is measured on, as krl-deploy quantize does
 
 
@@ -45,11 +50,12 @@ class _Search:
 
     config: SearchConfig
     teacher: Run
+    job: Job
     budgets: Sequence[Budget]
     state: State
     meter: Meter
     distill: Distill
-    images: Path
+    images: Path | None
     deadline: Deadline
 
     @property
@@ -65,26 +71,42 @@ class _Search:
         start = self.folder / "students" / student.key
         out = self.folder / _TRIALS / student.key / str(epochs)
         run = self.distill(self.config.teacher, start, out, _options(self.config, epochs), self.deadline)
-        metrics = run.record.metrics
+        own, error = self.measured(run)
         quality: dict[Precision, float] = {}
         errors: dict[Precision, float | None] = {}
         precisions = meeting(self.state.costs[student.key], self.budgets)
-        if "fp32" in precisions:
-            quality["fp32"], errors["fp32"] = quality_of(metrics), quality_error(metrics)
-        others = [precision for precision in precisions if precision != "fp32"]
-        if others:
-            bundle = make_bundle(run, out.with_suffix(".krl"), self.images)
-            failed = add_variants(bundle, self.images, others, count=self.config.data.val_limit or _VAL)
-            for precision in others:
-                if precision not in failed:
-                    quality[precision] = _deployed_quality(bundle, precision, quality_name(metrics))
-                    errors[precision] = quality_error(metrics)
+        drops = {"fp32": 0.0, **self.drops(run, [precision for precision in precisions if precision != "fp32"])}
+        for precision in precisions:
+            if precision in drops:
+                quality[precision], errors[precision] = own - drops[precision], error
         trial = Trial(student.key, epochs, str(run.path), quality, errors, time.monotonic() - begin)
         self.state.trials.append(trial)
         self.state.write(self.folder)
         best = max(quality.values(), default=0.0)
         _log.info("%s, %d epochs: %.4f", student.key, epochs, best)
         return trial
+
+    def measured(self, run: Run) -> tuple[float, float | None]:
+        """Return how good a student is in floating point, and the standard error where one is known."""
+        name, _ = self.job.metric()
+        metrics = run.record.metrics
+        if name not in metrics:
+            metrics = self.job.measure(network_of(run))
+        return float(metrics[name]), metrics.get(f"{name}_standard_error")
+
+    def drops(self, run: Run, precisions: Sequence[Precision]) -> dict[Precision, float]:
+        """Return by how much a student is worse in each precision, of the worst file, in units of its quality."""
+        if not precisions:
+            return {}
+        bundle = make_bundle(run, run.path.with_suffix(".krl"), self.images)
+        failed = add_variants(bundle, self.images, precisions, count=self.config.data.val_limit or _VAL)
+        evidence = Bundle.open(bundle).manifest.evidence
+        found: dict[Precision, float] = {}
+        for precision in precisions:
+            if precision not in failed:
+                key, factor = next(item for item in _DROPS.items() if item[0] in evidence[precision])
+                found[precision] = evidence[precision][key] * factor
+        return found
 
 
 def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill = distill_student) -> State:
@@ -112,15 +134,15 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
     budgets = parse_budgets(config.budget)
     limit = None if config.time_limit is None else parse_seconds(config.time_limit, "--time-limit")
     teacher = Run.open(config.teacher)
-    if teacher.record.task != "classification":
-        raise UsageError(f"teacher {config.teacher} is of the task {teacher.record.task!r}; search takes classifiers")
+    config = replace(config, precisions=_precisions(config, teacher))
+    job = prepare(as_distillation(config, config.teacher))
     begin = time.monotonic()
     state = _open_state(config, teacher)
     before = state.seconds
     deadline = Deadline(None if limit is None else begin + limit)
     images = images_folder(config.data, teacher, config.out / "images")
     meter = meter or meter_of(config.measuring, images, config.precisions)
-    at_work = _Search(config, teacher, budgets, state, meter, distill, images, deadline)
+    at_work = _Search(config, teacher, job, budgets, state, meter, distill, images, deadline)
     try:
         trials, complete = _halve(at_work), True
     except TimeIsUp:
@@ -131,6 +153,21 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
     state.write(config.out)
     write_report(state, budgets, config.out)
     return state
+
+
+def _precisions(config: SearchConfig, teacher: Run) -> tuple[Precision, ...]:
+    """Return the precisions to try.
+
+    Raises:
+        UsageError: INT8 is asked for of a generator.
+    """
+    generates = teacher.record.task == "generation"
+    if generates and "int8" in config.precisions:
+        raise UsageError(
+            "--precisions int8: how far a generator's INT8 images are from the teacher's is not measured by a search; "
+            "search in fp32, and quantize the winner (krl-deploy quantize)"
+        )
+    return config.precisions or (("fp32",) if generates else ("fp32", "int8"))
 
 
 def _open_state(config: SearchConfig, teacher: Run) -> State:
@@ -160,17 +197,20 @@ def _halve(work: _Search) -> list[Trial]:
     found = list(families(config, work.teacher))
     students = shortlist(fit_students(config, found, work.budgets, costs), config.shortlist)
     trials: list[Trial] = []
-    for epochs in _rounds(config):
+    for epochs in _rounds(config, work.job):
         trials = [work.train(student, epochs) for student in students]
         ranked = sorted(zip(trials, students, strict=True), key=lambda each: _best(each[0]), reverse=True)
         students = [student for _, student in ranked[: max(1, round(len(students) / config.reduction))]]
     return trials
 
 
-def _rounds(config: SearchConfig) -> list[int]:
+def _rounds(config: SearchConfig, job: Job) -> list[int]:
     """Return the epochs of each round; the last one has all."""
-    job = classification.prepare(as_distillation(config, config.teacher))
-    full = plan_loop(config.loop, len(job.training.train), len(job.training.val)).epochs
+    full = config.loop.epochs
+    if full is None:
+        if not isinstance(job, ClassifierJob):
+            raise UsageError("the last round has --epochs, which are planned for classifiers alone; give --epochs")
+        full = plan_loop(config.loop, len(job.training.train), len(job.training.val)).epochs
     shares = [config.reduction ** (config.rounds - 1 - round_) for round_ in range(config.rounds)]
     return list(dict.fromkeys(max(1, round(full / share)) for share in shares))
 
@@ -185,14 +225,6 @@ def _options(config: SearchConfig, epochs: int) -> list[str]:
     sections = {name: plain[name] for name in ("losses", "cache", "data", "augment", "optim", "loop")}
     repeated = set(repeated_options(DistillConfig))
     return [part for option, values in options_of(sections, repeated) for part in (option, *values)]
-
-
-def _deployed_quality(bundle: Path, precision: Precision, name: str) -> float:
-    """Return how good a variant is: the worst of its files, as krl's accuracy gate has it."""
-    from krl_runtime.bundle import Bundle
-
-    scores = Bundle.open(bundle).manifest.evidence[precision]["scores"]
-    return float(min(values[name] for file, values in scores.items() if file.partition(".")[0] == precision))
 
 
 def _finish(work: _Search, trials: Sequence[Trial], *, complete: bool) -> dict[str, Any]:
@@ -218,8 +250,9 @@ def _finish(work: _Search, trials: Sequence[Trial], *, complete: bool) -> dict[s
             "epochs": point.trial.epochs,
             "quality": point.quality,
             "standard_error": point.trial.errors[point.precision],
-            "metric": quality_name(Run.open(point.trial.run).record.metrics),
-            "teacher": quality_of(work.teacher.record.metrics),
+            "metric": work.job.metric()[0],
+            "unit": work.job.metric()[1],
+            "teacher": work.teacher.record.metrics.get(work.job.metric()[0]),
             "cost": cost,
             "refused": refused,
             "complete": complete,

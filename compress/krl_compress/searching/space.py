@@ -7,36 +7,49 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from krl_compress.pruning.criteria import lowest, scores
+from krl_compress.pruning.networks import (
+    PrunableNetwork,
+    example_inputs,
+    fresh_network_of,
+    size_of,
+    with_backbone,
+)
 from krl_compress.pruning.plan import any_channels, kept_channels
 from krl_compress.pruning.units import Unit, find_units, pruned_spec, removed
 from krl_runtime.errors import ModelError
-from krl_train.models import Network, count_macs, count_parameters
 from krl_train.run import Run, RunRecord
 
-__all__ = ["DEFAULT_ARCHITECTURES", "Family", "Student", "default_architectures"]
+__all__ = ["Family", "Student", "default_architectures"]
 
 _log = logging.getLogger("krl")
 
-DEFAULT_ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
-    "small": ("resnet8", "resnet14", "resnet20", "resnet32", "wrn-10-2", "wrn-16-1", "wrn-16-2", "dscnn-1", "dscnn-2"),
-    "large": (
-        *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
-        *("squeezenet1_1", "mnasnet0_5", "efficientnet_b0"),
-    ),
-}
-"""Architectures by the size of the images, ``"small"`` up to 64 pixels a side; a judgment: common ones of each size."""
-
+_SMALL = ("resnet8", "resnet14", "resnet20", "resnet32", "wrn-10-2", "wrn-16-1", "wrn-16-2", "dscnn-1", "dscnn-2")
+_LARGE = (
+    *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
+    *("squeezenet1_1", "mnasnet0_5", "efficientnet_b0"),
+)
+_RESTORERS = ("espcn-32", "fsrcnn-56-12-4", "edsr-2-32", "edsr-4-32", "edsr-8-32")
+_GENERATORS = ("dcgan-32", "resgan-32", "dsgan-64", "subgan-64")
 _HALVINGS = 8  # of the share of channels: 1/256 is less than a multiple of 8 of up to 2,048 channels
 _SMALL_SIDE = 64  # pixels: networks of ImageNet's shape leave hardly an image of a smaller one
 
 
-def default_architectures(height: int, width: int) -> tuple[str, ...]:
-    """Return the architectures for classifiers of images of this size."""
-    return DEFAULT_ARCHITECTURES["small" if max(height, width) <= _SMALL_SIDE else "large"]
+def default_architectures(task: str, height: int, width: int) -> tuple[str, ...]:
+    """Return the architectures to try: common ones of the task, and of classifiers for images of this size.
+
+    Args:
+        task: As a run's record has it.
+        height: Of the images.
+        width: Of the images.
+    """
+    if task != "classification":
+        return _GENERATORS if task == "generation" else _RESTORERS
+    return _SMALL if max(height, width) <= _SMALL_SIDE else _LARGE
 
 
 @dataclass(frozen=True)
@@ -54,14 +67,14 @@ class Student:
 
     key: str
     record: RunRecord
-    network: Network
+    network: PrunableNetwork
     macs: int
     parameters: int
     channels: float
 
-    def write(self, folder: object) -> Run:
+    def write(self, folder: Path) -> Run:
         """Write it as a run to start from."""
-        return Run.write(str(folder), self.record, self.network.backbone.state_dict())
+        return Run.write(folder, self.record, self.network.backbone.state_dict())
 
 
 class Family:
@@ -80,17 +93,18 @@ class Family:
         self,
         name: str,
         record: RunRecord,
-        network: Network,
+        network: PrunableNetwork,
         *,
         multiple: int,
         trained: bool = False,
         fixed: float | None = None,
     ) -> None:
-        shape = network.preprocessing.shape
+        images = network.preprocessing
         self.fixed = fixed
-        self.name = name if trained else f"{name}-{shape[1]}x{shape[2]}"
+        sized = record.task == "classification" and not trained
+        self.name = f"{name}-{images.height}x{images.width}" if sized else name
         self._record, self._network, self._multiple, self._trained = record, network, multiple, trained
-        self.whole_macs = count_macs(network, shape)
+        self.whole_macs = size_of(network)["macs"]
 
     @classmethod
     def fresh(cls, record: RunRecord, *, multiple: int, seed: int, fixed: float | None = None) -> Family:
@@ -103,13 +117,12 @@ class Family:
             fixed: Share of the channels that it keeps in any case.
         """
         torch.manual_seed(seed)
-        network = record.model.build(record.preprocessing).eval()
-        return cls(record.model.name, record, network, multiple=multiple, fixed=fixed)
+        return cls(record.model.name, record, fresh_network_of(record), multiple=multiple, fixed=fixed)
 
     @cached_property
     def _units(self) -> list[Unit]:
         try:
-            units, left_alone = find_units(self._network.backbone, self._network.preprocessing.shape)
+            units, left_alone = find_units(self._network.backbone, example_inputs(self._network))
         except ModelError as error:
             _log.info("%s is tried at its full width alone: %s", self.name, error)
             return []
@@ -135,7 +148,7 @@ class Family:
             return self._student(1.0, self._record, copy.deepcopy(network))
         backbone = removed(network.backbone, self._choice(counts))
         record = replace(self._record, model=pruned_spec(self._record.model, network.backbone, backbone))
-        return self._student(channels, record, Network(backbone, network.preprocessing))
+        return self._student(channels, record, with_backbone(network, backbone))
 
     def of_macs(self, macs: float) -> Student:
         """Return its widest network with at most so many multiply-accumulate operations, or its thinnest one.
@@ -169,7 +182,6 @@ class Family:
                 found[unit] = lowest(score, unit.parts, unit.channels - counts[unit.name])
         return found
 
-    def _student(self, channels: float, record: RunRecord, network: Network) -> Student:
-        shape = network.preprocessing.shape
-        size = (count_macs(network, shape), count_parameters(network.backbone))
-        return Student(self.key(channels), record, network, *size, channels)
+    def _student(self, channels: float, record: RunRecord, network: PrunableNetwork) -> Student:
+        size = size_of(network)
+        return Student(self.key(channels), record, network, size["macs"], size["parameters"], channels)
