@@ -154,7 +154,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         task_of={"distill": _task_of_teacher, "prune": _task_of_run},
         record=RECORD,
     )
-    return leave_group(dispatch(program, argv))
+    return leave_group(dispatch(program, _with_channels(sys.argv[1:] if argv is None else argv)))
+
+
+def _with_channels(arguments: Sequence[str]) -> list[str]:
+    """Read ``--keep SHARE`` of prune as ``--keep-channels SHARE``; ``--keep best`` and ``last`` are of the training."""
+    found = list(arguments)
+    if found[:1] != ["prune"]:
+        return found
+    for index, item in enumerate(found):
+        name, equals, value = item.partition("=")
+        given = value if equals else next(iter(found[index + 1 : index + 2]), "")
+        if name == "--keep" and given[:1] in (*"0123456789.", "-"):
+            found[index] = f"--keep-channels{equals}{value}"
+    return found
 
 
 def _task_of_teacher(arguments: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from krl_train.run import Run
 from .budgets import Budget, parse_budgets, parse_seconds
 from .candidates import StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
 from .costs import Meter, Precision, add_variants, excess, make_bundle, meter_of
-from .report import write_report
+from .report import pareto, write_report
 from .space import Student
 from .state import FILE, Point, State, Trial
 from .trials import Deadline, Distill, TimeIsUp, distill_student
@@ -149,6 +149,7 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
         trials, complete = list(state.trials), False
         _log.warning("the time of %s is up; the best so far counts, and --resume goes on", config.time_limit)
     state.result = _finish(at_work, trials, complete=complete)
+    state.front = sorted(pareto(state.points()))
     state.seconds = before + time.monotonic() - begin
     state.write(config.out)
     write_report(state, budgets, config.out)

@@ -67,6 +67,7 @@ class State:
         students: By key, facts of the students that were fitted.
         trials: The trainings, in their order.
         result: The winner, once there is one.
+        front: Student and precision of those that no other one beats in both quality and latency.
         seconds: Time that all calls took together.
     """
 
@@ -76,6 +77,7 @@ class State:
     trials: list[Trial] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    front: list[tuple[str, str]] = field(default_factory=list)
 
     def points(self) -> Iterator[Point]:
         """Yield each student that was trained in each precision, by its longest training."""
@@ -102,6 +104,7 @@ class State:
             },
             "trials": [vars(trial) for trial in self.trials],
             "result": self.result,
+            "front": [list(each) for each in self.front],
         }
 
     def write(self, folder: Path) -> None:
@@ -125,6 +128,8 @@ class State:
                 for key, costs in values["costs"].items()
             }
             trials = [Trial(**trial) for trial in values["trials"]]
-            return cls(values["options"], costs, values["students"], trials, values["result"], values["seconds"])
+            front = [(student, precision) for student, precision in values["front"]]
+            found = (values["options"], costs, values["students"], trials, values["result"], values["seconds"])
+            return cls(*found, front)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{file} is damaged ({type(error).__name__}: {error}); give another --out") from error

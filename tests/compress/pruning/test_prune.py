@@ -216,3 +216,11 @@ def test_without_torch_pruning_the_extra_is_named(whole: Path, tmp_path: Path, c
     message = capsys.readouterr().err
     assert "torch_pruning, which is not installed" in message
     assert "[prune]" in message
+
+
+@pytest.mark.parametrize("spelling", [["--keep", "0.5"], ["--keep=0.5"]])
+def test_keep_with_a_share_is_one_of_channels(whole: Path, tmp_path: Path, spelling: list[str]) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert main(["prune", str(whole), *spelling, "--only-prune", "--out", str(short), *FAST]) == 0
+    assert main(["prune", str(whole), "--keep-channels", "0.5", "--only-prune", "--out", str(long), *FAST]) == 0
+    assert Run.open(short).record.weights_sha256 == Run.open(long).record.weights_sha256

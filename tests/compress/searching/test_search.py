@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from _helpers.images import blurred_noise
 from krl_compress.cli import main
 from krl_compress.config import SearchConfig
 from krl_compress.searching.costs import Bench, BenchMeter, Cost, Precision
@@ -263,3 +264,34 @@ def test_a_training_is_a_process_that_a_deadline_ends(teacher: Path, tmp_path: P
         distill_student(str(teacher), teacher, tmp_path / "later", options, Deadline(0.0, clock=lambda: 1.0))
     again = distill_student(str(teacher), teacher, tmp_path / "student", options, Deadline(0.0, clock=lambda: 1.0))
     assert again.record == run.record
+
+
+def test_a_restorer_fits_a_budget(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for split, count in (("train", 3), ("val", 2)):
+        (images / split).mkdir(parents=True)
+        for index in range(count):
+            blurred_noise(48, (count, index), 2).save(images / split / f"{index}.png")
+    fast = ["--data", str(images), "--epochs", "1", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
+    teacher = tmp_path / "teacher"
+    given = ["--task", "restoration", "--model", "edsr-1-16", "--scale", "2", "--size", "12"]
+    assert train(["fit", *given, "--out", str(teacher), *fast]) == 0
+    most = 0.6 * Run.open(teacher).record.metrics["macs"]
+    asked = SearchConfig(
+        teacher=str(teacher),
+        budget=(f"macs={most:.0f}",),
+        out=tmp_path / "search",
+        architectures="espcn-16",
+        precisions=("fp32",),
+        rounds=1,
+        loop=LoopConfig(epochs=1, batch_size=4, precision="fp32", device="cpu"),
+    )
+    state = search(asked, meter=meter, distill=distill)
+    assert {trial.student.partition("-")[0] for trial in state.trials} == {"espcn", "teacher"}
+    assert (state.result["metric"], state.result["unit"]) == ("psnr", "dB")
+    assert state.result["quality"] == max(trial.quality["fp32"] for trial in state.trials)
+    assert Run.open(state.result["run"]).record.metrics["macs"] <= most
+    with pytest.raises(UsageError, match="--epochs"):
+        search(replace(asked, out=tmp_path / "other", loop=LoopConfig()), meter=meter, distill=distill)
+    with pytest.raises(UsageError, match="--sizes"):
+        search(replace(asked, out=tmp_path / "third", sizes=(8,)), meter=meter, distill=distill)
