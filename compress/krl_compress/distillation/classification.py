@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,13 +32,14 @@ from krl_train.models import Network, native_size
 from krl_train.models.custom import custom_arguments
 from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
-from krl_train.tasks import Batch, Objective, Supervised
+from krl_train.tasks import Objective, Supervised
 from krl_train.training.balance import check_options, class_weights
 from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, MEASURED_LOSSES, Job, carry_out, parents, starting_point
+from .job import COMMAND, Job, carry_out, parents, starting_point
+from .label_losses import label_losses
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 from .terms import resolve_losses, resolve_names
 from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
@@ -49,7 +49,6 @@ __all__ = ["ClassifierJob", "classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
-_LOSS_BATCH = 64  # images in one step of training_losses: bounds memory
 _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
 
@@ -118,18 +117,9 @@ class ClassifierJob(Job):
         return "map" if self.labeled.source.multi_label else "top1", "%"
 
     def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
-        """Yield the loss on the labels of up to 1024 training images, evenly spread."""
+        """Return the loss on the labels of up to 1024 training images, evenly spread."""
         assert isinstance(network, Network)  # noqa: S101  for the type checker
-        images, device = self.labeled.train, resolve_device(self.config.loop.device)
-        objective = Supervised(network).to(device).eval()
-        height, width = network.preprocessing.shape[1:]
-        known = np.flatnonzero(images.labeled.numpy())
-        chosen = known[np.linspace(0, len(known) - 1, min(MEASURED_LOSSES, len(known))).astype(np.int64)]
-        for first in range(0, len(chosen), _LOSS_BATCH):
-            indices, margin = chosen[first : first + _LOSS_BATCH], images.margin
-            pixels = images.pixels(indices)[:, :, margin : margin + height, margin : margin + width].to(device)
-            batch = Batch(pixels, images.labels[indices].to(device), torch.from_numpy(indices), 0)
-            yield objective(batch)["loss"] * (len(indices) / len(chosen))
+        return label_losses(network, self.labeled.train, resolve_device(self.config.loop.device))
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from krl_compress.config import DistillConfig
 from krl_compress.distillers import parse_loss
 from krl_compress.distillers.generator import (
+    COMPARED,
     GENERATION_LOSSES,
     AdversarialStudentTask,
     OnlineStudentTask,
     StudentObjective,
     StudentTask,
+    compare_with_teacher,
 )
 from krl_compress.teachers.generators import LoadedGenerator, load_generator
 from krl_runtime.errors import UsageError
@@ -27,7 +29,7 @@ from krl_train.config import GenerationConfig, PlannedLoop, plan_loop, to_plain
 from krl_train.data import Augmentation
 from krl_train.loop import BatchStream, resolve_device
 from krl_train.metrics.energy import energy_images
-from krl_train.metrics.generation import FeatureNet, same_latent
+from krl_train.metrics.generation import FeatureNet
 from krl_train.metrics.scoring import GeneratorScore, image_set, score_against
 from krl_train.models import load_weights
 from krl_train.models.discriminators import Discriminator, build_discriminator
@@ -48,7 +50,6 @@ from .job import COMMAND, Job, parents, starting_point
 __all__ = ["LatentStream", "prepare"]
 
 _SEED = 4  # of the latents of the teacher's images; the student is measured on others
-_ALIKE_SEED = 5  # of the latents on which a generator is compared with its teacher
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,12 @@ class _GeneratorJob(Job):
         return [{**self.there.size(), **self.score(self.there.network.to(device), Worker(device))}]
 
     def measure(self, network: nn.Module) -> dict[str, Any]:
-        """Return how good a generator's images are, their number, and how like the teacher's of the same latents."""
+        """Return how like the teacher's the images are (of ``"count"`` latents), and how good."""
         assert isinstance(network, GeneratorNetwork)  # noqa: S101  for the type checker
-        device, count, tokens = resolve_device(self.config.loop.device), self.score.count, self.score.tokens
-        network.to(device).eval()
+        device = resolve_device(self.config.loop.device)
         teacher = self.there.network.to(device).eval()
-        latents = sample_latents(count, network.latent_size, _ALIKE_SEED)
-        chosen = None if tokens is None else tokens[torch.arange(count) * len(tokens) // count]
-        alike = same_latent(network, teacher, latents, chosen)
-        found = {"count": count, **self.score(network, Worker(device)), **alike}
+        alike = compare_with_teacher(network.to(device).eval(), teacher, self._conditions)
+        found = {"count": COMPARED, **alike, **self.score(network, Worker(device))}
         network.cpu()
         return found
 

@@ -30,11 +30,36 @@ from krl_train.worker import Worker
 
 from .weighted_losses import Loss
 
-__all__ = ["GENERATION_LOSSES", "AdversarialStudentTask", "OnlineStudentTask", "StudentObjective", "StudentTask"]
+__all__ = [
+    "COMPARED",
+    "GENERATION_LOSSES",
+    "AdversarialStudentTask",
+    "OnlineStudentTask",
+    "StudentObjective",
+    "StudentTask",
+    "compare_with_teacher",
+]
 
-_MEASURED = 1000  # latents on which student and teacher are compared at an evaluation
+COMPARED = 1000
+"""Number of latents on which student and teacher are compared at an evaluation: dB that change by hundredths."""
 _ADVICE = "Look at the samples of the teacher; lower --lr, give a larger student, or train longer"
 _SEED = 1  # of those latents; training draws from the run's seed
+
+
+def compare_with_teacher(
+    student: GeneratorNetwork, teacher: GeneratorNetwork | DeployedGenerator, conditions: Conditions | None
+) -> dict[str, float | None]:
+    """Return the figures of ``same_latent`` on 1000 latents and conditions, the same each time.
+
+    Args:
+        student: In eval mode.
+        teacher: In eval mode.
+        conditions: Of the training images; ``None`` for generators without.
+    """
+    latents, tokens = sample_latents(COMPARED, student.latent_size, _SEED), None
+    if conditions is not None:
+        tokens = conditions.tokens[torch.arange(COMPARED) * len(conditions.tokens) // COMPARED]
+    return same_latent(student, teacher, latents, tokens)
 
 
 def _difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -190,11 +215,7 @@ class _Follower(Task[Batch]):
     def evaluate(self, worker: Worker) -> dict[str, Any]:
         """Compare the student with its teacher on the same latents, and score it."""
         student, teacher = self.final().eval(), self.objective.teacher.to(worker.device)
-        latents = sample_latents(_MEASURED, student.latent_size, _SEED)
-        tokens = None
-        if self.conditions is not None:
-            tokens = self.conditions.tokens[torch.arange(_MEASURED) * len(self.conditions.tokens) // _MEASURED]
-        close = same_latent(student, teacher, latents, tokens)
+        close = compare_with_teacher(student, teacher, self.conditions)
         return self.alarm({**close, **({} if self.score is None else self.score(student, worker))}, self.student)
 
     def samples(self) -> Mapping[str, npt.NDArray[np.uint8]]:

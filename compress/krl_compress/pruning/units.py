@@ -24,6 +24,7 @@ Side: TypeAlias = Literal["in", "out", "both"]
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Both networks compute in float64, where sums in another order differ by about 1e-13.
 _TOLERANCE = 1e-8
+_MOST_WIDTHS = 3  # that layers of a group have beside the narrowest: 8 layouts to try, and no generator has more than 2
 _NOT_FOUND = "what depends on its channels was not found"
 
 
@@ -92,13 +93,11 @@ def find_units(backbone: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Unit
         return units, reasons
     units = []
     for name, found in candidates.items():
-        right = next((unit for unit in found if _agrees(exact, given, [unit])), None)
+        right = next((unit for unit in found if _agrees(exact, given, [*units, unit])), None)
         if right is None:
             reasons[name] = _NOT_FOUND
         else:
             units.append(right)
-    if units and not _agrees(exact, given, units):
-        raise ModelError("the network cannot be pruned: its layers depend on each other in a way that is not found")
     return units, reasons
 
 
@@ -222,7 +221,7 @@ def _layouts(widths: Mapping[tuple[str, Side], int]) -> Iterator[Unit]:
     """
     channels = min(widths.values())
     wide = sorted({width for width in widths.values() if width > channels})
-    if not wide or any(width % channels for width in wide):
+    if not 1 <= len(wide) <= _MOST_WIDTHS or any(width % channels for width in wide):
         return
     narrow = [name for (name, side), width in widths.items() if width == channels and side != "in"]
     name = next(iter(narrow), next(name for (name, _), width in widths.items() if width == channels))

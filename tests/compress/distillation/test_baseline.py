@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ class _PlannedJob(Job):
     def quality(self, metrics: Any) -> tuple[float, str]:
         return metrics["top1"], f"{100 * metrics['top1']:.1f} %"
 
+    def measure(self, network: torch.nn.Module) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def metric(self) -> tuple[str, str]:
+        raise NotImplementedError
+
+    def training_losses(self, network: torch.nn.Module) -> Iterator[torch.Tensor]:
+        raise NotImplementedError
+
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         return self._write(record, out, self.alone)
 
@@ -64,7 +74,7 @@ def _carry_out(folder: Path, student: float, alone: float, teacher: float) -> No
         data={},
     )
     config = DistillConfig(teacher=("runs/large",), student="resnet8", out=folder / "student", baseline=True)
-    carry_out(_PlannedJob(config, record, student=student, alone=alone, teacher=teacher))
+    carry_out(_PlannedJob(config, record, None, student=student, alone=alone, teacher=teacher))
 
 
 def test_a_student_below_its_baseline_is_named_with_the_command_that_exports_the_baseline(

@@ -9,10 +9,15 @@ import torch
 from torch import nn
 
 from krl_compress.pruning.criteria import lowest, scores
+from krl_compress.pruning.networks import example_inputs
 from krl_compress.pruning.plan import kept_channels, steps_between
 from krl_compress.pruning.units import Unit, find_units, removed
 from krl_runtime.errors import ModelError
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models import build_model
+from krl_train.models.generators import build_generator
+from krl_train.models.restorers import build_restorer
+from krl_train.models.spec import ModelSpec
 from krl_train.models.widths import set_widths, widths_of
 
 NETWORKS = ["resnet8", "resnet8-b", "dscnn-0.5", "wrn-16-2", "lenet5", "cifar-mobilenetv2", "cifar-vgg8"]
@@ -36,13 +41,13 @@ def halves(network: nn.Module, units: list[Unit]) -> dict[Unit, set[int]]:
     return {unit: lowest(scores(network, unit, "l2"), unit.parts, unit.channels - counts[unit.name]) for unit in units}
 
 
-def silenced(network: nn.Module, choice: dict[Unit, set[int]], images: torch.Tensor) -> torch.Tensor:
+def silenced(network: nn.Module, choice: dict[Unit, set[int]], *inputs: torch.Tensor) -> torch.Tensor:
     """Run the original with the channels set to 0 where a convolution or linear layer reads them."""
     network = copy.deepcopy(network)
     for unit, gone in choice.items():
         for piece in unit.slices:
             layer = network.get_submodule(piece.layer)
-            if isinstance(layer, nn.Conv2d | nn.Linear) and piece.side == "in":
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and piece.side == "in":
                 off = [index for index, root in zip(piece.channels, piece.roots, strict=True) if root in gone]
 
                 def hook(_: nn.Module, given: tuple[torch.Tensor], off: list[int] = off) -> torch.Tensor:
@@ -51,7 +56,70 @@ def silenced(network: nn.Module, choice: dict[Unit, set[int]], images: torch.Ten
                     return quiet
 
                 layer.register_forward_pre_hook(hook)
-    return network(images)
+    return network(*inputs)
+
+
+LABELS = {"kind": "labels", "vocabulary": ["a", "b", "c"], "length": 1, "dim": 6}
+TEXT = {"kind": "text", "vocabulary": ["", "a", "b", "c"], "length": 4, "dim": 16}
+OTHERS = {
+    "edsr-2-16": {"scale": 2},
+    "edsr-1-16": {"scale": 4, "published": True},  # enlarges features, by two pixel shuffles
+    "espcn-32": {"scale": 3},
+    "fsrcnn-16-8-2": {"scale": 2},
+    "unet-8-2": {"scale": 1},
+    "dcgan-8": {"latent": 5},
+    "dcgan-8x2": {"latent": 5, "condition": LABELS},
+    "resgan-8": {"latent": 5},
+    "resgan-8x2": {"latent": 5, "condition": TEXT},
+    "dsgan-8": {"latent": 5, "condition": LABELS},
+    "subgan-16": {"latent": 5},
+    "mlp-32-16": {"latent": 5},
+}
+FIXED = {  # layers whose outputs are the images
+    "edsr-2-16": {"tail.0"},
+    "dcgan-8": {"head"},
+    "dcgan-8x2": {"head"},
+    "subgan-16": {"head"},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_restorers_and_generators_are_cut_where_channels_go_together(name: str) -> None:
+    torch.manual_seed(0)
+    build = build_generator if "latent" in OTHERS[name] else build_restorer
+    network = build(ModelSpec(name, 0, 3, OTHERS[name]), Preprocessing(16, 16, mean=(0.5,) * 3, std=(0.5,) * 3))
+    backbone = network.backbone.eval()
+    units, _ = find_units(backbone, example_inputs(network))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    choice = {unit: lowest(torch.rand(unit.channels), unit.parts, unit.channels // 2) for unit in units}
+    inputs = example_inputs(network)
+    thin = removed(backbone, choice)
+    with torch.no_grad():
+        found, expected, whole = thin(*inputs), silenced(backbone, choice, *inputs), backbone(*inputs)
+    assert not torch.allclose(whole, expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    fixed = FIXED.get(name, set())
+    assert not any(piece.layer in fixed and piece.side == "out" for unit in units for piece in unit.slices)
+    written = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    cut = {piece.layer for unit in units for piece in unit.slices}
+    assert len(cut) >= len(written) / 3
+    again = build(ModelSpec(name, 0, 3, OTHERS[name]), network.preprocessing).backbone.eval()
+    set_widths(again, {layer: widths_of(module) for layer, module in thin.named_modules() if widths_of(module)})
+    again.load_state_dict(thin.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(*inputs), found)
+
+
+def test_numbers_of_a_pixel_shuffle_go_together() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(8, 3, 1)).eval()
+    (unit,), reasons = find_units(network, [torch.randn(1, 3, 8, 8)])
+    assert (unit.channels, reasons) == (8, {})
+    thin = removed(network, {unit: {1, 6}})
+    kept = [index for index in range(32) if index // 4 not in (1, 6)]
+    assert torch.equal(thin[0].weight, network[0].weight[kept])
+    assert torch.equal(thin[3].weight, network[3].weight[:, [0, 2, 3, 4, 5, 7]])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
