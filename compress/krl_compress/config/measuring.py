@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from krl_runtime.cli.options import Advanced
 from krl_runtime.errors import UsageError
 
 __all__ = ["MeasuringConfig"]
@@ -23,7 +24,7 @@ class MeasuringConfig:
     """CPU threads to measure with; left out: one for each physical core."""
     profile: Path | None = None
     """Predict latencies from this file, which krl-runtime bench --profile recorded, and measure nothing."""
-    profile_machine: str | None = None
+    profile_machine: Advanced[str | None] = None
     """Name of the machine that recorded --profile, if it is another one than this."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a student costs where it will run: measured of a real bundle, here or on a board."""
+"""Costs of a student where it will run: measured of a real bundle, here or on a board, or predicted."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ALL = 100.0  # percentage points: the gate is for students that are trained, an
 
 @dataclass(frozen=True)
 class Cost:
-    """What a student costs in one precision.
+    """Costs of a student in one precision.
 
     Attributes:
         macs: Multiply-accumulate operations of one image.
@@ -69,7 +69,7 @@ class Cost:
     predicted: bool = False
 
     def of(self, quantity: Quantity) -> float | None:
-        """Return what a budget is compared with."""
+        """Return the amount of a quantity; ``None`` where it is not known."""
         value: float | None = getattr(self, quantity)
         return value
 
@@ -121,7 +121,7 @@ class Bench:
 
     @classmethod
     def of(cls, config: MeasuringConfig) -> Bench:
-        """Return what the options say."""
+        """Return it as the options have it."""
         return cls(config.board, config.backend, config.threads)
 
 
@@ -153,7 +153,7 @@ def build_engine(bundle: Path, variant: str, how: Bench) -> None:
 
 
 def _run(module: str, command: Sequence[str], board: str | None) -> str:
-    """Return what a command printed, of this machine or of a board."""
+    """Return the standard output of a command, of this machine or of a board."""
     if board is not None:
         done = krl_deploy.on(board, command)
         code, output, message = done.exit_code, done.output, f"the message of board {board} stands above"
@@ -297,7 +297,7 @@ def _backend_name(backend: str | None) -> str | None:
 
 
 def meter_of(config: MeasuringConfig, images: Path | None, precisions: Sequence[Precision]) -> Meter:
-    """Return what tells the cost of students, as the options say.
+    """Return the meter that the options ask for.
 
     Raises:
         KrlError: The profile cannot be used.

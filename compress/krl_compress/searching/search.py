@@ -40,7 +40,7 @@ _log = logging.getLogger("krl")
 _TRIALS = "trials"  # folder inside the search's: a run for each student and number of epochs
 _NOISE = 0.05  # of a latency measured again: differences of this size are seen between two runs of the same file
 _DROPS = {"drop_points": 0.01, "map_drop_points": 0.01, "drop_db": 1.0}
-"""What a variant's evidence calls its drop, by the task, and the factor to the unit of the quality."""
+"""Names of the drop in a variant's evidence, and the factor from its unit to that of the quality."""
 _VAL = 2000  # images at most that a variant is measured on, as krl-deploy quantize does
 
 

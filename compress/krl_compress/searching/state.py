@@ -1,4 +1,4 @@
-"""What a search has found so far, in a file, so that it can go on after an interruption."""
+"""The state of a search, in a file, so that it can go on after an interruption."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass
 class State:
-    """What a search has found so far.
+    """The state of a search: all that was measured and trained so far.
 
     Attributes:
         options: What the search was asked for; another search does not go on with this one.

@@ -13,7 +13,7 @@ from .space import Family, Student
 __all__ = ["Fit", "widest"]
 
 Costs = Callable[[Student], Mapping[Precision, Cost]]
-"""What a student costs in each precision that can be had; asked again, it answers from memory."""
+"""From a student to its cost in each precision that can be had; asked again, it answers from memory."""
 
 _TRIES = 4  # measurements for one family and precision: the last ones change the width by a multiple or not at all
 _NEAR = 0.93  # share of a budget that is used well enough: latencies are measured to a few percent
