@@ -21,14 +21,14 @@ from krl_compress.teachers.store import StoredTeacher
 from krl_compress.teachers.strength import answers_quality, warn_if_weak
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
-from krl_train.config import InputConfig, LoopConfig, TrainingConfig, plan_loop, to_plain
+from krl_train.config import LoopConfig, TrainingConfig, plan_loop, to_plain
 from krl_train.custom import sources_of
 from krl_train.data import Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.evaluation.evaluate import evaluate_run
 from krl_train.loop import process_first, resolve_device
 from krl_train.metrics import quality_error, quality_name, quality_of
-from krl_train.models import Network, native_size
+from krl_train.models import Network
 from krl_train.models.custom import custom_arguments
 from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
@@ -41,6 +41,7 @@ from .data_free import FROM_TEACHER, generated_source
 from .job import COMMAND, Job, carry_out, parents, starting_point
 from .label_losses import label_losses
 from .quantization import check_quantized, gentle, measure_start, quantized_student
+from .student_input import student_input
 from .terms import resolve_losses, resolve_names
 from .unlabeled import add_unlabeled, class_of_each, log_share, plan_alone, see_the_teacher
 
@@ -203,7 +204,7 @@ def prepare(config: DistillConfig) -> ClassifierJob:
     _check_loop(terms, config.loop)
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
-    preprocessing = _student_input(config, teachers[0].network.preprocessing, source, name, start)
+    preprocessing = student_input(config, teachers[0].network.preprocessing, source, name, start)
     labeled = training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     if config.unlabeled:
@@ -348,36 +349,6 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     return open_source(data, seed=config.loop.seed)
-
-
-def _student_input(
-    config: DistillConfig, teacher: Preprocessing, source: Source, name: str, start: Run | None
-) -> Preprocessing:
-    """Return the student's input: that of the run which it starts from, else the teacher's."""
-    if start is None:
-        return preprocessing_for(_input(config.input, teacher, name), source, name)
-    trained = start.record.preprocessing
-    if config.quantization.quantize:
-        return trained  # its normalization is frozen
-    return preprocessing_for(config.input, source, name, trained=trained)
-
-
-def _input(config: InputConfig, teacher: Preprocessing, student: str) -> InputConfig:
-    """Let the student see images as the teacher does, but for what the user says."""
-    needs_rgb = native_size(student) is not None
-    channels = config.channels or (3 if needs_rgb else teacher.channels)
-    same = channels == teacher.channels
-    return replace(
-        config,
-        size=config.size or (teacher.height, teacher.width),
-        channels=channels,
-        resize=config.resize or teacher.resize,
-        crop_fraction=config.crop_fraction or teacher.crop_fraction,
-        interpolation=config.interpolation or teacher.interpolation,
-        decode_tolerance=teacher.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
-        mean=config.mean or (teacher.mean if same else None),
-        std=config.std or (teacher.std if same else None),
-    )
 
 
 def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:
