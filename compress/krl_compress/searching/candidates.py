@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,26 +131,31 @@ class StudentCosts:
     def __init__(self, state: State, meter: Meter, folder: Path, deadline: Deadline) -> None:
         self._state, self._meter, self._folder, self._deadline = state, meter, folder, deadline
 
-    def __call__(self, student: Student) -> Mapping[Precision, Cost]:
-        """Return the cost in each precision that can be had.
+    def __call__(self, student: Student, precision: Precision) -> Cost | None:
+        """Return the cost in a precision; ``None`` where that cannot be had.
 
         Raises:
             TimeIsUp: The deadline has passed.
         """
-        state = self._state
-        if student.key not in state.costs:
+        known = self._state.costs.setdefault(student.key, {})
+        if precision not in known:
             self._deadline.check()
             run = student.write(self._folder / STARTS / student.key)
-            state.costs[student.key] = self._meter(run, student.macs, student.parameters)
+            known[precision] = self._meter(run, precision, student.macs, student.parameters)
             spec = student.record.model
-            state.students[student.key] = {
+            self._state.students[student.key] = {
                 "architecture": spec.name,
                 "channels": student.channels,
                 "input": list(student.record.preprocessing.shape),
                 "start": str(run.path),
             }
-            state.write(self._folder)
-        return state.costs[student.key]
+            self._state.write(self._folder)
+        return known[precision]
+
+    def most_macs(self, budgets: Sequence[Budget]) -> float:
+        """Return the operations with which even the fastest student so far would use up the budgets."""
+        costs = [cost for each in self._state.costs.values() for cost in each.values() if cost is not None]
+        return max((cost.macs / excess(cost, budgets) for cost in costs), default=math.inf)
 
 
 def fit_students(
@@ -161,23 +167,34 @@ def fit_students(
         UsageError: None does; the message has the nearest.
         TimeIsUp: The deadline passed.
     """
-    students: dict[str, Student] = {}
     fits: list[Fit] = []
-    with progress_bar("measuring students", len(found) * len(config.precisions)) as advance:
+    with progress_bar("measuring students", len(found)) as advance:
         for family in found:
-            for precision in config.precisions:
-                fit = widest(family, precision, budgets, costs)
-                advance()
-                if fit is None:
-                    continue
-                fits.append(fit)
-                if fit.meets:
-                    students[fit.student.key] = fit.student
-                else:
-                    _log.info("%s in %s meets no budget: %.2f times too much", family.name, precision, fit.excess)
+            fits += _fit(family, config.precisions, budgets, costs)
+            advance()
+    students = {fit.student.key: fit.student for fit in fits if fit.meets}
     if not students:
         raise UsageError(_nearest(fits, budgets, costs))
     return list(students.values())
+
+
+def _fit(
+    family: Family, precisions: Sequence[Precision], budgets: Sequence[Budget], costs: StudentCosts
+) -> Iterator[Fit]:
+    """Yield the widest networks of a family: in the first precision, and in others that cost less at that width."""
+    first: Fit | None = None
+    for precision in precisions:
+        if first is not None and first.meets:
+            cost = costs(first.student, precision)
+            if cost is None or excess(cost, budgets) >= first.excess:
+                continue  # it allows no wider network
+        fit = widest(family, precision, budgets, costs, costs.most_macs(budgets))
+        if fit is None:
+            continue
+        yield fit
+        first = first or fit
+        if not fit.meets:
+            _log.info("%s in %s meets no budget: %.2f times too much", family.name, precision, fit.excess)
 
 
 def _nearest(fits: Sequence[Fit], budgets: Sequence[Budget], costs: StudentCosts) -> str:
@@ -185,9 +202,10 @@ def _nearest(fits: Sequence[Fit], budgets: Sequence[Budget], costs: StudentCosts
     if not fits:
         return f"no student can be made in the --precisions that are asked for ({asked}); give others"
     fit = min(fits, key=lambda fit: fit.excess)
-    cost = costs(fit.student)[fit.precision]
+    cost = costs(fit.student, fit.precision)
     has = ", ".join(
-        f"{budget.quantity} {show_amount(budget.quantity, cost.of(budget.quantity) or 0)}" for budget in budgets
+        f"{budget.quantity} {show_amount(budget.quantity, (cost.of(budget.quantity) if cost else None) or 0)}"
+        for budget in budgets
     )
     return (
         f"no student meets the budget ({asked}); the nearest is {fit.student.key} in {fit.precision}: {has}; give a "
@@ -211,6 +229,6 @@ def shortlist(students: Sequence[Student], most: int) -> list[Student]:
     return ranked[:most]
 
 
-def meeting(costs: Mapping[Precision, Cost], budgets: Sequence[Budget]) -> list[Precision]:
+def meeting(costs: Mapping[Precision, Cost | None], budgets: Sequence[Budget]) -> list[Precision]:
     """Return the precisions in which a student meets the budgets."""
-    return [precision for precision, cost in costs.items() if excess(cost, budgets) <= 1]
+    return [precision for precision, cost in costs.items() if cost is not None and excess(cost, budgets) <= 1]

@@ -41,7 +41,7 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 # Other work on the machine only ever adds time, so the least of several medians counts.
-_REPEATS = 3
+_REPEATS = 2
 _ITERATIONS = 60  # in each: at 1 ms they take less than the start of the process
 _ITERATIONS_OF_RESTORERS = 5  # of an image of 640x480 in tiles, which takes a large part of a second
 _CALIBRATION = 64  # images: the ranges of a network that is only timed need not be good
@@ -96,8 +96,8 @@ def excess(cost: Cost, budgets: Sequence[Budget]) -> float:
 class Meter(Protocol):
     """Tells what a student costs."""
 
-    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-        """Return the cost in each precision that can be had."""
+    def __call__(self, run: Run, precision: Precision, macs: int, parameters: int) -> Cost | None:
+        """Return the cost of a student that is not trained yet; ``None`` where the precision cannot be had."""
         ...
 
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
@@ -170,7 +170,6 @@ class BenchMeter:
 
     Args:
         images: Folder of images, for golden inputs and calibration; generators have none.
-        precisions: The precisions that are asked for.
         how: How to run it.
         bench: Runs ``krl-runtime bench``.
         build: Builds an engine, where TensorRT is to run it.
@@ -179,18 +178,17 @@ class BenchMeter:
     def __init__(
         self,
         images: Path | None,
-        precisions: Sequence[Precision],
         how: Bench,
         bench: Callable[[Path, str, Bench], dict[str, Any]] = run_bench,
         build: Callable[[Path, str, Bench], None] = build_engine,
     ) -> None:
-        self._images, self._precisions, self._how = images, precisions, how
+        self._images, self._how = images, how
         self._bench, self._build = bench, build
 
-    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-        """Return the cost in each precision that can be had; one that cannot is logged with the reason."""
-        with _untrained_bundle(run, self._images, self._precisions) as (bundle, made):
-            return {precision: self.measure(bundle, precision, macs, parameters, run) for precision in made}
+    def __call__(self, run: Run, precision: Precision, macs: int, parameters: int) -> Cost | None:
+        """Return the cost of a student; a precision that cannot be had is logged with the reason."""
+        with _untrained_bundle(run, self._images, precision) as bundle:
+            return None if bundle is None else self.measure(bundle, precision, macs, parameters, run)
 
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
         """Return the cost of one variant of a bundle, which was made of a run."""
@@ -228,16 +226,16 @@ class ProfileMeter:
         backend: str | None,
     ) -> None:
         require_machine(Profile.read(profile), machine)
-        self._images, self._precisions = images, precisions
+        self._images = images
         self._predictors = {
             precision: from_profile(profile, precision=precision, backend=_backend_name(backend))
             for precision in precisions
         }
 
-    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-        """Return the cost in each precision that can be had."""
-        with _untrained_bundle(run, self._images, self._precisions) as (bundle, made):
-            return {precision: self.measure(bundle, precision, macs, parameters, run) for precision in made}
+    def __call__(self, run: Run, precision: Precision, macs: int, parameters: int) -> Cost | None:
+        """Return the cost of a student; a precision that cannot be had is logged with the reason."""
+        with _untrained_bundle(run, self._images, precision) as bundle:
+            return None if bundle is None else self.measure(bundle, precision, macs, parameters, run)
 
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
         """Return the cost of one variant of a bundle, which was made of a run."""
@@ -252,19 +250,17 @@ class ProfileMeter:
 
 
 @contextmanager
-def _untrained_bundle(
-    run: Run, images: Path | None, precisions: Sequence[Precision]
-) -> Iterator[tuple[Path, list[Precision]]]:
-    """Yield a bundle of a network that is not trained, and the precisions that it could be made in."""
+def _untrained_bundle(run: Run, images: Path | None, precision: Precision) -> Iterator[Path | None]:
+    """Yield a bundle of a network that is not trained, with one variant; ``None`` where that cannot be had."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         with _errors_only():
             bundle = make_bundle(run, Path(folder) / "student.krl", images)
-            failed = add_variants(bundle, images, precisions)
-        for precision, reason in failed.items():
-            _log.info("%s: no %s: %s", run.path.name, precision, reason)
-        yield bundle, [precision for precision in precisions if precision not in failed]
+            failed = add_variants(bundle, images, [precision])
+        for name, reason in failed.items():
+            _log.info("%s: no %s: %s", run.path.name, name, reason)
+        yield None if failed else bundle
 
 
 @contextmanager
@@ -304,7 +300,7 @@ def meter_of(config: MeasuringConfig, images: Path | None, precisions: Sequence[
     """
     if config.profile is not None:
         return ProfileMeter(config.profile, config.profile_machine, images, precisions, config.backend)
-    return BenchMeter(images, precisions, Bench.of(config))
+    return BenchMeter(images, Bench.of(config))
 
 
 def make_bundle(run: Run, out: Path, images: Path | None) -> Path:

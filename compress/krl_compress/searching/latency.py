@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,11 +46,12 @@ def with_channels(config: PruneConfig, meter: Meter | None = None) -> PruneConfi
     with tempfile.TemporaryDirectory() as folder:
         images = images_folder(config.data, run, Path(folder) / "images")
         meter = meter or meter_of(config.measuring, images, (precision,))
-        known: dict[str, Mapping[Precision, Cost]] = {}
+        known: dict[str, Cost | None] = {}
 
-        def costs(student: Student) -> Mapping[Precision, Cost]:
+        def costs(student: Student, precision: Precision) -> Cost | None:
             if student.key not in known:
-                known[student.key] = meter(student.write(Path(folder) / student.key), student.macs, student.parameters)
+                run_ = student.write(Path(folder) / student.key)
+                known[student.key] = meter(run_, precision, student.macs, student.parameters)
             return known[student.key]
 
         family = Family(run.path.name, run.record, network_of(run), multiple=config.multiple, trained=True)

@@ -63,7 +63,7 @@ class State:
 
     Attributes:
         options: What the search was asked for; another search does not go on with this one.
-        costs: By student, what it costs in each precision.
+        costs: By student, what it costs in each precision that was measured; ``None`` in one that cannot be had.
         students: By key, facts of the students that were fitted.
         trials: The trainings, in their order.
         result: The winner, once there is one.
@@ -72,7 +72,7 @@ class State:
     """
 
     options: Mapping[str, Any]
-    costs: dict[str, dict[Precision, Cost]] = field(default_factory=dict)
+    costs: dict[str, dict[Precision, Cost | None]] = field(default_factory=dict)
     students: dict[str, dict[str, Any]] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +84,9 @@ class State:
         longest = {trial.student: trial for trial in sorted(self.trials, key=lambda trial: trial.epochs)}
         for trial in longest.values():
             for precision in trial.quality:
-                yield Point(trial, precision, self.costs[trial.student][precision])
+                cost = self.costs[trial.student][precision]
+                if cost is not None:
+                    yield Point(trial, precision, cost)
 
     def trial(self, student: str, epochs: int) -> Trial | None:
         """Return a training that is done."""
@@ -99,7 +101,7 @@ class State:
             "seconds": self.seconds,
             "students": self.students,
             "costs": {
-                key: {precision: cost.to_dict() for precision, cost in costs.items()}
+                key: {precision: cost and cost.to_dict() for precision, cost in costs.items()}
                 for key, costs in self.costs.items()
             },
             "trials": [vars(trial) for trial in self.trials],
@@ -124,7 +126,7 @@ class State:
             if values["kind"] != _KIND or values["schema_version"] != _SCHEMA_VERSION:
                 raise RunError(f"{file} was not written by this krl; give another --out")
             costs = {
-                key: {precision: Cost(**cost) for precision, cost in costs.items()}
+                key: {precision: cost and Cost(**cost) for precision, cost in costs.items()}
                 for key, costs in values["costs"].items()
             }
             trials = [Trial(**trial) for trial in values["trials"]]

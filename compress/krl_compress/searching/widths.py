@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .budgets import Budget
@@ -12,8 +12,8 @@ from .space import Family, Student
 
 __all__ = ["Fit", "widest"]
 
-Costs = Callable[[Student], Mapping[Precision, Cost]]
-"""From a student to its cost in each precision that can be had; asked again, it answers from memory."""
+Costs = Callable[[Student, Precision], Cost | None]
+"""From a student to its cost in a precision, if it can be had; asked again, it answers from memory."""
 
 _TRIES = 4  # measurements for one family and precision: the last ones change the width by a multiple or not at all
 _NEAR = 0.93  # share of a budget that is used well enough: latencies are measured to a few percent
@@ -40,7 +40,9 @@ class Fit:
         return self.excess <= 1
 
 
-def widest(family: Family, precision: Precision, budgets: Sequence[Budget], costs: Costs) -> Fit | None:
+def widest(
+    family: Family, precision: Precision, budgets: Sequence[Budget], costs: Costs, most: float = math.inf
+) -> Fit | None:
     """Return the widest network of a family that meets the budgets in a precision, or its cheapest one.
 
     Latency is taken to grow with the multiply-accumulate operations, and is measured at each width that is tried.
@@ -50,23 +52,23 @@ def widest(family: Family, precision: Precision, budgets: Sequence[Budget], cost
         precision: The precision.
         budgets: The budgets.
         costs: Tells what a student costs.
+        most: Operations of the first network to try, at most.
 
     Returns:
         ``None`` where the precision cannot be had.
     """
     known = [budget.most for budget in budgets if budget.quantity == "macs"]
     measured = [budget for budget in budgets if budget.quantity != "macs"]
-    most = min([*known, math.inf])
-    student = family.of_macs(most)
+    student = family.of_macs(min([*known, most]))
     tried: dict[str, tuple[Student, float]] = {}
     for _ in range(_TRIES):
-        cost = costs(student).get(precision)
+        cost = costs(student, precision)
         if cost is None:
             return None
-        tried[student.key] = (student, excess(cost, [*measured, *(b for b in budgets if b.quantity == "macs")]))
+        tried[student.key] = (student, excess(cost, budgets))
         if tried[student.key][1] <= 1 and (student.channels == 1 or tried[student.key][1] >= _NEAR or not measured):
             break
-        following = family.of_macs(min(most, _estimate(list(tried.values()))))
+        following = family.of_macs(min([*known, _estimate(list(tried.values()))]))
         if following.key in tried:
             break
         student = following

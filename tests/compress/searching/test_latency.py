@@ -24,11 +24,11 @@ FAST = ["--data", "digits", "--limit", "200", "--val-limit", "100", "--epochs", 
 class Machine:
     """A machine that takes 1 ms for a million operations."""
 
-    def __call__(self, run: Run, macs: int, parameters: int) -> dict[Precision, Cost]:
-        return {"fp32": Cost(macs, parameters, 4 * parameters, macs / 1e6)}
+    def __call__(self, run: Run, precision: Precision, macs: int, parameters: int) -> Cost:
+        return Cost(macs, parameters, 4 * parameters, macs / 1e6)
 
     def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
-        return self(run, macs, parameters)[precision]
+        return self(run, precision, macs, parameters)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_latencies_of_a_profile_are_predicted(whole: Path, profile: Path, tmp_pa
     assert train(["unpack", "--data", "digits", "--out", str(images)]) == 0
     run = Run.open(whole)
     meter = ProfileMeter(profile, "orin", images, ("fp32",), "cpu")
-    cost = meter(run, 5, 6)["fp32"]
+    cost = meter(run, "fp32", 5, 6)
     work = workload(run.network(), run.record.preprocessing.shape)
     assert cost.predicted
     assert cost.latency == pytest.approx(2e-6 * (work.dense_macs + work.grouped_macs + work.linear_macs), rel=0.02)

@@ -29,9 +29,9 @@ def asked(overhead: float, per_mega: float, most: float, **more: float) -> tuple
     """Fit a latency of ``overhead + per_mega * macs / 1e6``, and return what was found and what was measured."""
     measured: dict[str, float] = {}
 
-    def costs(student: Any) -> dict[str, Cost]:
+    def costs(student: Any, precision: str) -> Cost:
         measured[student.key] = overhead + per_mega * student.macs / 1e6
-        return {"fp32": Cost(student.macs, 0, student.macs // 1000, measured[student.key])}
+        return Cost(student.macs, 0, student.macs // 1000, measured[student.key])
 
     budgets = [Budget("latency", most), *(Budget(name, value) for name, value in more.items())]  # type: ignore[arg-type]
     return widest(Convolutions(), "fp32", budgets, costs), measured  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_every_budget_counts() -> None:
 
 
 def test_a_precision_that_cannot_be_had_has_no_fit() -> None:
-    assert widest(Convolutions(), "int8", [Budget("latency", 1.0)], lambda student: {}) is None  # type: ignore[arg-type]
+    assert widest(Convolutions(), "int8", [Budget("latency", 1.0)], lambda student, precision: None) is None  # type: ignore[arg-type]
 
 
 def test_a_cost_that_is_not_known_meets_no_budget() -> None:
