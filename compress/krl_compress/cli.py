@@ -82,6 +82,9 @@ def prune(config: PruneConfig) -> None:
         rows = [("whole", result.teacher)]
         rows += [(f"step {number}, as pruned", step) for number, step in enumerate(result.steps, 1)]
         print(_comparison([*rows, ("pruned", result.student)]))
+        if result.details["sparsity"]:
+            sparse = result.details["sparsity"]
+            print(f"2:4 sparse: {sparse['layers']} layers, {sparse['zeros']:.1%} of the weights are zero")
     next_command(f"krl-deploy export {result.run} -o NAME.krl")
 
 

@@ -116,7 +116,7 @@ class PruneResult(Result):
         pruning = metrics["pruning"]
         beside = ("teacher", "teachers", "pruning", "sensitivity")
         student = {name: value for name, value in metrics.items() if name not in beside}
-        details = {"sensitivity": metrics.get("sensitivity")}
+        details = {"sensitivity": metrics.get("sensitivity"), "sparsity": pruning.get("sparsity")}
         return cls(
             run.path,
             run.record.model.name,

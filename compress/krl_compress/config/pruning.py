@@ -39,6 +39,9 @@ class PruneConfig:
     """Keep as many channels as fit this latency, as in 2ms: p50 of the network at batch 1, measured of bundles."""
     variant: Literal["fp32", "fp16", "int8"] = "fp32"
     """Variant of the bundle that --latency is of."""
+    sparsity: Literal["2:4"] | None = None
+    """Make two of each four weights along the input channels zero as well, or alone; TensorRT on GPUs from Ampere on
+    skips them."""
     criterion: Criterion = "l2"
     """Which channels go: those of the smallest weights (l2, l1), also of what reads them (group), of the smallest
     factors of batch normalization (bn), or that change the loss least (taylor)."""
@@ -73,15 +76,17 @@ class PruneConfig:
         ways = ("keep_channels", "macs", "latency")
         given = [option_name(name) for name in ways if getattr(self, name) is not None]
         # The record of a run that --latency was asked for has the share of the channels that it came to.
-        if len(given) != 1 and not (self.resume and given == ["--keep-channels", "--latency"]):
+        if not self.only_sparse and len(given) != 1 and not (self.resume and given == ["--keep-channels", "--latency"]):
             raise UsageError(
                 f"{' and '.join(given) or 'nothing'} given that says how much to prune; accepted: one of "
-                f"{', '.join(map(option_name, ways))}, as in --keep-channels 0.5"
+                f"{', '.join(map(option_name, ways))}, as in --keep-channels 0.5, or --sparsity 2:4, or both"
             )
         if self.latency is None and (self.measuring != MeasuringConfig() or self.variant != "fp32"):
             raise UsageError(
                 "--board, --backend, --threads, --profile and --variant are for --latency; leave them out, or give it"
             )
+        if self.only_sparse and self.steps > 1:
+            raise UsageError("--steps are for channels, and --sparsity alone prunes none; leave them out")
         for name in ("keep_channels", "macs"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -92,3 +97,8 @@ class PruneConfig:
                 raise UsageError(f"--{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.only_prune and self.steps > 1:
             raise UsageError("--steps are for the distillations between them, and --only-prune has none; leave one out")
+
+    @property
+    def only_sparse(self) -> bool:
+        """Whether no channels are to be pruned."""
+        return self.sparsity is not None and (self.keep_channels, self.macs, self.latency) == (None, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from krl_train.models import load_weights
 from krl_train.models.discriminators import Discriminator, build_discriminator
 from krl_train.models.generators import GeneratorNetwork, build_generator
 from krl_train.models.sampling import ImageGenerator, generate_pixels, sample_latents
-from krl_train.models.widths import PRUNED
+from krl_train.models.widths import THINNED
 from krl_train.processes import refuse_several
 from krl_train.run import ModelSpec, Run, RunRecord, hashes_of_runs
 from krl_train.tasks import Batch, Task, TrainingStream
@@ -137,9 +137,9 @@ class _GeneratorJob(Job):
             "has a loss of 0; accepted: l2, l1, group, or bn"
         )
 
-    def starting_from(self, start: Run, out: Path, *, resume: bool) -> Self:
+    def after_pruning(self, start: Run, out: Path, *, resume: bool) -> _GeneratorJob:
         """Return the same distillation of a student that begins with another run, with that student made."""
-        job = super().starting_from(start, out, resume=resume)
+        job = super().after_pruning(start, out, resume=resume)
         job.student = job._new_student(job.record)
         job.task = job._new_task()
         return job
@@ -269,7 +269,7 @@ def prepare(config: DistillConfig) -> Job:
 
 def _student_spec(name: str, there: LoadedGenerator, start: Run | None) -> ModelSpec:
     """Return the student, which takes what the teacher takes, and is as thin as the run that it starts from."""
-    arguments = {key: value for key, value in there.record.model.arguments.items() if key != PRUNED}
+    arguments = {key: value for key, value in there.record.model.arguments.items() if key not in THINNED}
     return replace(there.record.model, name=name, arguments={**arguments, **start_arguments(start, name)})
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,9 @@ MEASURED_LOSSES = 1024
 _BASELINE = "baseline"  # folder of the student without a teacher, inside the run's
 
 
+_Job = TypeVar("_Job", bound="Job")
+
+
 @dataclass
 class Job(ABC):
     """A distillation that was found possible: teachers, data and student are read, and nothing is written yet.
@@ -34,11 +37,14 @@ class Job(ABC):
         config: What the user asked for.
         record: What the student's ``run.json`` will say, but for the results.
         start: The run that the student begins with, if any.
+        fine_tunes: Whether the start is the teacher itself with little missing; without ``--lr`` a classifier then
+            moves in smaller steps.
     """
 
     config: DistillConfig
     record: RunRecord
     start: Run | None
+    fine_tunes = False
 
     @abstractmethod
     def measure_teachers(self) -> list[dict[str, Any]]:
@@ -75,8 +81,8 @@ class Job(ABC):
             UsageError: The task has no such loss.
         """
 
-    def starting_from(self, start: Run, out: Path, *, resume: bool) -> Self:
-        """Return the same distillation of a student that begins with another run.
+    def after_pruning(self: _Job, start: Run, out: Path, *, resume: bool) -> _Job:
+        """Return the distillation of a student that begins with what pruning left of the teacher.
 
         Args:
             start: The run.
@@ -84,6 +90,7 @@ class Job(ABC):
             resume: Whether to continue what is there.
         """
         job = copy.copy(self)
+        job.fine_tunes = True
         job.start = start
         job.record = replace(job.record, model=start.record.model)
         job.config = replace(job.config, out=out, resume=resume)

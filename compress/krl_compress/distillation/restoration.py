@@ -24,7 +24,7 @@ from krl_train.evaluation.restoration import measure_restorer
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_restorer
 from krl_train.models.restorers import RestorerNetwork, build_restorer, receptive_radius
-from krl_train.models.widths import PRUNED
+from krl_train.models.widths import THINNED
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
 from krl_train.tasks.restoration import pixel_loss
@@ -224,7 +224,7 @@ def _refuse_unused(config: DistillConfig) -> None:
 def _student_spec(name: str, teacher: LoadedRestorer) -> ModelSpec:
     """Return the student, which does what the teacher does."""
     overlap = receptive_radius(name, teacher.arguments["scale"])
-    arguments = {key: value for key, value in teacher.arguments.items() if key not in ("published", PRUNED)}
+    arguments = {key: value for key, value in teacher.arguments.items() if key not in ("published", *THINNED)}
     return ModelSpec(name, 0, teacher.network.preprocessing.channels, {**arguments, "overlap": overlap})
 
 

@@ -16,6 +16,7 @@ from krl_compress.distillation.distill import prepare
 from krl_compress.distillation.job import Job
 from krl_runtime.errors import RunError, UsageError
 from krl_train.config import to_plain
+from krl_train.models.sparsity import SPARSE
 from krl_train.processes import refuse_several
 from krl_train.run import RECORD, Run, RunRecord
 from krl_train.training.folder import prepare_out
@@ -24,6 +25,7 @@ from .criteria import gradients, lowest, scores
 from .networks import PrunableNetwork, example_inputs, network_of, size_of, with_backbone
 from .plan import Counts, any_channels, counts_for_macs, kept_channels, steps_between
 from .sensitivity import SENSITIVITY_FILES, measure_sensitivity, write_sensitivity
+from .sparsity import as_sparse, sparse_layers, sparsity_of
 from .units import Unit, find_units, pruned_spec, removed
 
 __all__ = ["COMMAND", "prune"]
@@ -64,6 +66,8 @@ def prune(config: PruneConfig) -> Run:
     whole = network_of(made.run).backbone
     thin = removed(whole, any_channels(made.units, made.counts[-1]))
     spec = pruned_spec(made.run.record.model, whole, thin)
+    if config.sparsity is not None:
+        spec = as_sparse(thin, spec, sparse_layers(thin)[0])
     record = replace(made.job.record, model=spec, command=COMMAND, configuration=to_plain(config))
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
@@ -92,14 +96,16 @@ def _prepare(config: PruneConfig) -> _Pruning:
         for unit in [unit for unit in units if scores(network.backbone, unit, "bn") is None]:
             left_alone[unit.name] = "it has no factors of batch normalization, which --criterion bn looks at"
             units.remove(unit)
-    if not units:
+    if not units and not config.only_sparse:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_alone.items()) or "it has no inner layers"
         raise UsageError(f"run {run.path}: nothing of {run.record.model.name} can be pruned ({reasons})")
-    if config.macs is not None:
+    if config.only_sparse:
+        last = {unit.name: unit.channels for unit in units}
+    elif config.macs is not None:
         last = counts_for_macs(network, units, config.macs, config.multiple)
     else:
         last = kept_channels(units, config.keep_channels or 0.0, config.multiple)
-    if all(last[unit.name] == unit.channels for unit in units):
+    if config.sparsity is None and all(last[unit.name] == unit.channels for unit in units):
         option = "--macs" if config.keep_channels is None else "--keep-channels"
         raise UsageError(
             f"run {run.path}: no layer of {run.record.model.name} has fewer channels with these options; give a "
@@ -127,6 +133,11 @@ def _check(run: Run) -> None:
         raise UsageError(
             f"run {run.path} is of translation or style ({record.model.name}), or was imported with --degradation "
             "none: a pruned network is distilled, and krl cannot make images for that; prune a restorer"
+        )
+    if SPARSE in record.model.arguments:
+        raise UsageError(
+            f"run {run.path} is sparse already, and its zeros would not stay in groups; prune the run that it was made "
+            "from"
         )
     if "quantize" in record.model.arguments:
         raise UsageError(
@@ -177,9 +188,10 @@ def _carry_out(made: _Pruning, record: RunRecord) -> Run:
     config, before, steps = made.config, made.run, []
     for number, counts in enumerate(made.counts, 1):
         folder = config.out / _STEPS / str(number)
-        pruned = _prune_step(made, before, counts, record, folder / "pruned")
+        last = number == len(made.counts)
+        pruned = _prune_step(made, before, counts, record, folder / "pruned", sparse=last and bool(config.sparsity))
         steps.append({"kept": counts, **pruned.record.metrics})
-        pruning = {"steps": steps, "left_alone": dict(made.left_alone)}
+        pruning = {"steps": steps, "left_alone": dict(made.left_alone), **_sparsity(pruned)}
         record = replace(record, metrics={**record.metrics, "pruning": pruning})
         if number < len(made.counts):
             _log.info("step %d of %d: distillation from the whole network", number, len(made.counts))
@@ -187,10 +199,19 @@ def _carry_out(made: _Pruning, record: RunRecord) -> Run:
     if config.only_prune:
         finished = replace(record, metrics={**record.metrics, **pruned.record.metrics})
         return Run.write(config.out, finished, pruned.state())
-    return made.job.starting_from(pruned, config.out, resume=config.resume).train(record)
+    return made.job.after_pruning(pruned, config.out, resume=config.resume).train(record)
 
 
-def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, out: Path) -> Run:
+def _sparsity(run: Run) -> dict[str, Any]:
+    """Return the part of the report on sparsity; nothing for a run that is not sparse."""
+    layers = run.record.model.arguments.get(SPARSE, [])
+    if not layers:
+        return {}
+    _, left_alone = sparse_layers(network_of(run).backbone)
+    return {"sparsity": {**sparsity_of(run.state(), layers), "left_alone": left_alone}}
+
+
+def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, out: Path, *, sparse: bool) -> Run:
     """Write the run of a network that was pruned and not trained yet, unless it is there."""
     if made.config.resume and (out / RECORD).is_file():
         try:
@@ -205,10 +226,12 @@ def _prune_step(made: _Pruning, before: Run, counts: Counts, record: RunRecord, 
         score = scores(network.backbone, unit, criterion, slopes)
         if score is not None and unit.name in counts:
             choice[unit] = lowest(score, unit.parts, unit.channels - counts[unit.name])
-    thin = removed(network.backbone, choice)
+    thin = removed(network.backbone, choice) if choice else network.backbone
+    spec = pruned_spec(made.run.record.model, network_of(made.run).backbone, thin)
+    if sparse:
+        spec = as_sparse(thin, spec, sparse_layers(thin)[0])
     pruned = with_backbone(network, thin)
     metrics = {**made.job.measure(pruned), **size_of(pruned)}
-    spec = pruned_spec(made.run.record.model, network_of(made.run).backbone, thin)
     return Run.write(
         out, replace(record, model=spec, parent={"start": before.identity}, metrics=metrics), thin.state_dict()
     )
@@ -219,4 +242,4 @@ def _distill_step(made: _Pruning, pruned: Run, record: RunRecord, out: Path) -> 
     resume = made.config.resume and (out / RECORD).is_file()
     own = replace(record, model=pruned.record.model)
     finished = prepare_out(out, own, resume=resume, overwrite=False)
-    return finished if finished is not None else made.job.starting_from(pruned, out, resume=resume).train(own)
+    return finished if finished is not None else made.job.after_pruning(pruned, out, resume=resume).train(own)

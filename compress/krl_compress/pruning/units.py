@@ -332,7 +332,7 @@ def pruned_spec(spec: ModelSpec, before: nn.Module, after: nn.Module) -> ModelSp
         changed = {key: value for key, value in widths_of(layer).items() if wide[name][key] != value}
         if changed:
             widths[name] = {**widths.get(name, {}), **changed}
-    return replace(spec, arguments={**spec.arguments, PRUNED: dict(sorted(widths.items()))})
+    return replace(spec, arguments={**spec.arguments, PRUNED: dict(sorted(widths.items()))}) if widths else spec
 
 
 def _cut_state(state: dict[str, Tensor], name: str, layer: nn.Module, side: Side, gone: Collection[int]) -> None:

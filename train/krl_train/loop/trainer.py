@@ -25,6 +25,7 @@ from krl_runtime.errors import RunError, TrainingError, UsageError
 from krl_runtime.files import atomic_path, write_atomic
 from krl_runtime.progress import progress_bar
 from krl_train.config import Plan, PlannedLoop, log_plan
+from krl_train.models.sparsity import Zeros
 from krl_train.tasks.base import Batch, Learner, Task, TrainingStream
 from krl_train.worker import Worker
 
@@ -111,6 +112,7 @@ class Trainer:
         for learner in task.learners.values():
             self._prepare(learner)
         self.state = _State()
+        self._zeros: dict[str, Zeros] = {}
         self._part = _WHOLE
         self._saved = time.monotonic()
 
@@ -137,6 +139,7 @@ class Trainer:
         """
         if self.accelerator.is_main_process:
             log_plan(self.plan)
+        self._zeros = {name: Zeros(learner.module) for name, learner in self.task.learners.items()}
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, Events(self._main(self.out)) as events:
@@ -283,6 +286,7 @@ class Trainer:
         if learner.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(learner.module.parameters(), learner.optim.clip_norm)
         learner.optimizer.step()
+        self._zeros[name].hold()
         learner.schedule.step()
         if learner.average is not None and learner.average_of is not None:
             learner.average.update_parameters(learner.average_of)

@@ -23,7 +23,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from .conditioners import build_conditioner
 from .generator_backbones import ConvolutionalGenerator, FullyConnectedGenerator, SubPixelGenerator
 from .spec import ModelSpec
-from .widths import PRUNED, cut_as_recorded
+from .widths import THINNED, cut_as_recorded
 
 __all__ = ["GeneratorNetwork", "build_generator", "count_generator_macs", "generator_width", "is_generator"]
 
@@ -126,7 +126,7 @@ def build_generator(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorN
 
 
 def _whole_generator(spec: ModelSpec, preprocessing: Preprocessing) -> GeneratorNetwork:
-    arguments = {name: value for name, value in spec.arguments.items() if name != PRUNED}
+    arguments = {name: value for name, value in spec.arguments.items() if name not in THINNED}
     latent, condition = arguments.pop("latent", None), arguments.pop("condition", None)
     if arguments:
         raise ModelError(f"generator {spec.name}: unknown arguments {sorted(arguments)}; accepted: latent, condition")

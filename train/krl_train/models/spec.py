@@ -17,7 +17,7 @@ from .custom import check_custom, check_probe
 from .heads import TwoHeads
 from .network import Network
 from .quantized import FakeQuantized
-from .widths import PRUNED, cut_as_recorded
+from .widths import THINNED, cut_as_recorded
 
 __all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
 
@@ -95,7 +95,7 @@ class ModelSpec:
 
 def carried_arguments(spec: ModelSpec) -> dict[str, Any]:
     """Return the arguments of a network that another one needs to start from its weights."""
-    return {key: spec.arguments[key] for key in ("probe", PRUNED) if key in spec.arguments}
+    return {key: spec.arguments[key] for key in ("probe", *THINNED) if key in spec.arguments}
 
 
 def build_classifier(spec: ModelSpec, preprocessing: Preprocessing, module: nn.Module | None = None) -> Network:

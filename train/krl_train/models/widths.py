@@ -11,10 +11,15 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from krl_runtime.errors import ModelError
 
-__all__ = ["PRUNED", "cut_as_recorded", "set_widths", "widths_of"]
+from .sparsity import SPARSE, mark_sparse
+
+__all__ = ["PRUNED", "THINNED", "cut_as_recorded", "set_widths", "widths_of"]
 
 PRUNED = "pruned"
 """Argument of a ``ModelSpec``: the widths of a pruned network, see ``set_widths``."""
+
+THINNED = (PRUNED, SPARSE)
+"""Arguments of a ``ModelSpec`` that belong to weights which were pruned; a network by its name alone has none."""
 
 _CONVOLUTION = ("in_channels", "out_channels", "groups")
 _LINEAR = ("in_features", "out_features")
@@ -28,13 +33,14 @@ def widths_of(module: nn.Module) -> dict[str, int]:
 
 
 def cut_as_recorded(network: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Cut a backbone to the widths that the arguments of its ``ModelSpec`` have, if it was pruned.
+    """Cut a backbone to the widths that the arguments of its ``ModelSpec`` have, and mark its sparse layers.
 
     Raises:
-        ModelError: See ``set_widths``.
+        ModelError: See ``set_widths`` and ``mark_sparse``.
     """
     if PRUNED in arguments:
         set_widths(network, arguments[PRUNED])
+    mark_sparse(network, arguments)
 
 
 def set_widths(network: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:

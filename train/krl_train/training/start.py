@@ -15,7 +15,7 @@ from krl_train.config import FitConfig, TransferConfig
 from krl_train.models import Network, load_weights, published_classes
 from krl_train.models.heads import target_rows
 from krl_train.models.stages import Stage, split_stages
-from krl_train.models.widths import PRUNED
+from krl_train.models.widths import THINNED
 from krl_train.run import RECORD, Run, hash_of_weights
 from krl_train.tasks import Objective
 from krl_train.tasks.transfer import TransferObjective
@@ -45,9 +45,9 @@ def start_arguments(run: Run | None, name: str) -> dict[str, Any]:
         run: What it starts from, if that is a run.
         name: Name of the network.
     """
-    if run is None or run.record.model.name != name or PRUNED not in run.record.model.arguments:
+    if run is None or run.record.model.name != name:
         return {}
-    return {PRUNED: run.record.model.arguments[PRUNED]}
+    return {key: value for key, value in run.record.model.arguments.items() if key in THINNED}
 
 
 def start_classifier(network: Network, run: Run | None, name: str, labels: Sequence[str]) -> frozenset[str]:
