@@ -16,7 +16,16 @@ from krl_train.config import RECORD, TRAINING_RECIPES, RecipesConfig
 from krl_train.processes import leave_group
 
 from . import verbs
-from .config import RECIPES, DistillConfig, JointConfig, MutualConfig, PruneConfig, SearchConfig, StudyConfig
+from .config import (
+    RECIPES,
+    SEARCH_RECORD,
+    DistillConfig,
+    JointConfig,
+    MutualConfig,
+    PruneConfig,
+    SearchConfig,
+    StudyConfig,
+)
 from .teachers.kinds import task_of
 
 __all__ = ["main"]
@@ -156,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipes=(RECIPES, TRAINING_RECIPES),
         task_of={"distill": _task_of_teacher, "prune": _task_of_run},
         record=RECORD,
+        records={"search": SEARCH_RECORD},
     )
     return leave_group(dispatch(program, _with_channels(sys.argv[1:] if argv is None else argv)))
 

@@ -15,12 +15,13 @@ from .distillation import (
 from .losses import LOSS_OPTIONS, LOSSES, LossConfig, check_loss, split_loss
 from .measuring import MeasuringConfig
 from .pruning import Criterion, PruneConfig
-from .searching import SearchConfig
+from .searching import SEARCH_RECORD, SearchConfig
 
 __all__ = [
     "LOSSES",
     "LOSS_OPTIONS",
     "RECIPES",
+    "SEARCH_RECORD",
     "CacheConfig",
     "Criterion",
     "DataFreeConfig",

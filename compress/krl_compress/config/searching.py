@@ -14,7 +14,10 @@ from .kinds import Repeated
 from .losses import LossConfig
 from .measuring import MeasuringConfig
 
-__all__ = ["SearchConfig"]
+__all__ = ["SEARCH_RECORD", "SearchConfig"]
+
+SEARCH_RECORD = "search.json"
+"""Name of the file in a search's folder that holds its state."""
 
 
 @dataclass(frozen=True, kw_only=True)

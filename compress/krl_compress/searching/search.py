@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import krl_deploy
-from krl_compress.config import DistillConfig, SearchConfig
+from krl_compress.config import SEARCH_RECORD, DistillConfig, SearchConfig
 from krl_compress.distillation.classification import ClassifierJob
 from krl_compress.distillation.distill import prepare
 from krl_compress.distillation.job import Job
@@ -20,8 +20,7 @@ from krl_runtime.bundle import Bundle
 from krl_runtime.cli.config_files import options_of
 from krl_runtime.cli.options import repeated_options
 from krl_runtime.errors import CheckFailedError, RunError, UsageError
-from krl_runtime.files import sha256_file
-from krl_train.config import WEIGHTS, plan_loop, to_plain
+from krl_train.config import plan_loop, to_plain
 from krl_train.processes import refuse_several
 from krl_train.run import Run
 
@@ -30,7 +29,7 @@ from .candidates import StudentCosts, as_distillation, families, fit_students, i
 from .costs import Meter, Precision, add_variants, excess, make_bundle, meter_of
 from .report import pareto, write_report
 from .space import Student
-from .state import FILE, Point, State, Trial
+from .state import Point, State, Trial
 from .trials import Deadline, Distill, TimeIsUp, distill_student
 
 __all__ = ["search"]
@@ -173,19 +172,21 @@ def _precisions(config: SearchConfig, teacher: Run) -> tuple[Precision, ...]:
 
 def _open_state(config: SearchConfig, teacher: Run) -> State:
     """Return the state of an earlier call, or a new one."""
-    plain = to_plain(replace(config, time_limit=None, resume=False, json=False))
-    options = {**plain, "teacher_sha256": sha256_file(teacher.path / WEIGHTS)}
-    file = config.out / FILE
+    asked = to_plain(replace(config, time_limit=None, resume=False, json=False))
+    teacher_sha256 = teacher.record.weights_sha256
     if not config.resume:
         if config.out.exists() and any(config.out.iterdir()):
             raise RunError(f"{config.out} exists already; go on with --resume, or give another --out")
-        state = State(options)
+        state = State(asked, teacher_sha256)
         state.write(config.out)
         return state
-    if not file.is_file():
-        raise RunError(f"{config.out} has no search to go on with ({FILE} is missing); leave --resume out")
+    if not (config.out / SEARCH_RECORD).is_file():
+        raise RunError(f"{config.out} has no search to go on with ({SEARCH_RECORD} is missing); leave --resume out")
     state = State.read(config.out)
-    changed = sorted(key for key in {*options, *state.options} if options.get(key) != state.options.get(key))
+    before = state.configuration
+    changed = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
+    if state.teacher_sha256 != teacher_sha256:
+        changed.append("weights of the teacher")
     if changed:
         raise RunError(f"{config.out} has a search with other options ({', '.join(changed)}); give another --out")
     return state

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from krl_compress.config import SEARCH_RECORD
 from krl_runtime.errors import RunError
 from krl_runtime.files import write_atomic
 
 from .costs import Cost, Precision
 
-__all__ = ["FILE", "Point", "State", "Trial"]
-
-FILE = "search.json"
-"""Name of the file in the search's folder."""
+__all__ = ["Point", "State", "Trial"]
 
 _KIND = "krl-search"
+_COMMAND = "krl-compress search"
 _SCHEMA_VERSION = 1  # rises with each change of the format
 
 
@@ -62,7 +61,8 @@ class State:
     """The state of a search: all that was measured and trained so far.
 
     Attributes:
-        options: What the search was asked for; another search does not go on with this one.
+        configuration: The options; a search with others does not go on with this one.
+        teacher_sha256: Hash of the teacher's weights.
         costs: By student, what it costs in each precision that was measured; ``None`` in one that cannot be had.
         students: By key, facts of the students that were fitted.
         trials: The trainings, in their order.
@@ -71,7 +71,8 @@ class State:
         seconds: Time that all calls took together.
     """
 
-    options: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+    teacher_sha256: str
     costs: dict[str, dict[Precision, Cost | None]] = field(default_factory=dict)
     students: dict[str, dict[str, Any]] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
@@ -97,7 +98,9 @@ class State:
         return {
             "kind": _KIND,
             "schema_version": _SCHEMA_VERSION,
-            "options": dict(self.options),
+            "command": _COMMAND,
+            "configuration": dict(self.configuration),
+            "teacher_sha256": self.teacher_sha256,
             "seconds": self.seconds,
             "students": self.students,
             "costs": {
@@ -111,7 +114,7 @@ class State:
 
     def write(self, folder: Path) -> None:
         """Write the file, whole or not at all."""
-        write_atomic(folder / FILE, json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+        write_atomic(folder / SEARCH_RECORD, json.dumps(self.to_dict(), indent=1).encode() + b"\n")
 
     @classmethod
     def read(cls, folder: Path) -> State:
@@ -120,7 +123,7 @@ class State:
         Raises:
             RunError: It is damaged, or not one of this version.
         """
-        file = folder / FILE
+        file = folder / SEARCH_RECORD
         try:
             values = json.loads(file.read_bytes())
             if values["kind"] != _KIND or values["schema_version"] != _SCHEMA_VERSION:
@@ -131,7 +134,15 @@ class State:
             }
             trials = [Trial(**trial) for trial in values["trials"]]
             front = [(student, precision) for student, precision in values["front"]]
-            found = (values["options"], costs, values["students"], trials, values["result"], values["seconds"])
-            return cls(*found, front)
+            return cls(
+                values["configuration"],
+                values["teacher_sha256"],
+                costs,
+                values["students"],
+                trials,
+                values["result"],
+                values["seconds"],
+                front,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{file} is damaged ({type(error).__name__}: {error}); give another --out") from error

@@ -67,7 +67,7 @@ def merged(rest: list[str], files: Iterable[Options], repeated: Collection[str])
 
 
 def options_of(values: Mapping[str, Any], repeated: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a mapping's options; sections are mappings, and ``None`` is left out."""
+    """Yield a mapping's options; sections are mappings, and ``None`` and empty lists are left out."""
     for key, value in values.items():
         option = option_name(str(key))
         if isinstance(value, Mapping):
@@ -76,7 +76,7 @@ def options_of(values: Mapping[str, Any], repeated: Collection[str]) -> Iterator
             yield (option if value in (True, "true") else f"--no-{option[2:]}"), []
         elif isinstance(value, list) and option in repeated:
             yield from ((option, [str(item)]) for item in value)
-        elif value not in (None, "null", "~", ""):
+        elif value not in (None, "null", "~", "", []):
             yield option, [str(item) for item in (value if isinstance(value, list) else [value])]
 
 

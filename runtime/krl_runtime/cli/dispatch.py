@@ -40,6 +40,7 @@ class Program:
         recipes: Folders of the files that ``--recipe`` names, without their suffix.
         task_of: For commands whose options depend on a task: from the arguments to the task, for ``--help``.
         record: Name of the file in ``--out`` that holds the configuration of an interrupted command.
+        records: The same of commands that have another file.
         unparsed: Further commands, which take their arguments as they are.
     """
 
@@ -49,6 +50,7 @@ class Program:
     recipes: tuple[Path, ...] = ()
     task_of: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
     record: str | None = None
+    records: Mapping[str, str] = field(default_factory=dict)
     unparsed: Mapping[str, Callable[[list[str]], int | None]] = field(default_factory=dict)
 
 
@@ -192,7 +194,7 @@ def _all_options(program: Program, name: str, configuration: type, arguments: li
 
 def _stored(program: Program, name: str, out: str | None) -> Mapping[str, Any]:
     """Return the options that a run was begun with; none where there is no run."""
-    file = Path(out, str(program.record)) if out is not None else None
+    file = Path(out, program.records.get(name, str(program.record))) if out is not None else None
     if file is None or not file.is_file():
         return {}
     try:
@@ -219,5 +221,6 @@ def _parse(program: Program, name: str, configuration: type, arguments: list[str
 
 def _say_how_to_resume(program: Program, name: str, parsed: Any) -> None:
     out = getattr(parsed, "out", None)
-    if program.record is not None and hasattr(parsed, "resume") and out and Path(out, program.record).is_file():
+    record = program.records.get(name, program.record)
+    if record is not None and hasattr(parsed, "resume") and out and Path(out, record).is_file():
         print(f"continue with: {program.name} {name} --resume --out {shlex.quote(str(out))}", file=sys.stderr)

@@ -180,7 +180,7 @@ def test_the_best_so_far_counts_when_the_time_is_up(found: tuple[SearchConfig, S
     asked, state = found
     out = tmp_path / "search"
     shutil.copytree(asked.out, out, ignore=shutil.ignore_patterns("2", "2.krl"))
-    stopped = replace(state, options={**state.options, "out": str(out)}, result={})
+    stopped = replace(state, configuration={**state.configuration, "out": str(out)}, result={})
     stopped.trials = [trial for trial in state.trials if trial.epochs == 1]
     stopped.write(out)
     result = search(replace(asked, out=out, resume=True, time_limit="0.001s"), meter=meter).result
