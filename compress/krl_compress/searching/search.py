@@ -142,12 +142,13 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
     images = images_folder(config.data, teacher, config.out / "images")
     meter = meter or meter_of(config.measuring, images, config.precisions)
     at_work = _Search(config, teacher, job, budgets, state, meter, distill, images, deadline)
+    complete = True
     try:
-        trials, complete = _halve(at_work), True
+        _halve(at_work)
     except TimeIsUp:
-        trials, complete = list(state.trials), False
+        complete = False
         _log.warning("the time of %s is up; the best so far counts, and --resume goes on", config.time_limit)
-    state.result = _finish(at_work, trials, complete=complete)
+    state.result = _finish(at_work, complete=complete)
     state.front = sorted(pareto(state.points()))
     state.seconds = before + time.monotonic() - begin
     state.write(config.out)
@@ -159,13 +160,13 @@ def _precisions(config: SearchConfig, teacher: Run) -> tuple[Precision, ...]:
     """Return the precisions to try.
 
     Raises:
-        UsageError: INT8 is asked for of a generator.
+        UsageError: Another one than FP32 is asked for of a generator.
     """
     generates = teacher.record.task == "generation"
-    if generates and "int8" in config.precisions:
+    if generates and set(config.precisions) - {"fp32"}:
         raise UsageError(
-            "--precisions int8: how far a generator's INT8 images are from the teacher's is not measured by a search; "
-            "search in fp32, and quantize the winner (krl-deploy quantize)"
+            f"--precisions {' '.join(config.precisions)}: how far a generator's rounded images are from the teacher's "
+            "is not measured by a search; search in fp32, and convert the winner (krl-deploy fp16, quantize)"
         )
     return config.precisions or (("fp32",) if generates else ("fp32", "int8"))
 
@@ -192,18 +193,16 @@ def _open_state(config: SearchConfig, teacher: Run) -> State:
     return state
 
 
-def _halve(work: _Search) -> list[Trial]:
+def _halve(work: _Search) -> None:
     """Train students in rounds, each with a third of the students and three times the epochs."""
     config = work.config
     costs = StudentCosts(work.state, work.meter, work.folder, work.deadline)
     found = list(families(config, work.teacher))
     students = shortlist(fit_students(config, found, work.budgets, costs), config.shortlist)
-    trials: list[Trial] = []
     for epochs in _rounds(config, work.job):
         trials = [work.train(student, epochs) for student in students]
         ranked = sorted(zip(trials, students, strict=True), key=lambda each: _best(each[0]), reverse=True)
         students = [student for _, student in ranked[: max(1, round(len(students) / config.reduction))]]
-    return trials
 
 
 def _rounds(config: SearchConfig, job: Job) -> list[int]:
@@ -229,13 +228,16 @@ def _options(config: SearchConfig, epochs: int) -> list[str]:
     return [part for option, values in options_of(sections, repeated) for part in (option, *values)]
 
 
-def _finish(work: _Search, trials: Sequence[Trial], *, complete: bool) -> dict[str, Any]:
-    """Make the bundle of the best student and measure it; one that then fails makes room for the next."""
-    most = max((trial.epochs for trial in trials), default=0)
-    chosen = {trial.student for trial in trials if trial.epochs == most}
-    points = [point for point in work.state.points() if point.trial.student in chosen]
+def _finish(work: _Search, *, complete: bool) -> dict[str, Any]:
+    """Make the bundle of the best student and measure it; one that then fails makes room for the next.
+
+    Those that were trained longest come first.
+
+    Raises:
+        CheckFailedError: No student was trained, or each of them fails.
+    """
     refused: dict[str, str] = {}
-    for point in sorted(points, key=lambda point: point.quality, reverse=True):
+    for point in sorted(work.state.points(), key=lambda point: (point.trial.epochs, point.quality), reverse=True):
         bundle = work.folder / "winner.krl"
         try:
             cost = _deploy(work, point, bundle)

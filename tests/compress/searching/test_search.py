@@ -296,3 +296,22 @@ def test_a_restorer_fits_a_budget(tmp_path: Path) -> None:
         search(replace(asked, out=tmp_path / "other", loop=LoopConfig()), meter=meter, distill=distill)
     with pytest.raises(UsageError, match="--sizes"):
         search(replace(asked, out=tmp_path / "third", sizes=(8,)), meter=meter, distill=distill)
+
+
+def test_a_winner_that_fails_makes_room_for_the_next(found: tuple[SearchConfig, State], tmp_path: Path) -> None:
+    asked, state = found
+    out = tmp_path / "search"
+    shutil.copytree(asked.out, out)
+    replace(state, configuration={**state.configuration, "out": str(out)}, result={}).write(out)
+    points = sorted(state.points(), key=lambda point: (point.trial.epochs, point.quality), reverse=True)
+    first, second = points[:2]
+
+    class Slower(Machine):
+        def measure(self, bundle: Path, precision: Precision, macs: int, parameters: int, run: Run) -> Cost:
+            cost = self.costs(macs, parameters)[precision]
+            failing = (macs, precision) == (first.cost.macs, first.precision)
+            return replace(cost, latency=100.0) if failing else cost
+
+    result = search(replace(asked, out=out, resume=True), meter=Slower(), distill=distill).result
+    assert (result["student"], result["precision"]) == (second.trial.student, second.precision)
+    assert "times the budget" in result["refused"][f"{first.trial.student} in {first.precision}"]
