@@ -51,8 +51,8 @@ __all__ = ["ClassifierJob", "classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
-# Of the usual rate, for a pruned network: at the whole rate it forgets what it knew. A resnet56 with 38 % of its
-# operations has a top-1 of 82.1 % after the first epoch at a fifth, 56.5 % at the whole rate (docs/pruning.md).
+# Of the usual rate, for a pruned network, which at the whole rate forgets what it knew: a resnet20 with 38 % of its
+# operations has a top-1 of 99.2 % after 5 epochs at a fifth, and of 93.9 % at the whole rate (docs/pruning.md).
 _SHARE_OF_RATE = 0.2
 _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
