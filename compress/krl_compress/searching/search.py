@@ -37,6 +37,7 @@ __all__ = ["search"]
 _log = logging.getLogger("krl")
 
 _TRIALS = "trials"  # folder inside the search's: a run for each student and number of epochs
+_MEASUREMENTS = 3  # of the best bundle at most, as long as it is over the budget
 _NOISE = 0.05  # of a latency measured again: differences of this size are seen between two runs of the same file
 _DROPS = {"drop_points": 0.01, "map_drop_points": 0.01, "drop_db": 1.0}
 """Names of the drop in a variant's evidence, and the factor from its unit to that of the quality."""
@@ -276,8 +277,10 @@ def _deploy(work: _Search, point: Point, out: Path) -> dict[str, Any]:
     add: dict[Precision, Callable[..., Any]] = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
     if point.precision in add:
         add[point.precision](bundle=bundle, data=work.images, max_drop=work.config.max_drop)
-    cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters, run)
-    share = excess(cost, work.budgets)
-    if share > 1 + _NOISE:
-        raise CheckFailedError(f"its bundle, measured again, uses {share:.2f} times the budget")
-    return cost.to_dict()
+    shares = []
+    for _ in range(_MEASUREMENTS):  # other work on the machine, which only adds time, may be over by the next one
+        cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters, run)
+        shares.append(excess(cost, work.budgets))
+        if shares[-1] <= 1 + _NOISE:
+            return cost.to_dict()
+    raise CheckFailedError(f"its bundle, measured again, uses {min(shares):.2f} times the budget")
