@@ -130,6 +130,7 @@ class StudentCosts:
 
     def __init__(self, state: State, meter: Meter, folder: Path, deadline: Deadline) -> None:
         self._state, self._meter, self._folder, self._deadline = state, meter, folder, deadline
+        self._asked: list[Cost] = []
 
     def __call__(self, student: Student, precision: Precision) -> Cost | None:
         """Return the cost in a precision; ``None`` where that cannot be had.
@@ -144,18 +145,20 @@ class StudentCosts:
             known[precision] = self._meter(run, precision, student.macs, student.parameters)
             spec = student.record.model
             self._state.students[student.key] = {
+                "family": student.family,
                 "architecture": spec.name,
                 "channels": student.channels,
                 "input": list(student.record.preprocessing.shape),
                 "start": str(run.path),
             }
             self._state.write(self._folder)
-        return known[precision]
+        cost = known[precision]
+        self._asked += [] if cost is None else [cost]
+        return cost
 
     def most_macs(self, budgets: Sequence[Budget]) -> float:
-        """Return the operations with which even the fastest student so far would use up the budgets."""
-        costs = [cost for each in self._state.costs.values() for cost in each.values() if cost is not None]
-        return max((cost.macs / excess(cost, budgets) for cost in costs), default=math.inf)
+        """Return the operations with which even the fastest student that was asked for would use up the budgets."""
+        return max((cost.macs / excess(cost, budgets) for cost in self._asked), default=math.inf)
 
 
 def fit_students(

@@ -197,13 +197,26 @@ def _open_state(config: SearchConfig, teacher: Run) -> State:
 def _halve(work: _Search) -> None:
     """Train students in rounds, each with a third of the students and three times the epochs."""
     config = work.config
-    costs = StudentCosts(work.state, work.meter, work.folder, work.deadline)
-    found = list(families(config, work.teacher))
-    students = shortlist(fit_students(config, found, work.budgets, costs), config.shortlist)
+    students = _students(work)
     for epochs in _rounds(config, work.job):
         trials = [work.train(student, epochs) for student in students]
         ranked = sorted(zip(trials, students, strict=True), key=lambda each: _best(each[0]), reverse=True)
         students = [student for _, student in ranked[: max(1, round(len(students) / config.reduction))]]
+
+
+def _students(work: _Search) -> list[Student]:
+    """Return the students to train: those that meet the budgets, or that an earlier call of this search found."""
+    config, state = work.config, work.state
+    found = list(families(config, work.teacher))
+    if state.shortlist:
+        known = {family.name: family for family in found}
+        facts = [state.students[key] for key in state.shortlist]
+        return [known[each["family"]].at(each["channels"]) for each in facts]
+    costs = StudentCosts(state, work.meter, work.folder, work.deadline)
+    students = shortlist(fit_students(config, found, work.budgets, costs), config.shortlist)
+    state.shortlist = [student.key for student in students]
+    state.write(work.folder)
+    return students
 
 
 def _rounds(config: SearchConfig, job: Job) -> list[int]:

@@ -58,6 +58,7 @@ class Student:
 
     Attributes:
         key: Its name among all of a search; also that of its folder.
+        family: Name of its family.
         record: Record of a run of it.
         network: With its first weights.
         macs: Multiply-accumulate operations of one image.
@@ -66,6 +67,7 @@ class Student:
     """
 
     key: str
+    family: str
     record: RunRecord
     network: PrunableNetwork
     macs: int
@@ -184,4 +186,4 @@ class Family:
 
     def _student(self, channels: float, record: RunRecord, network: PrunableNetwork) -> Student:
         size = size_of(network)
-        return Student(self.key(channels), record, network, size["macs"], size["parameters"], channels)
+        return Student(self.key(channels), self.name, record, network, size["macs"], size["parameters"], channels)

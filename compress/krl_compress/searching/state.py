@@ -65,6 +65,7 @@ class State:
         teacher_sha256: Hash of the teacher's weights.
         costs: By student, what it costs in each precision that was measured; ``None`` in one that cannot be had.
         students: By key, facts of the students that were fitted.
+        shortlist: Keys of the students that are trained; empty until all were fitted.
         trials: The trainings, in their order.
         result: The winner, once there is one.
         front: Student and precision of those that no other one beats in both quality and latency.
@@ -75,6 +76,7 @@ class State:
     teacher_sha256: str
     costs: dict[str, dict[Precision, Cost | None]] = field(default_factory=dict)
     students: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shortlist: list[str] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -107,6 +109,7 @@ class State:
                 key: {precision: cost and cost.to_dict() for precision, cost in costs.items()}
                 for key, costs in self.costs.items()
             },
+            "shortlist": self.shortlist,
             "trials": [vars(trial) for trial in self.trials],
             "result": self.result,
             "front": [list(each) for each in self.front],
@@ -139,6 +142,7 @@ class State:
                 values["teacher_sha256"],
                 costs,
                 values["students"],
+                values["shortlist"],
                 trials,
                 values["result"],
                 values["seconds"],

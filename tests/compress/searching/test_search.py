@@ -155,6 +155,7 @@ def test_a_finished_search_trains_nothing_again(found: tuple[SearchConfig, State
 
     again = search(replace(asked, resume=True), meter=Refusing())
     assert again.trials == state.trials
+    assert again.shortlist == state.shortlist == [trial.student for trial in state.trials if trial.epochs == 1]
     assert again.result == state.result
 
 
