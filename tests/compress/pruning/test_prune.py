@@ -152,8 +152,8 @@ def test_an_interrupted_pruning_goes_on(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "neither of --keep-channels and --macs"),
-        (["--keep-channels", "0.5", "--macs", "0.5"], "both of --keep-channels and --macs"),
+        ([], "nothing given that says how much to prune; accepted: one of --keep-channels, --macs, --latency"),
+        (["--keep-channels", "0.5", "--macs", "0.5"], "--keep-channels and --macs given that says"),
         (["--keep-channels", "0"], "--keep-channels is 0"),
         (["--keep-channels", "1"], "--keep-channels is 1"),
         (["--keep-channels", "-0.5"], "--keep-channels is -0.5"),

@@ -112,7 +112,7 @@ class Trainer:
         for learner in task.learners.values():
             self._prepare(learner)
         self.state = _State()
-        self._zeros: dict[str, Zeros] = {}
+        self._zeros = {name: Zeros(learner.module) for name, learner in task.learners.items()}
         self._part = _WHOLE
         self._saved = time.monotonic()
 
@@ -139,7 +139,6 @@ class Trainer:
         """
         if self.accelerator.is_main_process:
             log_plan(self.plan)
-        self._zeros = {name: Zeros(learner.module) for name, learner in self.task.learners.items()}
         total = self.config.epochs * self.stream.steps
         done = self.state.epoch * self.stream.steps + self.state.step
         with progress_bar("training", total, done) as advance, Events(self._main(self.out)) as events:
