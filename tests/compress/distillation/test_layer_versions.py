@@ -34,6 +34,13 @@ def test_weights_get_the_version_of_the_network_that_takes_them() -> None:
         load_weights(second, {})
 
 
+def test_weights_from_before_batches_were_counted_are_taken() -> None:
+    first, second = build_model("resnet8", 10), build_model("resnet8", 10)
+    old = {name: value for name, value in first.state_dict().items() if not name.endswith("num_batches_tracked")}
+    load_weights(second, old)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in old.items())
+
+
 def test_a_run_is_read_back_wherever_it_is_used(run: Path, tmp_path: Path) -> None:
     state = Run.open(run).network().backbone.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in Run.open(run).state().items())

@@ -80,7 +80,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool
         RuntimeError: Names or shapes do not fit.
     """
     versioned: Any = OrderedDict(state)
-    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    versions = dict(module.state_dict()._metadata)  # type: ignore[attr-defined]
+    for name in module.state_dict():
+        # Batch normalization of files from before torch 0.4.1 counts no batches, which torch accepts without a version.
+        layer, _, tensor = name.rpartition(".")
+        if tensor == "num_batches_tracked" and name not in state:
+            versions.pop(layer, None)
+    versioned._metadata = versions
     module.load_state_dict(versioned, strict=strict)
 
 
