@@ -16,6 +16,7 @@ from .config import (
     RECIPES,
     DistillConfig,
     JointConfig,
+    LossConfig,
     MutualConfig,
     PruneConfig,
     SearchConfig,
@@ -160,9 +161,7 @@ def distill(config: DistillConfig | None = None, /, **options: Any) -> DistillRe
     """
     config = configure(DistillConfig, config, with_recipes(options, _RECIPES))
     task = _check_teachers(config)
-    for loss in config.losses.loss:
-        if isinstance(loss, str):
-            check_loss(loss, task)
+    _check_losses(config.losses, task)
     if task == "classification":
         _check_networks(config, (config.student,))
     check_data(config.data.data)
@@ -217,9 +216,7 @@ def prune(config: PruneConfig | None = None, /, **options: Any) -> PruneResult:
     """
     config = configure(PruneConfig, config, options)
     check_run(config.run)
-    for loss in config.losses.loss:
-        if isinstance(loss, str):
-            check_loss(loss, recorded_task(config.run))
+    _check_losses(config.losses, recorded_task(config.run))
     check_data(config.data.data)
     from .pruning.prune import prune as run_prune
 
@@ -243,9 +240,7 @@ def search(config: SearchConfig | None = None, /, **options: Any) -> SearchResul
     """
     config = configure(SearchConfig, config, options)
     check_run(config.teacher)
-    for loss in config.losses.loss:
-        if isinstance(loss, str):
-            check_loss(loss, task_of(config.teacher))
+    _check_losses(config.losses, task_of(config.teacher))
     check_data(config.data.data)
     from .searching.report import show
     from .searching.search import search as run_search
@@ -272,6 +267,13 @@ def study(config: StudyConfig | None = None, /, **options: Any) -> StudyResult:
 
     found = run_study(config)
     return StudyResult(details=found, text=show(found))
+
+
+def _check_losses(losses: LossConfig, task: str) -> None:
+    """Check the losses that are given by name."""
+    for loss in losses.loss:
+        if isinstance(loss, str):
+            check_loss(loss, task)
 
 
 def _check_teachers(config: DistillConfig) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from krl_runtime.errors import UsageError
 
 from .networks import PrunableNetwork, size_of, with_backbone
 from .units import Unit, removed
 
-__all__ = ["Counts", "any_channels", "count_left", "counts_for_macs", "kept_channels", "steps_between"]
+__all__ = ["Counts", "any_channels", "count_left", "counts_for_macs", "kept_channels", "largest_share", "steps_between"]
 
 Counts = dict[str, int]
 """By the name of a unit, how many channels it keeps."""
@@ -62,22 +62,35 @@ def counts_for_macs(network: PrunableNetwork, units: Sequence[Unit], share: floa
         UsageError: Even the fewest channels are too many; the message has the least share that is possible.
     """
     whole = size_of(network)["macs"]
-    low, high = 0.0, 1.0
-    best = kept_channels(units, low, multiple)
-    least = count_left(network, units, best) / whole
+    least = count_left(network, units, kept_channels(units, 0.0, multiple)) / whole
     if least > share:
         raise UsageError(
             f"--macs {share:g} cannot be reached: the network keeps {math.ceil(least * 1000) / 1000:g} of its MACs "
             f"with {multiple} channels in each layer that can be pruned; give that or more, or a smaller --multiple"
         )
-    for _ in range(_HALVINGS):
+
+    def fits(channels: float) -> bool:
+        return count_left(network, units, kept_channels(units, channels, multiple)) <= share * whole
+
+    return kept_channels(units, largest_share(fits, _HALVINGS), multiple)
+
+
+def largest_share(fits: Callable[[float], bool], halvings: int) -> float:
+    """Return the largest share that fits, by bisection; 0 where none above it does.
+
+    Args:
+        fits: Whether a share fits; smaller ones then fit as well.
+        halvings: Of the interval from 0 to 1.
+
+    Example:
+        >>> largest_share(lambda share: share <= 0.3, 4)
+        0.25
+    """
+    low, high = 0.0, 1.0
+    for _ in range(halvings):
         middle = (low + high) / 2
-        counts = kept_channels(units, middle, multiple)
-        if count_left(network, units, counts) <= share * whole:
-            low, best = middle, counts
-        else:
-            high = middle
-    return best
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def steps_between(units: Sequence[Unit], last: Counts, steps: int, multiple: int) -> list[Counts]:

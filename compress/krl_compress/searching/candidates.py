@@ -10,6 +10,7 @@ from pathlib import Path
 
 from krl_compress.config import DistillConfig, SearchConfig
 from krl_compress.distillation.distill import prepare
+from krl_compress.distillation.job import Job
 from krl_compress.pruning.networks import network_of
 from krl_runtime.errors import ModelError, UsageError
 from krl_runtime.progress import progress_bar
@@ -24,7 +25,16 @@ from .state import State
 from .trials import Deadline
 from .widths import Fit, widest
 
-__all__ = ["StudentCosts", "as_distillation", "families", "fit_students", "images_folder", "shortlist"]
+__all__ = [
+    "STARTS",
+    "StudentCosts",
+    "as_distillation",
+    "families",
+    "fit_students",
+    "images_folder",
+    "meeting",
+    "shortlist",
+]
 
 _log = logging.getLogger("krl")
 
@@ -47,8 +57,13 @@ def as_distillation(config: SearchConfig, student: str, size: tuple[int, ...] | 
     )
 
 
-def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
+def families(config: SearchConfig, teacher: Run, job: Job) -> Iterator[Family]:
     """Yield the architectures at each size, and the teacher itself, which loses channels.
+
+    Args:
+        config: The options.
+        teacher: The teacher.
+        job: Distillation of a student that starts from the teacher.
 
     Raises:
         UsageError: An architecture is not known, or does not fit the data.
@@ -66,8 +81,8 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
         for text in names:
             name, fixed = _architecture(text)
             try:
-                job = prepare(as_distillation(config, name, size))
-                family = Family.fresh(job.record, multiple=config.multiple, seed=config.loop.seed, fixed=fixed)
+                fresh = prepare(as_distillation(config, name, size)).record
+                family = Family.fresh(fresh, multiple=config.multiple, seed=config.loop.seed, fixed=fixed)
             except ModelError as error:
                 if config.architectures:
                     raise
@@ -75,7 +90,6 @@ def families(config: SearchConfig, teacher: Run) -> Iterator[Family]:
                 continue
             yield family
     if config.prune_teacher:
-        job = prepare(as_distillation(config, config.teacher))
         start = replace(job.record, model=record.model, preprocessing=images)
         yield Family("teacher", start, network_of(teacher), multiple=config.multiple, trained=True)
 

@@ -23,7 +23,7 @@ from .budgets import Budget, Quantity
 from .prediction import from_profile, require_machine
 
 __all__ = [
-    "PRECISIONS",
+    "CONVERSIONS",
     "Bench",
     "Cost",
     "Meter",
@@ -38,7 +38,8 @@ __all__ = [
 _log = logging.getLogger("krl")
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+CONVERSIONS: Mapping[Precision, Callable[..., Any]] = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
+"""By precision, the verb that adds it to a bundle; FP32 is there already."""
 
 # Other work on the machine only ever adds time, so the least of several medians counts.
 _REPEATS = 2
@@ -334,14 +335,13 @@ def add_variants(
         For each that cannot be had, the reason.
     """
     failed: dict[Precision, str] = {}
-    add = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
     for precision in precisions:
-        if precision == "fp32":
+        if precision not in CONVERSIONS:
             continue
         more = {"limit": count} if precision == "int8" else {}
         limits = _limits(bundle)
         try:
-            add[precision](bundle=bundle, data=images, val_limit=count, **more, **limits)  # type: ignore[operator]
+            CONVERSIONS[precision](bundle=bundle, data=images, val_limit=count, **more, **limits)
         except KrlError as error:
             failed[precision] = str(error)
     return failed

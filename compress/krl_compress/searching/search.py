@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import krl_deploy
 from krl_compress.config import SEARCH_RECORD, DistillConfig, SearchConfig
 from krl_compress.distillation.classification import ClassifierJob
 from krl_compress.distillation.distill import prepare
@@ -25,8 +24,8 @@ from krl_train.processes import refuse_several
 from krl_train.run import Run
 
 from .budgets import Budget, parse_budgets, parse_seconds
-from .candidates import StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
-from .costs import Meter, Precision, add_variants, excess, make_bundle, meter_of
+from .candidates import STARTS, StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
+from .costs import CONVERSIONS, Meter, Precision, add_variants, excess, make_bundle, meter_of
 from .report import pareto, write_report
 from .space import Student
 from .state import Point, State, Trial
@@ -68,7 +67,7 @@ class _Search:
         if done is not None:
             return done
         begin = time.monotonic()
-        start = self.folder / "students" / student.key
+        start = self.folder / STARTS / student.key
         out = self.folder / _TRIALS / student.key / str(epochs)
         run = self.distill(self.config.teacher, start, out, _options(self.config, epochs), self.deadline)
         own, error = self.measured(run)
@@ -207,7 +206,7 @@ def _halve(work: _Search) -> None:
 def _students(work: _Search) -> list[Student]:
     """Return the students to train: those that meet the budgets, or that an earlier call of this search found."""
     config, state = work.config, work.state
-    found = list(families(config, work.teacher))
+    found = list(families(config, work.teacher, work.job))
     if state.shortlist:
         known = {family.name: family for family in found}
         facts = [state.students[key] for key in state.shortlist]
@@ -287,9 +286,8 @@ def _deploy(work: _Search, point: Point, out: Path) -> dict[str, Any]:
     """
     run = Run.open(point.trial.run)
     bundle = make_bundle(run, out, work.images)
-    add: dict[Precision, Callable[..., Any]] = {"fp16": krl_deploy.fp16, "int8": krl_deploy.quantize}
-    if point.precision in add:
-        add[point.precision](bundle=bundle, data=work.images, max_drop=work.config.max_drop)
+    if point.precision in CONVERSIONS:
+        CONVERSIONS[point.precision](bundle=bundle, data=work.images, max_drop=work.config.max_drop)
     shares = []
     for _ in range(_MEASUREMENTS):  # other work on the machine, which only adds time, may be over by the next one
         cost = work.meter.measure(bundle, point.precision, point.cost.macs, point.cost.parameters, run)

@@ -19,7 +19,7 @@ from krl_compress.pruning.networks import (
     size_of,
     with_backbone,
 )
-from krl_compress.pruning.plan import any_channels, kept_channels
+from krl_compress.pruning.plan import any_channels, kept_channels, largest_share
 from krl_compress.pruning.units import Unit, find_units, pruned_spec, removed
 from krl_runtime.errors import ModelError
 from krl_train.run import Run, RunRecord
@@ -164,15 +164,7 @@ class Family:
             return self.at(self.fixed)
         if macs >= self.whole_macs:
             return self.at(1.0)
-        low, high, best = 0.0, 1.0, self.at(0.0)
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            student = self.at(middle)
-            if student.macs <= macs:
-                low, best = middle, student
-            else:
-                high = middle
-        return best
+        return self.at(largest_share(lambda channels: self.at(channels).macs <= macs, _HALVINGS))
 
     def _choice(self, counts: Mapping[str, int]) -> dict[Unit, set[int]]:
         if not self._trained:
