@@ -33,13 +33,12 @@ from krl_train.models.custom import custom_arguments
 from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.tasks.optim import default_learning_rate
 from krl_train.training.balance import check_options, class_weights
 from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, parents, starting_point
+from .job import COMMAND, Job, carry_out, fine_tuned, parents, starting_point
 from .label_losses import label_losses
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 from .student_input import student_input
@@ -51,9 +50,6 @@ __all__ = ["ClassifierJob", "classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
-# Of the usual rate, for a pruned network, which at the whole rate forgets what it knew: a resnet20 with 38 % of its
-# operations has a top-1 of 99.2 % after 5 epochs at a fifth, and of 93.9 % at the whole rate (docs/pruning.md).
-_SHARE_OF_RATE = 0.2
 _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
 
@@ -124,7 +120,7 @@ class ClassifierJob(Job):
     def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
         """Return the loss on the labels of up to 1024 training images, evenly spread."""
         assert isinstance(network, Network)  # noqa: S101  for the type checker
-        return label_losses(network, self.labeled.train, resolve_device(self.config.loop.device))
+        return label_losses(Supervised(network), self.labeled.train, resolve_device(self.config.loop.device))
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""
@@ -184,8 +180,8 @@ class ClassifierJob(Job):
             network = quantized_student(record, self.training, start, config.loop.device)
             optim = gentle(optim, loop.batch_size)
         else:
-            if self.fine_tunes and optim.lr is None:
-                optim = replace(optim, lr=_SHARE_OF_RATE * default_learning_rate(optim, loop.batch_size))
+            if self.fine_tunes:
+                optim = fine_tuned(optim, loop.batch_size)
             network = record.model.build(record.preprocessing)
             if start is not None:
                 start_classifier(network, start, record.model.name, record.labels)

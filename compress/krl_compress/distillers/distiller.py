@@ -18,9 +18,9 @@ from krl_train.metrics import quality_of
 from krl_train.models import Network
 from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
+from krl_train.tasks.gather import gather_batch
 
 from .feature_taps import Taps, match_taps
-from .gather import gather_batch
 from .labels import labels_or_answers
 from .weighted_losses import WeightedLoss, teacher_weight
 

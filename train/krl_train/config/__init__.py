@@ -18,6 +18,7 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
+from .embedding import PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
 from .names import DISCRIMINATOR, RECORD, TRAINING_RECIPES, WEIGHTS, recorded_model, recorded_task
@@ -39,6 +40,7 @@ from .transfer import TransferConfig
 __all__ = [
     "DATA_SETS",
     "DISCRIMINATOR",
+    "PROXY_LOSSES",
     "RECORD",
     "TRAINING_RECIPES",
     "WEIGHTS",
@@ -46,6 +48,8 @@ __all__ = [
     "ConditioningConfig",
     "DataConfig",
     "DiscriminatorStartConfig",
+    "EmbeddingConfig",
+    "EmbeddingLoss",
     "EvaluateConfig",
     "FitConfig",
     "GenerationConfig",

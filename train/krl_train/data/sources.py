@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,8 @@ from krl_runtime.images.formats import open_header
 from krl_runtime.images.hashes import hash_files
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.images.splits import hold_out
-from krl_train.config import DataConfig, InputConfig, check_data
+from krl_train.config import DataConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
-from krl_train.models import native_size, published_input
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
@@ -34,13 +32,15 @@ from .shots import Shots
 if TYPE_CHECKING:
     from krl_train.run import RunRecord
 
-__all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
+__all__ = ["HELD_OUT", "LARGEST_NATIVE", "Source", "load_split", "open_source"]
 
 _log = logging.getLogger("krl")
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
-_CROP_FRACTION = 0.875  # 224 of 256 pixels, as ImageNet's networks are evaluated
+LARGEST_NATIVE = 64
+"""Pixels a side: data sets up to here are used as they are, photographs are cropped."""
+HELD_OUT = "held_out_classes"
+"""In a record's data: the classes that were for validation alone; absent where there are none."""
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -61,6 +61,7 @@ class Source:
         custom: The images of a user's own data set.
         shots: Which of the training images are used, where that is not all.
         multi_label: Whether an image can have several labels, or none.
+        held_out: Classes whose images are all for validation, and none of the others is.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Source:
     custom: CustomImages | None = None
     shots: Shots | None = None
     multi_label: bool = False
+    held_out: tuple[str, ...] = ()
 
     @property
     def is_split(self) -> bool:
@@ -102,6 +104,20 @@ class Source:
                 "it out, or give a list with a column 'label'"
             )
 
+    def holding_out(self, classes: Sequence[str]) -> Source:
+        """Return the data set with classes that are for validation alone; the others are then for training alone.
+
+        Raises:
+            UsageError: A class is not there, or fewer than two would be left to train on.
+        """
+        unknown = [name for name in classes if name not in self.labels]
+        left = len(self.labels) - len(set(classes))
+        if unknown or (classes and left < 2):
+            what = f"names {unknown[0]!r}, which {self.name} does not have" if unknown else f"leaves {left} to train on"
+            known = ", ".join(self.labels[:20]) + (" …" if len(self.labels) > 20 else "")
+            raise UsageError(f"--held-out-classes {what}; accepted: some of {known}, so that two or more are left")
+        return replace(self, held_out=tuple(dict.fromkeys(classes)))
+
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
         """Read one split.
 
@@ -114,8 +130,9 @@ class Source:
         Raises:
             DataError: The split is empty, or an image cannot be decoded and is not to be skipped.
         """
+        whole = self._whole(split)
         if self.folder is not None:
-            images = self.folder.split(split, val_fraction=self.config.val_fraction)
+            images = self.folder.split(whole, val_fraction=self.config.val_fraction)
             paths = [image.path for image in images]
             chosen = self._choose(split, [image.group for image in images], lambda: hash_files(paths), limit)
             return PixelSet.from_images(
@@ -129,14 +146,14 @@ class Source:
             )
         if self.custom is not None:
             return self.custom.read(
-                split,
+                whole,
                 preprocessing,
                 margin=margin,
                 choose=lambda labels, hashes: self._choose(split, labels, lambda: hashes, limit),
                 val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
-        parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
+        parts = [self.arrays[name] for name in (("train", "val") if whole == "all" else (whole,))]
         images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         chosen = self._choose(split, labels.tolist(), lambda: _hashes(images_array), limit)
@@ -146,10 +163,32 @@ class Source:
         self, split: str, labels: Sequence[int], hashes: Callable[[], Sequence[str]], limit: int | None
     ) -> list[int]:
         """Return the positions of the images of a split that are read; ``hashes`` is called where it is needed."""
-        if self.shots is None or split != "train":
-            return balanced(labels, limit)
-        drawn = self.shots.draw(labels, hashes())
-        return [drawn[index] for index in balanced([labels[position] for position in drawn], limit)]
+        chosen = self._of_classes(split, labels)
+        if self.shots is not None and split == "train":
+            digests = hashes()
+            drawn = self.shots.draw([labels[index] for index in chosen], [digests[index] for index in chosen])
+            chosen = [chosen[index] for index in drawn]
+        return [chosen[index] for index in balanced([labels[position] for position in chosen], limit)]
+
+    def _whole(self, split: str) -> str:
+        """Return the split that the images of a split are taken from, by class where classes are held out."""
+        if not self.held_out or split == "all" or (split == "train" and self.is_split):
+            return split
+        return "all"
+
+    def _of_classes(self, split: str, labels: Sequence[int]) -> list[int]:
+        """Return the positions of images whose classes are in a split.
+
+        Raises:
+            DataError: There are none.
+        """
+        if not self.held_out or split == "all":
+            return list(range(len(labels)))
+        held_out = {self.labels.index(name) for name in self.held_out}
+        chosen = [index for index, label in enumerate(labels) if (label in held_out) == (split == "val")]
+        if not chosen:
+            raise DataError(f"{self.name} has no image of the classes {', '.join(self.held_out)}; hold out others")
+        return chosen
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
@@ -174,6 +213,7 @@ class Source:
             "val_fraction": self.config.val_fraction,
             "on_bad_image": self.config.on_bad_image,
             **({} if self.shots is None else {"shots": asdict(self.shots)}),
+            **({} if not self.held_out else {HELD_OUT: list(self.held_out)}),
             **splits,
         }
 
@@ -228,77 +268,6 @@ def _open(config: DataConfig, classes: bool) -> Source:
     return Source(name, folder.labels, channels, size, flip=flip, config=config, folder=folder, multi_label=several)
 
 
-def preprocessing_for(
-    config: InputConfig,
-    source: Source,
-    model: str,
-    *,
-    pretrained: bool = False,
-    trained: Preprocessing | None = None,
-) -> Preprocessing:
-    """Fill in what the configuration leaves open about the network's input.
-
-    Args:
-        config: What the user asked for.
-        source: The data; its size counts for networks that take any, and it is measured for mean and std.
-        model: Name of the network.
-        pretrained: Whether the network starts from published weights, or from third-party ones: ``trained`` is then
-            what those state, and ImageNet's normalization for networks for small images.
-        trained: The input that the weights were trained with, which the network starts from; it stays as it is where
-            the user does not say otherwise.
-    """
-    native = native_size(model)
-    if pretrained and native is not None:
-        trained = published_input(model)
-    if trained is not None:
-        kept = _kept(config, trained)
-        if (kept.mean, kept.std) != (trained.mean, trained.std):
-            _log.warning(
-                "the weights were trained with mean %s and std %s; the normalization asked for is mean %s and std %s",
-                *(trained.mean, trained.std, kept.mean, kept.std),
-            )
-        return kept
-    if config.size is not None:
-        height, width = config.size[0], config.size[-1]
-    elif native is None:
-        if source.size is None and is_custom(model):
-            raise UsageError(f"--size is needed: krl does not know which size of images {model} takes")
-        height, width = source.size or (32, 32)
-    else:
-        height = width = native
-    channels = config.channels or (source.channels if native is None else 3)
-    base = _kept(replace(config, size=(height, width), channels=channels), Preprocessing(height, width))
-    if pretrained or (config.mean and config.std):
-        return base
-    sample = source.read("train", base, limit=2000)
-    mean, std = sample.statistics()
-    return replace(base, mean=config.mean or mean, std=config.std or std)
-
-
-def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
-    """Return an input with what the user says about it changed."""
-    size = config.size or (trained.height, trained.width)
-    small = min(size) <= _LARGEST_NATIVE
-    channels = config.channels or trained.channels
-    fraction = trained.crop_fraction if config.size is None else 1.0 if small else _CROP_FRACTION
-    return Preprocessing(
-        height=size[0],
-        width=size[-1],
-        channels=channels,
-        resize=config.resize or trained.resize,
-        crop_fraction=config.crop_fraction or fraction,
-        interpolation=config.interpolation or trained.interpolation,
-        decode_tolerance=trained.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
-        mean=config.mean or _for_channels(trained.mean, channels),
-        std=config.std or _for_channels(trained.std, channels),
-    )
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
-    return values if len(values) == channels else (statistics.fmean(values),) * channels
-
-
 def _keeps_labels_mirrored(folder: ImageFolder) -> bool:
     if not folder.multi_label:
         return keeps_class_mirrored(folder.labels)
@@ -309,7 +278,7 @@ def _custom(config: DataConfig, name: str, classes: bool) -> Source:
     images = open_custom(name, config.memory_limit_mb * 2**20)
     if classes and len(images.labels) < 2:
         raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
-    size = images.size if images.size is not None and max(images.size) <= _LARGEST_NATIVE else None
+    size = images.size if images.size is not None and max(images.size) <= LARGEST_NATIVE else None
     flip = keeps_class_mirrored(images.labels)
     return Source(images.name, images.labels, images.channels, size, flip=flip, config=config, custom=images)
 
@@ -334,7 +303,7 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
         val_fraction=record.data["val_fraction"],
         on_bad_image=record.data["on_bad_image"],
     )
-    source = open_source(config)
+    source = open_source(config).holding_out(record.data.get(HELD_OUT, ()))
     warn_of_change(record.sources, "data", source.name, "the run")
     part = source.read(split, record.preprocessing, limit=limit)
     return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
@@ -360,7 +329,7 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
         modes.add(opened.mode)
     size = sizes.pop() if len(sizes) == 1 else None
     gray = bool(modes) and modes <= set(GRAY_MODES)
-    return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
+    return (size if size is not None and max(size) <= LARGEST_NATIVE else None), (1 if gray else 3)
 
 
 def _hashes(images: npt.NDArray[np.uint8]) -> list[str]:

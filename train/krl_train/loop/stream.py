@@ -19,7 +19,7 @@ from krl_train.data.rows import map_ahead
 from krl_train.tasks.base import Batch
 from krl_train.worker import Worker
 
-from .order import epoch_order
+from .order import epoch_order, grouped_order
 
 __all__ = ["BatchStream"]
 
@@ -41,6 +41,7 @@ class BatchStream:
         seed: Seed of the order.
         views: Number of different views of each image; ``None`` for a new one in each epoch.
         balanced: Whether an epoch shows as many images of each class; see ``epoch_order``.
+        together: Images of a class that come together in a batch, see ``grouped_order``; 1 leaves it to chance.
     """
 
     data: PixelSet
@@ -49,6 +50,7 @@ class BatchStream:
     seed: int
     views: int | None = None
     balanced: bool = False
+    together: int = 1
 
     @property
     def count(self) -> int:
@@ -97,5 +99,7 @@ class BatchStream:
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the indices of an epoch's images, ``[N]``, in random order."""
         random = np.random.default_rng((self.seed, epoch))
+        if self.together > 1:
+            return grouped_order(self.data.labels.numpy(), random, self.together)
         classes = self.data.labeled.long() - 1 if self.data.multi_label else self.data.labels
         return epoch_order(classes.numpy(), random, balanced=self.balanced)
