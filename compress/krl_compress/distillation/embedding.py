@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from krl_compress.config import DistillConfig
 from krl_compress.distillers import WeightedLoss, parse_loss
-from krl_compress.distillers.embedder import EMBEDDING_LOSSES, EmbeddingDistiller
+from krl_compress.distillers.embedder import EMBEDDING_LOSSES, EmbeddingDistiller, of_labels, sees_labels
 from krl_compress.teachers.kinds import kind_of
 from krl_runtime.errors import UsageError
 from krl_train.config import PROXY_LOSSES, DataConfig, EmbeddingConfig, EmbeddingLoss, plan_loop, to_plain
@@ -78,7 +78,8 @@ class EmbeddingJob(Job):
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels, with the loss that the teacher was trained with."""
-        return self._train(record, [term for term in self.terms if term.kind.sees == "labels"], out)
+        alone = [term for term in self.terms if sees_labels(term)] or _default_terms(self.teacher.record)[:1]
+        return self._train(record, alone, out)
 
     def train(self, record: RunRecord) -> Run:
         """Train the student with the teacher."""
@@ -112,6 +113,8 @@ def prepare(config: DistillConfig) -> EmbeddingJob:
         KrlError: The teacher, the student, the data or the configuration cannot be used.
     """
     terms = [parse_loss(text, EMBEDDING_LOSSES) for text in config.losses.loss]
+    for term in filter(sees_labels, terms):
+        of_labels(term, 2, 2)  # refuses what it does not take before anything is read
     teacher = _teacher(config)
     there = teacher.record
     source = open_labeled(_data(config, teacher), there.data.get(HELD_OUT, ()), config.loop.seed)

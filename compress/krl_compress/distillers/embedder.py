@@ -20,7 +20,7 @@ from krl_train.tasks.metric_losses import MetricLoss
 
 from .weighted_losses import Loss, WeightedLoss, rkd
 
-__all__ = ["EMBEDDING_LOSSES", "EmbeddingDistiller"]
+__all__ = ["EMBEDDING_LOSSES", "EmbeddingDistiller", "of_labels", "sees_labels"]
 
 EMBEDDING_LOSSES: Mapping[str, Loss] = {
     **{
@@ -60,7 +60,7 @@ class EmbeddingDistiller(Objective):
         self._teacher = FrozenTeacher(teacher)
         mine, theirs = (_size_of(each) for each in (network, teacher))
         self.of_labels = nn.ModuleDict(
-            {term.name: term.kind.function(classes, mine, **term.options) for term in terms if _sees_labels(term)}
+            {term.name: of_labels(term, classes, mine) for term in terms if sees_labels(term)}
         )
         # Embeddings of another size have no angle to the teacher's. A linear map, which is dropped later, gives one.
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)
@@ -68,25 +68,42 @@ class EmbeddingDistiller(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``"loss"``, and each term before weighting, all scalars."""
         student = self.network(batch.pixels).float()
-        alone = all(_sees_labels(term) for term in self.terms)
+        alone = all(sees_labels(term) for term in self.terms)
         teacher = student.detach() if alone else self._teacher(batch)
         parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
         weighted = [term.factor(batch.epoch) * parts[term.name] for term in self.terms]
         return {"loss": torch.stack(weighted).sum(), **parts}
 
     def _value(self, term: WeightedLoss, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        if _sees_labels(term):
-            of_labels: Tensor = self.of_labels[term.name](student, batch.labels)
-            return of_labels
+        if sees_labels(term):
+            labeled: Tensor = self.of_labels[term.name](student, batch.labels)
+            return labeled
         mine = F.normalize(self.projection(student)) if term.name == "cosine" else student
         options: dict[str, Any] = dict(term.options)
-        pair = [gather_batch(each) for each in (mine, teacher)] if term.kind.couples else [mine, teacher]
-        value: Tensor = term.kind.function(*pair, **options)
+        kind = EMBEDDING_LOSSES[term.name]
+        pair = [gather_batch(each) for each in (mine, teacher)] if kind.couples else [mine, teacher]
+        value: Tensor = kind.function(*pair, **options)
         return value
 
 
-def _sees_labels(term: WeightedLoss) -> bool:
-    return term.kind.sees == "labels"
+def sees_labels(term: WeightedLoss) -> bool:
+    """Return whether a term is of embeddings and labels, without the teacher."""
+    return EMBEDDING_LOSSES[term.name].sees == "labels"
+
+
+def of_labels(term: WeightedLoss, classes: int, size: int) -> MetricLoss:
+    """Return the loss of a term that sees labels, freshly initialized.
+
+    Args:
+        term: The term.
+        classes: Number of classes.
+        size: Numbers of an embedding.
+
+    Raises:
+        UsageError: The loss does not take an option of the term.
+    """
+    made: MetricLoss = EMBEDDING_LOSSES[term.name].function(classes, size, **term.options)
+    return made
 
 
 def _size_of(network: EmbeddingNetwork) -> int:

@@ -59,6 +59,11 @@ def check_refusal(config: ExportConfig, run: Run) -> None:
     record = run.record
     if config.none_of_these is None:
         return
+    if record.task == "embedding":
+        raise UsageError(
+            f"--none-of-these is for classifiers; {config.run} finds images by embeddings, and the distance from which "
+            "on nothing is found is calibrated on them: krl-runtime index NAME.krl FOLDER --none-of-these"
+        )
     if record.task != "classification":
         raise UsageError(f"--none-of-these is for classifiers; {config.run} is of the task {record.task}; leave it out")
     if record.multi_label:

@@ -38,9 +38,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         ``run``, ``data``, ``split``, ``trained_on`` and what ``evaluate_classifier``, ``evaluate_embedder``,
-        ``evaluate_restorer`` or ``evaluate_generator`` returns. Of a classifier or an embedder also ``images``, their number, and ``trained_images``, how many
-        of them it was trained on (``None`` where that is not known); of one with two heads ``head``, ``"target"`` or
-        ``"source"``.
+        ``evaluate_restorer`` or ``evaluate_generator`` returns. Of a classifier or an embedder also ``images``, their
+        number, and ``trained_images``, how many of them it was trained on (``None`` where that is not known); of one
+        with two heads ``head``, ``"target"`` or ``"source"``.
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
@@ -59,13 +59,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
+    network = run.module()
+    assert isinstance(network, Network)  # noqa: S101  for the type checker: classifiers and embedders are
     source = _open_data(run, config.data)
-    if record.task == "embedding":
-        source.require_one_class("a network of embeddings")
-        head, network = {}, run.module()
-    else:
-        head, network, record = _head_for(run, run.network(), source.labels)
-        _check_alike(run, source)
+    _check_alike(run, source)
+    head, network, record = _head_for(run, network, source.labels)
     source, split = choose_split(record, source, config.split)
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
