@@ -100,7 +100,7 @@ class LabeledImages(Task):
             self.used["calibration"] = _sample(made)
             return CalibrationData(made, identity(made, []), origin)
         if options.data is None:
-            raise UsageError("--data is missing: calibration needs images; give --data FOLDER, or --from-generator NAME.krl")
+            raise UsageError("calibration needs images; give --data FOLDER, or --from-generator NAME.krl")
         pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
         labels = truth_of(used, self.several)
         check_images(pixels)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from krl_deploy.config import ExportConfig
 from krl_deploy.graph import EMBEDDINGS, PIXELS
-from krl_runtime.bundle.embedding import EMBEDDING
 
 from .classifier import real_inputs
 from .conversion import to_onnx
@@ -25,6 +24,6 @@ def plan_embedder(config: ExportConfig, run: Run) -> ExportPlan:
     preprocessing, network = run.record.preprocessing, run.module()
     pixels = real_inputs(config, run)
     model = to_onnx(network, preprocessing.shape, config.opset, EMBEDDINGS)
-    settings = {EMBEDDING: {"size": run.record.model.num_classes}}
+    settings = {"embedding": {"size": run.record.model.num_classes}}
     macs = count_macs(network, preprocessing.shape)
     return ExportPlan(network, model, {PIXELS: pixels}, EMBEDDINGS, preprocessing, macs, settings)

@@ -14,7 +14,7 @@ from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph import EMBEDDINGS
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import CheckFailedError, ModelError
-from krl_runtime.evaluation.retrieval import finds_itself
+from krl_runtime.evaluation.retrieval import agreement
 
 from .conversion import EXPORT_BATCH
 from .plan import ExportPlan
@@ -80,9 +80,9 @@ def check_parity(
 
 
 def _agreement(plan: ExportPlan, made: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Return the share of inputs with torch's prediction, the smallest of all heads; of embeddings see ``finds_itself``."""
+    """Return the share of inputs with torch's prediction, the smallest of all heads; of embeddings ``agreement``."""
     if plan.output == EMBEDDINGS:
-        return float(finds_itself(made, expected).mean())
+        return float(agreement(made, expected).mean())
     pairs = zip(plan.apart(made).values(), plan.apart(expected).values(), strict=True)
     return min(float((mine.argmax(1) == theirs.argmax(1)).mean()) for mine, theirs in pairs)
 

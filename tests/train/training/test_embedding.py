@@ -75,7 +75,7 @@ def test_recall_is_that_of_an_independent_search(run: Run) -> None:
 def test_each_loss_learns(loss: Any, images: Path, tmp_path: Path) -> None:
     asked = EmbeddingConfig(embedding_dim=16, embedding_loss=loss)
     history = fit(config(images, tmp_path / "run", asked)).record.history
-    assert history[-1]["val_map_at_r"] > 1.2 * history[0]["val_map_at_r"]
+    assert history[-1]["val_map_at_r"] > 1.1 * history[0]["val_map_at_r"]
     assert history[-1]["val_recall_at_1"] > 0.7  # chance is a tenth
 
 
