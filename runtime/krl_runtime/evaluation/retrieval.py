@@ -258,7 +258,8 @@ class RetrievalScore:
         count: Number of images.
         counted: Number of those with a label that another one has: what the recall is of.
         agreement: Share of images, 0 to 1, that are nearest to their own reference of all; see ``agreement``.
-        snr_db: Power of the reference's embeddings over that of their error, in dB; 200 if they are equal.
+        snr_db: Power of the reference's embeddings less their mean, which tells no image from another, over that of
+            the error, in dB; 200 if they are equal.
         mean_cosine: Mean similarity of an output to its reference, -1 to 1.
         max_error: Largest absolute difference of a value from the reference's, in vectors of length 1.
         recall_at_1: Share of the counted ones, 0 to 1, whose nearest other image has their label; ``None`` if
@@ -355,9 +356,10 @@ class RetrievalTally:
         outputs, references = np.concatenate(self.outputs), np.concatenate(self.references)
         truth = np.concatenate(self.truth)
         errors = outputs.astype(np.float64) - references
+        spread = references.astype(np.float64) - references.mean(axis=0, dtype=np.float64)
         plain = {
             "agreement": float(agreement(outputs, references).mean()),
-            "snr_db": snr_db(float(np.square(references.astype(np.float64)).sum()), float(np.square(errors).sum())),
+            "snr_db": snr_db(float(np.square(spread).sum()), float(np.square(errors).sum())),
             "mean_cosine": float(_cosines(outputs, references).mean()),
             "max_error": float(np.abs(errors).max(initial=0.0)),
         }

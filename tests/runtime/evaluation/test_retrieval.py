@@ -142,7 +142,9 @@ def test_a_tally_of_batches_gives_the_paired_drop():
     assert 0 < score.drop < 50
     assert score.better_than_chance
     mine, theirs = unit_vectors(outputs).astype(float), unit_vectors(reference).astype(float)
-    assert score.snr_db == pytest.approx(10 * np.log10((theirs**2).sum() / ((mine - theirs) ** 2).sum()))
+    assert score.snr_db == pytest.approx(
+        10 * np.log10(len(theirs) * theirs.var(axis=0).sum() / ((mine - theirs) ** 2).sum())
+    )
     assert score.mean_cosine == pytest.approx((mine * theirs).sum(axis=1).mean())
     assert score.max_error == pytest.approx(np.abs(mine - theirs).max())
     assert len(score.cells(score)) == len(score.HEADER)
