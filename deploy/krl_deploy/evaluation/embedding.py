@@ -27,7 +27,7 @@ class Embedding(LabeledImages):
     def why_refused(self, precision: str, score: RetrievalScore) -> str | None:
         """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
         least = least_agreement(precision, self.options.max_drop)
-        if score.drop is None and score.agreement < least - EXACT:
+        if not (score.drop is not None and score.better_than_chance) and score.agreement < least - EXACT:
             return f"{score.agreement:.2%} of the embeddings are nearest to those of fp32, required: {least:.2%}"
         if score.drop is not None and score.drop - (score.drop_error or 0.0) > self.accepted + EXACT:
             return f"a drop of {score.drop:.2f} ± {score.drop_error:.2f} points, accepted: {self.accepted:g}"
@@ -42,12 +42,13 @@ class Embedding(LabeledImages):
         reference, *variants = scores.values()
         return judge_embeddings(
             precision,
-            count=count,
+            count=count if reference.drop is None else reference.counted,
             agreement=min(score.agreement for score in variants),
             drop=largest_drop(scores),
             snr_db=min(score.snr_db for score in variants),
+            known=reference.drop is None or reference.better_than_chance,
             max_drop=self.options.max_drop,
-            doubts=[*self.doubts, *(self._shift() if reference.drop is None else [])],
+            doubts=[*self.doubts, *([] if reference.better_than_chance else self._shift())],
             accept_unmeasured=self.options.accept_unmeasured,
         )
 
