@@ -28,6 +28,7 @@ from krl_train.config import DISCRIMINATOR, RECORD, WEIGHTS, check_run
 from krl_train.custom import is_custom, warn_of_change
 
 from .models import ModelSpec, Network, load_weights
+from .models.spec import INPUTS
 
 __all__ = [
     "JOINT",
@@ -113,6 +114,11 @@ class RunRecord:
     def multi_label(self) -> bool:
         """Whether an image can have several labels, or none."""
         return is_multi_label(self.output_kind)
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Any], ...]:
+        """Inputs beside the image, as a manifest's settings have them; see ``krl_runtime.bundle.further_inputs``."""
+        return tuple(self.model.arguments.get(INPUTS, ()))
 
     def to_bytes(self) -> bytes:
         """Return the content of ``run.json``."""

@@ -139,6 +139,8 @@ class DistillConfig(TrainingConfig):
     times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
     fusion: Advanced[Annotated[Literal["mean", "confidence", "class"], CLASSIFIER]] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
+    student_inputs: Advanced[Annotated[Literal["image", "same"], CLASSIFIER]] = "image"
+    """Of a teacher with several inputs: the student takes the image alone, or the same inputs."""
     unlabeled: Annotated[Annotated[tuple[Path, ...], tyro.conf.UseAppendAction], CLASSIFIER] = ()
     """Folder of images without labels (recordings) to learn from as well; may be given several times."""
     baseline: bool = False

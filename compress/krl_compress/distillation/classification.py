@@ -38,6 +38,7 @@ from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
+from .inputs import check_size, inputs_of, same_inputs
 from .job import COMMAND, Job, carry_out, fine_tuned, parents, starting_point
 from .label_losses import label_losses
 from .quantization import check_quantized, gentle, measure_start, quantized_student
@@ -200,6 +201,8 @@ def prepare(config: DistillConfig) -> ClassifierJob:
     if config.losses.loss:  # refused before anything is read
         resolve_names(config.losses)
     teachers, source = _teachers(config)
+    inputs = inputs_of(teachers, config)
+    source = replace(source, further=inputs)
     check_options(source, config.optim, config.loop)
     several = len(source.labels) if source.multi_label else None
     terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes, several=several)
@@ -207,6 +210,7 @@ def prepare(config: DistillConfig) -> ClassifierJob:
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     preprocessing = student_input(config, teachers[0].network.preprocessing, source, name, start)
+    check_size(inputs, teachers, preprocessing)
     labeled = training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     if config.unlabeled:
@@ -214,6 +218,8 @@ def prepare(config: DistillConfig) -> ClassifierJob:
         record = replace(record, data={**record.data, "unlabeled": described})
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
     kept = carried_arguments(start.record.model if start else record.model)
+    if config.student_inputs == "same":
+        kept |= same_inputs(teachers)
     model = replace(record.model, arguments={**kept, **arguments})
     uses = [("loss", term.name) for term in terms if term.custom] + [("teacher", name) for name in config.teacher]
     record = replace(

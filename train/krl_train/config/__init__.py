@@ -19,6 +19,7 @@ from .base import (
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
 from .embedding import PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
+from .further import CATEGORY, FurtherInputsConfig
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
 from .names import DISCRIMINATOR, RECORD, TRAINING_RECIPES, WEIGHTS, recorded_model, recorded_task
@@ -38,6 +39,7 @@ from .tasks import (
 from .transfer import TransferConfig
 
 __all__ = [
+    "CATEGORY",
     "DATA_SETS",
     "DISCRIMINATOR",
     "PROXY_LOSSES",
@@ -52,6 +54,7 @@ __all__ = [
     "EmbeddingLoss",
     "EvaluateConfig",
     "FitConfig",
+    "FurtherInputsConfig",
     "GenerationConfig",
     "GeneratorScoreConfig",
     "ImportConfig",

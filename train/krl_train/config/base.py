@@ -15,6 +15,7 @@ from krl_train.custom import Custom, named
 
 from .augmentation import AugmentConfig
 from .embedding import EmbeddingConfig
+from .further import FurtherInputsConfig
 from .joint import JointConfig
 from .optimization import LoopConfig, OptimConfig
 from .tasks import (
@@ -175,6 +176,7 @@ class FitConfig(TrainingConfig):
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
     joint: Advanced[Annotated[JointConfig, _CLASSIFIER]] = field(default_factory=JointConfig)
+    further: Advanced[Annotated[FurtherInputsConfig, _CLASSIFIER]] = field(default_factory=FurtherInputsConfig)
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.bundle.further_inputs import FurtherInput
 from krl_runtime.bundle.output_kind import OutputKind
 from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
@@ -24,6 +26,7 @@ from krl_train.custom import is_custom, warn_of_change
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
+from .further import attach
 from .mirroring import keeps_class_mirrored
 from .patches import GRAY_MODES
 from .pixels import PixelSet
@@ -32,7 +35,7 @@ from .shots import Shots
 if TYPE_CHECKING:
     from krl_train.run import RunRecord
 
-__all__ = ["HELD_OUT", "LARGEST_NATIVE", "Source", "load_split", "open_source"]
+__all__ = ["HELD_OUT", "LARGEST_NATIVE", "Source", "load_set", "load_split", "open_source"]
 
 _log = logging.getLogger("krl")
 
@@ -61,6 +64,7 @@ class Source:
         custom: The images of a user's own data set.
         shots: Which of the training images are used, where that is not all.
         multi_label: Whether an image can have several labels, or none.
+        further: Inputs beside the image that are read as well.
         held_out: Classes whose images are all for validation, and none of the others is.
     """
 
@@ -76,6 +80,7 @@ class Source:
     shots: Shots | None = None
     multi_label: bool = False
     held_out: tuple[str, ...] = ()
+    further: tuple[FurtherInput, ...] = ()
 
     @property
     def is_split(self) -> bool:
@@ -135,17 +140,21 @@ class Source:
             images = self.folder.split(whole, val_fraction=self.config.val_fraction)
             paths = [image.path for image in images]
             chosen = self._choose(split, [image.group for image in images], lambda: hash_files(paths), limit)
-            return PixelSet.from_images(
-                [images[index] for index in chosen],
-                preprocessing,
+            read = partial(
+                PixelSet.from_images,
+                preprocessing=preprocessing,
                 margin=margin,
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
                 disk_limit=self.config.disk_cache_mb * 2**20,
                 several=len(self.labels) if self.multi_label else None,
             )
+            files = [images[index] for index in chosen]
+            part = read(files)
+            attach(part, files, self.further, partial(read, on_bad="refuse"), self.folder.root.parent)
+            return part
         if self.custom is not None:
-            return self.custom.read(
+            part = self.custom.read(
                 whole,
                 preprocessing,
                 margin=margin,
@@ -153,11 +162,15 @@ class Source:
                 val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
+            attach(part, (), self.further, PixelSet.from_images)
+            return part
         parts = [self.arrays[name] for name in (("train", "val") if whole == "all" else (whole,))]
         images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         chosen = self._choose(split, labels.tolist(), lambda: _hashes(images_array), limit)
-        return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+        part = PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+        attach(part, (), self.further, PixelSet.from_images)
+        return part
 
     def _choose(
         self, split: str, labels: Sequence[int], hashes: Callable[[], Sequence[str]], limit: int | None
@@ -297,6 +310,12 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     Raises:
         DataError: The data is not where it was.
     """
+    part = load_set(record, split, limit)
+    return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
+
+
+def load_set(record: RunRecord, split: str, limit: int | None = None) -> PixelSet:
+    """Read again the data that a run was trained on, with what is beside the images; see ``load_split``."""
     config = DataConfig(
         data=record.data["source"],
         data_root=Path(record.data["root"]),
@@ -305,8 +324,8 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     )
     source = open_source(config).holding_out(record.data.get(HELD_OUT, ()))
     warn_of_change(record.sources, "data", source.name, "the run")
-    part = source.read(split, record.preprocessing, limit=limit)
-    return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
+    source = replace(source, further=record.model.further(record.preprocessing))
+    return source.read(split, record.preprocessing, limit=limit)
 
 
 def _prepare(images: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:

@@ -64,7 +64,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     source = _open_data(run, config.data)
     _check_alike(run, source)
     head, network, record = _head_for(run, network, source.labels)
-    source, split = choose_split(record, source, config.split)
+    source, split = choose_split(
+        record, replace(source, further=record.model.further(record.preprocessing)), config.split
+    )
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
     if isinstance(network, EmbeddingNetwork):  # any classes: it is asked which images are alike

@@ -16,6 +16,7 @@ from krl_runtime.errors import ModelError
 from krl_runtime.evaluation.labels import measure_labels
 from krl_runtime.evaluation.predictions import standard_error
 from krl_train.data.pixels import PixelSet
+from krl_train.models import Network
 from krl_train.worker import Worker
 
 __all__ = ["evaluate_classifier", "outputs_of", "quality_error", "quality_name", "quality_of", "standard_error"]
@@ -75,8 +76,13 @@ def outputs_of(network: nn.Module, data: PixelSet, worker: Worker, batch_size: i
     mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _center(data, indices).to(worker.device).contiguous(memory_format=worker.layout)
-        logits = network(pixels).float()
+        pixels, *others = (center(each, indices).to(worker.device) for each in data.images)
+        pixels = pixels.contiguous(memory_format=worker.layout)
+        if isinstance(network, Network):
+            further = data.beside(torch.from_numpy(indices), others, worker)
+            logits = network.answer(pixels, further).float()
+        else:
+            logits = network(pixels).float()
         if not logits.isfinite().all():
             raise ModelError("the network answers images with numbers that are not finite; train it again")
         yield logits, data.labels[torch.from_numpy(indices)].to(worker.device)
@@ -113,7 +119,8 @@ def quality_error(metrics: Mapping[str, Any]) -> float:
     return float(metrics[f"{quality_name(metrics)}_standard_error"])
 
 
-def _center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+def center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+    """Return images ``[n, C, H, W]`` without the margin for random crops."""
     pixels = data.pixels(indices)
     margin = data.margin
     return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
