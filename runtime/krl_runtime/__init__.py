@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .device.recording import record
     from .device.selftest import selftest
     from .device.tune import tune
-    from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
+    from .pipelines import Classification, Classifier, Embedder, Embedding, Generator, Raster, Restorer, grid, load
 
 __all__ = [
     "BackendError",
@@ -58,6 +58,8 @@ __all__ = [
     "Classification",
     "Classifier",
     "DataError",
+    "Embedder",
+    "Embedding",
     "Generator",
     "ImageError",
     "KrlError",
@@ -82,7 +84,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    ".pipelines": ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"),
+    ".pipelines": (
+        "Classification",
+        "Classifier",
+        "Embedder",
+        "Embedding",
+        "Generator",
+        "Raster",
+        "Restorer",
+        "grid",
+        "load",
+    ),
     ".device.selftest": ("selftest",),
     ".device.tune": ("tune",),
     ".device.bench": ("bench",),
