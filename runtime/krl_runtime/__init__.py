@@ -1,4 +1,4 @@
-"""Run krl bundles on TensorRT or ONNX Runtime: classify, restore or generate images.
+"""Run krl bundles on TensorRT or ONNX Runtime: classify, embed, restore or generate images.
 
 ::
 
@@ -8,6 +8,10 @@
         print(model.backend.reason)
         prediction = model("rose.jpg")
         print(prediction.label, prediction.score)
+
+    with krl_runtime.load("products.krl") as model:
+        index = krl_runtime.index(model, "products/")
+        print(index.search(model("photo.jpg"))[0].neighbors)
 
     with krl_runtime.load("super-resolution.krl") as model:
         model("small.png").save("large.png")
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from .device.selftest import selftest
     from .device.tune import tune
     from .pipelines import Classification, Classifier, Embedder, Embedding, Generator, Raster, Restorer, grid, load
+    from .retrieval.building import index
+    from .retrieval.gallery import Index, Neighbor, SearchResult
 
 __all__ = [
     "BackendError",
@@ -62,14 +68,17 @@ __all__ = [
     "Embedding",
     "Generator",
     "ImageError",
+    "Index",
     "KrlError",
     "MissingExtraError",
     "ModelError",
+    "Neighbor",
     "NotAvailableError",
     "Preprocessing",
     "Raster",
     "Restorer",
     "RunError",
+    "SearchResult",
     "TrainingError",
     "UsageError",
     "__version__",
@@ -77,6 +86,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "grid",
+    "index",
     "load",
     "record",
     "selftest",
@@ -95,6 +105,8 @@ _MODULES = {
         "grid",
         "load",
     ),
+    ".retrieval.building": ("index",),
+    ".retrieval.gallery": ("Index", "Neighbor", "SearchResult"),
     ".device.selftest": ("selftest",),
     ".device.tune": ("tune",),
     ".device.bench": ("bench",),

@@ -12,7 +12,7 @@ import numpy as np
 from krl_runtime.backends.base import RunningBackend, run_in_parts
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import BundleError
-from krl_runtime.evaluation.retrieval import unit_vectors
+from krl_runtime.evaluation.neighbors import unit_vectors
 
 from .image import ImagePipeline, check_image_input
 from .streams import StreamItem, Watch, stream

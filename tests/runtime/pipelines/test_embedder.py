@@ -75,9 +75,7 @@ def test_outputs_without_a_direction_are_refused(model: Embedder, value: float, 
     outputs = np.ones((2, SIZE), np.float32)
     outputs[1] = value
     monkeypatch.setattr(type(model.backend), "run", lambda *_: {"embeddings": outputs})
-    with pytest.raises(
-        ModelError, match="variant fp32 on onnxruntime-cpu gave an embedding that is zero or has numbers"
-    ):
+    with pytest.raises(ModelError, match="variant fp32 on onnxruntime-cpu gave an embedding that is zero"):
         model(colored(2))
     good, bad = model.run_batch(colored(2).transpose(0, 3, 1, 2), [5, 5])
     assert good.vector == pytest.approx(SIZE**-0.5)
