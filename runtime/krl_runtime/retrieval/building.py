@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -83,10 +83,7 @@ def index(
             else there.add(vectors, names, labels, overwrite=overwrite)
         )
         if none_of_these is not None:
-            known = _known(made, embedder, validation, on_bad_image)
-            made = _calibrated(made, none_of_these, known, "index" if validation is None else str(validation))
-            if others is not None:
-                made = _measured(made, embedder, Path(others), known, on_bad_image)
+            made = _calibrated(made, embedder, none_of_these, validation, others, on_bad_image)
     return made.save(path)
 
 
@@ -160,35 +157,44 @@ def _similarities(made: Index, vectors: npt.NDArray[np.float32]) -> npt.NDArray[
     return near[:, 0].astype(np.float64)
 
 
-def _calibrated(made: Index, share: float, known: npt.NDArray[np.float64], source: str) -> Index:
+def _calibrated(
+    made: Index,
+    model: Embedder,
+    share: float,
+    validation: str | Path | None,
+    others: str | Path | None,
+    on_bad: OnBadImage,
+) -> Index:
     """Return the index with the similarity that refuses a share of known images, and how it was chosen."""
+    known = _known(made, model, validation, on_bad)
     least, refused = refusing(known, share, "known images", "with --validation FOLDER")
     calibration: dict[str, Any] = {
         "score": "similarity to the nearest item",
-        "source": source,
+        "source": "index" if validation is None else Path(validation).name,
         "asked": share,
         "refused": refused,
         "images": len(known),
         "least": least,
     }
+    if others is not None:
+        calibration["others"] = _separated(made, model, Path(others), known, least, on_bad)
     return replace(made, least_similarity=least, calibration=calibration)
 
 
-def _measured(
-    made: Index, model: Embedder, folder: Path, known: Sequence[float] | npt.NDArray[np.float64], on_bad: OnBadImage
-) -> Index:
-    """Return the index with how well images of other things are separated from the known ones."""
+def _separated(
+    made: Index, model: Embedder, folder: Path, known: npt.NDArray[np.float64], least: float, on_bad: OnBadImage
+) -> dict[str, Any]:
+    """Return how well images of other things are separated from the known ones."""
     vectors, _, labels = embed_folder(model, folder, on_bad, "embedding other images")
     same = sorted((set(labels) & set(made.labels)) - {""})
     if same:
         raise DataError(f"{folder} has classes of the index: {some(same)}; give images of other things alone")
     scores = _similarities(made, vectors)
-    refused = float((scores < made.least_similarity).mean())
-    found = {
+    refused = float((scores < least).mean())
+    return {
         "data": folder.name,
         "images": len(scores),
         "refused": refused,
         "false_positive_rate": 1 - refused,
-        "auroc": separation(np.asarray(known), scores),
+        "auroc": separation(known, scores),
     }
-    return replace(made, calibration={**made.calibration, "others": found})

@@ -93,6 +93,7 @@ def search_graph(graph: Any, queries: npt.NDArray[np.float32], count: int) -> np
     Returns ``None`` if the graph gives fewer than were asked for.
     """
     found = graph.search(queries, count, threads=cpu_count())
-    if (np.asarray(found.counts) < count).any():
+    # The result for one query has another type, which holds as many keys as were found.
+    if min(getattr(found, "counts", [len(found.keys)])) < count:
         return None
-    return np.asarray(found.keys, np.int64)
+    return np.asarray(found.keys, np.int64).reshape(len(queries), count)
