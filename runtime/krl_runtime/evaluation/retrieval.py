@@ -5,13 +5,13 @@ Similarity is the cosine, the dot product of vectors of length 1. All of it is N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from .neighbors import BLOCK, TIE, Vectors, cosines, directed, nearest, neighbor_blocks, neighbors, unit_vectors
 from .predictions import drop_cell, paired_drop, snr_db, standard_error
 
 __all__ = [
@@ -20,126 +20,12 @@ __all__ = [
     "agreement",
     "label_matches",
     "mean_average_precision_at_r",
-    "nearest",
     "neighbors",
     "recall_at",
     "unit_vectors",
 ]
 
-Vectors = npt.NDArray[np.float32]
-
-_BLOCK: Final = 1 << 24
-"""Similarities that are held at a time: 64 MiB of float32, and as many queries as one product is fast with."""
-_PAIRS: Final = 1 << 16  # candidates that are compared again in float64 at a time: 64 MiB of 128 dimensions
-_TIE: Final = 1e-6
-"""Similarities that are no further apart count as equal: a float32 product of 1024 dimensions is right to 2e-7."""
-_DIGITS: Final = 7  # of a similarity: float32 has seven, and equal vectors at other places of a product stay equal
 _FURTHER: Final = 5  # neighbors of the second recall, the usual one beside the first
-
-
-def unit_vectors(vectors: npt.NDArray[Any]) -> Vectors:
-    """Return vectors of length 1.
-
-    Args:
-        vectors: ``[N, D]``.
-
-    Returns:
-        ``[N, D]`` float32. A vector without a direction, of zeros or with a value that is not finite, becomes zeros.
-
-    Example:
-        >>> unit_vectors(np.array([[3.0, 4.0], [0.0, 0.0]]))
-        array([[0.6, 0.8],
-               [0. , 0. ]], dtype=float32)
-    """
-    made = np.empty(vectors.shape, np.float32)
-    step = max(1, _BLOCK // (2 * max(1, vectors.shape[1])))
-    for start in range(0, len(vectors), step):
-        wide = vectors[start : start + step].astype(np.float64)
-        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
-        known = np.isfinite(lengths) & (lengths > 0)
-        made[start : start + step] = np.where(known, wide / np.where(known, lengths, 1.0), 0.0)
-    return made
-
-
-def _directed(vectors: Vectors) -> npt.NDArray[np.bool_]:
-    """Return which vectors have a direction, ``[N]``: ``unit_vectors`` made the others zeros."""
-    return np.asarray(vectors.any(axis=1))
-
-
-def _cosines(one: Vectors, other: Vectors) -> npt.NDArray[np.float64]:
-    """Return the dot product of each vector with its partner, ``[N]``: both are ``[N, D]``."""
-    return np.asarray(np.einsum("ij,ij->i", one.astype(np.float64), other.astype(np.float64)))
-
-
-def _blocks(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool
-) -> Iterator[tuple[slice, npt.NDArray[np.int64], Vectors]]:
-    """Yield the neighbors of some queries at a time: which queries, and as ``nearest`` returns."""
-    step = max(1, _BLOCK // max(1, len(gallery)))
-    for start in range(0, len(queries), step):
-        block = slice(start, min(start + step, len(queries)))
-        near = queries[block] @ gallery.T
-        rows = np.arange(len(near))
-        if exclude_self:
-            near[rows, rows + start] = -np.inf
-        least = np.partition(near, -k, axis=1)[:, -k]
-        # Candidates within the rounding of the product are compared again, so that the order depends on no block.
-        row, column = np.nonzero(near >= np.maximum(least - _TIE, np.finfo(np.float32).min)[:, None])
-        found = np.concatenate(
-            [
-                _cosines(queries[row[at : at + _PAIRS] + start], gallery[column[at : at + _PAIRS]])
-                for at in range(0, len(row), _PAIRS)
-            ]
-        )
-        found = found.round(_DIGITS)
-        order = np.lexsort((column, -found, row))
-        chosen = order[np.searchsorted(row, rows)[:, None] + np.arange(k)]  # sorted by row, as it was before
-        yield block, column[chosen], found[chosen].astype(np.float32)
-
-
-def nearest(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool = False
-) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """Return the nearest vectors of a gallery, by exact search.
-
-    Args:
-        queries: ``[N, D]`` float32 of length 1, as ``unit_vectors`` makes them.
-        gallery: ``[M, D]``, the same.
-        k: Number of neighbors, at least 1; with fewer in the gallery all of them.
-        exclude_self: Whether the gallery is the queries, and no vector is its own neighbor.
-
-    Returns:
-        Their indices in the gallery ``[N, k]``, the nearest first and the lower index first of equal ones, and their
-        similarities ``[N, k]`` float32, -1 to 1.
-    """
-    k = min(k, len(gallery) - exclude_self)
-    shape = (len(queries), max(0, k))
-    indices, similarities = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-    if k > 0:
-        for block, found, near in _blocks(queries, gallery, k, exclude_self=exclude_self):
-            indices[block], similarities[block] = found, near
-    return indices, similarities
-
-
-def neighbors(
-    queries: npt.NDArray[Any], gallery: npt.NDArray[Any], k: int, *, exclude_self: bool = False
-) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """Return the nearest vectors of a gallery by their cosine; see ``nearest``.
-
-    Args:
-        queries: ``[N, D]`` of any length.
-        gallery: ``[M, D]`` of any length.
-        k: As of ``nearest``.
-        exclude_self: As of ``nearest``.
-
-    Returns:
-        As of ``nearest``.
-
-    Example:
-        >>> neighbors(np.eye(2), np.array([[0.0, 2.0], [1.0, 1.0]]), 1)[0].tolist()
-        [[1], [0]]
-    """
-    return nearest(unit_vectors(queries), unit_vectors(gallery), k, exclude_self=exclude_self)
 
 
 def label_matches(
@@ -163,8 +49,8 @@ def label_matches(
     indices, _ = nearest(vectors, vectors, k, exclude_self=True)
     matches, counted = np.zeros((len(labels), k), np.bool_), np.zeros(len(labels), np.bool_)
     counted[known] = _others(of_known) > 0
-    directed = _directed(vectors)
-    same = (of_known[indices] == of_known[:, None]) & directed[:, None] & directed[indices]
+    has_direction = directed(vectors)
+    same = (of_known[indices] == of_known[:, None]) & has_direction[:, None] & has_direction[indices]
     matches[known, : indices.shape[1]] = same
     return matches, counted
 
@@ -216,9 +102,9 @@ def mean_average_precision_at_r(embeddings: npt.NDArray[Any], labels: npt.NDArra
     most = int(relevant.max(initial=0))
     if not most:
         return None
-    total, directed, places = 0.0, _directed(vectors), np.arange(1, most + 1)
-    for block, indices, _ in _blocks(vectors, vectors, most, exclude_self=True):
-        same = (of_known[indices] == of_known[block][:, None]) & directed[block][:, None] & directed[indices]
+    total, has_direction, places = 0.0, directed(vectors), np.arange(1, most + 1)
+    for block, indices, _ in neighbor_blocks(vectors, vectors, most, exclude_self=True):
+        same = (of_known[indices] == of_known[block][:, None]) & has_direction[block][:, None] & has_direction[indices]
         same &= places <= relevant[block][:, None]
         precision = (same.cumsum(axis=1) / places * same).sum(axis=1)
         total += float((precision / np.maximum(1, relevant[block])).sum())
@@ -243,11 +129,11 @@ def agreement(outputs: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.NDA
         [True, False]
     """
     mine, theirs = unit_vectors(outputs), unit_vectors(reference)
-    own = _cosines(mine, theirs)
-    best, step = np.zeros(len(mine)), max(1, _BLOCK // max(1, len(theirs)))
+    own = cosines(mine, theirs)
+    best, step = np.zeros(len(mine)), max(1, BLOCK // max(1, len(theirs)))
     for start in range(0, len(mine), step):
         best[start : start + step] = (mine[start : start + step] @ theirs.T).max(axis=1)
-    return np.asarray((own >= best - _TIE) & _directed(mine))
+    return np.asarray((own >= best - TIE) & directed(mine))
 
 
 @dataclass(frozen=True)
@@ -360,7 +246,7 @@ class RetrievalTally:
         plain = {
             "agreement": float(agreement(outputs, references).mean()),
             "snr_db": snr_db(float(np.square(spread).sum()), float(np.square(errors).sum())),
-            "mean_cosine": float(_cosines(outputs, references).mean()),
+            "mean_cosine": float(cosines(outputs, references).mean()),
             "max_error": float(np.abs(errors).max(initial=0.0)),
         }
         matches, counted = label_matches(outputs, truth, _FURTHER)

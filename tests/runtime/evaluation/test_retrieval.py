@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from krl_runtime.evaluation import retrieval
+from krl_runtime.evaluation import neighbors as neighbors_module
 from krl_runtime.evaluation.retrieval import (
     RetrievalTally,
     agreement,
@@ -26,7 +26,7 @@ def clustered(count=240, dimensions=16, classes=12, spread=0.9, seed=0):
 def test_neighbors_are_those_of_scikit_learn(monkeypatch, block):
     from sklearn.neighbors import NearestNeighbors
 
-    monkeypatch.setattr(retrieval, "_BLOCK", block)
+    monkeypatch.setattr(neighbors_module, "BLOCK", block)
     gallery, _ = clustered()
     queries, _ = clustered(50, seed=1)
     indices, similarities = neighbors(queries, gallery, 7)
