@@ -32,7 +32,7 @@ class FurtherInputsConfig:
     def __post_init__(self) -> None:
         """Check that nothing is named twice, and that there is something to fuse."""
         columns = [*(name.removesuffix(CATEGORY) for name in self.attributes), *self.further_images]
-        for names in (columns, list(self.descriptors)):
+        for names in (columns, [str(name) for name in self.descriptors]):
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise UsageError(f"{twice!r} is named twice among the inputs; name it once")

@@ -21,17 +21,22 @@ from krl_train.config import CATEGORY, FurtherInputsConfig
 
 from .pixels import PixelSet
 
-__all__ = ["Reader", "attach", "fit_inputs"]
+__all__ = ["FITTED", "Reader", "attach", "fit_inputs"]
 
 Reader = Callable[[Sequence[ImageFile]], PixelSet]
 """Reads further images as the first ones are read."""
 
 _CHUNK = 256  # images that are decoded at once for their descriptors
-_FITTED = 2000  # training images whose descriptors are measured: mean and deviation are then known to a few percent
+FITTED = 2000
+"""Training images whose descriptors are measured: mean and deviation are then known to a few percent."""
 
 
 def attach(
-    part: PixelSet, files: Sequence[ImageFile], inputs: Sequence[FurtherInput], read: Reader, folder: Path = Path()
+    part: PixelSet,
+    files: Sequence[ImageFile],
+    inputs: Sequence[FurtherInput],
+    read: Reader | None = None,
+    folder: Path = Path(),
 ) -> None:
     """Give a set of images what is beside them.
 
@@ -39,7 +44,7 @@ def attach(
         part: The images, as they were read.
         files: Those of a list that they were read from; more of them may be there, none for images that are no files.
         inputs: The inputs beside the image.
-        read: Reads the further images.
+        read: Reads the further images; ``None`` for data that is no list.
         folder: Folder of the list, which its paths are relative to.
 
     Raises:
@@ -51,10 +56,15 @@ def attach(
 
 
 def _one(
-    part: PixelSet, rows: Sequence[ImageFile], item: FurtherInput, read: Reader, folder: Path
+    part: PixelSet, rows: Sequence[ImageFile], item: FurtherInput, read: Reader | None, folder: Path
 ) -> PixelSet | Tensor:
     if isinstance(item, DescriptorInput):
         return torch.from_numpy(np.concatenate([item.of(images) for images in _images(part, len(part))]))
+    if read is None:
+        raise DataError(
+            f"the data has no {item.input}, which the network takes beside the image; accepted: a list of images (CSV, "
+            "JSON) with that in its columns"
+        )
     if isinstance(item, AttributeInput):
         return torch.from_numpy(item.encode([row.fields for row in rows]))
     below = FilesBelow(folder)
@@ -83,13 +93,15 @@ def _images(part: PixelSet, count: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield np.ascontiguousarray(inner.numpy())
 
 
-def fit_inputs(config: FurtherInputsConfig, part: PixelSet, rows: Sequence[Mapping[str, Any]]) -> list[FurtherInput]:
+def fit_inputs(
+    config: FurtherInputsConfig, rows: Sequence[Mapping[str, Any]], images: Callable[[], PixelSet]
+) -> list[FurtherInput]:
     """Return the inputs that the options ask for, with what the training data says of them.
 
     Args:
         config: The options.
-        part: Training images.
-        rows: What the list has in the columns beside them; none for data that is no list.
+        rows: What a list has in its columns, of each training image; none for data that is no list.
+        images: Reads training images, for descriptors.
 
     Raises:
         UsageError: The data is no list, and columns are asked for; or it does not have one of them.
@@ -105,7 +117,7 @@ def fit_inputs(config: FurtherInputsConfig, part: PixelSet, rows: Sequence[Mappi
         found.append(AttributeInput.fit(rows, names, categories=categories))
     found += [ImageInput(f"pixels_{name}", name) for name in config.further_images]
     if config.descriptors:
-        found.append(DescriptorInput.fit(np.concatenate(list(_images(part, _FITTED))), config.descriptors))
+        found.append(DescriptorInput.fit(np.concatenate(list(_images(images(), FITTED))), config.descriptors))
     return found
 
 

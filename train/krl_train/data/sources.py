@@ -162,14 +162,14 @@ class Source:
                 val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
-            attach(part, (), self.further, PixelSet.from_images)
+            attach(part, (), self.further)
             return part
         parts = [self.arrays[name] for name in (("train", "val") if whole == "all" else (whole,))]
         images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         chosen = self._choose(split, labels.tolist(), lambda: _hashes(images_array), limit)
         part = PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
-        attach(part, (), self.further, PixelSet.from_images)
+        attach(part, (), self.further)
         return part
 
     def _choose(

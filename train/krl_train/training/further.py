@@ -12,7 +12,7 @@ from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig, FurtherInputsConfig
 from krl_train.custom import is_custom
 from krl_train.data import Source
-from krl_train.data.further import fit_inputs
+from krl_train.data.further import FITTED, fit_inputs
 from krl_train.models.fusion import Fusion
 from krl_train.models.spec import FUSION, INPUTS
 
@@ -63,10 +63,10 @@ def with_further(source: Source, config: FurtherInputsConfig, preprocessing: Pre
     """
     if not config.asked:
         return source
-    part = source.read("train", preprocessing, limit=source.config.limit)
-    rows = [] if source.folder is None else source.folder.split("train", val_fraction=source.config.val_fraction)
-    known = {image.path: image.fields for image in rows}
-    return replace(source, further=tuple(fit_inputs(config, part, [known[path] for path in part.files])))
+    files = () if source.folder is None else source.folder.split("train", val_fraction=source.config.val_fraction)
+    rows = [image.fields for image in files]
+    found = fit_inputs(config, rows, lambda: source.read("train", preprocessing, limit=FITTED))
+    return replace(source, further=tuple(found))
 
 
 def fusion_arguments(further: Sequence[FurtherInput], fusion: Fusion) -> dict[str, Any]:
