@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from krl_runtime.bundle.further_inputs import INPUTS
 from krl_runtime.bundle.output_kind import OutputKind, is_multi_label
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
@@ -28,7 +29,6 @@ from krl_train.config import DISCRIMINATOR, RECORD, WEIGHTS, check_run
 from krl_train.custom import is_custom, warn_of_change
 
 from .models import ModelSpec, Network, load_weights
-from .models.spec import INPUTS
 
 __all__ = [
     "JOINT",

@@ -19,6 +19,7 @@ from krl_compress.teachers.kinds import ACCEPTED, TeacherKind, kind_of
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_compress.teachers.strength import answers_quality, warn_if_weak
+from krl_runtime.bundle.further_inputs import column_names
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import LoopConfig, TrainingConfig, plan_loop, to_plain
@@ -356,7 +357,8 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
     if data.data is None and teacher.record is not None:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
-    return open_source(data, seed=config.loop.seed)
+    further = () if teacher.record is None else teacher.record.model.further(teacher.record.preprocessing)
+    return open_source(data, seed=config.loop.seed, columns=column_names(further))
 
 
 def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:

@@ -7,11 +7,12 @@ from typing import Any
 
 from krl_compress.config import DistillConfig
 from krl_compress.teachers.loading import LoadedTeacher
-from krl_runtime.bundle.further_inputs import DescriptorInput, FurtherInput
+from krl_runtime.bundle.further_inputs import INPUTS, FurtherInput
 from krl_runtime.errors import UsageError
+from krl_runtime.images.descriptors import DescriptorInput
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.models.fusion import FusionNetwork
-from krl_train.models.spec import FUSION, INPUTS
+from krl_train.models.spec import FUSION
 from krl_train.training.further import refuse_mixing
 
 __all__ = ["check_size", "inputs_of", "same_inputs"]

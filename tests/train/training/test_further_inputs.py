@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from _helpers.further_inputs import SIDE, write_list
 from _helpers.resuming import stopped_at_checkpoint
 from krl_runtime.errors import DataError, KrlError, RunError, UsageError
 from krl_train import evaluate
@@ -22,30 +21,6 @@ from krl_train.run import Run
 from krl_train.training.fit import fit
 
 LOOP = LoopConfig(epochs=8, batch_size=16, device="cpu", precision="fp32")
-SIDE = 8
-
-
-def write_list(folder: Path, count: int = 160, *, columns: bool = True) -> Path:
-    """Write gray images, whose class is in the attributes alone: a weight and a kind that adds to it.
-
-    ``other`` is a further image that is bright where the class is the second one.
-    """
-    random = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for number in range(count):
-        kind, weight = ("coin", "note")[number % 2], float(random.uniform(0, 10))
-        label = int(weight + 3 * (kind == "note") > 6.5)
-        file, other = f"{number:03}.png", f"other-{number:03}.png"
-        Image.fromarray(random.integers(90, 99, (SIDE, SIDE, 3), np.uint8)).save(folder / file)
-        Image.fromarray(random.integers(0, 90, (SIDE, SIDE, 3), np.uint8) + np.uint8(150 * label)).save(folder / other)
-        row = {"image": file, "label": ("no", "yes")[label], "split": "val" if number % 4 == 0 else "train"}
-        rows.append({**row, "kind": kind, "weight": f"{weight:.3f}", "other": other} if columns else row)
-    path = folder / "list.csv"
-    with path.open("w", newline="") as file_:
-        writer = csv.DictWriter(file_, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +81,8 @@ def test_both_images_get_the_same_view(tmp_path: Path) -> None:
     path = write_list(tmp_path)
     path.write_text(path.read_text().replace("other-", ""))  # the further image is the image itself
     preprocessing = Preprocessing(SIDE, SIDE)
-    source = with_further(
-        open_source(DataConfig(data=str(path))), FurtherInputsConfig(further_images=("other",)), preprocessing
-    )
+    source = open_source(DataConfig(data=str(path)), columns=((), ("other",)))
+    source = with_further(source, FurtherInputsConfig(further_images=("other",)), preprocessing)
     for augment in (AugmentConfig(flip="horizontal"), AugmentConfig(flip="horizontal", auto_augment="trivialaugment")):
         training = read_training(source, preprocessing, augment, 0)
         stream = BatchStream(training.train, training.augmentation, 16, 0)
@@ -124,7 +98,7 @@ def test_descriptors_are_those_of_the_image_that_a_device_sees(listed: Path, tmp
     (found,) = part.further
     (item,) = run.record.model.further(run.record.preprocessing)
     pixels = run.record.preprocessing(part.files[3])
-    assert torch.allclose(found[3], torch.from_numpy(item.of(pixels[None]))[0], atol=1e-6)  # type: ignore[index]
+    assert torch.allclose(found[3], torch.from_numpy(item(pixels)), atol=1e-6)
 
 
 def test_a_resumed_training_is_the_same(listed: Path, tmp_path: Path) -> None:
@@ -146,9 +120,9 @@ def test_steps_in_parts_see_their_part_of_what_is_beside(listed: Path, tmp_path:
 @pytest.mark.parametrize(
     ("further", "changes", "error", "message"),
     [
-        ({"attributes": ("color",)}, {}, UsageError, "'color' is no column of the data; its columns are image, label"),
-        ({"attributes": ("kind",)}, {"data": DataConfig(data="digits")}, UsageError, "'kind' is no column of the data"),
-        ({"further_images": ("kind",)}, {}, DataError, "'kind', note, is not there"),
+        ({"attributes": ("color",)}, {}, DataError, "color"),
+        ({"attributes": ("kind",)}, {"data": DataConfig(data="digits")}, UsageError, "digits has no column 'kind'"),
+        ({"further_images": ("kind",)}, {}, DataError, "coin"),
         ({"attributes": ("kind",)}, {"augment": AugmentConfig(mixup=0.2)}, UsageError, "--mixup and --cutmix mix"),
         ({"attributes": ("kind",)}, {"transfer": TransferConfig("resnet18")}, KrlError, "--from"),
     ],
@@ -170,7 +144,7 @@ def test_an_input_that_is_named_twice_is_refused() -> None:
 def test_data_without_the_columns_is_refused_when_a_run_is_measured(listed: Path, tmp_path: Path) -> None:
     run = fit(config(listed, tmp_path / "run", FurtherInputsConfig(attributes=("kind",)), loop=replace(LOOP, epochs=1)))
     (tmp_path / "plain").mkdir()
-    plain = write_list(tmp_path / "plain", 8, columns=False)
+    plain = write_list(tmp_path / "plain", columns=False)
     with pytest.raises(KrlError, match="kind"):
         evaluate(run=run.path, data=str(plain))
 

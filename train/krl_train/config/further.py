@@ -31,7 +31,7 @@ class FurtherInputsConfig:
 
     def __post_init__(self) -> None:
         """Check that nothing is named twice, and that there is something to fuse."""
-        columns = [*(name.removesuffix(CATEGORY) for name in self.attributes), *self.further_images]
+        columns = [*self.columns, *self.further_images]
         for names in (columns, [str(name) for name in self.descriptors]):
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
@@ -40,6 +40,11 @@ class FurtherInputsConfig:
             raise UsageError(
                 "--input-fusion is for several inputs; give --attributes, --further-images or --descriptors"
             )
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns with attributes."""
+        return [name.removesuffix(CATEGORY) for name in self.attributes]
 
     @property
     def asked(self) -> bool:

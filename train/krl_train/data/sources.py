@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.bundle.further_inputs import FurtherInput
+from krl_runtime.bundle.further_inputs import FurtherInput, column_names
 from krl_runtime.bundle.output_kind import OutputKind
 from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
@@ -45,6 +45,7 @@ LARGEST_NATIVE = 64
 HELD_OUT = "held_out_classes"
 """In a record's data: the classes that were for validation alone; absent where there are none."""
 
+Columns: TypeAlias = tuple[Sequence[str], Sequence[str]]
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
@@ -151,7 +152,7 @@ class Source:
             )
             files = [images[index] for index in chosen]
             part = read(files)
-            attach(part, files, self.further, partial(read, on_bad="refuse"), self.folder.root.parent)
+            attach(part, files, self.further, partial(read, on_bad="refuse"))
             return part
         if self.custom is not None:
             part = self.custom.read(
@@ -231,27 +232,28 @@ class Source:
         }
 
 
-def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0) -> Source:
+def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0, columns: Columns = ((), ())) -> Source:
     """Open a data set by name or folder.
 
     Args:
         config: What the user asked for.
         classes: Whether two classes or more are needed; without, a folder may hold nothing but images.
         seed: Draws the images that ``config.shots`` asks for.
+        columns: Names of a list's columns with attributes, and of those with further images.
 
     Raises:
         UsageError: No data set is named.
         DataError: It is not known, not there, or cannot be used.
         MissingExtraError: The library that reads it is not installed.
     """
-    source = _open(config, classes)
+    source = _open(config, classes, columns)
     if config.shots is None:
         return source
     source.require_one_class("--shots")
     return replace(source, shots=Shots(config.shots, seed))
 
 
-def _open(config: DataConfig, classes: bool) -> Source:
+def _open(config: DataConfig, classes: bool, columns: Columns) -> Source:
     if config.data is None:
         raise UsageError(
             "no data is named; give --data digits, mnist, cifar10 …, a folder or a list (CSV, JSON) of images, or your "
@@ -259,6 +261,11 @@ def _open(config: DataConfig, classes: bool) -> Source:
         )
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
+    if any(columns) and (config.data == "digits" or config.data in _TORCHVISION or is_custom(config.data)):
+        raise UsageError(
+            f"--data {config.data} has no column {[*columns[0], *columns[1]][0]!r}; give a list of images (CSV, JSON), "
+            "which can name the files that krl-train unpack writes"
+        )
     if config.data == "digits":
         return _digits(config)
     if config.data in _TORCHVISION:
@@ -267,7 +274,7 @@ def _open(config: DataConfig, classes: bool) -> Source:
         return _custom(config, config.data, classes)
     check_data(config.data)
     root = Path(config.data)
-    folder = open_folder(root, on_bad=config.on_bad_image)
+    folder = open_folder(root, on_bad=config.on_bad_image, attributes=columns[0], images=columns[1])
     if classes and not folder.labels:
         raise DataError(
             f"{root} has images but no classes; put the images of each class into a folder of its name, or give a list "
@@ -322,9 +329,10 @@ def load_set(record: RunRecord, split: str, limit: int | None = None) -> PixelSe
         val_fraction=record.data["val_fraction"],
         on_bad_image=record.data["on_bad_image"],
     )
-    source = open_source(config).holding_out(record.data.get(HELD_OUT, ()))
+    further = record.model.further(record.preprocessing)
+    source = open_source(config, columns=column_names(further)).holding_out(record.data.get(HELD_OUT, ()))
     warn_of_change(record.sources, "data", source.name, "the run")
-    source = replace(source, further=record.model.further(record.preprocessing))
+    source = replace(source, further=further)
     return source.read(split, record.preprocessing, limit=limit)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from krl_runtime.bundle import MANIFEST, Bundle
+from krl_runtime.bundle.further_inputs import column_names
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.hashes import hash_files
 from krl_train.config import DataConfig, EvaluateConfig
@@ -117,13 +118,13 @@ def _check_generator(path: Path) -> None:
 
 def _open_data(run: Run, data: DataConfig) -> Source:
     """Open the data that is named, else that of the run; of its own data the same classes are held out."""
-    there = run.record.data
+    there, columns = run.record.data, column_names(run.record.model.further(run.record.preprocessing))
     if data.data is not None:
-        source = open_source(data)
+        source = open_source(data, columns=columns)
         return source.holding_out(there.get(HELD_OUT, ())) if source.name == there.get("source") else source
     data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     try:
-        source = open_source(data)
+        source = open_source(data, columns=columns)
     except DataError as error:
         raise DataError(f"run {run.path}: its data cannot be read again; name others with --data: {error}") from error
     warn_of_change(run.record.sources, "data", source.name, f"run {run.path}")

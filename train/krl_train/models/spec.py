@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from krl_runtime.bundle.further_inputs import FurtherInput, further_inputs
+from krl_runtime.bundle.further_inputs import INPUTS, FurtherInput, further_inputs
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import is_custom
@@ -21,13 +21,13 @@ from .network import Network
 from .quantized import FakeQuantized
 from .widths import THINNED, cut_as_recorded
 
-__all__ = ["FUSION", "INPUTS", "SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
+__all__ = ["FUSION", "SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
 
 SOURCE_CLASSES = "source_classes"
 """Argument of a ``ModelSpec``: number of classes of a second head, on the same features."""
 
-INPUTS, FUSION = "inputs", "fusion"
-"""Arguments of a ``ModelSpec``: inputs beside the image, as a manifest's settings have them; how they are fused."""
+FUSION = "fusion"
+"""Argument of a ``ModelSpec`` that has ``INPUTS`` as well, inputs beside the image: how they are fused."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ModelSpec:
             ModelError: The record of them is not whole.
         """
         try:
-            return further_inputs(self.arguments, preprocessing)
+            return further_inputs(self.arguments.get(INPUTS, ()), preprocessing)
         except ValueError as error:
             raise ModelError(f"the inputs of {self.name} are not whole: {error}") from error
 

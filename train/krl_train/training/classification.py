@@ -32,7 +32,8 @@ def fit(config: FitConfig) -> Run:
     if config.joint.is_asked:
         return fit_joint(config)
     check_further(config)
-    source = open_source(config.data, seed=config.loop.seed)
+    columns = (config.further.columns, config.further.further_images)
+    source = open_source(config.data, seed=config.loop.seed, columns=columns)
     check_options(source, config.optim, config.loop)
     init = start_run(config)
     trained = init.record.preprocessing if init else None

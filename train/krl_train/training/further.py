@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from krl_runtime.bundle.further_inputs import FurtherInput
+from krl_runtime.bundle.further_inputs import INPUTS, FurtherInput
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import FitConfig, FurtherInputsConfig
@@ -14,7 +14,7 @@ from krl_train.custom import is_custom
 from krl_train.data import Source
 from krl_train.data.further import FITTED, fit_inputs
 from krl_train.models.fusion import Fusion
-from krl_train.models.spec import FUSION, INPUTS
+from krl_train.models.spec import FUSION
 
 __all__ = ["check_further", "fusion_arguments", "refuse_mixing", "with_further"]
 
@@ -63,9 +63,9 @@ def with_further(source: Source, config: FurtherInputsConfig, preprocessing: Pre
     """
     if not config.asked:
         return source
-    files = () if source.folder is None else source.folder.split("train", val_fraction=source.config.val_fraction)
-    rows = [image.fields for image in files]
-    found = fit_inputs(config, rows, lambda: source.read("train", preprocessing, limit=FITTED))
+    # Of the images to validate on as well: one just beyond the largest number of the others is no mistake.
+    rows = [] if source.folder is None else [image.fields for image in source.folder.split("all")]
+    found = fit_inputs(config, rows, preprocessing, lambda: source.read("train", preprocessing, limit=FITTED))
     return replace(source, further=tuple(found))
 
 
