@@ -23,7 +23,6 @@ The vocabularies:
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UsageError
+from .errors import UsageError, accepted
 
 __all__ = ["KINDS", "Condition", "attribute_values", "check_settings", "encode", "words"]
 
@@ -44,7 +43,6 @@ Condition: TypeAlias = "str | Mapping[str, str]"
 _log = logging.getLogger("krl")
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_MOST_SHOWN = 40  # names in a message, some four lines of a terminal
 
 
 def encode(conditions: Condition | Sequence[Condition], settings: Mapping[str, Any]) -> npt.NDArray[np.int64]:
@@ -154,10 +152,10 @@ def attribute_values(settings: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _label(condition: Condition, settings: Mapping[str, Any], known: Mapping[str, int]) -> list[int]:
     if not isinstance(condition, str):
-        raise UsageError(f"condition {condition!r}: expected one label{_accepted('', settings['vocabulary'])}")
+        raise UsageError(f"condition {condition!r}: expected one label{accepted('', settings['vocabulary'])}")
     name = condition.strip()
     if name not in known:
-        raise UsageError(f"condition: label {name!r} is not known{_accepted(name, settings['vocabulary'])}")
+        raise UsageError(f"condition: label {name!r} is not known{accepted(name, settings['vocabulary'])}")
     return [known[name]]
 
 
@@ -169,9 +167,9 @@ def _attributes(condition: Condition, settings: Mapping[str, Any], known: Mappin
         raise UsageError(f"condition {condition!r}: {named[0]!r} is not ATTRIBUTE=VALUE; write it as {example!r}")
     for name, value in wanted:
         if name not in values:
-            raise UsageError(f"condition: attribute {name!r} is not known{_accepted(name, list(values))}")
+            raise UsageError(f"condition: attribute {name!r} is not known{accepted(name, list(values))}")
         if value and value not in values[name]:
-            raise UsageError(f"condition: {name}={value!r} is not known{_accepted(value, values[name])}")
+            raise UsageError(f"condition: {name}={value!r} is not known{accepted(value, values[name])}")
     chosen = _once(wanted)
     return [known[f"{name}={chosen.get(name, '')}"] for name in values]
 
@@ -184,7 +182,7 @@ def _text(condition: Condition, settings: Mapping[str, Any], known: Mapping[str,
         raise UsageError(f"condition {condition!r} has no words; give a description")
     for word in found:
         if word not in known:
-            raise UsageError(f"condition: the word {word!r} is not known{_accepted(word, settings['vocabulary'][1:])}")
+            raise UsageError(f"condition: the word {word!r} is not known{accepted(word, settings['vocabulary'][1:])}")
     if len(found) > length:
         raise UsageError(f"condition {condition!r} has {len(found)} words; accepted: {length} at most")
     guessed = [word for word in found if word in settings.get("untrained", ())]
@@ -203,10 +201,10 @@ def _graph(condition: Condition, settings: Mapping[str, Any], known: Mapping[str
     named, wanted = _parts(condition)
     for name in (*named, *(value for _, value in wanted)):
         if name not in entities:
-            raise UsageError(f"condition: entity {name!r} is not known{_accepted(name, entities)}")
+            raise UsageError(f"condition: entity {name!r} is not known{accepted(name, entities)}")
     for relation, _ in wanted:
         if relation not in relations:
-            raise UsageError(f"condition: relation {relation!r} is not known{_accepted(relation, relations)}")
+            raise UsageError(f"condition: relation {relation!r} is not known{accepted(relation, relations)}")
     if len(named) > 1 or not (named or wanted):
         raise UsageError(f"condition {condition!r} names {len(named)} entities; accepted: ENTITY, RELATION=ENTITY,…")
     asked = {relation for relation, _ in wanted}
@@ -241,13 +239,3 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         if found.setdefault(name, value) != value:
             raise UsageError(f"condition: {name} is given twice, as {found[name]!r} and {value!r}; give it once")
     return found
-
-
-def _accepted(given: object, known: Sequence[str]) -> str:
-    """Return the end of a message: all known names, or the closest ones if there are many."""
-    names = [name for name in known if name]
-    if len(names) <= _MOST_SHOWN:
-        return f"; accepted: {', '.join(names)}"
-    close = difflib.get_close_matches(str(given), names, n=5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"{hint} {len(names)} are known: {', '.join(names[:_MOST_SHOWN])} …"

@@ -21,6 +21,7 @@ of a ``KrlError`` and exits with code 2. ``CheckFailedError`` exits with 1, beca
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +38,14 @@ __all__ = [
     "RunError",
     "TrainingError",
     "UsageError",
+    "accepted",
     "distribution",
     "install_command",
     "require",
 ]
+
+
+_MOST_SHOWN = 40  # names in a message, some four lines of a terminal
 
 
 class KrlError(Exception):
@@ -100,6 +105,23 @@ class MissingExtraError(KrlError):
         self.extra = extra
         command = install_command(extra)
         super().__init__(f"{purpose} needs {library}, which is not installed; install it with: {command}")
+
+
+def accepted(given: object, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown name: all known ones, or the closest ones if there are many.
+
+    Example:
+        >>> accepted("gren", ["", "green", "red"])
+        '; accepted: green, red'
+    """
+    import difflib
+
+    names = [name for name in known if name]
+    if len(names) <= _MOST_SHOWN:
+        return f"; accepted: {', '.join(names)}"
+    close = difflib.get_close_matches(str(given), names, n=5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"{hint} {len(names)} are known: {', '.join(names[:_MOST_SHOWN])} …"
 
 
 def distribution() -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ from krl_runtime.progress import progress
 
 from .formats import IMAGE_SUFFIXES
 from .hashes import hash_files
-from .lists import LIST_SUFFIXES, is_list, read_list
+from .lists import LIST_SUFFIXES, ImageList, is_list, read_list
 from .preprocessing import Preprocessing
 from .splits import find_splits, hold_out, subfolders
 
@@ -54,11 +54,13 @@ class ImageFile:
         path: The file.
         label: Index of its class in the folder's ``labels``; -1 without labels, and where there can be several.
         present: In multi-label data the indices of all labels that it has, the rarest of the data first; else ``None``.
+        fields: Of a list, further columns that were asked for, by name: text, of images the path of the file.
     """
 
     path: Path
     label: int = -1
     present: tuple[int, ...] | None = None
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def group(self) -> int:
@@ -145,32 +147,48 @@ def find_images(folder: Path, *, on_bad: OnBadImage = "refuse") -> list[Path]:
     return images
 
 
-def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes: bool = True) -> ImageFolder:
+def open_folder(
+    root: str | Path,
+    *,
+    on_bad: OnBadImage = "refuse",
+    same_classes: bool = True,
+    attributes: Sequence[str] = (),
+    images: Sequence[str] = (),
+) -> ImageFolder:
     """List a data set: ``train/CLASS/*`` and ``val/CLASS/*``, or ``CLASS/*``, or images without classes.
 
     Args:
         root: The folder; or a list of images, see ``read_list``.
         on_bad: Action for files that are not images by their name.
         same_classes: Whether ``train/`` and ``val/`` must have the same classes, as training needs them.
+        attributes: Further columns of a list that ``ImageFile.fields`` gets; a folder has none.
+        images: Further columns of a list with paths of images, likewise.
 
     Raises:
         DataError: The folder is missing, empty, mixes images with class folders, the list has a line that cannot be
-            used, or the classes of ``train/`` and ``val/`` differ and must not.
+            used, or the classes of ``train/`` and ``val/`` differ and must not. Or a further column is not there.
     """
     root = Path(root)
     if is_list(root):
-        return _open_list(root, on_bad, same_classes=same_classes)
+        listed = read_list(root, attributes=attributes, images=images)
+        return _open_list(root, listed, on_bad, same_classes=same_classes)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"data folder {root} {what}; give a folder of images, one folder for each class, or a list of images "
             f"({', '.join(LIST_SUFFIXES)})"
         )
+    if attributes or images:
+        names = ", ".join(map(repr, (*attributes, *images)))
+        raise DataError(
+            f"{root} is a folder, and further inputs of the model need the columns {names}; give a list of images "
+            f"({', '.join(LIST_SUFFIXES)}) with these columns"
+        )
     found = find_splits(root)
     if len(found) < 2:
         root = next(iter(found.values()), root)  # one split only, as some data sets ship
-        labels, images = _classes(root, on_bad)
-        return ImageFolder(root, labels, {"all": images})
+        labels, alone = _classes(root, on_bad)
+        return ImageFolder(root, labels, {"all": alone})
     held_out = "val" if "val" in found else "test"
     if len(found) == 3:
         _log.info("%s is left aside; krl-train evaluate RUN --data %s measures on it", found["test"], found["test"])
@@ -184,14 +202,13 @@ def open_folder(root: str | Path, *, on_bad: OnBadImage = "refuse", same_classes
     return ImageFolder(root, labels, {name: _renumbered(images, own, labels) for name, (own, images) in parts.items()})
 
 
-def _open_list(path: Path, on_bad: OnBadImage, *, same_classes: bool) -> ImageFolder:
+def _open_list(path: Path, listed: ImageList, on_bad: OnBadImage, *, same_classes: bool) -> ImageFolder:
     """Return the data set that a list of images describes; see ``open_folder``."""
-    listed = read_list(path)
     report_bad(listed.missing, on_bad)
     splits: dict[str, list[ImageFile]] = {}
     for image in listed.images:
         label = image.labels[0] if image.labels and not listed.multi_label else -1
-        file = ImageFile(image.path, label, image.labels if listed.multi_label else None)
+        file = ImageFile(image.path, label, image.labels if listed.multi_label else None, image.fields)
         splits.setdefault(image.role, []).append(file)
     if not splits:
         raise DataError(f"{path}: none of its images is there")

@@ -9,7 +9,7 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -50,11 +50,13 @@ class ListedImage:
         path: The file.
         labels: Indices of its labels, the rarest of the list first; one or none where the list is not multi-label.
         role: ``"train"``, ``"val"`` or ``"test"``; empty where the list has no splits.
+        fields: Further columns that were asked for, by name: text, of images the path of the file.
     """
 
     path: Path
     labels: tuple[int, ...]
     role: Role
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class _Columns:
     labels: str | None
     split: str | None
     flags: tuple[str, ...]
+    attributes: tuple[str, ...]
+    images: tuple[str, ...]
 
 
 def is_list(path: Path) -> bool:
@@ -98,21 +102,27 @@ def is_list(path: Path) -> bool:
     return path.suffix.lower() in LIST_SUFFIXES and path.is_file()
 
 
-def read_list(path: Path) -> ImageList:
+def read_list(path: Path, *, attributes: Sequence[str] = (), images: Sequence[str] = ()) -> ImageList:
     """Read a list of images: ``.csv`` and ``.tsv`` with a header, ``.json`` (a list of objects), ``.jsonl``.
 
     Paths are relative to the list's folder and stay in it. A column ``label`` has the one class of each image. A column
     ``labels`` has any number of names, separated by ``|``, ``;`` or ``,``, or as a JSON list; columns of 0 and 1 say of
     one label each whether an image has it. Such a list is multi-label. ``split`` is ``train``, ``val`` or ``test``.
 
+    Args:
+        path: The list.
+        attributes: Names of further columns whose text is kept in ``ListedImage.fields``.
+        images: Names of further columns with images, whose files are kept there; paths as those of the first image.
+
     Raises:
-        DataError: The file cannot be read, is too large or empty, or a line cannot be used; lines are named.
+        DataError: The file cannot be read, is too large or empty, or a line cannot be used; lines are named. Or a
+            column that was asked for is not there, or has nothing in a line.
     """
     text = _text(path)
     rows = list(_json_rows(path, text) if path.suffix.lower() in (".json", ".jsonl") else _csv_rows(path, text))
     if not rows:
         raise DataError(f"{path} lists no images; accepted: a line for each image")
-    columns = _columns(path, rows)
+    columns = _columns(path, rows, attributes, images)
     _check_paths(path, columns, rows)
     multi_label = columns.labels is not None or bool(columns.flags)
     named = _named_labels(path, columns, rows)
@@ -125,19 +135,39 @@ def read_list(path: Path) -> ImageList:
         _describe(path, labels, named)
     files = FilesBelow(path.parent)
     roles = _roles(path, columns.split, rows)
-    images, missing = [], []
+    found: list[ListedImage] = []
+    missing: list[str] = []
     for row, names, role in zip(rows, named, roles, strict=True):
-        value = row.fields[columns.image]
-        try:
-            file = files.find(value)
-        except ValueError as error:
-            raise DataError(f"{path}, {row.where}: {error}; put the list above its images") from error
-        if file is None:
-            missing.append(f"{path}, {row.where}: {value} is not in {path.parent}")
+        paths = [_file(path, row, row.fields[name], files, missing) for name in (columns.image, *columns.images)]
+        kept = [file for file in paths if file is not None]
+        if len(kept) < len(paths):
             continue
+        fields = {name: _field(path, row, name) for name in columns.attributes}
+        fields.update(zip(columns.images, map(str, kept[1:]), strict=True))
         rare_first = sorted(names, key=lambda name: (counts[name], name))
-        images.append(ListedImage(file, tuple(index[name] for name in rare_first), role))
-    return ImageList(labels, multi_label, tuple(images), tuple(missing))
+        found.append(ListedImage(kept[0], tuple(index[name] for name in rare_first), role, fields))
+    return ImageList(labels, multi_label, tuple(found), tuple(missing))
+
+
+def _file(path: Path, row: _Row, value: Any, files: FilesBelow, missing: list[str]) -> Path | None:
+    """Return a file of a row; ``None`` for one that is not there, with a sentence for ``missing``."""
+    try:
+        file = files.find(_path_of(path, row, value))
+    except ValueError as error:
+        raise DataError(f"{path}, {row.where}: {error}; put the list above its images") from error
+    if file is None:
+        missing.append(f"{path}, {row.where}: {value} is not in {path.parent}")
+    return file
+
+
+def _field(path: Path, row: _Row, name: str) -> str:
+    """Return the text of an attribute."""
+    value = row.fields[name]
+    text = value.strip() if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
+    if not text:
+        given = "empty" if value in ("", None) else repr(value)
+        raise DataError(f"{path}, {row.where}: column {name!r} is {given}; accepted: text or a number; fill it in")
+    return text
 
 
 def _text(path: Path) -> str:
@@ -229,7 +259,7 @@ def _refuse_header(path: Path, names: Sequence[str]) -> NoReturn:
     )
 
 
-def _columns(path: Path, rows: Sequence[_Row]) -> _Columns:
+def _columns(path: Path, rows: Sequence[_Row], attributes: Sequence[str], images: Sequence[str]) -> _Columns:
     """Return the columns by their names, and check that each row has them."""
     names = list(dict.fromkeys(name for row in rows for name in row.fields))
     image = _one(path, names, _IMAGE, "the images' files")
@@ -243,13 +273,21 @@ def _columns(path: Path, rows: Sequence[_Row]) -> _Columns:
     if label is not None and any(isinstance(row.fields.get(label), list) for row in rows):
         label, labels = None, label  # JSON says by the list that there can be several
     others = [name for name in names if name not in (image, split, label, labels)]
-    flags = tuple(others) if label is None and labels is None else ()
-    needed = [name for name in (image, split, label, labels, *flags) if name is not None]
+    further = (*attributes, *images)
+    for name in further:
+        if name not in others:
+            what = "for something else" if name in names else "not at all"
+            raise DataError(
+                f"{path} has the column {name!r} {what}, and it is needed for a further input of the model; it has "
+                f"beside images, labels and splits: {', '.join(map(repr, others[:_SHOWN])) or 'nothing'}"
+            )
+    flags = tuple(name for name in others if name not in further) if label is None and labels is None else ()
+    needed = [name for name in (image, split, label, labels, *flags, *further) if name is not None]
     for row in rows:
         absent = next((name for name in needed if name not in row.fields), None)
         if absent is not None:
             raise DataError(f"{path}, {row.where} has no {absent!r}; accepted: all objects have the same names")
-    return _Columns(image, label, labels, split, flags)
+    return _Columns(image, label, labels, split, flags, tuple(attributes), tuple(images))
 
 
 def _one(path: Path, names: Sequence[str], known: frozenset[str], what: str) -> str | None:
@@ -340,15 +378,20 @@ def _roles(path: Path, column: str | None, rows: Sequence[_Row]) -> list[Role]:
     return [known[str(value)] or "" for value in values]
 
 
+def _path_of(path: Path, row: _Row, value: Any) -> str:
+    """Return the path that a field has."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        given = "empty" if value in ("", None) else repr(value)
+        raise DataError(f"{path}, {row.where}: the image is {given}; accepted: the path of a file")
+    return value
+
+
 def _check_paths(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
     """Check that each row names an image, and no two the same."""
     seen: dict[str, str] = {}
     twice = []
     for row in rows:
-        value = row.fields[columns.image]
-        if not isinstance(value, str) or not value or "\0" in value:
-            given = "empty" if value in ("", None) else repr(value)
-            raise DataError(f"{path}, {row.where}: the image is {given}; accepted: the path of a file")
+        value = _path_of(path, row, row.fields[columns.image])
         place = plain_path(value)
         if place in seen:
             twice.append(f"{value} ({seen[place]} and {row.where})")

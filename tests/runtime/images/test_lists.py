@@ -251,3 +251,63 @@ def test_the_list_itself_may_be_given_by_any_path(tmp_path: Path, monkeypatch: p
     assert len(open_folder("../data/list.csv").split("all")) == 2
     monkeypatch.chdir(tmp_path / "data")
     assert len(open_folder("list.csv").split("all")) == 2
+
+
+FURTHER = "image,label,color,right,note\nimg/0.png,cat, red ,img/1.png,\nimg/2.png,dog,blue,img/1.png,x\n"
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_further_columns_are_kept_if_they_are_asked_for(tmp_path: Path, labels: bool):
+    """Without a label the other columns would be taken for labels."""
+    text = FURTHER if labels else "image,color,right\nimg/0.png,red,img/1.png\nimg/2.png,blue,img/1.png\n"
+    folder = open_folder(write(tmp_path, text), attributes=["color"], images=["right"])
+    right = str(tmp_path / "img" / "1.png")
+    assert [image.fields for image in folder.split("all")] == [
+        {"color": "red", "right": right},
+        {"color": "blue", "right": right},
+    ]
+    assert folder.labels == (("cat", "dog") if labels else ())
+    assert not folder.multi_label
+
+
+def test_json_has_numbers(tmp_path: Path):
+    path = write(tmp_path, '[{"image": "img/0.png", "label": "a", "size": 2.5, "wet": true}]', "a.json")
+    (image,) = open_folder(path, attributes=["size", "wet"]).split("all")
+    assert image.fields == {"size": "2.5", "wet": "true"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"attributes": ["colour"]}, r"'colour' not at all.*it has .*'color', 'right', 'note'"),
+        ({"attributes": ["label"]}, "'label' for something else"),
+        ({"attributes": ["note"]}, "line 2: column 'note' is empty"),
+        ({"images": ["note"]}, "line 2: the image is empty"),
+        ({"images": ["color"]}, "red is not in"),
+    ],
+)
+def test_further_columns_that_cannot_be_used_are_refused(tmp_path: Path, columns: dict[str, list[str]], message: str):
+    with pytest.raises(DataError, match=message):
+        open_folder(write(tmp_path, FURTHER), **columns)
+
+
+def test_a_further_image_stays_below_the_list(tmp_path: Path):
+    inside = tmp_path / "in"
+    Image.new("L", (4, 4)).save(tmp_path / "out.png")
+    path = write(inside, "image,label,right\nimg/0.png,cat,../out.png\n")
+    with pytest.raises(DataError, match=r"line 2: \.\./out\.png lies outside"):
+        open_folder(path, images=["right"])
+
+
+def test_a_row_without_its_further_image_is_skipped_or_refused(tmp_path: Path):
+    path = write(tmp_path, "image,label,right\nimg/0.png,cat,img/1.png\nimg/2.png,dog,img/99.png\n")
+    with pytest.raises(DataError, match=r"img/99.png is not in"):
+        open_folder(path, images=["right"])
+    (image,) = open_folder(path, images=["right"], on_bad="skip").split("all")
+    assert image.path.name == "0.png"
+
+
+def test_a_folder_has_no_columns(tmp_path: Path):
+    write(tmp_path, "")
+    with pytest.raises(DataError, match=r"need the columns 'color'.*give a list of images"):
+        open_folder(tmp_path / "img", attributes=["color"])
