@@ -11,7 +11,17 @@ from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.predictions import drop_cell
 
-from .arguments import PROG, add_bundle, add_command, add_threads, add_trust, open_bundle, points, positive
+from .arguments import (
+    PROG,
+    add_bundle,
+    add_command,
+    add_on_bad_image,
+    add_threads,
+    add_trust,
+    open_bundle,
+    points,
+    positive,
+)
 from .commandline import next_command, print_json
 from .tables import table
 
@@ -56,12 +66,7 @@ def add_evaluate(commands: Any) -> None:
         metavar="P",
         help="fail where a variant loses more than this against fp32, in points of top-1 or dB of PSNR",
     )
-    parser.add_argument(
-        "--on-bad-image",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="refuse: one unreadable file, and nothing is measured (default); skip: name it and go on",
-    )
+    add_on_bad_image(parser, "nothing is measured")
     add_threads(parser)
     add_trust(parser)
 
