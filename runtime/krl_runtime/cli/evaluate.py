@@ -64,7 +64,7 @@ def add_evaluate(commands: Any) -> None:
         "--max-drop",
         type=points,
         metavar="P",
-        help="fail where a variant loses more than this against fp32, in points of top-1 or dB of PSNR",
+        help="fail where a variant loses more than this against fp32, in points of top-1 or recall@1, or dB of PSNR",
     )
     add_on_bad_image(parser, "nothing is measured")
     add_threads(parser)
@@ -118,6 +118,9 @@ def _rows_table(rows: Sequence[Row], found: Evaluation) -> str:
     """Return a line for each variant on each backend, without the columns that nothing has."""
     columns: dict[str, Callable[[Row], str | None]] = {
         "top-1": lambda row: _share(row, "top1"),
+        "recall@1": lambda row: _share(row, "recall_at_1"),
+        "recall@5": lambda row: _share(row, "recall_at_5"),
+        "MAP@R": lambda row: _number(row, "map_at_r", "{:.3f}"),
         "mAP": lambda row: _share(row, "map"),
         "F1 macro": lambda row: _number(row, "f1_macro", "{:.3f}"),
         "top-5": lambda row: _number(row, "top5", "{:.2%}"),
