@@ -40,6 +40,12 @@ _PIPELINES = {
     "restoration": "Restorer",
     "generation": "Generator",
 }
+_COMMANDS = {
+    "classification": "krl-runtime classify",
+    "embedding": "krl-runtime index and krl-runtime search",
+    "restoration": "krl-runtime restore",
+    "generation": "krl-runtime generate",
+}
 _Pipeline = TypeVar("_Pipeline", "Classifier", "Embedder", "Restorer", "Generator")
 
 
@@ -159,7 +165,10 @@ def load(
     if pipeline not in (None, found):
         name = getattr(pipeline, "__name__", repr(pipeline))
         wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
-        raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
+        raise UsageError(
+            f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here; this one is for "
+            f"{_COMMANDS[task]}"
+        )
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads, device=device)
     running: RunningBackend = chosen
     if build is not None:

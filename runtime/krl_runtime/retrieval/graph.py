@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,6 +33,9 @@ _AT_ONCE: Final = 5_000  # vectors between two steps of the progress bar
 
 def _library() -> Any:
     """Return usearch; ``None``, with the reason in the log, where it is not installed."""
+    # A process that imports usearch 2.26 and then ONNX Runtime 1.32 crashes (Linux, x86-64); the other order works.
+    if find_spec("onnxruntime"):
+        import_module("onnxruntime")
     try:
         return require("usearch.index", extra="index", purpose=f"fast search of more than {LARGE} images")
     except MissingExtraError as error:
@@ -92,7 +97,7 @@ def search_graph(graph: Any, queries: npt.NDArray[np.float32], count: int) -> np
 
     Returns ``None`` if the graph gives fewer than were asked for.
     """
-    found = graph.search(queries, count, threads=cpu_count())
+    found = graph.search(queries, count, threads=min(cpu_count(), len(queries)))
     # The result for one query has another type, which holds as many keys as were found.
     if min(getattr(found, "counts", [len(found.keys)])) < count:
         return None

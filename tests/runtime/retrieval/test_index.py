@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -371,8 +373,8 @@ def test_without_usearch_search_is_exact_and_the_reason_is_logged(model: Embedde
     vectors = cloud(400)
     names = [str(number) for number in range(400)]
     Index.of(model, vectors, names).save(tmp_path / "with")
-    monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
-    monkeypatch.setitem(__import__("sys").modules, "usearch", None)
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    monkeypatch.setitem(sys.modules, "usearch", None)
     with caplog.at_level(logging.WARNING, "krl"):
         (found,) = Index.open(tmp_path / "with").search(vectors[9:10], top_k=1)
     assert found.neighbors[0].name == "9"
@@ -391,3 +393,20 @@ def test_a_graph_of_other_vectors_is_not_used(model: Embedder, tmp_path: Path, c
         assert found.neighbors[0].name == "400"
         assert "search is exact, and slower: the graph of the index" in caplog.text
         caplog.clear()
+
+
+def test_a_graph_may_be_opened_before_a_model_is_loaded(model: Embedder, tmp_path: Path, monkeypatch):
+    """usearch and ONNX Runtime, imported in this order, crash a process."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(graph, "LARGE", 300)
+    Index.of(model, cloud(400), [str(number) for number in range(400)]).save(tmp_path / "a")
+    code = (
+        "import sys, krl_runtime, numpy\n"
+        "from krl_runtime.retrieval import graph\n"
+        "index = krl_runtime.Index.open(sys.argv[1])\n"
+        "print(index.search(index.vectors[7:8], 1)[0].neighbors[0].name, 'usearch' in sys.modules)\n"
+        "print(krl_runtime.load(sys.argv[2]).size)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a"), str(model.bundle.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["7", "True", "6"], done.stderr
