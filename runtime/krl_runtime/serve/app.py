@@ -20,6 +20,8 @@ from krl_runtime._version import __version__
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.image import ImagePipeline
+from krl_runtime.retrieval.gallery import Index
 
 from . import protocol
 from .config import ServeConfig
@@ -49,19 +51,20 @@ _POLICY = (
 _Handler = Callable[[Request, bytes], Coroutine[Any, Any, Response]]
 
 
-def make_app(model: Classifier, config: ServeConfig) -> Starlette:
+def make_app(model: ImagePipeline[Any], config: ServeConfig, index: Index | None = None) -> Starlette:
     """Return the server as an ASGI application; its lifespan ends the threads.
 
     Args:
         model: The loaded model.
         config: The limits; ``host`` and ``port`` are not used here.
+        index: What an embedding network searches in.
     """
-    return _Application(model, config).asgi()
+    return _Application(model, config, index).asgi()
 
 
 class _Application:
-    def __init__(self, model: Classifier, config: ServeConfig) -> None:
-        self._config = config
+    def __init__(self, model: ImagePipeline[Any], config: ServeConfig, index: Index | None) -> None:
+        self._config, self._gallery = config, index
         self._metrics = Metrics()
         self._service = Service(model, config, self._metrics)
         self._page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -82,7 +85,7 @@ class _Application:
         application = Starlette(
             routes=[
                 Route("/", self._show_page),
-                Route("/classify", self._guarded("classify", self._classify), methods=["POST"]),
+                *self._image_routes(),
                 Route("/metrics", self._show_metrics),
                 Route("/v2", self._server_metadata),
                 Route("/v2/health", self._health),
@@ -98,6 +101,14 @@ class _Application:
         application.router.redirect_slashes = False  # a redirection would be an answer that is not JSON
         application.state.service = self._service
         return application
+
+    def _image_routes(self) -> list[Route]:
+        """Return the routes that take an image as it is, by what the model gives for one."""
+        if isinstance(self._service.model, Classifier):
+            found = {"classify": self._classify}
+        else:
+            found = {"embed": self._embed, **({} if self._gallery is None else {"search": self._search})}
+        return [Route(f"/{name}", self._guarded(name, each), methods=["POST"]) for name, each in found.items()]
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -124,7 +135,9 @@ class _Application:
 
     async def _health(self, _: Request) -> Response:
         ready = await self._service.ready()
-        return JSONResponse({"live": True, "ready": ready, **self._service.status()}, 200 if ready else 503)
+        searches = {} if self._gallery is None else {"index": self._gallery.to_dict()}
+        status = {"live": True, "ready": ready, **self._service.status(), **searches}
+        return JSONResponse(status, 200 if ready else 503)
 
     async def _server_metadata(self, _: Request) -> Response:
         return JSONResponse({"name": "krl", "version": __version__, "extensions": list(protocol.EXTENSIONS)})
@@ -173,12 +186,28 @@ class _Application:
     # Requests that run the model
 
     async def _classify(self, request: Request, body: bytes) -> Response:
-        text = request.query_params.get("top_k", "5")
-        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
-            raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            raise HTTPException(415, "send the image itself as the body, not a form: curl --data-binary @image.jpg")
-        return JSONResponse(await self._service.classify(body, int(text)))
+        count, model = _top_k(request), self._service.model
+        return JSONResponse(
+            await self._service.respond(
+                body, lambda outputs: model.interpret_outputs(outputs, top_k=count)[0].to_dict(logits=False)
+            )
+        )
+
+    async def _embed(self, request: Request, body: bytes) -> Response:
+        _refuse_form(request)
+        model = self._service.model
+        return JSONResponse(
+            await self._service.respond(body, lambda outputs: model.interpret_outputs(outputs)[0].to_dict())
+        )
+
+    async def _search(self, request: Request, body: bytes) -> Response:
+        count, model, index = _top_k(request), self._service.model, self._gallery
+        assert index is not None  # noqa: S101  for the type checker: without it there is no such route
+
+        def found(outputs: dict[str, Any]) -> dict[str, Any]:
+            return index.search(model.interpret_outputs(outputs)[0], count)[0].to_dict()
+
+        return JSONResponse(await self._service.respond(body, found, long=True))
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         self._check_model(request)
@@ -274,6 +303,26 @@ class _Application:
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(f"the body is larger than {self._config.max_body_bytes} bytes, which is the limit")
+
+
+def _top_k(request: Request) -> int:
+    """Return how many classes or neighbors a request asks for.
+
+    Raises:
+        UsageError: It is no number from 1 on.
+        HTTPException: The body is a form.
+    """
+    text = request.query_params.get("top_k", "5")
+    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
+        raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
+    _refuse_form(request)
+    return int(text)
+
+
+def _refuse_form(request: Request) -> None:
+    """Refuse a body that is not the image itself."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(415, "send the image itself as the body, not a form: curl --data-binary @image.jpg")
 
 
 def _no_memory() -> BusyError:
