@@ -107,3 +107,9 @@ def test_what_cannot_be_is_refused(
 def test_one_teacher_that_is_a_run_is_accepted(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="embeddings are distilled from one teacher"):
         distill(teacher=(str(teacher), str(teacher)), student="resnet8", out=tmp_path / "student", **SHORT)
+
+
+def test_a_search_is_refused(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("search", "--teacher", str(teacher), "--budget", "latency=1ms", "--out", str(tmp_path / "search"))
+    assert main(list(given)) == 2
+    assert "is a network of embeddings; a search takes" in capsys.readouterr().err
