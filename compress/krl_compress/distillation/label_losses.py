@@ -27,11 +27,10 @@ def label_losses(objective: Objective, images: PixelSet, device: torch.device) -
         device: Where to compute.
     """
     objective.to(device).eval()
-    height, width = objective.network.preprocessing.shape[1:]
     known = np.flatnonzero(images.labeled.numpy())
     chosen = known[np.linspace(0, len(known) - 1, min(MEASURED_LOSSES, len(known))).astype(np.int64)]
     for first in range(0, len(chosen), _BATCH):
-        indices, margin = chosen[first : first + _BATCH], images.margin
-        pixels = images.pixels(indices)[:, :, margin : margin + height, margin : margin + width].to(device)
+        indices = chosen[first : first + _BATCH]
+        pixels = images.inside(indices).to(device)
         batch = Batch(pixels, images.labels[indices].to(device), torch.from_numpy(indices), 0)
         yield objective(batch)["loss"] * (len(indices) / len(chosen))

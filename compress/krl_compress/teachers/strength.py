@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from krl_runtime.evaluation.average_precision import mean_average_precision
 from krl_train.data import PixelSet
 from krl_train.data.splits import Training
 from krl_train.tasks import Batch
+from krl_train.worker import Worker
 
 from .teacher import Teacher
 
@@ -42,10 +41,12 @@ def answers_quality(answers: Teacher, images: PixelSet, device: torch.device) ->
     Returns:
         The share of right answers, or the mAP, 0 to 1.
     """
-    found = [
-        answers(Batch(pixels.to(device), images.labels[indices].to(device), indices, 0)).cpu()
-        for indices, pixels in _portions(images, np.arange(len(images)))
-    ]
+    found = []
+    for start in range(0, len(images), _TOGETHER):
+        indices = np.arange(start, min(start + _TOGETHER, len(images)))
+        pixels, further = images.shown(indices, Worker(device))
+        positions = torch.from_numpy(indices)
+        found.append(answers(Batch(pixels, images.labels[positions].to(device), positions, 0, further=further)).cpu())
     return _quality(torch.cat(found).numpy(), images.labels.numpy())
 
 
@@ -83,19 +84,11 @@ def linear_quality(train: PixelSet, val: PixelSet, classes: int) -> float:
 def _features(images: PixelSet) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     chosen = np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(np.int64)
     small = []
-    for _, pixels in _portions(images, chosen):
+    for start in range(0, len(chosen), _TOGETHER):
+        pixels = images.inside(chosen[start : start + _TOGETHER])
         height, width = (min(_SIDE, side) for side in pixels.shape[2:])
         small.append(F.adaptive_avg_pool2d(pixels.float() / 255, (height, width)).flatten(1))
     return torch.cat(small).numpy(), images.labels[chosen].numpy()
-
-
-def _portions(images: PixelSet, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the indices and pixels of some images without their margin, a few at a time: photographs are large."""
-    margin = images.margin
-    for start in range(0, len(chosen), _TOGETHER):
-        indices = chosen[start : start + _TOGETHER]
-        pixels = images.pixels(indices)
-        yield torch.from_numpy(indices), pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
 
 
 def warn_if_weak(name: str, quality: float, training: Training) -> None:

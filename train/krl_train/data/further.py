@@ -73,10 +73,9 @@ def _encoded(row: ImageFile, item: AttributeInput) -> npt.NDArray[np.float32]:
 
 def _images(part: PixelSet, count: int, description: str) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield images ``[C, H, W]`` as a device sees them, evenly spread."""
-    chosen, margin = np.linspace(0, len(part) - 1, min(count, len(part))).astype(np.int64), part.margin
+    chosen = np.linspace(0, len(part) - 1, min(count, len(part))).astype(np.int64)
     for index in progress(chosen.tolist(), description):
-        pixels = part.pixels(np.array([index]))[0]
-        yield np.ascontiguousarray((pixels[:, margin:-margin, margin:-margin] if margin else pixels).numpy())
+        yield np.ascontiguousarray(part.inside(np.array([index]))[0].numpy())
 
 
 def fit_inputs(

@@ -101,6 +101,25 @@ class PixelSet:
         """All sets of images: this one, and the further ones."""
         return self, *(each for each in self.further if isinstance(each, PixelSet))
 
+    def shown(self, indices: npt.NDArray[np.int64], worker: Worker) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return images as a device sees them, and what is beside them, where a process computes.
+
+        Args:
+            indices: Which ones.
+            worker: The process.
+
+        Returns:
+            Images ``[n, C, H, W]`` without their margin, and what ``beside`` returns.
+        """
+        first, *others = (each.inside(indices).to(worker.device) for each in self.images)
+        beside = self.beside(torch.from_numpy(indices), others, worker)
+        return first.contiguous(memory_format=worker.layout), beside
+
+    def inside(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Return images ``[n, C, H, W]`` of uint8 without their margin, on the CPU."""
+        pixels, margin = self.pixels(indices), self.margin
+        return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
+
     def beside(self, positions: Tensor, images: Sequence[Tensor], worker: Worker) -> tuple[Tensor, ...]:
         """Return what is beside some images, where a process computes.
 

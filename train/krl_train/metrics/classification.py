@@ -76,13 +76,8 @@ def outputs_of(network: nn.Module, data: PixelSet, worker: Worker, batch_size: i
     mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels, *others = (center(each, indices).to(worker.device) for each in data.images)
-        pixels = pixels.contiguous(memory_format=worker.layout)
-        if isinstance(network, Network):
-            further = data.beside(torch.from_numpy(indices), others, worker)
-            logits = network.answer(pixels, further).float()
-        else:
-            logits = network(pixels).float()
+        pixels, further = data.shown(indices, worker)
+        logits = (network.answer(pixels, further) if isinstance(network, Network) else network(pixels)).float()
         if not logits.isfinite().all():
             raise ModelError("the network answers images with numbers that are not finite; train it again")
         yield logits, data.labels[torch.from_numpy(indices)].to(worker.device)
@@ -117,13 +112,6 @@ def quality_of(metrics: Mapping[str, Any]) -> float:
 def quality_error(metrics: Mapping[str, Any]) -> float:
     """Return one standard error of that metric."""
     return float(metrics[f"{quality_name(metrics)}_standard_error"])
-
-
-def center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
-    """Return images ``[n, C, H, W]`` without the margin for random crops."""
-    pixels = data.pixels(indices)
-    margin = data.margin
-    return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
 
 
 def _result(values: dict[str, Tensor], labels: Sequence[str], count: int) -> dict[str, Any]:
