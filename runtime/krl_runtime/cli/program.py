@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime._version import __version__
 from krl_runtime.backends.select import ALL_KINDS
+from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, KrlError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
 from krl_runtime.images.folders import report_bad
@@ -30,7 +31,6 @@ from .arguments import (
     add_threads,
     add_trust,
     bundle_and_images,
-    expand,
     load_model,
     natural,
     open_bundle,
@@ -43,6 +43,7 @@ from .bench import add_bench
 from .commandline import guard, next_command, print_json, take_quiet, take_verbose
 from .evaluate import add_evaluate
 from .generate_restore import add_generate, add_restore
+from .samples import samples_of
 from .tables import table
 
 if TYPE_CHECKING:
@@ -102,9 +103,20 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = add_command(commands, "classify", _classify, "say what images show")
     classify.add_argument(
-        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and images or folders of images"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="NAME.krl|FILE",
+        help="the bundle, and images, folders of images, or lists of images LIST.csv",
     )
     classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
+    classify.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further input of the model for all images: an attribute's value, or an image's file; may be repeated",
+    )
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
     classify.add_argument(
         "--on-bad-image",
@@ -173,10 +185,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _classify(arguments: argparse.Namespace) -> None:
     arguments.bundle, images = bundle_and_images(arguments.bundle, arguments.paths)
-    files = expand(images, arguments.on_bad_image)
     with load_model(arguments, Classifier) as model:
+        samples = samples_of(model.inputs, images, arguments.input, arguments.on_bad_image)
         heads = [head.name for head in model.heads]
-        answers, bad = _answer(model, files, arguments.top_k, go_on=arguments.on_bad_image == "skip")
+        answers, bad = _answer(model, samples, arguments.top_k, go_on=arguments.on_bad_image == "skip")
         report_bad(list(bad.values()), arguments.on_bad_image)
         if not answers:
             raise DataError("no image is left: none of the files can be decoded")
@@ -200,26 +212,26 @@ def _classify(arguments: argparse.Namespace) -> None:
 
 
 def _answer(
-    model: Classifier, files: Sequence[Path], top_k: int, *, go_on: bool
+    model: Classifier, samples: Mapping[str, Any], top_k: int, *, go_on: bool
 ) -> tuple[dict[str, Classification], dict[str, str]]:
-    """Classify files one by one; return the answers, and the causes for those that cannot be read.
+    """Classify files one by one; return the answers by file, and the causes for those that cannot be used.
 
-    Without ``go_on`` the first unreadable file makes the answers worthless: the rest is only looked through, so
-    that all unreadable files can be named.
+    Without ``go_on`` the first unusable file makes the answers worthless: the rest is only looked through, so
+    that all of them can be named.
     """
     answers: dict[str, Classification] = {}
     bad: dict[str, str] = {}
-    for file in progress(files, "classifying"):
+    for file, sample in progress(list(samples.items()), "classifying"):
         try:
-            pixels = model.preprocessing(file)
-        except ImageError as error:
-            bad[str(file)] = str(error)
+            prepared = model.prepare(sample)
+        except (ImageError, UsageError) as error:
+            bad[file] = str(error) if isinstance(error, ImageError) else f"{file}: {error}"
             continue
         if go_on or not bad:
-            (answer,) = model.run_batch(pixels[None], [top_k])
+            (answer,) = model.run_batch(stacked([prepared]), [top_k])
             if isinstance(answer, KrlError):
                 raise answer
-            answers[str(file)] = answer
+            answers[file] = answer
     return answers, bad
 
 

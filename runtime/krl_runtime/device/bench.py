@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import example_sample
 from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.pipelines import Classifier, Generator, Restorer
@@ -96,7 +98,8 @@ def bench(
 
     Args:
         model: The loaded model.
-        image: An encoded image; it is decoded anew each time. Generators take their golden inputs instead.
+        image: An encoded image; it is decoded anew each time, and once more for each further image. Attributes have
+            any values that are accepted. Generators take their golden inputs instead.
         batch: Images for one run of the network; a restorer runs one at a time.
         warmup: Iterations that are not counted.
         iterations: Iterations that are.
@@ -151,9 +154,9 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
 def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
     """Return the stages of a model; each gets the output of the one before."""
     if isinstance(model, Classifier):
-        classifier = model
+        classifier, sample = model, example_sample(model.inputs, image)
         return {
-            "preprocess": lambda _: np.stack([classifier.prepare(image) for _ in range(batch)]),
+            "preprocess": lambda _: stacked([classifier.prepare(sample) for _ in range(batch)]),
             "inference": classifier.logits,
             "postprocess": classifier.interpret,
         }

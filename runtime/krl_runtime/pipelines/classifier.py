@@ -12,6 +12,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import INPUTS, inputs_of, sample_arrays
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import (
     THRESHOLD,
@@ -22,9 +23,10 @@ from krl_runtime.bundle.output_kind import (
     output_kind,
     scores_of,
 )
+from krl_runtime.bundle.tensors import Arrays, stacked
 from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
-from .base import Pipeline
+from .base import Pipeline, Sample
 from .batching import Batcher
 from .streams import StreamItem, Watch, stream
 
@@ -105,6 +107,7 @@ class Classifier(Pipeline):
         labels: Class names in the order of the logits.
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
         heads: Further outputs, each with its name and labels; see ``krl_runtime.bundle.heads``.
+        inputs: Further inputs beside the first image; see ``krl_runtime.bundle.further_inputs``.
         least_score: Score that the best class of a known image has at least; ``None`` if all images are known.
     """
 
@@ -113,6 +116,7 @@ class Classifier(Pipeline):
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
         self.heads = further_heads(bundle.manifest)
+        self.inputs = inputs_of(bundle.manifest)
         self.least_score = least_score(bundle.manifest.settings)
         self._input = bundle.manifest.inputs[0].name
         self._output = bundle.manifest.outputs[0].name
@@ -127,7 +131,9 @@ class Classifier(Pipeline):
         """
         manifest = bundle.manifest
         shape, classes = list(manifest.preprocessing.shape), len(manifest.labels)
-        inputs = [(spec.dtype, list(spec.shape[1:])) for spec in manifest.inputs]
+        # Further inputs are compared with the settings, which say what they are.
+        own = manifest.inputs[:1] if INPUTS in manifest.settings else manifest.inputs
+        inputs = [(spec.dtype, list(spec.shape[1:])) for spec in own]
         outputs = [list(spec.shape[1:]) for spec in manifest.outputs[:1]]
         if inputs != [("uint8", shape)] or outputs != [[classes]] or not classes:
             raise BundleError(
@@ -138,6 +144,7 @@ class Classifier(Pipeline):
         try:
             output_kind(manifest.settings)
             further_heads(manifest)
+            inputs_of(manifest)
             least_score(manifest.settings)
         except ValueError as error:
             raise BundleError(f"bundle {bundle.path} is no classifier: {error}; make it again") from error
@@ -152,14 +159,15 @@ class Classifier(Pipeline):
     @overload
     def __call__(self, source: npt.NDArray[np.uint8], *, top_k: int = ...) -> Any: ...
     @overload
-    def __call__(self, source: ImageSource, *, top_k: int = ...) -> Classification: ...
+    def __call__(self, source: ImageSource | Sample, *, top_k: int = ...) -> Classification: ...
     def __call__(self, source: Any, *, top_k: int = 5) -> Classification | list[Classification]:
         """Classify one image or several.
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
                 ``[H, W, C]`` (RGB or RGBA, unless ``load`` was given another ``channel_order``). For several images a
-                list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
+                list or tuple of those, or an array of uint8 ``[N, H, W, C]``. A model with further inputs takes
+                mappings: ``{"image": source, "color": "red", "size": 3.5}``.
             top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:
@@ -169,17 +177,17 @@ class Classifier(Pipeline):
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
             ModelError: A logit is not a finite number.
             BackendError: The device failed, or the model is closed.
-            UsageError: ``top_k`` is less than 1.
+            UsageError: ``top_k`` is less than 1, or a further input is missing, unknown or not accepted.
         """
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret_outputs(self._run(self.prepare(source)[None]), top_k=top_k)[0]
+            return self.interpret_outputs(self._run(stacked([self.prepare(source)])), top_k=top_k)[0]
         results: list[Classification] = []
         for start in range(0, len(source), self._limit):
-            pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
-            results += self.interpret_outputs(self._run(pixels), top_k=top_k)
+            batch = self._stack(source, range(start, min(start + self._limit, len(source))))
+            results += self.interpret_outputs(self._run(batch), top_k=top_k)
         return results
 
-    async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+    async def classify_async(self, source: ImageSource | Sample, *, top_k: int = 5) -> Classification:
         """Classify one image in a thread, without blocking the event loop; see ``__call__`` for the exceptions.
 
         For many requests at once use ``batched``, which limits how many wait.
@@ -189,12 +197,12 @@ class Classifier(Pipeline):
         return cast("Classification", await asyncio.to_thread(self, source, top_k=top_k))
 
     def stream(
-        self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
+        self, sources: str | Path | Iterable[ImageSource | Sample], *, top_k: int = 5, workers: int | None = None
     ) -> Iterator[StreamItem[Classification]]:
         """Yield the result of every image of a folder or an iterable; see ``krl_runtime.pipelines.streams.stream``."""
         return stream(self, sources, top_k=top_k, workers=workers)
 
-    def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch[Classification]:
+    def watch(self, frames: Iterable[ImageSource | Sample], *, top_k: int = 5) -> Watch[Classification]:
         """Yield the result of the latest frame of a camera; see ``krl_runtime.pipelines.streams.Watch``."""
         return Watch(self, frames, top_k=top_k)
 
@@ -204,14 +212,20 @@ class Classifier(Pipeline):
         """Run the requests of many threads or coroutines together; see ``krl_runtime.pipelines.batching.Batcher``."""
         return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
 
-    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        """Decode one image to what the network takes; see ``Preprocessing.__call__``."""
+    def prepare(self, source: ImageSource | Sample) -> Arrays:
+        """Decode one image or sample to what the network takes; see ``BatchModel.prepare``."""
+        if not self.inputs and not isinstance(source, Mapping):
+            return self._read(source)
+        arrays = sample_arrays(source, self.inputs, self._read)
+        return arrays if self.inputs else next(iter(arrays.values()))
+
+    def _read(self, source: ImageSource) -> npt.NDArray[np.uint8]:
         return self.preprocessing(source, channel_order=self.channel_order)
 
-    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[Classification | KrlError]:
+    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> list[Classification | KrlError]:
         """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
         results: list[Classification | KrlError] = []
-        outputs = self._run(pixels)
+        outputs = self._run(batch)
         for row, count in enumerate(top_k):
             try:
                 one = {name: values[row : row + 1] for name, values in outputs.items()}
@@ -220,23 +234,24 @@ class Classifier(Pipeline):
                 results.append(error)
         return results
 
-    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def logits(self, batch: Arrays) -> npt.NDArray[np.float32]:
         """Run the network on its inputs as they are, in one batch.
 
         Args:
-            pixels: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``.
+            batch: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``. With further inputs
+                an array for each input of the graph, by name.
 
         Returns:
             Logits ``[N, classes]``, float32; of several heads those of the first.
 
         Raises:
-            BackendError: ``pixels`` has another dtype or shape, the device failed, or the model is closed.
+            BackendError: An array is missing or has another dtype or shape, the device failed, or the model is closed.
         """
-        return self._run(pixels)[self._output].astype(np.float32, copy=False)
+        return self._run(batch)[self._output].astype(np.float32, copy=False)
 
-    def _run(self, pixels: npt.NDArray[np.uint8]) -> Mapping[str, npt.NDArray[Any]]:
+    def _run(self, batch: Arrays) -> Mapping[str, npt.NDArray[Any]]:
         """Run the network once; return the outputs of all heads by their names in the graph."""
-        return self.backend.run({self._input: pixels})
+        return self.backend.run(batch if isinstance(batch, Mapping) else {self._input: batch})
 
     def interpret_outputs(self, outputs: Mapping[str, npt.NDArray[Any]], *, top_k: int = 5) -> list[Classification]:
         """Turn the outputs of all heads into results; see ``interpret``.
@@ -298,14 +313,14 @@ class Classifier(Pipeline):
         known = least is None or bool(is_known(kind, values, least))
         return Classification(top[0][0], best[0], top[0][1], top, logits, present, known=known)
 
-    def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
-        pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)
-        for row, index in enumerate(chosen):
+    def _stack(self, sources: Sequence[ImageSource | Sample] | npt.NDArray[np.uint8], chosen: range) -> Arrays:
+        prepared = []
+        for index in chosen:
             try:
-                pixels[row] = self.prepare(sources[index])
-            except ImageError as error:
-                raise ImageError(f"item {index} of {len(sources)}: {error}") from error
-        return pixels
+                prepared.append(self.prepare(sources[index]))
+            except (ImageError, UsageError) as error:
+                raise type(error)(f"item {index} of {len(sources)}: {error}") from error
+        return stacked(prepared)
 
     def __repr__(self) -> str:
         """Return name, number of classes, backend and variant."""

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from krl_runtime._version import __version__
+from krl_runtime.bundle.further_inputs import IMAGE, column_names
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
@@ -24,6 +25,7 @@ from krl_runtime.pipelines.classifier import Classifier
 from . import protocol
 from .config import ServeConfig
 from .encoding import ENCODINGS, TooLargeError, check_encoding
+from .forms import FORM, parse_form
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service
 from .statistics import configuration
@@ -176,9 +178,33 @@ class _Application:
         text = request.query_params.get("top_k", "5")
         if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
             raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            raise HTTPException(415, "send the image itself as the body, not a form: curl --data-binary @image.jpg")
-        return JSONResponse(await self._service.classify(body, int(text)))
+        return JSONResponse(await self._service.classify(self._sample(request, body), int(text)))
+
+    def _sample(self, request: Request, body: bytes) -> bytes | dict[str, bytes | str]:
+        """Return the image of a body; with further inputs or a form a sample, whose values are text or bytes of images.
+
+        Images are bytes in any case: text would be the path of a file of this machine.
+        """
+        content_type = request.headers.get("content-type", "")
+        is_form = content_type.partition(";")[0].strip().lower() == FORM
+        inputs = self._service.model.inputs
+        if not is_form and content_type.startswith("multipart/"):
+            raise HTTPException(415, f"a body of {content_type[:80]} is not accepted; send an image, or {FORM}")
+        if not is_form and not inputs:
+            return body
+        parts = parse_form(body, content_type) if is_form else {IMAGE: body}
+        images = {IMAGE, *column_names(inputs)[1]}
+        sample: dict[str, bytes | str] = {
+            name: value if name in images else value.decode("utf-8", "replace") for name, value in parts.items()
+        }
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "top_k"]
+        for name, value in query if inputs else ():
+            if name in images:
+                raise UsageError(f"{name!r} is an image; send it as a file of a form: curl -F {name}=@image.jpg")
+            if name in sample:
+                raise UsageError(f"{name!r:.100} is given twice; give it once")
+            sample[name] = value
+        return sample
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         self._check_model(request)

@@ -9,10 +9,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
+from krl_runtime.bundle.tensors import zeros
 from krl_runtime.errors import UsageError
 from krl_runtime.pipelines.classifier import Classifier
 
@@ -30,7 +30,7 @@ _BACKLOG = 1024  # connections that the system takes before the server does; Lin
 def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> bool:
     """See ``krl_runtime.serve.serve``."""
     # This run takes the extra time of the first inference. A model that does not run never listens.
-    model.logits(np.zeros((1, *model.preprocessing.shape), np.uint8))
+    model.logits(zeros(model.bundle.manifest.inputs))
     listener = listen(config.host, config.port)
     app = make_app(model, config)
     server = make_server(app, config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from krl_runtime.backends.base import run_in_parts
-from krl_runtime.bundle.tensors import check_inputs
+from krl_runtime.bundle.tensors import Arrays, check_inputs, rows_of, zeros
 from krl_runtime.errors import BackendError, ImageError, KrlError, UsageError
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.work import ImageSizeError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.bundle import Bundle
-    from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["BusyError", "Observer", "Service"]
 
@@ -72,19 +71,19 @@ class _Stopwatch:
 
 
 class _Network:
-    """The network as ``Batcher`` runs it: decoded images in, all outputs of each out, for both kinds of requests."""
+    """The network as ``Batcher`` runs it: prepared inputs in, all outputs of each out, for both kinds of requests."""
 
     def __init__(self, model: Classifier, observer: Observer) -> None:
         self._model, self._observer = model, observer
-        self._input = model.bundle.manifest.inputs[0].name
+        self.input = model.bundle.manifest.inputs[0].name
 
     @property
     def bundle(self) -> Bundle:
         return self._model.bundle
 
-    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        """Return a tensor as it is, and decode anything else."""
-        return source if isinstance(source, np.ndarray) else self._model.preprocessing(source)
+    def prepare(self, source: Any) -> Arrays:
+        """Return arrays as they are: they were prepared already."""
+        return source  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> _Outputs:
         """Run the network once."""
@@ -92,10 +91,10 @@ class _Network:
         self._observer.ran(len(next(iter(inputs.values()))))
         return outputs
 
-    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Outputs]:
+    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> Sequence[_Outputs]:
         """Return the outputs by name of each image; ``top_k`` is for the reader of the logits."""
-        outputs = self.run({self._input: pixels})
-        return [{name: array[index] for name, array in outputs.items()} for index in range(len(pixels))]
+        outputs = self.run(batch if isinstance(batch, Mapping) else {self.input: batch})
+        return [{name: array[index] for name, array in outputs.items()} for index in range(len(top_k))]
 
 
 class Service:
@@ -189,6 +188,7 @@ class Service:
     def status(self) -> dict[str, Any]:
         """Return the backend and the reason, for JSON: ``backend`` is the one that runs, not the one asked for."""
         backend = self.model.backend
+        names = [name for each in self.model.inputs for name in each.names]
         return {
             "model": self.name,
             "backend": backend.name,
@@ -198,6 +198,7 @@ class Service:
             "workers": self._config.workers,
             "queue": self._config.queue,
             "requests": self._here,
+            **({"further_inputs": names} if names else {}),
         }
 
     async def ready(self) -> bool:
@@ -215,14 +216,13 @@ class Service:
         Raises:
             BackendError: It does not run.
         """
-        name = self.model.bundle.manifest.inputs[0].name
-        self._run({name: np.zeros((1, *self.model.preprocessing.shape), np.uint8)})
+        self._run(zeros(self.model.bundle.manifest.inputs))
 
-    async def classify(self, body: bytes, top_k: int) -> dict[str, Any]:
-        """Classify one encoded image.
+    async def classify(self, sample: bytes | Mapping[str, bytes | str], top_k: int) -> dict[str, Any]:
+        """Classify one encoded image, or a sample with further inputs.
 
         Args:
-            body: The image as a file holds it.
+            sample: The image as a file holds it; with further inputs images as bytes and values as text, by name.
             top_k: Number of classes in the result.
 
         Returns:
@@ -231,15 +231,16 @@ class Service:
         Raises:
             TooLargeError: It has too many pixels.
             ImageError: It cannot be decoded.
+            UsageError: A further input is missing, unknown or not accepted.
             BackendError: The device failed.
             ModelError: A logit is not a finite number.
         """
         watch = _Stopwatch(self._observer)
         if self._batcher is None:
-            result = await self._in_thread(lambda: self._classify(body, top_k, watch))
+            result = await self._in_thread(lambda: self._classify(sample, top_k, watch))
         else:
-            pixels = await self._in_thread(lambda: self._decode(body, watch))
-            outputs = await self._run_with_others(self._batcher, pixels[None])
+            prepared = await self._in_thread(lambda: self._prepare(sample, watch))
+            outputs = await self._run_with_others(self._batcher, [prepared])
             watch.lap("inference")
             result = self._interpret(outputs, top_k)
         values = result.to_dict(logits=False)
@@ -259,7 +260,7 @@ class Service:
         if self._batcher is None:
             return await self._in_thread(lambda: self._infer(body, header_length, watch))
         request = await self._in_thread(lambda: self._parse(body, header_length, watch))
-        outputs = await self._run_with_others(self._batcher, next(iter(request.inputs.values())))
+        outputs = await self._run_with_others(self._batcher, rows_of(request.inputs))
         watch.lap("inference")
         return await self._in_thread(lambda: self._render(request, outputs))
 
@@ -292,29 +293,31 @@ class Service:
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
-    def _classify(self, body: bytes, top_k: int, watch: _Stopwatch) -> Classification:
-        pixels = self._decode(body, watch)
-        outputs = self._run({self.model.bundle.manifest.inputs[0].name: pixels[None]})
+    def _classify(self, sample: bytes | Mapping[str, bytes | str], top_k: int, watch: _Stopwatch) -> Classification:
+        outputs = self._run({name: array[None] for name, array in self._prepare(sample, watch).items()})
         watch.lap("inference")
         return self._interpret(outputs, top_k)
 
-    def _decode(self, body: bytes, watch: _Stopwatch) -> npt.NDArray[np.uint8]:
+    def _prepare(self, sample: bytes | Mapping[str, bytes | str], watch: _Stopwatch) -> Mapping[str, npt.NDArray[Any]]:
+        """Return the inputs of the graph by name, without a batch dimension."""
         watch.lap("queue")
-        self._check_size(body)
-        pixels = self.model.preprocessing(body)
+        for image in sample.values() if isinstance(sample, Mapping) else (sample,):
+            if isinstance(image, bytes):
+                self._check_size(image)
+        prepared = self.model.prepare(sample)
         watch.lap("preprocess")
-        return pixels
+        return prepared if isinstance(prepared, Mapping) else {self._network.input: prepared}
 
     def _interpret(self, outputs: _Outputs, top_k: int) -> Classification:
         return self.model.interpret_outputs(outputs, top_k=top_k)[0]
 
-    async def _run_with_others(self, batcher: Batcher[_Outputs], pixels: npt.NDArray[np.uint8]) -> _Outputs:
+    async def _run_with_others(self, batcher: Batcher[_Outputs], prepared: Sequence[Arrays]) -> _Outputs:
         """Run the images of one request in batches that images of other requests share."""
         rows: list[_Outputs] = []
         with self._noting_faults():
-            for start in range(0, len(pixels), self._config.max_batch):
-                part = pixels[start : start + self._config.max_batch]
-                waiting = [asyncio.wrap_future(batcher.submit(image, timeout=0)) for image in part]
+            for start in range(0, len(prepared), self._config.max_batch):
+                part = prepared[start : start + self._config.max_batch]
+                waiting = [asyncio.wrap_future(batcher.submit(each, timeout=0)) for each in part]
                 rows += await asyncio.gather(*waiting)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
