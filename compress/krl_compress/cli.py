@@ -33,6 +33,9 @@ __all__ = ["main"]
 _COLUMNS = (
     "top1",
     "map",
+    "recall_at_1",
+    "recall_at_5",
+    "map_at_r",
     "f1_macro",
     "loss",
     "psnr",

@@ -162,7 +162,7 @@ def distill(config: DistillConfig | None = None, /, **options: Any) -> DistillRe
     config = configure(DistillConfig, config, with_recipes(options, _RECIPES))
     task = _check_teachers(config)
     _check_losses(config.losses, task)
-    if task == "classification":
+    if task in ("classification", "embedding"):
         _check_networks(config, (config.student,))
     check_data(config.data.data)
     from .distillation.distill import distill as run_distill

@@ -1,4 +1,4 @@
-"""Run krl bundles on TensorRT or ONNX Runtime: classify, restore or generate images.
+"""Run krl bundles on TensorRT or ONNX Runtime: classify, embed, restore or generate images.
 
 ::
 
@@ -8,6 +8,10 @@
         print(model.backend.reason)
         prediction = model("rose.jpg")
         print(prediction.label, prediction.score)
+
+    with krl_runtime.load("products.krl") as model:
+        index = krl_runtime.index(model, "products/")
+        print(index.search(model("photo.jpg"))[0].neighbors)
 
     with krl_runtime.load("super-resolution.krl") as model:
         model("small.png").save("large.png")
@@ -48,7 +52,9 @@ if TYPE_CHECKING:
     from .device.recording import record
     from .device.selftest import selftest
     from .device.tune import tune
-    from .pipelines import Classification, Classifier, Generator, Raster, Restorer, grid, load
+    from .pipelines import Classification, Classifier, Embedder, Embedding, Generator, Raster, Restorer, grid, load
+    from .retrieval.building import index
+    from .retrieval.gallery import Index, Neighbor, SearchResult
 
 __all__ = [
     "BackendError",
@@ -58,16 +64,21 @@ __all__ = [
     "Classification",
     "Classifier",
     "DataError",
+    "Embedder",
+    "Embedding",
     "Generator",
     "ImageError",
+    "Index",
     "KrlError",
     "MissingExtraError",
     "ModelError",
+    "Neighbor",
     "NotAvailableError",
     "Preprocessing",
     "Raster",
     "Restorer",
     "RunError",
+    "SearchResult",
     "TrainingError",
     "UsageError",
     "__version__",
@@ -75,6 +86,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "grid",
+    "index",
     "load",
     "record",
     "selftest",
@@ -82,7 +94,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    ".pipelines": ("Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"),
+    ".pipelines": (
+        "Classification",
+        "Classifier",
+        "Embedder",
+        "Embedding",
+        "Generator",
+        "Raster",
+        "Restorer",
+        "grid",
+        "load",
+    ),
+    ".retrieval.building": ("index",),
+    ".retrieval.gallery": ("Index", "Neighbor", "SearchResult"),
     ".device.selftest": ("selftest",),
     ".device.tune": ("tune",),
     ".device.bench": ("bench",),

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from krl_runtime.bundle.further_inputs import INPUTS
 from krl_runtime.bundle.output_kind import OutputKind, is_multi_label
 from krl_runtime.errors import KrlError, ModelError, RunError
 from krl_runtime.files import sha256_bytes, sha256_file, write_atomic
@@ -51,10 +52,12 @@ SCHEMA_VERSION = 2  # rises with each change of the format
 _KIND = "krl-run"
 _BUILDERS = {
     "classification": "krl_train.models:build_classifier",
+    "embedding": "krl_train.models.embedders:build_embedder",
     "generation": "krl_train.models.generators:build_generator",
     "restoration": "krl_train.models.restorers:build_restorer",
 }
 """For each task the function of a ``ModelSpec`` and a ``Preprocessing`` that makes its network."""
+_OF_BACKBONES = ("classification", "embedding")  # tasks whose network can be made around a user's own backbone
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class RunRecord:
         task: ``"classification"``, or another of ``krl-train fit --task``.
         model: The network.
         preprocessing: From an image to the network's input.
-        labels: Class names in the order of the logits; empty where the task has none.
+        labels: Class names in the order of the logits, or of the classes of the data of embeddings; empty where the
+            task has none.
         output_kind: Meaning of a classifier's outputs; see ``krl_runtime.bundle.output_kind``.
         command: The command that made the run, as ``"krl-train fit"``.
         configuration: The full resolved configuration of that command.
@@ -110,6 +114,11 @@ class RunRecord:
     def multi_label(self) -> bool:
         """Whether an image can have several labels, or none."""
         return is_multi_label(self.output_kind)
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Any], ...]:
+        """Inputs beside the image, as a manifest's settings have them; see ``krl_runtime.bundle.further_inputs``."""
+        return tuple(self.model.arguments.get(INPUTS, ()))
 
     def to_bytes(self) -> bytes:
         """Return the content of ``run.json``."""
@@ -265,7 +274,7 @@ class Run:
         Raises:
             RunError: The run is of another task, its network cannot be made, or its weights do not fit.
         """
-        network = self.module(module)
+        network = self.module(module) if self.record.task == "classification" else None
         if not isinstance(network, Network):
             raise RunError(f"run {self.path} is of the task {self.record.task!r}; a classifier is needed here")
         return network
@@ -277,7 +286,7 @@ class Run:
         of 0 to 255, or latents.
 
         Args:
-            backbone: Of a classifier that cannot be made from the record.
+            backbone: Of a classifier or an embedder that cannot be made from the record.
 
         Raises:
             RunError: The network that the record names cannot be made, the weights do not fit it, or this krl does not
@@ -289,10 +298,13 @@ class Run:
             raise RunError(
                 f"run {self.path} is of the task {record.task!r}; this krl knows: {', '.join(sorted(_BUILDERS))}"
             )
-        custom = record.task == "classification" and is_custom(record.model.name)
+        custom = record.task in _OF_BACKBONES and is_custom(record.model.name)
         advice = "; pass the network itself: Run.open(path).network(module=network)" if custom else ""
-        if backbone is not None and record.task != "classification":
-            raise RunError(f"run {self.path} is of the task {record.task!r}; a network is accepted for classifiers")
+        if backbone is not None and record.task not in _OF_BACKBONES:
+            raise RunError(
+                f"run {self.path} is of the task {record.task!r}; a network is accepted for "
+                f"{' and '.join(_OF_BACKBONES)}"
+            )
         module, _, name = place.partition(":")
         more = {} if backbone is None else {"module": backbone}
         try:

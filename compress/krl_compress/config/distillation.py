@@ -8,18 +8,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-from krl_runtime.cli.options import Advanced, refuse_other_tasks
+from krl_runtime.cli.options import Advanced, option_name, refuse_other_tasks
 from krl_runtime.errors import UsageError
 from krl_train.config import GenerationConfig, OutOption, TrainingConfig
 from krl_train.custom import Custom, each_named, named
 
-from .kinds import CLASSIFIER, GENERATOR, Repeated, RepeatedCustom
+from .kinds import CLASSIFIER, EMBEDDER, GENERATOR, Repeated, RepeatedCustom
 from .losses import LossConfig
 
 __all__ = [
     "CacheConfig",
     "DataFreeConfig",
     "DistillConfig",
+    "EmbeddingStudentConfig",
     "GeneratorStudentConfig",
     "JointConfig",
     "MutualConfig",
@@ -90,6 +91,26 @@ class GeneratorStudentConfig:
 
 
 @dataclass(frozen=True)
+class EmbeddingStudentConfig:
+    """A student that learns embeddings from a network of embeddings.
+
+    Without --loss: the loss of labels that the teacher was trained with, and cosine.
+    """
+
+    embedding_dim: int | None = None
+    """Numbers of an embedding: the teacher's, so that the student can search among its embeddings, or another."""
+    images_per_class: Advanced[int | None] = None
+    """Images of each class that come together in a batch: 4 where a loss of labels compares pairs, else 1."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("embedding_dim", 2), ("images_per_class", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{option_name(name)} is {value}; accepted: {least} or more")
+
+
+@dataclass(frozen=True)
 class DataFreeConfig:
     """A student of a classifier that learns from generated images alone, labeled by the teacher."""
 
@@ -118,6 +139,8 @@ class DistillConfig(TrainingConfig):
     times. A file of such lines; or names, for a teacher that knows the data's classes and others as well."""
     fusion: Advanced[Annotated[Literal["mean", "confidence", "class"], CLASSIFIER]] = "mean"
     """How several teachers are weighed: evenly, by how sure each is of the label, or the best one for the class."""
+    student_inputs: Advanced[Annotated[Literal["image", "same"], CLASSIFIER]] = "image"
+    """Of a teacher with several inputs: the student takes the image alone, or the same inputs."""
     unlabeled: Annotated[Annotated[tuple[Path, ...], tyro.conf.UseAppendAction], CLASSIFIER] = ()
     """Folder of images without labels (recordings) to learn from as well; may be given several times."""
     baseline: bool = False
@@ -128,6 +151,7 @@ class DistillConfig(TrainingConfig):
     cache: Advanced[Annotated[CacheConfig, CLASSIFIER]] = field(default_factory=CacheConfig)
     data_free: Advanced[Annotated[DataFreeConfig, CLASSIFIER]] = field(default_factory=DataFreeConfig)
     quantization: Annotated[QuantizationConfig, CLASSIFIER] = field(default_factory=QuantizationConfig)
+    embedding_student: Annotated[EmbeddingStudentConfig, EMBEDDER] = field(default_factory=EmbeddingStudentConfig)
     generator_student: Annotated[GeneratorStudentConfig, GENERATOR] = field(default_factory=GeneratorStudentConfig)
     generation: Advanced[Annotated[GenerationConfig, GENERATOR]] = field(default_factory=GenerationConfig)
 

@@ -9,9 +9,9 @@ import tyro
 from krl_runtime.cli.options import Only
 from krl_train.custom import Custom
 
-__all__ = ["CLASSIFIER", "GENERATOR", "Repeated", "RepeatedCustom"]
+__all__ = ["CLASSIFIER", "EMBEDDER", "GENERATOR", "Repeated", "RepeatedCustom"]
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 RepeatedCustom = Annotated[tuple[Custom, ...], tyro.conf.UseAppendAction]
 
-CLASSIFIER, GENERATOR = Only("classification"), Only("gan")
+CLASSIFIER, EMBEDDER, GENERATOR = Only("classification"), Only("embedding"), Only("gan")

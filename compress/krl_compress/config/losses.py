@@ -20,6 +20,10 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
         *("ce", "kd", "logistic", "soft_bce", "hard_label", "logit_mse", "dist", "ttm", "wttm", "mlkd", "dkd", "nkd"),
         *("rld", "wsld", "fitnet", "wkd_f", "at", "nst", "sp", "reviewkd", "rkd", "pkt", "cc", "crd", "bce"),
     ),
+    "embedding": (
+        *("proxy-anchor", "contrastive", "triplet", "multi-similarity", "supcon"),
+        *("cosine", "rkd", "sp", "pkt", "cc"),
+    ),
     "restoration": ("pixels", "teacher", "affinity", "fitnet", "at", "sp"),
     "generation": ("pixels", "squares", "features", "kernel", "perceptual", "adversarial"),
 }
@@ -81,9 +85,9 @@ class LossConfig:
     """A term of the loss, NAME[:weight=W,warmup=EPOCHS,...], as in --loss ce:weight=0.1 --loss kd:weight=0.9. Given
     once or several times, nothing else counts, labels neither. Of labels: ce, bce. Of
     logits: kd, logistic, soft_bce, hard_label, logit_mse, dist, ttm, wttm, mlkd, dkd, nkd, rld, wsld, or your own
-    function as package.module:name. Of features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Restorers:
-    pixels, teacher, affinity, fitnet, at, sp. Generators: pixels, squares, features, kernel, perceptual,
-    adversarial."""
+    function as package.module:name. Of features: fitnet, wkd_f, at, nst, sp, reviewkd, rkd, pkt, cc, crd. Embeddings:
+    those of krl-train fit --embedding-loss, cosine, rkd, sp, pkt, cc. Restorers: pixels, teacher, affinity, fitnet, at,
+    sp. Generators: pixels, squares, features, kernel, perceptual, adversarial."""
     feature_taps: Advanced[Annotated[Repeated, CLASSIFIER]] = ()
     """Where losses on features look, STUDENT_MODULE=TEACHER_MODULE, or =TENSOR of a bundle or ONNX file; may be given
     several times. Left out: the outputs of the stages of each resolution that both networks have."""

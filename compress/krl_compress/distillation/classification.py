@@ -19,6 +19,7 @@ from krl_compress.teachers.kinds import ACCEPTED, TeacherKind, kind_of
 from krl_compress.teachers.loading import LoadedTeacher, load_custom_teacher, load_teacher, name_alike
 from krl_compress.teachers.store import StoredTeacher
 from krl_compress.teachers.strength import answers_quality, warn_if_weak
+from krl_runtime.bundle.further_inputs import column_names
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import LoopConfig, TrainingConfig, plan_loop, to_plain
@@ -33,13 +34,13 @@ from krl_train.models.custom import custom_arguments
 from krl_train.models.spec import carried_arguments
 from krl_train.run import RECORD, ModelSpec, Run, RunRecord
 from krl_train.tasks import Objective, Supervised
-from krl_train.tasks.optim import default_learning_rate
 from krl_train.training.balance import check_options, class_weights
 from krl_train.training.start import start_classifier
 from krl_train.training.train import train_classifier
 
 from .data_free import FROM_TEACHER, generated_source
-from .job import COMMAND, Job, carry_out, parents, starting_point
+from .inputs import check_size, inputs_of, same_inputs
+from .job import COMMAND, Job, carry_out, fine_tuned, parents, starting_point
 from .label_losses import label_losses
 from .quantization import check_quantized, gentle, measure_start, quantized_student
 from .student_input import student_input
@@ -51,9 +52,6 @@ __all__ = ["ClassifierJob", "classifier_record", "prepare"]
 _log = logging.getLogger("krl")
 
 FLOAT = "float"
-# Of the usual rate, for a pruned network, which at the whole rate forgets what it knew: a resnet20 with 38 % of its
-# operations has a top-1 of 99.2 % after 5 epochs at a fifth, and of 93.9 % at the whole rate (docs/pruning.md).
-_SHARE_OF_RATE = 0.2
 _OF_TEACHERS = ("top1", "map", "loss", "count", "recall", "top1_standard_error", "map_standard_error", "f1_macro")
 
 
@@ -124,7 +122,7 @@ class ClassifierJob(Job):
     def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
         """Return the loss on the labels of up to 1024 training images, evenly spread."""
         assert isinstance(network, Network)  # noqa: S101  for the type checker
-        return label_losses(network, self.labeled.train, resolve_device(self.config.loop.device))
+        return label_losses(Supervised(network), self.labeled.train, resolve_device(self.config.loop.device))
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
         """Train the student on the labels."""
@@ -184,8 +182,8 @@ class ClassifierJob(Job):
             network = quantized_student(record, self.training, start, config.loop.device)
             optim = gentle(optim, loop.batch_size)
         else:
-            if self.fine_tunes and optim.lr is None:
-                optim = replace(optim, lr=_SHARE_OF_RATE * default_learning_rate(optim, loop.batch_size))
+            if self.fine_tunes:
+                optim = fine_tuned(optim, loop.batch_size)
             network = record.model.build(record.preprocessing)
             if start is not None:
                 start_classifier(network, start, record.model.name, record.labels)
@@ -204,6 +202,8 @@ def prepare(config: DistillConfig) -> ClassifierJob:
     if config.losses.loss:  # refused before anything is read
         resolve_names(config.losses)
     teachers, source = _teachers(config)
+    inputs = inputs_of(teachers, config)
+    source = replace(source, further=inputs)
     check_options(source, config.optim, config.loop)
     several = len(source.labels) if source.multi_label else None
     terms = resolve_losses(config.losses, config.optim.label_smoothing, mixup=config.augment.mixes, several=several)
@@ -211,6 +211,7 @@ def prepare(config: DistillConfig) -> ClassifierJob:
     start, name = starting_point(config.student)
     check_quantized(config, start, terms)
     preprocessing = student_input(config, teachers[0].network.preprocessing, source, name, start)
+    check_size(inputs, teachers, preprocessing)
     labeled = training = read_training(source, preprocessing, config.augment, config.loop.seed)
     record = classifier_record(config, name, preprocessing, training, COMMAND)
     if config.unlabeled:
@@ -218,6 +219,8 @@ def prepare(config: DistillConfig) -> ClassifierJob:
         record = replace(record, data={**record.data, "unlabeled": described})
     arguments = {"quantize": config.quantization.quantize} if config.quantization.quantize else {}
     kept = carried_arguments(start.record.model if start else record.model)
+    if config.student_inputs == "same":
+        kept |= same_inputs(teachers)
     model = replace(record.model, arguments={**kept, **arguments})
     uses = [("loss", term.name) for term in terms if term.custom] + [("teacher", name) for name in config.teacher]
     record = replace(
@@ -354,7 +357,8 @@ def _open_data(config: DistillConfig, teacher: LoadedTeacher) -> Source:
     if data.data is None and teacher.record is not None:
         there = teacher.record.data
         data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
-    return open_source(data, seed=config.loop.seed)
+    further = () if teacher.record is None else teacher.record.model.further(teacher.record.preprocessing)
+    return open_source(data, seed=config.loop.seed, columns=column_names(further))
 
 
 def _answers(teacher: LoadedTeacher, training: Training, config: DistillConfig) -> Teacher:

@@ -10,13 +10,14 @@ from krl_runtime.cli.options import refuse_other_tasks
 from krl_runtime.errors import UsageError
 from krl_train.run import Run
 
-from . import classification, generation, restoration
+from . import classification, embedding, generation, restoration
 from .job import Job, carry_out
 
 __all__ = ["distill", "prepare"]
 
 _PREPARE: Mapping[str, Callable[[DistillConfig], Job]] = {
     "classification": classification.prepare,
+    "embedding": embedding.prepare,
     "generation": generation.prepare,
     "restoration": restoration.prepare,
 }

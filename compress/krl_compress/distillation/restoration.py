@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from krl_compress import losses
 from krl_compress.config import DistillConfig
 from krl_compress.distillers import WeightedLoss, parse_loss
-from krl_compress.distillers.gather import gather_batch
 from krl_compress.distillers.weighted_losses import Loss
 from krl_compress.teachers.restorers import FileRestorer, LoadedRestorer, load_restorer
 from krl_runtime.errors import UsageError
@@ -27,6 +26,7 @@ from krl_train.models.restorers import RestorerNetwork, build_restorer, receptiv
 from krl_train.models.widths import THINNED
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks import PixelLoss, RestorationObjective
+from krl_train.tasks.gather import gather_batch
 from krl_train.tasks.restoration import pixel_loss
 from krl_train.training.restoration import (
     RestorationTraining,

@@ -18,9 +18,9 @@ from krl_train.metrics import quality_of
 from krl_train.models import Network
 from krl_train.models.features import FeatureMap
 from krl_train.tasks import Batch, Objective
+from krl_train.tasks.gather import gather_batch
 
 from .feature_taps import Taps, match_taps
-from .gather import gather_batch
 from .labels import labels_or_answers
 from .weighted_losses import WeightedLoss, teacher_weight
 
@@ -145,7 +145,7 @@ class Distiller(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``"loss"``, each term before weighting, and the ``"teacher_weight"`` of adaptive ones, all scalars."""
         with self.student_taps.reading() if self.student_taps else nullcontext(Features()) as student_features:
-            student = self.network(batch.pixels).float()
+            student = self.network.answer(batch.pixels, batch.further).float()
         with self.teacher_taps.reading() if self.teacher_taps else nullcontext(Features()) as teacher_features:
             asked = self.teacher is not None and any(term.kind.sees != "labels" for term in self.terms)
             teacher = self.teacher(batch) if asked and self.teacher is not None else None

@@ -18,7 +18,7 @@ from krl_train.tasks.cross_entropy import binary_cross_entropy, cross_entropy
 
 from .custom import custom_function
 
-__all__ = ["REGISTRY", "Loss", "WeightedLoss", "check_labels", "parse_loss", "teacher_weight"]
+__all__ = ["REGISTRY", "Loss", "WeightedLoss", "check_labels", "parse_loss", "rkd", "teacher_weight"]
 
 LabelsOfImage = Literal["one", "several", "any"]
 """Data that a loss is for: images of one class each, images of any number of labels, or both."""
@@ -60,8 +60,8 @@ class Loss:
         }
 
 
-def _rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """Return relational distillation with the usual weights of its two parts (classification)."""
+def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
+    """Return relational distillation with the usual weights of its two parts (classification); see ``rkd_angle``."""
     return distance * losses.rkd_distance(student, teacher) + angle * losses.rkd_angle(student, teacher)
 
 
@@ -90,7 +90,7 @@ REGISTRY: Mapping[str, Loss] = {
     "nst": Loss(losses.nst, "map", weight=15.0, labels="any"),
     "sp": Loss(losses.sp, "map", weight=1000.0, couples=True, labels="any"),
     "reviewkd": Loss(losses.Review, "review", labels="any"),
-    "rkd": Loss(_rkd, "embedding", weight=0.1, couples=True, labels="any"),
+    "rkd": Loss(rkd, "embedding", weight=0.1, couples=True, labels="any"),
     "pkt": Loss(losses.pkt, "embedding", weight=70000.0, couples=True, labels="any"),
     "cc": Loss(losses.cc, "embedding", weight=60.0, couples=True, labels="any"),
     "crd": Loss(losses.CRD, "crd", weight=0.8, couples=True),

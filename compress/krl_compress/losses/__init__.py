@@ -25,7 +25,7 @@ from .logits import (
     ttm,
     wttm,
 )
-from .relations import cc, crd_contrast, pkt, rkd_angle, rkd_distance, sp
+from .relations import cc, cosine, crd_contrast, pkt, rkd_angle, rkd_distance, sp
 
 __all__ = [
     "CRD",
@@ -34,6 +34,7 @@ __all__ = [
     "batch_correlation",
     "cc",
     "class_correlation",
+    "cosine",
     "crd_contrast",
     "dist",
     "dkd",

@@ -22,7 +22,7 @@ from krl_train.models.relations import relative_distances
 
 from ._common import check_pair, check_positive, full_precision, unit
 
-__all__ = ["cc", "crd_contrast", "pkt", "rkd_angle", "rkd_distance", "sp"]
+__all__ = ["cc", "cosine", "crd_contrast", "pkt", "rkd_angle", "rkd_distance", "sp"]
 
 _CHUNK_NUMBERS = 2**22  # how many numbers make a chunk of rkd_angle: 16 MiB in float32
 
@@ -175,6 +175,26 @@ def _gaussian_kernel(embeddings: Tensor, gamma: float, order: int) -> Tensor:
     cosines = directions @ directions.T
     series = [(2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(order + 1)]
     return math.exp(-2 * gamma) * torch.stack(series).sum(dim=0)
+
+
+@full_precision
+def cosine(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
+    """Match the embeddings themselves: the mean of 1 − cos(e_s, e_t) over the samples.
+
+    Half the squared distance of embeddings of length 1, as in `Learning Metrics from Teachers
+    <https://arxiv.org/abs/1904.03624>`_ (there of an
+    absolute teacher). A student that has it can search among the teacher's embeddings.
+    Duplicating the batch leaves the value.
+
+    Args:
+        student_embeddings: (N, D).
+        teacher_embeddings: (N, D).
+
+    Returns:
+        Scalar in [0, 2]; 0 for embeddings of the same directions.
+    """
+    student, teacher = check_pair(student_embeddings, teacher_embeddings, what="embeddings", form="N D", same="N D")
+    return (1 - (unit(student) * unit(teacher)).sum(dim=1)).mean()
 
 
 @full_precision

@@ -144,6 +144,11 @@ def _check(run: Run) -> None:
             f"run {run.path} was trained for INT8, its layers are fused; prune the run in floating point that it was "
             "made from, and train that for INT8 (krl-compress distill --quantize int8)"
         )
+    if record.inputs:
+        raise UsageError(
+            f"run {run.path} takes several inputs, and prune takes classifiers of the image alone; distill one from it "
+            f"(krl-compress distill --teacher {run.path} --student NAME --out STUDENT) and prune that"
+        )
     if record.source_labels:
         raise UsageError(
             f"run {run.path} has two heads, and prune takes one; distill a student from it first: krl-compress distill "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from krl_runtime.errors import ModelError
 from krl_train.models import Network
+from krl_train.models.fusion import FusionNetwork
 from krl_train.models.network import fit_images
 from krl_train.tasks import Batch
 
@@ -60,7 +62,7 @@ class FrozenTeacher:
 
         For teachers whose logits alone are asked for; where features are taken the network stays as it is.
         """
-        if self._folded:
+        if self._folded or isinstance(self.network, FusionNetwork):  # which has inputs that are no image
             return
         self._folded = True
         self.network = copy.deepcopy(self.network).eval()
@@ -74,13 +76,15 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Return logits ``[N, classes]`` of float32 for the very views that the student sees."""
-        return self.logits(batch.pixels)
+        return self.logits(batch.pixels, batch.further)
 
     @torch.no_grad()
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Return logits ``[N, classes]`` of float32 for pixels ``[N, C, H, W]``, 0 to 255."""
+    def logits(self, pixels: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+        """Return logits ``[N, classes]`` of float32 for pixels ``[N, C, H, W]``, 0 to 255, and what is beside them."""
+        preprocessing = self.network.preprocessing
         self.network.to(pixels.device).eval()
-        logits: Tensor = self.network(fit_images(pixels, self.network.preprocessing)).float()
+        beside = [fit_images(value, preprocessing) if value.ndim == pixels.ndim else value for value in further]
+        logits = self.network.answer(fit_images(pixels, preprocessing), beside).float()
         # On a GPU this would wait for it at each step; there the loop looks at the loss now and then.
         if logits.device.type == "cpu" and not logits.isfinite().all():
             wrong = int((~logits.isfinite().all(1)).sum())

@@ -85,14 +85,14 @@ def make_reference(
         name: Of the model, for people.
         preprocessing: From an image file to an input; size and channels of the golden images.
         source: Origin of the model.
-        task: ``"classification"``, ``"restoration"`` or ``"generation"``.
+        task: ``"classification"``, ``"embedding"``, ``"restoration"`` or ``"generation"``.
         labels: Class names: of a classifier in the order of the logits, of a generator its conditions.
         settings: See the task's pipeline in ``krl_runtime.pipelines``.
         brought: Ranges that the model came with, which ``krl-deploy quantize`` takes as they are.
     """
     graph = onnx.load_model_from_string(model).graph
     largest = max(float(np.abs(values).max()) for values in outputs.values())
-    images = task != "classification"
+    images = task not in ("classification", "embedding")
     manifest = Manifest(
         task=task,
         name=name,

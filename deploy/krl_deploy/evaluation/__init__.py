@@ -22,11 +22,13 @@ def task_of(bundle: Bundle, options: EvaluationOptions) -> Task:
         DataError: The data cannot be used.
     """
     from .classification import Classification
+    from .embedding import Embedding
     from .generation import Generation
     from .restoration import Restoration
 
     kinds: dict[str, type[Task]] = {
         "classification": Classification,
+        "embedding": Embedding,
         "restoration": Restoration,
         "generation": Generation,
     }

@@ -23,7 +23,7 @@ from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreem
 from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, resolution
-from krl_runtime.images.folders import ImageFile, decode, identity
+from krl_runtime.images.folders import ImageFile, ImageFolder, decode, identity
 from krl_runtime.images.labeled import decoded, open_data, some, truth_of, unknown_classes, with_label_indices
 
 from .comparison import outputs_of
@@ -31,25 +31,26 @@ from .heads import HeadsTally
 from .shift import LEAST_GOLDEN, SAMPLE, distribution_shift
 from .task import Batch, CalibrationData, EvaluationOptions, Task, judged, largest_drop
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "LabeledImages"]
 
 _MOST_CLASSES = 20  # in the table of recall; more than that is no longer read
 
 
-class Classification(Task):
-    """Images of a folder or a list, or of a generator, and top-1, or mAP of a multi-label model."""
+class LabeledImages(Task):
+    """Images of a folder or a list, or of a generator: to calibrate on, to plan on, and to judge on.
+
+    Attributes:
+        several: Of a multi-label model the number of labels, else ``None``.
+        accepted: Largest drop in points that is accepted.
+    """
 
     predicts = True
+    several: int | None = None
 
     def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
         if options.min_psnr is not None:
             raise UsageError("--min-psnr is for bundles that make images; give --max-drop")
         self.bundle, self.options = bundle, options
-        self.heads = further_heads(bundle.manifest)
-        self.kind = output_kind(bundle.manifest.settings)
-        self.least_score = least_score(bundle.manifest.settings)
-        self.several = len(bundle.manifest.labels) if is_multi_label(self.kind) else None
-        self.metric = tally_of(self.kind).score_type.METRIC_NAME
         self.accepted = MAX_DROP_POINTS if options.max_drop is None else options.max_drop
         self.train: list[ImageFile] = []
         self.planned: list[ImageFile] = []
@@ -61,6 +62,10 @@ class Classification(Task):
             self._choose()
         elif options.from_generator is not None:
             self.name = f"images of {options.from_generator.name}"
+
+    def _labels_for(self, folder: ImageFolder) -> tuple[str, ...]:
+        """Return the labels that the truth is told in: those of the model."""
+        return self.bundle.manifest.labels
 
     def _choose(self) -> None:
         options = self.options
@@ -74,7 +79,7 @@ class Classification(Task):
         else:
             train, val, same = choose_two(folder, options.limit, options.val_limit, val_fraction=options.val_fraction)
             planned, self.doubts = [], (same,) if same else ()
-        labels = self.bundle.manifest.labels
+        labels = self._labels_for(folder)
         several = self.several is not None
         unknown = unknown_classes(folder, labels)
         # A multi-label model is measured on the labels that it knows.
@@ -95,7 +100,7 @@ class Classification(Task):
             self.used["calibration"] = _sample(made)
             return CalibrationData(made, identity(made, []), origin)
         if options.data is None:
-            raise UsageError("a classifier is calibrated on images; give --data FOLDER, or --from-generator NAME.krl")
+            raise UsageError("calibration needs images; give --data FOLDER, or --from-generator NAME.krl")
         pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
         labels = truth_of(used, self.several)
         check_images(pixels)
@@ -140,6 +145,35 @@ class Classification(Task):
             yield self._generated(options.from_generator, options.planning, 2)
         else:
             raise UsageError("--mixed-precision plans on images of its own; give --data FOLDER")
+
+    def _shift(self) -> list[str]:
+        """Return in which way the images are unlike the golden inputs, as doubts; empty if they are alike."""
+        if not self.used:
+            return []
+        known = self.bundle.golden()[self.bundle.manifest.inputs[0].name]
+        if len(known) < LEAST_GOLDEN:
+            return [f"whether the images are the model's cannot be seen from {len(known)} golden inputs"]
+        session = open_cpu(self.bundle.read(self.bundle.reference.file))
+        width = self.bundle.golden()[self.bundle.manifest.outputs[0].name].shape[1]  # further heads are beside it
+        outputs = outputs_of(session, known)[:, :width]
+        doubts = []
+        for use, images in self.used.items():
+            shift = distribution_shift(known, outputs, images, outputs_of(session, images)[:, :width])
+            if shift:
+                doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
+        return doubts
+
+
+class Classification(LabeledImages):
+    """Images, and top-1, or mAP of a multi-label model."""
+
+    def __init__(self, bundle: Bundle, options: EvaluationOptions) -> None:
+        self.heads = further_heads(bundle.manifest)
+        self.kind = output_kind(bundle.manifest.settings)
+        self.least_score = least_score(bundle.manifest.settings)
+        self.several = len(bundle.manifest.labels) if is_multi_label(self.kind) else None
+        self.metric = tally_of(self.kind).score_type.METRIC_NAME
+        super().__init__(bundle, options)
 
     def why_refused(self, precision: str, score: PredictionScore) -> str | None:
         """Return the agreement that is missing, or a drop that the images resolve; see ``Task.why_refused``."""
@@ -188,21 +222,9 @@ class Classification(Task):
         doubts = list(self.doubts)
         if self.other_classes:
             doubts.append(f"the images are of classes that the model does not have: {some(self.other_classes)}")
-        if reference.better_than_chance or not self.used:
+        if reference.better_than_chance:
             return doubts  # the model knows the images
-        manifest = self.bundle.manifest
-        known = self.bundle.golden()[manifest.inputs[0].name]
-        if len(known) < LEAST_GOLDEN:
-            doubts.append(f"whether the images are the model's cannot be seen from {len(known)} golden inputs")
-            return doubts
-        session = open_cpu(self.bundle.read(self.bundle.reference.file))
-        classes = len(manifest.labels)  # further heads are beside the first one
-        logits = outputs_of(session, known)[:, :classes]
-        for use, images in self.used.items():
-            shift = distribution_shift(known, logits, images, outputs_of(session, images)[:, :classes])
-            if shift:
-                doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
-        return doubts
+        return [*doubts, *self._shift()]
 
     def evidence(self, scores: Mapping[str, PredictionScore], verdict: Verdict) -> dict[str, Any]:
         """Return the drop, recall of the classes (F1 of several labels), the limits, and whether enough was judged."""

@@ -13,7 +13,7 @@ from krl_deploy.data.arrays import apart
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.gate import Verdict
-from krl_runtime.evaluation.golden import Likeness, golden_limits, likeness, makes_images
+from krl_runtime.evaluation.golden import Likeness, content_of, golden_limits, likeness
 
 __all__ = ["enforce", "limits_of"]
 
@@ -69,7 +69,7 @@ def limits_of(
     each = [likeness(manifest, dict(zip(names, apart(values, widths), strict=True)), golden) for values in outputs]
     error = float(np.max([item.error for item in each]))
     measured = Likeness(each[0].count, each[0].largest, error, float(np.min([item.alike for item in each])))
-    limits, fault = golden_limits(precision, measured, verdict.limits, images=makes_images(manifest))
+    limits, fault = golden_limits(precision, measured, verdict.limits, content=content_of(manifest))
     if fault:
         raise CheckFailedError(
             f"{precision.upper()} is not kept: on the {measured.count} golden inputs of the bundle, {fault}; the "

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from krl_train.run import Run
 
-__all__ = ["plan_classifier"]
+__all__ = ["plan_classifier", "real_inputs"]
 
 # Of the logits' spread: differences from the order of sums in INT8 stay below; those of a missing scale do not.
 _OF_SPREAD = 0.05
@@ -44,8 +44,8 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
 
     preprocessing = run.record.preprocessing
     network, heads = _heads(run)
-    pixels = _real_inputs(config, run)
-    model = to_onnx(network, preprocessing.shape, config.opset, [head.output for head in heads])
+    pixels = real_inputs(config, run)
+    model = to_onnx(network, preprocessing.shape, config.opset, LOGITS, [head.output for head in heads])
     trained, evidence = None, {}
     if is_qdq_model(model):
         trained = read_quantized(model)
@@ -82,7 +82,7 @@ def _settings(run: Run, heads: Sequence[Head]) -> dict[str, Any]:
     return {**kind, **({HEADS: [head.to_dict() for head in heads]} if heads else {})}
 
 
-def _real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
+def real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
     """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set.
 
     Images of a class follow each other there. The first ones become golden inputs, so they are taken from all classes.

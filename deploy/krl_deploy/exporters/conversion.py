@@ -58,18 +58,20 @@ def _versions() -> dict[str, str]:
 
 
 def to_onnx(
-    network: nn.Module, shape: tuple[int, int, int], opset: int, further: Sequence[str] = ()
+    network: nn.Module, shape: tuple[int, int, int], opset: int, output: str = LOGITS, further: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """Export a network that takes pixels.
 
     Args:
-        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]``, or to those of several heads.
+        network: In eval mode; maps uint8 ``[N, *shape]`` to logits ``[N, classes]`` or embeddings ``[N, D]``, or to the
+            logits of several heads.
         shape: Channels, height and width of one input.
         opset: Requested version of the ONNX operators; the result may have another one.
+        output: Name of the output.
         further: Names of the outputs of further heads.
 
     Returns:
-        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to ``logits``, float32 ``[batch, classes]``, and to
+        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to the output, float32 ``[batch, classes]``, and to
         those of further heads.
 
     Raises:
@@ -78,7 +80,7 @@ def to_onnx(
     import torch
 
     example = torch.zeros((EXPORT_BATCH, *shape), dtype=torch.uint8)
-    return convert(network, {PIXELS: example}, LOGITS, [{0: torch.export.Dim("batch")}], opset, further)
+    return convert(network, {PIXELS: example}, output, [{0: torch.export.Dim("batch")}], opset, further)
 
 
 def convert(

@@ -13,6 +13,7 @@ from krl_runtime.errors import UsageError, require
 
 from .classifier import plan_classifier
 from .conversion import source_of
+from .embedder import plan_embedder
 from .generator import plan_generator
 from .none_of_these import calibrate_refusal, check_refusal
 from .parity import check_parity, torch_outputs, without_rounding
@@ -28,6 +29,7 @@ _log = logging.getLogger("krl")
 
 _PLANS: dict[str, Callable[[ExportConfig, Run], ExportPlan]] = {
     "classification": plan_classifier,
+    "embedding": plan_embedder,
     "restoration": plan_restorer,
     "generation": plan_generator,
 }
@@ -78,6 +80,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "file_bytes": len(data),
         "opset": opset,
     }
+    labels = () if record.task == "embedding" else record.labels  # those of the data, which outputs do not have
     reference = make_reference(
         data,
         {name: array[: config.golden] for name, array in plan.inputs.items()},
@@ -86,10 +89,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
         preprocessing=plan.preprocessing,
         source=source_of(run),
         task=record.task,
-        labels=record.labels,
+        labels=labels,
         settings={**plan.settings, **(refusal.settings if refusal else {})},
         brought=plan.trained,
     )
     bundle = reference.write(config.out, evidence, overwrite=config.overwrite)
     result = {"bundle": str(bundle.path), "task": record.task, "model": record.model.name}
-    return {**result, "labels": len(record.labels), **evidence}
+    return {**result, "labels": len(labels), **evidence}

@@ -23,6 +23,7 @@ from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle.output_kind import LEAST_SCORE, scores_of
 from krl_runtime.errors import DataError, KrlError, UsageError
+from krl_runtime.evaluation.refusal import refusing, separation
 from krl_runtime.images.labeled import decoded, open_data, some, unknown_classes
 
 from .plan import no_real_images
@@ -30,7 +31,7 @@ from .plan import no_real_images
 if TYPE_CHECKING:
     from krl_train.run import Run
 
-__all__ = ["Refusal", "calibrate_refusal", "check_refusal", "separation"]
+__all__ = ["Refusal", "calibrate_refusal", "check_refusal"]
 
 _log = logging.getLogger("krl")
 
@@ -59,6 +60,11 @@ def check_refusal(config: ExportConfig, run: Run) -> None:
     record = run.record
     if config.none_of_these is None:
         return
+    if record.task == "embedding":
+        raise UsageError(
+            f"--none-of-these is for classifiers; {config.run} finds images by embeddings, and the distance from which "
+            "on nothing is found is calibrated on them: krl-runtime index NAME.krl FOLDER --none-of-these"
+        )
     if record.task != "classification":
         raise UsageError(f"--none-of-these is for classifiers; {config.run} is of the task {record.task}; leave it out")
     if record.multi_label:
@@ -83,17 +89,8 @@ def calibrate_refusal(config: ExportConfig, run: Run, model: bytes) -> Refusal |
         return None
     best = partial(_best_scores, open_cpu(model))
     known = best(_validation(config, run))
-    count = math.floor(share * len(known) + 1e-9)  # 0.29 of 100 images are 29, and not 28.999…
-    if count < 1:
-        raise DataError(
-            f"--none-of-these {share:g} of {len(known)} validation images is less than one image; give at least "
-            f"{math.ceil(1 / share)} with --data FOLDER, or a larger share"
-        )
-    ordered = np.sort(known)
-    # Between two images, so that the rounding of another device refuses the same ones.
-    least = float((ordered[count - 1] + ordered[count]) / 2)
-    refused = float((known < least).mean())
-    if round(refused * len(known)) < count:
+    least, refused = refusing(known, share, "validation images", "with --data FOLDER")
+    if round(refused * len(known)) < math.floor(share * len(known) + 1e-9):
         _log.warning("only %.2f%% instead of %.2f%% are refused: many scores are equal", 100 * refused, 100 * share)
     evidence = {"score": "largest softmax", "asked": share, "refused": refused, "images": len(known), "least": least}
     if config.others is not None:
@@ -158,16 +155,3 @@ def _validation(config: ExportConfig, run: Run) -> Iterator[npt.NDArray[np.uint8
     images = choose_any(folder, _MOST_IMAGES)
     for pixels, _ in decoded(images, record.preprocessing, on_bad=config.on_bad_image):
         yield pixels
-
-
-def separation(known: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
-    """Return the AUROC: the chance that a known image has a larger score than another one, ties counting half.
-
-    Example:
-        >>> separation(np.array([0.9, 0.8, 0.7]), np.array([0.7, 0.1]))
-        0.9166666666666666
-    """
-    ordered = np.sort(known)
-    above = len(known) - np.searchsorted(ordered, others, side="right")
-    equal = len(known) - np.searchsorted(ordered, others, side="left") - above
-    return float((above + 0.5 * equal).mean() / len(known))

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.evaluation.comparison import outputs_of
+from krl_deploy.graph import EMBEDDINGS
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.errors import CheckFailedError, ModelError
+from krl_runtime.evaluation.retrieval import agreement
 
 from .conversion import EXPORT_BATCH
 from .plan import ExportPlan
@@ -63,7 +65,7 @@ def check_parity(
     if rounding is not None and not worst <= max(accepted, _OF_ROUNDING * rounding):
         unit = " of 255" if images else f" (the largest is {np.abs(expected).max():.3g})"
         raise CheckFailedError(
-            f"the exported graph's {'images' if images else 'logits'} differ from torch's by {worst:.3g} on {count} "
+            f"the exported graph's {plan.output} differ from torch's by {worst:.3g} on {count} "
             f"real inputs; accepted: {accepted:g}{unit}; float32 rounds by {rounding:.2g}. Nothing was written. "
             "Give a higher --tolerance if you can accept that"
         )
@@ -78,7 +80,9 @@ def check_parity(
 
 
 def _agreement(plan: ExportPlan, made: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Return the share of inputs with torch's prediction, the smallest of all heads."""
+    """Return the share of inputs with torch's prediction, the smallest of all heads; of embeddings ``agreement``."""
+    if plan.output == EMBEDDINGS:
+        return float(agreement(made, expected).mean())
     pairs = zip(plan.apart(made).values(), plan.apart(expected).values(), strict=True)
     return min(float((mine.argmax(1) == theirs.argmax(1)).mean()) for mine, theirs in pairs)
 

@@ -3,10 +3,13 @@
 A pass takes a model and returns a new one, checked and with its types inferred anew.
 """
 
-__all__ = ["IMAGES", "LOGITS", "PIXELS", "RESTORED", "SOURCE_LOGITS"]
+__all__ = ["EMBEDDINGS", "IMAGES", "LOGITS", "PIXELS", "RESTORED", "SOURCE_LOGITS"]
 
 PIXELS, LOGITS = "pixels", "logits"
 """Names of the input and the output of every classifier's graph; restorers take ``PIXELS`` as well."""
+
+EMBEDDINGS = "embeddings"
+"""Name of the output of a network of embeddings, which takes ``PIXELS``."""
 
 SOURCE_LOGITS = "source_logits"
 """Name of the second output of a classifier with two heads, in the classes of the source that it was trained on."""

@@ -131,7 +131,8 @@ class Manifest:
     """All that a bundle says of itself.
 
     Attributes:
-        task: ``"classification"``, ``"restoration"`` or ``"generation"``; it decides which pipeline loads the bundle.
+        task: ``"classification"``, ``"embedding"``, ``"restoration"`` or ``"generation"``; it decides which pipeline
+            loads the bundle.
         name: Name of the model, for people.
         inputs: The graph's inputs.
         outputs: The graph's outputs.

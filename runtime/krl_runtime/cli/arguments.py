@@ -11,7 +11,7 @@ from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.bundle import MANIFEST, Bundle
 from krl_runtime.errors import UsageError
 from krl_runtime.images.folders import OnBadImage, find_images
-from krl_runtime.pipelines import Classifier, Generator, Restorer, load
+from krl_runtime.pipelines import Classifier, Embedder, Generator, Restorer, load
 from krl_runtime.pipelines.base import Pipeline
 
 from .suggestions import suggest
@@ -21,6 +21,7 @@ __all__ = [
     "add_bundle",
     "add_command",
     "add_model_options",
+    "add_on_bad_image",
     "add_threads",
     "add_trust",
     "bundle_and_images",
@@ -31,11 +32,12 @@ __all__ = [
     "points",
     "positive",
     "refuse_misspelled",
+    "share",
     "where",
 ]
 
 PROG = "krl-runtime"
-_Pipeline = TypeVar("_Pipeline", Classifier, Restorer, Generator)
+_Pipeline = TypeVar("_Pipeline", Classifier, Embedder, Restorer, Generator)
 
 
 def add_command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -113,6 +115,16 @@ def add_model_options(parser: argparse.ArgumentParser, threads: int | None = Non
     add_trust(parser)
 
 
+def add_on_bad_image(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Add what to do with files that are not readable images; ``otherwise`` is what happens if they are refused."""
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help=f"refuse: one unreadable file, and {otherwise} (default); skip: name it and go on",
+    )
+
+
 def positive(text: str) -> int:
     """Return a whole number from 1 on."""
     return _at_least(1, text)
@@ -131,13 +143,26 @@ def _at_least(minimum: int, text: str) -> int:
 
 def points(text: str) -> float:
     """Return a number from 0 to 100."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
+    value = _number(text)
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: 0 to 100")
     return value
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; accepted: above 0 and below 1, as 0.05")
+    return value
+
+
+def _number(text: str) -> float:
+    """Return a number; one that is negative, and so never accepted, for other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 @overload

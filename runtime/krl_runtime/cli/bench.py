@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from krl_runtime.errors import UsageError
-from krl_runtime.pipelines.classifier import Classifier
 from krl_runtime.pipelines.generator import Generator
+from krl_runtime.pipelines.image import ImagePipeline
 from krl_runtime.processor import cpu_count
 
 from .arguments import PROG, add_command, add_model_options, load_model, natural, positive, where
@@ -111,7 +111,7 @@ def _bench_one(arguments: argparse.Namespace) -> None:
             **bench(model, image, **counts).to_dict(),
         }
     print_json(result) if arguments.json else print(_bench_text(result))
-    if isinstance(model, Classifier):
+    if isinstance(model, ImagePipeline):
         next_command(f"{PROG} serve {arguments.bundle}")
 
 

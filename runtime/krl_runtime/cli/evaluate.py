@@ -11,7 +11,17 @@ from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.predictions import drop_cell
 
-from .arguments import PROG, add_bundle, add_command, add_threads, add_trust, open_bundle, points, positive
+from .arguments import (
+    PROG,
+    add_bundle,
+    add_command,
+    add_on_bad_image,
+    add_threads,
+    add_trust,
+    open_bundle,
+    points,
+    positive,
+)
 from .commandline import next_command, print_json
 from .tables import table
 
@@ -54,14 +64,9 @@ def add_evaluate(commands: Any) -> None:
         "--max-drop",
         type=points,
         metavar="P",
-        help="fail where a variant loses more than this against fp32, in points of top-1 or dB of PSNR",
+        help="fail where a variant loses more than this against fp32, in points of top-1 or recall@1, or dB of PSNR",
     )
-    parser.add_argument(
-        "--on-bad-image",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="refuse: one unreadable file, and nothing is measured (default); skip: name it and go on",
-    )
+    add_on_bad_image(parser, "nothing is measured")
     add_threads(parser)
     add_trust(parser)
 
@@ -113,6 +118,9 @@ def _rows_table(rows: Sequence[Row], found: Evaluation) -> str:
     """Return a line for each variant on each backend, without the columns that nothing has."""
     columns: dict[str, Callable[[Row], str | None]] = {
         "top-1": lambda row: _share(row, "top1"),
+        "recall@1": lambda row: _share(row, "recall_at_1"),
+        "recall@5": lambda row: _share(row, "recall_at_5"),
+        "MAP@R": lambda row: _number(row, "map_at_r", "{:.3f}"),
         "mAP": lambda row: _share(row, "map"),
         "F1 macro": lambda row: _number(row, "f1_macro", "{:.3f}"),
         "top-5": lambda row: _number(row, "top5", "{:.2%}"),

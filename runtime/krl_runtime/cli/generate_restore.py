@@ -22,6 +22,7 @@ from .arguments import (
     add_bundle,
     add_command,
     add_model_options,
+    add_on_bad_image,
     bundle_and_images,
     expand,
     load_model,
@@ -63,12 +64,7 @@ def add_restore(commands: Any) -> None:
     )
     parser.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder for the PNG files")
-    parser.add_argument(
-        "--on-bad-image",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="refuse: stop at an unreadable file (default); skip: name it and go on",
-    )
+    add_on_bad_image(parser, "the work stops")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are there")
     add_model_options(parser)
 

@@ -27,6 +27,7 @@ _FIGURES = (
     ("map", "mAP {:.2%}"),
     ("drop_points", "drop of {:.2f} points of top-1"),
     ("map_drop_points", "drop of {:.2f} points of mAP"),
+    ("recall_drop_points", "drop of {:.2f} points of recall@1"),
     ("drop_db", "drop of {:.3f} dB of PSNR"),
     ("speedup", "{:.2f} times FP32's speed on the CPU that measured it"),
     ("parity.max_abs_error", "largest error of an output {:.2g} against the reference"),
@@ -40,6 +41,7 @@ _FIGURES = (
 _SCORES = (
     ("top1", "{} {:.2%}"),
     ("map", "{} {:.2%}"),
+    ("recall_at_1", "{} {:.2%}"),
     ("agreement", "{} agrees {:.1%}"),
     ("psnr", "{} {:.2f} dB"),
     ("psnr_to_fp32", "{} {:.1f} dB to fp32"),

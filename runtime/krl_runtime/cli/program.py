@@ -7,19 +7,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krl_runtime._version import __version__
 from krl_runtime.backends.select import ALL_KINDS
-from krl_runtime.bundle.tensors import stacked
-from krl_runtime.errors import BackendError, CheckFailedError, DataError, ImageError, KrlError, UsageError
+from krl_runtime.errors import BackendError, CheckFailedError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
-from krl_runtime.images.folders import report_bad
-from krl_runtime.pipelines.classifier import Classification, Classifier
-from krl_runtime.progress import progress
+from krl_runtime.pipelines.classifier import Classifier
 from krl_runtime.serve import serve
 from krl_runtime.serve.config import ServeConfig
 
@@ -28,6 +25,7 @@ from .arguments import (
     add_bundle,
     add_command,
     add_model_options,
+    add_on_bad_image,
     add_threads,
     add_trust,
     bundle_and_images,
@@ -43,6 +41,8 @@ from .bench import add_bench
 from .commandline import guard, next_command, print_json, take_quiet, take_verbose
 from .evaluate import add_evaluate
 from .generate_restore import add_generate, add_restore
+from .retrieve import add_index, add_search
+from .running import run_samples
 from .samples import samples_of
 from .tables import table
 
@@ -118,16 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         help="further input of the model for all images: an attribute's value, or an image's file; may be repeated",
     )
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
-    classify.add_argument(
-        "--on-bad-image",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="refuse: one unreadable file, and nothing is answered (default); skip: name it and go on",
-    )
+    add_on_bad_image(classify, "nothing is answered")
     add_model_options(classify)
 
     add_generate(commands)
     add_restore(commands)
+    add_index(commands)
+    add_search(commands)
 
     info = add_command(commands, "info", _info, "show what a bundle says of itself, and check every file of it")
     add_bundle(info)
@@ -188,13 +185,10 @@ def _classify(arguments: argparse.Namespace) -> None:
     with load_model(arguments, Classifier) as model:
         samples = samples_of(model.inputs, images, arguments.input, arguments.on_bad_image)
         heads = [head.name for head in model.heads]
-        answers, bad = _answer(model, samples, arguments.top_k, go_on=arguments.on_bad_image == "skip")
-        report_bad(list(bad.values()), arguments.on_bad_image)
-        if not answers:
-            raise DataError("no image is left: none of the files can be decoded")
+        answers, bad = run_samples(model, samples, "classifying", arguments.on_bad_image, top_k=arguments.top_k)
         if arguments.json:
-            results = [{"file": file, **answer.to_dict(logits=False)} for file, answer in answers.items()]
-            skipped = [{"file": file, "cause": cause} for file, cause in bad.items()]
+            results = [{"file": str(file), **answer.to_dict(logits=False)} for file, answer in answers.items()]
+            skipped = [{"file": str(file), "cause": cause} for file, cause in bad.items()]
             print_json({**where(model), "results": results, "skipped": skipped})
             return
     rows = [
@@ -209,30 +203,6 @@ def _classify(arguments: argparse.Namespace) -> None:
     ]
     print(table(("file", "prediction", "score", "then", *heads), rows))
     next_command(f"{PROG} bench {arguments.bundle}")
-
-
-def _answer(
-    model: Classifier, samples: Mapping[str, Any], top_k: int, *, go_on: bool
-) -> tuple[dict[str, Classification], dict[str, str]]:
-    """Classify files one by one; return the answers by file, and the causes for those that cannot be used.
-
-    Without ``go_on`` the first unusable file makes the answers worthless: the rest is only looked through, so
-    that all of them can be named.
-    """
-    answers: dict[str, Classification] = {}
-    bad: dict[str, str] = {}
-    for file, sample in progress(list(samples.items()), "classifying"):
-        try:
-            prepared = model.prepare(sample)
-        except (ImageError, UsageError) as error:
-            bad[file] = str(error) if isinstance(error, ImageError) else f"{file}: {error}"
-            continue
-        if go_on or not bad:
-            (answer,) = model.run_batch(stacked([prepared]), [top_k])
-            if isinstance(answer, KrlError):
-                raise answer
-            answers[file] = answer
-    return answers, bad
 
 
 def _info(arguments: argparse.Namespace) -> None:

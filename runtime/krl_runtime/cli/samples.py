@@ -19,7 +19,7 @@ __all__ = ["samples_of"]
 
 def samples_of(
     inputs: Sequence[FurtherInput], paths: Sequence[Path], options: Sequence[str], on_bad: OnBadImage
-) -> dict[str, Any]:
+) -> dict[Path, Any]:
     """Return what the model classifies, by file.
 
     Args:
@@ -40,7 +40,7 @@ def samples_of(
         known = accepted(unknown[0], names) if names else "; it takes images alone"
         raise UsageError(f"--input {unknown[0]}: the model has no such input{known}")
     missing = [name for name in names if name not in given]
-    samples: dict[str, Any] = {}
+    samples: dict[Path, Any] = {}
     files = []
     for path in paths:
         if not is_list(path):
@@ -48,14 +48,14 @@ def samples_of(
             continue
         attributes, images = ([name for name in each if name in missing] for each in columns)
         folder = open_folder(path, on_bad=on_bad, same_classes=False, attributes=attributes, images=images)
-        samples |= {str(image.path): {**sample_of(image), **given} for image in folder.split("all")}
+        samples |= {image.path: {**sample_of(image), **given} for image in folder.split("all")}
     if files and missing:
         raise UsageError(
             f"the model needs {', '.join(map(repr, missing))} beside the image; give --input {missing[0]}=VALUE, or a "
             f"list of images with the columns image, {', '.join(names)}"
         )
     for file in expand(files, on_bad):
-        samples[str(file)] = {IMAGE: file, **given} if given else file
+        samples[file] = {IMAGE: file, **given} if given else file
     return samples
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,8 @@ from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import open_image
-from krl_runtime.pipelines import Classifier, Generator, Restorer
+from krl_runtime.pipelines import Generator, Restorer
+from krl_runtime.pipelines.image import ImagePipeline
 from krl_runtime.progress import progress
 from krl_runtime.verbs import Result
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["BenchResult", "bench", "board_rows", "golden_batch", "golden_image", "peak_memory_mib", "summary"]
+
+Model: TypeAlias = "ImagePipeline[Any] | Restorer | Generator"
+"""What can be measured: a classifier and an embedding network take images, and give a result for each."""
 
 _SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 
@@ -87,7 +91,7 @@ class BenchResult(Result):
 
 
 def bench(
-    model: Classifier | Restorer | Generator,
+    model: Model,
     image: bytes,
     *,
     batch: int = 1,
@@ -151,14 +155,14 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
     return [(name, flat[0].get(name), flat[1].get(name)) for name in {**flat[0], **flat[1]}]
 
 
-def _stages(model: Classifier | Restorer | Generator, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
+def _stages(model: Model, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
     """Return the stages of a model; each gets the output of the one before."""
-    if isinstance(model, Classifier):
-        classifier, sample = model, example_sample(model.inputs, image)
+    if isinstance(model, ImagePipeline):
+        one, sample = model, example_sample(model.inputs, image)
         return {
-            "preprocess": lambda _: stacked([classifier.prepare(sample) for _ in range(batch)]),
-            "inference": classifier.logits,
-            "postprocess": classifier.interpret,
+            "preprocess": lambda _: stacked([one.prepare(sample) for _ in range(batch)]),
+            "inference": one.run,
+            "postprocess": one.interpret_outputs,
         }
     if isinstance(model, Restorer):
         if batch != 1:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "Row", "evaluate"]
 
 _ROUNDS = 7  # blocks of calls of which the latency is the median, as krl-runtime tune measures
+_ADVICE = {
+    "classification": "; give images with labels that the model has",
+    "embedding": "; give images with labels, two of each",
+}
 _REFERENCE = "fp32"  # all other variants are compared with it
 
 
@@ -46,7 +50,10 @@ class Row:
             ``labels``; ``drop`` (points of top-1 or mAP against the reference) and
             ``drop_standard_error``, ``agreement`` (share with the reference's prediction), ``snr_db``, ``recall`` by
             class name and ``confusion`` (``[true][predicted]`` counts), and of bundles that can say "none of these"
-            ``refused`` (share of images) and ``top1_of_known`` (of the others); of restorers ``psnr`` (dB), ``ssim``,
+            ``refused`` (share of images) and ``top1_of_known`` (of the others); of embedding networks ``recall_at_1``
+            and ``recall_at_5`` (0 to 1) with their errors, of ``counted`` images, ``map_at_r``, ``drop`` (points of
+            ``recall_at_1``), ``agreement`` (share that is nearest to its own embedding of the reference), ``snr_db``
+            and ``mean_cosine``; of restorers ``psnr`` (dB), ``ssim``,
             ``drop`` (dB) and ``images``; of restorers and generators ``psnr_to_fp32`` (dB).
         latency_ms: Median time of one call of the network with one input; ``None`` where it was not measured.
         size_bytes: Size of the file that runs.
@@ -73,7 +80,7 @@ class Evaluation(Result):
         labels: Class names in the order of the confusion; empty where there are none.
         data: Name of the data.
         identity: Hash of the data.
-        unit: Of a drop: ``"points"`` of top-1 or mAP, or ``"dB"`` of PSNR.
+        unit: Of a drop: ``"points"`` of top-1, mAP or recall@1, or ``"dB"`` of PSNR.
         reference: Variant and backend that the others are compared with; empty if FP32 was not measured.
         remark: What the data says nothing of; empty if there is nothing.
         device: Identity of the device.
@@ -107,7 +114,7 @@ class Evaluation(Result):
         for row in measured:
             drop = row.metrics.get("drop")
             if drop is None:
-                advice = "; give images with labels that the model has" if self.unit == "points" else ""
+                advice = _ADVICE.get(self.task, "")
                 return [*found, f"the truth is not known, so that there is no drop{advice}"]
             # A difference of 1 in 100 is 1 point, and not 1.00…09.
             if not round(drop, 9) <= max_drop:
@@ -255,6 +262,6 @@ def _size(bundle: Bundle, variant: str, kind: Kind) -> int | None:
 
 def _without_reference(row: Row) -> Row:
     """Return a row without figures of a comparison with FP32, which was not measured."""
-    compared = ("drop", "drop_standard_error", "agreement", "snr_db", "psnr_to_fp32")
+    compared = ("drop", "drop_standard_error", "agreement", "snr_db", "mean_cosine", "psnr_to_fp32")
     kept = {name: value for name, value in row.metrics.items() if name not in compared}
     return Row(row.variant, row.kind, row.state, kept, row.latency_ms, row.size_bytes, row.cause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,27 +17,30 @@ from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.further_inputs import inputs_of as further_of
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind, predictions_of
-from krl_runtime.bundle.samples import decode_samples, open_samples
-from krl_runtime.bundle.tensors import Arrays, zeros
+from krl_runtime.bundle.samples import open_samples
+from krl_runtime.bundle.tensors import Arrays
 from krl_runtime.errors import DataError, ImageError, UsageError
 from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.predictions import PredictionScore, standard_error
+from krl_runtime.evaluation.retrieval import RetrievalTally
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, report_bad
 from krl_runtime.images.hashes import hash_files
-from krl_runtime.images.labeled import decoded, some, truth_of, unknown_classes, with_label_indices
+from krl_runtime.images.labeled import some, truth_of, unknown_classes, with_label_indices
 from krl_runtime.images.luma import mean_psnr, psnr
 from krl_runtime.images.pairs import DEGRADATIONS, LARGEST_PSNR, inputs_of, read_planes, scored
 from krl_runtime.images.ssim import ssim
 from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.embedder import Embedder
 from krl_runtime.pipelines.generator import Generator
 from krl_runtime.pipelines.random_inputs import random_inputs
 from krl_runtime.pipelines.restorer import Restorer
 from krl_runtime.progress import progress
 
+from .kept_images import KEPT_BYTES, KeptImages
+
 __all__ = ["Measure", "measure_of"]
 
-_KEPT_BYTES = 1 << 28  # of decoded images that are kept for the next variant: a sixteenth of the smallest board's 4 GiB
 _LATENTS, _SEED = 256, 1  # generated images that are compared, and their seed: that of the gate, never calibrated on
 _LATENTS_AT_ONCE = 64  # images of 3x64x64 in FP32 are 3 MiB then
 _TOP = 5  # classes of the second figure of ImageNet
@@ -104,8 +108,9 @@ def measure_of(bundle: Bundle, data: Path | None, *, split: str, limit: int | No
     wanted = ("val" if "val" in folder.splits else "all") if split == "auto" else split
     images = folder.split(wanted)
     chosen = [images[index] for index in balanced([image.group for image in images], limit)]
-    kind = ClassifierMeasure if task == "classification" else RestorerMeasure
-    return kind(bundle, folder, chosen, on_bad)
+    kinds: dict[str, Any] = {"classification": ClassifierMeasure, "embedding": EmbedderMeasure}
+    measure: Measure = kinds.get(task, RestorerMeasure)(bundle, folder, chosen, on_bad)
+    return measure
 
 
 class ClassifierMeasure:
@@ -118,39 +123,17 @@ class ClassifierMeasure:
         self.labels = manifest.labels
         self.kind, self.least_score = output_kind(manifest.settings), least_score(manifest.settings)
         self.several = len(self.labels) if is_multi_label(self.kind) else None
-        self.preprocessing, self.inputs = manifest.preprocessing, further_of(manifest)
         self.images = with_label_indices(images, folder, self.labels, multi_label=self.several is not None)
-        self.on_bad = on_bad
         self.name = folder.root.name
         self.identity = _identity(self.images)
         self.drops = bool(folder.labels) and bool((truth_of(self.images, self.several) >= 0).all())
         self.remark = _remark(bundle, folder)
-        self._kept: list[tuple[Arrays, npt.NDArray[np.int64]]] = []
-        self._fits = len(images) * sum(array.nbytes for array in zeros(manifest.inputs).values()) <= _KEPT_BYTES
-
-    def _batches(self, description: str) -> Iterator[tuple[Arrays, npt.NDArray[np.int64]]]:
-        """Yield decoded images and labels; where there is room they are decoded once."""
-        if self._kept:
-            yield from progress(self._kept, description)
-            return
-        made = []
-        for batch in decoded(
-            self.images,
-            self.preprocessing,
-            on_bad=self.on_bad,
-            several=self.several,
-            description=description,
-            decode=partial(decode_samples, inputs=self.inputs),
-        ):
-            if self._fits:
-                made.append(batch)
-            yield batch
-        self._kept = made
+        self._kept = KeptImages(self.images, manifest.preprocessing, on_bad, self.several, further_of(manifest))
 
     def figures(self, model: Classifier, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
         """Return top-1 or mAP and the rest; see ``Measure``."""
         tally, every, truths = tally_of(self.kind, self.least_score), [], []
-        for number, (batch, truth) in enumerate(self._batches(description)):
+        for number, (batch, truth) in enumerate(self._kept.batches(description)):
             logits = _logits(model, batch)
             tally.add(logits, logits if reference is None else reference[number], truth)
             every.append(logits)
@@ -203,6 +186,41 @@ def _remark(bundle: Bundle, folder: ImageFolder) -> str:
     return "; ".join(remarks)
 
 
+class EmbedderMeasure:
+    """Images of any labels: recall at 1 and 5, each against all others; without labels agreement alone."""
+
+    unit = "points"
+
+    def __init__(self, bundle: Bundle, folder: ImageFolder, images: Sequence[ImageFile], on_bad: OnBadImage) -> None:
+        self.name = folder.root.name
+        self.identity = _identity(images)
+        counts = Counter(image.label for image in images if image.label >= 0)
+        self.drops = any(count > 1 for count in counts.values())
+        self.remark = "" if self.drops else "no label is on two images, so that only agreement is measured"
+        self._kept = KeptImages(images, bundle.manifest.preprocessing, on_bad)
+
+    def figures(self, model: Embedder, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
+        """Return recall and the rest; see ``Measure``."""
+        tally, every = RetrievalTally(), []
+        for number, (pixels, truth) in enumerate(self._kept.batches(description)):
+            vectors = model.embed(pixels)
+            tally.add(vectors, vectors if reference is None else reference[number], truth)
+            every.append(vectors)
+        if not every:
+            raise DataError("no image is left: none of the files can be decoded")
+        score = tally.score()
+        found = {name: getattr(score, name) for name in ("count", "agreement", "snr_db", "mean_cosine")}
+        if score.drop is None:
+            return found, every
+        recalls = {
+            name if kind == "" else f"{name}_standard_error": getattr(score, f"{name}{kind}")
+            for name in ("recall_at_1", "recall_at_5")
+            for kind in ("", "_error")
+        }
+        more = {name: getattr(score, name) for name in ("counted", "map_at_r", "drop", "better_than_chance")}
+        return {**found, **recalls, **more, "drop_standard_error": score.drop_error}, every
+
+
 class RestorerMeasure:
     """Whole images: PSNR and SSIM of what is made of their degraded versions, by the papers' protocols."""
 
@@ -241,7 +259,7 @@ class RestorerMeasure:
             rows.append({"name": name, **({} if truth is None else self._scores(made[0], truth))})
             if reference:
                 alike.append(mean_psnr(made, reference[number]))
-            if number == len(kept) and sum(item.nbytes for item in kept) + made.nbytes <= _KEPT_BYTES:
+            if number == len(kept) and sum(item.nbytes for item in kept) + made.nbytes <= KEPT_BYTES:
                 kept.append(made)
         if not rows:
             raise DataError("no image is left: none of the files can be decoded")

@@ -95,8 +95,9 @@ def tune(
 def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     """Return the accuracy drop of a variant by the bundle's evidence, ``None`` without evidence.
 
-    Its unit is points of top-1, or dB of PSNR if the bundle makes images. Without labels, predictions that differ from
-    the reference's count as wrong. Without true images, the drop is ``SAME_IMAGE_DB`` less the PSNR to the reference.
+    Its unit is points of top-1 or recall@1, or dB of PSNR if the bundle makes images. Without labels, predictions that
+    differ from the reference's count as wrong. Without true images, the drop is ``SAME_IMAGE_DB`` less the PSNR to the
+    reference.
 
     Args:
         manifest: The bundle's manifest.
@@ -114,7 +115,7 @@ def lost(manifest: Manifest, variant: str, kind: str) -> float | None:
     reference, score = scores.get("fp32"), scores.get(measured)
     if not isinstance(reference, Mapping) or not isinstance(score, Mapping):
         return None
-    for key, unit in (("top1", 100), ("map", 100), ("psnr", 1)):
+    for key, unit in (("top1", 100), ("map", 100), ("recall_at_1", 100), ("psnr", 1)):
         before, after = reference.get(key), score.get(key)
         if isinstance(before, int | float) and isinstance(after, int | float):
             return (before - after) * unit

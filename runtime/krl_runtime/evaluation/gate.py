@@ -24,7 +24,7 @@ from .limits import (
 )
 from .predictions import ClassCounts
 
-__all__ = ["Verdict", "judge_images", "judge_predictions", "least_agreement", "sign_test"]
+__all__ = ["Verdict", "judge_embeddings", "judge_images", "judge_predictions", "least_agreement", "sign_test"]
 
 _RECALL_PER_POINT = 3.0  # points of recall of one class for each point of top-1: a drop is not spread evenly
 
@@ -107,15 +107,11 @@ def judge_predictions(
         True
     """
     faults = []
-    limits: dict[str, float] = {"least_images": LEAST_IMAGES, "enough_snr_db": ENOUGH_SNR_DB}
+    limits: dict[str, float] = {}
     if drop is not None:
-        limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
+        faults += _drop_faults(limits, drop, max_drop, metric)
         usual = max(MAX_RECALL_DROP_POINTS, _RECALL_PER_POINT * limits["max_drop_points"])
         limits["max_recall_drop_points"] = usual if max_recall_drop is None else max_recall_drop
-        if not drop <= limits["max_drop_points"] + EXACT:
-            faults.append(
-                f"the accuracy drop is {drop:.2f} points of {metric}, accepted: {limits['max_drop_points']:g}"
-            )
         worst = _worst_class(classes, limits["max_recall_drop_points"], forgiving=max_recall_drop is None)
         if worst is not None:
             name = labels[worst.index] if worst.index < len(labels) else str(worst.index)
@@ -125,30 +121,108 @@ def judge_predictions(
                 f"images, accepted: {limits['max_recall_drop_points']:g} points"
             )
     else:
-        given = {"--max-drop": max_drop, "--max-recall-drop": max_recall_drop}
-        for option in (name for name, value in given.items() if value is not None):
-            faults.append(f"the images have no labels of the model, so that {option} cannot be checked")
+        faults += _unchecked({"--max-drop": max_drop, "--max-recall-drop": max_recall_drop}, "of the model")
     if drop is None or not known:
-        least = least_agreement(precision, max_drop if drop is not None else None)
-        limits["least_agreement"] = least
-        why = "without labels" if drop is None else "where FP32 is not better than chance,"
-        if not agreement >= least - EXACT:
-            faults.append(f"{why} {agreement:.1%} of the predictions agree with FP32, required: {least:.1%}")
+        faults += _agreement_faults(limits, precision, agreement, drop, max_drop, "of the predictions agree with FP32")
     for name, share in further.items():
         least = limits["least_further_agreement"] = least_agreement(precision, max_drop)
         if not share >= least - EXACT:
             faults.append(f"{share:.1%} of the predictions of the head {name} agree with FP32, required: {least:.1%}")
+    open_doubts = [*_too_few(limits, count, drop, max_drop, snr_db, "logits"), *doubts]
+    return Verdict((*faults, *(() if accept_unmeasured else open_doubts)), limits, tuple(open_doubts))
+
+
+def judge_embeddings(
+    precision: str,
+    *,
+    count: int,
+    agreement: float,
+    drop: float | None,
+    snr_db: float = 0.0,
+    known: bool = True,
+    max_drop: float | None = None,
+    doubts: Sequence[str] = (),
+    accept_unmeasured: bool = False,
+) -> Verdict:
+    """Judge a variant of an embedding network.
+
+    Args:
+        precision: ``"fp16"`` or ``"int8"``.
+        count: Number of images that were judged; with labels of those that recall counts.
+        agreement: Share of images, 0 to 1, that are nearest to their own embedding of FP32; the smallest of all its
+            files. See ``krl_runtime.evaluation.retrieval.agreement``.
+        drop: Largest drop of recall@1 in percentage points; ``None`` without labels.
+        snr_db: Signal-to-noise ratio of its embeddings; the smallest of all its files.
+        known: Whether FP32 is better than chance on the labels. Where it is not, agreement counts.
+        max_drop: Largest drop that the user accepts; ``None`` for the default.
+        doubts: Reasons why the images say nothing of the variant, each a sentence without its end.
+        accept_unmeasured: Whether the user accepts a variant that was judged on too few or on doubtful images.
+
+    Example:
+        >>> judge_embeddings("int8", count=2000, agreement=0.9, drop=0.4).passes
+        True
+        >>> judge_embeddings("int8", count=2000, agreement=0.9, drop=1.4).reason
+        'the accuracy drop is 1.40 points of recall@1, accepted: 1'
+        >>> judge_embeddings("int8", count=2000, agreement=0.9, drop=None).reason
+        'without labels 90.0% of the images are nearest to their own embedding of FP32, required: 95.0%'
+    """
+    faults = []
+    limits: dict[str, float] = {}
+    if drop is not None:
+        faults += _drop_faults(limits, drop, max_drop, "recall@1")
+    else:
+        faults += _unchecked({"--max-drop": max_drop}, "that two of them share")
+    if drop is None or not known:
+        agree = "of the images are nearest to their own embedding of FP32"
+        faults += _agreement_faults(limits, precision, agreement, drop, max_drop, agree)
+    open_doubts = [*_too_few(limits, count, drop, max_drop, snr_db, "embeddings"), *doubts]
+    return Verdict((*faults, *(() if accept_unmeasured else open_doubts)), limits, tuple(open_doubts))
+
+
+def _drop_faults(limits: dict[str, float], drop: float, max_drop: float | None, metric: str) -> list[str]:
+    """Return why a drop is too large; ``limits`` gets what it was held to."""
+    accepted = limits["max_drop_points"] = MAX_DROP_POINTS if max_drop is None else max_drop
+    if drop <= accepted + EXACT:
+        return []
+    return [f"the accuracy drop is {drop:.2f} points of {metric}, accepted: {accepted:g}"]
+
+
+def _unchecked(given: Mapping[str, float | None], of_what: str) -> list[str]:
+    """Return a fault for each limit that the user gave and that images without labels cannot be held to."""
+    return [
+        f"the images have no labels {of_what}, so that {option} cannot be checked"
+        for option, value in given.items()
+        if value is not None
+    ]
+
+
+def _agreement_faults(
+    limits: dict[str, float],
+    precision: str,
+    agreement: float,
+    drop: float | None,
+    max_drop: float | None,
+    agree: str,
+) -> list[str]:
+    """Return why the agreement is too small; ``limits`` gets what it was held to, and ``agree`` says what agrees."""
+    least = limits["least_agreement"] = least_agreement(precision, max_drop if drop is not None else None)
+    why = "without labels" if drop is None else "where FP32 is not better than chance,"
+    return [] if agreement >= least - EXACT else [f"{why} {agreement:.1%} {agree}, required: {least:.1%}"]
+
+
+def _too_few(
+    limits: dict[str, float], count: int, drop: float | None, max_drop: float | None, snr_db: float, outputs: str
+) -> list[str]:
+    """Return why the images are too few; ``limits`` gets what they were held to."""
+    limits |= {"least_images": LEAST_IMAGES, "enough_snr_db": ENOUGH_SNR_DB}
     # A limit that the user gave, on labels that the user gave, is a statement on this data, if the data resolves it.
     stated = drop is not None and max_drop is not None and max_drop * count >= 100
-    few = count < LEAST_IMAGES and not stated and not snr_db >= ENOUGH_SNR_DB
-    too_few = (
-        f"{count} images are too few to judge by, required: {LEAST_IMAGES}, or logits with an SNR of {ENOUGH_SNR_DB:g} "
-        f"dB (here {snr_db:.1f})"
-    )
-    open_doubts = [too_few] * few + list(doubts)
-    if not accept_unmeasured:
-        faults += open_doubts
-    return Verdict(tuple(faults), limits, tuple(open_doubts))
+    if count >= LEAST_IMAGES or stated or snr_db >= ENOUGH_SNR_DB:
+        return []
+    return [
+        f"{count} images are too few to judge by, required: {LEAST_IMAGES}, or {outputs} with an SNR of "
+        f"{ENOUGH_SNR_DB:g} dB (here {snr_db:.1f})"
+    ]
 
 
 def least_agreement(precision: str, max_drop: float | None) -> float:

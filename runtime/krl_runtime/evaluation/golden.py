@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from krl_runtime.bundle.output_kind import output_kind, same
 from krl_runtime.images.luma import mean_psnr
 
 from .limits import AGREEMENT_FLOOR, DISAGREEMENT_PER_POINT, LEAST_AGREEMENT, LEAST_PSNR, PSNR_FLOOR
+from .retrieval import agreement
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Likeness", "bf16_limits", "compare", "golden_limits", "likeness", "makes_images"]
+__all__ = ["Content", "Likeness", "bf16_limits", "compare", "content_of", "golden_limits", "likeness", "makes_images"]
 
 _FALSE_ALARM: Final = 1e-3  # chance that golden inputs refuse a variant that the gate's limit accepts
 _SLACK_DB: Final = 6.0  # twice the error: another device, and few golden images
@@ -38,6 +39,17 @@ _SLACK_INPUTS: Final[Mapping[str, int]] = {"fp16": 1, "bf16": 1, "int8": 2}
 """Golden inputs whose prediction another device may change in addition."""
 
 
+Content: TypeAlias = Literal["predictions", "embeddings", "images"]
+"""What the outputs of a bundle are."""
+
+_CONTENTS: Final[Mapping[str, Content]] = {"classification": "predictions", "embedding": "embeddings"}
+"""By the task; every other one makes images."""
+_AGREES: Final[Mapping[Content, str]] = {
+    "predictions": "top-1 agrees on {:.1%} of the golden inputs",
+    "embeddings": "{:.1%} of the embeddings are nearest to the golden one of their input",
+}
+
+
 @dataclass(frozen=True)
 class Likeness:
     """How outputs compare with the golden ones.
@@ -46,7 +58,8 @@ class Likeness:
         count: Number of golden inputs.
         largest: Largest magnitude of a golden output.
         error: Largest absolute difference of any output.
-        alike: Share, 0 to 1, of inputs with the golden prediction, or the PSNR in dB of images, the mean over them.
+        alike: Share, 0 to 1, of inputs with the golden prediction, or whose embedding is nearest to its golden one of
+            all; or the PSNR in dB of images, the mean over them.
     """
 
     count: int
@@ -55,9 +68,14 @@ class Likeness:
     alike: float
 
 
+def content_of(manifest: Manifest) -> Content:
+    """Return what a bundle's outputs are."""
+    return _CONTENTS.get(manifest.task, "images")
+
+
 def makes_images(manifest: Manifest) -> bool:
-    """Return whether a bundle's outputs are images, and not logits."""
-    return manifest.task != "classification"
+    """Return whether a bundle's outputs are images, and neither logits nor embeddings."""
+    return content_of(manifest) == "images"
 
 
 def likeness(
@@ -69,8 +87,11 @@ def likeness(
     """
     names = [spec.name for spec in manifest.outputs if spec.name in outputs]
     errors = [np.abs(outputs[name].astype(np.float64) - golden[name]).max() for name in names]
-    if makes_images(manifest):
+    content = content_of(manifest)
+    if content == "images":
         alike = mean_psnr(outputs[names[0]], golden[names[0]])
+    elif content == "embeddings":
+        alike = float(agreement(outputs[names[0]], golden[names[0]]).mean())
     else:
         first = output_kind(manifest.settings)
         alike = min(
@@ -86,7 +107,7 @@ def _largest(manifest: Manifest, golden: Mapping[str, npt.NDArray[Any]]) -> floa
 
 
 def golden_limits(
-    precision: str, measured: Likeness, accepted: Mapping[str, float], *, images: bool
+    precision: str, measured: Likeness, accepted: Mapping[str, float], *, content: Content
 ) -> tuple[dict[str, Any], str]:
     """Return the limits of a variant on golden inputs, as fields of ``Variant``.
 
@@ -94,7 +115,7 @@ def golden_limits(
         precision: ``"fp16"``, ``"bf16"`` or ``"int8"``.
         measured: How the variant compares here, the worst of its files.
         accepted: Limits of the gate that it passed; see ``krl_runtime.evaluation.gate.Verdict``.
-        images: Whether it makes images.
+        content: What it makes.
 
     Returns:
         The limits, and why the variant itself is outside of them; empty if it is not.
@@ -102,7 +123,7 @@ def golden_limits(
     most = _MAX_ERROR[precision] * measured.largest
     least = _LEAST_ERROR[precision] * measured.largest
     limits: dict[str, Any] = {"tolerance": min(most, max(_SLACK[precision] * measured.error, least))}
-    if images:
+    if content == "images":
         # Where true images were judged, PSNR to FP32's was not; golden images are few, so they may have less.
         psnr = accepted.get("least_psnr_db", PSNR_FLOOR)
         floor = max(min(PSNR_FLOOR, psnr), psnr - _SLACK_DB)
@@ -113,7 +134,7 @@ def golden_limits(
         floor = 1 - _most_misses(share, measured.count) / measured.count
         limits["agreement"] = max(AGREEMENT_FLOOR, floor, measured.alike - _SLACK_INPUTS[precision] / measured.count)
     variant = Variant(precision, "", **limits)
-    return limits, _why_unlike(variant, measured, images=images)
+    return limits, _why_unlike(variant, measured, content)
 
 
 def _most_misses(share: float, count: int) -> int:
@@ -136,9 +157,10 @@ def bf16_limits(variant: Variant, golden: Mapping[str, npt.NDArray[Any]], manife
         manifest: The bundle's manifest.
     """
     wanted = golden[manifest.outputs[0].name]
-    images = makes_images(manifest)
+    content = content_of(manifest)
+    images = content == "images"
     exact = Likeness(len(wanted), _largest(manifest, golden), 0.0, -math.inf)
-    limits, _ = golden_limits("bf16", exact, {"least_psnr_db": LEAST_PSNR["bf16"]}, images=images)
+    limits, _ = golden_limits("bf16", exact, {"least_psnr_db": LEAST_PSNR["bf16"]}, content=content)
     widest = _MAX_ERROR["bf16"] * exact.largest
     return replace(
         variant,
@@ -164,23 +186,24 @@ def compare(
 
     Returns:
         The largest absolute difference of any output. The share, 0 to 1, of inputs with the golden top-1 (the smallest
-        of several heads), or the PSNR in dB of images. The reason why the outputs fail, empty if they pass.
+        of several heads) or with the golden embedding as the nearest, or the PSNR in dB of images. The reason why the
+        outputs fail, empty if they pass.
     """
     for spec in manifest.outputs:
         made, wanted = outputs[spec.name].shape, golden[spec.name].shape
         if made != wanted:
             return math.inf, 0.0, f"{spec.name} has shape {list(made)}, the golden one {list(wanted)}"
     measured = likeness(manifest, outputs, golden)
-    return measured.error, measured.alike, _why_unlike(variant, measured, images=makes_images(manifest))
+    return measured.error, measured.alike, _why_unlike(variant, measured, content_of(manifest))
 
 
-def _why_unlike(variant: Variant, measured: Likeness, *, images: bool) -> str:
+def _why_unlike(variant: Variant, measured: Likeness, content: Content) -> str:
     """Return why outputs are outside of a variant's limits; empty if they are not."""
     causes = []
     if not measured.error <= variant.tolerance:
         causes.append(f"the largest error {measured.error:.3g} is above the tolerance {variant.tolerance:.3g}")
-    if images and variant.psnr is not None and not measured.alike >= variant.psnr:
+    if content == "images" and variant.psnr is not None and not measured.alike >= variant.psnr:
         causes.append(f"the PSNR to the golden images is {measured.alike:.1f} dB, required: {variant.psnr:.1f}")
-    if not images and not measured.alike >= variant.agreement:
-        causes.append(f"top-1 agrees on {measured.alike:.1%} of the golden inputs, required: {variant.agreement:.1%}")
+    if content != "images" and not measured.alike >= variant.agreement:
+        causes.append(f"{_AGREES[content].format(measured.alike)}, required: {variant.agreement:.1%}")
     return "; ".join(causes)

@@ -18,6 +18,7 @@ __all__ = [
     "PredictionTally",
     "better_than_chance",
     "drop_cell",
+    "paired_drop",
     "resolution",
     "snr_db",
     "standard_error",
@@ -183,9 +184,7 @@ class PredictionTally:
             return PredictionScore(None, None, None, agreement, snr, self.error, refused=refused)
         _, right, lost, gained = (int(total) for total in self.classes.sum(axis=0))
         classes = tuple(ClassCounts(index, *map(int, row)) for index, row in enumerate(self.classes) if row[0])
-        variance = (lost + gained - (lost - gained) ** 2 / self.count) / max(1, self.count - 1)
-        error = 100 * math.sqrt(max(0.0, variance) / self.count)
-        drop = 100 * (lost - gained) / self.count
+        drop, error = paired_drop(lost, gained, self.count)
         of_known = self.known_right / self.known if self.known else None
         return PredictionScore(
             right / self.count,
@@ -198,6 +197,22 @@ class PredictionTally:
             refused=refused,
             top1_of_known=of_known,
         )
+
+
+def paired_drop(lost: int, gained: int, count: int) -> tuple[float, float]:
+    """Return the drop of a share against the reference's, and one standard error of the paired difference, in points.
+
+    Args:
+        lost: Number of images that only the reference has right.
+        gained: Number of images that only the variant has right.
+        count: Number of all images, at least 1.
+
+    Example:
+        >>> paired_drop(4, 0, 100)[0], round(paired_drop(4, 0, 100)[1], 2)
+        (4.0, 1.97)
+    """
+    variance = (lost + gained - (lost - gained) ** 2 / count) / max(1, count - 1)
+    return 100 * (lost - gained) / count, 100 * math.sqrt(max(0.0, variance) / count)
 
 
 def drop_cell(drop: float | None, error: float | None, digits: int) -> str | None:

@@ -17,7 +17,16 @@ from krl_runtime.progress import progress
 from .folders import ImageFile, ImageFolder, OnBadImage, decode, open_folder
 from .preprocessing import Preprocessing
 
-__all__ = ["decoded", "open_data", "opposite_of", "some", "truth_of", "unknown_classes", "with_label_indices"]
+__all__ = [
+    "decoded",
+    "decoded_files",
+    "open_data",
+    "opposite_of",
+    "some",
+    "truth_of",
+    "unknown_classes",
+    "with_label_indices",
+]
 
 _log = logging.getLogger("krl")
 
@@ -147,15 +156,27 @@ def decoded(
     Raises:
         DataError: An image cannot be decoded and ``on_bad`` is ``"refuse"``.
     """
+    for inputs, used in decoded_files(images, preprocessing, on_bad=on_bad, description=description, decode=decode):
+        yield inputs, truth_of(used, several)
+
+
+def decoded_files(
+    images: Sequence[ImageFile],
+    preprocessing: Preprocessing,
+    *,
+    on_bad: OnBadImage,
+    description: str,
+    decode: Callable[..., tuple[Any, tuple[ImageFile, ...]]] = decode,
+) -> Iterator[tuple[Any, tuple[ImageFile, ...]]]:
+    """Yield images and their files, a few hundred at a time; see ``decoded``."""
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     for chunk in progress(chunks, description):
         try:
-            pixels, used = decode(chunk, preprocessing, on_bad=on_bad, description=None)
+            yield decode(chunk, preprocessing, on_bad=on_bad, description=None)
         except DataError:
             if on_bad == "refuse":
                 raise
             continue  # nothing in this chunk was readable, which has been logged
-        yield pixels, truth_of(used, several)
 
 
 def truth_of(images: Sequence[ImageFile], several: int | None) -> npt.NDArray[np.int64]:

@@ -16,23 +16,37 @@ if TYPE_CHECKING:
     from krl_runtime.images.modes import ChannelOrder
 
     from .classifier import Classification, Classifier
+    from .embedder import Embedder, Embedding
     from .generator import Generator
     from .raster import Raster, grid
     from .restorer import Restorer
 
-__all__ = ["Classification", "Classifier", "Generator", "Raster", "Restorer", "grid", "load"]
+__all__ = ["Classification", "Classifier", "Embedder", "Embedding", "Generator", "Raster", "Restorer", "grid", "load"]
 
 _MODULES = {
     "Classification": "classifier",
     "Classifier": "classifier",
+    "Embedder": "embedder",
+    "Embedding": "embedder",
     "Generator": "generator",
     "Raster": "raster",
     "Restorer": "restorer",
     "grid": "raster",
 }
 """Where the names of this package stand; a program that classifies does not wait for the others."""
-_PIPELINES = {"classification": "Classifier", "restoration": "Restorer", "generation": "Generator"}
-_Pipeline = TypeVar("_Pipeline", "Classifier", "Restorer", "Generator")
+_PIPELINES = {
+    "classification": "Classifier",
+    "embedding": "Embedder",
+    "restoration": "Restorer",
+    "generation": "Generator",
+}
+_COMMANDS = {
+    "classification": "krl-runtime classify",
+    "embedding": "krl-runtime index and krl-runtime search",
+    "restoration": "krl-runtime restore",
+    "generation": "krl-runtime generate",
+}
+_Pipeline = TypeVar("_Pipeline", "Classifier", "Embedder", "Restorer", "Generator")
 
 
 def __getattr__(name: str) -> Any:
@@ -102,8 +116,8 @@ def load(
 
     Args:
         path: The bundle, a folder ``NAME.krl``.
-        pipeline: ``Classifier``, ``Restorer`` or ``Generator``. Bundles of other tasks are then refused, and type
-            checkers know the result's type.
+        pipeline: ``Classifier``, ``Embedder``, ``Restorer`` or ``Generator``. Bundles of other tasks are then
+            refused, and type checkers know the result's type.
         variant: ``"fp32"``, ``"fp16"`` or ``"int8"``; by default the bundle's default for the device, else FP32.
         backend: The first backend to try: ``"tensorrt"``, ``"tensorrt-rtx"``, ``"cuda"`` or ``"cpu"``, in that order;
             or ``"openvino"`` or ``"openvino-bf16"``, before the CPU.
@@ -124,7 +138,7 @@ def load(
             that the model is given, and for the ``pixels`` of images that it makes. Files and Pillow images have none.
 
     Returns:
-        The pipeline for the bundle's task: a ``Classifier``, a ``Restorer`` or a ``Generator``.
+        The pipeline for the bundle's task: a ``Classifier``, an ``Embedder``, a ``Restorer`` or a ``Generator``.
 
     Raises:
         BundleError: There is no bundle, it is damaged, of another schema version or of an unknown task, or it is not
@@ -151,7 +165,10 @@ def load(
     if pipeline not in (None, found):
         name = getattr(pipeline, "__name__", repr(pipeline))
         wanted = next((known for known, kind in _PIPELINES.items() if kind == name), name)
-        raise UsageError(f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here")
+        raise UsageError(
+            f"bundle {bundle.path} is for the task {task!r}; a bundle for {wanted} is needed here; this one is for "
+            f"{_COMMANDS[task]}"
+        )
     chosen = select_backend(bundle, variant=variant, backend=backend, require=require, threads=threads, device=device)
     running: RunningBackend = chosen
     if build is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.further_inputs import INPUTS, inputs_of, sample_arrays
+from krl_runtime.bundle.further_inputs import INPUTS, inputs_of
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import (
     THRESHOLD,
@@ -23,11 +23,11 @@ from krl_runtime.bundle.output_kind import (
     output_kind,
     scores_of,
 )
-from krl_runtime.bundle.tensors import Arrays, stacked
-from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
+from krl_runtime.bundle.tensors import Arrays
+from krl_runtime.errors import BundleError, UsageError
 
-from .base import Pipeline, Sample
-from .batching import Batcher
+from .base import Sample
+from .image import ImagePipeline, check_image_input
 from .streams import StreamItem, Watch, stream
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Classification:
         }
 
 
-class Classifier(Pipeline):
+class Classifier(ImagePipeline[Classification]):
     """Predicts the class of an image. ``krl_runtime.load`` makes it. Several threads may call it at once.
 
     Attributes:
@@ -118,9 +118,11 @@ class Classifier(Pipeline):
         self.heads = further_heads(bundle.manifest)
         self.inputs = inputs_of(bundle.manifest)
         self.least_score = least_score(bundle.manifest.settings)
-        self._input = bundle.manifest.inputs[0].name
-        self._output = bundle.manifest.outputs[0].name
-        self._limit = bundle.batch_limit
+
+    @property
+    def labels_of_outputs(self) -> Mapping[str, Sequence[str]]:
+        """Return the class names of the first output and of those of further heads, by the output's name."""
+        return {self._output: self.labels, **{head.output: head.labels for head in self.heads}}
 
     @staticmethod
     def check(bundle: Bundle) -> None:
@@ -130,16 +132,15 @@ class Classifier(Pipeline):
             BundleError: They do not.
         """
         manifest = bundle.manifest
-        shape, classes = list(manifest.preprocessing.shape), len(manifest.labels)
         # Further inputs are compared with the settings, which say what they are.
-        own = manifest.inputs[:1] if INPUTS in manifest.settings else manifest.inputs
-        inputs = [(spec.dtype, list(spec.shape[1:])) for spec in own]
+        several = INPUTS in manifest.settings
+        check_image_input(bundle, "classifier", "logits [batch, labels]", several=several)
+        classes = len(manifest.labels)
         outputs = [list(spec.shape[1:]) for spec in manifest.outputs[:1]]
-        if inputs != [("uint8", shape)] or outputs != [[classes]] or not classes:
+        if outputs != [[classes]] or not classes:
             raise BundleError(
-                f"bundle {bundle.path} is no classifier: it has inputs {inputs}, outputs {outputs} and {classes} "
-                f"labels; accepted: one input of uint8 [batch, {', '.join(map(str, shape))}], as its preprocessing "
-                "says, and logits [batch, labels]; export it again"
+                f"bundle {bundle.path} is no classifier: it has outputs {outputs} and {classes} labels; accepted: "
+                "logits [batch, labels]; export it again"
             )
         try:
             output_kind(manifest.settings)
@@ -148,11 +149,6 @@ class Classifier(Pipeline):
             least_score(manifest.settings)
         except ValueError as error:
             raise BundleError(f"bundle {bundle.path} is no classifier: {error}; make it again") from error
-        batch = manifest.inputs[0].shape[0]
-        if isinstance(batch, int) and batch != 1:
-            raise BundleError(
-                f"bundle {bundle.path}: its graph takes {batch} images at once; accepted: 1 or any number"
-            )
 
     @overload
     def __call__(self, source: list[Any] | tuple[Any, ...], *, top_k: int = ...) -> list[Classification]: ...
@@ -179,13 +175,7 @@ class Classifier(Pipeline):
             BackendError: The device failed, or the model is closed.
             UsageError: ``top_k`` is less than 1, or a further input is missing, unknown or not accepted.
         """
-        if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret_outputs(self._run(stacked([self.prepare(source)])), top_k=top_k)[0]
-        results: list[Classification] = []
-        for start in range(0, len(source), self._limit):
-            batch = self._stack(source, range(start, min(start + self._limit, len(source))))
-            results += self.interpret_outputs(self._run(batch), top_k=top_k)
-        return results
+        return self._results(source, top_k)
 
     async def classify_async(self, source: ImageSource | Sample, *, top_k: int = 5) -> Classification:
         """Classify one image in a thread, without blocking the event loop; see ``__call__`` for the exceptions.
@@ -206,34 +196,6 @@ class Classifier(Pipeline):
         """Yield the result of the latest frame of a camera; see ``krl_runtime.pipelines.streams.Watch``."""
         return Watch(self, frames, top_k=top_k)
 
-    def batched(
-        self, *, max_batch: int = 16, max_delay: float = 0.002, max_waiting: int = 64, workers: int = 1
-    ) -> Batcher[Classification]:
-        """Run the requests of many threads or coroutines together; see ``krl_runtime.pipelines.batching.Batcher``."""
-        return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
-
-    def prepare(self, source: ImageSource | Sample) -> Arrays:
-        """Decode one image or sample to what the network takes; see ``BatchModel.prepare``."""
-        if not self.inputs and not isinstance(source, Mapping):
-            return self._read(source)
-        arrays = sample_arrays(source, self.inputs, self._read)
-        return arrays if self.inputs else next(iter(arrays.values()))
-
-    def _read(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        return self.preprocessing(source, channel_order=self.channel_order)
-
-    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> list[Classification | KrlError]:
-        """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
-        results: list[Classification | KrlError] = []
-        outputs = self._run(batch)
-        for row, count in enumerate(top_k):
-            try:
-                one = {name: values[row : row + 1] for name, values in outputs.items()}
-                results += self.interpret_outputs(one, top_k=count)
-            except ModelError as error:  # logits that are not finite: the others of the batch have their results
-                results.append(error)
-        return results
-
     def logits(self, batch: Arrays) -> npt.NDArray[np.float32]:
         """Run the network on its inputs as they are, in one batch.
 
@@ -247,11 +209,7 @@ class Classifier(Pipeline):
         Raises:
             BackendError: An array is missing or has another dtype or shape, the device failed, or the model is closed.
         """
-        return self._run(batch)[self._output].astype(np.float32, copy=False)
-
-    def _run(self, batch: Arrays) -> Mapping[str, npt.NDArray[Any]]:
-        """Run the network once; return the outputs of all heads by their names in the graph."""
-        return self.backend.run(batch if isinstance(batch, Mapping) else {self._input: batch})
+        return self.run(batch)[self._output].astype(np.float32, copy=False)
 
     def interpret_outputs(self, outputs: Mapping[str, npt.NDArray[Any]], *, top_k: int = 5) -> list[Classification]:
         """Turn the outputs of all heads into results; see ``interpret``.
@@ -299,10 +257,7 @@ class Classifier(Pipeline):
         values = logits.astype(np.float64)
         # Finite float32 numbers cannot overflow the sum in float64, and any other number makes it infinite or NaN.
         if not math.isfinite(values.sum()):
-            raise ModelError(
-                f"variant {self.backend.variant} on {self.backend.name} gave logits that are not finite "
-                f"numbers, so there is no result; load another variant, and run krl-runtime selftest {self.bundle.path}"
-            )
+            raise self._not_finite("logits that are not finite numbers")
         best = _largest(values, top_k)
         scores = scores_of(kind, values)
         top = tuple((labels[index], float(scores[index])) for index in best)
@@ -312,15 +267,6 @@ class Classifier(Pipeline):
             present = tuple(labels[index] for index in _largest(values, count)) if count else ()
         known = least is None or bool(is_known(kind, values, least))
         return Classification(top[0][0], best[0], top[0][1], top, logits, present, known=known)
-
-    def _stack(self, sources: Sequence[ImageSource | Sample] | npt.NDArray[np.uint8], chosen: range) -> Arrays:
-        prepared = []
-        for index in chosen:
-            try:
-                prepared.append(self.prepare(sources[index]))
-            except (ImageError, UsageError) as error:
-                raise type(error)(f"item {index} of {len(sources)}: {error}") from error
-        return stacked(prepared)
 
     def __repr__(self) -> str:
         """Return name, number of classes, backend and variant."""

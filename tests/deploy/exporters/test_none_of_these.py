@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from _helpers.digits import pixels_of
 from krl_deploy.cli import main
-from krl_deploy.exporters.none_of_these import separation
 from krl_runtime import Bundle, Classifier, load
+from krl_runtime.evaluation.refusal import separation
 from krl_train.run import Run
 
 

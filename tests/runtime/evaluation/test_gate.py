@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from krl_runtime.evaluation.gate import judge_images, judge_predictions
+from krl_runtime.evaluation.gate import judge_embeddings, judge_images, judge_predictions
 from krl_runtime.evaluation.predictions import ClassCounts
 
 NAN = math.nan
@@ -132,3 +132,29 @@ def test_doubts_of_images():
     assert judge_images("int8", **measured).reason == "they were calibrated on"
     accepted = judge_images("int8", **measured, accept_unmeasured=True)
     assert (accepted.passes, accepted.judged) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"drop": 0.9}, ""),
+        ({"drop": 0.9, "agreement": 0.2}, ""),  # labels judge it
+        ({"drop": 1.1}, "the accuracy drop is 1.10 points of recall@1, accepted: 1"),
+        ({"drop": float("nan")}, "the accuracy drop is nan points of recall@1, accepted: 1"),
+        ({"drop": 4.0, "max_drop": 5.0}, ""),
+        ({"drop": 0.0, "known": False, "agreement": 0.9}, "where FP32 is not better than chance, 90.0% of the images"),
+        ({"drop": None, "agreement": 0.96}, ""),
+        ({"drop": None, "agreement": 0.94}, "without labels 94.0% of the images are nearest to their own embedding"),
+        ({"drop": None, "agreement": float("nan")}, "without labels nan%"),
+        ({"drop": None, "max_drop": 1.0}, "no labels that two of them share, so that --max-drop cannot be checked"),
+        ({"drop": 0.0, "count": 30}, "30 images are too few to judge by, required: 100, or embeddings with an SNR"),
+        ({"drop": 0.0, "count": 30, "snr_db": 45.0}, ""),
+        ({"drop": 0.0, "count": 30, "accept_unmeasured": True}, ""),
+        ({"drop": 0.0, "doubts": ["they are noise"]}, "they are noise"),
+    ],
+)
+def test_embeddings(given, reason):
+    verdict = judge_embeddings("int8", **{"count": 500, "agreement": 1.0, **given})
+    assert reason in verdict.reason
+    assert verdict.passes == (not reason)
+    assert verdict.judged == ("doubts" not in given and (given.get("count") is None or "snr_db" in given))

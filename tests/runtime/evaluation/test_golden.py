@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from krl_runtime.evaluation.golden import Likeness, golden_limits
+from _helpers.embeddings import write_embedder
+from krl_runtime.bundle import Variant
+from krl_runtime.evaluation.golden import Likeness, compare, content_of, golden_limits, likeness, makes_images
 
 LABELS, NONE = {"max_drop_points": 1.0}, {"least_agreement": 0.95}
 
@@ -13,12 +15,12 @@ LABELS, NONE = {"max_drop_points": 1.0}, {"least_agreement": 0.95}
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.95), ("fp16", 0.99)])
 def test_the_floor_of_agreement(precision, share, count):
     """More misses than an accepted variant has with a chance of 0.1 % are refused."""
-    _, passes = golden_limits(precision, Likeness(count, 1.0, 0.0, 1.0), NONE, images=False)
+    _, passes = golden_limits(precision, Likeness(count, 1.0, 0.0, 1.0), NONE, content="predictions")
     usual = int(binom.ppf(0.999, count, 1 - share))
     most = min(usual, count // 2)
     for misses in range(count + 1):
         measured = Likeness(count, 1.0, 0.0, 1 - misses / count)
-        limits, fault = golden_limits(precision, measured, NONE, images=False)
+        limits, fault = golden_limits(precision, measured, NONE, content="predictions")
         assert bool(fault) == (misses > most), misses
         assert limits["agreement"] >= max(0.5, 1 - usual / count) - 1e-12
     assert passes == ""
@@ -26,15 +28,15 @@ def test_the_floor_of_agreement(precision, share, count):
 
 @pytest.mark.parametrize("accepted", [LABELS, NONE, {"max_drop_points": 5.0}, {"max_drop_points": 90.0}])
 def test_no_agreement_passes_with_no_agreement(accepted):
-    limits, fault = golden_limits("int8", Likeness(16, 10.0, 1.0, 0.0), accepted, images=False)
+    limits, fault = golden_limits("int8", Likeness(16, 10.0, 1.0, 0.0), accepted, content="predictions")
     assert "top-1 agrees on 0.0% of the golden inputs" in fault
     assert limits["agreement"] >= 0.5
 
 
 def test_a_larger_drop_that_was_accepted_lowers_the_floor():
     measured = Likeness(200, 10.0, 1.0, 0.85)
-    assert golden_limits("int8", measured, LABELS, images=False)[1]
-    assert not golden_limits("int8", measured, {"max_drop_points": 5.0}, images=False)[1]
+    assert golden_limits("int8", measured, LABELS, content="predictions")[1]
+    assert not golden_limits("int8", measured, {"max_drop_points": 5.0}, content="predictions")[1]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_a_larger_drop_that_was_accepted_lowers_the_floor():
     ],
 )
 def test_the_tolerance_has_an_end(precision, error, tolerance, fault):
-    limits, why = golden_limits(precision, Likeness(16, 10.0, error, 1.0), NONE, images=False)
+    limits, why = golden_limits(precision, Likeness(16, 10.0, error, 1.0), NONE, content="predictions")
     assert bool(why) == fault
     if not np.isnan(error):
         assert limits["tolerance"] == pytest.approx(tolerance)
@@ -68,6 +70,24 @@ def test_the_tolerance_has_an_end(precision, error, tolerance, fault):
     ],
 )
 def test_images(accepted, psnr, required, fault):
-    limits, why = golden_limits("int8", Likeness(16, 255.0, 5.0, psnr), accepted, images=True)
+    limits, why = golden_limits("int8", Likeness(16, 255.0, 5.0, psnr), accepted, content="images")
     assert limits["psnr"] == pytest.approx(required)
     assert bool(why) == fault
+
+
+def test_embeddings_agree_by_finding_their_own(tmp_path):
+    manifest = write_embedder(tmp_path / "tiny.krl").manifest
+    golden = {"embeddings": np.eye(4, dtype=np.float32)}
+    swapped = {"embeddings": golden["embeddings"][[1, 0, 2, 3]]}
+    assert likeness(manifest, golden, golden).alike == 1
+    measured = likeness(manifest, swapped, golden)
+    assert (measured.alike, measured.error, measured.count) == (0.5, 1.0, 4)
+    limits, fault = golden_limits("fp16", measured, {"least_agreement": 0.99}, content=content_of(manifest))
+    assert "50.0% of the embeddings are nearest to the golden one of their input, required: " in fault
+    assert "top-1" not in fault
+    assert limits["agreement"] >= 0.5
+    broken = {"embeddings": np.full((4, 4), np.nan, np.float32)}
+    _, alike, reason = compare(manifest, Variant("fp16", "", tolerance=9.0, agreement=0.5), broken, golden)
+    assert alike == 0
+    assert "the largest error nan is above the tolerance" in reason
+    assert not makes_images(manifest)

@@ -18,6 +18,8 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
+from .embedding import PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
+from .further import CATEGORY, FurtherInputsConfig
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
 from .names import DISCRIMINATOR, RECORD, TRAINING_RECIPES, WEIGHTS, recorded_model, recorded_task
@@ -37,8 +39,10 @@ from .tasks import (
 from .transfer import TransferConfig
 
 __all__ = [
+    "CATEGORY",
     "DATA_SETS",
     "DISCRIMINATOR",
+    "PROXY_LOSSES",
     "RECORD",
     "TRAINING_RECIPES",
     "WEIGHTS",
@@ -46,8 +50,11 @@ __all__ = [
     "ConditioningConfig",
     "DataConfig",
     "DiscriminatorStartConfig",
+    "EmbeddingConfig",
+    "EmbeddingLoss",
     "EvaluateConfig",
     "FitConfig",
+    "FurtherInputsConfig",
     "GenerationConfig",
     "GeneratorScoreConfig",
     "ImportConfig",

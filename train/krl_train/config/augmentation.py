@@ -11,7 +11,8 @@ from krl_runtime.errors import UsageError
 __all__ = ["AugmentConfig"]
 
 _CLASSIFIER = Only("classification")
-_PIXELS = Only("classification", "gan", "vae")
+_LABELED = Only("classification", "embedding")
+_PIXELS = Only("classification", "embedding", "gan", "vae")
 _DETAILS = {
     "random_resized_crop": ("crop_scale", "crop_ratio"),
     "erase": ("erase_scale", "erase_ratio"),
@@ -43,20 +44,20 @@ class AugmentConfig:
     """Rotate by up to this many degrees to either side."""
     zoom: Advanced[Annotated[float, _PIXELS]] = 1.0
     """Magnify by up to this factor, 1 or more."""
-    auto_augment: Advanced[Annotated[Literal["none", "randaugment", "trivialaugment"], _CLASSIFIER]] = "none"
+    auto_augment: Advanced[Annotated[Literal["none", "randaugment", "trivialaugment"], _LABELED]] = "none"
     """Change geometry and colors by random operations: torchvision's RandAugment or TrivialAugmentWide."""
-    ra_ops: Advanced[Annotated[int, _CLASSIFIER]] = 2
+    ra_ops: Advanced[Annotated[int, _LABELED]] = 2
     """Operations on each view that randaugment makes."""
-    ra_magnitude: Advanced[Annotated[int, _CLASSIFIER]] = 9
+    ra_magnitude: Advanced[Annotated[int, _LABELED]] = 9
     """Their magnitude, 0 to 30."""
     color_jitter: Advanced[Annotated[tuple[float, ...] | None, _PIXELS]] = None
     """Change brightness, contrast, saturation (and hue, 0 to 0.5) by up to these factors: one number for the first
     three, or 3 or 4 numbers."""
-    erase: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
+    erase: Advanced[Annotated[float, _LABELED]] = 0.0
     """Share of the views of which a random rectangle is replaced by the mean color (RandomErasing)."""
-    erase_scale: Advanced[Annotated[tuple[float, float], _CLASSIFIER]] = (0.02, 0.33)
+    erase_scale: Advanced[Annotated[tuple[float, float], _LABELED]] = (0.02, 0.33)
     """Least and largest share of the view's area that --erase takes."""
-    erase_ratio: Advanced[Annotated[tuple[float, float], _CLASSIFIER]] = (0.3, 3.3)
+    erase_ratio: Advanced[Annotated[tuple[float, float], _LABELED]] = (0.3, 3.3)
     """Least and largest height / width of what --erase takes."""
     mixup: Annotated[float, _CLASSIFIER] = 0.0
     """Mix each view with another of its batch, by a share drawn from Beta(mixup, mixup); 0 is off."""

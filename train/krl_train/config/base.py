@@ -14,6 +14,8 @@ from krl_runtime.images.folders import OnBadImage
 from krl_train.custom import Custom, named
 
 from .augmentation import AugmentConfig
+from .embedding import EmbeddingConfig
+from .further import FurtherInputsConfig
 from .joint import JointConfig
 from .optimization import LoopConfig, OptimConfig
 from .tasks import (
@@ -43,16 +45,16 @@ __all__ = [
 ]
 
 
-Task: TypeAlias = Literal["classification", "gan", "vae", "restoration", "translation", "style"]
+Task: TypeAlias = Literal["classification", "embedding", "gan", "vae", "restoration", "translation", "style"]
 
-_CLASSIFIER = Only("classification")
+_CLASSIFIER, _EMBEDDING = Only("classification"), Only("embedding")
+_LABELED = Only("classification", "embedding")
 _GAN, _GENERATORS = Only("gan"), Only("gan", "vae")
 _RESTORATION, _TRANSLATION, _STYLE = Only("restoration"), Only("translation"), Only("style")
 _FROM_IMAGES = Only("restoration", "style")
-_PIXELS = Only("classification", "gan", "vae")
-_DECAYED = Only("classification", "restoration", "translation", "style")
-_PRETRAINED = Only("classification", "style")
-_CONTINUED = Only("classification", "gan", "restoration", "translation", "style")
+_PIXELS = Only("classification", "embedding", "gan", "vae")
+_PRETRAINED = Only("classification", "embedding", "style")
+_CONTINUED = Only("classification", "embedding", "gan", "restoration", "translation", "style")
 _MODEL = tyro.conf.arg(help_behavior_hint="(required without --from)")
 
 
@@ -73,7 +75,7 @@ class DataConfig:
     """Files that are not readable images: refuse the data set, or name and skip them."""
     limit: int | None = None
     """Train on this many images at most, the same number of each class."""
-    shots: Annotated[int | None, _CLASSIFIER] = None
+    shots: Annotated[int | None, _LABELED] = None
     """Train on this many images of each class, drawn by --seed; validation has all of its images."""
     val_limit: Advanced[int | None] = None
     """Evaluate on this many images at most, the same number of each class."""
@@ -156,7 +158,7 @@ class FitConfig(TrainingConfig):
     """Options of ``krl-train fit``."""
 
     task: Task = "classification"
-    """Task: a classifier, a generator (gan, vae), or a network from image to image."""
+    """Task: a classifier, embeddings for retrieval, a generator (gan, vae), or a network from image to image."""
     model: Annotated[Custom, _MODEL] = ""
     """The network, by name; krl-train models lists all of a task. Classifiers: resnet8, resnet56, wrn-16-2, dscnn-0.5,
     lenet5 and others of that size, any of torchvision (resnet18, mobilenet_v3_small), timm/NAME, or your own as
@@ -165,6 +167,7 @@ class FitConfig(TrainingConfig):
     pretrained: Annotated[bool, _PRETRAINED] = False
     """Start from published ImageNet weights; downloads them unless they are in the cache."""
     transfer: Annotated[TransferConfig, _CONTINUED] = field(default_factory=TransferConfig)
+    embedding: Annotated[EmbeddingConfig, _EMBEDDING] = field(default_factory=EmbeddingConfig)
     generation: Annotated[GenerationConfig, _GENERATORS] = field(default_factory=GenerationConfig)
     discriminator_start: Annotated[DiscriminatorStartConfig, _GAN] = field(default_factory=DiscriminatorStartConfig)
     restoration: Annotated[RestorationConfig, _RESTORATION] = field(default_factory=RestorationConfig)
@@ -173,6 +176,7 @@ class FitConfig(TrainingConfig):
     conditioning: Annotated[ConditioningConfig, _GENERATORS] = field(default_factory=ConditioningConfig)
     synthetic: Annotated[SyntheticConfig, _CLASSIFIER] = field(default_factory=SyntheticConfig)
     joint: Advanced[Annotated[JointConfig, _CLASSIFIER]] = field(default_factory=JointConfig)
+    further: Advanced[Annotated[FurtherInputsConfig, _CLASSIFIER]] = field(default_factory=FurtherInputsConfig)
 
     def __post_init__(self) -> None:
         """Hold the name of a network that was given as an object."""

@@ -31,6 +31,7 @@ _SMALL = (
     "lenet5",
     "lenet5-half",
 )
+_LABELED = ("classification", "embedding")  # tasks that have the same networks: an embedding is what a last layer gives
 _CLASSIFIERS = {"wrn-DEPTH-FACTOR": r"wrn-\d+-\d+", "dscnn-WIDTH": r"dscnn-(\d+(\.\d+)?|\.\d+)"}
 _GENERATORS = {
     **{f"{name}-WIDTH": rf"{name}-\d+(x\d+)?" for name in ("dcgan", "resgan", "dsgan", "subgan")},
@@ -51,13 +52,13 @@ def model_names(task: str) -> list[str]:
     """Return the names of the networks for a task; upper-case parts stand for numbers.
 
     Args:
-        task: ``"classification"``, ``"gan"``, ``"vae"``, or a task from image to image.
+        task: ``"classification"``, ``"embedding"``, ``"gan"``, ``"vae"``, or a task from image to image.
 
     Example:
         >>> model_names("gan")
         ['dcgan-WIDTH', 'resgan-WIDTH', 'dsgan-WIDTH', 'subgan-WIDTH', 'mlp-UNITS-UNITS']
     """
-    if task == "classification":
+    if task in _LABELED:
         return [*_SMALL, *_CLASSIFIERS, *torchvision_classifiers(), "timm/NAME"]
     return list(_GENERATORS if task in ("gan", "vae") else _RESTORERS)
 
@@ -74,8 +75,8 @@ def check_model(name: str, task: str) -> None:
     """
     if ":" in name or name.startswith("timm/"):
         return
-    families = {"classification": _CLASSIFIERS, "gan": _GENERATORS, "vae": _GENERATORS}.get(task, _RESTORERS)
-    known: Sequence[str] = (*_SMALL, *torchvision_classifiers()) if task == "classification" else ()
+    families = {**dict.fromkeys(_LABELED, _CLASSIFIERS), "gan": _GENERATORS, "vae": _GENERATORS}.get(task, _RESTORERS)
+    known: Sequence[str] = (*_SMALL, *torchvision_classifiers()) if task in _LABELED else ()
     if name in known or any(re.fullmatch(pattern, name) for pattern in families.values()):
         return
     close = difflib.get_close_matches(name, [*known, *families], n=3)

@@ -11,20 +11,21 @@ from krl_runtime.errors import UsageError
 __all__ = ["LoopConfig", "OptimConfig"]
 
 _CLASSIFIER = Only("classification")
-_DECAYED = Only("classification", "restoration", "translation", "style")
+_LABELED = Only("classification", "embedding")
+_DECAYED = Only("classification", "embedding", "restoration", "translation", "style")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """How weights are moved."""
 
-    optimizer: Annotated[Literal["sgd", "adamw"], _CLASSIFIER] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adamw"], _LABELED] = "sgd"
     """SGD with momentum, or AdamW. Tasks from image to image take AdamW, generators Adam."""
     lr: float | None = None
     """Peak learning rate: 0.1 for sgd and 0.001 for adamw, times batch size / 128; 0.001 for restoration."""
-    momentum: Advanced[Annotated[float, _CLASSIFIER]] = 0.9
+    momentum: Advanced[Annotated[float, _LABELED]] = 0.9
     """Momentum of sgd."""
-    nesterov: Advanced[Annotated[bool, _CLASSIFIER]] = True
+    nesterov: Advanced[Annotated[bool, _LABELED]] = True
     """Nesterov's form of the momentum."""
     weight_decay: Annotated[float, _DECAYED] = 5e-4
     """Weight decay."""
@@ -75,9 +76,9 @@ class LoopConfig:
     """Mixed precision of the training; auto takes bf16 where the hardware computes in it. Evaluation is in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    sync_bn: Advanced[Annotated[bool, _CLASSIFIER]] = False
+    sync_bn: Advanced[Annotated[bool, _LABELED]] = False
     """Statistics of batch normalization over all processes, each of which has a GPU, not over each one's images."""
-    compile: Advanced[Annotated[bool, _CLASSIFIER]] = False
+    compile: Advanced[Annotated[bool, _LABELED]] = False
     """Compile the network with torch.compile: minutes at the start, for faster steps on GPUs and long trainings."""
     channels_last: Advanced[bool] = True
     """Memory layout of the images; faster on most hardware."""

@@ -12,7 +12,7 @@ from krl_runtime.errors import UsageError
 
 __all__ = ["TransferConfig"]
 
-_CLASSIFIER = Only("classification")
+_LABELED = Only("classification", "embedding")
 _UNFREEZE_SHARE = 0.5  # the second half of the training moves all weights, as the last epochs of ULMFiT's do
 _PENALTIES = ("l2_sp", "feature_transfer", "relation_transfer")
 
@@ -22,21 +22,21 @@ class TransferConfig:
     """The start of a training, and how the weights from there are moved."""
 
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Start from a run of the same network, and leave --model out; other labels get a new last layer. Classifiers: or
-    from published weights, by the network's name, with --pretrained."""
-    transfer: Annotated[Literal["full", "linear", "staged"], _CLASSIFIER] = "full"
+    """Start from a run of the same network, and leave --model out; other labels get a new last layer. Classifiers
+    and embeddings: or from published weights, by the network's name, with --pretrained."""
+    transfer: Annotated[Literal["full", "linear", "staged"], _LABELED] = "full"
     """Train all weights of the start, the last layer alone, or stage after stage as well, from the last layer down."""
-    unfreeze_share: Advanced[Annotated[float | None, _CLASSIFIER]] = None
+    unfreeze_share: Advanced[Annotated[float | None, _LABELED]] = None
     """staged: share of the training after which all stages are trained, 0.5; each waits equally long for the next."""
-    layer_decay: Advanced[Annotated[float, _CLASSIFIER]] = 1.0
+    layer_decay: Advanced[Annotated[float, _LABELED]] = 1.0
     """Factor of the learning rate from each stage to the one below it, above 0 to 1."""
-    freeze_statistics: Advanced[Annotated[bool, _CLASSIFIER]] = False
+    freeze_statistics: Advanced[Annotated[bool, _LABELED]] = False
     """Keep the statistics of batch normalization that the start has, below the last layer."""
-    l2_sp: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
+    l2_sp: Advanced[Annotated[float, _LABELED]] = 0.0
     """Weight of half the squared distance from the start, in place of --weight-decay, for the weights from there."""
-    feature_transfer: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
+    feature_transfer: Advanced[Annotated[float, _LABELED]] = 0.0
     """Weight of the distance of each stage's features from those of the start, on the images trained on."""
-    relation_transfer: Advanced[Annotated[float, _CLASSIFIER]] = 0.0
+    relation_transfer: Advanced[Annotated[float, _LABELED]] = 0.0
     """Weight of the difference between the distances among a batch's images, here and at the start."""
 
     def __post_init__(self) -> None:

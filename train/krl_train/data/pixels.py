@@ -14,6 +14,7 @@ from krl_runtime.errors import DataError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, OnBadImage, identity
 from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.worker import Worker
 
 from .reading import read_images
 from .rows import JoinedRows, MemoryRows, Rows
@@ -30,7 +31,11 @@ class PixelSet:
         identity: Hash of the images and labels, in their order.
         margin: Extra pixels on every side of each image.
         files: Where each image was read; empty for images that do not come from files.
+        further: What is beside each image, for networks with several inputs: further images of the same size and
+            margin, or numbers ``[N, width]`` of float32.
     """
+
+    further: tuple[PixelSet | Tensor, ...] = ()
 
     def __init__(self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], margin: int = 0) -> None:
         """Keep decoded images ``[N, C, H + 2 * margin, W + 2 * margin]`` in memory."""
@@ -90,6 +95,30 @@ class PixelSet:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    @property
+    def images(self) -> tuple[PixelSet, ...]:
+        """All sets of images: this one, and the further ones."""
+        return self, *(each for each in self.further if isinstance(each, PixelSet))
+
+    def beside(self, positions: Tensor, images: Sequence[Tensor], worker: Worker) -> tuple[Tensor, ...]:
+        """Return what is beside some images, where a process computes.
+
+        Args:
+            positions: Which ones, ``[n]`` of int64, on the CPU.
+            images: Their further images as they are shown, ``[n, C, H, W]`` each.
+            worker: The process.
+
+        Returns:
+            In the order of ``further``, each ``[n, ...]``.
+        """
+        shown = iter(images)
+        return tuple(
+            next(shown).contiguous(memory_format=worker.layout)
+            if isinstance(each, PixelSet)
+            else each[positions].to(worker.device)
+            for each in self.further
+        )
 
     @property
     def multi_label(self) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.bundle.further_inputs import FurtherInput, column_names
 from krl_runtime.bundle.output_kind import OutputKind
 from krl_runtime.errors import DataError, ImageError, UsageError, require
 from krl_runtime.files import sha256_bytes
@@ -20,12 +21,12 @@ from krl_runtime.images.formats import open_header
 from krl_runtime.images.hashes import hash_files
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.images.splits import hold_out
-from krl_train.config import DataConfig, InputConfig, check_data
+from krl_train.config import DataConfig, check_data
 from krl_train.custom import is_custom, warn_of_change
-from krl_train.models import native_size, published_input
 
 from .custom import CustomImages, open_custom
 from .fingerprints import fingerprints
+from .further import attach
 from .mirroring import keeps_class_mirrored
 from .patches import GRAY_MODES
 from .pixels import PixelSet
@@ -34,14 +35,17 @@ from .shots import Shots
 if TYPE_CHECKING:
     from krl_train.run import RunRecord
 
-__all__ = ["Source", "load_split", "open_source", "preprocessing_for"]
+__all__ = ["HELD_OUT", "LARGEST_NATIVE", "Source", "load_set", "load_split", "open_source"]
 
 _log = logging.getLogger("krl")
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_LARGEST_NATIVE = 64  # pixels a side: data sets up to here are used as they are, photographs are cropped
-_CROP_FRACTION = 0.875  # 224 of 256 pixels, as ImageNet's networks are evaluated
+LARGEST_NATIVE = 64
+"""Pixels a side: data sets up to here are used as they are, photographs are cropped."""
+HELD_OUT = "held_out_classes"
+"""In a record's data: the classes that were for validation alone; absent where there are none."""
 
+Columns: TypeAlias = tuple[Sequence[str], Sequence[str]]
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
@@ -61,6 +65,8 @@ class Source:
         custom: The images of a user's own data set.
         shots: Which of the training images are used, where that is not all.
         multi_label: Whether an image can have several labels, or none.
+        further: Inputs beside the image that are read as well.
+        held_out: Classes whose images are all for validation, and none of the others is.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Source:
     custom: CustomImages | None = None
     shots: Shots | None = None
     multi_label: bool = False
+    held_out: tuple[str, ...] = ()
+    further: tuple[FurtherInput, ...] = ()
 
     @property
     def is_split(self) -> bool:
@@ -102,6 +110,20 @@ class Source:
                 "it out, or give a list with a column 'label'"
             )
 
+    def holding_out(self, classes: Sequence[str]) -> Source:
+        """Return the data set with classes that are for validation alone; the others are then for training alone.
+
+        Raises:
+            UsageError: A class is not there, or fewer than two would be left to train on.
+        """
+        unknown = [name for name in classes if name not in self.labels]
+        left = len(self.labels) - len(set(classes))
+        if unknown or (classes and left < 2):
+            what = f"names {unknown[0]!r}, which {self.name} does not have" if unknown else f"leaves {left} to train on"
+            known = ", ".join(self.labels[:20]) + (" …" if len(self.labels) > 20 else "")
+            raise UsageError(f"--held-out-classes {what}; accepted: some of {known}, so that two or more are left")
+        return replace(self, held_out=tuple(dict.fromkeys(classes)))
+
     def read(self, split: str, preprocessing: Preprocessing, *, margin: int = 0, limit: int | None = None) -> PixelSet:
         """Read one split.
 
@@ -114,42 +136,73 @@ class Source:
         Raises:
             DataError: The split is empty, or an image cannot be decoded and is not to be skipped.
         """
+        whole = self._whole(split)
         if self.folder is not None:
-            images = self.folder.split(split, val_fraction=self.config.val_fraction)
+            images = self.folder.split(whole, val_fraction=self.config.val_fraction)
             paths = [image.path for image in images]
             chosen = self._choose(split, [image.group for image in images], lambda: hash_files(paths), limit)
-            return PixelSet.from_images(
-                [images[index] for index in chosen],
-                preprocessing,
+            read = partial(
+                PixelSet.from_images,
+                preprocessing=preprocessing,
                 margin=margin,
                 on_bad=self.config.on_bad_image,
                 memory_limit=self.config.memory_limit_mb * 2**20,
                 disk_limit=self.config.disk_cache_mb * 2**20,
                 several=len(self.labels) if self.multi_label else None,
             )
+            files = [images[index] for index in chosen]
+            part = read(files)
+            attach(part, files, self.further, partial(read, on_bad="refuse"))
+            return part
         if self.custom is not None:
-            return self.custom.read(
-                split,
+            part = self.custom.read(
+                whole,
                 preprocessing,
                 margin=margin,
                 choose=lambda labels, hashes: self._choose(split, labels, lambda: hashes, limit),
                 val_fraction=self.config.val_fraction,
                 memory_limit=self.config.memory_limit_mb * 2**20,
             )
-        parts = [self.arrays[name] for name in (("train", "val") if split == "all" else (split,))]
+            attach(part, (), self.further)
+            return part
+        parts = [self.arrays[name] for name in (("train", "val") if whole == "all" else (whole,))]
         images_array = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         chosen = self._choose(split, labels.tolist(), lambda: _hashes(images_array), limit)
-        return PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+        part = PixelSet(_prepare(images_array[chosen], preprocessing, margin), labels[chosen].tolist(), margin)
+        attach(part, (), self.further)
+        return part
 
     def _choose(
         self, split: str, labels: Sequence[int], hashes: Callable[[], Sequence[str]], limit: int | None
     ) -> list[int]:
         """Return the positions of the images of a split that are read; ``hashes`` is called where it is needed."""
-        if self.shots is None or split != "train":
-            return balanced(labels, limit)
-        drawn = self.shots.draw(labels, hashes())
-        return [drawn[index] for index in balanced([labels[position] for position in drawn], limit)]
+        chosen = self._of_classes(split, labels)
+        if self.shots is not None and split == "train":
+            digests = hashes()
+            drawn = self.shots.draw([labels[index] for index in chosen], [digests[index] for index in chosen])
+            chosen = [chosen[index] for index in drawn]
+        return [chosen[index] for index in balanced([labels[position] for position in chosen], limit)]
+
+    def _whole(self, split: str) -> str:
+        """Return the split that the images of a split are taken from, by class where classes are held out."""
+        if not self.held_out or split == "all" or (split == "train" and self.is_split):
+            return split
+        return "all"
+
+    def _of_classes(self, split: str, labels: Sequence[int]) -> list[int]:
+        """Return the positions of images whose classes are in a split.
+
+        Raises:
+            DataError: There are none.
+        """
+        if not self.held_out or split == "all":
+            return list(range(len(labels)))
+        held_out = {self.labels.index(name) for name in self.held_out}
+        chosen = [index for index, label in enumerate(labels) if (label in held_out) == (split == "val")]
+        if not chosen:
+            raise DataError(f"{self.name} has no image of the classes {', '.join(self.held_out)}; hold out others")
+        return chosen
 
     def describe(self, sets: Mapping[str, PixelSet]) -> dict[str, Any]:
         """Return the record of the data for ``run.json``: its name, how it was read, counts and identities.
@@ -174,31 +227,33 @@ class Source:
             "val_fraction": self.config.val_fraction,
             "on_bad_image": self.config.on_bad_image,
             **({} if self.shots is None else {"shots": asdict(self.shots)}),
+            **({} if not self.held_out else {HELD_OUT: list(self.held_out)}),
             **splits,
         }
 
 
-def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0) -> Source:
+def open_source(config: DataConfig, *, classes: bool = True, seed: int = 0, columns: Columns = ((), ())) -> Source:
     """Open a data set by name or folder.
 
     Args:
         config: What the user asked for.
         classes: Whether two classes or more are needed; without, a folder may hold nothing but images.
         seed: Draws the images that ``config.shots`` asks for.
+        columns: Names of a list's columns with attributes, and of those with further images.
 
     Raises:
         UsageError: No data set is named.
         DataError: It is not known, not there, or cannot be used.
         MissingExtraError: The library that reads it is not installed.
     """
-    source = _open(config, classes)
+    source = _open(config, classes, columns)
     if config.shots is None:
         return source
     source.require_one_class("--shots")
     return replace(source, shots=Shots(config.shots, seed))
 
 
-def _open(config: DataConfig, classes: bool) -> Source:
+def _open(config: DataConfig, classes: bool, columns: Columns) -> Source:
     if config.data is None:
         raise UsageError(
             "no data is named; give --data digits, mnist, cifar10 …, a folder or a list (CSV, JSON) of images, or your "
@@ -206,6 +261,11 @@ def _open(config: DataConfig, classes: bool) -> Source:
         )
     if config.val_data is not None:
         raise UsageError("--val-data is for restoration; here a folder has train/ and val/, or is split")
+    if any(columns) and (config.data == "digits" or config.data in _TORCHVISION or is_custom(config.data)):
+        raise UsageError(
+            f"--data {config.data} has no column {[*columns[0], *columns[1]][0]!r}; give a list of images (CSV, JSON), "
+            "which can name the files that krl-train unpack writes"
+        )
     if config.data == "digits":
         return _digits(config)
     if config.data in _TORCHVISION:
@@ -214,7 +274,7 @@ def _open(config: DataConfig, classes: bool) -> Source:
         return _custom(config, config.data, classes)
     check_data(config.data)
     root = Path(config.data)
-    folder = open_folder(root, on_bad=config.on_bad_image)
+    folder = open_folder(root, on_bad=config.on_bad_image, attributes=columns[0], images=columns[1])
     if classes and not folder.labels:
         raise DataError(
             f"{root} has images but no classes; put the images of each class into a folder of its name, or give a list "
@@ -228,77 +288,6 @@ def _open(config: DataConfig, classes: bool) -> Source:
     return Source(name, folder.labels, channels, size, flip=flip, config=config, folder=folder, multi_label=several)
 
 
-def preprocessing_for(
-    config: InputConfig,
-    source: Source,
-    model: str,
-    *,
-    pretrained: bool = False,
-    trained: Preprocessing | None = None,
-) -> Preprocessing:
-    """Fill in what the configuration leaves open about the network's input.
-
-    Args:
-        config: What the user asked for.
-        source: The data; its size counts for networks that take any, and it is measured for mean and std.
-        model: Name of the network.
-        pretrained: Whether the network starts from published weights, or from third-party ones: ``trained`` is then
-            what those state, and ImageNet's normalization for networks for small images.
-        trained: The input that the weights were trained with, which the network starts from; it stays as it is where
-            the user does not say otherwise.
-    """
-    native = native_size(model)
-    if pretrained and native is not None:
-        trained = published_input(model)
-    if trained is not None:
-        kept = _kept(config, trained)
-        if (kept.mean, kept.std) != (trained.mean, trained.std):
-            _log.warning(
-                "the weights were trained with mean %s and std %s; the normalization asked for is mean %s and std %s",
-                *(trained.mean, trained.std, kept.mean, kept.std),
-            )
-        return kept
-    if config.size is not None:
-        height, width = config.size[0], config.size[-1]
-    elif native is None:
-        if source.size is None and is_custom(model):
-            raise UsageError(f"--size is needed: krl does not know which size of images {model} takes")
-        height, width = source.size or (32, 32)
-    else:
-        height = width = native
-    channels = config.channels or (source.channels if native is None else 3)
-    base = _kept(replace(config, size=(height, width), channels=channels), Preprocessing(height, width))
-    if pretrained or (config.mean and config.std):
-        return base
-    sample = source.read("train", base, limit=2000)
-    mean, std = sample.statistics()
-    return replace(base, mean=config.mean or mean, std=config.std or std)
-
-
-def _kept(config: InputConfig, trained: Preprocessing) -> Preprocessing:
-    """Return an input with what the user says about it changed."""
-    size = config.size or (trained.height, trained.width)
-    small = min(size) <= _LARGEST_NATIVE
-    channels = config.channels or trained.channels
-    fraction = trained.crop_fraction if config.size is None else 1.0 if small else _CROP_FRACTION
-    return Preprocessing(
-        height=size[0],
-        width=size[-1],
-        channels=channels,
-        resize=config.resize or trained.resize,
-        crop_fraction=config.crop_fraction or fraction,
-        interpolation=config.interpolation or trained.interpolation,
-        decode_tolerance=trained.decode_tolerance if config.decode_tolerance is None else config.decode_tolerance,
-        mean=config.mean or _for_channels(trained.mean, channels),
-        std=config.std or _for_channels(trained.std, channels),
-    )
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return a mean or deviation for another number of channels: gray is taken for the mean of R, G and B."""
-    return values if len(values) == channels else (statistics.fmean(values),) * channels
-
-
 def _keeps_labels_mirrored(folder: ImageFolder) -> bool:
     if not folder.multi_label:
         return keeps_class_mirrored(folder.labels)
@@ -309,7 +298,7 @@ def _custom(config: DataConfig, name: str, classes: bool) -> Source:
     images = open_custom(name, config.memory_limit_mb * 2**20)
     if classes and len(images.labels) < 2:
         raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
-    size = images.size if images.size is not None and max(images.size) <= _LARGEST_NATIVE else None
+    size = images.size if images.size is not None and max(images.size) <= LARGEST_NATIVE else None
     flip = keeps_class_mirrored(images.labels)
     return Source(images.name, images.labels, images.channels, size, flip=flip, config=config, custom=images)
 
@@ -328,16 +317,23 @@ def load_split(record: RunRecord, split: str, limit: int | None = None) -> tuple
     Raises:
         DataError: The data is not where it was.
     """
+    part = load_set(record, split, limit)
+    return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
+
+
+def load_set(record: RunRecord, split: str, limit: int | None = None) -> PixelSet:
+    """Read again the data that a run was trained on, with what is beside the images; see ``load_split``."""
     config = DataConfig(
         data=record.data["source"],
         data_root=Path(record.data["root"]),
         val_fraction=record.data["val_fraction"],
         on_bad_image=record.data["on_bad_image"],
     )
-    source = open_source(config)
+    further = record.model.further(record.preprocessing)
+    source = open_source(config, columns=column_names(further)).holding_out(record.data.get(HELD_OUT, ()))
     warn_of_change(record.sources, "data", source.name, "the run")
-    part = source.read(split, record.preprocessing, limit=limit)
-    return np.ascontiguousarray(part.pixels(np.arange(len(part))).numpy()), part.labels.tolist()
+    source = replace(source, further=further)
+    return source.read(split, record.preprocessing, limit=limit)
 
 
 def _prepare(images: npt.NDArray[np.uint8], preprocessing: Preprocessing, margin: int) -> npt.NDArray[np.uint8]:
@@ -360,7 +356,7 @@ def _peek(folder: ImageFolder) -> tuple[tuple[int, int] | None, int]:
         modes.add(opened.mode)
     size = sizes.pop() if len(sizes) == 1 else None
     gray = bool(modes) and modes <= set(GRAY_MODES)
-    return (size if size is not None and max(size) <= _LARGEST_NATIVE else None), (1 if gray else 3)
+    return (size if size is not None and max(size) <= LARGEST_NATIVE else None), (1 if gray else 3)
 
 
 def _hashes(images: npt.NDArray[np.uint8]) -> list[str]:

@@ -12,20 +12,24 @@ import torch
 from torch import Tensor
 
 from krl_runtime.bundle import MANIFEST, Bundle
+from krl_runtime.bundle.further_inputs import column_names
 from krl_runtime.errors import DataError, UsageError
 from krl_runtime.images.hashes import hash_files
 from krl_train.config import DataConfig, EvaluateConfig
 from krl_train.custom import warn_of_change
 from krl_train.data import PixelSet, Source, open_source
+from krl_train.data.sources import HELD_OUT
 from krl_train.loop import resolve_device
 from krl_train.metrics import evaluate_classifier
+from krl_train.metrics.retrieval import evaluate_embedder
 from krl_train.models import Network, TwoHeads
+from krl_train.models.embedders import EmbeddingNetwork
 from krl_train.run import JOINT, Run, RunRecord
 from krl_train.worker import Worker
 
 from .training_data import count_trained, is_imported, trained_on, warn_of_trained
 
-__all__ = ["choose_split", "evaluate", "evaluate_run", "pick_split"]
+__all__ = ["choose_split", "evaluate", "evaluate_embedding_run", "evaluate_run", "pick_split"]
 
 _log = logging.getLogger("krl")
 
@@ -34,10 +38,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a run, or a generator's bundle.
 
     Returns:
-        ``run``, ``data``, ``split``, ``trained_on`` and what ``evaluate_classifier``, ``evaluate_restorer`` or
-        ``evaluate_generator`` returns. Of a classifier also ``images``, their number, and ``trained_images``, how many
-        of them it was trained on (``None`` where that is not known); of one with two heads ``head``, ``"target"`` or
-        ``"source"``.
+        ``run``, ``data``, ``split``, ``trained_on`` and what ``evaluate_classifier``, ``evaluate_embedder``,
+        ``evaluate_restorer`` or ``evaluate_generator`` returns. Of a classifier or an embedder also ``images``, their
+        number, and ``trained_images``, how many of them it was trained on (``None`` where that is not known); of one
+        with two heads ``head``, ``"target"`` or ``"source"``.
 
     Raises:
         KrlError: The run or the data cannot be used, or the data has classes that the run does not know.
@@ -56,15 +60,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         from .restoration import evaluate_restoration
 
         return evaluate_restoration(run, config)
-    network = run.network()
+    network = run.module()
+    assert isinstance(network, Network)  # noqa: S101  for the type checker: classifiers and embedders are
     source = _open_data(run, config.data)
+    _check_alike(run, source)
     head, network, record = _head_for(run, network, source.labels)
-    source, split = choose_split(record, source, config.split)
+    source, split = choose_split(
+        record, replace(source, further=record.model.further(record.preprocessing)), config.split
+    )
     limit = config.data.limit if split == "train" else config.data.val_limit
     pixels = source.read(split, record.preprocessing, limit=limit)
-    _check_alike(run, source)
-    pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
-    metrics = evaluate_run(network, record.labels, pixels, config.device, config.batch_size)
+    if isinstance(network, EmbeddingNetwork):  # any classes: it is asked which images are alike
+        metrics = evaluate_embedding_run(network, pixels, config.device, config.batch_size)
+    else:
+        pixels.labels = _translate(pixels.labels, source.labels, record.labels, config.run)
+        metrics = evaluate_run(network, record.labels, pixels, config.device, config.batch_size)
     trained = _count_trained(record, source, split, pixels)
     warn_of_trained(trained, len(pixels))
     return {
@@ -107,17 +117,18 @@ def _check_generator(path: Path) -> None:
 
 
 def _open_data(run: Run, data: DataConfig) -> Source:
-    """Open the data that is named, else that of the run."""
+    """Open the data that is named, else that of the run; of its own data the same classes are held out."""
+    there, columns = run.record.data, column_names(run.record.model.further(run.record.preprocessing))
     if data.data is not None:
-        return open_source(data)
-    there = run.record.data
+        source = open_source(data, columns=columns)
+        return source.holding_out(there.get(HELD_OUT, ())) if source.name == there.get("source") else source
     data = replace(data, data=there["source"], data_root=Path(there["root"]), val_fraction=there["val_fraction"])
     try:
-        source = open_source(data)
+        source = open_source(data, columns=columns)
     except DataError as error:
         raise DataError(f"run {run.path}: its data cannot be read again; name others with --data: {error}") from error
     warn_of_change(run.record.sources, "data", source.name, f"run {run.path}")
-    return source
+    return source.holding_out(there.get(HELD_OUT, ()))
 
 
 def pick_split(source: Source, asked: str) -> str:
@@ -168,6 +179,14 @@ def evaluate_run(
     """Measure a network on a device given by name; see ``evaluate_classifier``."""
     device = resolve_device(device_name)
     return evaluate_classifier(network.to(device), data, labels, Worker(device), batch_size=batch_size)
+
+
+def evaluate_embedding_run(
+    network: EmbeddingNetwork, data: PixelSet, device_name: str, batch_size: int = 256
+) -> dict[str, Any]:
+    """Measure a network of embeddings on a device given by name; see ``evaluate_embedder``."""
+    device = resolve_device(device_name)
+    return evaluate_embedder(network.to(device), data, Worker(device), batch_size=batch_size)
 
 
 def _translate(classes: Tensor, names: Sequence[str], labels: Sequence[str], run: Path) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LABELED_SHARE", "epoch_order"]
+__all__ = ["LABELED_SHARE", "epoch_order", "grouped_order"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -13,6 +13,24 @@ Indices = npt.NDArray[np.int64]
 # unlabeled images for each labeled one (https://arxiv.org/abs/2001.07685). With fewer, most batches of a large
 # unlabeled folder would have no label at all.
 LABELED_SHARE = 1 / 8
+
+
+def grouped_order(labels: Indices, random: np.random.Generator, size: int) -> Indices:
+    """Return the indices of an epoch's images, ``[N]``, in groups of one class each, in random order.
+
+    The last group of a class is filled up with other images of it; as many images of the last groups are left for other
+    epochs.
+
+    Args:
+        labels: Class index of each image, ``[N]``.
+        random: Draws the order.
+        size: Number of images of a group. A class with fewer images has some of them twice.
+    """
+    groups = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        groups.append(_repeated(members, -(-len(members) // size) * size, random).reshape(-1, size))
+    return random.permutation(np.concatenate(groups)).ravel()[: len(labels)]
 
 
 def epoch_order(labels: Indices, random: np.random.Generator, *, balanced: bool = False) -> Indices:

@@ -19,7 +19,7 @@ from krl_train.data.rows import map_ahead
 from krl_train.tasks.base import Batch
 from krl_train.worker import Worker
 
-from .order import epoch_order
+from .order import epoch_order, grouped_order
 
 __all__ = ["BatchStream"]
 
@@ -41,6 +41,7 @@ class BatchStream:
         seed: Seed of the order.
         views: Number of different views of each image; ``None`` for a new one in each epoch.
         balanced: Whether an epoch shows as many images of each class; see ``epoch_order``.
+        together: Images of a class that come together in a batch, see ``grouped_order``; 1 leaves it to chance.
     """
 
     data: PixelSet
@@ -49,6 +50,7 @@ class BatchStream:
     seed: int
     views: int | None = None
     balanced: bool = False
+    together: int = 1
 
     @property
     def count(self) -> int:
@@ -72,30 +74,35 @@ class BatchStream:
         by_image = self.augmentation.by_image
         loaders, ahead = (cpu_count(), cpu_count() + 1) if by_image else (_LOADERS, _AHEAD)
 
-        def load(step: int) -> tuple[int, Tensor, npt.NDArray[np.int64]]:
+        def load(step: int) -> tuple[int, list[Tensor], npt.NDArray[np.int64]]:
             indices = worker.share(order, step, self.steps, self.batch_size)
-            pixels = self.data.pixels(indices, pinned=on_gpu and not by_image)
+            images = [each.pixels(indices, pinned=on_gpu and not by_image) for each in self.data.images]
             if by_image:
-                pixels = self.augmentation(pixels, indices, view)
-                pixels = pixels.pin_memory() if on_gpu else pixels
-            return step, pixels, indices
+                images = [self.augmentation(pixels, indices, view) for pixels in images]
+                images = [pixels.pin_memory() if on_gpu else pixels for pixels in images]
+            return step, images, indices
 
         steps = range(first_step, self.steps)
         with ThreadPoolExecutor(loaders) as pool, closing(map_ahead(pool, load, steps, ahead)) as loaded:
-            for step, pixels, indices in loaded:
-                pixels = pixels.to(worker.device, non_blocking=on_gpu)
-                views = pixels if by_image else self.augmentation(pixels, indices, view)
+            for step, images, indices in loaded:
+                moved = [pixels.to(worker.device, non_blocking=on_gpu) for pixels in images]
+                # The same random draws for each image of an example: what is shown of them fits together.
+                every = moved if by_image else [self.augmentation(pixels, indices, view) for pixels in moved]
+                views = every[0]
                 positions = torch.from_numpy(indices)
                 labels = self.data.labels[positions].to(worker.device)
                 partners, share = None, None
                 if self.augmentation.mixes:
                     views, share = self.augmentation.mix(views, epoch, step)
                     partners = labels.roll(1, 0)
+                further = self.data.beside(positions, every[1:], worker)
                 views = views.contiguous(memory_format=worker.layout)
-                yield Batch(views, labels, positions, view, epoch, partners, share)
+                yield Batch(views, labels, positions, view, epoch, partners, share, further)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the indices of an epoch's images, ``[N]``, in random order."""
         random = np.random.default_rng((self.seed, epoch))
+        if self.together > 1:
+            return grouped_order(self.data.labels.numpy(), random, self.together)
         classes = self.data.labeled.long() - 1 if self.data.multi_label else self.data.labels
         return epoch_order(classes.numpy(), random, balanced=self.balanced)

@@ -16,9 +16,10 @@ from krl_runtime.errors import ModelError
 from krl_runtime.evaluation.labels import measure_labels
 from krl_runtime.evaluation.predictions import standard_error
 from krl_train.data.pixels import PixelSet
+from krl_train.models import Network
 from krl_train.worker import Worker
 
-__all__ = ["evaluate_classifier", "quality_error", "quality_name", "quality_of", "standard_error"]
+__all__ = ["evaluate_classifier", "outputs_of", "quality_error", "quality_name", "quality_of", "standard_error"]
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def evaluate_classifier(
     }
     for metric in metrics.values():
         metric.to(worker.device)
-    for logits, targets in _answers(network, data, worker, batch_size):
+    for logits, targets in outputs_of(network, data, worker, batch_size):
         metrics["loss"].update(F.cross_entropy(logits, targets), weight=len(targets))
         for name, metric in metrics.items():
             if name != "loss":
@@ -65,16 +66,25 @@ def evaluate_classifier(
     return _result({name: metric.compute() for name, metric in metrics.items()}, labels, len(data))
 
 
-def _answers(network: nn.Module, data: PixelSet, worker: Worker, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits of this process's images, and their labels, some at a time."""
+def outputs_of(network: nn.Module, data: PixelSet, worker: Worker, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the outputs ``[n, ...]`` of a network for this process's images, and their labels, some at a time.
+
+    Raises:
+        ModelError: An output is not a finite number.
+    """
     network.eval()
     mine = np.arange(worker.rank, len(data), worker.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        pixels = _center(data, indices).to(worker.device).contiguous(memory_format=worker.layout)
-        logits = network(pixels).float()
+        pixels, *others = (center(each, indices).to(worker.device) for each in data.images)
+        pixels = pixels.contiguous(memory_format=worker.layout)
+        if isinstance(network, Network):
+            further = data.beside(torch.from_numpy(indices), others, worker)
+            logits = network.answer(pixels, further).float()
+        else:
+            logits = network(pixels).float()
         if not logits.isfinite().all():
-            raise ModelError("the network answers images with logits that are not finite numbers; train it again")
+            raise ModelError("the network answers images with numbers that are not finite; train it again")
         yield logits, data.labels[torch.from_numpy(indices)].to(worker.device)
 
 
@@ -85,7 +95,7 @@ def _evaluate_labels(
     kept = {"logits": CatMetric(), "truth": CatMetric()}  # of all processes, once they are computed
     for metric in kept.values():
         metric.to(worker.device)
-    for logits, targets in _answers(network, data, worker, batch_size):
+    for logits, targets in outputs_of(network, data, worker, batch_size):
         kept["logits"].update(logits)
         kept["truth"].update(targets.float())
     logits, truth = (metric.compute() for metric in kept.values())
@@ -109,7 +119,8 @@ def quality_error(metrics: Mapping[str, Any]) -> float:
     return float(metrics[f"{quality_name(metrics)}_standard_error"])
 
 
-def _center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+def center(data: PixelSet, indices: np.ndarray[Any, Any]) -> Tensor:
+    """Return images ``[n, C, H, W]`` without the margin for random crops."""
     pixels = data.pixels(indices)
     margin = data.margin
     return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels

@@ -93,10 +93,9 @@ def run_once(network: Network, pixels: Tensor | None = None) -> None:
         pixels: ``[N, C, H, W]`` of uint8; one black image by default.
     """
     was_training, device = network.training, network.device
-    black = torch.zeros(1, *network.preprocessing.shape, dtype=torch.uint8)
     network.eval()
     try:
-        network((black if pixels is None else pixels).to(device))
+        network(*(network.example() if pixels is None else [pixels.to(device)]))
     finally:
         network.train(was_training)
 

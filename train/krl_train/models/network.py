@@ -60,6 +60,21 @@ class Network(nn.Module):
         """Where it computes."""
         return self.scale.device
 
+    def answer(self, pixels: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
+        """Return the outputs for images, and for what is beside them if the network takes that.
+
+        Args:
+            pixels: ``[N, C, H, W]``, 0 to 255.
+            further: What is beside them ``[N, ...]``; a network of images alone leaves it out.
+        """
+        del further
+        logits: Tensor = self(pixels)
+        return logits
+
+    def example(self, count: int = 1) -> tuple[Tensor, ...]:
+        """Return an example of all inputs, where the network is: black images ``[count, C, H, W]`` of uint8."""
+        return (torch.zeros(count, *self.preprocessing.shape, dtype=torch.uint8, device=self.device),)
+
     def answering(self, classes: Sequence[int]) -> Network:
         """Return the same network, sharing its weights, that answers these of its classes in this order."""
         return type(self)(self.backbone, self.preprocessing, classes=classes)
@@ -100,8 +115,8 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Return the multiply-accumulate operations of one forward pass, in convolutions and matrix products.
 
     Args:
-        model: Takes ``[1, *shape]`` of uint8.
-        shape: Channels, height and width of one input.
+        model: Takes ``[1, *shape]`` of uint8; and what else its ``example`` has.
+        shape: Channels, height and width of one image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -109,7 +124,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     device = next(model.parameters()).device
     model.eval()
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
+        model(*(model.example() if isinstance(model, Network) else [torch.zeros(1, *shape).byte().to(device)]))
     model.train(was_training)
     return int(counter.get_total_flops()) // 2
 

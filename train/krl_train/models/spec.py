@@ -8,21 +8,26 @@ from typing import Any
 
 from torch import nn
 
+from krl_runtime.bundle.further_inputs import INPUTS, FurtherInput, further_inputs
 from krl_runtime.errors import ModelError
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.custom import is_custom
 
 from .build import build_model
 from .custom import check_custom, check_probe
+from .fusion import WIDTH, Fused, FusionNetwork
 from .heads import TwoHeads
 from .network import Network
 from .quantized import FakeQuantized
 from .widths import THINNED, cut_as_recorded
 
-__all__ = ["SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
+__all__ = ["FUSION", "SOURCE_CLASSES", "ModelSpec", "build_classifier", "carried_arguments"]
 
 SOURCE_CLASSES = "source_classes"
 """Argument of a ``ModelSpec``: number of classes of a second head, on the same features."""
+
+FUSION = "fusion"
+"""Argument of a ``ModelSpec`` that has ``INPUTS`` as well, inputs beside the image: how they are fused."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class ModelSpec:
         arguments: What else the architecture takes, as plain JSON types; ``{"quantize": "int8"}`` makes a classifier
             that rounds as its INT8 graph does, ``"probe"`` tells a user's own network from others of its class,
             ``"source_classes"`` is the number of classes of a second head, ``"pruned"`` has the widths of the layers
-            that were cut, as ``set_widths`` takes them.
+            that were cut, as ``set_widths`` takes them; ``"inputs"`` and ``"fusion"`` are of a classifier with several
+            inputs.
     """
 
     name: str
@@ -67,7 +73,12 @@ class ModelSpec:
         Raises:
             ModelError: The name is not known, or the network cannot be had, cut to its widths or quantized.
         """
+        further = self.further(preprocessing)
         backbone = module
+        if further:
+            image = build_model(self.name, WIDTH, self.in_channels, pretrained=pretrained)
+            fused = Fused(image, further, self.num_classes, self.arguments[FUSION])
+            return FusionNetwork(fused, preprocessing, further)
         if backbone is None:
             backbone = build_model(self.name, self.rows, self.in_channels, pretrained=pretrained)
         if is_custom(self.name):
@@ -80,6 +91,20 @@ class ModelSpec:
         if self.source_classes:
             return TwoHeads(backbone, preprocessing, self.num_classes, self.source_classes)
         return Network(backbone, preprocessing)
+
+    def further(self, preprocessing: Preprocessing) -> tuple[FurtherInput, ...]:
+        """Return the inputs beside the image; none for most networks.
+
+        Args:
+            preprocessing: From an image to its input.
+
+        Raises:
+            ModelError: The record of them is not whole.
+        """
+        try:
+            return further_inputs(self.arguments.get(INPUTS, ()), preprocessing)
+        except ValueError as error:
+            raise ModelError(f"the inputs of {self.name} are not whole: {error}") from error
 
     def _check_custom(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
         try:
@@ -95,7 +120,7 @@ class ModelSpec:
 
 def carried_arguments(spec: ModelSpec) -> dict[str, Any]:
     """Return the arguments of a network that another one needs to start from its weights."""
-    return {key: spec.arguments[key] for key in ("probe", *THINNED) if key in spec.arguments}
+    return {key: spec.arguments[key] for key in ("probe", INPUTS, FUSION, *THINNED) if key in spec.arguments}
 
 
 def build_classifier(spec: ModelSpec, preprocessing: Preprocessing, module: nn.Module | None = None) -> Network:

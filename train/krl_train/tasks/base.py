@@ -36,6 +36,8 @@ class Batch:
         epoch: From 0.
         partners: With mixup or CutMix, the class indices of the images that were mixed in, ``[N]``.
         share: Then also, how much of each view is the image that ``labels`` names: 0.5 to 1 (mixup), or 0 to 1.
+        further: What is beside the images, for networks with several inputs, each ``[N, ...]``: other images, or
+            numbers of float32; see ``krl_train.data.further``.
         whole: The batch of the whole step, where this is a part of it; ``None`` for a whole one.
     """
 
@@ -46,6 +48,7 @@ class Batch:
     epoch: int = 0
     partners: Tensor | None = None
     share: float | None = None
+    further: tuple[Tensor, ...] = ()
     whole: Batch | None = None
 
     def split(self, parts: int) -> tuple[Batch, ...]:
@@ -62,8 +65,17 @@ class Batch:
             value = getattr(self, name)
             if isinstance(value, Tensor) and value.ndim:
                 pieces[name] = value.tensor_split(min(parts, count))
-        each = zip(*pieces.values(), strict=True)
-        return tuple(replace(self, whole=self, **dict(zip(pieces, piece, strict=True))) for piece in each)
+        beside = [value.tensor_split(min(parts, count)) for value in self.further]
+        each = enumerate(zip(*pieces.values(), strict=True))
+        return tuple(
+            replace(
+                self,
+                whole=self,
+                further=tuple(value[number] for value in beside),
+                **dict(zip(pieces, piece, strict=True)),
+            )
+            for number, piece in each
+        )
 
 
 @dataclass

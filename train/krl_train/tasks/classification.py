@@ -69,7 +69,8 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": mean cross-entropy in nats}``; see ``label_loss``."""
-        return {"loss": label_loss(self.network(batch.pixels).float(), batch, self.label_smoothing, self._weights)}
+        logits = self.network.answer(batch.pixels, batch.further)
+        return {"loss": label_loss(logits.float(), batch, self.label_smoothing, self._weights)}
 
     @property
     def _weights(self) -> Tensor | None:

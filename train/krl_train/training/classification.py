@@ -15,6 +15,7 @@ from krl_train.tasks import Supervised
 
 from .balance import check_options, class_weights
 from .folder import prepare_out
+from .further import check_further, fusion_arguments, with_further
 from .joint import fit as fit_joint
 from .start import parent_of, start_arguments, start_classifier, start_run, transferring
 from .train import train_classifier
@@ -30,19 +31,23 @@ def fit(config: FitConfig) -> Run:
     """
     if config.joint.is_asked:
         return fit_joint(config)
-    source = open_source(config.data, seed=config.loop.seed)
+    check_further(config)
+    columns = (config.further.columns, config.further.further_images)
+    source = open_source(config.data, seed=config.loop.seed, columns=columns)
     check_options(source, config.optim, config.loop)
     init = start_run(config)
     trained = init.record.preprocessing if init else None
     preprocessing = preprocessing_for(
         config.input, source, config.model, pretrained=config.pretrained and init is None, trained=trained
     )
+    source = with_further(source, config.further, preprocessing)
     training = read_training(source, preprocessing, config.augment, config.loop.seed)
     data = training.describe()
     if config.synthetic.augment_from is not None:
         source.require_one_class("--augment-from")
         training, data["synthetic"] = add_synthetic(training, config.synthetic, preprocessing, config.loop.seed)
     arguments = start_arguments(init, config.model) | custom_arguments(config.model, preprocessing.shape)
+    arguments |= fusion_arguments(source.further, config.further.input_fusion)
     spec = ModelSpec(config.model, len(source.labels), preprocessing.channels, arguments)
     sources = sources_of([("model", config.model), ("data", config.data.data)])
     torch.manual_seed(config.loop.seed)

@@ -28,6 +28,7 @@ __all__ = ["fit"]
 
 _RECORDED = {"gan": "generation", "vae": "generation", "translation": "restoration", "style": "restoration"}
 """Tasks of runs by the tasks of the command, where these differ."""
+_LABELED = ("classification", "embedding")  # tasks that start from a classifier's weights, published ones included
 
 
 def fit(config: FitConfig) -> Run:
@@ -38,8 +39,10 @@ def fit(config: FitConfig) -> Run:
     """
     refuse_other_tasks(config, config.task)
     config = _with_start(config)
-    if is_custom(config.model) and config.task != "classification":
-        raise UsageError(f"--model {config.model}: your own network is for --task classification, not {config.task}")
+    if is_custom(config.model) and config.task not in _LABELED:
+        raise UsageError(
+            f"--model {config.model}: your own network is for --task classification and embedding, not {config.task}"
+        )
     if config.transfer.relation_transfer and config.loop.accumulate > 1:
         raise UsageError("--relation-transfer compares all images of a step; leave --accumulate out")
     check_model(config.model, config.task)
@@ -60,7 +63,7 @@ def _with_start(config: FitConfig) -> FitConfig:
     source = config.transfer.from_
     if source is None:
         return config
-    if config.task == "classification" and not Path(source, RECORD).is_file() and _is_published(source):
+    if config.task in _LABELED and not Path(source, RECORD).is_file() and _is_published(source):
         if not config.pretrained:
             raise UsageError(
                 f"--from {source} is a published network, whose weights may have to be downloaded; give --pretrained "
@@ -69,16 +72,17 @@ def _with_start(config: FitConfig) -> FitConfig:
         if config.model not in ("", source):
             raise UsageError(f"--from {source} is the network itself, and --model is {config.model}; leave --model out")
         return replace(config, model=source)
-    if config.task == "classification" and not Path(source).exists():
+    if config.task in _LABELED and not Path(source).exists():
         raise RunError(
             f"--from {source} is neither the folder of a run nor a network with published weights; accepted: a folder "
             "that krl-train or krl-compress made, a classifier of torchvision (resnet18), or timm/NAME"
         )
     check_run(source)
     task = recorded_task(source)
-    if task != _RECORDED.get(config.task, config.task):
+    fits = config.task == "embedding" and task == "classification"  # its last layer is a new one
+    if task != _RECORDED.get(config.task, config.task) and not fits:
         raise RunError(f"--from {source} is a run of the task {task}, and --task is {config.task}; give another run")
-    if config.task == "classification" and config.pretrained:
+    if config.task in _LABELED and config.pretrained:
         raise UsageError(f"--from {source} is a run, and --pretrained is for --from NAME; leave one of them out")
     return replace(config, model=config.model or recorded_model(source))
 
