@@ -53,6 +53,11 @@ class Category:
         return {"name": self.name, "values": list(self.values)}
 
     @property
+    def example(self) -> str:
+        """A value that is accepted."""
+        return self.values[0]
+
+    @property
     def expected(self) -> str:
         """Text of the accepted values, for people."""
         return f"one of {', '.join(self.values[:8])}{' …' if len(self.values) > 8 else ''}"
@@ -95,6 +100,11 @@ class Number:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self)
+
+    @property
+    def example(self) -> float:
+        """A value that is accepted: the mean, or the end of the range that rounding put it beyond."""
+        return min(max(self.mean, self.minimum), self.maximum)
 
     @property
     def expected(self) -> str:

@@ -23,9 +23,11 @@ from .manifest import Manifest, TensorSpec
 __all__ = [
     "IMAGE",
     "INPUTS",
+    "PIXELS",
     "FurtherInput",
     "ImageInput",
     "column_names",
+    "example_sample",
     "further_inputs",
     "inputs_of",
     "sample_arrays",
@@ -37,6 +39,9 @@ INPUTS: Final = "inputs"
 
 IMAGE: Final = "image"
 """Name of the first image in a sample."""
+
+PIXELS: Final = "pixels"
+"""Name of the graph's first input, where it has others."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,12 @@ def inputs_of(manifest: Manifest) -> tuple[FurtherInput, ...]:
     found = further_inputs(manifest.settings.get(INPUTS, ()), manifest.preprocessing)
     stated = [tensor_spec(each) for each in found]
     given = list(manifest.inputs[1:])
-    if [(spec.name, spec.dtype, spec.shape[1:]) for spec in stated] != [
-        (spec.name, spec.dtype, spec.shape[1:]) for spec in given
-    ]:
+    shapes = [[(spec.name, spec.dtype, spec.shape[1:]) for spec in each] for each in (stated, given)]
+    if shapes[0] != shapes[1]:
         raise ValueError(f"{INPUTS} are for {_shown(stated)}, and the inputs after the first are {_shown(given)}")
+    first = manifest.inputs[0].name
+    if found and (first != PIXELS or len({spec.shape[0] for spec in manifest.inputs}) > 1):
+        raise ValueError(f"with {INPUTS} the first input is {first!r}; accepted: {PIXELS!r}, and one batch size")
     return found
 
 
@@ -121,12 +128,26 @@ def column_names(inputs: Iterable[FurtherInput]) -> tuple[tuple[str, ...], tuple
     return tuple(attributes), tuple(images)
 
 
+def example_sample(inputs: Iterable[FurtherInput], image: Any) -> Any:
+    """Return a sample with values that are accepted: an image, used for all, and the first or mean values.
+
+    Args:
+        inputs: The further inputs.
+        image: As ``Preprocessing`` takes it.
+    """
+    sample: dict[str, Any] = {IMAGE: image}
+    for each in inputs:
+        if isinstance(each, AttributeInput):
+            sample |= {column.name: column.example for column in each.columns}
+        else:
+            sample |= dict.fromkeys(each.names, image)
+    return sample if len(sample) > 1 else image
+
+
 def sample_arrays(
     sample: Any,
     inputs: Sequence[FurtherInput],
     read: Callable[[Any], npt.NDArray[np.uint8]],
-    *,
-    first: str = "pixels",
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of one sample, one for each input of the graph.
 
@@ -135,7 +156,6 @@ def sample_arrays(
             where nothing else is needed.
         inputs: The further inputs.
         read: From an image to uint8 ``[channels, height, width]``.
-        first: Name of the graph's first input.
 
     Returns:
         Arrays by the names of the graph's inputs, in their order, without a batch dimension.
@@ -147,7 +167,7 @@ def sample_arrays(
     values = sample if isinstance(sample, Mapping) else {IMAGE: sample}
     _check_names(values, inputs, bare=values is not sample)
     pixels = read(values[IMAGE])
-    arrays: dict[str, npt.NDArray[Any]] = {first: pixels}
+    arrays: dict[str, npt.NDArray[Any]] = {PIXELS: pixels}
     for each in inputs:
         if isinstance(each, AttributeInput):
             arrays[each.input] = each.encode(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from . import TensorSpec
 
-__all__ = ["check_inputs"]
+__all__ = ["Arrays", "check_inputs", "rows_of", "stacked", "zeros"]
+
+Arrays: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]"
+"""Inputs of a graph: pixels alone, or an array for each input by its name."""
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -51,6 +54,27 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, npt.NDArray[A
         known = [spec.name for spec in specs]
         unknown = [name for name in inputs if name not in known]
         raise BackendError(f"the graph has no input {unknown[0]!r}; it has: {', '.join(known)}")
+
+
+def zeros(specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[Any]]:
+    """Return a batch of one input of zeros by name, for a graph whose only open dimension is the batch."""
+    return {spec.name: np.zeros((1, *map(int, spec.shape[1:])), spec.dtype) for spec in specs}
+
+
+def stacked(samples: Sequence[Arrays]) -> Arrays:
+    """Return one batch of several samples; that of one sample shares its memory."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {name: stacked([sample[name] for sample in samples]) for name in first}  # type: ignore[misc]
+    return first[None] if len(samples) == 1 else np.stack(samples)  # type: ignore[arg-type]
+
+
+def rows_of(batch: Arrays) -> list[Arrays]:
+    """Return the samples of a batch; the reverse of ``stacked``."""
+    if not isinstance(batch, Mapping):
+        return list(batch)
+    count = len(next(iter(batch.values())))
+    return [{name: array[row] for name, array in batch.items()} for row in range(count)]
 
 
 def _fits(given: Sequence[int], accepted: Sequence[int | str]) -> bool:

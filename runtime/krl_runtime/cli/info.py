@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from krl_runtime.attributes import AttributeInput
 from krl_runtime.bundle import Bundle, Manifest
+from krl_runtime.bundle.further_inputs import INPUTS, inputs_of
 from krl_runtime.bundle.heads import HEADS, further_heads
+from krl_runtime.images.descriptors import DescriptorInput
 
 from .tables import table
 
@@ -70,7 +73,7 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
     settings = [
         f"{key}: {_scalars(value) if isinstance(value, Mapping) else value}"
         for key, value in manifest.settings.items()
-        if key != HEADS
+        if key not in (HEADS, INPUTS)
     ]
     yield "name", manifest.name
     yield "task", manifest.task
@@ -84,6 +87,7 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield f"labels of {head.name}", f"{len(head.labels)}: {_names(head.labels)}"
     except ValueError as error:
         yield HEADS, f"not usable: {error}"
+    yield from _inputs(manifest)
     if settings:
         yield "settings", _cut("; ".join(settings))
     yield "defaults", ", ".join(f"{kind}: {name}" for kind, name in manifest.default_variants.items()) or "fp32"
@@ -91,6 +95,22 @@ def _fields(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"evidence {key}", _cut(_figures(value))
     yield "source", _cut(_scalars(manifest.source))
     yield "files", f"{len(manifest.files)}, every SHA-256 checked"
+
+
+def _inputs(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what a sample has beside its image: by name what is accepted."""
+    try:
+        inputs = inputs_of(manifest)
+    except ValueError as error:
+        yield INPUTS, f"not usable: {error}"
+        return
+    for each in inputs:
+        if isinstance(each, AttributeInput):
+            yield from ((f"attribute {column.name}", column.expected) for column in each.columns)
+        elif isinstance(each, DescriptorInput):
+            yield "descriptors", ", ".join(descriptor.name for descriptor in each.descriptors)
+        else:
+            yield f"image {each.name}", "an image, with the same preprocessing"
 
 
 def _names(labels: Sequence[str]) -> str:

@@ -32,7 +32,6 @@ from .arguments import (
     add_threads,
     add_trust,
     bundle_and_images,
-    expand,
     load_model,
     natural,
     open_bundle,
@@ -46,7 +45,8 @@ from .commandline import guard, next_command, print_json, take_quiet, take_verbo
 from .evaluate import add_evaluate
 from .generate_restore import add_generate, add_restore
 from .retrieve import add_index, add_search
-from .running import run_files
+from .running import run_samples
+from .samples import samples_of
 from .tables import table
 
 if TYPE_CHECKING:
@@ -106,9 +106,20 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = add_command(commands, "classify", _classify, "say what images show")
     classify.add_argument(
-        "paths", nargs="+", type=Path, metavar="NAME.krl|FILE", help="the bundle, and images or folders of images"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="NAME.krl|FILE",
+        help="the bundle, and images, folders of images, or lists of images LIST.csv",
     )
     classify.add_argument("-b", "--bundle", type=Path, metavar="NAME.krl", help="the bundle, if not among these")
+    classify.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further input of the model for all images: an attribute's value, or an image's file; may be repeated",
+    )
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes in an answer (default: 5)")
     add_on_bad_image(classify, "nothing is answered")
     add_model_options(classify)
@@ -175,10 +186,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _classify(arguments: argparse.Namespace) -> None:
     arguments.bundle, images = bundle_and_images(arguments.bundle, arguments.paths)
-    files = expand(images, arguments.on_bad_image)
     with load_model(arguments, Classifier) as model:
+        samples = samples_of(model.inputs, images, arguments.input, arguments.on_bad_image)
         heads = [head.name for head in model.heads]
-        answers, bad = run_files(model, files, "classifying", arguments.on_bad_image, top_k=arguments.top_k)
+        answers, bad = run_samples(model, samples, "classifying", arguments.on_bad_image, top_k=arguments.top_k)
         if arguments.json:
             results = [{"file": str(file), **answer.to_dict(logits=False)} for file, answer in answers.items()]
             skipped = [{"file": str(file), "cause": cause} for file, cause in bad.items()]

@@ -27,7 +27,7 @@ from .arguments import (
     where,
 )
 from .commandline import next_command, print_json
-from .running import run_files
+from .running import run_samples
 from .tables import table
 
 __all__ = ["add_index", "add_search"]
@@ -128,7 +128,7 @@ def _search(arguments: argparse.Namespace) -> None:
     with load_model(arguments, Embedder) as model:
         path = arguments.index or index_path(model.bundle.path)
         opened = Index.open(path, model)
-        embeddings, bad = run_files(model, files, "searching", arguments.on_bad_image)
+        embeddings, bad = run_samples(model, {file: file for file in files}, "searching", arguments.on_bad_image)
         found = opened.search(list(embeddings.values()), arguments.top_k, least_similarity=arguments.least_similarity)
         location = where(model)
     results = dict(zip(embeddings, found, strict=True))

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from krl_runtime.errors import DataError, ImageError, KrlError
+from krl_runtime.bundle.tensors import stacked
+from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.images.folders import OnBadImage, report_bad
 from krl_runtime.pipelines.image import ImagePipeline
 from krl_runtime.progress import progress
 
-__all__ = ["run_files"]
+__all__ = ["run_samples"]
 
 _Result = TypeVar("_Result")
 
 
-def run_files(
-    model: ImagePipeline[_Result], files: Sequence[Path], description: str, on_bad: OnBadImage, *, top_k: int = 1
+def run_samples(
+    model: ImagePipeline[_Result], samples: Mapping[Path, Any], description: str, on_bad: OnBadImage, *, top_k: int = 1
 ) -> tuple[dict[Path, _Result], dict[Path, str]]:
-    """Run a model on files; return the results, and the causes for files that cannot be read.
+    """Run a model on files, or samples by their file; return the results, and the causes for those it cannot use.
 
-    The first file that is unreadable and refused makes the results worthless: the rest is only looked through, so that
-    all unreadable files can be named.
+    The first file that is unusable and refused makes the results worthless: the rest is only looked through, so that
+    all unusable files can be named.
 
     Raises:
-        DataError: A file cannot be read and is refused, or none can be read.
+        DataError: A file cannot be used and is refused, or none can be used.
     """
     results: dict[Path, _Result] = {}
     bad: dict[Path, str] = {}
-    for file in progress(files, description):
+    for file, sample in progress(list(samples.items()), description):
         try:
-            pixels = model.preprocessing(file)
-        except ImageError as error:
-            bad[file] = str(error)
+            prepared = model.prepare(sample)
+        except (ImageError, UsageError) as error:
+            bad[file] = str(error) if isinstance(error, ImageError) else f"{file}: {error}"
             continue
         if on_bad == "skip" or not bad:
-            (result,) = model.run_batch(pixels[None], [top_k])
+            (result,) = model.run_batch(stacked([prepared]), [top_k])
             if isinstance(result, KrlError):
                 raise result
             results[file] = result

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import example_sample
 from krl_runtime.bundle.golden import golden_arrays
+from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import UsageError
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.pipelines import Generator, Restorer
@@ -100,7 +102,8 @@ def bench(
 
     Args:
         model: The loaded model.
-        image: An encoded image; it is decoded anew each time. Generators take their golden inputs instead.
+        image: An encoded image; it is decoded anew each time, and once more for each further image. Attributes have
+            any values that are accepted. Generators take their golden inputs instead.
         batch: Images for one run of the network; a restorer runs one at a time.
         warmup: Iterations that are not counted.
         iterations: Iterations that are.
@@ -155,10 +158,10 @@ def board_rows(board: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object
 def _stages(model: Model, image: bytes, batch: int) -> dict[str, Callable[[Any], Any]]:
     """Return the stages of a model; each gets the output of the one before."""
     if isinstance(model, ImagePipeline):
-        one, name = model, model.bundle.manifest.inputs[0].name
+        one, sample = model, example_sample(model.inputs, image)
         return {
-            "preprocess": lambda _: np.stack([one.prepare(image) for _ in range(batch)]),
-            "inference": lambda pixels: one.backend.run({name: pixels}),
+            "preprocess": lambda _: stacked([one.prepare(sample) for _ in range(batch)]),
+            "inference": one.run,
             "postprocess": one.interpret_outputs,
         }
     if isinstance(model, Restorer):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
+from krl_runtime.bundle.further_inputs import FurtherInput, tensor_spec
+from krl_runtime.bundle.samples import decode_samples
+from krl_runtime.bundle.tensors import zeros
 from krl_runtime.images.folders import ImageFile, OnBadImage
 from krl_runtime.images.labeled import decoded
 from krl_runtime.images.preprocessing import Preprocessing
@@ -29,6 +33,7 @@ class KeptImages:
         preprocessing: From an image to ``uint8``.
         on_bad: Action for files that cannot be decoded.
         several: Of a multi-label model the number of labels; see ``krl_runtime.images.labeled.truth_of``.
+        inputs: Further inputs of the model beside the image.
     """
 
     def __init__(
@@ -37,13 +42,17 @@ class KeptImages:
         preprocessing: Preprocessing,
         on_bad: OnBadImage,
         several: int | None = None,
+        inputs: Sequence[FurtherInput] = (),
     ) -> None:
         self._images, self._preprocessing, self._on_bad, self._several = images, preprocessing, on_bad, several
-        self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []
-        self._fits = len(images) * math.prod(preprocessing.shape) <= KEPT_BYTES
+        self._decode = partial(decode_samples, inputs=inputs)
+        self._kept: list[tuple[Any, npt.NDArray[np.int64]]] = []
+        further = zeros([tensor_spec(each) for each in inputs])
+        size = math.prod(preprocessing.shape) + sum(array.nbytes for array in further.values())
+        self._fits = len(images) * size <= KEPT_BYTES
 
-    def batches(self, description: str) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-        """Yield decoded images ``[N, C, H, W]`` and their labels.
+    def batches(self, description: str) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
+        """Yield decoded images ``[N, C, H, W]``, or all inputs by name, and their labels.
 
         Raises:
             DataError: An image cannot be decoded and is refused.
@@ -53,7 +62,12 @@ class KeptImages:
             return
         made = []
         for batch in decoded(
-            self._images, self._preprocessing, on_bad=self._on_bad, several=self._several, description=description
+            self._images,
+            self._preprocessing,
+            on_bad=self._on_bad,
+            several=self._several,
+            description=description,
+            decode=self._decode,
         ):
             if self._fits:
                 made.append(batch)

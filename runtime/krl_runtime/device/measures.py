@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from krl_runtime.backends.base import run_in_parts
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import inputs_of as further_of
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind, predictions_of
+from krl_runtime.bundle.samples import open_samples
+from krl_runtime.bundle.tensors import Arrays
 from krl_runtime.errors import DataError, ImageError, UsageError
 from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.predictions import PredictionScore, standard_error
@@ -23,7 +26,7 @@ from krl_runtime.evaluation.retrieval import RetrievalTally
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.folders import ImageFile, ImageFolder, OnBadImage, balanced, report_bad
 from krl_runtime.images.hashes import hash_files
-from krl_runtime.images.labeled import open_data, some, truth_of, unknown_classes, with_label_indices
+from krl_runtime.images.labeled import some, truth_of, unknown_classes, with_label_indices
 from krl_runtime.images.luma import mean_psnr, psnr
 from krl_runtime.images.pairs import DEGRADATIONS, LARGEST_PSNR, inputs_of, read_planes, scored
 from krl_runtime.images.ssim import ssim
@@ -100,7 +103,8 @@ def measure_of(bundle: Bundle, data: Path | None, *, split: str, limit: int | No
         return GeneratorMeasure(bundle, _LATENTS if limit is None else limit)
     if data is None:
         raise UsageError(f"bundle {bundle.path} is measured on images; give a folder of images after the bundle")
-    folder = open_data(data, on_bad=on_bad)
+    inputs = further_of(bundle.manifest) if task == "classification" else ()
+    folder = open_samples(data, inputs, on_bad=on_bad)
     wanted = ("val" if "val" in folder.splits else "all") if split == "auto" else split
     images = folder.split(wanted)
     chosen = [images[index] for index in balanced([image.group for image in images], limit)]
@@ -124,13 +128,13 @@ class ClassifierMeasure:
         self.identity = _identity(self.images)
         self.drops = bool(folder.labels) and bool((truth_of(self.images, self.several) >= 0).all())
         self.remark = _remark(bundle, folder)
-        self._kept = KeptImages(self.images, manifest.preprocessing, on_bad, self.several)
+        self._kept = KeptImages(self.images, manifest.preprocessing, on_bad, self.several, further_of(manifest))
 
     def figures(self, model: Classifier, reference: Outputs | None, description: str) -> tuple[dict[str, Any], Outputs]:
         """Return top-1 or mAP and the rest; see ``Measure``."""
         tally, every, truths = tally_of(self.kind, self.least_score), [], []
-        for number, (pixels, truth) in enumerate(self._kept.batches(description)):
-            logits = _logits(model, pixels)
+        for number, (batch, truth) in enumerate(self._kept.batches(description)):
+            logits = _logits(model, batch)
             tally.add(logits, logits if reference is None else reference[number], truth)
             every.append(logits)
             truths.append(truth)
@@ -317,10 +321,9 @@ def _made(model: Generator, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str,
     return {"images": model.values(*inputs.values())}
 
 
-def _logits(model: Classifier, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    found = run_in_parts(
-        lambda part: {"logits": model.logits(part["pixels"])}, {"pixels": pixels}, model.bundle.batch_limit
-    )
+def _logits(model: Classifier, batch: Arrays) -> npt.NDArray[np.float32]:
+    several = batch if isinstance(batch, Mapping) else {model.bundle.manifest.inputs[0].name: batch}
+    found = run_in_parts(lambda part: {"logits": model.logits(part)}, several, model.bundle.batch_limit)
     return np.asarray(found["logits"], np.float32)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from krl_runtime.errors import DataError, ImageError
+from krl_runtime.errors import DataError, ImageError, KrlError, UsageError
 from krl_runtime.files import sha256_bytes
 from krl_runtime.processor import cpu_count
 from krl_runtime.progress import progress
@@ -34,10 +34,12 @@ __all__ = [
     "find_images",
     "identity",
     "open_folder",
+    "read_each",
     "report_bad",
 ]
 
 _log = logging.getLogger("krl")
+_T = TypeVar("_T")
 
 OnBadImage: TypeAlias = Literal["refuse", "skip"]
 """How to treat files that are not readable images: refuse the whole set, or name and skip them."""
@@ -313,27 +315,41 @@ def decode(
     channels, height, width = preprocessing.shape
     pixels = np.empty((len(images), channels, height + 2 * margin, width + 2 * margin), np.uint8)
     good: list[ImageFile] = []
-    bad: list[ImageError] = []
+    bad: list[KrlError] = []
 
-    def read(image: ImageFile) -> npt.NDArray[np.uint8] | ImageError:
-        try:
-            return preprocessing(image.path, margin=margin)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(read, images, chunksize=16)
-        shown = images if description is None else progress(images, description)
-        for image, result in zip(shown, results, strict=True):
-            if isinstance(result, ImageError):
-                bad.append(result)
-            else:
-                pixels[len(good)] = result
-                good.append(image)
+    for image, result in read_each(images, lambda image: preprocessing(image.path, margin=margin), description):
+        if isinstance(result, KrlError):
+            bad.append(result)
+        else:
+            pixels[len(good)] = result
+            good.append(image)
     report_bad(bad, on_bad)
     if not good:
         raise DataError("no image is left: none of the files can be decoded")
     return pixels[: len(good)], tuple(good)
+
+
+def read_each(
+    images: Sequence[ImageFile], read: Callable[[ImageFile], _T], description: str | None
+) -> Iterator[tuple[ImageFile, _T | KrlError]]:
+    """Read images in threads; yield each with what was read of it, or why it cannot be used.
+
+    Args:
+        images: The image files.
+        read: Reads one; an ``ImageError`` or ``UsageError`` says why it cannot.
+        description: Text of the progress bar; ``None`` shows none.
+    """
+
+    def attempt(image: ImageFile) -> _T | KrlError:
+        try:
+            return read(image)
+        except (ImageError, UsageError) as error:
+            return error
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        results = pool.map(attempt, images, chunksize=16)
+        shown = images if description is None else progress(images, description)
+        yield from zip(shown, results, strict=True)
 
 
 def identity(pixels: npt.NDArray[np.uint8], labels: Iterable[Any]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,15 @@ _NAMED = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 _CHUNK = 256  # images that are held decoded at once: 38 MB at 224x224
 
 
-def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
+def open_data(
+    data: Path, *, on_bad: OnBadImage, columns: tuple[Sequence[str], Sequence[str]] = ((), ())
+) -> ImageFolder:
     """List a folder of images, or read a list of images.
+
+    Args:
+        data: The folder or the list.
+        on_bad: Action for files that are not images by their name.
+        columns: Names of further columns that a list has to have: of attributes, and of images.
 
     Raises:
         DataError: It is not there (a data set's name gets the way to a folder), or cannot be used.
@@ -44,7 +52,8 @@ def open_data(data: Path, *, on_bad: OnBadImage) -> ImageFolder:
             f"{data} is the name of a data set, not a folder; write it as a folder first with "
             f"krl-train unpack --data {data} --out FOLDER, then give --data FOLDER"
         )
-    return open_folder(data, on_bad=on_bad, same_classes=False)
+    attributes, images = columns
+    return open_folder(data, on_bad=on_bad, same_classes=False, attributes=attributes, images=images)
 
 
 def opposite_of(label: str) -> str:
@@ -132,7 +141,8 @@ def decoded(
     on_bad: OnBadImage,
     several: int | None = None,
     description: str = "measuring accuracy",
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    decode: Callable[..., tuple[Any, tuple[ImageFile, ...]]] = decode,
+) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
     """Yield images and their labels, a few hundred at a time, so that any number of them can be measured on.
 
     Args:
@@ -141,17 +151,23 @@ def decoded(
         on_bad: Action for files that cannot be decoded.
         several: Of a multi-label model the number of labels. The truth is then ``[N, labels]``, see ``truth_of``.
         description: Text of the progress bar.
+        decode: Reads a part of them, as ``folders.decode`` does; its result may be more than pixels.
 
     Raises:
         DataError: An image cannot be decoded and ``on_bad`` is ``"refuse"``.
     """
-    for pixels, used in decoded_files(images, preprocessing, on_bad=on_bad, description=description):
-        yield pixels, truth_of(used, several)
+    for inputs, used in decoded_files(images, preprocessing, on_bad=on_bad, description=description, decode=decode):
+        yield inputs, truth_of(used, several)
 
 
 def decoded_files(
-    images: Sequence[ImageFile], preprocessing: Preprocessing, *, on_bad: OnBadImage, description: str
-) -> Iterator[tuple[npt.NDArray[np.uint8], tuple[ImageFile, ...]]]:
+    images: Sequence[ImageFile],
+    preprocessing: Preprocessing,
+    *,
+    on_bad: OnBadImage,
+    description: str,
+    decode: Callable[..., tuple[Any, tuple[ImageFile, ...]]] = decode,
+) -> Iterator[tuple[Any, tuple[ImageFile, ...]]]:
     """Yield images and their files, a few hundred at a time; see ``decoded``."""
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     for chunk in progress(chunks, description):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from krl_runtime.bundle.tensors import Arrays
     from krl_runtime.errors import KrlError
     from krl_runtime.images.modes import ChannelOrder
     from krl_runtime.images.preprocessing import ImageSource
 
-__all__ = ["BatchModel", "Pipeline"]
+__all__ = ["BatchModel", "Pipeline", "Sample"]
+
+Sample: TypeAlias = Mapping[str, Any]
+"""One sample of a classifier with further inputs: images and values by name; ``"image"`` is the first image."""
 
 _Self = TypeVar("_Self", bound="Pipeline")
 
@@ -32,22 +33,23 @@ class BatchModel(Protocol[_Result]):
         """Return the bundle."""
         ...
 
-    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        """Decode one image.
+    def prepare(self, source: ImageSource | Sample) -> Arrays:
+        """Decode one image, or a sample with further inputs.
 
         Returns:
-            What the network takes: uint8 ``[channels, height, width]``.
+            What the network takes: uint8 ``[channels, height, width]``, or with further inputs an array for each.
 
         Raises:
             ImageError: The image cannot be used.
+            UsageError: A further input is missing, or its value is not accepted.
         """
         ...
 
-    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Result | KrlError]:
+    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> Sequence[_Result | KrlError]:
         """Run several decoded images together.
 
         Args:
-            pixels: What ``prepare`` returned, stacked: ``[N, channels, height, width]``.
+            batch: What ``prepare`` returned, stacked: ``[N, ...]``; see ``krl_runtime.bundle.tensors.stacked``.
             top_k: How many classes each result names, ``N`` numbers.
 
         Returns:

@@ -15,19 +15,17 @@ from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import numpy as np
-
 from krl_runtime.backends.base import check_not_forked
+from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import BackendError, KrlError, UsageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    import numpy.typing as npt
-
+    from krl_runtime.bundle.tensors import Arrays
     from krl_runtime.images.preprocessing import ImageSource
 
-    from .base import BatchModel
+    from .base import BatchModel, Sample
 
 __all__ = ["Batcher", "OverloadedError"]
 
@@ -42,7 +40,7 @@ class OverloadedError(KrlError):
 class _Request(Generic[_Result]):
     """One image that waits, and since when (seconds of ``time.monotonic``)."""
 
-    pixels: npt.NDArray[np.uint8]
+    prepared: Arrays
     top_k: int
     future: Future[_Result]
     since: float
@@ -99,11 +97,11 @@ class Batcher(Generic[_Result]):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, source: ImageSource, *, top_k: int = 5, timeout: float | None = None) -> Future[_Result]:
+    def submit(self, source: ImageSource | Sample, *, top_k: int = 5, timeout: float | None = None) -> Future[_Result]:
         """Decode one image here and let it wait for its batch.
 
         Args:
-            source: The image; see ``ImageSource``.
+            source: The image, see ``ImageSource``; with further inputs a sample, see ``Classifier.__call__``.
             top_k: Number of classes in the result.
             timeout: Seconds to wait for a free slot in the queue; 0 does not wait, ``None`` waits without a limit.
 
@@ -114,14 +112,14 @@ class Batcher(Generic[_Result]):
             ImageError: The image cannot be used.
             OverloadedError: The queue had no free slot in time.
             BackendError: The batcher is closed, or was made before this process was forked.
-            UsageError: ``top_k`` is less than 1.
+            UsageError: ``top_k`` is less than 1, or a further input is missing or not accepted.
         """
         from concurrent.futures import Future
 
         check_not_forked(self._process, "a batcher")
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; accepted: 1 or more")
-        pixels = self._model.prepare(source)
+        prepared = self._model.prepare(source)
         with self._taken:
             if len(self._waiting) >= self._max_waiting:  # canceled ones hold no slot
                 self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
@@ -132,16 +130,16 @@ class Batcher(Generic[_Result]):
                 )
             if self._closed:
                 raise BackendError("the batcher is closed")
-            request: _Request[_Result] = _Request(pixels, top_k, Future(), time.monotonic())
+            request: _Request[_Result] = _Request(prepared, top_k, Future(), time.monotonic())
             self._waiting.append(request)
             self._came.notify()
         return request.future
 
-    def __call__(self, source: ImageSource, *, top_k: int = 5) -> _Result:
+    def __call__(self, source: ImageSource | Sample, *, top_k: int = 5) -> _Result:
         """Return the result of one image; see ``submit`` for the exceptions, and ``Classifier.__call__``."""
         return self.submit(source, top_k=top_k).result()
 
-    async def ask(self, source: ImageSource, *, top_k: int = 5) -> _Result:
+    async def ask(self, source: ImageSource | Sample, *, top_k: int = 5) -> _Result:
         """Return the result of one image without blocking the event loop. Canceling the task cancels the request."""
         import asyncio
 
@@ -214,8 +212,8 @@ class Batcher(Generic[_Result]):
             self.processed += len(requests)
         outcomes: Sequence[_Result | Exception]
         try:
-            pixels = np.stack([request.pixels for request in requests])
-            outcomes = self._model.run_batch(pixels, [request.top_k for request in requests])
+            batch = stacked([request.prepared for request in requests])
+            outcomes = self._model.run_batch(batch, [request.top_k for request in requests])
         except Exception as error:  # whatever it is, each request must end
             outcomes = [error] * len(requests)
         for request, outcome in zip(requests, outcomes, strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import INPUTS, inputs_of
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import (
     THRESHOLD,
@@ -22,8 +23,10 @@ from krl_runtime.bundle.output_kind import (
     output_kind,
     scores_of,
 )
+from krl_runtime.bundle.tensors import Arrays
 from krl_runtime.errors import BundleError, UsageError
 
+from .base import Sample
 from .image import ImagePipeline, check_image_input
 from .streams import StreamItem, Watch, stream
 
@@ -104,6 +107,7 @@ class Classifier(ImagePipeline[Classification]):
         labels: Class names in the order of the logits.
         output_kind: Meaning of the network's outputs; see ``krl_runtime.bundle.output_kind``.
         heads: Further outputs, each with its name and labels; see ``krl_runtime.bundle.heads``.
+        inputs: Further inputs beside the first image; see ``krl_runtime.bundle.further_inputs``.
         least_score: Score that the best class of a known image has at least; ``None`` if all images are known.
     """
 
@@ -112,6 +116,7 @@ class Classifier(ImagePipeline[Classification]):
         self.labels = bundle.manifest.labels
         self.output_kind = output_kind(bundle.manifest.settings)
         self.heads = further_heads(bundle.manifest)
+        self.inputs = inputs_of(bundle.manifest)
         self.least_score = least_score(bundle.manifest.settings)
 
     @property
@@ -127,7 +132,9 @@ class Classifier(ImagePipeline[Classification]):
             BundleError: They do not.
         """
         manifest = bundle.manifest
-        check_image_input(bundle, "classifier", "logits [batch, labels]")
+        # Further inputs are compared with the settings, which say what they are.
+        several = INPUTS in manifest.settings
+        check_image_input(bundle, "classifier", "logits [batch, labels]", several=several)
         classes = len(manifest.labels)
         outputs = [list(spec.shape[1:]) for spec in manifest.outputs[:1]]
         if outputs != [[classes]] or not classes:
@@ -138,6 +145,7 @@ class Classifier(ImagePipeline[Classification]):
         try:
             output_kind(manifest.settings)
             further_heads(manifest)
+            inputs_of(manifest)
             least_score(manifest.settings)
         except ValueError as error:
             raise BundleError(f"bundle {bundle.path} is no classifier: {error}; make it again") from error
@@ -147,14 +155,15 @@ class Classifier(ImagePipeline[Classification]):
     @overload
     def __call__(self, source: npt.NDArray[np.uint8], *, top_k: int = ...) -> Any: ...
     @overload
-    def __call__(self, source: ImageSource, *, top_k: int = ...) -> Classification: ...
+    def __call__(self, source: ImageSource | Sample, *, top_k: int = ...) -> Classification: ...
     def __call__(self, source: Any, *, top_k: int = 5) -> Classification | list[Classification]:
         """Classify one image or several.
 
         Args:
             source: A path, encoded bytes, a binary file object, a Pillow image, or an array of uint8 ``[H, W]`` or
                 ``[H, W, C]`` (RGB or RGBA, unless ``load`` was given another ``channel_order``). For several images a
-                list or tuple of those, or an array of uint8 ``[N, H, W, C]``.
+                list or tuple of those, or an array of uint8 ``[N, H, W, C]``. A model with further inputs takes
+                mappings: ``{"image": source, "color": "red", "size": 3.5}``.
             top_k: Number of classes in a result, 1 or more; all classes if it is larger than their number.
 
         Returns:
@@ -164,11 +173,11 @@ class Classifier(ImagePipeline[Classification]):
             ImageError: An image is truncated, not an image, too large, or of a type that is not accepted.
             ModelError: A logit is not a finite number.
             BackendError: The device failed, or the model is closed.
-            UsageError: ``top_k`` is less than 1.
+            UsageError: ``top_k`` is less than 1, or a further input is missing, unknown or not accepted.
         """
         return self._results(source, top_k)
 
-    async def classify_async(self, source: ImageSource, *, top_k: int = 5) -> Classification:
+    async def classify_async(self, source: ImageSource | Sample, *, top_k: int = 5) -> Classification:
         """Classify one image in a thread, without blocking the event loop; see ``__call__`` for the exceptions.
 
         For many requests at once use ``batched``, which limits how many wait.
@@ -178,28 +187,29 @@ class Classifier(ImagePipeline[Classification]):
         return cast("Classification", await asyncio.to_thread(self, source, top_k=top_k))
 
     def stream(
-        self, sources: str | Path | Iterable[ImageSource], *, top_k: int = 5, workers: int | None = None
+        self, sources: str | Path | Iterable[ImageSource | Sample], *, top_k: int = 5, workers: int | None = None
     ) -> Iterator[StreamItem[Classification]]:
         """Yield the result of every image of a folder or an iterable; see ``krl_runtime.pipelines.streams.stream``."""
         return stream(self, sources, top_k=top_k, workers=workers)
 
-    def watch(self, frames: Iterable[ImageSource], *, top_k: int = 5) -> Watch[Classification]:
+    def watch(self, frames: Iterable[ImageSource | Sample], *, top_k: int = 5) -> Watch[Classification]:
         """Yield the result of the latest frame of a camera; see ``krl_runtime.pipelines.streams.Watch``."""
         return Watch(self, frames, top_k=top_k)
 
-    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def logits(self, batch: Arrays) -> npt.NDArray[np.float32]:
         """Run the network on its inputs as they are, in one batch.
 
         Args:
-            pixels: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``.
+            batch: What ``preprocessing`` returns, stacked: uint8 ``[N, channels, height, width]``. With further inputs
+                an array for each input of the graph, by name.
 
         Returns:
             Logits ``[N, classes]``, float32; of several heads those of the first.
 
         Raises:
-            BackendError: ``pixels`` has another dtype or shape, the device failed, or the model is closed.
+            BackendError: An array is missing or has another dtype or shape, the device failed, or the model is closed.
         """
-        return self._run(pixels)[self._output].astype(np.float32, copy=False)
+        return self.run(batch)[self._output].astype(np.float32, copy=False)
 
     def interpret_outputs(self, outputs: Mapping[str, npt.NDArray[Any]], *, top_k: int = 5) -> list[Classification]:
         """Turn the outputs of all heads into results; see ``interpret``.

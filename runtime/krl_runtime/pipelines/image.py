@@ -10,9 +10,11 @@ import numpy as np
 
 from krl_runtime.backends.base import RunningBackend
 from krl_runtime.bundle import Bundle
-from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError
+from krl_runtime.bundle.further_inputs import FurtherInput, sample_arrays
+from krl_runtime.bundle.tensors import Arrays, stacked
+from krl_runtime.errors import BundleError, ImageError, KrlError, ModelError, UsageError
 
-from .base import Pipeline
+from .base import Pipeline, Sample
 from .batching import Batcher
 
 if TYPE_CHECKING:
@@ -27,7 +29,13 @@ _Result = TypeVar("_Result")
 
 
 class ImagePipeline(Pipeline, Generic[_Result]):
-    """Gives a result for an image, with a network of one input. Several threads may call it at once."""
+    """Gives a result for an image, or for a sample with further inputs. Several threads may call it at once.
+
+    Attributes:
+        inputs: Further inputs beside the first image; see ``krl_runtime.bundle.further_inputs``.
+    """
+
+    inputs: tuple[FurtherInput, ...] = ()
 
     def __init__(self, bundle: Bundle, backend: RunningBackend, *, channel_order: ChannelOrder = "rgb") -> None:
         super().__init__(bundle, backend, channel_order=channel_order)
@@ -58,14 +66,20 @@ class ImagePipeline(Pipeline, Generic[_Result]):
         """Run the requests of many threads or coroutines together; see ``krl_runtime.pipelines.batching.Batcher``."""
         return Batcher(self, max_batch=max_batch, max_delay=max_delay, max_waiting=max_waiting, workers=workers)
 
-    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        """Decode one image to what the network takes; see ``Preprocessing.__call__``."""
+    def prepare(self, source: ImageSource | Sample) -> Arrays:
+        """Decode one image or sample to what the network takes; see ``BatchModel.prepare``."""
+        if not self.inputs and not isinstance(source, Mapping):
+            return self._read(source)
+        arrays = sample_arrays(source, self.inputs, self._read)
+        return arrays if self.inputs else next(iter(arrays.values()))
+
+    def _read(self, source: ImageSource) -> npt.NDArray[np.uint8]:
         return self.preprocessing(source, channel_order=self.channel_order)
 
-    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> list[_Result | KrlError]:
+    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> list[_Result | KrlError]:
         """Run several decoded images together; see ``krl_runtime.pipelines.base.BatchModel.run_batch``."""
         results: list[_Result | KrlError] = []
-        outputs = self._run(pixels)
+        outputs = self.run(batch)
         for row, count in enumerate(top_k):
             try:
                 one = {name: values[row : row + 1] for name, values in outputs.items()}
@@ -77,25 +91,35 @@ class ImagePipeline(Pipeline, Generic[_Result]):
     def _results(self, source: Any, top_k: int = 5) -> _Result | list[_Result]:
         """Return the result of one image, or those of several in a list, a tuple or an array ``[N, H, W, C]``."""
         if not isinstance(source, list | tuple) and not (isinstance(source, np.ndarray) and source.ndim == 4):
-            return self.interpret_outputs(self._run(self.prepare(source)[None]), top_k=top_k)[0]
+            return self.interpret_outputs(self.run(stacked([self.prepare(source)])), top_k=top_k)[0]
         results: list[_Result] = []
         for start in range(0, len(source), self._limit):
-            pixels = self._stack(source, range(start, min(start + self._limit, len(source))))
-            results += self.interpret_outputs(self._run(pixels), top_k=top_k)
+            batch = self._stack(source, range(start, min(start + self._limit, len(source))))
+            results += self.interpret_outputs(self.run(batch), top_k=top_k)
         return results
 
-    def _run(self, pixels: npt.NDArray[np.uint8]) -> Mapping[str, npt.NDArray[Any]]:
-        """Run the network once; return its outputs by their names in the graph."""
-        return self.backend.run({self._input: pixels})
+    def run(self, batch: Arrays) -> Mapping[str, npt.NDArray[Any]]:
+        """Run the network once on prepared inputs.
 
-    def _stack(self, sources: Sequence[ImageSource] | npt.NDArray[np.uint8], chosen: range) -> npt.NDArray[np.uint8]:
-        pixels = np.empty((len(chosen), *self.preprocessing.shape), np.uint8)
-        for row, index in enumerate(chosen):
+        Args:
+            batch: ``[N, ...]``: what ``prepare`` returns, stacked.
+
+        Returns:
+            Its outputs by their names in the graph.
+
+        Raises:
+            BackendError: An array is missing or has another dtype or shape, the device failed, or the model is closed.
+        """
+        return self.backend.run(batch if isinstance(batch, Mapping) else {self._input: batch})
+
+    def _stack(self, sources: Sequence[ImageSource | Sample] | npt.NDArray[np.uint8], chosen: range) -> Arrays:
+        prepared = []
+        for index in chosen:
             try:
-                pixels[row] = self.prepare(sources[index])
-            except ImageError as error:
-                raise ImageError(f"item {index} of {len(sources)}: {error}") from error
-        return pixels
+                prepared.append(self.prepare(sources[index]))
+            except (ImageError, UsageError) as error:
+                raise type(error)(f"item {index} of {len(sources)}: {error}") from error
+        return stacked(prepared)
 
     def _not_finite(self, outputs: str) -> ModelError:
         """Return the error of outputs that are no finite numbers."""
@@ -105,20 +129,21 @@ class ImagePipeline(Pipeline, Generic[_Result]):
         )
 
 
-def check_image_input(bundle: Bundle, kind: str, accepted: str) -> None:
-    """Check that a bundle has one input, of images as its preprocessing makes them.
+def check_image_input(bundle: Bundle, kind: str, accepted: str, *, several: bool = False) -> None:
+    """Check that a bundle's input is of images as its preprocessing makes them.
 
     Args:
         bundle: The bundle.
         kind: What it has to be, as ``"classifier"``.
         accepted: Its outputs, for the message.
+        several: Whether further inputs may follow, which are not checked here.
 
     Raises:
         BundleError: It has another one, or the graph takes several images at once and no other number.
     """
     manifest = bundle.manifest
     shape = list(manifest.preprocessing.shape)
-    inputs = [(spec.dtype, list(spec.shape[1:])) for spec in manifest.inputs]
+    inputs = [(spec.dtype, list(spec.shape[1:])) for spec in manifest.inputs[: 1 if several else None]]
     if inputs != [("uint8", shape)]:
         raise BundleError(
             f"bundle {bundle.path} is no {kind}: it has inputs {inputs}; accepted: one input of uint8 "

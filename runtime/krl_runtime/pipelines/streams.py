@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
@@ -12,13 +12,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from krl_runtime.backends.base import check_not_forked
+from krl_runtime.bundle.further_inputs import IMAGE
+from krl_runtime.bundle.tensors import stacked
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.processor import cpu_count
 
 if TYPE_CHECKING:
     from krl_runtime.images.preprocessing import ImageSource
 
-    from .base import BatchModel
+    from .base import BatchModel, Sample
 
 __all__ = ["StreamItem", "Watch", "stream"]
 
@@ -33,12 +35,12 @@ class StreamItem(Generic[_Result]):
     Attributes:
         source: The image, as it was given.
         result: The model's result; ``None`` after an error.
-        error: Why the image cannot be used; the stream continues.
+        error: Why the image, or a further input of it, cannot be used; the stream continues.
     """
 
     source: Any
     result: _Result | None
-    error: ImageError | None = None
+    error: ImageError | UsageError | None = None
 
     def __str__(self) -> str:
         """Return the name or the size of the image, and its result or error, in one line."""
@@ -53,6 +55,8 @@ def _named(source: object) -> str:
     """Return the name of a source's file, or its size: an array or encoded bytes would fill pages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
+    if isinstance(source, Mapping):
+        return _named(source.get(IMAGE))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{len(source)} bytes"
     if (shape := getattr(source, "shape", None)) is not None:
@@ -64,7 +68,7 @@ def _named(source: object) -> str:
 
 def stream(
     model: BatchModel[_Result],
-    sources: str | Path | Iterable[ImageSource],
+    sources: str | Path | Iterable[ImageSource | Sample],
     *,
     top_k: int = 5,
     workers: int | None = None,
@@ -96,7 +100,7 @@ def stream(
 
 
 def _stream(
-    model: BatchModel[_Result], sources: Iterable[ImageSource], top_k: int, workers: int
+    model: BatchModel[_Result], sources: Iterable[ImageSource | Sample], top_k: int, workers: int
 ) -> Iterator[StreamItem[_Result]]:
     from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -117,12 +121,12 @@ def _stream(
             pool.shutdown(cancel_futures=True)
 
 
-def _item(model: BatchModel[_Result], source: ImageSource, top_k: int) -> StreamItem[_Result]:
+def _item(model: BatchModel[_Result], source: ImageSource | Sample, top_k: int) -> StreamItem[_Result]:
     try:
-        pixels = model.prepare(source)
-    except ImageError as error:
+        prepared = model.prepare(source)
+    except (ImageError, UsageError) as error:
         return StreamItem(source, None, error)
-    (result,) = model.run_batch(pixels[None], [top_k])
+    (result,) = model.run_batch(stacked([prepared]), [top_k])
     if isinstance(result, KrlError):
         raise result
     return StreamItem(source, result)
@@ -138,7 +142,7 @@ class Watch(Generic[_Result]):
         dropped: How many frames a later one has replaced.
     """
 
-    def __init__(self, model: BatchModel[_Result], frames: Iterable[ImageSource], *, top_k: int = 5) -> None:
+    def __init__(self, model: BatchModel[_Result], frames: Iterable[ImageSource | Sample], *, top_k: int = 5) -> None:
         """Start to take frames.
 
         Args:
@@ -203,7 +207,7 @@ class Watch(Generic[_Result]):
         """Close it."""
         self.close()
 
-    def _read(self, frames: Iterator[ImageSource]) -> None:
+    def _read(self, frames: Iterator[ImageSource | Sample]) -> None:
         error = None
         try:
             for frame in frames:

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from krl_runtime._version import __version__
+from krl_runtime.bundle.further_inputs import IMAGE, column_names
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
@@ -26,6 +27,7 @@ from krl_runtime.retrieval.gallery import Index
 from . import protocol
 from .config import ServeConfig
 from .encoding import ENCODINGS, TooLargeError, check_encoding
+from .forms import FORM, parse_form
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service
 from .statistics import configuration
@@ -189,7 +191,8 @@ class _Application:
         count, model = _top_k(request), self._service.model
         return JSONResponse(
             await self._service.respond(
-                body, lambda outputs: model.interpret_outputs(outputs, top_k=count)[0].to_dict(logits=False)
+                self._sample(request, body),
+                lambda outputs: model.interpret_outputs(outputs, top_k=count)[0].to_dict(logits=False),
             )
         )
 
@@ -208,6 +211,32 @@ class _Application:
             return index.search(model.interpret_outputs(outputs)[0], count)[0].to_dict()
 
         return JSONResponse(await self._service.respond(body, found, long=True))
+
+    def _sample(self, request: Request, body: bytes) -> bytes | dict[str, bytes | str]:
+        """Return the image of a body; with further inputs or a form a sample, whose values are text or bytes of images.
+
+        Images are bytes in any case: text would be the path of a file of this machine.
+        """
+        content_type = request.headers.get("content-type", "")
+        is_form = content_type.partition(";")[0].strip().lower() == FORM
+        inputs = self._service.model.inputs
+        if not is_form and content_type.startswith("multipart/"):
+            raise HTTPException(415, f"a body of {content_type[:80]} is not accepted; send an image, or {FORM}")
+        if not is_form and not inputs:
+            return body
+        parts = parse_form(body, content_type) if is_form else {IMAGE: body}
+        images = {IMAGE, *column_names(inputs)[1]}
+        sample: dict[str, bytes | str] = {
+            name: value if name in images else value.decode("utf-8", "replace") for name, value in parts.items()
+        }
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "top_k"]
+        for name, value in query if inputs else ():
+            if name in images:
+                raise UsageError(f"{name!r} is an image; send it as a file of a form: curl -F {name}=@image.jpg")
+            if name in sample:
+                raise UsageError(f"{name!r:.100} is given twice; give it once")
+            sample[name] = value
+        return sample
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         self._check_model(request)

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
+from krl_runtime.bundle.tensors import zeros
 from krl_runtime.errors import UsageError
 from krl_runtime.pipelines.image import ImagePipeline
 from krl_runtime.retrieval.gallery import Index
@@ -34,7 +34,7 @@ def run(
 ) -> bool:
     """See ``krl_runtime.serve.serve``."""
     # This run takes the extra time of the first inference. A model that does not run never listens.
-    model.backend.run({model.bundle.manifest.inputs[0].name: np.zeros((1, *model.preprocessing.shape), np.uint8)})
+    model.backend.run(zeros(model.bundle.manifest.inputs))
     listener = listen(config.host, config.port)
     app = make_app(model, config, index)
     server = make_server(app, config)

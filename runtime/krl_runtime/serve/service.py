@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from krl_runtime.backends.base import run_in_parts
-from krl_runtime.bundle.tensors import check_inputs
+from krl_runtime.bundle.tensors import Arrays, check_inputs, rows_of, zeros
 from krl_runtime.errors import BackendError, ImageError, KrlError, UsageError
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.work import ImageSizeError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from krl_runtime.bundle import Bundle
-    from krl_runtime.images.preprocessing import ImageSource
 
 __all__ = ["BusyError", "Interpret", "Observer", "Service"]
 
@@ -75,19 +74,19 @@ class _Stopwatch:
 
 
 class _Network:
-    """The network as ``Batcher`` runs it: decoded images in, all outputs of each out, for both kinds of requests."""
+    """The network as ``Batcher`` runs it: prepared inputs in, all outputs of each out, for both kinds of requests."""
 
     def __init__(self, model: ImagePipeline[Any], observer: Observer) -> None:
         self._model, self._observer = model, observer
-        self._input = model.bundle.manifest.inputs[0].name
+        self.input = model.bundle.manifest.inputs[0].name
 
     @property
     def bundle(self) -> Bundle:
         return self._model.bundle
 
-    def prepare(self, source: ImageSource) -> npt.NDArray[np.uint8]:
-        """Return a tensor as it is, and decode anything else."""
-        return source if isinstance(source, np.ndarray) else self._model.preprocessing(source)
+    def prepare(self, source: Any) -> Arrays:
+        """Return arrays as they are: they were prepared already."""
+        return source  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> _Outputs:
         """Run the network once."""
@@ -95,10 +94,10 @@ class _Network:
         self._observer.ran(len(next(iter(inputs.values()))))
         return outputs
 
-    def run_batch(self, pixels: npt.NDArray[np.uint8], top_k: Sequence[int]) -> Sequence[_Outputs]:
+    def run_batch(self, batch: Arrays, top_k: Sequence[int]) -> Sequence[_Outputs]:
         """Return the outputs by name of each image; ``top_k`` is for the reader of the logits."""
-        outputs = self.run({self._input: pixels})
-        return [{name: array[index] for name, array in outputs.items()} for index in range(len(pixels))]
+        outputs = self.run(batch if isinstance(batch, Mapping) else {self.input: batch})
+        return [{name: array[index] for name, array in outputs.items()} for index in range(len(top_k))]
 
 
 class Service:
@@ -192,6 +191,7 @@ class Service:
     def status(self) -> dict[str, Any]:
         """Return the backend and the reason, for JSON: ``backend`` is the one that runs, not the one asked for."""
         backend = self.model.backend
+        names = [name for each in self.model.inputs for name in each.names]
         return {
             "model": self.name,
             "task": self.model.bundle.manifest.task,
@@ -202,6 +202,7 @@ class Service:
             "workers": self._config.workers,
             "queue": self._config.queue,
             "requests": self._here,
+            **({"further_inputs": names} if names else {}),
         }
 
     async def ready(self) -> bool:
@@ -219,14 +220,15 @@ class Service:
         Raises:
             BackendError: It does not run.
         """
-        name = self.model.bundle.manifest.inputs[0].name
-        self._run({name: np.zeros((1, *self.model.preprocessing.shape), np.uint8)})
+        self._run(zeros(self.model.bundle.manifest.inputs))
 
-    async def respond(self, body: bytes, interpret: Interpret, *, long: bool = False) -> dict[str, Any]:
-        """Run the network on one encoded image, and interpret its outputs.
+    async def respond(
+        self, sample: bytes | Mapping[str, bytes | str], interpret: Interpret, *, long: bool = False
+    ) -> dict[str, Any]:
+        """Run the network on one encoded image, or on a sample with further inputs, and interpret its outputs.
 
         Args:
-            body: The image as a file holds it.
+            sample: The image as a file holds it; with further inputs images as bytes and values as text, by name.
             interpret: From the outputs ``[1, ...]`` by name to plain JSON types.
             long: Whether that takes more than a moment, so that it must not hold up other requests.
 
@@ -236,15 +238,16 @@ class Service:
         Raises:
             TooLargeError: It has too many pixels.
             ImageError: It cannot be decoded.
+            UsageError: A further input is missing, unknown or not accepted.
             BackendError: The device failed.
             ModelError: An output is not a finite number.
         """
         watch = _Stopwatch(self._observer)
         if self._batcher is None:
-            values = await self._in_thread(lambda: self._respond(body, interpret, watch))
+            values = await self._in_thread(lambda: self._respond(sample, interpret, watch))
         else:
-            pixels = await self._in_thread(lambda: self._decode(body, watch))
-            outputs = await self._run_with_others(self._batcher, pixels[None])
+            prepared = await self._in_thread(lambda: self._prepare(sample, watch))
+            outputs = await self._run_with_others(self._batcher, [prepared])
             watch.lap("inference")
             values = await self._in_thread(lambda: interpret(outputs)) if long else interpret(outputs)
         backend = self.model.backend
@@ -263,7 +266,7 @@ class Service:
         if self._batcher is None:
             return await self._in_thread(lambda: self._infer(body, header_length, watch))
         request = await self._in_thread(lambda: self._parse(body, header_length, watch))
-        outputs = await self._run_with_others(self._batcher, next(iter(request.inputs.values())))
+        outputs = await self._run_with_others(self._batcher, rows_of(request.inputs))
         watch.lap("inference")
         return await self._in_thread(lambda: self._render(request, outputs))
 
@@ -296,26 +299,30 @@ class Service:
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
-    def _respond(self, body: bytes, interpret: Interpret, watch: _Stopwatch) -> dict[str, Any]:
-        pixels = self._decode(body, watch)
-        outputs = self._run({self.model.bundle.manifest.inputs[0].name: pixels[None]})
+    def _respond(
+        self, sample: bytes | Mapping[str, bytes | str], interpret: Interpret, watch: _Stopwatch
+    ) -> dict[str, Any]:
+        outputs = self._run({name: array[None] for name, array in self._prepare(sample, watch).items()})
         watch.lap("inference")
         return interpret(outputs)
 
-    def _decode(self, body: bytes, watch: _Stopwatch) -> npt.NDArray[np.uint8]:
+    def _prepare(self, sample: bytes | Mapping[str, bytes | str], watch: _Stopwatch) -> Mapping[str, npt.NDArray[Any]]:
+        """Return the inputs of the graph by name, without a batch dimension."""
         watch.lap("queue")
-        self._check_size(body)
-        pixels = self.model.preprocessing(body)
+        for image in sample.values() if isinstance(sample, Mapping) else (sample,):
+            if isinstance(image, bytes):
+                self._check_size(image)
+        prepared = self.model.prepare(sample)
         watch.lap("preprocess")
-        return pixels
+        return prepared if isinstance(prepared, Mapping) else {self._network.input: prepared}
 
-    async def _run_with_others(self, batcher: Batcher[_Outputs], pixels: npt.NDArray[np.uint8]) -> _Outputs:
+    async def _run_with_others(self, batcher: Batcher[_Outputs], prepared: Sequence[Arrays]) -> _Outputs:
         """Run the images of one request in batches that images of other requests share."""
         rows: list[_Outputs] = []
         with self._noting_faults():
-            for start in range(0, len(pixels), self._config.max_batch):
-                part = pixels[start : start + self._config.max_batch]
-                waiting = [asyncio.wrap_future(batcher.submit(image, timeout=0)) for image in part]
+            for start in range(0, len(prepared), self._config.max_batch):
+                part = prepared[start : start + self._config.max_batch]
+                waiting = [asyncio.wrap_future(batcher.submit(each, timeout=0)) for each in part]
                 rows += await asyncio.gather(*waiting)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from _helpers.bundles import LABELS, write_bundle
+from _helpers.fused import expected, samples, write_fused, write_fused_list
 from krl_runtime import Bundle, __version__, load
 from krl_runtime.cli import main
 from krl_runtime.device import doctor
@@ -451,3 +452,105 @@ def test_large_images_are_scaled(run, bundle: Bundle, tmp_path: Path):
     assert code == 0
     black = load(bundle.path)(np.zeros((12, 10, 3), np.uint8))
     assert json.loads(out)["results"][0]["score"] == pytest.approx(black.score, abs=1e-6)
+
+
+# several inputs
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> tuple[Path, Path, list[str]]:
+    """Return a bundle with several inputs, a list of samples, and the classes that numpy computes for them."""
+    given = samples(4)
+    wanted = [LABELS[int(expected(sample).argmax())] for sample in given]
+    return write_fused(tmp_path / "fused.krl").path, write_fused_list(tmp_path / "data", given), wanted
+
+
+def test_classify_a_list_of_samples(run, fused: tuple[Path, Path, list[str]]):
+    bundle, path, wanted = fused
+    code, out, err = run("classify", bundle, path, "--json")
+    assert code == 0, err
+    assert [result["label"] for result in json.loads(out)["results"]] == wanted
+
+
+def test_classify_an_image_with_further_inputs(run, fused: tuple[Path, Path, list[str]]):
+    bundle, path, wanted = fused
+    size = path.read_text("utf-8").splitlines()[2].split(",")[3]
+    more = ["--input", "color=blue", "--input", f"size={size}", "--input", f"right={path.parent / 'right1.png'}"]
+    code, out, err = run("classify", bundle, path.parent / "image1.png", *more, "--json")
+    assert code == 0, err
+    assert json.loads(out)["results"][0]["label"] == wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the model needs 'color', 'size', 'right' beside the image; give --input color=VALUE, or a list"),
+        (["--input", "color"], "--input 'color' is not accepted; accepted: NAME=VALUE"),
+        (["--input", "colour=red"], "no such input; accepted: color, size, right"),
+        (["--input", "color=red", "--input", "color=blue"], "is given twice"),
+        (["--input", "color=red", "--input", "size=7", "--input", "right={right}"], "'size': '7' is out of range"),
+    ],
+)
+def test_classify_refuses_other_inputs(run, fused: tuple[Path, Path, list[str]], options: list[str], message: str):
+    bundle, path, _ = fused
+    given = [option.format(right=path.parent / "right1.png") for option in options]
+    code, _, err = run("classify", bundle, path.parent / "image1.png", *given)
+    assert code == 2
+    assert message in err
+
+
+def test_a_model_of_images_alone_takes_no_further_input(run, bundle: Bundle, images: list[Path]):
+    code, _, err = run("classify", bundle.path, images[0], "--input", "color=red")
+    assert code == 2
+    assert "no such input; it takes images alone" in err
+
+
+def test_classify_lists_of_images_alone(run, bundle: Bundle, fused: tuple[Path, Path, list[str]]):
+    _, path, _ = fused
+    path.write_text("image\nimage0.png\n", encoding="utf-8")
+    code, out, err = run("classify", bundle.path, path, "--json")
+    assert code == 0, err
+    assert [Path(result["file"]).name for result in json.loads(out)["results"]] == ["image0.png"]
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate"])
+def test_a_list_without_a_column_is_refused(run, fused: tuple[Path, Path, list[str]], command: str):
+    bundle, path, _ = fused
+    path.write_text("image,color,size\nimage0.png,red,1\n", encoding="utf-8")
+    code, _, err = run(command, bundle, path)
+    assert code == 2
+    assert "has the column 'right' not at all" in err
+
+
+def test_evaluate_needs_a_list_where_a_folder_has_no_attributes(run, fused: tuple[Path, Path, list[str]]):
+    bundle, path, _ = fused
+    code, _, err = run("evaluate", bundle, path.parent)
+    assert code == 2
+    assert "give a list of images" in err
+
+
+def test_bad_rows_are_refused_or_skipped(run, fused: tuple[Path, Path, list[str]]):
+    bundle, path, wanted = fused
+    lines = path.read_text("utf-8").splitlines()
+    lines[1] = lines[1].replace("red", "green")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    code, _, err = run("classify", bundle, path)
+    assert code == 2
+    assert "image0.png: input 'color': 'green' is not known; accepted: blue, red" in err
+    code, out, _ = run("classify", bundle, path, "--on-bad-image", "skip", "--json")
+    assert [result["label"] for result in json.loads(out)["results"]] == wanted[1:]
+    code, _, err = run("evaluate", bundle, path, "--backend", "cpu", "--variant", "fp32")
+    assert code == 2
+    assert "image0.png: input 'color': 'green'" in err
+    code, out, err = run(
+        "evaluate", bundle, path, "--backend", "cpu", "--variant", "fp32", "--on-bad-image", "skip", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["rows"][0]["metrics"]["count"] == 3
+
+
+def test_info_says_what_a_sample_has(run, fused: tuple[Path, Path, list[str]]):
+    code, out, _ = run("info", fused[0])
+    assert code == 0
+    for name, value in (("attribute color", "one of blue, red"), ("attribute size", "1 to 3"), ("image right", "")):
+        assert any(line.startswith(name) and value in line for line in out.splitlines())

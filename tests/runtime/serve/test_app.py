@@ -161,7 +161,8 @@ def test_many_images_at_once_are_not_mixed_up(start, tmp_path: Path):
         ("/classify", b"abc", {"Content-Encoding": "br"}, 415, "Content-Encoding is 'br'; accepted: identity, gzip"),
         ("/classify", b"abc", {"Content-Encoding": "gzip, gzip"}, 415, "Content-Encoding is 'gzip, gzip'"),
         ("/classify", b"abc", {"Content-Encoding": "zstd"}, 415, "Content-Encoding is 'zstd'"),
-        ("/classify", b"abc", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "curl --data-binary"),
+        ("/classify", b"abc", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "the form has no end"),
+        ("/classify", b"abc", {"Content-Type": "multipart/mixed; boundary=x"}, 415, "send an image, or multipart/form"),
         (
             "/v2/models/tiny/infer",
             b"abc",
