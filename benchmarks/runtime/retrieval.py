@@ -129,6 +129,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for count in arguments.counts:
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_STATE_HOME"] = folder  # the graphs are entered in a registry that goes with them
             rows += measure(count, arguments.queries, arguments.size, Path(folder))
     if arguments.json:
         print(json.dumps({"machine": machine(), "rows": rows}))

@@ -7,7 +7,6 @@ out-of-distribution examples"). It is what ``Classification.score`` has, so that
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -90,8 +89,6 @@ def calibrate_refusal(config: ExportConfig, run: Run, model: bytes) -> Refusal |
     best = partial(_best_scores, open_cpu(model))
     known = best(_validation(config, run))
     least, refused = refusing(known, share, "validation images", "with --data FOLDER")
-    if round(refused * len(known)) < math.floor(share * len(known) + 1e-9):
-        _log.warning("only %.2f%% instead of %.2f%% are refused: many scores are equal", 100 * refused, 100 * share)
     evidence = {"score": "largest softmax", "asked": share, "refused": refused, "images": len(known), "least": least}
     if config.others is not None:
         evidence["others"] = _measure_others(config, run, config.others, known, least, best)

@@ -37,7 +37,14 @@ def add_index(commands: Any) -> None:
     """Add the command ``index``."""
     parser = add_command(commands, "index", _index, "embed images, and keep them in one file to search in")
     add_bundle(parser)
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="images, in folders CLASS/ or not, or a LIST.csv")
+    parser.add_argument(
+        "data",
+        type=Path,
+        nargs="?",
+        metavar="FOLDER",
+        help="images, in folders CLASS/ or not, or a LIST.csv; left out: calibrate the index that is there, and build "
+        "its graph on this machine",
+    )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the index (default: NAME.krl.index)")
     parser.add_argument("--add", action="store_true", help="add the images to the index that is there")
     parser.add_argument(

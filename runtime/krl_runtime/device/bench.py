@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchResult", "bench", "board_rows", "golden_batch", "golden_image", "peak_memory_mib", "summary"]
 
 Model: TypeAlias = "ImagePipeline[Any] | Restorer | Generator"
-"""What can be measured: a classifier and an embedding network take images, and give a result for each."""
+"""Models that can be measured; a classifier and an embedding network take images, and give a result for each."""
 
 _SIZE = (640, 480)  # VGA, what a camera at the edge gives; decoding is then part of what is measured
 

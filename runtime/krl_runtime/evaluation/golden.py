@@ -40,7 +40,7 @@ _SLACK_INPUTS: Final[Mapping[str, int]] = {"fp16": 1, "bf16": 1, "int8": 2}
 
 
 Content: TypeAlias = Literal["predictions", "embeddings", "images"]
-"""What the outputs of a bundle are."""
+"""Kinds of outputs of a bundle."""
 
 _CONTENTS: Final[Mapping[str, Content]] = {"classification": "predictions", "embedding": "embeddings"}
 """By the task; every other one makes images."""
@@ -69,7 +69,7 @@ class Likeness:
 
 
 def content_of(manifest: Manifest) -> Content:
-    """Return what a bundle's outputs are."""
+    """Return the kind of a bundle's outputs."""
     return _CONTENTS.get(manifest.task, "images")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from krl_runtime.errors import DataError
 
 __all__ = ["refusing", "separation"]
+
+_log = logging.getLogger("krl")
 
 
 def refusing(known: npt.NDArray[np.float64], share: float, where: str, more: str) -> tuple[float, float]:
@@ -22,7 +25,8 @@ def refusing(known: npt.NDArray[np.float64], share: float, where: str, more: str
         more: How to give more of them, for the message.
 
     Returns:
-        The least score that an image needs, and the share that is really refused: less where many scores are equal.
+        The least score that an image needs, and the share that is really refused. It is less where many scores are
+        equal, which is logged.
 
     Raises:
         DataError: The share is less than one image.
@@ -40,7 +44,10 @@ def refusing(known: npt.NDArray[np.float64], share: float, where: str, more: str
     ordered = np.sort(known)
     # Between two images, so that the rounding of another device refuses the same ones.
     least = float((ordered[count - 1] + ordered[min(count, len(ordered) - 1)]) / 2)
-    return least, float((known < least).mean())
+    refused = float((known < least).mean())
+    if round(refused * len(known)) < count:
+        _log.warning("only %.2f%% instead of %.2f%% are refused: many scores are equal", 100 * refused, 100 * share)
+    return least, refused
 
 
 def separation(known: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:

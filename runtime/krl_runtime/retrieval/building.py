@@ -34,7 +34,7 @@ Embedded = tuple["npt.NDArray[np.float32]", list[str], list[str]]
 
 def index(
     model: Embedder | str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     *,
     out: str | Path | None = None,
     add: bool = False,
@@ -48,7 +48,8 @@ def index(
 
     Args:
         model: The loaded model, or its bundle.
-        images: Folder of images, ``CLASS/*`` or without classes, or a list of images; all splits of it.
+        images: Folder of images, ``CLASS/*`` or without classes, or a list of images; all splits of it. ``None`` keeps
+            the items of the index that is there, and calibrates it or builds its graph on this machine.
         out: File of the index; by default ``NAME.krl.index`` beside the bundle.
         add: Whether the images are added to the index that is there.
         overwrite: Whether the index that is there may be replaced; with ``add`` its items of the same name.
@@ -73,18 +74,24 @@ def index(
         raise UsageError(f"none_of_these is {none_of_these:g}; accepted: a share above 0 and below 1")
     with _opened(model) as embedder:
         path = index_path(embedder.bundle.path) if out is None else Path(out)
-        there = Index.open(path, embedder) if add else None
-        if there is None and path.exists() and not overwrite:
-            raise UsageError(f"index {path} exists already; give --add, or --overwrite to replace it, or another --out")
-        vectors, names, labels = embed_folder(embedder, Path(images), on_bad_image, "embedding images")
-        made = (
-            Index.of(embedder, vectors, names, labels)
-            if there is None
-            else there.add(vectors, names, labels, overwrite=overwrite)
-        )
+        if images is None:
+            made = replace(Index.open(path, embedder), graph=None)
+        else:
+            made = _filled(embedder, Path(images), path, on_bad_image, add=add, overwrite=overwrite)
         if none_of_these is not None:
             made = _calibrated(made, embedder, none_of_these, validation, others, on_bad_image)
     return made.save(path)
+
+
+def _filled(model: Embedder, images: Path, path: Path, on_bad: OnBadImage, *, add: bool, overwrite: bool) -> Index:
+    """Return an index of images, alone or with those of the index that is there; see ``index``."""
+    there = Index.open(path, model) if add else None
+    if there is None and path.exists() and not overwrite:
+        raise UsageError(f"index {path} exists already; give --add, or --overwrite to replace it, or another --out")
+    vectors, names, labels = embed_folder(model, images, on_bad, "embedding images")
+    if there is None:
+        return Index.of(model, vectors, names, labels)
+    return there.add(vectors, names, labels, overwrite=overwrite)
 
 
 @contextmanager

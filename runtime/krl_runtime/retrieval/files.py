@@ -32,7 +32,7 @@ _MAX_TEXT_BYTES: Final = 1 << 28  # of the metadata, and of the names: 256 bytes
 _MEMBERS: Final = {"metadata": "metadata.npy", "vectors": "vectors.npy", "names": "names.npy"}
 _MORE: Final = {"labels": "labels.npy", "graph": "graph.npy"}
 _END = "\0"  # of a name; no file's name has it
-_NO_LABEL: Final = -1
+_NO_LABEL: Final = -1  # in the array of labels, of an item without one
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ _LINE: Final = 12  # pixels of a line of text below it
 _LETTERS: Final = 22  # of a line, about as wide as the image
 _GAP: Final = 6  # pixels between images
 _MOST_ROWS: Final = 100  # of a sheet: 15,000 pixels high, which viewers still open
-_WHITE, _GRAY, _BLACK, _RED = (255, 255, 255), (200, 200, 200), (0, 0, 0), (180, 0, 0)
+_WHITE, _GRAY, _BLACK, _RED = (255, 255, 255), (200, 200, 200), (0, 0, 0), (180, 0, 0)  # red: none of these
 
 
 def sheet(results: Mapping[Path, SearchResult], gallery: Path) -> Raster:

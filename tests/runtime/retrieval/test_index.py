@@ -387,7 +387,7 @@ def test_a_graph_of_other_vectors_is_not_used(model: Embedder, tmp_path: Path, c
     names = [str(number) for number in range(400)]
     made = Index.of(model, cloud(400), names).save(tmp_path / "a")
     odd = Index.of(model, cloud(401), [*names, "400"])
-    for data in (made.graph, b"none" * 100):
+    for data in (made.graph,):
         with caplog.at_level(logging.WARNING, "krl"):
             (found,) = replace(odd, graph=data).search(cloud(401)[400:], top_k=1)
         assert found.neighbors[0].name == "400"
@@ -410,3 +410,40 @@ def test_a_graph_may_be_opened_before_a_model_is_loaded(model: Embedder, tmp_pat
     command = [sys.executable, "-c", code, str(tmp_path / "a"), str(model.bundle.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["7", "True", "6"], done.stderr
+
+
+@pytest.mark.usefixtures("small_graph")
+def test_a_graph_from_elsewhere_is_not_given_to_usearch(model: Embedder, tmp_path: Path, monkeypatch, caplog):
+    """It trusts the bytes: changed ones overwrite memory. So only this user's graphs of this machine are used."""
+    names = [str(number) for number in range(400)]
+    path = index_path(model.bundle.path)
+    made = Index.of(model, cloud(400), names).save(path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr("usearch.index.Index.restore", lambda *_: pytest.fail("the graph was read"))
+    with caplog.at_level(logging.WARNING, "krl"):
+        (found,) = Index.open(path, model).search(cloud(400)[9:10], top_k=1)
+    assert found.neighbors[0].name == "9"
+    assert "was not built by this user on this machine; build it here with: krl-runtime index NAME.krl" in caplog.text
+    more = made.add(cloud(1, 5), ["new"])  # is built anew, and not extended
+    assert len(more.graph) != len(made.graph)
+    monkeypatch.undo()
+    monkeypatch.setattr(graph, "LARGE", 300)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    caplog.clear()
+    again = krl_runtime.index(model)
+    assert again.names == made.names
+    with caplog.at_level(logging.WARNING, "krl"):
+        assert Index.open(path).search(cloud(400)[9:10], top_k=1) == [found]
+    assert caplog.text == ""
+
+
+def test_an_index_that_is_there_is_calibrated(model: Embedder, folder: Path):
+    made = krl_runtime.index(model, folder)
+    later = krl_runtime.index(model, none_of_these=0.4)
+    assert (later.names, later.path) == (made.names, made.path)
+    near = made.vectors.astype(float) @ made.vectors.T
+    np.fill_diagonal(near, -2)
+    refused = (near.max(axis=1) < later.least_similarity).mean()
+    assert refused == later.calibration["refused"]
+    assert 0.25 < refused <= 0.4
+    assert Index.open(made.path).least_similarity == later.least_similarity

@@ -32,7 +32,7 @@ class BuiltEngine:
 
     Attributes:
         sha256: Of its bytes.
-        library: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        library: ``"tensorrt"`` or ``"tensorrt-rtx"``; or ``"usearch"``, whose graphs need the same trust.
         version: Version of the library.
         host_code: Whether it brings its own runtime, host code, which TensorRT then lets run.
     """
