@@ -61,4 +61,6 @@ class Embedding(LabeledImages):
         reference, *_ = scores.values()
         if reference.recall_at_1 is None:
             return f"{count} images without two of a class; one is worth {100 / count:.2g} points of agreement"
-        return f"{count} images; one standard error of recall@1 is {100 * reference.recall_at_1_error:.2g} points"
+        return (
+            f"{count} images; one standard error of recall@1 is {100 * (reference.recall_at_1_error or 0.0):.2g} points"
+        )

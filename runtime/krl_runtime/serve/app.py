@@ -197,10 +197,9 @@ class _Application:
         )
 
     async def _embed(self, request: Request, body: bytes) -> Response:
-        _refuse_form(request)
-        model = self._service.model
+        sample, model = self._sample(request, body), self._service.model
         return JSONResponse(
-            await self._service.respond(body, lambda outputs: model.interpret_outputs(outputs)[0].to_dict())
+            await self._service.respond(sample, lambda outputs: model.interpret_outputs(outputs)[0].to_dict())
         )
 
     async def _search(self, request: Request, body: bytes) -> Response:
@@ -210,7 +209,7 @@ class _Application:
         def found(outputs: dict[str, Any]) -> dict[str, Any]:
             return index.search(model.interpret_outputs(outputs)[0], count)[0].to_dict()
 
-        return JSONResponse(await self._service.respond(body, found, long=True))
+        return JSONResponse(await self._service.respond(self._sample(request, body), found, long=True))
 
     def _sample(self, request: Request, body: bytes) -> bytes | dict[str, bytes | str]:
         """Return the image of a body; with further inputs or a form a sample, whose values are text or bytes of images.
@@ -344,14 +343,7 @@ def _top_k(request: Request) -> int:
     text = request.query_params.get("top_k", "5")
     if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
         raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
-    _refuse_form(request)
     return int(text)
-
-
-def _refuse_form(request: Request) -> None:
-    """Refuse a body that is not the image itself."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        raise HTTPException(415, "send the image itself as the body, not a form: curl --data-binary @image.jpg")
 
 
 def _no_memory() -> BusyError:
