@@ -30,7 +30,7 @@ class Gate:
     def __init__(self, model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
         self.opened, self.entered = threading.Event(), threading.Event()
-        run = model._run
+        run = model.run
 
         def gated(pixels: np.ndarray) -> Mapping[str, np.ndarray]:
             self.entered.set()
@@ -38,7 +38,7 @@ class Gate:
             self.sizes.append(len(pixels))
             return run(pixels)
 
-        monkeypatch.setattr(model, "_run", gated)
+        monkeypatch.setattr(model, "run", gated)
 
 
 @pytest.fixture
@@ -88,13 +88,13 @@ def test_the_first_waits_for_others_but_not_for_ever(model: Classifier, gate: Ga
 
 
 def test_workers_run_batches_at_once(model: Classifier, monkeypatch: pytest.MonkeyPatch):
-    run, met = model._run, threading.Barrier(3)
+    run, met = model.run, threading.Barrier(3)
 
     def together(pixels: np.ndarray) -> Mapping[str, np.ndarray]:
         met.wait(20)  # three calls have to be in here before any of them goes on
         return run(pixels)
 
-    monkeypatch.setattr(model, "_run", together)
+    monkeypatch.setattr(model, "run", together)
     with model.batched(max_batch=2, max_delay=0.01, workers=3) as batcher:
         for future in [batcher.submit(image) for image in IMAGES[:6]]:
             assert future.result(20).label in model.labels
@@ -184,14 +184,14 @@ def test_an_error_in_the_block_cancels_what_waits(model: Classifier):
 
 
 def test_a_failing_device_fails_the_batch_and_the_batcher_goes_on(model: Classifier, monkeypatch: pytest.MonkeyPatch):
-    run, broken = model._run, [True]
+    run, broken = model.run, [True]
 
     def sometimes(pixels: np.ndarray) -> Mapping[str, np.ndarray]:
         if broken.pop() if broken else False:
             raise BackendError("lost")
         return run(pixels)
 
-    monkeypatch.setattr(model, "_run", sometimes)
+    monkeypatch.setattr(model, "run", sometimes)
     with model.batched(max_batch=2, max_delay=5) as batcher:
         for future in [batcher.submit(image) for image in IMAGES[:2]]:
             with pytest.raises(BackendError, match="lost"):
@@ -201,7 +201,7 @@ def test_a_failing_device_fails_the_batch_and_the_batcher_goes_on(model: Classif
 
 
 def test_one_answer_that_is_not_finite_spares_the_others(model: Classifier, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model, "_run", lambda pixels: {"logits": np.float32([[1, 2, 3, 4], [np.nan] * 4])})
+    monkeypatch.setattr(model, "run", lambda pixels: {"logits": np.float32([[1, 2, 3, 4], [np.nan] * 4])})
     with model.batched(max_batch=2, max_delay=5) as batcher:
         good, bad = batcher.submit(IMAGES[0]), batcher.submit(IMAGES[1])
         assert good.result(20).label == "ship"
