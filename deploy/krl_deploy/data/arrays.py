@@ -8,9 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Inputs", "apart", "batches", "feed", "length", "rows", "side_by_side", "total"]
+from krl_runtime.bundle.tensors import Arrays
+from krl_runtime.files import sha256_bytes
 
-Inputs: TypeAlias = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
+__all__ = ["Inputs", "apart", "batches", "feed", "identity_of", "joined", "length", "rows", "side_by_side", "total"]
+
+Inputs: TypeAlias = Arrays
 """The one input of a graph ``[N, ...]``, or all of its inputs by name, each with the same ``N``."""
 
 
@@ -27,6 +30,20 @@ def length(inputs: Inputs) -> int:
 def rows(inputs: Inputs, part: slice) -> Inputs:
     """Return a part of the inputs."""
     return inputs[part] if isinstance(inputs, np.ndarray) else {name: array[part] for name, array in inputs.items()}
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """Return one batch of several."""
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {name: np.concatenate([part[name] for part in parts]) for name in first}
+    return np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def identity_of(inputs: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return a hash of the names, shapes and values of inputs."""
+    parts = (f"{name}:{array.shape}:".encode() + array.tobytes() for name, array in inputs.items())
+    return sha256_bytes(b"".join(parts))
 
 
 def total(inputs: Inputs) -> int:

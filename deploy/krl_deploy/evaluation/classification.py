@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.calibration.lint import check_classes, check_images
+from krl_deploy.data.arrays import Inputs, identity_of, joined, length, rows
 from krl_deploy.data.folders import choose_disjoint, choose_two
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.further_inputs import inputs_of
 from krl_runtime.bundle.heads import further_heads
 from krl_runtime.bundle.output_kind import is_multi_label, least_score, output_kind
+from krl_runtime.bundle.samples import decode_samples, open_samples
 from krl_runtime.cli.tables import table
 from krl_runtime.errors import UsageError
 from krl_runtime.evaluation.gate import Verdict, judge_predictions, least_agreement
 from krl_runtime.evaluation.labels import LabelScore, tally_of
 from krl_runtime.evaluation.limits import DISAGREEMENT_PER_POINT, EXACT, LEAST_AGREEMENT, MAX_DROP_POINTS
 from krl_runtime.evaluation.predictions import PredictionScore, PredictionTally, resolution
-from krl_runtime.images.folders import ImageFile, ImageFolder, decode, identity
-from krl_runtime.images.labeled import decoded, open_data, some, truth_of, unknown_classes, with_label_indices
+from krl_runtime.files import sha256_bytes
+from krl_runtime.images.folders import ImageFile, ImageFolder, identity
+from krl_runtime.images.labeled import decoded, some, truth_of, unknown_classes, with_label_indices
 
 from .comparison import outputs_of
 from .heads import HeadsTally
@@ -56,7 +60,12 @@ class LabeledImages(Task):
         self.planned: list[ImageFile] = []
         self.val: list[ImageFile] = []
         self.other_classes: tuple[str, ...] = ()
-        self.used: dict[str, npt.NDArray[np.uint8]] = {}  # a sample of the images, by their use
+        self.inputs = inputs_of(bundle.manifest) if bundle.manifest.task == "classification" else ()
+        if self.inputs and options.from_generator is not None:
+            raise UsageError(
+                "--from-generator makes images alone, and the model has further inputs; give --data LIST.csv"
+            )
+        self.used: dict[str, Inputs] = {}  # a sample of the images, by their use
         self.name = "golden inputs"
         if options.data is not None:
             self._choose()
@@ -70,7 +79,7 @@ class LabeledImages(Task):
     def _choose(self) -> None:
         options = self.options
         assert options.data is not None  # noqa: S101  for the type checker
-        folder = open_data(options.data, on_bad=options.on_bad_image)
+        folder = open_samples(options.data, self.inputs, on_bad=options.on_bad_image)
         if options.planning:
             calibrated = 0 if options.from_generator is not None else options.limit
             train, planned, val = choose_disjoint(
@@ -101,34 +110,41 @@ class LabeledImages(Task):
             return CalibrationData(made, identity(made, []), origin)
         if options.data is None:
             raise UsageError("calibration needs images; give --data FOLDER, or --from-generator NAME.krl")
-        pixels, used = decode(self.train, manifest.preprocessing, on_bad=options.on_bad_image)
+        inputs, used = decode_samples(self.train, manifest.preprocessing, self.inputs, on_bad=options.on_bad_image)
         labels = truth_of(used, self.several)
-        check_images(pixels)
+        for pixels in _images(inputs):
+            check_images(pixels)
         check_classes(labels, manifest.labels)
-        self.used["calibration"] = _sample(pixels)
-        return CalibrationData(pixels, identity(pixels, labels), "images")
+        self.used["calibration"] = _sample(inputs)
+        return CalibrationData(inputs, _identity(inputs, labels), "images")
 
     def batches(self) -> Iterator[Batch]:
         """Yield images and labels; see ``Task.batches``."""
-        manifest, options = self.bundle.manifest, self.options
+        options = self.options
         if self.val:
             sample = []
-            for pixels, labels in self._decoded(self.val):
-                sample.append(pixels[:: -(-len(self.val) // SAMPLE)])
-                yield pixels, labels
-            self.used["evaluation"] = np.concatenate(sample)[:SAMPLE]
+            for inputs, labels in self._decoded(self.val):
+                sample.append(rows(inputs, slice(None, None, -(-len(self.val) // SAMPLE))))
+                yield inputs, labels
+            self.used["evaluation"] = rows(joined(sample), slice(SAMPLE))
             return
         if options.from_generator is not None:
             pixels, labels = self._generated(options.from_generator, options.val_limit, 1)
             self.used["evaluation"] = _sample(pixels)
             yield pixels, labels
             return
-        pixels = self.bundle.golden()[manifest.inputs[0].name]
-        yield pixels, np.full(len(pixels), -1)
+        golden = self._golden()
+        yield golden, np.full(length(golden), -1)
 
-    def _decoded(self, images: Sequence[ImageFile]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    def _golden(self) -> Inputs:
+        """Return the golden inputs: pixels alone, or all inputs by name."""
+        golden, specs = self.bundle.golden(), self.bundle.manifest.inputs
+        return {spec.name: golden[spec.name] for spec in specs} if self.inputs else golden[specs[0].name]
+
+    def _decoded(self, images: Sequence[ImageFile]) -> Iterator[tuple[Inputs, npt.NDArray[np.int64]]]:
         preprocessing, on_bad = self.bundle.manifest.preprocessing, self.options.on_bad_image
-        return decoded(images, preprocessing, on_bad=on_bad, several=self.several)
+        read = partial(decode_samples, inputs=self.inputs)
+        return decoded(images, preprocessing, on_bad=on_bad, several=self.several, decode=read)
 
     def _generated(self, generator: Path, limit: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
         from .generation import MOST_GENERATED, images_of
@@ -150,15 +166,16 @@ class LabeledImages(Task):
         """Return in which way the images are unlike the golden inputs, as doubts; empty if they are alike."""
         if not self.used:
             return []
-        known = self.bundle.golden()[self.bundle.manifest.inputs[0].name]
-        if len(known) < LEAST_GOLDEN:
-            return [f"whether the images are the model's cannot be seen from {len(known)} golden inputs"]
+        known = self._golden()
+        if length(known) < LEAST_GOLDEN:
+            return [f"whether the images are the model's cannot be seen from {length(known)} golden inputs"]
         session = open_cpu(self.bundle.read(self.bundle.reference.file))
         width = self.bundle.golden()[self.bundle.manifest.outputs[0].name].shape[1]  # further heads are beside it
         outputs = outputs_of(session, known)[:, :width]
         doubts = []
-        for use, images in self.used.items():
-            shift = distribution_shift(known, outputs, images, outputs_of(session, images)[:, :width])
+        for use, inputs in self.used.items():
+            made = outputs_of(session, inputs)[:, :width]
+            shift = distribution_shift(_pixels(known), outputs, _pixels(inputs), made)
             if shift:
                 doubts.append(f"the {use} images are unlike the golden inputs of the bundle: {shift}")
         return doubts
@@ -297,5 +314,20 @@ def _refused(scores: Mapping[str, PredictionScore]) -> str:
     return f"\nnone of these: {shown} of the images" if shown else ""
 
 
-def _sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return pixels[:: -(-len(pixels) // SAMPLE)]
+def _sample(inputs: Inputs) -> Inputs:
+    return rows(inputs, slice(None, None, -(-length(inputs) // SAMPLE)))
+
+
+def _images(inputs: Inputs) -> list[npt.NDArray[np.uint8]]:
+    """Return the inputs that are images, the first one first."""
+    return [array for array in inputs.values() if array.ndim == 4] if isinstance(inputs, Mapping) else [inputs]
+
+
+def _identity(inputs: Inputs, labels: npt.NDArray[np.int64]) -> str:
+    """Return a hash of inputs and their labels."""
+    own = identity(_pixels(inputs), labels)
+    return sha256_bytes(f"{own}:{identity_of(inputs)}".encode()) if isinstance(inputs, Mapping) else own
+
+
+def _pixels(inputs: Inputs) -> npt.NDArray[np.uint8]:
+    return _images(inputs)[0]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from krl_deploy.data.arrays import identity_of
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import UsageError
-from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines import Generator, load
 from krl_runtime.pipelines.generator import LATENT
@@ -43,7 +42,7 @@ class Generation(ImageTask):
     def calibration_data(self) -> CalibrationData:
         """Latents, and conditions if the model takes them; see ``Task.calibration_data``."""
         inputs = random_inputs(self.bundle.manifest.settings, self.options.limit, _CALIBRATION_SEED)
-        return CalibrationData(inputs, _identity(inputs), f"latents of seed {_CALIBRATION_SEED}")
+        return CalibrationData(inputs, identity_of(inputs), f"latents of seed {_CALIBRATION_SEED}")
 
     def batches(self) -> Iterator[Batch]:
         """Yield latents; see ``Task.batches``."""
@@ -57,10 +56,6 @@ class Generation(ImageTask):
         inputs = random_inputs(self.bundle.manifest.settings, min(limit, MOST_GENERATED), seed)
         for start in range(0, len(inputs[LATENT]), _BATCH):
             yield {name: array[start : start + _BATCH] for name, array in inputs.items()}, None
-
-
-def _identity(inputs: Mapping[str, npt.NDArray[Any]]) -> str:
-    return sha256_bytes(b"".join(np.ascontiguousarray(array).tobytes() for array in inputs.values()))
 
 
 def images_of(path: Path, count: int, seed: int, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], str]:

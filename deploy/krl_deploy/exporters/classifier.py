@@ -9,30 +9,30 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.data.folders import choose_any
+from krl_deploy.data.arrays import Inputs, length
 from krl_deploy.evaluation.comparison import outputs_of
-from krl_deploy.graph import LOGITS, PIXELS, SOURCE_LOGITS
+from krl_deploy.graph import LOGITS, SOURCE_LOGITS
 from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.quantized import Unquantized, is_qdq_model, read_quantized
 from krl_deploy.graph.session import open_cpu
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.variants import came_in_float
+from krl_runtime.bundle.further_inputs import INPUTS, FurtherInput
 from krl_runtime.bundle.heads import HEADS, Head
 from krl_runtime.bundle.output_kind import OUTPUT_KIND, OutputKind, same
-from krl_runtime.errors import CheckFailedError, KrlError
-from krl_runtime.images.folders import decode
-from krl_runtime.images.labeled import open_data
+from krl_runtime.errors import CheckFailedError
 
-from .conversion import PARITY_INPUTS, to_onnx
+from .conversion import to_onnx
 from .parity import torch_outputs
-from .plan import ExportPlan, no_real_images
+from .plan import ExportPlan
+from .real_inputs import real_inputs
 
 if TYPE_CHECKING:
     from torch import nn
 
     from krl_train.run import Run
 
-__all__ = ["plan_classifier", "real_inputs"]
+__all__ = ["plan_classifier"]
 
 # Of the logits' spread: differences from the order of sums in INT8 stay below; those of a missing scale do not.
 _OF_SPREAD = 0.05
@@ -44,22 +44,23 @@ def plan_classifier(config: ExportConfig, run: Run) -> ExportPlan:
 
     preprocessing = run.record.preprocessing
     network, heads = _heads(run)
-    pixels = real_inputs(config, run)
-    model = to_onnx(network, preprocessing.shape, config.opset, LOGITS, [head.output for head in heads])
+    further = run.record.model.further(preprocessing)
+    inputs = real_inputs(config, run)
+    model = to_onnx(network, preprocessing.shape, config.opset, LOGITS, [head.output for head in heads], inputs=further)
     trained, evidence = None, {}
     if is_qdq_model(model):
         trained = read_quantized(model)
         model = trained.model
-        expected = torch_outputs(network, {PIXELS: pixels})
-        evidence["trained_int8"] = _check_int8(trained, expected, pixels, run.record.output_kind)
+        expected = torch_outputs(network, inputs)
+        evidence["trained_int8"] = _check_int8(trained, expected, inputs, run.record.output_kind)
     return ExportPlan(
         network,
         model,
-        {PIXELS: pixels},
+        inputs,
         LOGITS,
         preprocessing,
         count_macs(network, preprocessing.shape),
-        _settings(run, heads),
+        _settings(run, heads, further),
         trained=trained,
         evidence=evidence,
         heads=heads,
@@ -76,38 +77,17 @@ def _heads(run: Run) -> tuple[nn.Module, tuple[Head, ...]]:
     return BothHeads(network).eval(), (Head("source", SOURCE_LOGITS, run.record.source_labels),)
 
 
-def _settings(run: Run, heads: Sequence[Head]) -> dict[str, Any]:
-    """Return the settings of the bundle: the kind of the outputs where it is not logits, and further heads."""
-    kind = {OUTPUT_KIND: run.record.output_kind} if run.record.multi_label else {}
-    return {**kind, **({HEADS: [head.to_dict() for head in heads]} if heads else {})}
-
-
-def real_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
-    """Return decoded images ``[N, C, H, W]``: from ``--data``, else from the run's data set.
-
-    Images of a class follow each other there. The first ones become golden inputs, so they are taken from all classes.
-    """
-    pixels = _decoded_inputs(config, run)
-    step = -(-len(pixels) // config.golden)
-    return pixels[np.argsort(np.arange(len(pixels)) % step, kind="stable")]
-
-
-def _decoded_inputs(config: ExportConfig, run: Run) -> npt.NDArray[np.uint8]:
-    count = max(config.golden, PARITY_INPUTS)
-    if config.data is not None:
-        folder = open_data(config.data, on_bad=config.on_bad_image)
-        return decode(choose_any(folder, count), run.record.preprocessing, on_bad=config.on_bad_image)[0]
-    from krl_train.data import load_split
-
-    try:
-        pixels, _ = load_split(run.record, "val", count)
-    except (KrlError, KeyError) as error:
-        raise no_real_images(run, error) from error
-    return pixels
+def _settings(run: Run, heads: Sequence[Head], further: Sequence[FurtherInput]) -> dict[str, Any]:
+    """Return the settings of the bundle: the kind of outputs that are no logits, further heads, further inputs."""
+    return {
+        **({OUTPUT_KIND: run.record.output_kind} if run.record.multi_label else {}),
+        **({HEADS: [head.to_dict() for head in heads]} if heads else {}),
+        **({INPUTS: [each.to_dict() for each in further]} if further else {}),
+    }
 
 
 def _check_int8(
-    trained: Unquantized, expected: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8], kind: OutputKind
+    trained: Unquantized, expected: npt.NDArray[np.float32], inputs: Inputs, kind: OutputKind
 ) -> dict[str, Any]:
     """Compare the INT8 graph of the trained ranges with torch's outputs from training.
 
@@ -117,7 +97,7 @@ def _check_int8(
     ranges = dict(trained.ranges)
     int8 = to_tensorrt(trained.model, ranges, keep=came_in_float(trained.model, ranges))
     rounded = {node.input[0] for node in int8.model.graph.node if node.op_type == "QuantizeLinear"}
-    logits = outputs_of(open_cpu(to_bytes(int8.model)), pixels)
+    logits = outputs_of(open_cpu(to_bytes(int8.model)), inputs)
     error = float(np.sqrt(np.square(logits - expected).mean()) / max(float(expected.std()), 1e-12))
     if rounded != ranges.keys() or error > _OF_SPREAD:
         raise CheckFailedError(
@@ -130,5 +110,5 @@ def _check_int8(
         "relative_error": error,
         "agreement": float(same(kind, logits, expected).mean()),
         "activations": len(ranges),
-        "inputs": len(pixels),
+        "inputs": length(inputs),
     }

@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from krl_deploy.graph import LOGITS, PIXELS
 from krl_deploy.graph.cleanup import clean
+from krl_runtime.bundle import TensorSpec
+from krl_runtime.bundle.further_inputs import FurtherInput, tensor_spec
 from krl_runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -58,7 +61,13 @@ def _versions() -> dict[str, str]:
 
 
 def to_onnx(
-    network: nn.Module, shape: tuple[int, int, int], opset: int, output: str = LOGITS, further: Sequence[str] = ()
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    opset: int,
+    output: str = LOGITS,
+    further: Sequence[str] = (),
+    *,
+    inputs: Sequence[FurtherInput] = (),
 ) -> onnx.ModelProto:
     """Export a network that takes pixels.
 
@@ -69,18 +78,24 @@ def to_onnx(
         opset: Requested version of the ONNX operators; the result may have another one.
         output: Name of the output.
         further: Names of the outputs of further heads.
+        inputs: Further inputs of the network, after the pixels.
 
     Returns:
-        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, to the output, float32 ``[batch, classes]``, and to
-        those of further heads.
+        The clean graph, from ``pixels``, uint8 ``[batch, *shape]``, and the further inputs, to the output, float32
+        ``[batch, classes]``, and to those of further heads.
 
     Raises:
         ModelError: torch cannot export the network.
     """
     import torch
 
-    example = torch.zeros((EXPORT_BATCH, *shape), dtype=torch.uint8)
-    return convert(network, {PIXELS: example}, output, [{0: torch.export.Dim("batch")}], opset, further)
+    specs = [TensorSpec(PIXELS, "uint8", ("batch", *shape)), *map(tensor_spec, inputs)]
+    examples = {
+        spec.name: torch.zeros((EXPORT_BATCH, *map(int, spec.shape[1:])), dtype=getattr(torch, spec.dtype))
+        for spec in specs
+    }
+    open_batch = {0: torch.export.Dim("batch")}
+    return convert(network, examples, output, [open_batch] * len(specs), opset, further)
 
 
 def convert(
@@ -106,6 +121,8 @@ def convert(
     """
     import torch
 
+    pixels, *beside = (dict(dimensions) for dimensions in dynamic)
+    several = any(each.kind is each.VAR_POSITIONAL for each in signature(network.forward).parameters.values())
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -115,7 +132,7 @@ def convert(
                 opset_version=opset,
                 input_names=list(examples),
                 output_names=[output, *further],
-                dynamic_shapes=tuple(dict(dimensions) for dimensions in dynamic),
+                dynamic_shapes=(pixels, tuple(beside)) if several else (pixels, *beside),
                 external_data=False,
                 verbose=False,
             )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from krl_deploy.config import ExportConfig
-from krl_deploy.graph import EMBEDDINGS, PIXELS
+from krl_deploy.graph import EMBEDDINGS
 
-from .classifier import real_inputs
 from .conversion import to_onnx
 from .plan import ExportPlan
+from .real_inputs import real_inputs
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -22,8 +22,8 @@ def plan_embedder(config: ExportConfig, run: Run) -> ExportPlan:
     from krl_train.models import count_macs
 
     preprocessing, network = run.record.preprocessing, run.module()
-    pixels = real_inputs(config, run)
+    inputs = real_inputs(config, run)
     model = to_onnx(network, preprocessing.shape, config.opset, EMBEDDINGS)
     settings = {"embedding": {"size": run.record.model.num_classes}}
     macs = count_macs(network, preprocessing.shape)
-    return ExportPlan(network, model, {PIXELS: pixels}, EMBEDDINGS, preprocessing, macs, settings)
+    return ExportPlan(network, model, inputs, EMBEDDINGS, preprocessing, macs, settings)

@@ -17,15 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from krl_deploy.config import ExportConfig
+from krl_deploy.data.arrays import Inputs
 from krl_deploy.data.folders import choose_any
 from krl_deploy.evaluation.comparison import outputs_of
 from krl_deploy.graph.session import open_cpu
 from krl_runtime.bundle.output_kind import LEAST_SCORE, scores_of
-from krl_runtime.errors import DataError, KrlError, UsageError
+from krl_runtime.bundle.samples import decode_samples, open_samples
+from krl_runtime.errors import DataError, UsageError
 from krl_runtime.evaluation.refusal import refusing, separation
-from krl_runtime.images.labeled import decoded, open_data, some, unknown_classes
+from krl_runtime.images.labeled import decoded, some, unknown_classes
 
-from .plan import no_real_images
+from .real_inputs import validation_inputs
 
 if TYPE_CHECKING:
     from krl_train.run import Run
@@ -104,12 +106,18 @@ def _measure_others(
     best: partial[npt.NDArray[np.float64]],
 ) -> dict[str, Any]:
     """Return how well images of other classes are separated from the known ones."""
-    data = open_data(folder, on_bad=config.on_bad_image)
+    further = run.record.model.further(run.record.preprocessing)
+    data = open_samples(folder, further, on_bad=config.on_bad_image)
     same = sorted(set(data.labels) & set(run.record.labels))
     if same:
         raise DataError(f"--others {folder} has classes of the model: {some(same)}; give images of other classes alone")
-    images = decoded(choose_any(data, _MOST_IMAGES), run.record.preprocessing, on_bad=config.on_bad_image)
-    others = best(pixels for pixels, _ in images)
+    images = decoded(
+        choose_any(data, _MOST_IMAGES),
+        run.record.preprocessing,
+        on_bad=config.on_bad_image,
+        decode=partial(decode_samples, inputs=further),
+    )
+    others = best(inputs for inputs, _ in images)
     recognized = float((others < least).mean())
     return {
         "data": data.root.name,
@@ -120,27 +128,22 @@ def _measure_others(
     }
 
 
-def _best_scores(session: Any, batches: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
+def _best_scores(session: Any, batches: Iterable[Inputs]) -> npt.NDArray[np.float64]:
     """Return the largest softmax of each image."""
-    parts = [scores_of("logits", outputs_of(session, pixels)).max(axis=1) for pixels in batches]
+    parts = [scores_of("logits", outputs_of(session, inputs)).max(axis=1) for inputs in batches]
     if not parts:
         raise DataError("no image is left to calibrate --none-of-these on: none of the files can be decoded")
     return np.concatenate(parts)
 
 
-def _validation(config: ExportConfig, run: Run) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield validation images ``[N, C, H, W]``: of ``--data``, else of the run's data."""
+def _validation(config: ExportConfig, run: Run) -> Iterator[Inputs]:
+    """Yield the inputs of validation images: of ``--data``, else of the run's data."""
     record = run.record
     if config.data is None:
-        from krl_train.data import load_split
-
-        try:
-            pixels, _ = load_split(record, "val", _MOST_IMAGES)
-        except (KrlError, KeyError) as error:
-            raise no_real_images(run, error) from error
-        yield pixels
+        yield validation_inputs(run, _MOST_IMAGES)
         return
-    folder = open_data(config.data, on_bad=config.on_bad_image)
+    further = record.model.further(record.preprocessing)
+    folder = open_samples(config.data, further, on_bad=config.on_bad_image)
     unknown = unknown_classes(folder, record.labels)
     if unknown:
         raise DataError(
@@ -150,5 +153,6 @@ def _validation(config: ExportConfig, run: Run) -> Iterator[npt.NDArray[np.uint8
     if "val" not in folder.splits:
         _log.warning("%s has no val split: if the model was trained on it, too few images will be refused", folder.root)
     images = choose_any(folder, _MOST_IMAGES)
-    for pixels, _ in decoded(images, record.preprocessing, on_bad=config.on_bad_image):
-        yield pixels
+    read = partial(decode_samples, inputs=further)
+    for inputs, _ in decoded(images, record.preprocessing, on_bad=config.on_bad_image, decode=read):
+        yield inputs
