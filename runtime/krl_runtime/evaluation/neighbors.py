@@ -8,6 +8,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.progress import progress
+
 __all__ = [
     "BLOCK",
     "TIE",
@@ -66,11 +68,12 @@ def cosines(one: Vectors, other: Vectors) -> npt.NDArray[np.float64]:
 
 
 def neighbor_blocks(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool
+    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool, description: str | None = None
 ) -> Iterator[tuple[slice, npt.NDArray[np.int64], Vectors]]:
     """Yield the neighbors of some queries at a time: which queries, and as ``nearest`` returns."""
     step = max(1, BLOCK // max(1, len(gallery)))
-    for start in range(0, len(queries), step):
+    starts = range(0, len(queries), step)
+    for start in starts if description is None else progress(starts, description):
         block = slice(start, min(start + step, len(queries)))
         near = queries[block] @ gallery.T
         rows = np.arange(len(near))
@@ -116,7 +119,7 @@ def ranked(
 
 
 def nearest(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool = False
+    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool = False, description: str | None = None
 ) -> tuple[npt.NDArray[np.int64], Vectors]:
     """Return the nearest vectors of a gallery, by exact search.
 
@@ -125,6 +128,7 @@ def nearest(
         gallery: ``[M, D]``, the same.
         k: Number of neighbors, at least 1; with fewer in the gallery all of them.
         exclude_self: Whether the gallery is the queries, and no vector is its own neighbor.
+        description: Text of a progress bar; ``None`` shows none.
 
     Returns:
         Their indices in the gallery ``[N, k]``, the nearest first and the lower index first of equal ones, and their
@@ -134,7 +138,9 @@ def nearest(
     shape = (len(queries), max(0, k))
     indices, similarities = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
     if k > 0:
-        for block, found, near in neighbor_blocks(queries, gallery, k, exclude_self=exclude_self):
+        for block, found, near in neighbor_blocks(
+            queries, gallery, k, exclude_self=exclude_self, description=description
+        ):
             indices[block], similarities[block] = found, near
     return indices, similarities
 
