@@ -27,7 +27,6 @@ Vectors: TypeAlias = "npt.NDArray[np.float32]"
 
 BLOCK: Final = 1 << 24
 """Similarities that are held at a time: 64 MiB of float32, and as many queries as one product is fast with."""
-_PAIRS: Final = 1 << 16  # candidates that are compared again in float64 at a time: 64 MiB of 128 dimensions
 TIE: Final = 1e-6
 """Similarities that are no further apart count as equal: a float32 product of 1024 dimensions is right to 2e-7."""
 _DIGITS: Final = 7  # of a similarity: float32 has seven, and equal vectors at other places of a product stay equal
@@ -89,11 +88,9 @@ def _ordered(
     queries: Vectors, gallery: Vectors, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], k: int
 ) -> tuple[npt.NDArray[np.int64], Vectors]:
     """Return the ``k`` nearest of candidates, ``[N, k]``: pairs of a query, in rising order, and a vector."""
+    step = max(1, BLOCK // (4 * queries.shape[1]))  # pairs whose vectors take 32 MiB each side in float64
     found = np.concatenate(
-        [
-            cosines(queries[row[at : at + _PAIRS]], gallery[column[at : at + _PAIRS]])
-            for at in range(0, len(row), _PAIRS)
-        ]
+        [cosines(queries[row[at : at + step]], gallery[column[at : at + step]]) for at in range(0, len(row), step)]
     ).round(_DIGITS)
     order = np.lexsort((column, -found, row))
     chosen = order[np.searchsorted(row, np.arange(len(queries)))[:, None] + np.arange(k)]
