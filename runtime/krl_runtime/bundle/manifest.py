@@ -57,7 +57,8 @@ class Variant:
         cpu_file: The variant's graph for ONNX Runtime's CPU provider, if it differs from ``file``.
         fp32_file: The variant's graph with FP32 in place of FP16, for OpenVINO, if it differs from ``file``.
         tolerance: Largest absolute difference from the golden outputs that the self-test accepts.
-        agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1 that the self-test accepts.
+        agreement: Smallest share, 0 to 1, of golden inputs with the golden top-1, or whose golden embedding is the
+            nearest, that the self-test accepts.
         psnr: For outputs that are images, instead of ``agreement``: smallest PSNR in dB to the golden ones, the mean
             over images, that the self-test accepts.
     """

@@ -25,6 +25,7 @@ _FIGURES = (
     ("macs", "{:,} MACs"),
     ("top1", "top-1 {:.2%}"),
     ("map", "mAP {:.2%}"),
+    ("recall_at_1", "recall@1 {:.2%}"),
     ("drop_points", "drop of {:.2f} points of top-1"),
     ("map_drop_points", "drop of {:.2f} points of mAP"),
     ("recall_drop_points", "drop of {:.2f} points of recall@1"),

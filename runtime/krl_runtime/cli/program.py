@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["check_arguments", "command_parsers", "main"]
 
 _MAX_DROP_HELP = (
-    "points of top-1, or dB of PSNR, that a variant may lose by the bundle's evidence "
+    "points of top-1 or recall@1, or dB of PSNR, that a variant may lose by the bundle's evidence "
     f"(default: {MAX_DROP_POINTS:g}, {MAX_DROP_DB:g})"
 )
 _log = logging.getLogger("krl")

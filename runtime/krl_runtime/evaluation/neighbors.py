@@ -8,6 +8,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from krl_runtime.progress import progress
+
 __all__ = [
     "BLOCK",
     "TIE",
@@ -25,7 +27,6 @@ Vectors: TypeAlias = "npt.NDArray[np.float32]"
 
 BLOCK: Final = 1 << 24
 """Similarities that are held at a time: 64 MiB of float32, and as many queries as one product is fast with."""
-_PAIRS: Final = 1 << 16  # candidates that are compared again in float64 at a time: 64 MiB of 128 dimensions
 TIE: Final = 1e-6
 """Similarities that are no further apart count as equal: a float32 product of 1024 dimensions is right to 2e-7."""
 _DIGITS: Final = 7  # of a similarity: float32 has seven, and equal vectors at other places of a product stay equal
@@ -66,11 +67,12 @@ def cosines(one: Vectors, other: Vectors) -> npt.NDArray[np.float64]:
 
 
 def neighbor_blocks(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool
+    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool, description: str | None = None
 ) -> Iterator[tuple[slice, npt.NDArray[np.int64], Vectors]]:
     """Yield the neighbors of some queries at a time: which queries, and as ``nearest`` returns."""
     step = max(1, BLOCK // max(1, len(gallery)))
-    for start in range(0, len(queries), step):
+    starts = range(0, len(queries), step)
+    for start in starts if description is None else progress(starts, description):
         block = slice(start, min(start + step, len(queries)))
         near = queries[block] @ gallery.T
         rows = np.arange(len(near))
@@ -86,11 +88,9 @@ def _ordered(
     queries: Vectors, gallery: Vectors, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], k: int
 ) -> tuple[npt.NDArray[np.int64], Vectors]:
     """Return the ``k`` nearest of candidates, ``[N, k]``: pairs of a query, in rising order, and a vector."""
+    step = max(1, BLOCK // (4 * queries.shape[1]))  # pairs whose vectors take 32 MiB each side in float64
     found = np.concatenate(
-        [
-            cosines(queries[row[at : at + _PAIRS]], gallery[column[at : at + _PAIRS]])
-            for at in range(0, len(row), _PAIRS)
-        ]
+        [cosines(queries[row[at : at + step]], gallery[column[at : at + step]]) for at in range(0, len(row), step)]
     ).round(_DIGITS)
     order = np.lexsort((column, -found, row))
     chosen = order[np.searchsorted(row, np.arange(len(queries)))[:, None] + np.arange(k)]
@@ -116,7 +116,7 @@ def ranked(
 
 
 def nearest(
-    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool = False
+    queries: Vectors, gallery: Vectors, k: int, *, exclude_self: bool = False, description: str | None = None
 ) -> tuple[npt.NDArray[np.int64], Vectors]:
     """Return the nearest vectors of a gallery, by exact search.
 
@@ -125,6 +125,7 @@ def nearest(
         gallery: ``[M, D]``, the same.
         k: Number of neighbors, at least 1; with fewer in the gallery all of them.
         exclude_self: Whether the gallery is the queries, and no vector is its own neighbor.
+        description: Text of a progress bar; ``None`` shows none.
 
     Returns:
         Their indices in the gallery ``[N, k]``, the nearest first and the lower index first of equal ones, and their
@@ -134,7 +135,9 @@ def nearest(
     shape = (len(queries), max(0, k))
     indices, similarities = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
     if k > 0:
-        for block, found, near in neighbor_blocks(queries, gallery, k, exclude_self=exclude_self):
+        for block, found, near in neighbor_blocks(
+            queries, gallery, k, exclude_self=exclude_self, description=description
+        ):
             indices[block], similarities[block] = found, near
     return indices, similarities
 

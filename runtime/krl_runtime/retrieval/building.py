@@ -155,12 +155,12 @@ def _known(made: Index, model: Embedder, validation: str | Path | None, on_bad: 
     chosen = [number for number, label in enumerate(made.labels) if not label or counts[label] > 1]
     if len(made) < 2 or not chosen:
         raise DataError("no two images of the index have one label, so that none_of_these needs validation images")
-    _, near = nearest(made.vectors, made.vectors, 1, exclude_self=True)
+    _, near = nearest(made.vectors, made.vectors, 1, exclude_self=True, description="comparing the images")
     return near[chosen, 0].astype(np.float64)
 
 
 def _similarities(made: Index, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    _, near = nearest(vectors, made.vectors, 1)
+    _, near = nearest(vectors, made.vectors, 1, description="comparing the images")
     return near[:, 0].astype(np.float64)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -180,10 +181,20 @@ def _content(facts: dict[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> I
         len(numbers) and not _NO_LABEL <= numbers.min() <= numbers.max() < len(known)
     ):
         raise ValueError("its numbers are out of their range")
+    _check_facts(facts)
     labels = tuple("" if number == _NO_LABEL else str(known[number]) for number in numbers.tolist())
     kept = {name: value for name, value in facts.items() if name not in ("label_names", "arrays", "digest")}
     graph = arrays["graph"].tobytes() if "graph" in arrays else None
     return IndexContent(vectors, names, labels, kept, graph)
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Check what an index says of itself: a forged file must not raise later, elsewhere."""
+    least = facts["least_similarity"]
+    number = isinstance(least, int | float) and not isinstance(least, bool) and math.isfinite(least)
+    texts = all(isinstance(facts[name], str) for name in ("model", "bundle", "variant", "backend"))
+    if not texts or not isinstance(facts["calibration"], dict) or not (least is None or number):
+        raise ValueError("its metadata has values of other types")
 
 
 def _array(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -137,7 +138,9 @@ class _Application:
 
     async def _health(self, _: Request) -> Response:
         ready = await self._service.ready()
-        searches = {} if self._gallery is None else {"index": self._gallery.to_dict()}
+        # Paths of this machine are nothing for clients.
+        gallery = None if self._gallery is None else replace(self._gallery, path=None).to_dict()
+        searches = {} if gallery is None else {"index": gallery}
         status = {"live": True, "ready": ready, **self._service.status(), **searches}
         return JSONResponse(status, 200 if ready else 503)
 

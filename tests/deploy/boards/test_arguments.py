@@ -56,6 +56,12 @@ def test_every_command_has_a_configuration_and_each_program_its_commands():
         ("quantize flowers.krl --data photos --from-generator int8 --limit 3", None, ["flowers.krl", "photos", "int8"]),
         ("import a.png -o new.krl --data photos --labels labels.txt", None, ["a.png", "photos", "labels.txt"]),
         ("build-engine flowers.krl --precision int8 --json --no-refit", None, ["flowers.krl"]),
+        (
+            "index flowers.krl photos -o s.index --none-of-these 0.1 --others int8",
+            None,
+            ["flowers.krl", "photos", "int8"],
+        ),
+        ("search flowers.krl a.png --gallery photos --sheet s.png", None, ["flowers.krl", "a.png", "photos"]),
         ("build-engine flowers.krl --compute-capability 8.6 8.9 --emit-script=s.sh", None, ["flowers.krl"]),
     ],
 )

@@ -76,6 +76,7 @@ def test_search_in_the_index(start, folder: Path, max_batch: int):
     assert len(server.ask("POST", "/search", image.read_bytes()).json()["neighbors"]) == 5
     assert server.ask("POST", "/search?top_k=0", image.read_bytes()).status == 400
     health = server.ask("GET", "/v2/health").json()
+    assert health["index"]["index"] is None
     assert (health["task"], health["index"]["count"], health["index"]["search"]) == ("embedding", 12, "exact")
     assert server.ask("POST", "/embed", image.read_bytes()).status == 200
 
