@@ -16,9 +16,13 @@ from krl_deploy.exporters.conversion import to_onnx
 from krl_deploy.exporters.generator import generator_graph, settings_of
 from krl_deploy.exporters.restorer import restorer_graph
 from krl_deploy.tensorrt.options import BuildOptions
+from krl_runtime.attributes import AttributeInput, Category, Number
+from krl_runtime.bundle.further_inputs import ImageInput
+from krl_runtime.images.descriptors import ColorHistogram, DescriptorInput
 from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines.random_inputs import random_inputs
 from krl_train.models import ModelSpec, Network, build_model
+from krl_train.models.fusion import WIDTH, Fused, Fusion, FusionNetwork
 from krl_train.models.generators import build_generator
 from krl_train.models.restorers import build_restorer
 from krl_train.tasks.vae import VariationalAutoencoder
@@ -148,6 +152,20 @@ def _named(name: str, classes: int = 10) -> Callable[[], onnx.ModelProto]:
     return partial(classifier, lambda: _random(build_model(name, classes)))
 
 
+def fused(fusion: Fusion) -> onnx.ModelProto:
+    """Return a classifier of two images, attributes and descriptors."""
+    torch.manual_seed(0)
+    spec = Preprocessing(32, 32)
+    inputs = (
+        AttributeInput((Category("color", ("blue", "red")), Number("size", 0.0, 9.0, 4.0, 2.0))),
+        ImageInput.of("right", spec),
+        DescriptorInput((ColorHistogram(8),), (0.1,) * 24, (0.1,) * 24),
+    )
+    backbone = _random(Fused(build_model("resnet8", WIDTH), inputs, 10, fusion))
+    network = FusionNetwork(backbone, spec, inputs).eval()
+    return to_onnx(network, spec.shape, OPSET, inputs=inputs)
+
+
 _OPEN = BuildOptions(height=SIDES, width=SIDES)
 
 ZOO = (
@@ -162,6 +180,7 @@ ZOO = (
     Case("convnext", partial(classifier, convnext)),
     Case("vit", partial(classifier, vit)),
     Case("swin", partial(classifier, swin)),
+    *(Case(f"several inputs, {fusion}", partial(fused, fusion)) for fusion in ("late", "gated")),
     Case("mlp generator", partial(generator, "mlp-32-32")),
     Case("dcgan", partial(generator, "dcgan-8")),
     Case("resgan", partial(generator, "resgan-8")),

@@ -28,7 +28,10 @@ _TEXT_OR_FILE = {"labels"}
 _SECRETS = {"key"}
 """Options whose file stays on this machine: private keys."""
 
-Kind: TypeAlias = Literal["input", "output", "update", "secret", "value"]
+_ASSIGNMENTS = {"input"}
+"""Options with ``NAME=VALUE``, whose value may name a file."""
+
+Kind: TypeAlias = Literal["input", "output", "update", "secret", "assignment", "value"]
 """Kinds of options; see ``Option``."""
 
 
@@ -38,7 +41,7 @@ class Option:
 
     Attributes:
         kind: ``"input"`` or ``"output"`` for paths, ``"update"`` for a file that is both, ``"secret"`` for private
-            keys, or another ``"value"``.
+            keys, ``"assignment"`` for ``NAME=VALUE``, or another ``"value"``.
         values: Number of values: ``"none"``, ``"one"`` or ``"many"``.
     """
 
@@ -88,7 +91,7 @@ def _kind(name: str, path: bool) -> Kind:
         return "secret"
     if path:
         return "output" if name in _OUTPUTS else "update" if name in _UPDATES else "input"
-    return "input" if name in _TEXT_OR_FILE else "value"
+    return "input" if name in _TEXT_OR_FILE else "assignment" if name in _ASSIGNMENTS else "value"
 
 
 @dataclass
@@ -109,6 +112,9 @@ class Mapped:
         """Return the name of a path on the board; one that is not on this machine stays as it is."""
         if kind == "secret":
             raise UsageError(f"{text} is a private key, which is not copied to a board; sign on this machine")
+        if kind == "assignment":
+            name, equals, value = text.partition("=")
+            return f"{name}{equals}{self.path('input', value)}" if _is_here(value) else text
         if kind == "value" or not text or (kind == "input" and not _is_here(text)):
             return text
         names = self.inputs if kind == "input" else self.outputs

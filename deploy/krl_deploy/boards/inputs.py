@@ -14,7 +14,7 @@ from krl_runtime.bundle import MANIFEST, Bundle
 from krl_runtime.bundle.names import SIGNATURE
 from krl_runtime.errors import DataError
 from krl_runtime.files import sha256_bytes, sha256_file
-from krl_runtime.images.lists import ImageList, is_list, read_list
+from krl_runtime.images.lists import is_list, listed_files
 from krl_runtime.progress import progress
 
 __all__ = ["Input", "list_of_images", "read_input"]
@@ -66,10 +66,10 @@ def _desk() -> str:
     return f"{user}@{platform.node()}"
 
 
-def list_of_images(path: Path) -> ImageList | None:
-    """Return a list of images; ``None`` for any other file, and for one that the command is to refuse."""
+def list_of_images(path: Path) -> tuple[Path, ...] | None:
+    """Return the images of a list; ``None`` for any other file, and for one that the command is to refuse."""
     try:
-        return read_list(path) if is_list(path) else None
+        return listed_files(path) if is_list(path) else None
     except DataError:
         return None
 
@@ -85,7 +85,7 @@ def read_input(path: Path) -> Input:
     try:
         if listed is not None:
             own = Path(os.path.normpath(path.absolute()))  # its images lie beside it, not beside what it may link to
-            every = [own, *(image.path for image in listed.images)]
+            every = [own, *listed]
             named = [(file.relative_to(own.parent).as_posix(), file) for file in every]
             return _folder(own, named, path.name)
         if real.is_file():

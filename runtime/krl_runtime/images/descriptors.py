@@ -175,6 +175,15 @@ class DescriptorInput:
         mean, std = self._statistics  # type: ignore[attr-defined]
         return ((_raw(self.descriptors, pixels) - mean) / std).astype(np.float32)  # type: ignore[no-any-return]
 
+    def require(self) -> None:
+        """Import the library that the descriptors need, so that a missing one is known before the first image.
+
+        Raises:
+            MissingExtraError: It is not installed.
+        """
+        if any(not isinstance(each, ColorHistogram) for each in self.descriptors):
+            _skimage()
+
     @classmethod
     def fit(cls, images: Iterable[npt.NDArray[np.uint8]], names: Sequence[str]) -> DescriptorInput:
         """Take from training images what the standardization needs.

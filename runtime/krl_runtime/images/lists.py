@@ -9,16 +9,18 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from krl_runtime.errors import DataError
 
+from .formats import IMAGE_SUFFIXES
 from .listed_files import FilesBelow, plain_path
 from .splits import Role, role_of
 
-__all__ = ["LIST_SUFFIXES", "ImageList", "ListedImage", "is_list", "read_list"]
+__all__ = ["LIST_SUFFIXES", "ImageList", "ListedImage", "is_list", "listed_files", "read_list"]
 
 _log = logging.getLogger("krl")
 
@@ -118,10 +120,7 @@ def read_list(path: Path, *, attributes: Sequence[str] = (), images: Sequence[st
         DataError: The file cannot be read, is too large or empty, or a line cannot be used; lines are named. Or a
             column that was asked for is not there, or has nothing in a line.
     """
-    text = _text(path)
-    rows = list(_json_rows(path, text) if path.suffix.lower() in (".json", ".jsonl") else _csv_rows(path, text))
-    if not rows:
-        raise DataError(f"{path} lists no images; accepted: a line for each image")
+    rows = _rows(path)
     columns = _columns(path, rows, attributes, images)
     _check_paths(path, columns, rows)
     multi_label = columns.labels is not None or bool(columns.flags)
@@ -147,6 +146,40 @@ def read_list(path: Path, *, attributes: Sequence[str] = (), images: Sequence[st
         rare_first = sorted(names, key=lambda name: (counts[name], name))
         found.append(ListedImage(kept[0], tuple(index[name] for name in rare_first), role, fields))
     return ImageList(labels, multi_label, tuple(found), tuple(missing))
+
+
+def listed_files(path: Path) -> tuple[Path, ...]:
+    """Return the files below a list's folder that it names: its images, and those of any other column.
+
+    Raises:
+        DataError: The file cannot be read, is too large or empty, or has no column with images.
+    """
+    files = FilesBelow(path.parent)
+    found: dict[Path | None, None] = {}
+    rows = _rows(path)
+    first = _image_column(path, list(dict.fromkeys(name for row in rows for name in row.fields)))
+    for row in rows:
+        for name, value in row.fields.items():
+            if isinstance(value, str) and (name == first or Path(value).suffix.lower() in IMAGE_SUFFIXES):
+                with suppress(ValueError):  # outside of the folder: whoever reads the list refuses it
+                    found[files.find(value)] = None
+    return tuple(file for file in found if file is not None)
+
+
+def _rows(path: Path) -> list[_Row]:
+    text = _text(path)
+    rows = list(_json_rows(path, text) if path.suffix.lower() in (".json", ".jsonl") else _csv_rows(path, text))
+    if not rows:
+        raise DataError(f"{path} lists no images; accepted: a line for each image")
+    return rows
+
+
+def _image_column(path: Path, names: Sequence[str]) -> str:
+    """Return the name of the column with the first image."""
+    image = _one(path, names, _IMAGE, "the images' files")
+    if image is None:
+        _refuse_header(path, names)
+    return image
 
 
 def _file(path: Path, row: _Row, value: Any, files: FilesBelow, missing: list[str]) -> Path | None:
@@ -262,9 +295,7 @@ def _refuse_header(path: Path, names: Sequence[str]) -> NoReturn:
 def _columns(path: Path, rows: Sequence[_Row], attributes: Sequence[str], images: Sequence[str]) -> _Columns:
     """Return the columns by their names, and check that each row has them."""
     names = list(dict.fromkeys(name for row in rows for name in row.fields))
-    image = _one(path, names, _IMAGE, "the images' files")
-    if image is None:
-        _refuse_header(path, names)
+    image = _image_column(path, names)
     split = _one(path, names, _SPLIT, "the splits")
     label = _one(path, names, _LABEL, "the class")
     labels = _one(path, names, _LABELS, "the labels")

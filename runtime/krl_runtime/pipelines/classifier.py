@@ -25,6 +25,7 @@ from krl_runtime.bundle.output_kind import (
 )
 from krl_runtime.bundle.tensors import Arrays
 from krl_runtime.errors import BundleError, UsageError
+from krl_runtime.images.descriptors import DescriptorInput
 
 from .base import Sample
 from .image import ImagePipeline, check_image_input
@@ -117,6 +118,9 @@ class Classifier(ImagePipeline[Classification]):
         self.output_kind = output_kind(bundle.manifest.settings)
         self.heads = further_heads(bundle.manifest)
         self.inputs = inputs_of(bundle.manifest)
+        for each in self.inputs:
+            if isinstance(each, DescriptorInput):
+                each.require()
         self.least_score = least_score(bundle.manifest.settings)
 
     @property

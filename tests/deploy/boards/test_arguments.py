@@ -175,6 +175,24 @@ def test_links_in_folders_are_followed_and_never_for_ever():
     assert found.id == read_input(Path("../here/photos")).id != read_input(Path("int8")).id
 
 
+def test_a_list_brings_the_images_of_all_its_columns():
+    """Also without a label, where other columns are no labels."""
+    Path("photos/list.csv").write_text("image,right,color,size\nrose/a.png,b.png,red,1.5\nb.png,../a.png,blue,2\n")
+    Path("photos/rose/a.png").write_text("a")
+    _, found = mapped("classify", "flowers.krl", "photos/list.csv")
+    assert found.arguments[-1] == "photos/list.csv"
+    assert sorted(read_input(found.inputs["photos"]).files) == ["b.png", "list.csv", "rose/a.png"]
+
+
+def test_an_image_among_further_inputs_is_copied():
+    more = ["--input", "color=red", "--input", "right=photos/b.png", "--input=size=3"]
+    _, found = mapped("classify", "flowers.krl", "a.png", *more)
+    assert found.arguments[2:] == ["--input", "color=red", "--input", "right=photos/b.png", "--input=size=3"]
+    assert found.inputs["photos/b.png"] == Path("photos/b.png")
+    _, found = mapped("classify", "flowers.krl", f"--input=right={Path('a.png').absolute()}")
+    assert found.arguments[-1] == "--input=right=a.png"
+
+
 def test_a_list_brings_its_images_and_nothing_else_of_its_folder():
     Path("photos/list.csv").write_text("image,label\nrose/a.png,rose\nb.png,rose\ngone.png,rose\n")
     Path("photos/rose/a.png").write_text("a")

@@ -10,12 +10,14 @@ from PIL import Image
 
 from _helpers.bundles import LABELS, npz
 from _helpers.fused import INPUTS, arrays, expected, logits, samples, write_fused, write_fused_list
-from krl_runtime import BundleError, Classifier, ImageError, UsageError, load
+from krl_runtime import BundleError, Classifier, ImageError, MissingExtraError, UsageError, load
 from krl_runtime.bundle import TensorSpec
+from krl_runtime.bundle.further_inputs import tensor_spec
 from krl_runtime.device.bench import bench, golden_image
 from krl_runtime.device.evaluate import evaluate
 from krl_runtime.device.selftest import selftest
 from krl_runtime.device.tune import tune
+from krl_runtime.images.descriptors import DescriptorInput
 
 
 @pytest.fixture
@@ -105,6 +107,22 @@ def test_a_first_input_of_another_name_is_refused(tmp_path: Path):
     first = TensorSpec("image", "uint8", manifest.inputs[0].shape)
     with pytest.raises(BundleError, match="first input is 'image'; accepted: 'pixels'"):
         load(write_fused(tmp_path / "b.krl", inputs=(first, *manifest.inputs[1:])).path)
+
+
+def test_a_missing_library_is_named_when_a_bundle_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    pixels = np.zeros((3, 12, 10), np.uint8)
+    lbp = DescriptorInput.fit([pixels], ["lbp"])
+    settings = [*(each.to_dict() for each in INPUTS[:2]), lbp.to_dict()]
+    whole = write_fused(tmp_path / "a.krl").manifest
+    specs = (*whole.inputs[:3], tensor_spec(lbp))
+    bundle = write_fused(tmp_path / "b.krl", settings={"inputs": settings}, inputs=specs)
+    for name in ("skimage", "skimage.feature"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match="features"):
+        Classifier(bundle, None)
+    load(tmp_path / "a.krl", backend="cpu").close()  # colors need no library
 
 
 def test_golden_inputs_need_every_input(tmp_path: Path):
