@@ -136,13 +136,16 @@ def test_a_start_keeps_its_embeddings_unless_others_are_asked_for(run: Run, imag
 
 
 def test_images_of_one_class_measure_nothing(run: Run, images: Path, tmp_path: Path) -> None:
-    for split, kinds in (("train", "01"), ("val", "0")):
-        for name in kinds:
-            shutil.copytree(images / split / name, tmp_path / "images" / split / name)
+    shutil.copytree(images, tmp_path / "images")
+    rows = [(file, "train") for name in "01" for file in sorted((tmp_path / "images/train" / name).glob("*.png"))]
+    rows += [(file, "val") for file in sorted((tmp_path / "images/val/0").glob("*.png"))]
+    listed = tmp_path / "list.csv"
+    lines = [f"{file.relative_to(tmp_path)},{file.parent.name},{split}" for file, split in rows]
+    listed.write_text("\n".join(["image,label,split", *lines]))
     with pytest.raises(DataError, match="all 20 images are of one class, so that each finds its own"):
-        fit(config(tmp_path / "images", tmp_path / "run", EmbeddingConfig()))
+        fit(config(listed, tmp_path / "run", EmbeddingConfig()))
     with pytest.raises(DataError, match="all 20 images are of one class"):
-        evaluate(run=run.path, data=tmp_path / "images")
+        evaluate(run=run.path, data=listed)
 
 
 def test_the_command_shows_what_was_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from krl_runtime.errors import DataError, UsageError
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_train.config import (
     AugmentConfig,
     DataConfig,
