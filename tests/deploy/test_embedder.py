@@ -100,9 +100,9 @@ def test_variants_are_judged_by_the_drop_of_recall(made: Path, digits: Path, pre
 
 
 def test_the_self_test_replays_every_variant(made: Path) -> None:
-    report = selftest(made, backends=("cpu",))
-    assert report.passed
-    assert {row.variant for row in report.rows if row.status == "passed"} == {"fp32", "fp16", "int8"}
+    replays = [item for item in selftest(Bundle.open(made), threads=1) if item.state != "unavailable"]
+    assert {item.state for item in replays} == {"passed"}
+    assert {item.variant for item in replays} == {"fp32", "fp16", "int8"}
 
 
 @pytest.fixture
@@ -130,14 +130,14 @@ def test_without_labels_each_image_has_to_find_itself(plain: Path, images: Path)
     with pytest.raises(
         CheckFailedError, match="no labels that two of them share, so that --max-drop cannot be checked"
     ):
-        quantize(bundle=plain, data=images, max_drop=1.0, overwrite=True)
+        quantize(bundle=plain, data=images, max_drop=1.0)
 
 
-def test_too_few_images_judge_nothing(plain: Path, digits: Path) -> None:
+def test_too_few_images_judge_nothing(plain: Path, images: Path) -> None:
     with pytest.raises(CheckFailedError, match="50 images are too few to judge by, required: 100, or embeddings with"):
-        quantize(bundle=plain, data=digits, val_limit=50)
+        quantize(bundle=plain, data=images, val_limit=50)
     assert "int8" not in Bundle.open(plain).manifest.variants
-    quantize(bundle=plain, data=digits, val_limit=50, accept_unmeasured=True)
+    quantize(bundle=plain, data=images, val_limit=50, accept_unmeasured=True)
     assert "int8" in Bundle.open(plain).manifest.variants
 
 
