@@ -65,7 +65,7 @@ def check_parity(
     if rounding is not None and not worst <= max(accepted, _OF_ROUNDING * rounding):
         unit = " of 255" if images else f" (the largest is {np.abs(expected).max():.3g})"
         raise CheckFailedError(
-            f"the exported graph's {plan.output} differ from torch's by {worst:.3g} on {count} "
+            f"the exported graph's {'images' if images else plan.output} differ from torch's by {worst:.3g} on {count} "
             f"real inputs; accepted: {accepted:g}{unit}; float32 rounds by {rounding:.2g}. Nothing was written. "
             "Give a higher --tolerance if you can accept that"
         )

@@ -16,6 +16,7 @@ from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
 from krl_deploy.exporters import classifier
 from krl_deploy.exporters.conversion import to_onnx
+from krl_deploy.exporters.real_inputs import real_inputs
 from krl_deploy.exporters.export import export
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import ExportPlan
@@ -101,7 +102,7 @@ def test_the_same_run_gives_the_same_bundle_and_existing_ones_are_kept(tmp_path,
 def test_without_data_the_runs_own_is_read(run, exported):
     from krl_train.data import load_split
 
-    pixels = classifier._real_inputs(ExportConfig(run.path, run.path), run)
+    pixels = real_inputs(ExportConfig(run.path, run.path), run)["pixels"]
     expected, labels = load_split(run.record, "val", 32)
     # Golden inputs are the first 16; images of a folder are in the order of their classes.
     assert np.array_equal(pixels, np.concatenate([expected[::2], expected[1::2]]))
@@ -211,7 +212,7 @@ def test_options_out_of_range():
 def test_another_opset_than_asked_for_is_said(tmp_path, run, digits, monkeypatch, caplog):
     """torch writes another opset than asked for where its conversion fails."""
     written = to_onnx(run.network(), (1, 16, 16), 18)
-    monkeypatch.setattr(classifier, "to_onnx", lambda *_: written)
+    monkeypatch.setattr(classifier, "to_onnx", lambda *_, **__: written)
     result = export(ExportConfig(run.path, tmp_path / "a.krl", data=digits, opset=19))
     assert result["opset"] == 18
     assert "torch wrote opset 18 instead of 19" in caplog.text
