@@ -30,13 +30,13 @@ from krl_train.run import WEIGHTS, Run
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mnist": {
         "data": {"data": "mnist", "limit": 14000, "val_limit": 3000},
-        "fit": {"held_out_classes": ("7 - seven", "8 - eight", "9 - nine")},
-        "teacher": {"model": "resnet56", "epochs": 6},
-        "student": {"student": "resnet8", "epochs": 8},
+        "fit": {"held_out_classes": ("7 - seven", "8 - eight", "9 - nine"), "embedding_loss": "supcon"},
+        "teacher": {"model": "wrn-16-2", "epochs": 5},
+        "student": {"student": "dscnn-0.5", "epochs": 8},
     },
     "flowers": {
         "data": {},
-        "fit": {"size": (64,)},
+        "fit": {"size": (64,), "embedding_loss": "proxy-anchor"},
         "teacher": {"model": "resnet18", "epochs": 25},
         "student": {"student": "shufflenet_v2_x0_5", "epochs": 40},
     },
@@ -51,7 +51,7 @@ def train(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     common = {**data, "keep": "last", "embedding_dim": 64}
     if not (out / "teacher" / WEIGHTS).is_file():
         krl_train.fit(
-            task="embedding", embedding_loss=options.loss, out=out / "teacher", overwrite=True,
+            task="embedding", out=out / "teacher", overwrite=True,
             **common, **chosen["fit"], **chosen["teacher"],
         )  # fmt: skip
     rows = [_row("teacher", Run.open(out / "teacher").record.metrics)]
@@ -64,7 +64,7 @@ def train(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             )  # fmt: skip
         metrics = Run.open(student).record.metrics
         rows += [_row("student alone", metrics["baseline"]), _row("student", metrics)]
-        rows += _deployed(student, options.data_root, name)
+        rows += _deployed(student)
     return rows
 
 
@@ -72,9 +72,8 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, **{key: metrics[key] for key in ("recall_at_1", "map_at_r", "parameters", "count")}}
 
 
-def _deployed(student: Path, root: Path, name: str) -> list[dict[str, Any]]:
+def _deployed(student: Path) -> list[dict[str, Any]]:
     """Return the figures of the bundle's variants, on the images that the run was measured on."""
-    del root, name
     bundle = student.with_suffix(".krl")
     folder = student.parent / "images"
     if not folder.is_dir():
@@ -106,8 +105,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        shown.append((name, *(cell([100 * row[key] for row in own]) for key in ("recall_at_1",)), len(own)))
-    return table(("", "recall@1 in %", "seeds"), shown)
+        size = own[0].get("parameters") or own[0].get("bytes")
+        shown.append((name, f"{size:,}", cell([100 * row["recall_at_1"] for row in own]), len(own)))
+    return table(("", "parameters, or bytes", "recall@1 in %", "trainings"), shown)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -123,7 +123,6 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="has MNIST/ and flowers128/")
     parser.add_argument("--out", type=Path, default=Path("embeddings"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--loss", default="proxy-anchor", help="of embeddings and labels")
     options = parser.parse_args()
     print(show(train(options.data, options)))
 

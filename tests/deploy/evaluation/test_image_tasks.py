@@ -416,7 +416,9 @@ def test_a_generator_takes_no_images(tmp_path, photographs, capsys):
 
 def test_an_unknown_task(tmp_path):
     bundle = write_restorer(tmp_path / "a.krl", task="translation")
-    with pytest.raises(UsageError, match="is for the task 'translation'; accepted: classification, embedding, restoration"):
+    with pytest.raises(
+        UsageError, match="is for the task 'translation'; accepted: classification, embedding, restoration"
+    ):
         task_of(bundle, EvaluationOptions(None, 1, 0.2, "refuse"))
 
 
