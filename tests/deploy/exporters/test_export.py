@@ -16,10 +16,10 @@ from krl_deploy.cli import main
 from krl_deploy.config import ExportConfig
 from krl_deploy.exporters import classifier
 from krl_deploy.exporters.conversion import to_onnx
-from krl_deploy.exporters.real_inputs import real_inputs
 from krl_deploy.exporters.export import export
 from krl_deploy.exporters.parity import check_parity, torch_outputs
 from krl_deploy.exporters.plan import ExportPlan
+from krl_deploy.exporters.real_inputs import real_inputs
 from krl_deploy.graph.files import to_bytes
 from krl_runtime import Bundle, load
 from krl_runtime.device.selftest import selftest
