@@ -94,7 +94,7 @@ def test_variants_are_judged_by_the_drop_of_recall(made: Path, digits: Path, pre
     whole, lower = (recall(embeddings(bundle, each, pixels), labels) for each in ("model.fp32.onnx", file))
     assert score["drop"] == pytest.approx(100 * (whole - lower), abs=1e-6)
     assert evidence["limits"]["max_drop_points"] == 1.0
-    assert evidence["drop_points"] <= 1.0
+    assert evidence["recall_drop_points"] <= 1.0
     lengths = np.linalg.norm(embeddings(bundle, file, pixels), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=2e-3)
 
@@ -125,7 +125,7 @@ def test_without_labels_each_image_has_to_find_itself(plain: Path, images: Path)
     quantize(bundle=plain, data=images)
     evidence = Bundle.open(plain).manifest.evidence["int8"]
     assert evidence["limits"]["least_agreement"] == 0.95
-    assert evidence["drop_points"] is None
+    assert evidence["recall_drop_points"] is None
     assert min(score["agreement"] for score in evidence["scores"].values()) >= 0.95
     with pytest.raises(
         CheckFailedError, match="no labels that two of them share, so that --max-drop cannot be checked"

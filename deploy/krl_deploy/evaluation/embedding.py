@@ -54,13 +54,11 @@ class Embedding(LabeledImages):
 
     def evidence(self, scores: Mapping[str, RetrievalScore], verdict: Verdict) -> dict[str, Any]:
         """Return the drop, the limits, and whether enough was judged."""
-        return {"drop_points": largest_drop(scores), **judged(verdict)}
+        return {"recall_drop_points": largest_drop(scores), **judged(verdict)}
 
     def remark(self, count: int, scores: Mapping[str, RetrievalScore]) -> str:
         """Return what the images resolve; see ``Task.remark``."""
         reference, *_ = scores.values()
         if reference.recall_at_1_error is None:
             return f"{count} images without two of a class; one is worth {100 / count:.2g} points of agreement"
-        return (
-            f"{count} images; one standard error of recall@1 is {100 * (reference.recall_at_1_error or 0.0):.2g} points"
-        )
+        return f"{count} images; one standard error of recall@1 is {100 * reference.recall_at_1_error:.2g} points"
