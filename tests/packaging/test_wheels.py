@@ -85,7 +85,7 @@ def test_wheels_hold_all_of_the_sources_and_nothing_else(wheels: dict[str, Path]
     assert content(wheels["krl-runtime"]) == _sources("runtime")
     assert "krl_runtime/py.typed" in content(wheels["krl-runtime"])
     assert any("LICENSE" in name for name in zipfile.ZipFile(wheels["krl-runtime"]).namelist())
-    assert wheels["krl-runtime"].stat().st_size < 340_000  # light: two thirds are docstrings and messages
+    assert wheels["krl-runtime"].stat().st_size < 360_000  # light: two thirds are docstrings and messages
 
 
 def test_every_help_works_with_the_base_dependencies_alone(base: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .base import (
     UnpackConfig,
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
-from .embedding import PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
+from .embedding import LARGEST_MARGIN, PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
 from .further import CATEGORY, FurtherInputsConfig
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
@@ -42,6 +42,7 @@ __all__ = [
     "CATEGORY",
     "DATA_SETS",
     "DISCRIMINATOR",
+    "LARGEST_MARGIN",
     "PROXY_LOSSES",
     "RECORD",
     "TRAINING_RECIPES",

@@ -8,13 +8,16 @@ from typing import Literal, TypeAlias
 from krl_runtime.cli.options import Advanced, option_name
 from krl_runtime.errors import UsageError
 
-__all__ = ["PROXY_LOSSES", "EmbeddingConfig", "EmbeddingLoss"]
+__all__ = ["LARGEST_MARGIN", "PROXY_LOSSES", "EmbeddingConfig", "EmbeddingLoss"]
 
 EmbeddingLoss: TypeAlias = Literal["proxy-anchor", "contrastive", "triplet", "multi-similarity", "supcon"]
 """Losses of embeddings and labels, by the names that options take."""
 
 PROXY_LOSSES: tuple[EmbeddingLoss, ...] = ("proxy-anchor",)
 """Losses that compare each image with a learned proxy of each class, and not with other images of the batch."""
+
+LARGEST_MARGIN = 2
+"""Of a margin: the largest distance of two vectors of length 1."""
 
 _IMAGES_PER_CLASS = 4  # of each class in a batch: the usual number in studies of metric learning (Musgrave et al. 2020)
 
@@ -45,8 +48,8 @@ class EmbeddingConfig:
                 raise UsageError(f"{option_name(name)} is {value}; accepted: {least} or more")
         if self.margin is not None and self.embedding_loss in ("multi-similarity", "supcon"):
             raise UsageError(f"--margin is for contrastive, triplet and proxy-anchor, not {self.embedding_loss}")
-        if self.margin is not None and not 0 < self.margin <= 2:
-            raise UsageError(f"--margin is {self.margin}; accepted: above 0, up to 2, the largest distance")
+        if self.margin is not None and not 0 < self.margin <= LARGEST_MARGIN:
+            raise UsageError(f"--margin is {self.margin}; accepted: above 0, up to {LARGEST_MARGIN}")
 
     @property
     def per_class(self) -> int:

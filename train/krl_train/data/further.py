@@ -1,4 +1,4 @@
-"""What is beside the images of a set, for networks with several inputs: attributes, further images, descriptors."""
+"""The inputs beside the images of a set, for networks with several inputs: attributes, further images, descriptors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Reader = Callable[[Sequence[ImageFile]], PixelSet]
 def attach(
     part: PixelSet, files: Sequence[ImageFile], inputs: Sequence[FurtherInput], read: Reader | None = None
 ) -> None:
-    """Give a set of images what is beside them.
+    """Give a set of images its further inputs.
 
     Args:
         part: The images, as they were read.

@@ -10,7 +10,7 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 from krl_runtime.errors import UsageError
-from krl_train.config import EmbeddingLoss
+from krl_train.config import LARGEST_MARGIN, EmbeddingLoss
 
 from .gather import gather_batch
 
@@ -40,11 +40,13 @@ class MetricLoss(nn.Module):
         margin: Of the first three; the paper's by default.
 
     Raises:
-        UsageError: The loss has no margin, and one is given.
+        UsageError: A margin is given that the loss does not have, or is out of its range.
     """
 
     def __init__(self, name: EmbeddingLoss, classes: int, size: int, *, margin: float | None = None) -> None:
         super().__init__()
+        if margin is not None and not 0 < margin <= LARGEST_MARGIN:
+            raise UsageError(f"the margin of {name} is {margin:g}; accepted: above 0, up to {LARGEST_MARGIN}")
         if margin is not None and name not in _MARGINS:
             raise UsageError(f"the loss {name} has no margin; those that have: {', '.join(_MARGINS)}")
         chosen = _MARGINS.get(name, 0.0) if margin is None else margin
