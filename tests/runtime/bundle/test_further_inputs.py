@@ -62,8 +62,8 @@ def test_descriptors_need_nothing_but_the_image():
         ({"image": PIXELS, "color": "red", "right side": PIXELS}, "a sample has no 'size'"),
         ({"color": "red", "right side": PIXELS, "size": 1}, "has no 'image'"),
         (
-            {"image": PIXELS, "color": "red", "right side": PIXELS, "size": 1, "colour": 1},
-            "no input 'colour'; accepted",
+            {"image": PIXELS, "color": "red", "right side": PIXELS, "size": 1, "tint": 1},
+            "no input 'tint'; accepted",
         ),
         ({"image": PIXELS, "color": "red", "right side": PIXELS, "size": 4}, "'size': 4 is out of range"),
     ],
