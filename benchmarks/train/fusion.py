@@ -5,10 +5,10 @@ r"""Classifiers with several inputs against the image alone: colored digits with
     python benchmarks/train/fusion.py digits --data-root DATA --out fusion
     python benchmarks/train/fusion.py flowers --data-root DATA --out fusion
 
-``digits``: digits of MNIST in random colors, under noise, of which a band is covered. Two attributes know what the image
-hides: whether the digit is even, and how much ink it had before (a number). So the attributes are made to help; how
-much of that arrives is what is measured. A teacher with them then teaches a student that sees the image alone, beside
-the same student taught by a teacher of the image alone, and without a teacher.
+``digits``: digits of MNIST in random colors, under noise, of which a band is covered. Two attributes know what the
+image hides: whether the digit is even, and how much ink it had before (a number). So the attributes are made to help;
+how much of that arrives is what is measured. A teacher with them then teaches a student that sees the image alone.
+Beside it stand the same student without a teacher, and one taught by a teacher of the image alone.
 
 ``flowers``: photographs at 64 pixels with histograms of their colors, and with HOG and LBP as well. All that is in the
 image; descriptors can only help a network that has too few images to find it.

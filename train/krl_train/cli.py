@@ -61,6 +61,8 @@ def _show_each(result: Mapping[str, Any]) -> None:
     if "labels_without_images" in result:
         _show_labels(result)
         return
+    if "psnr" not in result and "recall" not in result:
+        return  # of embeddings there is nothing of single images
     if "recall" not in result:
         columns = ["name", "psnr", "ssim", "input_psnr", "input_ssim"]
         columns += [name for name in ("rgb_psnr", "rgb_input_psnr") if name in result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from krl_compress.teachers.kinds import kind_of
 from krl_runtime.errors import UsageError
 from krl_train.config import PROXY_LOSSES, DataConfig, EmbeddingConfig, EmbeddingLoss, plan_loop, to_plain
 from krl_train.custom import sources_of
-from krl_train.data.sources import HELD_OUT
-from krl_train.data.splits import Training, read_training
+from krl_train.data.sources import HELD_OUT, Source
+from krl_train.data.splits import Training
 from krl_train.evaluation.evaluate import evaluate_embedding_run
 from krl_train.loop import resolve_device
 from krl_train.models.custom import custom_arguments
@@ -27,7 +28,7 @@ from krl_train.models.spec import carried_arguments
 from krl_train.run import ModelSpec, Run, RunRecord
 from krl_train.tasks.embedding import MetricLearning
 from krl_train.tasks.metric_losses import MetricLoss
-from krl_train.training.embedding import open_labeled, per_class, start_embedder, train_embedder
+from krl_train.training.embedding import open_labeled, per_class, read_labeled, start_embedder, train_embedder
 from krl_train.training.train import network_size
 
 from .job import COMMAND, Job, fine_tuned, parents, starting_point
@@ -35,6 +36,8 @@ from .label_losses import label_losses
 from .student_input import student_input
 
 __all__ = ["EmbeddingJob", "prepare"]
+
+_log = logging.getLogger("krl")
 
 _OF_TEACHER = ("recall_at_1", "recall_at_1_standard_error", "recall_at_5", "map_at_r", "count")
 
@@ -117,14 +120,14 @@ def prepare(config: DistillConfig) -> EmbeddingJob:
         of_labels(term, 2, 2)  # refuses what it does not take before anything is read
     teacher = _teacher(config)
     there = teacher.record
-    source = open_labeled(_data(config, teacher), there.data.get(HELD_OUT, ()), config.loop.seed)
+    source = _source(config, teacher)
     start, name = starting_point(config.student)
     if start is not None and start.record.task not in ("embedding", "classification"):
         raise UsageError(
             f"student {start.path} is of the task {start.record.task}; accepted: embedding, classification"
         )
     preprocessing = student_input(config, there.preprocessing, source, name, start)
-    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    training = read_labeled(source, preprocessing, config.augment, config.loop.seed)
     size = config.embedding_student.embedding_dim or there.model.num_classes
     kept = carried_arguments(start.record.model) if start else {}
     arguments = {**custom_arguments(name, preprocessing.shape), **kept}
@@ -155,6 +158,19 @@ def _teacher(config: DistillConfig) -> Run:
     if kind_of(name) != "run":
         raise UsageError(f"teacher {name} is no run; embeddings are distilled from a run of krl-train or krl-compress")
     return Run.open(name)
+
+
+def _source(config: DistillConfig, teacher: Run) -> Source:
+    """Open the data, with the classes held out that the teacher has not seen, where the data has them all."""
+    source = open_labeled(_data(config, teacher), (), config.loop.seed)
+    held_out = teacher.record.data.get(HELD_OUT, ())
+    if set(held_out) <= set(source.labels):
+        return source.holding_out(held_out)
+    _log.info(
+        "plan: no class is held out; the data lacks some of the classes that the teacher has not seen: %s",
+        ", ".join(held_out),
+    )
+    return source
 
 
 def _data(config: DistillConfig, teacher: Run) -> DataConfig:

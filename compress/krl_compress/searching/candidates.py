@@ -29,6 +29,7 @@ __all__ = [
     "STARTS",
     "StudentCosts",
     "as_distillation",
+    "check_teacher",
     "families",
     "fit_students",
     "images_folder",
@@ -55,6 +56,21 @@ def as_distillation(config: SearchConfig, student: str, size: tuple[int, ...] | 
         optim=config.optim,
         loop=config.loop,
     )
+
+
+def check_teacher(teacher: Run) -> None:
+    """Refuse teachers that a search has no candidates for.
+
+    Raises:
+        UsageError: It learns embeddings, or takes several inputs.
+    """
+    record = teacher.record
+    if record.task == "embedding" or record.inputs:
+        what = "a network of embeddings" if record.task == "embedding" else "a classifier with several inputs"
+        raise UsageError(
+            f"teacher {teacher.path} is {what}; a search takes classifiers of the image alone, restorers and "
+            "generators; distill one from it: krl-compress distill --student NAME"
+        )
 
 
 def families(config: SearchConfig, teacher: Run, job: Job) -> Iterator[Family]:

@@ -24,7 +24,17 @@ from krl_train.processes import refuse_several
 from krl_train.run import Run
 
 from .budgets import Budget, parse_budgets, parse_seconds
-from .candidates import STARTS, StudentCosts, as_distillation, families, fit_students, images_folder, meeting, shortlist
+from .candidates import (
+    STARTS,
+    StudentCosts,
+    as_distillation,
+    check_teacher,
+    families,
+    fit_students,
+    images_folder,
+    meeting,
+    shortlist,
+)
 from .costs import CONVERSIONS, Meter, Precision, add_variants, excess, make_bundle, meter_of
 from .report import pareto, write_report
 from .space import Student
@@ -133,6 +143,7 @@ def search(config: SearchConfig, *, meter: Meter | None = None, distill: Distill
     budgets = parse_budgets(config.budget)
     limit = None if config.time_limit is None else parse_seconds(config.time_limit, "--time-limit")
     teacher = Run.open(config.teacher)
+    check_teacher(teacher)
     config = replace(config, precisions=_precisions(config, teacher))
     job = prepare(as_distillation(config, config.teacher))
     begin = time.monotonic()

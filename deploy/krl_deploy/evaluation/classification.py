@@ -73,7 +73,7 @@ class LabeledImages(Task):
             self.name = f"images of {options.from_generator.name}"
 
     def _labels_for(self, folder: ImageFolder) -> tuple[str, ...]:
-        """Return the labels that the truth is told in: those of the model."""
+        """Return the labels of the truth: those of the model."""
         return self.bundle.manifest.labels
 
     def _choose(self) -> None:

@@ -59,6 +59,6 @@ class Embedding(LabeledImages):
     def remark(self, count: int, scores: Mapping[str, RetrievalScore]) -> str:
         """Return what the images resolve; see ``Task.remark``."""
         reference, *_ = scores.values()
-        if reference.recall_at_1 is None:
+        if reference.recall_at_1_error is None:
             return f"{count} images without two of a class; one is worth {100 / count:.2g} points of agreement"
         return f"{count} images; one standard error of recall@1 is {100 * reference.recall_at_1_error:.2g} points"

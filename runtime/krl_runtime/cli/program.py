@@ -16,7 +16,10 @@ from krl_runtime._version import __version__
 from krl_runtime.backends.select import ALL_KINDS
 from krl_runtime.errors import BackendError, CheckFailedError, UsageError
 from krl_runtime.evaluation.limits import MAX_DROP_DB, MAX_DROP_POINTS
+from krl_runtime.pipelines import pipeline_of
 from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.image import ImagePipeline
+from krl_runtime.retrieval.gallery import Index
 from krl_runtime.serve import serve
 from krl_runtime.serve.config import ServeConfig
 
@@ -160,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = add_command(commands, "serve", _serve, "answer over HTTP: Open Inference Protocol, image upload, metrics")
     add_bundle(serve)
     serve.add_argument("--name", help="what clients call the model (default: the bundle's file name)")
+    serve.add_argument("--index", type=Path, metavar="FILE", help="index of an embedding network, to search in")
     serve.add_argument("--host", default=ServeConfig.host, help=f"address to listen on (default: {ServeConfig.host})")
     for name, kind, default, text in (
         ("port", natural, ServeConfig.port, "port to listen on, 0 for any free one"),
@@ -309,7 +313,14 @@ def _serve(arguments: argparse.Namespace) -> None:
         max_body_bytes=arguments.max_body_mb << 20,
         max_pixels=arguments.max_megapixels * 10**6,
     )
-    with load_model(arguments, Classifier) as model:
+    bundle = open_bundle(arguments)
+    if not issubclass(pipeline_of(bundle), ImagePipeline):
+        task = bundle.manifest.task
+        raise UsageError(
+            f"bundle {bundle.path} is for the task {task!r}; a bundle for classification or embedding is needed here"
+        )
+    with load_model(arguments, None) as model:
+        index = None if arguments.index is None else Index.open(arguments.index, model)
 
         def started(url: str) -> None:
             _log.info("%s: listening on %s", model.bundle.manifest.name, url)
@@ -317,7 +328,7 @@ def _serve(arguments: argparse.Namespace) -> None:
                 print_json({**where(model), "url": url})
                 sys.stdout.flush()
 
-        if not serve(model, config, started=started):
+        if not serve(model, config, index=index, started=started):
             sys.stdout.flush()
             os._exit(0)  # a library that is still at work would keep the process, or crash, while it is taken down
 

@@ -7,36 +7,46 @@ HTTP around it, and ``server`` listens. Only ``app``, ``metrics`` and ``server``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from krl_runtime.errors import require
+from krl_runtime.errors import UsageError, require
 
 from .config import ServeConfig
 
 if TYPE_CHECKING:
-    from krl_runtime.pipelines.classifier import Classifier
+    from krl_runtime.pipelines.image import ImagePipeline
+    from krl_runtime.retrieval.gallery import Index
 
 __all__ = ["serve"]
 
 
-def serve(model: Classifier, config: ServeConfig, *, started: Callable[[str], None] = lambda _: None) -> bool:
+def serve(
+    model: ImagePipeline[Any],
+    config: ServeConfig,
+    *,
+    index: Index | None = None,
+    started: Callable[[str], None] = lambda _: None,
+) -> bool:
     """Serve requests until the process is asked to stop (SIGINT or SIGTERM). Requests under way are finished.
 
     Args:
         model: The loaded model; it is not closed.
         config: Where to listen, and the limits.
+        index: What an embedding network searches in; ``None`` for one that only embeds.
         started: Called with the server's address once it listens.
 
     Returns:
         Whether all requests have ended; after ``config.grace_seconds`` they are given up, and their threads run on.
 
     Raises:
-        UsageError: The address cannot be listened on.
+        UsageError: The address cannot be listened on, or a classifier gets an index.
         BackendError: The model does not run.
         MissingExtraError: The extra ``serve`` is not installed.
     """
+    if index is not None and model.bundle.manifest.task != "embedding":
+        raise UsageError(f"bundle {model.bundle.path} searches in no index; give one with an embedding network alone")
     for library in ("starlette", "uvicorn", "prometheus_client"):
         require(library, extra="serve", purpose="serving a model over HTTP")
     from .server import run
 
-    return run(model, config, started)
+    return run(model, config, started, index)

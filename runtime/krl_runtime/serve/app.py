@@ -17,15 +17,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from krl_runtime._version import __version__
-from krl_runtime.bundle.further_inputs import IMAGE, column_names
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.image import ImagePipeline
+from krl_runtime.retrieval.gallery import Index
 
 from . import protocol
 from .config import ServeConfig
 from .encoding import ENCODINGS, TooLargeError, check_encoding
-from .forms import FORM, parse_form
+from .forms import FORM, is_form, sample_from
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service
 from .statistics import configuration
@@ -51,19 +52,20 @@ _POLICY = (
 _Handler = Callable[[Request, bytes], Coroutine[Any, Any, Response]]
 
 
-def make_app(model: Classifier, config: ServeConfig) -> Starlette:
+def make_app(model: ImagePipeline[Any], config: ServeConfig, index: Index | None = None) -> Starlette:
     """Return the server as an ASGI application; its lifespan ends the threads.
 
     Args:
         model: The loaded model.
         config: The limits; ``host`` and ``port`` are not used here.
+        index: What an embedding network searches in.
     """
-    return _Application(model, config).asgi()
+    return _Application(model, config, index).asgi()
 
 
 class _Application:
-    def __init__(self, model: Classifier, config: ServeConfig) -> None:
-        self._config = config
+    def __init__(self, model: ImagePipeline[Any], config: ServeConfig, index: Index | None) -> None:
+        self._config, self._gallery = config, index
         self._metrics = Metrics()
         self._service = Service(model, config, self._metrics)
         self._page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -84,7 +86,7 @@ class _Application:
         application = Starlette(
             routes=[
                 Route("/", self._show_page),
-                Route("/classify", self._guarded("classify", self._classify), methods=["POST"]),
+                *self._image_routes(),
                 Route("/metrics", self._show_metrics),
                 Route("/v2", self._server_metadata),
                 Route("/v2/health", self._health),
@@ -100,6 +102,14 @@ class _Application:
         application.router.redirect_slashes = False  # a redirection would be an answer that is not JSON
         application.state.service = self._service
         return application
+
+    def _image_routes(self) -> list[Route]:
+        """Return the routes that take an image as it is, by what the model gives for one."""
+        if isinstance(self._service.model, Classifier):
+            found = {"classify": self._classify}
+        else:
+            found = {"embed": self._embed, **({} if self._gallery is None else {"search": self._search})}
+        return [Route(f"/{name}", self._guarded(name, each), methods=["POST"]) for name, each in found.items()]
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -126,7 +136,9 @@ class _Application:
 
     async def _health(self, _: Request) -> Response:
         ready = await self._service.ready()
-        return JSONResponse({"live": True, "ready": ready, **self._service.status()}, 200 if ready else 503)
+        searches = {} if self._gallery is None else {"index": self._gallery.to_dict()}
+        status = {"live": True, "ready": ready, **self._service.status(), **searches}
+        return JSONResponse(status, 200 if ready else 503)
 
     async def _server_metadata(self, _: Request) -> Response:
         return JSONResponse({"name": "krl", "version": __version__, "extensions": list(protocol.EXTENSIONS)})
@@ -175,36 +187,38 @@ class _Application:
     # Requests that run the model
 
     async def _classify(self, request: Request, body: bytes) -> Response:
-        text = request.query_params.get("top_k", "5")
-        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
-            raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
-        return JSONResponse(await self._service.classify(self._sample(request, body), int(text)))
+        count, model = _top_k(request), self._service.model
+        return JSONResponse(
+            await self._service.respond(
+                self._sample(request, body),
+                lambda outputs: model.interpret_outputs(outputs, top_k=count)[0].to_dict(logits=False),
+            )
+        )
+
+    async def _embed(self, request: Request, body: bytes) -> Response:
+        model = self._service.model
+        return JSONResponse(
+            await self._service.respond(
+                self._sample(request, body), lambda outputs: model.interpret_outputs(outputs)[0].to_dict()
+            )
+        )
+
+    async def _search(self, request: Request, body: bytes) -> Response:
+        count, model, index = _top_k(request), self._service.model, self._gallery
+        assert index is not None  # noqa: S101  for the type checker: without it there is no such route
+
+        def found(outputs: dict[str, Any]) -> dict[str, Any]:
+            return index.search(model.interpret_outputs(outputs)[0], count)[0].to_dict()
+
+        return JSONResponse(await self._service.respond(self._sample(request, body), found, long=True))
 
     def _sample(self, request: Request, body: bytes) -> bytes | dict[str, bytes | str]:
-        """Return the image of a body; with further inputs or a form a sample, whose values are text or bytes of images.
-
-        Images are bytes in any case: text would be the path of a file of this machine.
-        """
+        """Return the image or the sample of a request; see ``forms.sample_from``."""
         content_type = request.headers.get("content-type", "")
-        is_form = content_type.partition(";")[0].strip().lower() == FORM
-        inputs = self._service.model.inputs
-        if not is_form and content_type.startswith("multipart/"):
+        if content_type.startswith("multipart/") and not is_form(content_type):
             raise HTTPException(415, f"a body of {content_type[:80]} is not accepted; send an image, or {FORM}")
-        if not is_form and not inputs:
-            return body
-        parts = parse_form(body, content_type) if is_form else {IMAGE: body}
-        images = {IMAGE, *column_names(inputs)[1]}
-        sample: dict[str, bytes | str] = {
-            name: value if name in images else value.decode("utf-8", "replace") for name, value in parts.items()
-        }
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "top_k"]
-        for name, value in query if inputs else ():
-            if name in images:
-                raise UsageError(f"{name!r} is an image; send it as a file of a form: curl -F {name}=@image.jpg")
-            if name in sample:
-                raise UsageError(f"{name!r:.100} is given twice; give it once")
-            sample[name] = value
-        return sample
+        return sample_from(body, content_type, query, self._service.model.inputs)
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         self._check_model(request)
@@ -300,6 +314,18 @@ class _Application:
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(f"the body is larger than {self._config.max_body_bytes} bytes, which is the limit")
+
+
+def _top_k(request: Request) -> int:
+    """Return how many classes or neighbors a request asks for.
+
+    Raises:
+        UsageError: It is no number from 1 on.
+    """
+    text = request.query_params.get("top_k", "5")
+    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
+        raise UsageError(f"top_k is {text!r}; accepted: 1 or more")
+    return int(text)
 
 
 def _no_memory() -> BusyError:

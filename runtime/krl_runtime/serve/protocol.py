@@ -13,7 +13,6 @@ import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -97,7 +96,7 @@ def parse(
         header_length: Length of its JSON part, if bytes of tensors follow.
         inputs: The model's inputs.
         outputs: The model's outputs.
-        labeled: Those beside the first one that have labels.
+        labeled: Those that have class names.
 
     Returns:
         The request; its arrays have the dtypes of ``inputs``, but any shape.
@@ -229,8 +228,11 @@ def _requested(
         classes = options.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise UsageError(f"output {name!r}: classification is {_values.repr(classes)}; accepted: 0 or more")
-        if classes and name != known[0] and name not in labeled:
-            raise UsageError(f"output {name!r} has no labels; classification is for {known[0]!r}")
+        if classes and name not in labeled:
+            accepted = (
+                f"classification is for {', '.join(map(repr, labeled))}" if labeled else "leave classification out"
+            )
+            raise UsageError(f"output {name!r} has no labels; {accepted}")
         binary = _accept(options.get("binary_data", default), bool, f"output {name!r}: binary_data")
         requested[name] = RequestedOutput(name, binary, classes)
     return tuple(requested.values()) or tuple(RequestedOutput(name, default) for name in known)
@@ -253,9 +255,8 @@ def render(
     outputs: Mapping[str, npt.NDArray[Any]],
     *,
     model: str,
-    labels: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
     parameters: Mapping[str, Any],
-    further_labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[bytes, int | None]:
     """Return the body of a response.
 
@@ -263,9 +264,8 @@ def render(
         request: The request.
         outputs: The model's outputs by name.
         model: Its name.
-        labels: Class names in the order of the logits.
+        labels: Class names of each output that has some, by its name.
         parameters: Further facts of the response.
-        further_labels: The class names of outputs beside the first one, by their names.
 
     Returns:
         The body, and the length of its JSON part if bytes of tensors follow.
@@ -277,7 +277,7 @@ def render(
     for wanted in request.outputs:
         array = outputs[wanted.name]
         if wanted.classes:
-            array = _best(array, wanted.classes, further_labels.get(wanted.name, labels))
+            array = _best(array, wanted.classes, labels[wanted.name])
         item: dict[str, Any] = {
             "name": wanted.name,
             "datatype": DATATYPES.get(array.dtype.name, "BYTES"),

@@ -8,13 +8,15 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from krl_runtime.bundle.tensors import zeros
 from krl_runtime.errors import UsageError
-from krl_runtime.pipelines.classifier import Classifier
+from krl_runtime.pipelines.image import ImagePipeline
+from krl_runtime.retrieval.gallery import Index
 
 from .app import make_app
 from .config import ServeConfig
@@ -27,12 +29,14 @@ _log = logging.getLogger("krl")
 _BACKLOG = 1024  # connections that the system takes before the server does; Linux caps it at net.core.somaxconn
 
 
-def run(model: Classifier, config: ServeConfig, started: Callable[[str], None]) -> bool:
+def run(
+    model: ImagePipeline[Any], config: ServeConfig, started: Callable[[str], None], index: Index | None = None
+) -> bool:
     """See ``krl_runtime.serve.serve``."""
     # This run takes the extra time of the first inference. A model that does not run never listens.
-    model.logits(zeros(model.bundle.manifest.inputs))
+    model.run(zeros(model.bundle.manifest.inputs))
     listener = listen(config.host, config.port)
-    app = make_app(model, config)
+    app = make_app(model, config, index)
     server = make_server(app, config)
     with listener, _stops_quietly():
         started(address(listener))

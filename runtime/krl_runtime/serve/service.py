@@ -17,7 +17,7 @@ from krl_runtime.errors import BackendError, ImageError, KrlError, UsageError
 from krl_runtime.images.formats import open_header
 from krl_runtime.images.work import ImageSizeError
 from krl_runtime.pipelines.batching import Batcher
-from krl_runtime.pipelines.classifier import Classification, Classifier
+from krl_runtime.pipelines.image import ImagePipeline
 
 from . import protocol
 from .config import ServeConfig
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 
     from krl_runtime.bundle import Bundle
 
-__all__ = ["BusyError", "Observer", "Service"]
+__all__ = ["BusyError", "Interpret", "Observer", "Service"]
 
 _log = logging.getLogger("krl")
 
 _T = TypeVar("_T")
 
 _Outputs: TypeAlias = "dict[str, npt.NDArray[Any]]"
+
+Interpret: TypeAlias = "Callable[[_Outputs], dict[str, Any]]"
+"""From the outputs of the network for one image, by name, to plain JSON types."""
 
 
 class BusyError(KrlError):
@@ -73,7 +76,7 @@ class _Stopwatch:
 class _Network:
     """The network as ``Batcher`` runs it: prepared inputs in, all outputs of each out, for both kinds of requests."""
 
-    def __init__(self, model: Classifier, observer: Observer) -> None:
+    def __init__(self, model: ImagePipeline[Any], observer: Observer) -> None:
         self._model, self._observer = model, observer
         self.input = model.bundle.manifest.inputs[0].name
 
@@ -104,7 +107,7 @@ class Service:
         model: The model; it is not closed here.
     """
 
-    def __init__(self, model: Classifier, config: ServeConfig, observer: Observer) -> None:
+    def __init__(self, model: ImagePipeline[Any], config: ServeConfig, observer: Observer) -> None:
         self.model = model
         self._config = config
         self._observer = observer
@@ -191,6 +194,7 @@ class Service:
         names = [name for each in self.model.inputs for name in each.names]
         return {
             "model": self.name,
+            "task": self.model.bundle.manifest.task,
             "backend": backend.name,
             "variant": backend.variant,
             "reason": backend.reason,
@@ -218,12 +222,15 @@ class Service:
         """
         self._run(zeros(self.model.bundle.manifest.inputs))
 
-    async def classify(self, sample: bytes | Mapping[str, bytes | str], top_k: int) -> dict[str, Any]:
-        """Classify one encoded image, or a sample with further inputs.
+    async def respond(
+        self, sample: bytes | Mapping[str, bytes | str], interpret: Interpret, *, long: bool = False
+    ) -> dict[str, Any]:
+        """Run the network on one encoded image, or a sample with further inputs, and interpret its outputs.
 
         Args:
             sample: The image as a file holds it; with further inputs images as bytes and values as text, by name.
-            top_k: Number of classes in the result.
+            interpret: From the outputs ``[1, ...]`` by name to plain JSON types.
+            long: Whether that takes more than a moment, so that it must not hold up other requests.
 
         Returns:
             Plain JSON types: the result, what ran, and ``time_ms`` for each stage.
@@ -233,17 +240,16 @@ class Service:
             ImageError: It cannot be decoded.
             UsageError: A further input is missing, unknown or not accepted.
             BackendError: The device failed.
-            ModelError: A logit is not a finite number.
+            ModelError: An output is not a finite number.
         """
         watch = _Stopwatch(self._observer)
         if self._batcher is None:
-            result = await self._in_thread(lambda: self._classify(sample, top_k, watch))
+            values = await self._in_thread(lambda: self._respond(sample, interpret, watch))
         else:
             prepared = await self._in_thread(lambda: self._prepare(sample, watch))
             outputs = await self._run_with_others(self._batcher, [prepared])
             watch.lap("inference")
-            result = self._interpret(outputs, top_k)
-        values = result.to_dict(logits=False)
+            values = await self._in_thread(lambda: interpret(outputs)) if long else interpret(outputs)
         backend = self.model.backend
         times = {stage: seconds * 1e3 for stage, seconds in watch.seconds.items()}
         where = {"model": self.name, "backend": backend.name, "variant": backend.variant}
@@ -293,10 +299,12 @@ class Service:
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
-    def _classify(self, sample: bytes | Mapping[str, bytes | str], top_k: int, watch: _Stopwatch) -> Classification:
+    def _respond(
+        self, sample: bytes | Mapping[str, bytes | str], interpret: Interpret, watch: _Stopwatch
+    ) -> dict[str, Any]:
         outputs = self._run({name: array[None] for name, array in self._prepare(sample, watch).items()})
         watch.lap("inference")
-        return self._interpret(outputs, top_k)
+        return interpret(outputs)
 
     def _prepare(self, sample: bytes | Mapping[str, bytes | str], watch: _Stopwatch) -> Mapping[str, npt.NDArray[Any]]:
         """Return the inputs of the graph by name, without a batch dimension."""
@@ -307,9 +315,6 @@ class Service:
         prepared = self.model.prepare(sample)
         watch.lap("preprocess")
         return prepared if isinstance(prepared, Mapping) else {self._network.input: prepared}
-
-    def _interpret(self, outputs: _Outputs, top_k: int) -> Classification:
-        return self.model.interpret_outputs(outputs, top_k=top_k)[0]
 
     async def _run_with_others(self, batcher: Batcher[_Outputs], prepared: Sequence[Arrays]) -> _Outputs:
         """Run the images of one request in batches that images of other requests share."""
@@ -343,7 +348,7 @@ class Service:
     def _parse(self, body: bytes, header_length: int | None, watch: _Stopwatch) -> protocol.InferRequest:
         watch.lap("queue")
         manifest = self.model.bundle.manifest
-        labeled = [head.output for head in self.model.heads]
+        labeled = self.model.labels_of_outputs
         request = protocol.parse(body, header_length, manifest.inputs, manifest.outputs, labeled)
         try:
             check_inputs(manifest.inputs, request.inputs)
@@ -353,12 +358,10 @@ class Service:
         return request
 
     def _render(self, request: protocol.InferRequest, outputs: _Outputs) -> tuple[bytes, int | None]:
-        backend, labels = self.model.backend, self.model.labels
-        further = {head.output: head.labels for head in self.model.heads}
+        backend = self.model.backend
         where = {"backend": backend.name, "variant": backend.variant}
-        return protocol.render(
-            request, outputs, model=self.name, labels=labels, parameters=where, further_labels=further
-        )
+        labels = self.model.labels_of_outputs
+        return protocol.render(request, outputs, model=self.name, labels=labels, parameters=where)
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the network in parts of a bounded size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from krl_compress.config import DistillConfig, EmbeddingStudentConfig, LossConfi
 from krl_compress.distillation.distill import prepare
 from krl_runtime.errors import UsageError
 from krl_train import fit
-from krl_train.config import LoopConfig
+from krl_train.config import DataConfig, LoopConfig
 from krl_train.data import load_split
 from krl_train.run import Run
 
@@ -60,6 +61,18 @@ def test_a_student_comes_to_lie_where_the_teacher_does(teacher: Path, tmp_path: 
 def test_the_default_terms_are_the_teachers_loss_and_the_cosine(teacher: Path, tmp_path: Path) -> None:
     job: Any = prepare(DistillConfig(teacher=(str(teacher),), student="resnet8", out=tmp_path / "student"))
     assert [term.name for term in job.terms] == ["contrastive", "cosine"]
+
+
+def test_on_other_data_a_teachers_classes_are_held_out_where_they_are_there(teacher: Path, tmp_path: Path) -> None:
+    for kind, count in (("all", 10), ("some", 9)):
+        write_digits(tmp_path / kind, per_class=4, val_per_class=2)
+        for name in range(count, 10):
+            for split in ("train", "val"):
+                shutil.rmtree(tmp_path / kind / split / str(name))
+        options: Any = {"teacher": (str(teacher),), "student": "resnet8", "out": tmp_path / "student"}
+        job: Any = prepare(DistillConfig(**options, data=DataConfig(data=str(tmp_path / kind))))
+        trained = set(job.training.train.labels.tolist())
+        assert trained == (set(range(8)) if kind == "all" else set(range(9)))
 
 
 @pytest.mark.parametrize("loss", ["rkd", "sp", "pkt", "cc", "cosine"])
@@ -107,3 +120,9 @@ def test_what_cannot_be_is_refused(
 def test_one_teacher_that_is_a_run_is_accepted(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="embeddings are distilled from one teacher"):
         distill(teacher=(str(teacher), str(teacher)), student="resnet8", out=tmp_path / "student", **SHORT)
+
+
+def test_a_search_is_refused(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("search", "--teacher", str(teacher), "--budget", "latency=1ms", "--out", str(tmp_path / "search"))
+    assert main(list(given)) == 2
+    assert "is a network of embeddings; a search takes" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_other_tasks_are_refused(run, tmp_path: Path, images: list[Path], comman
 def test_serve_refuses_what_makes_images(run, generator: Path):
     code, _, error = run("serve", generator)
     assert code == 2
-    assert "is for the task 'generation'; a bundle for classification is needed here" in error
+    assert "is for the task 'generation'; a bundle for classification or embedding is needed here" in error
 
 
 def test_info(run, generator: Path, restorer: Path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krl_runtime import Classifier, load
+from krl_runtime import load
 from krl_runtime.serve.config import ServeConfig
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
@@ -35,7 +35,7 @@ class Answer:
 class Running:
     """A server that runs, and what it runs."""
 
-    model: Classifier
+    model: Any
     host: str
     port: int
     server: Any = field(repr=False)
@@ -64,13 +64,13 @@ class Running:
 
 
 @contextmanager
-def running(model: Classifier, **limits: Any) -> Iterator[Running]:
+def running(model: Any, index: Any = None, **limits: Any) -> Iterator[Running]:
     from krl_runtime.serve.app import make_app
     from krl_runtime.serve.server import listen, make_server
 
     config = ServeConfig(port=0, **{"workers": 2, "grace_seconds": 5, **limits})
     listener = listen(config.host, config.port)
-    server = make_server(make_app(model, config), config)
+    server = make_server(make_app(model, config, index), config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

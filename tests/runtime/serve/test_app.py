@@ -50,6 +50,7 @@ def test_health_tells_what_really_runs(server):
         "live": True,
         "ready": True,
         "model": "tiny",
+        "task": "classification",
         "backend": "onnxruntime-cpu",
         "variant": "fp32",
         "reason": backend.reason,

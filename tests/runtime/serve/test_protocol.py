@@ -12,6 +12,7 @@ from krl_runtime.bundle import TensorSpec
 from krl_runtime.serve import protocol
 
 INPUTS = (TensorSpec("pixels", "uint8", ("batch", 2)), TensorSpec("scale", "float16", (1,)))
+LABELS = {"logits": ("a", "b", "c")}
 OUTPUTS = (TensorSpec("logits", "float32", ("batch", 3)),)
 
 
@@ -26,7 +27,7 @@ def scale(value: object) -> dict:
 def parse(values: object, tail: bytes = b"", header: int | None = None) -> protocol.InferRequest:
     text = values if isinstance(values, bytes) else json.dumps(values).encode()
     length = header if header is not None else len(text) if tail else None
-    return protocol.parse(text + tail, length, INPUTS, OUTPUTS)
+    return protocol.parse(text + tail, length, INPUTS, OUTPUTS, ("logits",))
 
 
 def test_json():
@@ -192,7 +193,9 @@ def test_memory_of_a_refused_request_is_a_few_times_its_size():
 
 def test_an_id_may_be_any_string():
     request = parse(b'{"inputs": [], "id": "\\ud800 \xc3\xbc"}')
-    body, _ = protocol.render(request, {"logits": LOGITS}, model="net", labels=("a", "b", "c"), parameters={})
+    body, _ = protocol.render(
+        request, {"logits": LOGITS}, model="net", labels={"logits": ("a", "b", "c")}, parameters={}
+    )
     assert json.loads(body)["id"] == "\ud800 ü"
 
 
@@ -200,7 +203,7 @@ def test_only_the_output_with_labels_has_classes():
     outputs = (*OUTPUTS, TensorSpec("features", "float32", ("batch", 7)))
     asked = {"inputs": [pixels()], "outputs": [{"name": "features", "parameters": {"classification": 2}}]}
     with pytest.raises(UsageError, match="output 'features' has no labels; classification is for 'logits'"):
-        protocol.parse(json.dumps(asked).encode(), None, INPUTS, outputs)
+        protocol.parse(json.dumps(asked).encode(), None, INPUTS, outputs, ("logits",))
 
 
 def test_lengths_that_do_not_fit():
@@ -219,7 +222,7 @@ LOGITS = np.array([[0.25, 3, -1], [5, 1.5, 5]], np.float32)
 
 def render(request: protocol.InferRequest, logits: np.ndarray = LOGITS) -> tuple[dict, bytes]:
     body, length = protocol.render(
-        request, {"logits": logits}, model="net", labels=("a", "b", "ü:c"), parameters={"backend": "x"}
+        request, {"logits": logits}, model="net", labels={"logits": ("a", "b", "ü:c")}, parameters={"backend": "x"}
     )
     return json.loads(body[:length]), b"" if length is None else body[length:]
 

@@ -18,6 +18,7 @@ from krl_train import evaluate
 from krl_train.cli import main
 from krl_train.config import DataConfig, EmbeddingConfig, FitConfig, LoopConfig, OptimConfig, TransferConfig
 from krl_train.data import load_split
+from krl_train.metrics.retrieval import check_measurable
 from krl_train.models.embedders import EmbeddingNetwork
 from krl_train.run import Run
 from krl_train.training.fit import fit
@@ -123,6 +124,32 @@ def test_it_starts_from_a_classifier_and_from_embeddings(run: Run, images: Path,
         fit(FitConfig(out=tmp_path / "no", data=data, loop=loop, transfer=TransferConfig(str(run.path))))
 
 
+def test_a_start_keeps_its_embeddings_unless_others_are_asked_for(run: Run, images: Path, tmp_path: Path) -> None:
+    start, loop, optim = TransferConfig(str(run.path)), replace(LOOP, epochs=1), OptimConfig(lr=1e-9)
+    given = {"model": "", "loop": loop, "transfer": start, "optim": optim}
+    kept = fit(config(images, tmp_path / "kept", EmbeddingConfig(), **given))
+    assert torch.allclose(kept.state()["linear.weight"], run.state()["linear.weight"], atol=1e-5)
+    other = fit(config(images, tmp_path / "other", EmbeddingConfig(embedding_dim=4), **given))
+    assert other.state()["linear.weight"].shape[0] == 4
+    fresh = fit(config(images, tmp_path / "fresh", EmbeddingConfig(), loop=loop))
+    assert fresh.record.model.num_classes == 128
+
+
+def test_images_of_one_class_measure_nothing() -> None:
+    check_measurable(np.array([0, 0, 1]))
+    with pytest.raises(DataError, match="all 20 images are of one class, so that each finds its own"):
+        check_measurable(np.full(20, 3))
+    with pytest.raises(DataError, match="no image has another one of its class"):
+        check_measurable(np.arange(20))
+
+
+def test_the_command_shows_what_was_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run.path), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{run.record.metrics['recall_at_1']:.4g}"[:5] in shown
+    assert "recall_at_5" in shown
+
+
 def test_a_run_of_embeddings_is_no_classifier(run: Run) -> None:
     assert isinstance(run.module(), EmbeddingNetwork)
     with pytest.raises(RunError, match="a classifier is needed here"):
@@ -134,6 +161,8 @@ def test_a_run_of_embeddings_is_no_classifier(run: Run) -> None:
     [
         ({"held_out_classes": ("8", "x")}, {}, UsageError, "names 'x', which"),
         ({"held_out_classes": tuple("012345678")}, {}, UsageError, "leaves 1 to train on"),
+        ({"held_out_classes": ("9",)}, {}, UsageError, "holds out '9' alone"),
+        ({}, {"data": {"val_limit": 10}}, DataError, "no image has another one of its class"),
         ({"embedding_loss": "triplet", "images_per_class": 30}, {}, UsageError, "has no room for 30 images"),
     ],
 )
@@ -145,8 +174,11 @@ def test_bad_options_are_refused(
     images: Path,
     tmp_path: Path,
 ) -> None:
+    given = {name: DataConfig(data=str(images), **value) for name, value in changes.items()}
     with pytest.raises(error, match=message):
-        fit(config(images, tmp_path / "run", EmbeddingConfig(**asked), **changes))
+        fit(config(images, tmp_path / "run", EmbeddingConfig(**asked), **given))
+    if error is DataError:
+        assert not (tmp_path / "run").exists()  # before anything is trained
 
 
 def test_one_image_of_each_class_teaches_nothing(images: Path, tmp_path: Path) -> None:

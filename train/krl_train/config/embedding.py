@@ -23,8 +23,8 @@ _IMAGES_PER_CLASS = 4  # of each class in a batch: the usual number in studies o
 class EmbeddingConfig:
     """Embeddings: images of one class close together, those of others far apart."""
 
-    embedding_dim: int = 128
-    """Numbers of an embedding; it has length 1."""
+    embedding_dim: int | None = None
+    """Numbers of an embedding, which has length 1: 128, or those of the run of embeddings that --from names."""
     embedding_loss: EmbeddingLoss = "proxy-anchor"
     """Proxies of the classes (proxy-anchor), pairs (contrastive, multi-similarity, supcon), or triplets."""
     margin: Advanced[float | None] = None

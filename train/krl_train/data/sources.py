@@ -114,8 +114,13 @@ class Source:
         """Return the data set with classes that are for validation alone; the others are then for training alone.
 
         Raises:
-            UsageError: A class is not there, or fewer than two would be left to train on.
+            UsageError: A class is not there, it is the only one, or fewer than two would be left to train on.
         """
+        if len(set(classes)) == 1 and classes[0] in self.labels:
+            raise UsageError(
+                f"--held-out-classes holds out {classes[0]!r} alone, and among images of one class each finds its own; "
+                "hold out two or more"
+            )
         unknown = [name for name in classes if name not in self.labels]
         left = len(self.labels) - len(set(classes))
         if unknown or (classes and left < 2):
@@ -281,7 +286,7 @@ def _open(config: DataConfig, classes: bool, columns: Columns) -> Source:
             "of images with a column 'label'"
         )
     if classes and len(folder.labels) < 2:
-        raise DataError(f"{root} has one class, {folder.labels[0]!r}; a classifier needs two or more")
+        raise DataError(f"{root} has one class, {folder.labels[0]!r}; two or more are needed")
     size, channels = _peek(folder)
     flip = _keeps_labels_mirrored(folder)
     name, several = str(root.resolve()), folder.multi_label
@@ -297,7 +302,7 @@ def _keeps_labels_mirrored(folder: ImageFolder) -> bool:
 def _custom(config: DataConfig, name: str, classes: bool) -> Source:
     images = open_custom(name, config.memory_limit_mb * 2**20)
     if classes and len(images.labels) < 2:
-        raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; a classifier needs two or more")
+        raise DataError(f"data {images.name} has one class, {images.labels[0]!r}; two or more are needed")
     size = images.size if images.size is not None and max(images.size) <= LARGEST_NATIVE else None
     flip = keeps_class_mirrored(images.labels)
     return Source(images.name, images.labels, images.channels, size, flip=flip, config=config, custom=images)

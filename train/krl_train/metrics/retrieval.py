@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torchmetrics import CatMetric
@@ -16,7 +18,23 @@ from krl_train.worker import Worker
 
 from .classification import outputs_of
 
-__all__ = ["evaluate_embedder"]
+__all__ = ["check_measurable", "evaluate_embedder"]
+
+
+def check_measurable(labels: npt.NDArray[np.int64]) -> None:
+    """Check that images with these labels, ``[N]``, tell embeddings of one class from those of another.
+
+    Raises:
+        DataError: No label is on two images, or all images have the same one.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    if counts.max(initial=0) < 2:
+        raise DataError("retrieval cannot be measured: no image has another one of its class; give two or more of each")
+    if len(counts) < 2:
+        raise DataError(
+            f"retrieval cannot be measured: all {len(labels)} images are of one class, so that each finds its own; "
+            "give images of two or more classes"
+        )
 
 
 @torch.no_grad()
@@ -34,8 +52,9 @@ def evaluate_embedder(network: nn.Module, data: PixelSet, worker: Worker, *, bat
         error, ``recall_at_5``, and ``map_at_r`` (mean average precision among as many images as the class has others).
 
     Raises:
-        DataError: No image has another one of its class.
+        DataError: See ``check_measurable``.
     """
+    check_measurable(data.labels.numpy())
     kept = {"embeddings": CatMetric(), "labels": CatMetric()}  # of all processes, once they are computed
     for metric in kept.values():
         metric.to(worker.device)
@@ -46,8 +65,7 @@ def evaluate_embedder(network: nn.Module, data: PixelSet, worker: Worker, *, bat
     truth = labels.astype("int64")
     matches, counted = label_matches(embeddings, truth, 5)
     precision = mean_average_precision_at_r(embeddings, truth)
-    if precision is None:
-        raise DataError("retrieval cannot be measured: no image has another one of its class; give two or more of each")
+    assert precision is not None  # noqa: S101  for the type checker: it was checked
     first = float(matches[counted, 0].mean())
     return {
         "count": int(counted.sum()),

@@ -9,11 +9,22 @@ from pathlib import Path
 import torch
 
 from krl_runtime.errors import DataError, UsageError
-from krl_train.config import DataConfig, EmbeddingConfig, FitConfig, LoopConfig, OptimConfig, plan_loop, to_plain
+from krl_runtime.images.preprocessing import Preprocessing
+from krl_train.config import (
+    AugmentConfig,
+    DataConfig,
+    EmbeddingConfig,
+    FitConfig,
+    LoopConfig,
+    OptimConfig,
+    plan_loop,
+    to_plain,
+)
 from krl_train.custom import sources_of
 from krl_train.data import PixelSet, Source, open_source, preprocessing_for
 from krl_train.data.splits import Training, read_training
 from krl_train.loop import BatchStream
+from krl_train.metrics.retrieval import check_measurable
 from krl_train.models import Network
 from krl_train.models.custom import custom_arguments
 from krl_train.models.embedders import EmbeddingNetwork, build_embedder
@@ -28,9 +39,11 @@ from .start import initialize_from, parent_of, start_arguments, start_run, trans
 from .train import network_size, train_task
 from .view_sheet import write_view_sheet
 
-__all__ = ["fit", "open_labeled", "per_class", "start_embedder", "train_embedder"]
+__all__ = ["fit", "open_labeled", "per_class", "read_labeled", "start_embedder", "train_embedder"]
 
 _log = logging.getLogger("krl")
+
+_NUMBERS = 128  # of an embedding: 512 bytes for each image that is searched; Kim et al. (2020) measure 64 to 1024
 
 
 def fit(config: FitConfig) -> Run:
@@ -49,9 +62,10 @@ def fit(config: FitConfig) -> Run:
         pretrained=config.pretrained and init is None,
         trained=init.record.preprocessing if init else None,
     )
-    training = read_training(source, preprocessing, config.augment, config.loop.seed)
+    training = read_labeled(source, preprocessing, config.augment, config.loop.seed)
+    size = _size(asked, init)
     arguments = start_arguments(init, config.model) | custom_arguments(config.model, preprocessing.shape)
-    spec = ModelSpec(config.model, asked.embedding_dim, preprocessing.channels, arguments)
+    spec = ModelSpec(config.model, size, preprocessing.channels, arguments)
     torch.manual_seed(config.loop.seed)
     network = build_embedder(spec, preprocessing, pretrained=config.pretrained)
     starts = init is not None or config.pretrained
@@ -68,7 +82,7 @@ def fit(config: FitConfig) -> Run:
         parent=parent_of(init, config.model, network, transferred),
         sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
-    loss = MetricLoss(asked.embedding_loss, len(source.labels), asked.embedding_dim, margin=asked.margin)
+    loss = MetricLoss(asked.embedding_loss, len(source.labels), size, margin=asked.margin)
     objective = transferring(MetricLearning(network, loss), config.transfer, transferred, config.model)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
@@ -98,18 +112,35 @@ def open_labeled(config: DataConfig, held_out: Sequence[str], seed: int) -> Sour
     return source.holding_out(held_out)
 
 
-def per_class(train: PixelSet, config: EmbeddingConfig) -> int:
-    """Return how many images of a class come together in a batch, with a check that there are as many.
+def read_labeled(source: Source, preprocessing: Preprocessing, augment: AugmentConfig, seed: int) -> Training:
+    """Read images that embeddings can be learned from and measured on; see ``read_training``.
 
     Raises:
-        DataError: No class has two images, so that there is no pair to learn from.
+        DataError: No class has two training images, or retrieval cannot be measured on the validation images.
     """
-    most = int(torch.bincount(train.labels).max())
-    if most < 2:
+    training = read_training(source, preprocessing, augment, seed)
+    if int(torch.bincount(training.train.labels).max()) < 2:
         raise DataError("each class has one training image; embeddings are learned from two or more of a class")
+    try:
+        check_measurable(training.val.labels.numpy())
+    except DataError as error:
+        raise DataError(f"the validation images of {source.name}: {error}") from error
+    return training
+
+
+def per_class(train: PixelSet, config: EmbeddingConfig) -> int:
+    """Return how many images of a class come together in a batch: no more than the largest class has."""
+    most = int(torch.bincount(train.labels).max())
     if config.per_class > most:
         _log.info("plan: %d images of a class in a batch; none has more", most)
     return min(config.per_class, most)
+
+
+def _size(asked: EmbeddingConfig, init: Run | None) -> int:
+    """Return how many numbers an embedding gets."""
+    if asked.embedding_dim is not None:
+        return asked.embedding_dim
+    return init.record.model.num_classes if init is not None and init.record.task == "embedding" else _NUMBERS
 
 
 def start_embedder(network: EmbeddingNetwork, run: Run | None) -> frozenset[str]:

@@ -125,7 +125,7 @@ def initialize_from(network: nn.Module, run: Run, *, new: Collection[str] = ()) 
     load_weights(backbone, {**mine, **fitting})
     left = sorted(set(mine) - set(fitting))
     if left:
-        _log.info("new last layer, for other labels: %s", ", ".join(left))
+        _log.info("new last layer, for other outputs: %s", ", ".join(left))
     return frozenset(fitting)
 
 
