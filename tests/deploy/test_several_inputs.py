@@ -177,7 +177,7 @@ def test_none_of_these_is_calibrated_on_all_inputs(run: Path, listed: Path, tmp_
 def test_rtx_builds_an_engine_with_a_range_for_each_input(bundle: Bundle):
     real_rtx()
     krl_deploy.fp16(bundle=bundle.path, accept_unmeasured=True)
-    krl_deploy.build_engine(model=bundle.path, target="rtx", precision="fp16", profile=(1, 2, 4))
+    krl_deploy.build_engine(model=bundle.path, target="rtx", precision="fp16", profile="1,2,4")
     (engine,) = Bundle.open(bundle.path).engines.values()
     assert engine.profile == (1, 2, 4)
 

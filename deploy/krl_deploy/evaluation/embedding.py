@@ -57,7 +57,7 @@ class Embedding(LabeledImages):
         return {"recall_drop_points": largest_drop(scores), **judged(verdict)}
 
     def remark(self, count: int, scores: Mapping[str, RetrievalScore]) -> str:
-        """Return what the images resolve; see ``Task.remark``."""
+        """Return the resolution of the images; see ``Task.remark``."""
         reference, *_ = scores.values()
         if reference.recall_at_1_error is None:
             return f"{count} images without two of a class; one is worth {100 / count:.2g} points of agreement"

@@ -20,7 +20,7 @@ __all__ = ["samples_of"]
 def samples_of(
     inputs: Sequence[FurtherInput], paths: Sequence[Path], options: Sequence[str], on_bad: OnBadImage
 ) -> dict[Path, Any]:
-    """Return what the model classifies, by file.
+    """Return the samples to classify, by file.
 
     Args:
         inputs: The model's further inputs.

@@ -18,7 +18,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from krl_runtime._version import __version__
-from krl_runtime.bundle.further_inputs import IMAGE, column_names
 from krl_runtime.errors import ImageError, KrlError, UsageError
 from krl_runtime.pipelines.batching import OverloadedError
 from krl_runtime.pipelines.classifier import Classifier
@@ -28,7 +27,7 @@ from krl_runtime.retrieval.gallery import Index
 from . import protocol
 from .config import ServeConfig
 from .encoding import ENCODINGS, TooLargeError, check_encoding
-from .forms import FORM, parse_form
+from .forms import FORM, is_form, sample_from
 from .metrics import CONTENT_TYPE, Metrics
 from .service import BusyError, Service
 from .statistics import configuration
@@ -200,9 +199,11 @@ class _Application:
         )
 
     async def _embed(self, request: Request, body: bytes) -> Response:
-        sample, model = self._sample(request, body), self._service.model
+        model = self._service.model
         return JSONResponse(
-            await self._service.respond(sample, lambda outputs: model.interpret_outputs(outputs)[0].to_dict())
+            await self._service.respond(
+                self._sample(request, body), lambda outputs: model.interpret_outputs(outputs)[0].to_dict()
+            )
         )
 
     async def _search(self, request: Request, body: bytes) -> Response:
@@ -215,30 +216,12 @@ class _Application:
         return JSONResponse(await self._service.respond(self._sample(request, body), found, long=True))
 
     def _sample(self, request: Request, body: bytes) -> bytes | dict[str, bytes | str]:
-        """Return the image of a body; with further inputs or a form a sample, whose values are text or bytes of images.
-
-        Images are bytes in any case: text would be the path of a file of this machine.
-        """
+        """Return the image or the sample of a request; see ``forms.sample_from``."""
         content_type = request.headers.get("content-type", "")
-        is_form = content_type.partition(";")[0].strip().lower() == FORM
-        inputs = self._service.model.inputs
-        if not is_form and content_type.startswith("multipart/"):
+        if content_type.startswith("multipart/") and not is_form(content_type):
             raise HTTPException(415, f"a body of {content_type[:80]} is not accepted; send an image, or {FORM}")
-        if not is_form and not inputs:
-            return body
-        parts = parse_form(body, content_type) if is_form else {IMAGE: body}
-        images = {IMAGE, *column_names(inputs)[1]}
-        sample: dict[str, bytes | str] = {
-            name: value if name in images else value.decode("utf-8", "replace") for name, value in parts.items()
-        }
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "top_k"]
-        for name, value in query if inputs else ():
-            if name in images:
-                raise UsageError(f"{name!r} is an image; send it as a file of a form: curl -F {name}=@image.jpg")
-            if name in sample:
-                raise UsageError(f"{name!r:.100} is given twice; give it once")
-            sample[name] = value
-        return sample
+        return sample_from(body, content_type, query, self._service.model.inputs)
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         self._check_model(request)
@@ -341,7 +324,6 @@ def _top_k(request: Request) -> int:
 
     Raises:
         UsageError: It is no number from 1 on.
-        HTTPException: The body is a form.
     """
     text = request.query_params.get("top_k", "5")
     if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from email.errors import MessageError
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import HTTP
 
+from krl_runtime.bundle.further_inputs import IMAGE, FurtherInput, column_names
 from krl_runtime.errors import UsageError
 
-__all__ = ["FORM", "parse_form"]
+__all__ = ["FORM", "is_form", "parse_form", "sample_from"]
 
 FORM = "multipart/form-data"
 """Content-Type of a form with files."""
@@ -17,6 +19,43 @@ FORM = "multipart/form-data"
 _MOST_PARTS = 1100  # attributes and images of a sample; a model has a thousand attributes at most
 _MOST_HEADER = 4096  # bytes of a part's header; real ones have some hundred
 _MOST_BOUNDARY = 70  # letters, as RFC 2046 has it
+
+
+def is_form(content_type: str) -> bool:
+    """Return whether a Content-Type is that of a form with files."""
+    return content_type.partition(";")[0].strip().lower() == FORM
+
+
+def sample_from(
+    body: bytes, content_type: str, query: Sequence[tuple[str, str]], inputs: Sequence[FurtherInput]
+) -> bytes | dict[str, bytes | str]:
+    """Return the image of a body; of a form, or for further inputs, a sample as a model's ``prepare`` takes it.
+
+    Images are bytes in any case: text would be the path of a file of this machine.
+
+    Args:
+        body: An encoded image, or a form.
+        content_type: The header of the request.
+        query: Names and values of the address, which are further inputs.
+        inputs: The model's further inputs; without any, the query means nothing.
+
+    Raises:
+        UsageError: The form cannot be read, a name is given twice, or text is given for an image.
+    """
+    if not is_form(content_type) and not inputs:
+        return body
+    parts = parse_form(body, content_type) if is_form(content_type) else {IMAGE: body}
+    images = {IMAGE, *column_names(inputs)[1]}
+    sample: dict[str, bytes | str] = {
+        name: value if name in images else value.decode("utf-8", "replace") for name, value in parts.items()
+    }
+    for name, value in query if inputs else ():
+        if name in images:
+            raise UsageError(f"{name!r} is an image; send it as a file of a form: curl -F {name}=@image.jpg")
+        if name in sample:
+            raise UsageError(f"{name!r:.100} is given twice; give it once")
+        sample[name] = value
+    return sample
 
 
 def parse_form(body: bytes, content_type: str) -> dict[str, bytes]:

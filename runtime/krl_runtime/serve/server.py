@@ -34,7 +34,7 @@ def run(
 ) -> bool:
     """See ``krl_runtime.serve.serve``."""
     # This run takes the extra time of the first inference. A model that does not run never listens.
-    model.backend.run(zeros(model.bundle.manifest.inputs))
+    model.run(zeros(model.bundle.manifest.inputs))
     if index is not None:
         index.neighbors(index.vectors[:1], 1)  # loads its graph, if it has one
     listener = listen(config.host, config.port)

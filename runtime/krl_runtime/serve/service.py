@@ -225,7 +225,7 @@ class Service:
     async def respond(
         self, sample: bytes | Mapping[str, bytes | str], interpret: Interpret, *, long: bool = False
     ) -> dict[str, Any]:
-        """Run the network on one encoded image, or on a sample with further inputs, and interpret its outputs.
+        """Run the network on one encoded image, or a sample with further inputs, and interpret its outputs.
 
         Args:
             sample: The image as a file holds it; with further inputs images as bytes and values as text, by name.

@@ -15,10 +15,13 @@ from PIL import Image
 
 from _helpers.bundles import write_bundle
 from krl_runtime import Preprocessing
+from krl_runtime.attributes import AttributeInput, Category, Number
 from krl_runtime.bundle import Engine, Manifest, TensorSpec, Variant, names, output_kind
+from krl_runtime.bundle.further_inputs import INPUTS
 from krl_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry
 from krl_runtime.files import dump_json
 from krl_runtime.images import preprocessing as module
+from krl_runtime.images.descriptors import ColorHistogram, Lbp
 
 PAGE = (Path(__file__).parents[3] / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 
@@ -80,7 +83,7 @@ def test_files_are_those_of_the_code():
 def test_settings_and_words_are_those_of_the_code():
     classification = section("Classification")
     settings = {row[0].strip("`") for row in rows(classification, "setting")}
-    assert settings == {output_kind.OUTPUT_KIND, output_kind.LEAST_SCORE}
+    assert settings == {output_kind.OUTPUT_KIND, output_kind.LEAST_SCORE, INPUTS}
     kinds = [row[0].strip("`") for row in rows(classification, "output_kind")]
     assert kinds == list(get_args(output_kind.OutputKind))
     assert {row[0].strip("`") for row in rows(section("Resize"), "interpolation")} | {"nearest"} == {
@@ -226,3 +229,27 @@ def test_cmyk_becomes_rgb_as_the_page_says():
     rest = 255 - inks[..., 3:].astype(int)
     expected = np.clip(rest - np.floor(inks[..., :3] * rest / 255 + 0.5), 0, 255)
     assert (made == expected).all()
+
+
+def test_the_example_of_attributes():
+    found = re.search(
+        r"values `(\w+)` and `(\w+)`, and `size` with a mean of (\d) and a std of (\d), make (.*) of", PAGE
+    )
+    assert found is not None
+    blue, red, mean, std, numbers = found.groups()
+    columns = (Category("color", (blue, red)), Number("size", 0.0, 9.0, float(mean), float(std)))
+    made = AttributeInput(columns).encode({"color": "red", "size": 3.5})
+    assert made.tolist() == [float(each) for each in numbers.split(", ")]
+
+
+def test_the_formulas_of_descriptors():
+    """The page's formulas, computed here without the code that the runtime has."""
+    from skimage.feature import local_binary_pattern
+
+    pixels = np.random.default_rng(5).integers(0, 256, (3, 9, 7), dtype=np.uint8)
+    shares = [np.mean(channel.astype(float) * 8 // 256 == each) for channel in pixels for each in range(8)]
+    np.testing.assert_allclose(ColorHistogram(8)(pixels), shares)
+    red, green, blue = pixels.astype(float)
+    gray = np.floor((299 * red + 587 * green + 114 * blue) / 1000).astype(np.uint8)
+    patterns = local_binary_pattern(gray, 8, 1.0, "uniform")
+    np.testing.assert_allclose(Lbp(8, 1.0)(pixels), [(patterns == code).mean() for code in range(10)])

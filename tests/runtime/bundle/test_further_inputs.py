@@ -51,8 +51,8 @@ def test_a_sample_becomes_the_arrays_of_the_graph():
 
 
 def test_descriptors_need_nothing_but_the_image():
-    arrays = sample_arrays(PIXELS, every_kind()[2:], PREPROCESSING, first="image")
-    assert list(arrays) == ["image", "descriptors"]
+    arrays = sample_arrays(PIXELS, every_kind()[2:], PREPROCESSING)
+    assert list(arrays) == ["pixels", "descriptors"]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_descriptors_need_nothing_but_the_image():
         ({"image": PIXELS, "color": "red", "right side": PIXELS}, "a sample has no 'size'"),
         ({"color": "red", "right side": PIXELS, "size": 1}, "has no 'image'"),
         (
-            {"image": PIXELS, "color": "red", "right side": PIXELS, "size": 1, "colour": 1},
-            "no input 'colour'; accepted",
+            {"image": PIXELS, "color": "red", "right side": PIXELS, "size": 1, "tint": 1},
+            "no input 'tint'; accepted",
         ),
         ({"image": PIXELS, "color": "red", "right side": PIXELS, "size": 4}, "'size': 4 is out of range"),
     ],
@@ -103,3 +103,11 @@ IMAGE_INPUT = {"kind": "image", "input": "pixels_a", "name": "a"}
 def test_settings_that_are_not_well_formed_are_refused(settings: list[dict[str, object]]):
     with pytest.raises(ValueError, match="accepted"):
         further_inputs(settings, PREPROCESSING)
+
+
+def test_an_example_is_accepted():
+    from krl_runtime.bundle.further_inputs import example_sample
+
+    for inputs in (every_kind(), every_kind()[2:]):
+        arrays = sample_arrays(example_sample(inputs, PIXELS), inputs, PREPROCESSING)
+        assert list(arrays) == ["pixels", *(each.input for each in inputs)]

@@ -486,7 +486,7 @@ def test_classify_an_image_with_further_inputs(run, fused: tuple[Path, Path, lis
     [
         ([], "the model needs 'color', 'size', 'right' beside the image; give --input color=VALUE, or a list"),
         (["--input", "color"], "--input 'color' is not accepted; accepted: NAME=VALUE"),
-        (["--input", "colour=red"], "no such input; accepted: color, size, right"),
+        (["--input", "tint=red"], "no such input; accepted: color, size, right"),
         (["--input", "color=red", "--input", "color=blue"], "is given twice"),
         (["--input", "color=red", "--input", "size=7", "--input", "right={right}"], "'size': '7' is out of range"),
     ],

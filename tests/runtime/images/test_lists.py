@@ -279,7 +279,7 @@ def test_json_has_numbers(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"attributes": ["colour"]}, r"'colour' not at all.*it has .*'color', 'right', 'note'"),
+        ({"attributes": ["tint"]}, r"'tint' not at all.*it has .*'color', 'right', 'note'"),
         ({"attributes": ["label"]}, "'label' for something else"),
         ({"attributes": ["note"]}, "line 2: column 'note' is empty"),
         ({"images": ["note"]}, "line 2: the image is empty"),

@@ -58,8 +58,10 @@ def test_an_image_becomes_its_embedding(start, folder: Path, max_batch: int):
         assert server.ask("POST", route, image.read_bytes()).status == 404
     assert server.ask("POST", "/embed", b"none").status == 400
     form = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + image.read_bytes() + b"\r\n--x--"
     assert server.ask("POST", "/embed", image.read_bytes(), form).status == 400
-    assert server.metric("krl_requests_total", endpoint="embed", status="200") == 1
+    assert server.ask("POST", "/embed", part, form).status == 200
+    assert server.metric("krl_requests_total", endpoint="embed", status="200") == 2
 
 
 @pytest.mark.parametrize("max_batch", [1, 8])

@@ -103,7 +103,7 @@ def test_a_model_of_images_alone_takes_forms_too(tmp_path: Path, start):
         ({"image": None}, "?image=/etc/hostname", "'image' is an image"),
         ({"right": b"/etc/hostname"}, "", "input 'right': image of 13 bytes is not an image"),
         ({}, "?color=red", "'color' is given twice"),
-        ({}, "?colour=red", "no input 'colour'; accepted: image, color, size, right"),
+        ({}, "?tint=red", "no input 'tint'; accepted: image, color, size, right"),
     ],
 )
 def test_bad_samples_are_answered_with_what_is_accepted(fused, changes: dict, query: str, message: str):

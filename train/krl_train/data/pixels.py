@@ -121,7 +121,7 @@ class PixelSet:
         return pixels[:, :, margin:-margin, margin:-margin] if margin else pixels
 
     def beside(self, positions: Tensor, images: Sequence[Tensor], worker: Worker) -> tuple[Tensor, ...]:
-        """Return what is beside some images, where a process computes.
+        """Return the further inputs of some images, where a process computes.
 
         Args:
             positions: Which ones, ``[n]`` of int64, on the CPU.
