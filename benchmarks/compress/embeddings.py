@@ -37,8 +37,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "flowers": {
         "data": {},
         "fit": {"size": (64,), "embedding_loss": "proxy-anchor"},
-        "teacher": {"model": "resnet18", "epochs": 25},
-        "student": {"student": "shufflenet_v2_x0_5", "epochs": 40},
+        "teacher": {"model": "resnet18", "epochs": 15},
+        "student": {"student": "shufflenet_v2_x0_5", "epochs": 25},
     },
 }
 """Of each data set what is trained on, and the networks: the student has a tenth of the teacher's weights or fewer."""

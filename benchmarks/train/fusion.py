@@ -108,7 +108,7 @@ def top1(out: Path, make: Callable[[Path], object]) -> float:
 
 def fit(name: str, seed: int, options: argparse.Namespace, data: Path, model: str, more: Mapping[str, Any]) -> float:
     """Train a classifier and return its top-1 in percent."""
-    epochs = options.epochs or (12 if options.data == "digits" else 30)
+    epochs = options.epochs or (12 if options.data == "digits" else 20)
     size = () if options.data == "digits" else (64,)
 
     def make(out: Path) -> None:
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="has MNIST/ and flowers128/")
     parser.add_argument("--out", type=Path, default=Path("fusion"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="12 for digits, 30 for flowers")
+    parser.add_argument("--epochs", type=int, help="12 for digits, 20 for flowers")
     parser.add_argument("--json", action="store_true", help="print each seed's figure as JSON")
     options = parser.parse_args()
     rows = digits(options) if options.data == "digits" else flowers(options)
