@@ -76,7 +76,7 @@ class EmbeddingJob(Job):
     def training_losses(self, network: nn.Module) -> Iterator[Tensor]:
         """Return supervised contrastive losses of up to 1024 training images, evenly spread."""
         assert isinstance(network, EmbeddingNetwork)  # noqa: S101  for the type checker
-        objective = MetricLearning(network, MetricLoss("supcon", 0, 0))
+        objective = MetricLearning(network, MetricLoss("supcon", self.training.train.labels, 0))
         return label_losses(objective, self.training.train, resolve_device(self.config.loop.device))
 
     def train_alone(self, record: RunRecord, out: Path) -> Run:
@@ -95,9 +95,9 @@ class EmbeddingJob(Job):
         network = build_embedder(record.model, record.preprocessing)
         if start is not None:
             start_embedder(network, start)
-        teacher, classes = _embedder(self.teacher), len(record.labels)
+        teacher = _embedder(self.teacher)
         return train_embedder(
-            lambda _: EmbeddingDistiller(network, teacher, terms, classes),
+            lambda _: EmbeddingDistiller(network, teacher, terms, train.labels),
             network,
             self.training,
             record,
@@ -117,7 +117,7 @@ def prepare(config: DistillConfig) -> EmbeddingJob:
     """
     terms = [parse_loss(text, EMBEDDING_LOSSES) for text in config.losses.loss]
     for term in filter(sees_labels, terms):
-        of_labels(term, 2, 2)  # refuses what it does not take before anything is read
+        of_labels(term, torch.arange(2), 2)  # refuses what it does not take before anything is read
     teacher = _teacher(config)
     there = teacher.record
     source = _source(config, teacher)

@@ -43,14 +43,14 @@ class EmbeddingDistiller(Objective):
         network: The student.
         teacher: Another network of embeddings; it is frozen here, and is no part of this module.
         terms: The losses, of ``EMBEDDING_LOSSES``.
-        classes: Number of classes of the labels.
+        labels: Labels of the training images, ``[M]``.
 
     Raises:
         UsageError: There is no term, or one is given twice.
     """
 
     def __init__(
-        self, network: EmbeddingNetwork, teacher: EmbeddingNetwork, terms: Sequence[WeightedLoss], classes: int
+        self, network: EmbeddingNetwork, teacher: EmbeddingNetwork, terms: Sequence[WeightedLoss], labels: Tensor
     ) -> None:
         super().__init__()
         names = [term.name for term in terms]
@@ -60,7 +60,7 @@ class EmbeddingDistiller(Objective):
         self._teacher = FrozenTeacher(teacher)
         mine, theirs = (_size_of(each) for each in (network, teacher))
         self.of_labels = nn.ModuleDict(
-            {term.name: of_labels(term, classes, mine) for term in terms if sees_labels(term)}
+            {term.name: of_labels(term, labels, mine) for term in terms if sees_labels(term)}
         )
         # Embeddings of another size have no angle to the teacher's. A linear map, which is dropped later, gives one.
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)
@@ -91,18 +91,18 @@ def sees_labels(term: WeightedLoss) -> bool:
     return EMBEDDING_LOSSES[term.name].sees == "labels"
 
 
-def of_labels(term: WeightedLoss, classes: int, size: int) -> MetricLoss:
+def of_labels(term: WeightedLoss, labels: Tensor, size: int) -> MetricLoss:
     """Return the loss of a term that sees labels, freshly initialized.
 
     Args:
         term: The term.
-        classes: Number of classes.
+        labels: Labels of the training images, ``[M]``.
         size: Numbers of an embedding.
 
     Raises:
         UsageError: The loss does not take an option of the term.
     """
-    made: MetricLoss = EMBEDDING_LOSSES[term.name].function(classes, size, **term.options)
+    made: MetricLoss = EMBEDDING_LOSSES[term.name].function(labels, size, **term.options)
     return made
 
 

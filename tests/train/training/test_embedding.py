@@ -210,3 +210,20 @@ def test_the_options_of_embeddings_are_refused_by_other_tasks(
     given = ("fit", "--data", str(images), "--model", "resnet8", "--out", str(tmp_path / "run"))
     assert main([*given, "--embedding-dim", "64"]) == 2
     assert "--embedding-dim is for embedding; the task is classification" in capsys.readouterr().err
+
+
+def test_classes_that_are_held_out_get_no_proxy() -> None:
+    from krl_train.tasks.metric_losses import MetricLoss
+
+    torch.manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(8, 4))
+    labels = torch.tensor([1, 1, 3, 3, 6, 6, 1, 3])
+    loss = MetricLoss("proxy-anchor", labels, 4)
+    proxies = loss.loss.proxies
+    assert proxies.shape == (3, 4)
+    # Kim et al. 2020, equation 4, written out.
+    near = embeddings @ torch.nn.functional.normalize(proxies).T
+    mine = torch.tensor([1, 3, 6]) == labels[:, None]
+    pull = torch.log1p((torch.exp(-32 * (near - 0.1)) * mine).sum(0)).mean()
+    push = torch.log1p((torch.exp(32 * (near + 0.1)) * ~mine).sum(0)).mean()
+    assert torch.allclose(loss(embeddings, labels), pull + push, rtol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class MetricLoss(nn.Module):
 
     Args:
         name: Name of the loss.
-        classes: Number of classes.
+        trained: Labels of the training images, ``[M]``; each class among them gets a proxy, and no other.
         size: Numbers of an embedding.
         margin: Of the first three; the paper's by default.
 
@@ -43,15 +44,20 @@ class MetricLoss(nn.Module):
         UsageError: A margin is given that the loss does not have, or is out of its range.
     """
 
-    def __init__(self, name: EmbeddingLoss, classes: int, size: int, *, margin: float | None = None) -> None:
+    places: Tensor
+
+    def __init__(self, name: EmbeddingLoss, trained: Tensor, size: int, *, margin: float | None = None) -> None:
         super().__init__()
         if margin is not None and not 0 < margin <= LARGEST_MARGIN:
             raise UsageError(f"the margin of {name} is {margin:g}; accepted: above 0, up to {LARGEST_MARGIN}")
         if margin is not None and name not in _MARGINS:
             raise UsageError(f"the loss {name} has no margin; those that have: {', '.join(_MARGINS)}")
+        known = torch.unique(trained)
+        places = torch.zeros(int(known[-1]) + 1, dtype=torch.int64).scatter(0, known, torch.arange(len(known)))
+        self.register_buffer("places", places, persistent=False)
         chosen = _MARGINS.get(name, 0.0) if margin is None else margin
         make: Callable[[], tuple[nn.Module, nn.Module | None]] = {
-            "proxy-anchor": lambda: (losses.ProxyAnchorLoss(classes, size, margin=chosen), None),
+            "proxy-anchor": lambda: (losses.ProxyAnchorLoss(len(known), size, margin=chosen), None),
             "contrastive": lambda: (losses.ContrastiveLoss(neg_margin=chosen), None),
             "triplet": lambda: (losses.TripletMarginLoss(chosen), miners.TripletMarginMiner(chosen, "semihard")),
             "multi-similarity": lambda: (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
@@ -65,7 +71,7 @@ class MetricLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of embeddings ``[N, D]`` with labels ``[N]``; 0 where no pair or triplet counts."""
-        embeddings, labels = gather_batch(embeddings), gather_batch(labels)
+        embeddings, labels = gather_batch(embeddings), self.places[gather_batch(labels)]
         chosen: Any = None if self.miner is None else self.miner(embeddings, labels)
         value: Tensor = self.loss(embeddings, labels, chosen)
         return value

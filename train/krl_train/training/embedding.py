@@ -82,7 +82,7 @@ def fit(config: FitConfig) -> Run:
         parent=parent_of(init, config.model, network, transferred),
         sources=sources_of([("model", config.model), ("data", config.data.data)]),
     )
-    loss = MetricLoss(asked.embedding_loss, len(source.labels), size, margin=asked.margin)
+    loss = MetricLoss(asked.embedding_loss, training.train.labels, size, margin=asked.margin)
     objective = transferring(MetricLearning(network, loss), config.transfer, transferred, config.model)
     finished = prepare_out(config.out, record, resume=config.resume, overwrite=config.overwrite)
     if finished is not None:
