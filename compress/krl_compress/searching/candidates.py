@@ -20,7 +20,7 @@ from krl_train.verbs import unpack
 
 from .budgets import Budget, show_amount
 from .costs import Cost, Meter, Precision, excess
-from .space import Family, Student, default_architectures
+from .space import SIZED, Family, Student, default_architectures
 from .state import State
 from .trials import Deadline
 from .widths import Fit, widest
@@ -62,14 +62,12 @@ def check_teacher(teacher: Run) -> None:
     """Refuse teachers that a search has no candidates for.
 
     Raises:
-        UsageError: It learns embeddings, or takes several inputs.
+        UsageError: It takes several inputs.
     """
-    record = teacher.record
-    if record.task == "embedding" or record.inputs:
-        what = "a network of embeddings" if record.task == "embedding" else "a classifier with several inputs"
+    if teacher.record.inputs:
         raise UsageError(
-            f"teacher {teacher.path} is {what}; a search takes classifiers of the image alone, restorers and "
-            "generators; distill one from it: krl-compress distill --student NAME"
+            f"teacher {teacher.path} takes several inputs, and a search has networks of the image alone; distill one "
+            f"from it, and search with that: krl-compress distill --teacher {teacher.path} --student NAME --out STUDENT"
         )
 
 
@@ -85,8 +83,10 @@ def families(config: SearchConfig, teacher: Run, job: Job) -> Iterator[Family]:
         UsageError: An architecture is not known, or does not fit the data.
     """
     record, images = teacher.record, teacher.record.preprocessing
-    if config.sizes and record.task != "classification":
-        raise UsageError(f"--sizes are for classifiers, and teacher {config.teacher} is of the task {record.task}")
+    if config.sizes and record.task not in SIZED:
+        raise UsageError(
+            f"--sizes are for {' and '.join(SIZED)}, and teacher {config.teacher} is of the task {record.task}"
+        )
     sizes: Sequence[tuple[int, ...] | None] = [(size,) for size in config.sizes] or [None]
     names = (
         config.architectures.split(",")

@@ -13,6 +13,7 @@ from typing import Any
 from krl_compress.config import SEARCH_RECORD, DistillConfig, SearchConfig
 from krl_compress.distillation.classification import ClassifierJob
 from krl_compress.distillation.distill import prepare
+from krl_compress.distillation.embedding import EmbeddingJob
 from krl_compress.distillation.job import Job
 from krl_compress.pruning.networks import network_of
 from krl_runtime.bundle import Bundle
@@ -48,7 +49,7 @@ _log = logging.getLogger("krl")
 _TRIALS = "trials"  # folder inside the search's: a run for each student and number of epochs
 _MEASUREMENTS = 3  # of the best bundle at most, as long as it is over the budget
 _NOISE = 0.05  # of a latency measured again: differences of this size are seen between two runs of the same file
-_DROPS = {"drop_points": 0.01, "map_drop_points": 0.01, "drop_db": 1.0}
+_DROPS = {"drop_points": 0.01, "map_drop_points": 0.01, "recall_drop_points": 0.01, "drop_db": 1.0}
 """Names of the drop in a variant's evidence, and the factor from its unit to that of the quality."""
 _VAL = 2000  # images at most that a variant is measured on, as krl-deploy quantize does
 
@@ -233,8 +234,8 @@ def _rounds(config: SearchConfig, job: Job) -> list[int]:
     """Return the epochs of each round; the last one has all."""
     full = config.loop.epochs
     if full is None:
-        if not isinstance(job, ClassifierJob):
-            raise UsageError("the last round has --epochs, which are planned for classifiers alone; give --epochs")
+        if not isinstance(job, ClassifierJob | EmbeddingJob):
+            raise UsageError("the last round has --epochs, which are not planned for this task; give --epochs")
         full = plan_loop(config.loop, len(job.training.train), len(job.training.val)).epochs
     shares = [config.reduction ** (config.rounds - 1 - round_) for round_ in range(config.rounds)]
     return list(dict.fromkeys(max(1, round(full / share)) for share in shares))

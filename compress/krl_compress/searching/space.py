@@ -24,9 +24,12 @@ from krl_compress.pruning.units import Unit, find_units, pruned_spec, removed
 from krl_runtime.errors import ModelError
 from krl_train.run import Run, RunRecord
 
-__all__ = ["Family", "Student", "default_architectures"]
+__all__ = ["SIZED", "Family", "Student", "default_architectures"]
 
 _log = logging.getLogger("krl")
+
+SIZED = ("classification", "embedding")
+"""Tasks whose networks take images of any size, and have the same architectures."""
 
 _SMALL = ("resnet8", "resnet14", "resnet20", "resnet32", "wrn-10-2", "wrn-16-1", "wrn-16-2", "dscnn-1", "dscnn-2")
 _LARGE = (
@@ -47,7 +50,7 @@ def default_architectures(task: str, height: int, width: int) -> tuple[str, ...]
         height: Of the images.
         width: Of the images.
     """
-    if task != "classification":
+    if task not in SIZED:
         return _GENERATORS if task == "generation" else _RESTORERS
     return _SMALL if max(height, width) <= _SMALL_SIDE else _LARGE
 
@@ -103,7 +106,7 @@ class Family:
     ) -> None:
         images = network.preprocessing
         self.fixed = fixed
-        sized = record.task == "classification" and not trained
+        sized = record.task in SIZED and not trained
         self.name = f"{name}-{images.height}x{images.width}" if sized else name
         self._record, self._network, self._multiple, self._trained = record, network, multiple, trained
         self.whole_macs = size_of(network)["macs"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from _helpers.digits import write_digits
-from krl_compress import distill, prune
+from krl_compress import distill, prune, search
 from krl_compress.cli import main
 from krl_compress.config import DistillConfig, EmbeddingStudentConfig, LossConfig
 from krl_compress.distillation.distill import prepare
@@ -122,7 +122,16 @@ def test_one_teacher_that_is_a_run_is_accepted(teacher: Path, tmp_path: Path) ->
         distill(teacher=(str(teacher), str(teacher)), student="resnet8", out=tmp_path / "student", **SHORT)
 
 
-def test_a_search_is_refused(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("search", "--teacher", str(teacher), "--budget", "latency=1ms", "--out", str(tmp_path / "search"))
-    assert main(list(given)) == 2
-    assert "is a network of embeddings; a search takes" in capsys.readouterr().err
+def test_a_search_finds_a_student_within_a_budget(teacher: Path, tmp_path: Path) -> None:
+    options = {
+        "architectures": "dscnn-0.5",
+        "prune_teacher": False,
+        "rounds": 1,
+        "precisions": ("fp32", "int8"),
+        "max_drop": 100.0,
+    }
+    found = search(teacher=str(teacher), budget=("macs=0.3M",), out=tmp_path / "search", **options, **SHORT)
+    record = Run.open(found.run).record
+    assert record.task == "embedding"
+    assert record.metrics["macs"] <= 300_000
+    assert found.details["result"]["metric"] == "recall_at_1"

@@ -89,10 +89,19 @@ def test_what_does_not_go_with_it_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_pruning_takes_the_image_alone(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("prune", str(teacher), "--keep", "0.5", "--out", str(tmp_path / "thin"))
-    assert main([*given, "--epochs", "1"]) == 2
-    assert "takes several inputs, and prune takes classifiers of the image alone" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("prune", "TEACHER", "--keep", "0.5"), "prune takes classifiers of the image alone"),
+        (("search", "--teacher", "TEACHER", "--budget", "macs=1M"), "a search has networks of the image alone"),
+    ],
+)
+def test_what_cuts_networks_takes_the_image_alone(
+    command: tuple[str, ...], message: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(teacher) if item == "TEACHER" else item for item in command]
+    assert main([*given, "--out", str(tmp_path / "out"), "--epochs", "1"]) == 2
+    assert f"takes several inputs, and {message}" in capsys.readouterr().err
 
 
 def test_the_same_inputs_need_a_teacher_that_has_several(listed: Path, tmp_path: Path) -> None:
