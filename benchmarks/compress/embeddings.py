@@ -81,7 +81,7 @@ def _deployed(student: Path) -> list[dict[str, Any]]:
     if not bundle.is_dir():
         krl_deploy.export(run=student, out=bundle)
         krl_deploy.quantize(bundle=bundle, data=folder, val_limit=3000)
-    found = krl_runtime.evaluate(bundle, folder, split="val", backends=["cpu"], keep=False)
+    found = krl_runtime.evaluate(krl_runtime.Bundle.open(bundle), folder, split="val", backends=["cpu"], keep=False)
     return [{"name": f"{row.variant} bundle", **row.metrics, "bytes": row.size_bytes} for row in found.rows]
 
 
