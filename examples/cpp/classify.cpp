@@ -36,7 +36,7 @@ void classify(const std::string& path, const std::string& image, const std::stri
     const Json &manifest = bundle.manifest, &spec = manifest.at("preprocessing", Json::object);
     const Json &labels = manifest.at("labels", Json::array), &settings = manifest.at("settings", Json::object);
     krl::require(manifest.str("task") == "classification", "the bundle is for the task " + manifest.str("task"));
-    krl::require(manifest.at("inputs", Json::array).items.size() == 1, "the network has further inputs beside the image");
+    krl::require(manifest.at("inputs", Json::array).items.size() == 1, "the network has further inputs");
     auto planes = krl::preprocess(krl::read_pnm(krl::read_file(image, std::size_t(1) << 30)), spec);
     const auto side = [&](const char* name) { return std::size_t(spec.num(name)); };
     const ov::Shape shape{1, side("channels"), side("height"), side("width")};

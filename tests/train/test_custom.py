@@ -307,7 +307,7 @@ def test_networks_that_cannot_be_used(tmp_path: Path, mine: ModuleType, model: o
 def test_options_that_do_not_go_with_a_network_of_ones_own(tmp_path: Path, mine: ModuleType) -> None:
     with pytest.raises(ModelError, match="leave out --pretrained"):
         fit(config(tmp_path / "run", mine.Tiny, mine.Squares(), pretrained=True))
-    with pytest.raises(UsageError, match="for --task classification, not gan"):
+    with pytest.raises(UsageError, match="for --task classification and embedding, not gan"):
         fit(config(tmp_path / "run", mine.Tiny, mine.Squares(), task="gan"))
     with pytest.raises(UsageError, match="--model is 5; accepted: a name"):
         config(tmp_path / "run", 5, "digits")

@@ -128,7 +128,7 @@ def test_weights_reach_the_loss():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.1, 0.3]])
 
     class Fixed(torch.nn.Module):
-        def forward(self, pixels):
+        def answer(self, pixels, further):
             return logits
 
     batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 2]), torch.arange(2), view=0)

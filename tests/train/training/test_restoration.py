@@ -321,7 +321,7 @@ def test_the_commands_print_and_evaluate(images: Path, tmp_path: Path, capsys: p
         ({"data": DataConfig(data="nowhere")}, DataError, "neither a folder nor a known data set"),
         ({"input": InputConfig(size=(40,))}, DataError, "less than a patch of 80x80"),
         ({"input": InputConfig(size=(2,))}, UsageError, "patches of 4 pixels a side or more"),
-        ({"pretrained": True}, UsageError, "--pretrained is for classification and style"),
+        ({"pretrained": True}, UsageError, "--pretrained is for classification and embedding and style"),
         ({"augment": AugmentConfig(mixup=0.2)}, UsageError, "--mixup is for classification; the task is restoration"),
     ],
 )

@@ -241,7 +241,7 @@ def test_starts_that_cannot_be_used_are_refused(base: Run, images: Path, tmp_pat
         fit(config(base, images, tmp_path / "a", model="resnet14"))
     with pytest.raises(RunError, match="--from resnet20 is neither the folder of a run nor a network"):
         fit(replace(config(base, images, tmp_path / "a"), transfer=TransferConfig("resnet20"), pretrained=True))
-    with pytest.raises(UsageError, match="--transfer is for classification; the task is restoration"):
+    with pytest.raises(UsageError, match="--transfer is for classification and embedding; the task is restoration"):
         fit(config(base, images, tmp_path / "a", {"transfer": "linear"}, task="restoration"))
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "run.json").write_text('{"task": "generation", "model": {"name": "mlp-16"}}')
