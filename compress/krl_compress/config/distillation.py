@@ -94,7 +94,7 @@ class GeneratorStudentConfig:
 class EmbeddingStudentConfig:
     """A student that learns embeddings from a network of embeddings.
 
-    Without --loss: the loss of labels that the teacher was trained with, and cosine.
+    Without --loss: the loss of labels that the teacher was trained with, and rkd.
     """
 
     embedding_dim: int | None = None

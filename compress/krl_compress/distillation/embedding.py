@@ -183,11 +183,11 @@ def _data(config: DistillConfig, teacher: Run) -> DataConfig:
 
 
 def _default_terms(teacher: RunRecord) -> list[WeightedLoss]:
-    """Return the loss of labels that a teacher was trained with, and the cosine of both embeddings."""
+    """Return the loss of labels that a teacher was trained with, and relational distillation; see docs/results.md."""
     trained = teacher.configuration.get("embedding", {})
     name = trained.get("embedding_loss", PROXY_LOSSES[0])
     margin = {} if trained.get("margin") is None else {"margin": trained["margin"]}
-    return [WeightedLoss(name, 1.0, options=margin), parse_loss("cosine", EMBEDDING_LOSSES)]
+    return [WeightedLoss(name, 1.0, options=margin), parse_loss("rkd", EMBEDDING_LOSSES)]
 
 
 def _batches(config: DistillConfig, terms: Sequence[WeightedLoss]) -> EmbeddingConfig:

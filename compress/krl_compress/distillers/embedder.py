@@ -27,7 +27,7 @@ EMBEDDING_LOSSES: Mapping[str, Loss] = {
         name: Loss(partial(MetricLoss, name), "labels", couples=True)
         for name in ("proxy-anchor", "contrastive", "triplet", "multi-similarity", "supcon")
     },
-    "cosine": Loss(losses.cosine, "embedding", weight=10.0),
+    "cosine": Loss(losses.cosine, "embedding"),
     "rkd": Loss(rkd, "embedding", weight=0.1, couples=True),
     "sp": Loss(losses.sp, "embedding", weight=1000.0, couples=True),
     "pkt": Loss(losses.pkt, "embedding", weight=70000.0, couples=True),

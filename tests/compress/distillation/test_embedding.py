@@ -45,7 +45,8 @@ def vectors(path: Path) -> np.ndarray:
 
 def test_a_student_comes_to_lie_where_the_teacher_does(teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
-    result = distill(teacher=(str(teacher),), student="dscnn-0.5", out=out, baseline=True, **{**SHORT, "epochs": 8})
+    options = {**SHORT, "epochs": 8, "loss": ("contrastive", "cosine")}
+    result = distill(teacher=(str(teacher),), student="dscnn-0.5", out=out, baseline=True, **options)
     record = Run.open(out).record
     assert record.task == "embedding"
     assert record.model.num_classes == 16
@@ -58,9 +59,9 @@ def test_a_student_comes_to_lie_where_the_teacher_does(teacher: Path, tmp_path: 
     assert alike > alone + 0.2  # without the teacher another direction is as good
 
 
-def test_the_default_terms_are_the_teachers_loss_and_the_cosine(teacher: Path, tmp_path: Path) -> None:
+def test_the_default_terms_are_the_teachers_loss_and_its_relations(teacher: Path, tmp_path: Path) -> None:
     job: Any = prepare(DistillConfig(teacher=(str(teacher),), student="resnet8", out=tmp_path / "student"))
-    assert [term.name for term in job.terms] == ["contrastive", "cosine"]
+    assert [term.name for term in job.terms] == ["contrastive", "rkd"]
 
 
 def test_on_other_data_a_teachers_classes_are_held_out_where_they_are_there(teacher: Path, tmp_path: Path) -> None:

@@ -172,7 +172,11 @@ def test_another_architecture_is_refused_with_what_to_do(source: Run, tmp_path: 
         ({"generation": GenerationConfig(discriminator_width=9)}, UsageError, "--discriminator-width is 9, .* has 4"),
         ({"discriminator_start": frozen(9)}, UsageError, "--freeze-discriminator is 9; .*accepted: 0 to 1"),
         ({"transfer": TransferConfig(from_=str(tmp_path / "none"))}, RunError, "none does not exist"),
-        ({"task": "vae", "generation": GenerationConfig()}, UsageError, "--from is for classification and embedding and gan"),
+        (
+            {"task": "vae", "generation": GenerationConfig()},
+            UsageError,
+            "--from is for classification and embedding and gan",
+        ),
     ]
     for changes, kind, message in wrong:
         with pytest.raises(kind, match=message):
