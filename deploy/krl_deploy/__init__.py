@@ -18,12 +18,14 @@ from krl_runtime.lazy import attribute
 
 if TYPE_CHECKING:
     from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
+    from .comparing.config import CompareConfig
     from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
     from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
     from .verbs import (
         BoardResult,
         BundleResult,
         CheckResult,
+        CompareResult,
         EngineResult,
         InspectResult,
         OnResult,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         board_remove,
         build_engine,
         check,
+        compare,
         export,
         fp16,
         import_onnx,
@@ -54,6 +57,8 @@ __all__ = [
     "BundleResult",
     "CheckConfig",
     "CheckResult",
+    "CompareConfig",
+    "CompareResult",
     "EngineResult",
     "ExportConfig",
     "Fp16Config",
@@ -71,6 +76,7 @@ __all__ = [
     "board_remove",
     "build_engine",
     "check",
+    "compare",
     "export",
     "fp16",
     "import_onnx",
@@ -83,12 +89,14 @@ __all__ = [
 
 _MODULES = {
     ".boards.facts": ("BoardAddConfig", "BoardListConfig", "BoardRemoveConfig"),
+    ".comparing.config": ("CompareConfig",),
     ".config": ("CheckConfig", "ExportConfig", "Fp16Config", "ImportConfig", "QuantizeConfig"),
     ".tensorrt.config": ("BuildEngineConfig", "InspectEngineConfig"),
     ".verbs": (
         "BoardResult",
         "BundleResult",
         "CheckResult",
+        "CompareResult",
         "EngineResult",
         "InspectResult",
         "OnResult",
@@ -100,6 +108,7 @@ _MODULES = {
         "board_remove",
         "build_engine",
         "check",
+        "compare",
         "export",
         "fp16",
         "import_onnx",

@@ -16,6 +16,7 @@ from . import verbs
 from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
 from .bundles.sign import SignConfig
 from .bundles.triton import PackageConfig
+from .comparing.config import CompareConfig
 from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
 
@@ -91,6 +92,14 @@ def check(config: CheckConfig) -> None:
     if errors:
         raise CheckFailedError(f"{config.model} is not ready for {name}: {errors} error{'s' * (errors > 1)}")
     next_command(f"krl-deploy build-engine {config.model}")
+
+
+def compare(config: CompareConfig) -> None:
+    """Say how far two variants of a bundle are apart, or two backends, and with --layers which layer is wrong."""
+    result = verbs.compare(config)
+    _print(result, result.text, config.json)
+    if config.min_snr is not None and result.below:
+        raise CheckFailedError(f"{result.below} layers of {config.b} have less than {config.min_snr:g} dB to {config.a}")
 
 
 def build_engine(config: BuildEngineConfig) -> None:
@@ -214,6 +223,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "fp16": fp16,
     "quantize": quantize,
     "check": check,
+    "compare": compare,
     "build-engine": build_engine,
     "inspect-engine": inspect_engine,
     "package": package,

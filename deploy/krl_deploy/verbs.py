@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
     from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
+    from .comparing.config import CompareConfig
 
 __all__ = [
     "BoardResult",
     "BundleResult",
     "CheckResult",
+    "CompareResult",
     "EngineResult",
     "InspectResult",
     "OnResult",
@@ -32,6 +34,7 @@ __all__ = [
     "board_remove",
     "build_engine",
     "check",
+    "compare",
     "export",
     "fp16",
     "import_onnx",
@@ -113,6 +116,22 @@ class CheckResult(Result):
     def ready(self) -> bool:
         """Whether there is no error."""
         return not self.counts["error"]
+
+
+@dataclass(frozen=True)
+class CompareResult(Result):
+    """Two variants compared; ``details`` has the differences of outputs and layers.
+
+    Attributes:
+        bundle: The bundle's folder.
+        first_wrong: Name of the first layer that is wrong by itself; ``None`` if there is none, or layers were not
+            compared.
+        below: Number of layers below the limit, wrong by themselves or not.
+    """
+
+    bundle: Path
+    first_wrong: str | None
+    below: int
 
 
 @dataclass(frozen=True)
@@ -284,6 +303,29 @@ def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
     return CheckResult(config.model, found["counts"], details=details, text=as_text(checked, target, questions))
 
 
+def compare(config: CompareConfig | None = None, /, **options: Any) -> CompareResult:
+    """Compare two variants of a bundle, or one on two backends, and with ``layers`` each layer of them.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy compare``: ``bundle``, ``a``, ``b``, ``layers`` …
+
+    Returns:
+        The differences; a wrong layer raises nothing here, see ``CompareResult.first_wrong``.
+
+    Raises:
+        KrlError: The bundle, the data, a backend or an option cannot be used.
+    """
+    from .comparing.compare import compare as run_compare
+    from .comparing.config import CompareConfig
+
+    found, text = run_compare(configure(CompareConfig, config, options))
+    wrong, layers = found.get("wrong", []), found.get("layers", [])
+    below = sum(layer["status"] != "" for layer in layers)
+    details = _without(found, "bundle")
+    return CompareResult(Path(found["bundle"]), wrong[0] if wrong else None, below, details=details, text=text)
+
+
 def package(config: PackageConfig | None = None, /, **options: Any) -> PackageResult:
     """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads.
 
@@ -394,6 +436,7 @@ def board_configurations() -> dict[str, type]:
     """Return the configuration of each command of ``krl-deploy`` that a board can run."""
     from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
+    from .comparing.config import CompareConfig
 
     return {
         "export": ExportConfig,
@@ -401,6 +444,7 @@ def board_configurations() -> dict[str, type]:
         "fp16": Fp16Config,
         "quantize": QuantizeConfig,
         "check": CheckConfig,
+        "compare": CompareConfig,
         "build-engine": BuildEngineConfig,
         "inspect-engine": InspectEngineConfig,
         "package": PackageConfig,

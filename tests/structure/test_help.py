@@ -13,7 +13,9 @@ COMMANDS = [
     *(("krl_compress", [name]) for name in ("distill", "mutual", "joint", "prune", "study", "recipes")),
     *(
         ("krl_deploy", [name])
-        for name in ("export", "import", "fp16", "quantize", "check", "build-engine", "inspect-engine", "package")
+        for name in (
+            *("export", "import", "fp16", "quantize", "check", "compare", "build-engine", "inspect-engine", "package"),
+        )
     ),
 ]
 

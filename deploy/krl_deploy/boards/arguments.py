@@ -16,7 +16,7 @@ from .inputs import list_of_images
 
 __all__ = ["Mapped", "Option", "map_arguments", "options_of_class", "options_of_parser"]
 
-_OUTPUTS = {"out", "output", "emit_script", "cache_dir", "sheet"}
+_OUTPUTS = {"out", "output", "emit_script", "cache_dir", "sheet", "plot"}
 """Options whose value a command writes."""
 
 _UPDATES = {"profile"}

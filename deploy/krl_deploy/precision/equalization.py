@@ -26,7 +26,7 @@ from krl_runtime.int8 import LARGEST_FACTOR, OUTLIER_RATIO
 
 from .weights import bias_of
 
-__all__ = ["Factors", "equalizable", "equalize", "factors", "is_uneven"]
+__all__ = ["Factors", "divided_layers", "equalizable", "equalize", "factors", "is_uneven"]
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
 """Divisors of the channels ``[C]`` of tensors between two convolutions, by name."""
@@ -131,6 +131,23 @@ def equalize(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
                 node.input[2] = graph.add_constant(node.input[2], (bias / factor).astype(np.float32))
             _scale(graph, item.after, factor, axis=0 if item.depthwise else 1)
     return graph.close()
+
+
+def divided_layers(model: onnx.ModelProto, factors: Factors) -> dict[str, npt.NDArray[np.float32]]:
+    """Return what ``equalize`` divides the outputs of nodes by, by the name of the node.
+
+    Args:
+        model: The model before it was equalized.
+        factors: Those that it was equalized with.
+    """
+    graph = GraphEditor(model)
+    producers = graph.producers()
+    found = {}
+    for item in _between(graph):
+        if item.tensor in factors:
+            names = {item.before.node.name, producers[item.tensor].name}
+            found |= dict.fromkeys(names, np.asarray(factors[item.tensor], np.float32))
+    return found
 
 
 def _scale(graph: GraphEditor, node: NodeProto, factor: npt.NDArray[np.float64], *, axis: int) -> None:
