@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
-from krl_deploy.graph.session import open_cpu
+from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.errors import BackendError, require
 
 from .config import ComparedBackend
@@ -18,22 +18,24 @@ Runner: TypeAlias = "Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.ND
 """A function from a graph's inputs by name to its outputs by name."""
 
 
-def open_part(data: bytes, backend: ComparedBackend) -> Runner:
+def open_part(data: bytes, backend: ComparedBackend, threads: int | None = None) -> Runner:
     """Open an ONNX file.
 
     Args:
         data: The file.
         backend: The backend.
+        threads: Threads for one call; ``None`` leaves it to the backend. Many parts that are open at once would each
+            have a pool of threads, which takes longer to start than a layer to run.
 
     Raises:
         BackendError: The backend cannot run it.
         MissingExtraError: The backend is not installed.
     """
-    return _open_openvino(data) if backend == "openvino" else _open_onnxruntime(data)
+    return _open_openvino(data, threads) if backend == "openvino" else _open_onnxruntime(data, threads)
 
 
-def _open_onnxruntime(data: bytes) -> Runner:
-    session = open_cpu(data)
+def _open_onnxruntime(data: bytes, threads: int | None) -> Runner:
+    session = open_session(data, cuda=False, threads=threads)
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -45,11 +47,12 @@ def _open_onnxruntime(data: bytes) -> Runner:
     return run
 
 
-def _open_openvino(data: bytes) -> Runner:
+def _open_openvino(data: bytes, threads: int | None) -> Runner:
     ov = require("openvino", extra="openvino", purpose="comparing with OpenVINO")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
     try:
         core = ov.Core()
-        compiled = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(core.read_model(data), "CPU", settings)
     except RuntimeError as error:  # OpenVINO raises nothing more special
         raise BackendError(f"OpenVINO cannot open a part of the model: {' '.join(str(error).split())}") from error
     names = [output.get_any_name() for output in compiled.outputs]

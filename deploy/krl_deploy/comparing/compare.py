@@ -57,7 +57,7 @@ def compare(config: CompareConfig) -> tuple[dict[str, Any], str]:
     specs = bundle.manifest.inputs
     inputs, name = _inputs(config, bundle, golden)
     pair = Pair(_side(bundle, config.a, config.a_backend), _side(bundle, config.b, config.b_backend))
-    run_a, run_b = pair.a.open(pair.a.data), pair.b.open(pair.b.data)
+    run_a, run_b = pair.a.open(), pair.b.open()
     outputs = [spec.name for spec in bundle.manifest.outputs]
     limit = _LIMITS[_lowest(config)] if config.min_snr is None else config.min_snr
     found = Comparison(

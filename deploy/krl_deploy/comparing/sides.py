@@ -47,9 +47,9 @@ class Side:
         """The opened file."""
         return OpenGraph(self.data)
 
-    def open(self, part: bytes) -> Runner:
-        """Open the whole file or a part of it on the side's backend."""
-        return open_part(part, self.backend)
+    def open(self) -> Runner:
+        """Open the file on the side's backend."""
+        return open_part(self.data, self.backend)
 
     def without_divisor(self, layer: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the output ``[N, C, ...]`` of a layer as it is without equalization."""
@@ -142,7 +142,7 @@ class Pair:
         taps = {layer.name: layer.taps[side] for layer in layers}
         wanted = list(dict.fromkeys(tap.tensor for tap in taps.values()))
         needed = network.graph.sources(wanted, ends)
-        run = network.open(network.graph.part(wanted, ends))
+        run = open_part(network.graph.part(wanted, ends), network.backend, 1 if ends else None)
 
         def call(inputs: Arrays, values: Arrays) -> dict[str, npt.NDArray[Any]]:
             made = run({name: self._fed(name, values) if name in ends else inputs[name] for name in needed})
