@@ -96,7 +96,7 @@ class Comparison:
         ]
         if not self.layers:
             return "\n".join(parts)
-        header = ("layer", "operator", "a", "b", "SNR dB", "cosine", "largest error", "alone dB", "")
+        header = ("layer", "operator", "a", "b", "SNR dB", "cosine", "largest error", "alone dB", "status")
         return "\n".join([*parts, "", table(header, [self._row(item) for item in self.layers]), "", self.verdict()])
 
     def _row(self, item: Measured) -> tuple[object, ...]:
