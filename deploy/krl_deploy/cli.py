@@ -99,7 +99,9 @@ def compare(config: CompareConfig) -> None:
     result = verbs.compare(config)
     _print(result, result.text, config.json)
     if config.min_snr is not None and result.below:
-        raise CheckFailedError(f"{result.below} layers of {config.b} have less than {config.min_snr:g} dB to {config.a}")
+        raise CheckFailedError(
+            f"{result.below} layers of {config.b} have too little SNR to {config.a}, required: {config.min_snr:g} dB"
+        )
 
 
 def build_engine(config: BuildEngineConfig) -> None:

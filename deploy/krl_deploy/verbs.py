@@ -126,7 +126,7 @@ class CompareResult(Result):
         bundle: The bundle's folder.
         first_wrong: Name of the first layer that is wrong by itself; ``None`` if there is none, or layers were not
             compared.
-        below: Number of layers below the limit, wrong by themselves or not.
+        below: Number of layers with too little SNR, wrong by themselves or not.
     """
 
     bundle: Path

@@ -20,7 +20,17 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "krl-train": ("fit", "evaluate", "import", "unpack"),
     "krl-compress": ("distill",),
-    "krl-deploy": ("export", "import", "quantize", "fp16", "check", "build-engine", "inspect-engine", "package"),
+    "krl-deploy": (
+        "export",
+        "import",
+        "quantize",
+        "fp16",
+        "check",
+        "compare",
+        "build-engine",
+        "inspect-engine",
+        "package",
+    ),
     "krl-runtime": ("classify", "index", "search", "info", "selftest", "tune", "bench", "serve", "doctor"),
 }
 

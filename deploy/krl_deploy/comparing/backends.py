@@ -14,7 +14,7 @@ from .config import ComparedBackend
 
 __all__ = ["Runner", "open_part"]
 
-Runner: TypeAlias = "Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]"
+Runner: TypeAlias = "Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]"
 """A function from a graph's inputs by name to its outputs by name."""
 
 

@@ -37,8 +37,9 @@ _FIELDS: Mapping[ComparedFile, tuple[str, str]] = {
 }
 _BATCH = 8  # inputs in one run: larger batches are no faster on a CPU, and their activations take memory
 _VAL_FRACTION = 0.2  # of a folder that is not split, as of the other commands: its images were not calibrated on
-# dB of a layer that is wrong. Those of right layers: CHANGED
-_LIMITS = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
+_LIMITS = {"fp32": 60.0, "fp16": 35.0, "int8": 15.0}
+"""SNR in dB below which a layer by itself is wrong, by the lower precision. Right layers of a resnet20 had at least
+32 dB in INT8 and 66 dB in FP16; right layers of a resnet8 on two backends had 69 dB in INT8 and 128 dB in FP32."""
 
 
 def compare(config: CompareConfig) -> tuple[dict[str, Any], str]:
@@ -78,9 +79,7 @@ def compare(config: CompareConfig) -> tuple[dict[str, Any], str]:
     return found.to_dict(), found.text()
 
 
-def _inputs(
-    config: CompareConfig, bundle: Bundle, golden: Mapping[str, npt.NDArray[Any]]
-) -> tuple[list[Arrays], str]:
+def _inputs(config: CompareConfig, bundle: Bundle, golden: Mapping[str, npt.NDArray[Any]]) -> tuple[list[Arrays], str]:
     """Return the inputs of the networks in batches that they take, and the name of the data."""
     specs = bundle.manifest.inputs
     if config.data is None:
@@ -106,7 +105,8 @@ def _side(bundle: Bundle, name: ComparedFile, backend: ComparedBackend) -> Side:
     data = bundle.read(file)
     if name == "int8" and backend == "cpu" and has_float16(check_onnx(data)) and not computes_fp16_pairs():
         raise UsageError(
-            "this ONNX Runtime computes Q/DQ pairs with FP16 scales wrongly; compare int8.fp32, or install 1.30 or later"
+            "this ONNX Runtime computes Q/DQ pairs with FP16 scales wrongly; compare int8.fp32, or install onnxruntime "
+            "1.30 or later"
         )
     divisors = _divisors(bundle) if variant == "int8" else {}
     return Side(name, data, backend, divisors)
@@ -148,4 +148,4 @@ def _to_golden(
 def _batches(inputs: Sequence[Arrays], bundle: Bundle) -> list[Arrays]:
     """Return inputs in batches that the bundle's graph takes."""
     fixed = bundle.manifest.inputs[0].shape[0]
-    return [dict(part) for each in inputs for part in batches(each, fixed, _BATCH)]  # type: ignore[arg-type]
+    return [dict(part) for each in inputs for part in batches(each, fixed, _BATCH)]

@@ -43,8 +43,8 @@ class CompareConfig:
     limit: int = 32
     """Compare on this many images at most, the same number of each class."""
     min_snr: float | None = None
-    """A layer below this SNR, in dB, is wrong; left out: 60 between files in FP32, 30 with FP16, 10 with INT8. If it is
-    given and a layer is below it, the exit code is 1."""
+    """A layer that by itself has a smaller SNR, in dB, is wrong; left out: 60 between files in FP32, 35 with FP16, 15
+    with INT8. In its place it may have 5 dB less. If it is given and a layer has less, the exit code is 1."""
     plot: Path | None = None
     """With --layers: write a plot of the layers to this PNG file."""
     on_bad_image: OnBadImage = "refuse"

@@ -13,12 +13,13 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from krl_deploy.graph.edit import GraphEditor
+from krl_deploy.graph.files import to_bytes
 from krl_deploy.graph.operators import MOVES_STORED_INTEGERS, QDQ
 from krl_deploy.graph.precisions import precision_of
 
 __all__ = ["OpenGraph", "Tap", "sizes"]
 
-_FLOATS = {
+_FLOATS: dict[int, Any] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.DOUBLE: np.float64,
@@ -77,9 +78,10 @@ class OpenGraph:
         outputs = [name for name in node.output if name]
         return node.op_type not in _NO_LAYERS and len(outputs) == 1 and self._graph.dtype(outputs[0]) in _FLOATS
 
-    def dtype(self, tensor: str) -> type[np.generic]:
-        """Return the type of a tensor in floating point."""
-        return _FLOATS[self._graph.dtype(tensor)]
+    def dtype(self, tensor: str) -> npt.DTypeLike:
+        """Return NumPy's type of a tensor in floating point."""
+        found: npt.DTypeLike = _FLOATS[self._graph.dtype(tensor)]
+        return found
 
     def precision(self, layer: str) -> str | None:
         """Return the type that a layer computes in, as ``"int8"``; ``None`` if it is not known."""
@@ -154,7 +156,7 @@ class OpenGraph:
         shell.input.extend(self._described(name) for name in sources)
         shell.output.extend(self._described(name) for name in tensors)
         model = helper.make_model(shell, opset_imports=graph.opset_imports, ir_version=graph.ir_version)
-        return model.SerializeToString()
+        return to_bytes(model)
 
     def _described(self, tensor: str) -> onnx.ValueInfoProto:
         # "?" stands for every open dimension, and two of them need not be equal.
@@ -172,7 +174,9 @@ def sizes(data: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]
     """
     model = onnx.load_model_from_string(data)
     for value in model.graph.input:
-        value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, inputs[value.name].shape))
+        value.CopyFrom(
+            helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, inputs[value.name].shape)
+        )
     graph = GraphEditor(model)
     shapes = {name: graph.shape(name) for node in graph.nodes for name in node.output if name}
     known = {name: [size for size in shape or () if isinstance(size, int)] for name, shape in shapes.items()}

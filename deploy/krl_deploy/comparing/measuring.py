@@ -14,8 +14,10 @@ from .difference import Difference
 from .graphs import sizes
 from .sides import Arrays, Layer, Pair
 
-__all__ = ["Fault", "Measured", "compare_outputs", "find_first", "measure_layers"]
+__all__ = ["ADDED_DB", "Fault", "Measured", "compare_outputs", "find_first", "measure_layers"]
 
+ADDED_DB = 5.0
+"""A layer in its place may have this much less SNR than by itself, since the errors of the layers before it add up."""
 _VALUES_IN_GROUP = 1 << 24  # of the layers that are read in one run, 64 MiB for each of the networks
 
 
@@ -34,10 +36,14 @@ class Measured:
     alone: Difference = field(default_factory=Difference)
 
     def status(self, limit: float) -> Literal["", "wrong", "inherits"]:
-        """Return whether the layer is below a limit in dB by itself, or because of the layers before it."""
+        """Return whether the layer is below a limit by itself, or only in its place.
+
+        Args:
+            limit: Smallest SNR by itself, in dB; in its place the layer may have ``ADDED_DB`` less.
+        """
         if self.alone.snr_db < limit:
             return "wrong"
-        return "inherits" if self.total.snr_db < limit else ""
+        return "inherits" if self.total.snr_db < limit - ADDED_DB else ""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class Fault:
 
     Attributes:
         layer: Its name.
-        since: Name of the first layer of the shortest row of layers up to it that is below the limit on a's values:
-            the layer itself if it is wrong by itself.
+        since: Name of the first layer of the shortest row of layers up to it that has less SNR than is accepted, on a's
+            values for what stands before the row: the layer itself if it is wrong by itself.
         length: Number of layers of that row.
         snr_db: SNR of the layer at the end of that row.
     """
@@ -124,27 +130,27 @@ def find_first(pair: Pair, measured: Sequence[Measured], inputs: Sequence[Arrays
     """Return the first layer below a limit, and where its error comes from; ``None`` if no layer is below.
 
     If the layer is not wrong by itself, its error is the sum of those of several layers. Bisection finds the shortest
-    row of layers up to it that is below the limit on a's values.
+    row of layers up to it that is enough, on a's values for what stands before the row.
 
     Args:
         pair: The networks.
         measured: Of ``measure_layers``.
         inputs: The same as there.
-        limit: In dB.
+        limit: See ``Measured.status``.
     """
-    index = next((index for index, item in enumerate(measured) if item.total.snr_db < limit), None)
+    index = next((index for index, item in enumerate(measured) if item.status(limit)), None)
     if index is None:
         return None
-    layer, alone = measured[index].layer.name, measured[index].alone.snr_db
-    if alone < limit:
-        return Fault(layer, layer, 1, alone)
+    layer, in_place = measured[index].layer.name, limit - ADDED_DB
+    if measured[index].status(limit) == "wrong":
+        return Fault(layer, layer, 1, measured[index].alone.snr_db)
     # A row that begins at ``since`` is below the limit, one that begins at ``enough`` is not.
     since, enough, error = 0, index, measured[index].total.snr_db
     with progress_bar("bisecting", (enough - since).bit_length()) as advance:
         while enough - since > 1:
             middle = (since + enough) // 2
             found = _row(pair, pair.layers[middle : index + 1], inputs).snr_db
-            if found < limit:
+            if found < in_place:
                 since, error = middle, found
             else:
                 enough = middle

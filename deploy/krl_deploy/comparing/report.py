@@ -31,7 +31,7 @@ class Comparison:
         b: The other network.
         data: Name of the data.
         count: Number of inputs.
-        limit: SNR in dB below which a layer is wrong.
+        limit: SNR in dB that a layer must have by itself.
         outputs: Differences of the outputs, by name.
         golden: Smallest SNR of the outputs of ``"a"`` and ``"b"`` to the golden ones, in dB.
         layers: Differences of the layers; empty if they were not compared.
@@ -120,10 +120,10 @@ class Comparison:
             )
         if self.first is not None:
             return (
-                f"no layer is below {self.limit:g} dB by itself: {lowest}. The error of {self.first.layer} is the sum "
-                f"of the {self.first.length} layers from {self.first.since} on"
+                f"no layer is wrong by itself: {lowest}, required: {self.limit:g}. The {self.first.snr_db:.1f} dB of "
+                f"{self.first.layer} are the sum of the {self.first.length} layers from {self.first.since} on"
             )
-        return f"no layer is below {self.limit:g} dB; {lowest}"
+        return f"no layer is wrong; {lowest}, required: {self.limit:g}"
 
     def _farther(self) -> str:
         """Return which network is farther from the golden outputs, in which the fault is."""
@@ -148,7 +148,7 @@ class Comparison:
         statuses = [item.status(self.limit) for item in self.layers]
         axes.barh(positions, [_drawn(item.total) for item in self.layers], color=[_COLORS[each] for each in statuses])
         alone = axes.plot([_drawn(item.alone) for item in self.layers], positions, "k.", label="alone, on a's values")
-        line = axes.axvline(self.limit, color="gray", linestyle=":", label="limit")
+        line = axes.axvline(self.limit, color="gray", linestyle=":", label="required by itself")
         shown = [name if len(name) <= _LONGEST_NAME else f"…{name[-_LONGEST_NAME:]}" for name in names]
         axes.set_yticks(positions, shown, fontsize=7)
         axes.set_ylim(len(names) - 0.5, -0.5)

@@ -19,7 +19,7 @@ from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.precision.equalization import divided_layers, equalize
 from krl_runtime.errors import ModelError
 
-LIMITS = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0, "int8.fp32": 10.0, "int8.cpu": 10.0}
+LIMITS = {"fp32": 60.0, "fp16": 35.0, "int8": 15.0, "int8.fp32": 15.0, "int8.cpu": 15.0}
 CONVOLUTIONS = 50
 PIXELS = np.random.default_rng(5).integers(0, 256, (6, 3, SIDE, SIDE), np.uint8)
 
@@ -163,13 +163,13 @@ def test_an_error_that_adds_up_is_no_wrong_layer(files):
     inputs = [{"pixels": PIXELS}]
     found = measure_layers(pair, inputs)
     order = [item.layer.name for item in found]
-    limit = 24.0
+    limit = 28.0  # in its place a layer may have 5 dB less
     assert min(item.alone.snr_db for item in found) > limit
     first = find_first(pair, found, inputs, limit)
     assert first is not None
     assert first.length > 1
     assert order.index("n_conv10") <= order.index(first.since) < order.index(first.layer) <= order.index("n_conv39")
-    assert first.snr_db < limit
+    assert first.snr_db < limit - 5
     # A row that is one layer shorter is within the limit, as an independent run of it shows.
     start = order.index(first.since) + 1
     shorter = pair.layers[start : order.index(first.layer) + 1]
@@ -177,7 +177,7 @@ def test_an_error_that_adds_up_is_no_wrong_layer(files):
     values = pair.run_a([*before, shorter[-1]])(inputs[0], {})
     made = pair.run_b_on_a(shorter[-1:], shorter)(inputs[0], values)[first.layer]
     error = ((values[first.layer] - made) ** 2).sum() / (values[first.layer] ** 2).sum()
-    assert -10 * np.log10(error) >= limit
+    assert -10 * np.log10(error) >= limit - 5
 
 
 def test_a_value_beyond_fp16_is_seen_where_it_is_made(files):
