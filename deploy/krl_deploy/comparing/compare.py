@@ -113,7 +113,7 @@ def _side(bundle: Bundle, name: ComparedFile, backend: ComparedBackend) -> Side:
 
 
 def _divisors(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
-    """Return what the INT8 variant's layers were divided by; see ``krl_deploy.precision.equalization``."""
+    """Return the divisors of the layers of the INT8 variant; see ``krl_deploy.precision.equalization``."""
     if bundle.manifest.calibration is None:
         return {}
     factors = Calibration.from_bytes(bundle.read(bundle.manifest.calibration)).factors

@@ -134,7 +134,7 @@ def equalize(model: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
 
 
 def divided_layers(model: onnx.ModelProto, factors: Factors) -> dict[str, npt.NDArray[np.float32]]:
-    """Return what ``equalize`` divides the outputs of nodes by, by the name of the node.
+    """Return the divisors of the outputs of nodes in ``equalize``, by the name of the node.
 
     Args:
         model: The model before it was equalized.
