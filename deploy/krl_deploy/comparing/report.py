@@ -106,7 +106,7 @@ class Comparison:
         return (name, item.layer.op, *precisions, *measured, item.status(self.limit))
 
     def verdict(self) -> str:
-        """Return what was found, in sentences."""
+        """Return the finding in sentences."""
         weakest = min(self.layers, key=lambda item: item.alone.snr_db)
         lowest = f"{weakest.layer.name} has the lowest SNR by itself, {weakest.alone.snr_db:.1f} dB"
         if self.wrong:

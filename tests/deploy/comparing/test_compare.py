@@ -13,6 +13,7 @@ from PIL import Image
 
 import krl_deploy
 from _helpers.graphs import measured_ranges
+from _helpers.image_nets import smooth, write_generator, write_restorer
 from _helpers.planted_nets import Net, pixels_of, write_colors, write_planted
 from krl_deploy.cli import main
 from krl_deploy.comparing import backends
@@ -179,3 +180,29 @@ def test_refusals_name_the_option_and_what_to_do(bundle, capsys, options, messag
     code, _, err = run(capsys, bundle.path, *options)
     assert code == 2
     assert message in err
+
+
+def test_restorers_on_images_of_several_sizes(tmp_path, capsys):
+    bundle = write_restorer(tmp_path / "sr.krl")
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(3):
+        image = smooth(60 + 4 * number, 70, 3, seed=number)
+        Image.fromarray(image).save(photographs / f"{number}.png")
+    assert main(["fp16", str(bundle.path), "--data", str(photographs), "--max-drop", "5", "--accept-unmeasured"]) == 0
+    found = krl_deploy.compare(bundle=bundle.path, b="fp16", layers=True, data=photographs, limit=3).to_dict()
+    assert found["images"] == {"data": "photographs", "count": 3}
+    assert found["first"] is None
+    assert 40 < min(layer["alone"]["snr_db"] for layer in found["layers"]) < 100
+
+
+def test_generators_on_golden_latents(tmp_path, capsys):
+    bundle = write_generator(tmp_path / "g.krl")
+    assert main(["fp16", str(bundle.path)]) == 0
+    found = krl_deploy.compare(bundle=bundle.path, b="fp16", layers=True).to_dict()
+    assert found["images"] == {"data": "golden inputs", "count": 4}
+    assert "MatMul_0" in [layer["name"] for layer in found["layers"]]
+    assert found["first"] is None
+    assert 40 < min(layer["alone"]["snr_db"] for layer in found["layers"]) < 100
+    with pytest.raises(UsageError, match="--data"):
+        krl_deploy.compare(bundle=bundle.path, b="fp16", layers=True, data=tmp_path)
