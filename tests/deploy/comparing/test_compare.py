@@ -185,10 +185,10 @@ def test_refusals_name_the_option_and_what_to_do(bundle, capsys, options, messag
 def test_restorers_on_images_of_several_sizes(tmp_path, capsys):
     bundle = write_restorer(tmp_path / "sr.krl")
     photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for number in range(3):
-        image = smooth(60 + 4 * number, 70, 3, seed=number)
-        Image.fromarray(image).save(photographs / f"{number}.png")
+    for number in range(6):
+        file = photographs / ("val" if number < 3 else "train") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth(60 + 4 * number, 70, 3, seed=number)).save(file)
     assert main(["fp16", str(bundle.path), "--data", str(photographs), "--max-drop", "5", "--accept-unmeasured"]) == 0
     found = krl_deploy.compare(bundle=bundle.path, b="fp16", layers=True, data=photographs, limit=3).to_dict()
     assert found["images"] == {"data": "photographs", "count": 3}
