@@ -142,7 +142,7 @@ def divided_layers(model: onnx.ModelProto, factors: Factors) -> dict[str, npt.ND
     """
     graph = GraphEditor(model)
     producers = graph.producers()
-    found = {}
+    found: dict[str, npt.NDArray[np.float32]] = {}
     for item in _between(graph):
         if item.tensor in factors:
             names = {item.before.node.name, producers[item.tensor].name}
