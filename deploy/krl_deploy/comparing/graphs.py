@@ -47,7 +47,8 @@ class Tap:
         """Return the real numbers that the values of the tensor stand for, float32 of the same shape."""
         if self.scale is None:
             return values.astype(np.float32, copy=False)
-        return (values.astype(np.float32) - self.zero) * np.float32(self.scale)
+        real: npt.NDArray[np.float32] = (values.astype(np.float32) - self.zero) * np.float32(self.scale)
+        return real
 
 
 class OpenGraph:
