@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from _scorecard_planted import PLANTED
 
@@ -82,7 +81,8 @@ def _of_tests() -> _Models:
 
     def of(name: str) -> Any:
         spec = importlib.util.spec_from_file_location(name, _TESTS / "deploy" / "rules" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -166,7 +166,7 @@ def _of_torch() -> _Models:
             try:
                 make(target)
             except Exception as error:  # an exporter lacks some operators in some opsets, and has no class for it
-                print(f"torch did not export {name}: {str(error).splitlines()[0][:100]}", file=sys.stderr)
+                print(f"torch does not export {name}: {str(error).splitlines()[0][:100]}", file=sys.stderr)
                 continue
         yield name, target.getvalue()
 

@@ -55,12 +55,12 @@ def _make(
         source = "k"
     given = [source, *([source] if twice else []), *arrays]
     nodes.append(helper.make_node(op, given, list(outputs), name="planted", domain=domain, **attributes))
-    kinds = (*kinds, *kinds[-1:] * (len(outputs) - len(kinds)))
+    types = (*kinds, *kinds[-1:] * (len(outputs) - len(kinds)))
     graph = helper.make_graph(
         nodes,
         "planted",
         [helper.make_tensor_value_info("x", _F, [batch, 4, 8, 8])],
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, kinds, strict=True) if name],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=True) if name],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
@@ -84,6 +84,14 @@ def _i(*values: int) -> Any:
 
 
 _Case = tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]
+
+
+def _of(kind: int, *operators: str, **more: Any) -> dict[str, _Case]:
+    """Return operators that have one input, which is cast to a type."""
+    name = TensorProto.DataType.Name(kind).lower()
+    return {f"{op} of {name}": (op, None, {"cast": kind, "kinds": (kind,), **more}) for op in operators}
+
+
 _W33, _NORM = _f(4, 4, 3, 3), {name: _f(4) for name in "sbmv"}
 _SCALES = np.float32([1, 1, 2, 2])
 _Q = {"s": np.float32(0.1), "z": np.int8(0)}
@@ -323,31 +331,22 @@ _REDUCTIONS: dict[str, _Case] = {
 }
 
 _ELEMENTS: dict[str, _Case] = {
-    **{f"{op} of int32": (op, None, {"cast": _I, "kinds": (_I,)}) for op in ("Abs", "Neg", "Sign", "Relu", "Identity")},
-    **{f"{op} of int64": (op, None, {"cast": _L, "kinds": (_L,)}) for op in ("Abs", "Neg", "Sign", "Relu")},
-    **{f"{op} of int8": (op, None, {"cast": _S, "kinds": (_S,)}) for op in ("Abs", "Neg", "Identity", "Flatten")},
-    **{
-        f"{op} of uint8": (op, None, {"cast": _U, "kinds": (_U,)}) for op in ("Abs", "Identity", "Flatten", "Transpose")
-    },
-    **{f"{op} of FP64": (op, None, {"cast": _D, "kinds": (_D,)}) for op in ("Abs", "Sqrt", "Sigmoid", "Relu", "Erf")},
-    **{f"{op} of BF16": (op, None, {"cast": _B, "kinds": (_B,)}) for op in ("Abs", "Sqrt", "Sigmoid", "Gelu", "Erf")},
-    **{f"{op} of FP16": (op, None, {"cast": _H, "kinds": (_H,)}) for op in ("Sin", "Mish", "Gelu", "IsNaN", "Ceil")},
-    **{f"{op} of bool": (op, None, {"cast": _T, "kinds": (_T,)}) for op in ("Not", "Identity", "Flatten", "Transpose")},
-    **{f"{op} twice": (op, None, {"twice": True}) for op in ("Add", "Mul", "Sub", "Div", "Pow", "Max", "Min", "Mean")},
-    **{
-        f"{op} of int32": (op, None, {"twice": True, "cast": _I, "kinds": (_I,)}) for op in ("Add", "Div", "Max", "Pow")
-    },
-    **{
-        f"{op} of int64": (op, None, {"twice": True, "cast": _L, "kinds": (_L,)}) for op in ("Add", "Div", "Max", "Sum")
-    },
-    **{f"{op} of int8": (op, None, {"twice": True, "cast": _S, "kinds": (_S,)}) for op in ("Add", "Max")},
-    **{f"{op} of uint8": (op, None, {"twice": True, "cast": _U, "kinds": (_U,)}) for op in ("Add", "Div", "Max")},
-    **{
-        f"{op} of bool": (op, None, {"twice": True, "cast": _T, "kinds": (_T,)}) for op in ("And", "Or", "Xor", "Equal")
-    },
-    **{
-        f"{op} of floats": (op, None, {"twice": True, "kinds": (_T,)}) for op in ("And", "Less", "LessOrEqual", "Equal")
-    },
+    **_of(_I, "Abs", "Neg", "Sign", "Relu", "Identity"),
+    **_of(_L, "Abs", "Neg", "Sign", "Relu"),
+    **_of(_S, "Abs", "Neg", "Identity", "Flatten"),
+    **_of(_U, "Abs", "Identity", "Flatten", "Transpose"),
+    **_of(_D, "Abs", "Sqrt", "Sigmoid", "Relu", "Erf"),
+    **_of(_B, "Abs", "Sqrt", "Sigmoid", "Gelu", "Erf"),
+    **_of(_H, "Sin", "Mish", "Gelu", "Ceil"),
+    **_of(_T, "Not", "Identity", "Flatten", "Transpose"),
+    **_of(_F, "Add", "Mul", "Sub", "Div", "Pow", "Max", "Min", "Mean", twice=True),
+    **_of(_I, "Add", "Div", "Max", "Pow", twice=True),
+    **_of(_L, "Add", "Div", "Max", "Sum", twice=True),
+    **_of(_S, "Add", "Max", twice=True),
+    **_of(_U, "Add", "Div", "Max", twice=True),
+    **_of(_T, "And", "Or", "Xor", "Equal", twice=True),
+    **_of(_F, "And", "Less", "LessOrEqual", "Equal", twice=True, kinds=(_T,)),
+    **_of(_H, "IsNaN", kinds=(_T,)),
     **{
         f"Add of FP32 and {name}": ("Add", {"o": np.ones((1, 4, 8, 8), kind)}, {})
         for name, kind in {"FP16": np.float16, "BF16": ml_dtypes.bfloat16, "int32": np.int32, "int8": np.int8}.items()

@@ -3,8 +3,8 @@
 Each graph is checked by krl's rules, and shown to the parser and the builder of TensorRT-RTX, in a process of its own.
 Verdicts are kept in a file, so that a changed rule is judged again in seconds.
 
-A graph is *refused* if the parser or builder refuses it or crashes. It is *called wrong* if krl finds an error, or cannot
-read it. Precision is the share of the graphs called wrong that are refused. Recall is the share of the refused graphs
+A graph is *refused* if the parser or builder refuses it or crashes. It is *called wrong* if krl finds an error, or
+cannot read it. Precision is the share of the graphs called wrong that are refused. Recall is the share of the refused graphs
 that are called wrong. Four kinds are counted apart, since they say nothing about the rules or cannot be judged:
 
 - invalid files: ONNX's strict checker refuses them
@@ -239,7 +239,7 @@ def page(judged: Sequence[Judged], parser: str) -> str:
     beyond = Counter(rule for item in judged for rule in item.beyond)
     parts = [
         f"{len(judged)} graphs, judged by {parser}; held out: {sum(item.graph.held_out for item in judged)}.",
-        markdown({name: row for name, row in scores(judged).items()}, "part"),
+        markdown(scores(judged), "part"),
         "By rule, on valid graphs without RTX's gaps:",
         markdown(by_rule(judged), "rule"),
         "Errors that no parser can confirm (krl's profile, results), by graphs:",
