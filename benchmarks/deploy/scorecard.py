@@ -4,8 +4,8 @@ Each graph is checked by krl's rules, and shown to the parser and the builder of
 Verdicts are kept in a file, so that a changed rule is judged again in seconds.
 
 A graph is *refused* if the parser or builder refuses it or crashes. It is *called wrong* if krl finds an error, or
-cannot read it. Precision is the share of the graphs called wrong that are refused. Recall is the share of the refused graphs
-that are called wrong. Four kinds are counted apart, since they say nothing about the rules or cannot be judged:
+cannot read it. Precision is the share of the graphs called wrong that are refused. Recall is the share of the refused
+graphs that are called wrong. Four kinds are counted apart, since they say nothing about the rules or cannot be judged:
 
 - invalid files: ONNX's strict checker refuses them
 - gaps of TensorRT-RTX: operators of TensorRT's plugins, and attention without a kernel

@@ -34,7 +34,7 @@ from .targets import Target
 
 __all__ = ["Fixed", "Kept", "Repair", "difference", "fix", "fix_file"]
 
-_SEEDS: Final = 2
+_SEEDS: Final = 2  # one input may agree by chance
 _SIZES: Final = ((2, 32), (1, 32), (1, 64), (1, 224))
 """For inputs of open sizes: the first axis and the others; the first that the model runs with are taken."""
 _TOLERANCE: Final = 1e-5  # of the largest value of an output: rounding of FP32 in another order
