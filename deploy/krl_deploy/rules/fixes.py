@@ -195,7 +195,7 @@ def _feed(model: onnx.ModelProto, sizes: tuple[int, int], seed: int) -> dict[str
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done, or would be done, to a file.
+    """Fixes of a file, done or possible.
 
     Attributes:
         fixed: The fixes.
