@@ -87,11 +87,14 @@ def quantize(config: QuantizeConfig) -> None:
 def check(config: CheckConfig) -> None:
     """Say what is wrong with a model for a device, before the device has seen it."""
     result = verbs.check(config)
-    _print(result, result.text, config.json)
+    if config.format == "sarif":
+        print_json(result.sarif)
+    else:
+        _print(result, result.text, config.json)
     errors, name = result.counts["error"], result.details["target"]["name"]
     if errors:
         raise CheckFailedError(f"{config.model} is not ready for {name}: {errors} error{'s' * (errors > 1)}")
-    next_command(f"krl-deploy build-engine {config.model}")
+    next_command(f"krl-deploy build-engine {config.fix or config.model}")
 
 
 def compare(config: CompareConfig) -> None:

@@ -327,11 +327,22 @@ class CheckConfig:
     TensorRT-RTX's, which needs no GPU."""
     time_limit: float | None = None
     """With --parser: seconds for each file, 300 if left out."""
+    fix: Path | None = None
+    """For an ONNX file: write OUT.onnx, without the findings that can be removed safely. Each fix is checked: the
+    finding is gone, and ONNX Runtime gives the same outputs. What remains is reported."""
+    diff: bool = False
+    """Show what --fix changes, or without it, what it would."""
+    format: Literal["table", "sarif"] = "table"
+    """Form of the report; sarif is SARIF 2.1.0, for CI and code hosts."""
     json: bool = False
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and what excludes each other."""
+        if self.json and self.format != "table":
+            raise UsageError(f"--json and --format {self.format} are two forms of one report; give one of them")
+        if self.diff and self.format != "table":
+            raise UsageError(f"--diff has no place in --format {self.format}; leave one of them out")
         if self.time_limit is not None and not self.parser:
             raise UsageError("--time-limit is for --parser; give both, or leave it out")
         if self.time_limit is not None and not 0 < self.time_limit <= _LONGEST_WAIT:

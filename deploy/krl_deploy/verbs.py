@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +106,24 @@ class CheckResult(Result):
 
     Attributes:
         model: The ONNX file or bundle.
-        counts: Number of findings of each severity.
+        counts: Number of findings of each severity; with ``fix``, of those that remain.
+        sarif: The findings in the form of SARIF 2.1.0.
     """
 
     model: Path
     counts: Mapping[str, int]
+    sarif: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def ready(self) -> bool:
         """Whether there is no error."""
         return not self.counts["error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain JSON types, without ``sarif``, which is the same in another form."""
+        found = super().to_dict()
+        del found["sarif"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -286,21 +294,28 @@ def check(config: CheckConfig | None = None, /, **options: Any) -> CheckResult:
         KrlError: The model, the target or an option cannot be used.
     """
     config = configure(CheckConfig, config, options)
+    from .rules.fixes import fix_file
     from .rules.report import as_dict, as_text
     from .rules.run import check_path, unknown
+    from .rules.sarif import as_sarif
     from .rules.targets import parse_target
     from .tensorrt.ask import TIME_LIMIT, ask_about, check_target
 
     target = parse_target(config.target)
     if config.parser:
         check_target(target)
-    checked = check_path(config.model, target, config.precision)
+    repaired = fix_file(config.model, target, config.fix, show=config.diff) if config.fix or config.diff else None
+    checked = check_path(config.fix or config.model, target, config.precision)
     if config.parser:
         checked = ask_about(checked, target, config.time_limit or TIME_LIMIT)
     questions = unknown(checked, target)
     found = as_dict(checked, target, questions)
     details = {name: value for name, value in found.items() if name != "counts"}
-    return CheckResult(config.model, found["counts"], details=details, text=as_text(checked, target, questions))
+    text = as_text(checked, target, questions)
+    if repaired is not None:
+        details["fixes"] = repaired.to_dict()
+        text = f"{repaired.text}\n\n{text}"
+    return CheckResult(config.model, found["counts"], as_sarif(checked, target), details=details, text=text)
 
 
 def compare(config: CompareConfig | None = None, /, **options: Any) -> CompareResult:

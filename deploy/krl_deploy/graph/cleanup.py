@@ -23,7 +23,7 @@ from .bounds import compute_constant
 from .edit import GraphEditor, attribute
 from .operators import CONVOLUTIONS, QDQ, WEIGHTED
 
-__all__ = ["clean", "constants_to_initializers"]
+__all__ = ["clean", "constants_to_initializers", "shape_behind_cast", "split_without_sequences"]
 
 _MAX_FOLDED_BYTES = 64 * 1024 * 1024  # a larger constant stays computed, so that folding cannot fill memory or the file
 
@@ -39,12 +39,12 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     _drop_pass_through(graph)
     _cast_to_known_types(graph)
     _fold_constants(graph)
-    _split_without_sequences(graph)
+    split_without_sequences(graph)
     _open_clips(graph)
     _fold_affine(graph)
     _matmul_bias(graph)
     _pads_of_all_axes(graph)
-    _shape_behind_cast(graph)
+    shape_behind_cast(graph)
     _unshare(graph)
     result = graph.close()
     _forget_origin(result)
@@ -136,7 +136,7 @@ def _cast_to_known_types(graph: GraphEditor) -> None:
             node.attribute.append(helper.make_attribute("to", kind))
 
 
-def _split_without_sequences(graph: GraphEditor) -> None:
+def split_without_sequences(graph: GraphEditor) -> None:
     """Write ``SplitToSequence`` whose parts are each taken by a known number as ``Split``, which TensorRT has."""
     consumers = graph.consumers()
     for node in [node for node in graph.nodes if node.op_type == "SplitToSequence" and len(node.input) > 1]:
@@ -280,7 +280,7 @@ def _matmul_bias(graph: GraphEditor) -> None:
         graph.remove([add])
 
 
-def _shape_behind_cast(graph: GraphEditor) -> None:
+def shape_behind_cast(graph: GraphEditor) -> None:
     """Take the shape of pixels behind their ``Cast``: NVIDIA's documents disagree on ``Shape`` of uint8."""
     consumers = graph.consumers()
     for node in graph.nodes:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 
 from krl_runtime.backends.onnxruntime import EXACT_INT8, WRONG_OPTIMIZERS, open_session
-from krl_runtime.errors import require
+from krl_runtime.errors import BackendError, require
 
 from .operators import FLOAT_CONVOLUTIONS, INTEGER_CONVOLUTIONS
 
-__all__ = ["count_convolutions", "open_cpu", "optimized_graph"]
+__all__ = ["count_convolutions", "open_cpu", "optimized_graph", "run_as_written"]
 
 
 def optimized_graph(model: bytes) -> onnx.ModelProto:
@@ -44,3 +46,24 @@ def count_convolutions(optimized: onnx.ModelProto) -> dict[str, int]:
 def open_cpu(model: bytes) -> Any:
     """Open a model on ONNX Runtime's CPU provider, as the runtime does."""
     return open_session(model, cuda=False)
+
+
+def run_as_written(
+    model: bytes, feeds: Sequence[Mapping[str, npt.NDArray[Any]]], *, threads: int = 1
+) -> list[list[npt.NDArray[Any]]]:
+    """Run a model without ONNX Runtime's optimizer, and return its outputs for each of the inputs.
+
+    Raises:
+        BackendError: ONNX Runtime cannot open or run it.
+    """
+    ort = require("onnxruntime", extra="cpu", purpose="comparing two graphs")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(*EXACT_INT8)
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return [session.run(None, dict(feed)) for feed in feeds]
+    except Exception as error:  # ONNX Runtime's own types share no base class but this one
+        raise BackendError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error

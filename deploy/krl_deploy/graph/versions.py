@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import onnx
@@ -13,7 +13,7 @@ from krl_runtime.errors import ModelError
 from .edit import GraphEditor
 from .files import NEWEST_IR, inline_functions, opset_of
 
-__all__ = ["NEWEST_OPSET", "lowered"]
+__all__ = ["NEWEST_OPSET", "expanded", "lowered"]
 
 NEWEST_OPSET: Final = 21
 """The newest that ONNX Runtime 1.20 reads, the oldest in pyproject.toml."""
@@ -34,7 +34,7 @@ def lowered(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str], list[st
     if opset <= NEWEST_OPSET:
         return model, [], []
     try:
-        result = _expanded(model)
+        result = expanded(model, lambda node: _schema(node, NEWEST_OPSET) is None)
     except ModelError:
         result = model
     graph = GraphEditor(result)
@@ -108,13 +108,21 @@ def _drop_defaults(node: NodeProto, opset: int) -> None:
     node.attribute.extend(kept)
 
 
-def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the functions that ONNX defines in place of operators of later opsets."""
+def expanded(model: onnx.ModelProto, chosen: Callable[[NodeProto], bool]) -> onnx.ModelProto:
+    """Return the model with the functions that ONNX defines in place of standard operators.
+
+    Args:
+        model: Without control flow and local functions.
+        chosen: Whether a node is to be replaced; one that ONNX defines no function for stays.
+
+    Raises:
+        ModelError: A function cannot be inlined.
+    """
     opset, graph = opset_of(model), GraphEditor(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for number, node in enumerate(result.graph.node):
-        if node.domain not in ("", "ai.onnx") or _schema(node, NEWEST_OPSET) is not None:
+        if node.domain not in ("", "ai.onnx") or not chosen(node):
             continue
         body = _body(graph, node, opset)
         if body is None:
