@@ -31,6 +31,7 @@ class FakeCuda:
         self.memory = (free, total)
         self.compute_capability = compute_capability
         self.devices, self.current = 1, []
+        self.integrated = False
         self._lock = threading.RLock()
         self._blocks = {}
         self._streams = {}
@@ -86,6 +87,7 @@ class FakeCuda:
         properties = self.real.cudaDeviceProp()
         properties.name = GPU_NAME.encode().ljust(256, b"\0")
         properties.major, properties.minor = self.compute_capability
+        properties.integrated = int(self.integrated)
         return (properties,)
 
     def _cudaMemGetInfo(self):

@@ -14,14 +14,20 @@ import numpy.typing as npt
 import onnx
 
 from krl_deploy.calibration.record import Calibration, Identity, Int8Ranges
+from krl_deploy.data.arrays import batches, feed
 from krl_deploy.graph.quantized import Unquantized
+from krl_deploy.graph.session import open_cpu
+from krl_deploy.graph.tf32 import to_tf32
 from krl_runtime.bundle import Bundle, Manifest, TensorSpec, Variant, names
 from krl_runtime.errors import BundleError
+from krl_runtime.evaluation.golden import content_of, golden_limits, likeness
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 
 __all__ = ["Reference", "check_target", "golden_file", "make_reference", "tensor_spec"]
 
+_ROUNDING = 1e-3  # of the largest golden output: sums in another order differ by 1e-5 of it in deep networks
+_BATCH = 8  # golden inputs in a run, whose activations have to fit the memory
 _ALIKE = 50.0  # dB to the golden images: FP32 against FP32 is far above on any device, a wrong graph far below
 
 
@@ -81,7 +87,8 @@ def make_reference(
         model: The FP32 ONNX file; its inputs and outputs have the dimensions that the manifest will name.
         inputs: Golden inputs by name ``[N, ...]``.
         outputs: Their outputs by name ``[N, ...]``. A thousandth of the largest value, and 0.001 at least, is tolerated
-            in the self-test: devices add up in another order, or multiply in TF32. Images must have 50 dB of PSNR, too.
+            in the self-test: devices add up in another order. Images must have 50 dB of PSNR, too. Limits for devices
+            that multiply in TF32 are those of FP16 around its error in simulation.
         name: Of the model, for people.
         preprocessing: From an image file to an input; size and channels of the golden images.
         source: Origin of the model.
@@ -93,6 +100,7 @@ def make_reference(
     graph = onnx.load_model_from_string(model).graph
     largest = max(float(np.abs(values).max()) for values in outputs.values())
     images = task not in ("classification", "embedding")
+    fp32 = Variant("fp32", names.FP32, tolerance=_ROUNDING * max(1.0, largest), psnr=_ALIKE if images else None)
     manifest = Manifest(
         task=task,
         name=name,
@@ -100,19 +108,37 @@ def make_reference(
         outputs=tuple(tensor_spec(value) for value in graph.output),
         preprocessing=preprocessing,
         labels=labels,
-        variants={
-            "fp32": Variant("fp32", names.FP32, tolerance=1e-3 * max(1.0, largest), psnr=_ALIKE if images else None)
-        },
+        variants={"fp32": fp32},
         default_variants={"cpu": "fp32"},
         golden=names.GOLDEN,
         source=dict(source),
         settings=dict(settings or {}),
         calibration=names.CALIBRATION if brought else None,
     )
+    manifest = replace(manifest, variants={"fp32": replace(fp32, tf32=_tf32_limits(manifest, model, inputs, outputs))})
     files = {names.FP32: model, names.GOLDEN: golden_file({**inputs, **outputs})}
     if brought:
         files[names.CALIBRATION] = _brought_calibration(model, brought, preprocessing).to_bytes()
     return Reference(manifest, files)
+
+
+def _tf32_limits(
+    manifest: Manifest,
+    model: bytes,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    outputs: Mapping[str, npt.NDArray[np.float32]],
+) -> dict[str, float]:
+    """Return the limits of FP32 in TF32, whose rounding is FP16's; none if the simulation has no finite numbers."""
+    session = open_cpu(to_tf32(onnx.load_model_from_string(model)).SerializeToString())
+    names_of = [value.name for value in session.get_outputs()]
+    parts = [
+        session.run(None, feed(session, part)) for part in batches(inputs, session.get_inputs()[0].shape[0], _BATCH)
+    ]
+    made = {name: np.concatenate(rows) for name, rows in zip(names_of, zip(*parts, strict=True), strict=True)}
+    measured = likeness(manifest, made, outputs)
+    if not np.isfinite(measured.error):
+        return {}
+    return golden_limits("fp16", measured, {}, content=content_of(manifest))[0]
 
 
 def _brought_calibration(fp32: bytes, brought: Unquantized, preprocessing: Preprocessing) -> Calibration:

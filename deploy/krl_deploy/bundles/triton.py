@@ -217,7 +217,7 @@ def _engine(bundle: Bundle, config: PackageConfig) -> _Packaged:
     ((key, engine),) = matching.items()
     _check_engine(key, engine)
     batched = not isinstance(bundle.manifest.inputs[0].shape[0], int)
-    largest = min(config.max_batch, engine.profile[2]) if batched else 0
+    largest = min(config.max_batch, engine.batches[1]) if batched else 0
     return _Packaged("tensorrt", engine.variant, engine.file, bundle.engine_bytes(key), "model.plan", largest)
 
 
@@ -229,10 +229,16 @@ def _tensorrt_engines(bundle: Bundle) -> dict[str, Engine]:
 def _check_engine(key: str, engine: Engine) -> None:
     if engine.stripped:
         raise UsageError(f"engine {key} was built without its weights, which Triton cannot put in; build one with them")
-    if engine.profile[0] > 1:
+    smallest, largest = engine.batches
+    if smallest > 1:
         raise UsageError(
-            f"engine {key} takes batches from {engine.profile[0]} on, and Triton sends single images too; build one "
-            f"with --profile 1,{engine.profile[1]},{engine.profile[2]}"
+            f"engine {key} takes batches from {smallest} on, and Triton sends single images too; build one with "
+            f"--profile 1,{engine.profiles[0][1]},{largest}"
+        )
+    if len(engine.profiles) > 1:
+        raise UsageError(
+            f"engine {key} has {len(engine.profiles)} optimization profiles, of which Triton uses the first alone; build "
+            f"one with --profile 1,{engine.profiles[0][1]},{largest}"
         )
     _log.info(
         "Triton must have TensorRT %s%s and a GPU like %s (compute capability %s)",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from krl_runtime.backends.cuda import Gpu
 from krl_runtime.backends.tensorrt.calls import attempt, check, tensorrt_logger
 from krl_runtime.backends.tensorrt.library import Library
 from krl_runtime.errors import BackendError, ModelError, UsageError
@@ -19,7 +20,7 @@ from krl_runtime.errors import BackendError, ModelError, UsageError
 from . import api
 from .network import layer_types, layers
 from .options import BuildOptions
-from .profiles import add_profile
+from .profiles import add_profiles
 from .progress import BuildProgress, run_cancellable
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["BuiltPlan", "build_plan", "parse"]
 
 _log = logging.getLogger("krl")
+
+_SHARED_PART = 0.5
+"""Part of the free memory that the workspace may take where the CPU shares it. Weights, the builder's copies of them
+and the application live there, too, and Linux ends a process when it is full. A choice, not measured."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class BuiltPlan:
 
 
 def build_plan(
-    onnx: bytes, options: BuildOptions, library: Library, *, free_bytes: int | None = None, timing_cache: bytes = b""
+    onnx: bytes, options: BuildOptions, library: Library, *, gpu: Gpu | None = None, timing_cache: bytes = b""
 ) -> BuiltPlan:
     """Build an engine.
 
@@ -61,7 +66,7 @@ def build_plan(
         onnx: The ONNX file, with all its weights.
         options: How to build.
         library: The library that builds.
-        free_bytes: Free memory of the GPU, and the most that the workspace may take; ``None`` without a GPU.
+        gpu: The GPU, whose free memory the workspace may take at most; ``None`` without one.
         timing_cache: That of an earlier build; one of another device is set aside with a warning.
 
     Raises:
@@ -78,8 +83,8 @@ def build_plan(
         builder = trt.Builder(tensorrt_logger(library))
         network = parse(onnx, builder, library)
         config = check(builder.create_builder_config(), "no configuration can be made")
-        _configure(config, options, library, free_bytes)
-        add_profile(builder, network, config, options)
+        _configure(config, options, library, gpu)
+        add_profiles(builder, network, config, options)
         cached = api.has_timing_cache(library)
         if cached:
             _use_timing_cache(config, timing_cache)
@@ -123,14 +128,22 @@ def _parser_error(parser: trt.OnnxParser, library: Library) -> Exception:
     return ModelError(f"{library.title} does not take this ONNX file:{''.join(faults)}")
 
 
-def _configure(config: trt.IBuilderConfig, options: BuildOptions, library: Library, free_bytes: int | None) -> None:
+def _workspace(options: BuildOptions, gpu: Gpu | None) -> int | None:
+    """Return the bytes of the workspace; ``None`` leaves them to the library."""
+    asked = options.workspace_bytes
+    if gpu is None:
+        return asked
+    if asked is not None and asked > gpu.free_bytes:
+        _log.warning("workspace: %d MiB of the %d asked for, more is not free", gpu.free_bytes >> 20, asked >> 20)
+        return gpu.free_bytes
+    return asked or int(gpu.free_bytes * (_SHARED_PART if gpu.shares_memory else 1))
+
+
+def _configure(config: trt.IBuilderConfig, options: BuildOptions, library: Library, gpu: Gpu | None) -> None:
     if TYPE_CHECKING:
         import tensorrt as trt
     trt = library.module
-    workspace = options.workspace_bytes or free_bytes
-    if workspace is not None and free_bytes is not None and workspace > free_bytes:
-        _log.warning("workspace: %d MiB of the %d asked for, more is not free", free_bytes >> 20, workspace >> 20)
-        workspace = free_bytes
+    workspace = _workspace(options, None if library.rtx else gpu)
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.builder_optimization_level = options.optimization_level
@@ -142,10 +155,13 @@ def _configure(config: trt.IBuilderConfig, options: BuildOptions, library: Libra
         (trt.BuilderFlag.REFIT, options.refit or (library.rtx and options.strip_weights)),
         (trt.BuilderFlag.STRIP_PLAN, options.strip_weights),
         (trt.BuilderFlag.GPU_FALLBACK, options.dla_core is not None),
+        (trt.BuilderFlag.SPARSE_WEIGHTS, options.sparse_weights),
     )
     for flag, wanted_flag in flags:
         if wanted_flag:
             config.set_flag(flag)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, data: bytes) -> None:

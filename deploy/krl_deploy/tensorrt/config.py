@@ -28,8 +28,9 @@ class BuildEngineConfig:
     """The variant of the bundle to build from; with --target rtx fp16 if left out."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """For an ONNX file: the engine to write; its description goes beside it, as ENGINE.json."""
-    profile: str = "1,1,1"
-    """Smallest, best and largest batch, as MIN,OPT,MAX; larger batches are run in parts."""
+    profile: tuple[str, ...] = ("1,1,1",)
+    """Smallest, best and largest batch, as MIN,OPT,MAX; larger batches are run in parts. Several, as in 1,1,1 8,16,32,
+    make an engine with kernels for each."""
     height: str | None = None
     """For graphs that take images of any size: smallest, best and largest height, as MIN,OPT,MAX. Left out: for a
     restorer's bundle the parts that it cuts images into."""
@@ -41,19 +42,27 @@ class BuildEngineConfig:
     compute_capability: tuple[str, ...] = ()
     """With --target rtx: the GPUs to build for, as 8.6,8.9,12.0; left out: 8.6 and later."""
     workspace_mb: int | None = None
-    """Memory in MiB that a layer may use for itself; by default, and at most, the GPU's free memory."""
+    """Memory in MiB that a layer may use for itself, at most the GPU's free memory. Left out: all of it, or half of
+    it on a Jetson, whose memory the CPU shares."""
     optimization_level: int = 3
     """From 0 (quick to build) to 5 (quick to run)."""
+    tf32: bool = True
+    """Let layers in FP32 multiply in TF32, which is faster and has FP16's digits. --no-tf32 keeps all of FP32's."""
+    sparse_weights: bool = False
+    """Try kernels for 2:4 sparsity in layers whose weights have it: two of every four input channels are 0."""
     dla_core: int | None = None
-    """Run the layers that it supports on this DLA core of a Jetson Orin, and the rest on the GPU."""
+    """Run the layers that it supports on this DLA core of a Jetson Orin, and the rest on the GPU. From FP16; or from
+    INT8 if all operators are quantized."""
     version_compatible: bool = False
-    """Make an engine that newer TensorRT of the same major version runs as well."""
+    """Make an engine that newer TensorRT runs as well: of the same major version, and 11 one of 10."""
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
     """Make an engine for other GPUs as well; not on Jetson."""
     refit: bool = False
     """Allow new weights to be put into the engine later."""
     strip_weights: bool = False
     """Leave the weights out of the engine; they are put in from the ONNX file when it is loaded."""
+    ignore_errors: bool = False
+    """Build although krl-deploy check finds errors; they are recorded with the engine."""
     time_limit: float | None = None
     """Seconds after which to give up."""
     emit_script: Path | None = None
@@ -69,8 +78,9 @@ class BuildEngineConfig:
         Raises:
             UsageError: One is out of its range.
         """
+        texts = (self.profile,) if isinstance(self.profile, str) else self.profile  # in Python one is given alone
         return BuildOptions(
-            profile=_range("profile", self.profile),
+            profiles=tuple(_range("profile", text) for text in texts),
             height=None if self.height is None else _range("height", self.height),
             width=None if self.width is None else _range("width", self.width),
             compute_capabilities=tuple(
@@ -83,6 +93,8 @@ class BuildEngineConfig:
             hardware_compatibility=self.hardware_compatibility,
             refit=self.refit,
             strip_weights=self.strip_weights,
+            tf32=self.tf32,
+            sparse_weights=self.sparse_weights,
             time_limit=self.time_limit,
         )
 

@@ -122,14 +122,14 @@ def _build_into(inputs: Inputs, place: _Place) -> dict[str, Any]:
     parity: Parity | None = None
     backend, reason = _load(built, key, source, options, place)
     if backend is not None:
-        parity = check_parity(backend, golden, bundle.manifest, variant, options.profile)
+        parity = check_parity(backend, golden, bundle.manifest, variant, options)
     current = Bundle.open(bundle.path)  # another command may have changed it meanwhile
     manifest = current.manifest
     chosen = manifest.variants.get(variant)
     if chosen is None or manifest.files[chosen.file].sha256 != source.sha256:
         raise CheckFailedError(f"variant {variant} of {bundle.path} was changed during the build; build it again")
     engine = _engine(key, variant, source, options, place)
-    evidence = _evidence(built, parity, reason)
+    evidence = _evidence(built, parity, reason, source, options)
     host_code = options.version_compatible and not place.library.rtx
     entry = register_engine(BuiltEngine(sha256_bytes(built.plan), place.library.name, place.library.version, host_code))
     file = _keep(current, key, engine, built, evidence)
@@ -165,7 +165,7 @@ def _engine(key: str, variant: str, source: OnnxFile, options: BuildOptions, pla
         compute_capabilities=options.compute_capabilities if gpu is None else (gpu.compute_capability,),
         gpu="" if gpu is None else gpu.name,
         platform="" if gpu is None else platform_key(),
-        profile=options.profile,
+        profiles=options.profiles,
         library=place.library.name,
         height=options.height,
         width=options.width,
@@ -173,19 +173,42 @@ def _engine(key: str, variant: str, source: OnnxFile, options: BuildOptions, pla
         hardware_compatibility=options.hardware_compatibility,
         dla_core=options.dla_core,
         stripped=options.strip_weights,
+        tf32=options.tf32,
+        refittable=options.refit or options.strip_weights,
     )
 
 
-def _evidence(built: BuiltPlan, parity: Parity | None, reason: str) -> dict[str, Any]:
-    """Return the measurements of the build for the manifest."""
+def _evidence(
+    built: BuiltPlan, parity: Parity | None, reason: str, source: OnnxFile, options: BuildOptions
+) -> dict[str, Any]:
+    """Return the measurements of the build, and what the user chose to ignore, for the manifest."""
     return {
         "seconds": round(built.seconds, 1),
         "layers": built.layers,
         "layer_types": dict(built.layer_types),
         "layers_on_gpu": list(built.on_gpu) or None,
+        "sparse_layers": _sparse_layers(source) if options.sparse_weights else None,
+        "ignored_errors": list(source.ignored) or None,
         "parity": None if parity is None else asdict(parity),
         "not_run": reason or None,
     }
+
+
+def _sparse_layers(source: OnnxFile) -> list[str]:
+    """Return the layers whose weights suit sparse kernels; without any the option does nothing, which is logged."""
+    import onnx
+
+    from .sparsity import sparse_layers
+
+    names, count = sparse_layers(onnx.load_model_from_string(source.data))
+    _log.log(
+        logging.INFO if names else logging.WARNING,
+        "--sparse-weights: %d of %d layers have weights with 2:4 sparsity%s",
+        len(names),
+        count,
+        "" if names else "; the option does nothing",
+    )
+    return names
 
 
 def _build_file(source: OnnxFile, target: Path, options: BuildOptions, place: _Place) -> dict[str, Any]:
@@ -207,7 +230,7 @@ def _build_file(source: OnnxFile, target: Path, options: BuildOptions, place: _P
         "gpu": "" if gpu is None else gpu.name,
         "platform": "" if gpu is None else platform_key(),
         "options": asdict(options),
-        **_evidence(built, None, reason),
+        **_evidence(built, None, reason, source, options),
     }
     write_atomic(target, built.plan)
     write_atomic(target.with_name(target.name + ".json"), json.dumps(description, indent=1).encode() + b"\n")
@@ -218,8 +241,7 @@ def _build(source: OnnxFile, options: BuildOptions, place: _Place, cache: bytes)
     gpu, library = place.gpu, place.library
     where = "desktop RTX GPUs" if library.rtx else gpu.name if gpu else ""
     _log.info("building with %s for %s; this takes %s", library.title, where, "seconds" if library.rtx else "minutes")
-    free = None if gpu is None or library.rtx else gpu.free_bytes
-    built = build_plan(source.data, options, library, free_bytes=free, timing_cache=cache)
+    built = build_plan(source.data, options, library, gpu=gpu, timing_cache=cache)
     if built.on_gpu:
         shown = ", ".join(built.on_gpu[:10]) + (" …" if len(built.on_gpu) > 10 else "")
         _log.warning(
@@ -264,7 +286,7 @@ def engine_key(variant: str, source: OnnxFile, place: _Place, options: BuildOpti
     As ``"int8-trt10.3.0-sm87-linux-aarch64-b1-8-32-1f3c9a20"``, or ``"fp16-rtx1.7.1.116-sm86-sm89-b1-1-1-1f3c9a20"``;
     ``sm86up`` is 8.6 and later. The last part is the beginning of the ONNX file's SHA-256.
     """
-    batches = "b" + "-".join(map(str, options.profile))
+    batches = "-".join("b" + "-".join(map(str, sizes)) for sizes in options.profiles)
     gpu = place.made_for
     names = options.compute_capabilities if gpu is None else (gpu.compute_capability,)
     devices = ["sm" + name.replace(".", "") for name in names] or ["sm86up"]

@@ -61,7 +61,9 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
             raise UsageError("--precision is for bundles; the types of an ONNX file stand in it")
         if config.tile is not None:
             raise UsageError("--tile is for bundles of restorers; for an ONNX file give --height and --width")
-        return Inputs(None, "", read_source(config.model, target, beside=True), options)
+        source = read_source(config.model, target, beside=True, ignore_errors=config.ignore_errors)
+        _check_dla(source, options)
+        return Inputs(None, "", source, options)
     if config.output is not None:
         raise UsageError("--output is for ONNX files; a bundle keeps its engines itself")
     bundle = Bundle.open(config.model)
@@ -78,7 +80,18 @@ def read_inputs(config: BuildEngineConfig) -> Inputs:
     if config.tile is not None:
         options = _with_tile(bundle, options, config.tile)
     options = _with_sides(bundle, options)
-    return Inputs(bundle, precision, read_source(bundle.file(variants[precision].file), target), options)
+    source = read_source(bundle.file(variants[precision].file), target, ignore_errors=config.ignore_errors)
+    _check_dla(source, options)
+    return Inputs(bundle, precision, source, options)
+
+
+def _check_dla(source: OnnxFile, options: BuildOptions) -> None:
+    if options.dla_core is not None:
+        import onnx
+
+        from .dla import check_dla
+
+        check_dla(onnx.load_model_from_string(source.data), options.dla_core)
 
 
 def _with_tile(bundle: Bundle, options: BuildOptions, tile: int) -> BuildOptions:

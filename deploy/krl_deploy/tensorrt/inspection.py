@@ -32,7 +32,7 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
         found = {key: _entry(bundle, key, engine) for key, engine in bundle.engines.items()}
     else:
         found = {config.model.name: _file(config.model)}
-    known = ("variant", "library", "version", "gpu", "compute_capabilities", "profile", "height", "width", "bytes")
+    known = ("variant", "library", "version", "gpu", "compute_capabilities", "profiles", "height", "width", "bytes")
     columns = tuple(name for name in known if any(_for_people(name, entry) for entry in found.values()))
     rows = [(key, *(_for_people(column, entry) for column in columns)) for key, entry in found.items()]
     shown = table(("engine", *columns), rows) if rows else f"{config.model} has no engines"
@@ -44,6 +44,8 @@ def _for_people(column: str, entry: dict[str, Any]) -> object:
     value = entry.get(column)
     if column == "compute_capabilities" and not value and entry.get("library") == "tensorrt-rtx":
         return "8.6 and later"
+    if column == "profiles" and value:
+        return " ".join(",".join(map(str, sizes)) for sizes in value)
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
@@ -65,5 +67,5 @@ def _file(path: Path) -> dict[str, Any]:
         _log.warning("%s.json does not belong to this engine (another SHA-256)", path)
         return entry
     options = beside.get("options", {})
-    sizes = {name: options.get(name) for name in ("profile", "height", "width")}
+    sizes = {name: options.get(name) for name in ("profiles", "height", "width")}
     return {**beside, **sizes, "plan_version": version}

@@ -30,21 +30,24 @@ class OnnxFile:
         data: Its bytes; all weights are in it.
         sha256: Their hash.
         inputs: The graph's inputs; a dynamic batch is ``"batch"``.
+        ignored: Errors of the check that the user chose to ignore, one line for each.
     """
 
     path: Path
     data: bytes
     sha256: str
     inputs: tuple[TensorSpec, ...]
+    ignored: tuple[str, ...] = ()
 
 
-def read_source(path: Path, target: Target, *, beside: bool = False) -> OnnxFile:
+def read_source(path: Path, target: Target, *, beside: bool = False, ignore_errors: bool = False) -> OnnxFile:
     """Read an ONNX file and check it for a target, as ``krl-deploy check`` does; warnings are logged.
 
     Args:
         path: The file.
         target: The target.
         beside: Whether its weights may be in other files of its folder.
+        ignore_errors: Whether errors of the check are logged and recorded, and do not stop the build.
 
     Raises:
         ModelError: The file is not a model, or the check finds errors; the message names each node.
@@ -61,12 +64,18 @@ def read_source(path: Path, target: Target, *, beside: bool = False) -> OnnxFile
             errors.append(line)
         elif finding.severity == "warning":
             _log.warning("%s: %s; %s [%s]", path.name, line, finding.do, finding.source)
-    if errors:
+    if errors and ignore_errors:
+        for line in errors:
+            _log.warning("%s: error ignored, as asked: %s", path.name, line)
+    elif errors:
         shown = "".join(f"\n  {line}" for line in errors[:20])
         command = f"krl-deploy check {path} --target {target.name}"
-        raise ModelError(f"{path} is not ready for {target.name}:{shown}\nwhat to do: {command}")
+        raise ModelError(
+            f"{path} is not ready for {target.name}:{shown}\nwhat to do: {command}; --ignore-errors tries the build "
+            "nevertheless, and records them"
+        )
     data = one_file(path) or path.read_bytes()
-    return OnnxFile(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input))
+    return OnnxFile(path, data, sha256_bytes(data), tuple(_spec(value) for value in model.graph.input), tuple(errors))
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -20,7 +20,7 @@ class BuildOptions:
     """How to build; the types of the network are not among it, they stand in the ONNX file.
 
     Attributes:
-        profile: Smallest, best and largest batch.
+        profiles: Smallest, best and largest batch of each optimization profile; TensorRT tunes kernels for each.
         height: Smallest, best and largest height of images, if the graph takes any; ``None`` if it has a fixed one.
         width: The same for the width.
         workspace_bytes: Memory that a layer may use for itself while it runs.
@@ -30,11 +30,13 @@ class BuildOptions:
         hardware_compatibility: ``"none"``, ``"ampere-plus"`` or ``"same-compute-capability"``.
         refit: Allow new weights to be put into the engine later.
         strip_weights: Leave the weights out; they are put in from the ONNX file when the engine is loaded.
+        tf32: Let layers in FP32 multiply in TF32, with 10 bits of the mantissa.
+        sparse_weights: Try kernels for weights of which two in every four are 0.
         time_limit: Seconds after which to give up.
         compute_capabilities: GPUs that an engine of TensorRT-RTX is for, as ``"8.6"``; none: 8.6 and later.
     """
 
-    profile: Range = (1, 1, 1)
+    profiles: tuple[Range, ...] = ((1, 1, 1),)
     height: Range | None = None
     width: Range | None = None
     workspace_bytes: int | None = None
@@ -44,6 +46,8 @@ class BuildOptions:
     hardware_compatibility: str = "none"
     refit: bool = False
     strip_weights: bool = False
+    tf32: bool = True
+    sparse_weights: bool = False
     time_limit: float | None = None
     compute_capabilities: tuple[str, ...] = ()
 
@@ -53,12 +57,16 @@ class BuildOptions:
         Raises:
             UsageError: One is out of its range, or two contradict each other.
         """
-        for name in ("profile", "height", "width"):
-            sizes = getattr(self, name)
+        ranges = [("profile", sizes) for sizes in self.profiles] + [("height", self.height), ("width", self.width)]
+        for name, sizes in ranges:
             if sizes is not None and not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
                 shown = ",".join(map(str, sizes))
                 raise UsageError(f"--{name} is {shown}; accepted: 1 <= MIN <= OPT <= MAX")
-        low, best, high = self.profile
+        if not 1 <= len(set(self.profiles)) == len(self.profiles):
+            raise UsageError(
+                "--profile has no range, or the same one twice; accepted: one or more, as in 1,1,1 8,16,32"
+            )
+        _, best, _ = self.profiles[0]
         wrong = [name for name in self.compute_capabilities if not re.fullmatch(r"\d+\.\d", name)]
         if wrong:
             raise UsageError(f"--compute-capability is {wrong[0]!r}; accepted: as in 8.6,8.9,12.0")
@@ -70,7 +78,7 @@ class BuildOptions:
             raise UsageError(f"--time-limit is {self.time_limit:g}; accepted: seconds, more than 0")
         if self.dla_core is not None and self.dla_core < 0:
             raise UsageError(f"--dla-core is {self.dla_core}; accepted: 0 or more")
-        if self.dla_core is not None and low != high:
+        if self.dla_core is not None and self.profiles != ((best, best, best),):
             raise UsageError(f"--dla-core needs one fixed batch, as in --profile {best},{best},{best}")
 
     def check_library(self, name: LibraryName, *, gpu: bool) -> None:
@@ -108,6 +116,11 @@ class BuildOptions:
             raise UsageError(f"--compute-capability is {shown}; accepted with {refit}: one at most")
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Smallest, best and largest batch of every profile, each once, in ascending order."""
+        return tuple(sorted({size for sizes in self.profiles for size in sizes}))
+
+    @property
     def suffixes(self) -> tuple[str, ...]:
         """Suffixes of the key that distinguish the engine from one that was built without options."""
         return tuple(
@@ -119,6 +132,8 @@ class BuildOptions:
                 ("vc", self.version_compatible),
                 (self.hardware_compatibility, self.hardware_compatibility != "none"),
                 ("refit", self.refit),
+                ("notf32", not self.tf32),
+                ("sparse", self.sparse_weights),
                 ("stripped", self.strip_weights),
             )
             if given

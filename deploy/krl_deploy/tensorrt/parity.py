@@ -14,7 +14,9 @@ import numpy as np
 
 from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
-from krl_runtime.evaluation.golden import compare, makes_images
+from krl_runtime.evaluation.golden import compare, device_limits, makes_images
+
+from .options import BuildOptions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,9 +46,9 @@ def check_parity(
     golden: Mapping[str, npt.NDArray[Any]],
     manifest: Manifest,
     variant: str,
-    batches: tuple[int, int, int],
+    options: BuildOptions,
 ) -> Parity:
-    """Run the golden inputs through an engine, in its smallest, best and largest batch, and close it.
+    """Run the golden inputs through an engine, in each smallest, best and largest batch, and close it.
 
     If there are fewer golden inputs than a batch takes, they are repeated.
 
@@ -55,7 +57,7 @@ def check_parity(
         golden: Golden inputs and outputs under their names, ``[N, ...]`` each.
         manifest: The bundle's manifest, with the variant's limits.
         variant: The engine's variant.
-        batches: The engine's profile.
+        options: How the engine was built.
 
     Raises:
         CheckFailedError: The outputs differ by more than the variant allows.
@@ -65,9 +67,10 @@ def check_parity(
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
     max_error, agreement = 0.0, 1.0
     try:
-        for batch in sorted(set(batches)):
+        limits = device_limits(manifest, variant, tf32=options.tf32)
+        for batch in options.batches:
             outputs = _replay(backend, inputs, count, batch)
-            error, agreed, cause = compare(manifest, manifest.variants[variant], outputs, golden)
+            error, agreed, cause = compare(manifest, limits, outputs, golden)
             if cause:
                 raise CheckFailedError(
                     f"the engine was built, but its outputs are wrong, and it was not kept: in batches of {batch}, on "

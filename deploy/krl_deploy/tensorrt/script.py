@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from krl_runtime.bundle import TensorSpec
 from krl_runtime.device.platforms import jetpacks_with
+from krl_runtime.errors import UsageError
 
 from . import api
 from .options import BuildOptions, Range
@@ -19,7 +20,8 @@ _COMPATIBILITY = {"ampere-plus": "ampere+", "same-compute-capability": "sameComp
 def trtexec_line(major: int, onnx: str, engine: str, inputs: Sequence[TensorSpec], options: BuildOptions) -> str:
     """Return one shell command that builds what ``build-engine`` builds.
 
-    Options as in NVIDIA/TensorRT, ``samples/common/sampleOptions.cpp``. A time limit has no equivalent.
+    Options as in NVIDIA/TensorRT, ``samples/common/sampleOptions.cpp``. A time limit has no equivalent, and of several
+    optimization profiles how they are written is not known.
 
     Args:
         major: TensorRT's major version.
@@ -40,6 +42,8 @@ def trtexec_line(major: int, onnx: str, engine: str, inputs: Sequence[TensorSpec
     words += [f"--hardwareCompatibilityLevel={level}"] if level else []
     words += ["--refit"] if options.refit else []
     words += ["--stripWeights"] if options.strip_weights else []
+    words += [] if options.tf32 else ["--noTF32"]
+    words += ["--sparsity=enable"] if options.sparse_weights else []
     return shlex.join([*words, "--skipInference"])
 
 
@@ -84,6 +88,12 @@ def _shapes(inputs: Sequence[TensorSpec], options: BuildOptions) -> list[str]:
     """Return the options of the optimization profile; a graph with fixed sizes needs none."""
     dynamic = [spec for spec in inputs if any(isinstance(size, str) for size in spec.shape)]
     words = []
+    if len(options.profiles) > 1:
+        shown = ",".join(map(str, options.profiles[0]))
+        raise UsageError(
+            f"--profile has {len(options.profiles)} ranges, and the command by hand builds one; give one, as in "
+            f"--profile {shown}"
+        )
     for index, kind in enumerate(("min", "opt", "max")):
         shapes = [f"{spec.name}:{'x'.join(map(str, _sizes(spec, options, index)))}" for spec in dynamic]
         words += [f"--{kind}Shapes={','.join(shapes)}"] if shapes else []
@@ -92,8 +102,8 @@ def _shapes(inputs: Sequence[TensorSpec], options: BuildOptions) -> list[str]:
 
 def _sizes(spec: TensorSpec, options: BuildOptions, index: int) -> list[int]:
     """Return a shape of the profile. Sides that are open and not given are the caller's fault."""
-    ranges: tuple[Range | None, ...] = (options.profile, None, options.height, options.width)
+    ranges: tuple[Range | None, ...] = (options.profiles[0], None, options.height, options.width)
     return [
-        size if isinstance(size, int) else (ranges[axis] or options.profile)[index]
+        size if isinstance(size, int) else (ranges[axis] or options.profiles[0])[index]
         for axis, size in enumerate(spec.shape)
     ]

@@ -63,12 +63,14 @@ class Gpu:
         compute_capability: As ``"8.7"``.
         total_bytes: Its memory; on a Jetson the memory that it shares with the CPU.
         free_bytes: Free bytes of that now.
+        shares_memory: Whether the CPU uses the same memory, as on a Jetson.
     """
 
     name: str
     compute_capability: str
     total_bytes: int
     free_bytes: int
+    shares_memory: bool = False
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
@@ -153,7 +155,7 @@ def current_gpu(device: int = 0) -> Gpu:
     except BackendError as error:
         raise NoTensorRTError(f"no NVIDIA GPU can be used here: {error}") from error
     name = properties.name.decode(errors="replace").rstrip("\0")
-    return Gpu(name, f"{properties.major}.{properties.minor}", total, free)
+    return Gpu(name, f"{properties.major}.{properties.minor}", total, free, bool(properties.integrated))
 
 
 def call(function: Callable[_P, tuple[Any, ...]], *args: _P.args, **kwargs: _P.kwargs) -> Any:

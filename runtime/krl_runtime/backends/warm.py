@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, BundleError, MissingExtraError, distribution
-from krl_runtime.evaluation.golden import compare
+from krl_runtime.evaluation.golden import compare, device_limits
 
 from .base import Backend, ImageSizes, check_not_forked
 from .build_lock import build_lock
@@ -238,8 +238,8 @@ class WarmStart:
         self._register(bundle)
         opened, _ = open_backend("tensorrt", bundle, self._variant)
         try:
-            chosen = bundle.manifest.variants[self._variant]
-            _, _, cause = compare(bundle.manifest, chosen, replay(bundle, opened, self._golden), self._golden)
+            limits = device_limits(bundle.manifest, self._variant, tf32=True)
+            _, _, cause = compare(bundle.manifest, limits, replay(bundle, opened, self._golden), self._golden)
             if cause:
                 raise BackendError(f"it fails the golden inputs: {cause}")
         except BaseException:

@@ -61,6 +61,8 @@ class Variant:
             nearest, that the self-test accepts.
         psnr: For outputs that are images, instead of ``agreement``: smallest PSNR in dB to the golden ones, the mean
             over images, that the self-test accepts.
+        tf32: Of FP32, ``tolerance`` and ``agreement`` or ``psnr`` where a GPU multiplies in TF32, which was simulated
+            when the bundle was made; none if that was not possible.
     """
 
     precision: str
@@ -70,6 +72,7 @@ class Variant:
     tolerance: float = 1e-3
     agreement: float = 1.0
     psnr: float | None = None
+    tf32: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -90,16 +93,18 @@ class Engine:
             or none, which is 8.6 and all later ones.
         gpu: Name of the GPU that it was built on; empty for TensorRT-RTX, which needs none.
         platform: As ``"linux-aarch64"``; empty for TensorRT-RTX, whose engines run on each.
-        profile: Smallest, best and largest batch size.
+        profiles: Smallest, best and largest batch size of each optimization profile, one or more.
         library: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         height: Smallest, best and largest height of images; ``None`` if the graph has a fixed one.
         width: The same for the width.
-        version_compatible: Whether newer TensorRT of the same major version runs it as well; it carries its own
-            runtime then.
+        version_compatible: Whether newer TensorRT runs it as well, of the same major version or 11 one of 10; it
+            carries its own runtime then.
         hardware_compatibility: ``"none"``, ``"ampere-plus"`` (any GPU from compute capability 8.0 on, no Jetson) or
             ``"same-compute-capability"``.
         dla_core: The DLA core that it was built for, if any.
         stripped: Whether its weights were left out; they are taken from the variant's ONNX file when it is loaded.
+        tf32: Whether layers in FP32 may multiply in TF32.
+        refittable: Whether new weights can be put into it.
     """
 
     file: str
@@ -109,7 +114,7 @@ class Engine:
     compute_capabilities: tuple[str, ...]
     gpu: str
     platform: str
-    profile: tuple[int, int, int]
+    profiles: tuple[tuple[int, int, int], ...]
     library: str = "tensorrt"
     height: tuple[int, int, int] | None = None
     width: tuple[int, int, int] | None = None
@@ -117,6 +122,13 @@ class Engine:
     hardware_compatibility: str = "none"
     dla_core: int | None = None
     stripped: bool = False
+    tf32: bool = True
+    refittable: bool = False
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Return the smallest and the largest batch of all profiles."""
+        return min(low for low, _, _ in self.profiles), max(high for _, _, high in self.profiles)
 
 
 @dataclass(frozen=True)
@@ -265,11 +277,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "str | None": (str, type(None)),
     "Mapping[str, Any]": dict,
+    "Mapping[str, float]": dict,
     "Mapping[str, str]": dict,
 }
 _ITEM_TYPES: dict[str, type | tuple[type, ...]] = {
+    "Mapping[str, float]": (float, int),
     "Mapping[str, str]": str,
-    "tuple[int, int, int]": int,
     "tuple[int, int, int] | None": int,
     "tuple[int | str, ...]": (int, str),
     "tuple[str, ...]": str,
@@ -292,7 +305,7 @@ def _check_types(item: Any) -> None:
 
 
 _THREE = "tuple[int, int, int]"
-_ENGINE_TUPLES = ("compute_capabilities", "profile", "height", "width")
+_ENGINE_TUPLES = ("compute_capabilities", "height", "width")
 
 
 def parse_engines(
@@ -315,8 +328,15 @@ def _engine(values: dict[str, Any]) -> Engine:
     """Return an engine; JSON's lists become tuples."""
     if values.get("library") not in ("tensorrt", "tensorrt-rtx"):
         raise ValueError(f"library is {values.get('library')!r}; accepted: tensorrt, tensorrt-rtx")
-    lists = {name: tuple(values[name]) for name in _ENGINE_TUPLES if isinstance(values.get(name), list)}
-    return Engine(**{**values, **lists})
+    lists: dict[str, Any] = {name: tuple(values[name]) for name in _ENGINE_TUPLES if isinstance(values.get(name), list)}
+    profiles = values.get("profiles")
+    if not isinstance(profiles, list) or not profiles or not all(map(_is_range, profiles)):
+        raise TypeError(f"profiles is {profiles!r}; accepted: a list of [smallest, best, largest batch]")
+    return Engine(**{**values, **lists, "profiles": tuple(map(tuple, profiles))})
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(size, int) for size in value)
 
 
 def _tensor(values: dict[str, Any]) -> TensorSpec:

@@ -61,7 +61,7 @@ def describe(bundle: Bundle) -> str:
                 engine.gpu or "any",
                 ", ".join(engine.compute_capabilities) or "8.6 and later",
                 engine.platform or "any",
-                "..".join(map(str, engine.profile)),
+                ", ".join("..".join(map(str, sizes)) for sizes in engine.profiles),
             )
             for engine in bundle.engines.values()
         ]

@@ -13,7 +13,7 @@ from krl_runtime.backends.select import KINDS, Kind, open_backend
 from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.errors import BackendError, MissingExtraError, NotAvailableError
-from krl_runtime.evaluation.golden import bf16_limits, compare, makes_images
+from krl_runtime.evaluation.golden import bf16_limits, compare, device_limits, makes_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,7 +95,7 @@ def _one(bundle: Bundle, name: str, kind: Kind, golden: Mapping[str, npt.NDArray
 
 
 def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapping[str, npt.NDArray[Any]]) -> Replay:
-    variant: Variant = bundle.manifest.variants[name]
+    variant: Variant = device_limits(bundle.manifest, name, tf32=_multiplies_in_tf32(bundle, name, kind))
     if kind == "openvino-bf16":
         variant = bf16_limits(variant, golden, bundle.manifest)
     error, alike, cause = compare(bundle.manifest, variant, replay(bundle, backend, golden), golden)
@@ -112,4 +112,11 @@ def _judge(bundle: Bundle, name: str, kind: Kind, backend: Backend, golden: Mapp
         psnr=alike if images else None,
         required_psnr=variant.psnr if images else None,
         cause=cause,
+    )
+
+
+def _multiplies_in_tf32(bundle: Bundle, name: str, kind: Kind) -> bool:
+    """Return whether a kind of backend may multiply in TF32: ONNX Runtime on CUDA, and engines not built without."""
+    return kind == "cuda" or any(
+        engine.tf32 for engine in bundle.engines.values() if engine.library == kind and engine.variant == name
     )

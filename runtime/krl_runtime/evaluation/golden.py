@@ -23,7 +23,17 @@ from .retrieval import agreement
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Content", "Likeness", "bf16_limits", "compare", "content_of", "golden_limits", "likeness", "makes_images"]
+__all__ = [
+    "Content",
+    "Likeness",
+    "bf16_limits",
+    "compare",
+    "content_of",
+    "device_limits",
+    "golden_limits",
+    "likeness",
+    "makes_images",
+]
 
 _FALSE_ALARM: Final = 1e-3  # chance that golden inputs refuse a variant that the gate's limit accepts
 _SLACK_DB: Final = 6.0  # twice the error: another device, and few golden images
@@ -146,6 +156,24 @@ def _most_misses(share: float, count: int) -> int:
         misses += 1
         total += chance
     return misses
+
+
+def device_limits(manifest: Manifest, variant: str, *, tf32: bool) -> Variant:
+    """Return a variant with its limits on a device.
+
+    Args:
+        manifest: The bundle's manifest.
+        variant: Name of the variant.
+        tf32: Whether the device may multiply in TF32 what is in FP32. FP16 and INT8 have wider limits anyway.
+    """
+    own = manifest.variants[variant]
+    wider = own.tf32 if tf32 else {}
+    return replace(
+        own,
+        tolerance=max(own.tolerance, wider.get("tolerance", own.tolerance)),
+        agreement=min(own.agreement, wider.get("agreement", own.agreement)),
+        psnr=None if own.psnr is None else min(own.psnr, wider.get("psnr", own.psnr)),
+    )
 
 
 def bf16_limits(variant: Variant, golden: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> Variant:

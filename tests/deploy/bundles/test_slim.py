@@ -19,7 +19,7 @@ from krl_runtime import Bundle, BundleError, UsageError, load
 from krl_runtime.bundle import Engine
 from krl_runtime.cli import main as runtime
 
-ORIN = Engine("engines/orin.engine", "int8", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 1, 1))
+ORIN = Engine("engines/orin.engine", "int8", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", ((1, 1, 1),))
 ENGINES = {
     "orin": ORIN,
     "thor": replace(ORIN, file="engines/thor.engine", version="10.13.0.1", compute_capabilities=("11.0",)),

@@ -24,7 +24,7 @@ PLAN = b"ftrt a plan"
 
 
 def engine(variant: str = "fp16", **changes: Any) -> Engine:
-    made = Engine("engines/a.engine", variant, "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
+    made = Engine("engines/a.engine", variant, "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", ((1, 4, 8),))
     return replace(made, **changes)
 
 
@@ -167,7 +167,7 @@ def test_which_engine(tmp_path: Path):
     ("change", "message"),
     [
         ({"stripped": True}, "built without its weights"),
-        ({"profile": (2, 4, 8)}, "takes batches from 2 on.*--profile 1,4,8"),
+        ({"profiles": ((2, 4, 8),)}, "takes batches from 2 on.*--profile 1,4,8"),
     ],
 )
 def test_engines_that_triton_cannot_use(tmp_path: Path, change, message):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -10,21 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
-from _helpers.bundles import npz, write_bundle
+from _helpers.bundles import SHIFTS, TinyNet, npz, write_bundle
 from _helpers.fake_cuda import GPU_NAME
 from _helpers.fake_tensorrt import faked, install_fakes
 from _helpers.image_nets import LABELS_CONDITION, smooth, write_generator, write_restorer
 from _helpers.tensorrt_bindings import GENERATIONS
 from krl_deploy.cli import build_engine, inspect_engine
+from krl_deploy.precision.emit_fp16 import to_fp16
 from krl_deploy.tensorrt.config import BuildEngineConfig, InspectEngineConfig
 from krl_runtime import Generator, Restorer, load
 from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.tensorrt.engines import open_engine
-from krl_runtime.bundle import Bundle
+from krl_runtime.bundle import Bundle, Variant
 from krl_runtime.errors import BackendError, BundleError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file
+from krl_runtime.images.preprocessing import Preprocessing
 from krl_runtime.pipelines.restorer import longest_part
 
 NO_LEAKS = {"memory": 0, "streams": 0, "graphs": 0}
@@ -32,6 +37,14 @@ NO_LEAKS = {"memory": 0, "streams": 0, "graphs": 0}
 
 trt = faked(*GENERATIONS)
 newest = faked(GENERATIONS[-1])
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A bundle whose FP16 variant computes in FP16."""
+    fp32 = TinyNet.random(Preprocessing(12, 10), 4).onnx(SHIFTS["model.fp16.onnx"])
+    fp16 = to_fp16(onnx.load_model_from_string(fp32), {}).model.SerializeToString()
+    return write_bundle(tmp_path / "half.krl", variants=("fp32", "fp16"), contents={"model.fp16.onnx": fp16})
 
 
 @pytest.fixture
@@ -44,7 +57,7 @@ def tree(bundle):
 
 
 def config(model, precision="int8", **changes):
-    return BuildEngineConfig(getattr(model, "path", model), precision=precision, **{"profile": "1,4,8", **changes})
+    return BuildEngineConfig(getattr(model, "path", model), precision=precision, **{"profile": ("1,4,8",), **changes})
 
 
 def key_of(trt, bundle, rest="b1-4-8", precision="int8"):
@@ -64,7 +77,7 @@ def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
     assert (engine.variant, engine.onnx_sha256, engine.version) == ("int8", sha256_file(onnx), trt.version)
     assert (engine.compute_capabilities, engine.gpu, engine.platform) == (("9.0",), GPU_NAME, platform_key())
     assert engine.library == "tensorrt"
-    assert engine.profile == (1, 4, 8)
+    assert engine.profiles == ((1, 4, 8),)
     # The bytes are those that TensorRT gave, and nothing else.
     expected = trt.plan(onnx.read_bytes(), [{"pixels": [[n, 3, 12, 10] for n in (1, 4, 8)]}])
     assert built.read(engine.file) == expected
@@ -86,7 +99,7 @@ def test_an_engine_is_built_checked_and_registered(trt, bundle, capsys):
 
 def test_a_restorer_of_one_size_runs_on_its_engine(trt, tmp_path):
     bundle = write_restorer(tmp_path / "parts.krl", size=(24, 20))
-    assert build_engine(config(bundle, "fp32", profile="1,1,1")) is None
+    assert build_engine(config(bundle, "fp32", profile=("1,1,1",))) is None
     image = smooth(61, 47, 3)
     with load(bundle.path, Restorer, require="tensorrt") as engine, load(bundle.path, Restorer, backend="cpu") as cpu:
         made = engine(image).pixels
@@ -99,7 +112,7 @@ def test_an_engine_for_a_range_of_sizes_restores_images_of_any_size(trt, tmp_pat
     """Without sizes the engine is for the parts that images are cut into; smaller and larger images run as well."""
     bundle = write_restorer(tmp_path / "open.krl")
     longest = longest_part(bundle.manifest.settings["overlap"])
-    assert build_engine(config(bundle, "fp32", profile="1,1,1")) is None
+    assert build_engine(config(bundle, "fp32", profile=("1,1,1",))) is None
     (engine,) = Bundle.open(bundle.path).manifest.engines.values()
     assert engine.height == engine.width == (16, longest, longest)
     with load(bundle.path, Restorer, require="tensorrt") as model, load(bundle.path, Restorer, backend="cpu") as cpu:
@@ -113,7 +126,7 @@ def test_an_engine_for_a_range_of_sizes_restores_images_of_any_size(trt, tmp_pat
 
 def test_an_engine_for_small_sizes_gets_images_in_small_parts(trt, tmp_path):
     bundle = write_restorer(tmp_path / "open.krl")
-    assert build_engine(config(bundle, "fp32", profile="1,1,1", height="16,48,64", width="20,40,40")) is None
+    assert build_engine(config(bundle, "fp32", profile=("1,1,1",), height="16,48,64", width="20,40,40")) is None
     key = next(iter(Bundle.open(bundle.path).manifest.engines))
     assert "-h16-48-64-w20-40-40-" in key
     image = smooth(150, 97, 3)
@@ -128,23 +141,23 @@ def test_sizes_that_cannot_be_are_refused(newest, tmp_path, bundle):
     restorer = write_restorer(tmp_path / "open.krl")
     wide = write_restorer(tmp_path / "wide.krl", overlap=30)
     with pytest.raises(UsageError, match=r"--height is 1,40,60; the receptive field of this network has a radius of"):
-        build_engine(config(wide, "fp32", profile="1,1,1", height="1,40,60"))
+        build_engine(config(wide, "fp32", profile=("1,1,1",), height="1,40,60"))
     with pytest.raises(UsageError, match=r"--width is 64,64,64; accepted: a range with 20, the width of the bundle's"):
-        build_engine(config(restorer, "fp32", profile="1,1,1", width="64,64,64"))
+        build_engine(config(restorer, "fp32", profile=("1,1,1",), width="64,64,64"))
     with pytest.raises(UsageError, match=r"--height is for graphs that take images of any height; this one is fixed"):
         build_engine(config(bundle, height="16,16,16"))
     with pytest.raises(UsageError, match=r"--compute-capability is for --target rtx"):
         build_engine(config(bundle, compute_capability=("8.6",)))
     onnx = restorer.path / "model.fp32.onnx"
     with pytest.raises(UsageError, match=r"--height is missing: input 'pixels' takes images of any height"):
-        build_engine(config(onnx, None, profile="1,1,1"))
+        build_engine(config(onnx, None, profile=("1,1,1",)))
 
 
 def test_a_network_that_needs_the_whole_image_says_how_large_it_may_be(newest, tmp_path):
     bundle = write_restorer(tmp_path / "whole.krl", overlap=None)
     with pytest.raises(UsageError, match=r"--height is missing: .* needs the whole image.*--height MIN,OPT,MAX"):
-        build_engine(config(bundle, "fp32", profile="1,1,1"))
-    build_engine(config(bundle, "fp32", profile="1,1,1", height="16,32,64", width="16,32,64"))
+        build_engine(config(bundle, "fp32", profile=("1,1,1",)))
+    build_engine(config(bundle, "fp32", profile=("1,1,1",), height="16,32,64", width="16,32,64"))
     with load(bundle.path, Restorer, require="tensorrt") as model:
         assert model(smooth(64, 20, 3)).pixels.shape == (128, 40, 3)
         with pytest.raises(BackendError, match=r"side of 65 pixels does not fit the engine, which takes at most 64"):
@@ -153,7 +166,7 @@ def test_a_network_that_needs_the_whole_image_says_how_large_it_may_be(newest, t
 
 def test_a_generator_with_labels_runs_on_its_engine(trt, tmp_path):
     bundle = write_generator(tmp_path / "gan.krl", condition=LABELS_CONDITION)
-    assert build_engine(config(bundle, "fp32", profile="1,4,8")) is None
+    assert build_engine(config(bundle, "fp32", profile=("1,4,8",))) is None
     with load(bundle.path, Generator, require="tensorrt") as engine, load(bundle.path, Generator, backend="cpu") as cpu:
         made, wanted = (model.generate(11, seed=3, condition="dog") for model in (engine, cpu))
     assert max(np.abs(a.pixels.astype(int) - b.pixels).max() for a, b in zip(made, wanted, strict=True)) <= 1
@@ -174,7 +187,7 @@ def test_the_other_files_of_the_bundle_stay_as_they_were(newest, bundle):
 
 def test_several_engines_and_a_second_build_of_one(newest, bundle):
     build_engine(config(bundle))
-    build_engine(config(bundle, "fp32", profile="1,1,1"))
+    build_engine(config(bundle, "fp32", profile=("1,1,1",)))
     build_engine(config(bundle))
     built = Bundle.open(bundle.path)
     assert set(built.manifest.engines) == {key_of(newest, bundle), key_of(newest, bundle, "b1-1-1", "fp32")}
@@ -224,8 +237,8 @@ def test_every_batch_of_the_profile_is_checked(newest, tmp_path):
 
     newest._compute = compute
     with pytest.raises(CheckFailedError, match="in batches of 8, on 3 golden inputs, the largest error 1 is above"):
-        build_engine(config(bundle, "fp32", profile="1,4,8"))
-    build_engine(config(bundle, "fp32", profile="1,4,7"))
+        build_engine(config(bundle, "fp32", profile=("1,4,8",)))
+    build_engine(config(bundle, "fp32", profile=("1,4,7",)))
 
 
 def faults(fake):
@@ -240,11 +253,11 @@ def faults(fake):
         yield key, RuntimeError("out of order")
 
 
-def test_every_failing_call_is_an_error_with_its_cause_and_changes_nothing(trt, pytestconfig, bundle, tmp_path):
+def test_every_failing_call_is_an_error_with_its_cause_and_changes_nothing(trt, pytestconfig, half, tmp_path):
     trt.dla_cores, trt.not_on_dla = 1, ("logits",)
-    options = {"dla_core": 0, "profile": "2,2,2", "strip_weights": True, "precision": "fp16"}
-    scratch = write_bundle(tmp_path / "scratch.krl", variants=("fp32", "fp16"))
-    build_engine(config(scratch, **options))
+    options = {"dla_core": 0, "profile": ("2,2,2",), "strip_weights": True, "precision": "fp16"}
+    bundle = Bundle.open(shutil.copytree(half.path, tmp_path / "copy.krl"))
+    build_engine(config(half, **options))
     before = tree(bundle)
     found = list(faults(trt))
     assert {("OnnxParser.parse", False), ("Builder.build_serialized_network", None)} <= set(found)
@@ -354,6 +367,9 @@ def test_the_workspace_is_what_the_gpu_has_free_at_most(newest, bundle, caplog):
     build_engine(config(bundle, workspace_mb=1 << 20))
     assert limits == [2**30, 2**30]
     assert "workspace: 1024 MiB of the 1048576 asked for" in caplog.text
+    newest.cuda.integrated = True  # as on a Jetson: the CPU shares the memory
+    build_engine(config(bundle))
+    assert limits[2:] == [2**29]
 
 
 def test_a_hardware_compatibility_that_this_tensorrt_lacks_is_refused(trt, bundle):
@@ -368,19 +384,131 @@ def test_a_hardware_compatibility_that_this_tensorrt_lacks_is_refused(trt, bundl
         assert key_of(trt, bundle, "b1-4-8-same-compute-capability") in Bundle.open(bundle.path).manifest.engines
 
 
-def test_dla_reports_what_runs_on_the_gpu(trt, bundle, caplog):
-    options = {"precision": "fp16", "dla_core": 1, "profile": "2,2,2"}
+def test_dla_reports_what_runs_on_the_gpu(trt, half, caplog):
+    options = {"precision": "fp16", "dla_core": 1, "profile": ("2,2,2",)}
     with pytest.raises(UsageError, match="--dla-core is 1, but this machine and TensorRT offer 0 DLA cores"):
-        build_engine(config(bundle, **options))
-    trt.dla_cores, trt.not_on_dla = 2, ("float", "logits")
+        build_engine(config(half, **options))
+    trt.dla_cores, trt.not_on_dla = 2, ("Cast_float", "Gemm_logits")
     trt.set_flags.clear()
-    build_engine(config(bundle, **options))
-    assert "2 of 8 layers are not for the DLA and run on the GPU: float, logits" in caplog.text
+    build_engine(config(half, **options))
+    assert "layers are not for the DLA and run on the GPU: Cast_float, Gemm_logits" in caplog.text
     assert trt.set_flags == ["GPU_FALLBACK"]
-    built = Bundle.open(bundle.path)
-    key = key_of(trt, bundle, "b2-2-2-dla1", "fp16")
+    built = Bundle.open(half.path)
+    key = key_of(trt, half, "b2-2-2-dla1", "fp16")
     assert built.manifest.engines[key].dla_core == 1
-    assert built.manifest.evidence["engines"][key]["layers_on_gpu"] == ["float", "logits"]
+    assert built.manifest.evidence["engines"][key]["layers_on_gpu"] == ["Cast_float", "Gemm_logits"]
+
+
+def test_dla_refuses_what_it_does_not_have(newest, half, tmp_path):
+    """FP32 would run on the GPU alone, and INT8 has to be everywhere."""
+    newest.dla_cores = 2
+    options = {"dla_core": 0, "profile": "1,1,1"}
+    with pytest.raises(UsageError, match=r"this model is in FP32, which the DLA does not have.*--precision fp16"):
+        build_engine(config(half, "fp32", **options))
+    parts = tmp_path / "parts.onnx"
+    onnx.save(quantized_chain(everywhere=False), parts)
+    with pytest.raises(UsageError, match=r"quantized in part.*: first \(Conv\), relu \(Relu\) are in floating"):
+        build_engine(config(parts, None, **options))
+    whole = tmp_path / "whole.onnx"
+    onnx.save(quantized_chain(everywhere=True), whole)
+    assert build_engine(config(whole, None, **options)) is None
+
+
+def quantized_chain(everywhere):
+    """Two convolutions with a ReLU between them; INT8 everywhere, or not at the ReLU's input and the end."""
+    constants = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((16, 16, 3, 3), np.int8)}
+    constants |= {"ws": np.full(16, 0.01, np.float32), "wz": np.zeros(16, np.int8)}
+    nodes = []
+
+    def node(op, inputs, output, **attributes):
+        nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def pair(name):
+        return node("DequantizeLinear", [node("QuantizeLinear", [name, "s", "z"], f"{name}_q"), "s", "z"], f"{name}_dq")
+
+    weight = node("DequantizeLinear", ["w", "ws", "wz"], "w_dq", axis=0)
+    first = node("Conv", [pair("x"), weight], "first", pads=[1] * 4)
+    relu = node("Relu", [pair(first) if everywhere else first], "relu")
+    last = node("Conv", [pair(relu), weight], "last", pads=[1] * 4)
+    result = pair(last) if everywhere else last
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "chain", [value("x", 1, [1, 16, 8, 8])], [value(result, 1, [1, 16, 8, 8])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_tf32_and_sparsity_reach_the_builder(trt, bundle, tmp_path, caplog):
+    cleared = []
+    trt._IBuilderConfig_clear_flag = lambda this, flag: cleared.append(flag.name)
+    build_engine(config(bundle, tf32=False, sparse_weights=True))
+    assert (cleared, trt.set_flags) == (["TF32"], ["SPARSE_WEIGHTS"])
+    assert "--sparse-weights: 0 of 2 layers have weights with 2:4 sparsity; the option does nothing" in caplog.text
+    built = Bundle.open(bundle.path)
+    assert built.manifest.engines[key_of(trt, bundle, "b1-4-8-notf32-sparse")].tf32 is False
+    weight = np.random.default_rng(0).normal(size=(8, 16, 3, 3)).astype(np.float32)
+    weight.reshape(8, 4, 4, 9)[:, :, 1:3] = 0
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 16, 8, 8])], [helper.make_tensor_value_info("y", 1, [1, 8, 6, 6])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "s.onnx")
+    build_engine(config(tmp_path / "s.onnx", None, profile="1,1,1", sparse_weights=True))
+    assert json.loads((tmp_path / "s.engine.json").read_text())["sparse_layers"] == ["conv"]
+
+
+def test_an_engine_with_several_profiles(trt, bundle):
+    """Each batch runs in the profile with the closest limit; all sizes of all profiles are compared."""
+    ran = []
+    original = trt._IExecutionContext_set_optimization_profile_async
+    trt._IExecutionContext_set_optimization_profile_async = lambda this, profile_index, stream_handle: (
+        ran.append(profile_index),
+        original(this, profile_index, stream_handle),
+    )[1]
+    build_engine(config(bundle, profile=("1,1,1", "2,4,6")))
+    assert set(ran) == {0, 1}
+    built = Bundle.open(bundle.path)
+    engine = built.manifest.engines[key_of(trt, bundle, "b1-1-1-b2-4-6")]
+    assert (engine.profiles, engine.batches) == (((1, 1, 1), (2, 4, 6)), (1, 6))
+    golden = built.golden()
+    backend = open_engine(built, "int8")
+    for count in (1, 3, 6):
+        result = backend.run({"pixels": golden["pixels"][:count]})
+        np.testing.assert_allclose(result["logits"], golden["logits"][:count] + 0.01, atol=1e-3)
+    with pytest.raises(UsageError, match=r"--profile has 2 ranges, and the command by hand builds one"):
+        build_engine(config(bundle, profile=("1,1,1", "2,4,6"), emit_script=bundle.path.parent / "s.sh"))
+
+
+def test_fp32_may_differ_by_tf32_where_it_multiplies_in_it(newest, tmp_path):
+    """The limits in TF32 are wider, and hold only for engines that may use it."""
+    fp32 = Variant("fp32", "model.fp32.onnx", tolerance=1e-4, tf32={"tolerance": 0.05, "agreement": 0.9})
+    bundle = write_bundle(tmp_path / "tf32.krl", **{"variants": ("fp32",)})
+    bundle.update({}, variants={"fp32": fp32})
+    newest.wrong_answer = 0.01
+    build_engine(config(bundle, "fp32"))
+    with pytest.raises(CheckFailedError, match=r"the largest error 0\.01 is above the tolerance 0\.0001"):
+        build_engine(config(bundle, "fp32", tf32=False))
+    newest.wrong_answer = 0.06
+    with pytest.raises(CheckFailedError, match=r"is above the tolerance 0\.05"):
+        build_engine(config(bundle, "fp32"))
+
+
+def test_errors_of_the_check_can_be_ignored_and_are_recorded(newest, tmp_path, caplog):
+    graph = helper.make_graph(
+        [helper.make_node("LpPool", ["x"], ["y"], name="pool", kernel_shape=[2, 2], p=3)], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 16, 8, 8])], [helper.make_tensor_value_info("y", 1, [1, 16, 7, 7])],
+    )  # fmt: skip
+    file = tmp_path / "odd.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), file)
+    with pytest.raises(ModelError, match=r"--ignore-errors tries the build nevertheless, and records them"):
+        build_engine(config(file, None, profile="1,1,1"))
+    build_engine(config(file, None, profile="1,1,1", ignore_errors=True))
+    (line,) = json.loads((tmp_path / "odd.engine.json").read_text())["ignored_errors"]
+    assert "pool" in line
+    assert "error ignored, as asked" in caplog.text
 
 
 def test_a_graph_with_a_fixed_batch_takes_that_one_alone(newest, tmp_path):
@@ -389,7 +517,7 @@ def test_a_graph_with_a_fixed_batch_takes_that_one_alone(newest, tmp_path):
         UsageError, match=r"'pixels' has a fixed batch of 1, --profile is 1,4,8; accepted: --profile 1,1"
     ):
         build_engine(config(bundle, "fp32"))
-    build_engine(config(bundle, "fp32", profile="1,1,1"))
+    build_engine(config(bundle, "fp32", profile=("1,1,1",)))
     assert newest.calls["IBuilderConfig.add_optimization_profile"] == 0
 
 
@@ -422,14 +550,14 @@ def test_without_golden_inputs_nothing_is_built(newest, tmp_path):
     ("changes", "message"),
     [
         ({"precision": None}, r"--precision is missing; bundle .* has: fp16, fp32, int8"),
-        ({"profile": "8,4,1"}, r"--profile is 8,4,1; accepted: 1 <= MIN <= OPT <= MAX"),
-        ({"profile": "0,1,1"}, "--profile is 0,1,1"),
-        ({"profile": "8"}, "--profile is '8'; accepted: MIN,OPT,MAX, as in 1,8,32"),
-        ({"profile": "a,b,c"}, "--profile is 'a,b,c'"),
+        ({"profile": ("8,4,1",)}, r"--profile is 8,4,1; accepted: 1 <= MIN <= OPT <= MAX"),
+        ({"profile": ("0,1,1",)}, "--profile is 0,1,1"),
+        ({"profile": ("8",)}, "--profile is '8'; accepted: MIN,OPT,MAX, as in 1,8,32"),
+        ({"profile": ("a,b,c",)}, "--profile is 'a,b,c'"),
         ({"optimization_level": 6}, "--optimization-level is 6; accepted: 0 to 5"),
         ({"workspace_mb": 0}, "--workspace-mb is too small"),
         ({"time_limit": 0.0}, "--time-limit is 0; accepted: seconds"),
-        ({"dla_core": -1, "profile": "1,1,1"}, "--dla-core is -1"),
+        ({"dla_core": -1, "profile": ("1,1,1",)}, "--dla-core is -1"),
         ({"dla_core": 0}, "--dla-core needs one fixed batch, as in --profile 4,4,4"),
         ({"output": Path("x.engine")}, "--output is for ONNX files"),
     ],
@@ -465,7 +593,7 @@ def test_an_onnx_file_becomes_an_engine_with_a_description_beside_it(trt, bundle
     assert "its outputs were not checked" in caplog.text
     inspect_engine(InspectEngineConfig(target, json=True))
     shown = json.loads(capsys.readouterr().out)["engines"]["net.engine"]
-    assert (shown["profile"], shown["version"]) == ([1, 4, 8], trt.version)
+    assert (shown["profiles"], shown["version"]) == ([[1, 4, 8]], trt.version)
     with pytest.raises(UsageError, match="--precision is for bundles"):
         build_engine(config(onnx, "fp16"))
 
@@ -519,4 +647,4 @@ def test_the_log_of_tensorrt_is_not_logged_twice(newest, bundle, caplog):
 
 
 def test_the_configuration_is_a_frozen_record():
-    assert replace(BuildEngineConfig(Path("m.krl")), profile="1,2,3").options().profile == (1, 2, 3)
+    assert replace(BuildEngineConfig(Path("m.krl")), profile=("1,2,3",)).options().profiles == ((1, 2, 3),)

@@ -78,11 +78,15 @@ def test_an_engine_is_built_and_registered_without_a_gpu(bundle, library, capsys
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_precision_and_option_is_in_the_key(bundle, precision, library):
     found = build_engine(
-        model=bundle.path, target="rtx", precision=precision, profile="1,4,8", compute_capability=("8.6, 8.9", "12.0")
+        model=bundle.path,
+        target="rtx",
+        precision=precision,
+        profile=("1,4,8",),
+        compute_capability=("8.6, 8.9", "12.0"),
     )
     (engine,) = Bundle.open(bundle.path).manifest.engines.values()
     assert engine.compute_capabilities == ("8.6", "8.9", "12.0")
-    assert engine.profile == (1, 4, 8)
+    assert engine.profiles == ((1, 4, 8),)
     assert f"{precision}-rtx{library.version}-sm86-sm89-sm120-b1-4-8-" in found.engine
 
 
@@ -149,7 +153,7 @@ def test_an_onnx_file_is_described_beside_its_engine(bundle, tmp_path, capsys, l
     assert (described["library"], described["version"]) == ("tensorrt-rtx", library.version)
     code, out, _ = run(capsys, "inspect-engine", engine, "--json")
     shown = json.loads(out)["engines"]["net.engine"]
-    assert (code, shown["library"], shown["profile"]) == (0, "tensorrt-rtx", [1, 2, 4])
+    assert (code, shown["library"], shown["profiles"]) == (0, "tensorrt-rtx", [[1, 2, 4]])
 
 
 def test_the_parsers_error_names_the_node(library):

@@ -49,7 +49,7 @@ def tree(path):
 
 def test_all_but_the_engine_is_done_and_said(bundle, capsys):
     before = tree(bundle.path)
-    assert build_engine(BuildEngineConfig(bundle.path, precision="int8", profile="1,8,32", prepare=True)) is None
+    assert build_engine(BuildEngineConfig(bundle.path, precision="int8", profile=("1,8,32",), prepare=True)) is None
     told = capsys.readouterr().out
     assert (
         f"No engine was built: TensorRT is not installed here; install it with: {install_command('tensorrt')}" in told
@@ -139,7 +139,7 @@ def test_the_help_needs_neither_onnx_nor_tensorrt(tmp_path):
 def test_the_script_calls_trtexec_as_each_generation_wants_it(bundle, tmp_path):
     script = tmp_path / "build.sh"
     options = {"workspace_mb": 512, "optimization_level": 4, "strip_weights": True, "version_compatible": True}
-    asked = BuildEngineConfig(bundle.path, precision="int8", profile="1,2,4", emit_script=script, **options)
+    asked = BuildEngineConfig(bundle.path, precision="int8", profile=("1,2,4",), emit_script=script, **options)
     build_engine(replace(asked, prepare=True))
     trtexec = tmp_path / "trtexec"
     trtexec.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
@@ -173,13 +173,13 @@ def test_the_script_calls_trtexec_as_each_generation_wants_it(bundle, tmp_path):
 
 def test_further_options_of_trtexec():
     inputs = [TensorSpec("a b", "float32", (1, 3))]
-    options = BuildOptions(profile=(1, 1, 1), dla_core=1, hardware_compatibility="ampere-plus", refit=True)
+    options = BuildOptions(profiles=((1, 1, 1),), dla_core=1, hardware_compatibility="ampere-plus", refit=True)
     line = trtexec_line(11, "m.onnx", "m.engine", inputs, options)
     assert "Shapes" not in line  # a fixed batch needs none
     assert "--useDLACore=1 --allowGPUFallback --hardwareCompatibilityLevel=ampere+ --refit" in line
     line = trtexec_line(
         10, "m.onnx", "m.engine", [TensorSpec("a b", "float32", ("batch", 3))],
-        BuildOptions(profile=(1, 2, 3), hardware_compatibility="same-compute-capability"),
+        BuildOptions(profiles=((1, 2, 3),), hardware_compatibility="same-compute-capability"),
     )  # fmt: skip
     assert "'--optShapes=a b:2x3'" in line
     assert "--hardwareCompatibilityLevel=sameComputeCapability" in line

@@ -19,7 +19,7 @@ from krl_runtime.bundle import Engine
 NO_ENGINE = "the bundle has no TensorRT engine; krl-deploy build-engine adds one on the device"
 NO_RTX_ENGINE = "the bundle has no TensorRT-RTX engine; krl-deploy build-engine --target rtx adds one"
 IMAGE = np.full((12, 10, 3), 99, np.uint8)
-ENGINE = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
+ENGINE = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", ((1, 4, 8),))
 
 
 class FakeEngine:

@@ -32,7 +32,7 @@ from krl_runtime.bundle import Bundle, Engine
 path, variant, signal = sys.argv[1:]
 while not Path(signal).exists():
     time.sleep(0.005)
-engine = Engine("k.engine", variant, "0" * 64, "10.3.0", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
+engine = Engine("k.engine", variant, "0" * 64, "10.3.0", ("8.7",), "Orin", "linux-aarch64", ((1, 4, 8),))
 Bundle.open(path).update({"k.engine": b"plan"}, engines={"k": engine})
 """
 

@@ -20,7 +20,7 @@ from krl_runtime.bundle import bundle as module
 from krl_runtime.files import sha256_bytes
 
 FILES = (MANIFEST, "golden.npz", "model.fp16.onnx", "model.fp32.onnx", "model.int8.cpu.onnx", "model.int8.onnx")
-ENGINE = Engine("engines/k.engine", "int8", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
+ENGINE = Engine("engines/k.engine", "int8", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", ((1, 4, 8),))
 
 
 def forge(bundle: Bundle, change: Any) -> None:
@@ -264,8 +264,8 @@ def test_links_that_leave_the_bundle_are_refused(bundle: Bundle):
         (("variants", "fp32", "new"), 1),
         (("inputs", 0, "shape"), [None, 3, 12, 10]),
         (("inputs", 0, "name"), {"a": 1}),
-        (("engines",), {"k": {**ENGINE.__dict__, "file": "golden.npz", "profile": [1, 2]}}),
-        (("engines",), {"k": {**ENGINE.__dict__, "file": "golden.npz", "profile": [1, "x", 2]}}),
+        (("engines",), {"k": {**ENGINE.__dict__, "file": "golden.npz", "profiles": [[1, 2]]}}),
+        (("engines",), {"k": {**ENGINE.__dict__, "file": "golden.npz", "profiles": [[1, "x", 2]]}}),
         (("files", "golden.npz", "size"), None),
         (("preprocessing", "channels"), 7),
         (("preprocessing", "mean"), {}),

@@ -40,6 +40,8 @@ TYPES = {
     "tuple[int, int, int] | None": "three integers or null",
     "tuple[TensorSpec, ...]": "list of [TensorSpec](#tensorspec)",
     "Preprocessing": "[Preprocessing](#preprocessing)",
+    "tuple[tuple[int, int, int], ...]": "list of three integers",
+    "Mapping[str, float]": "map of number",
     "Mapping[str, str]": "map of text",
     "Mapping[str, Any]": "map of anything",
     **{f"Mapping[str, {name}]": f"map of [{name}](#{name.lower()})" for name in ("Variant", "Engine", "FileEntry")},

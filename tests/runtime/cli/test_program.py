@@ -263,7 +263,7 @@ def test_info_as_json_is_the_manifest(run, bundle: Bundle):
 def test_info_shows_engines_and_cuts_long_lists_of_labels(run, tmp_path: Path):
     from krl_runtime.bundle import Engine
 
-    engine = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", (1, 4, 8))
+    engine = Engine("k.engine", "fp32", "0" * 64, "10.3.0.30", ("8.7",), "Orin", "linux-aarch64", ((1, 4, 8),))
     bundle = write_bundle(tmp_path / "a.krl", labels=[f"c{i}" for i in range(20)])
     bundle.update({"k.engine": b"plan"}, engines={"k": engine})
     code, out, _ = run("info", bundle.path)

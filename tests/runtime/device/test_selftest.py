@@ -193,7 +193,7 @@ def with_engine(path: Path, trt: Any, net: TinyNet | None = None, **changes: Any
     bundle = write_bundle(path)
     engine = Engine(
         "engines/a.engine", "fp32", bundle.manifest.files["model.fp32.onnx"].sha256, trt.version, ("9.0",), GPU_NAME,
-        platform_key(), (1, 4, 8), library=trt.library.name,
+        platform_key(), ((1, 4, 8),), library=trt.library.name,
     )  # fmt: skip
     shape = SPEC.shape if net is None else net.preprocessing.shape
     plan = trt.plan(

@@ -18,6 +18,10 @@ __all__ = ["mismatch", "open_engine"]
 
 _log = logging.getLogger("krl")
 
+_ACROSS_MAJORS = ((10, 11),)
+"""Major versions of TensorRT that built a version-compatible engine and that run it, if they differ; by NVIDIA's
+support matrix of 11.4.1. Where the library refuses one nevertheless, its message is the cause."""
+
 _RTX_DEFAULT = (8, 6)  # without --compute-capability an engine of TensorRT-RTX is for these GPUs and later ones
 
 
@@ -56,7 +60,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", de
     if not fitting:
         raise NotAvailableError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
     # An engine made for this very GPU before a portable one, then the one that takes the largest batches.
-    key = max(fitting, key=lambda key: (_closeness(engines[key], gpu), engines[key].profile[2], key))
+    key = max(fitting, key=lambda key: (_closeness(engines[key], gpu), engines[key].batches[1], key))
     engine = engines[key]
     if not rtx and engine.gpu != gpu.name:
         _log.warning("engine %s was built on a %s; on this %s it may be slower", key, engine.gpu, gpu.name)
@@ -107,9 +111,7 @@ def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> st
         return f"engine {engine.file} was built from an older ONNX file of variant {engine.variant}"
     if engine.platform and engine.platform != platform_key():
         return f"engine built for {engine.platform}, this is {platform_key()}"
-    here, built = version_tuple(library.version), version_tuple(engine.version)
-    same_version = here == built or (engine.version_compatible and here[0] == built[0] and here >= built)
-    if same_version and _takes(engine, gpu):
+    if _reads(engine, version_tuple(library.version)) and _takes(engine, gpu):
         return None
     capabilities = ", ".join(map(_sm, engine.compute_capabilities)) or f"{_sm('8.6')} and later"
     title = "TensorRT-RTX" if library.rtx else "TensorRT"
@@ -117,6 +119,14 @@ def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> st
         f"engine built by {title} {engine.version} for {capabilities}, "
         f"this is {library.version} on {_sm(gpu.compute_capability)}"
     )
+
+
+def _reads(engine: Engine, here: tuple[int, ...]) -> bool:
+    """Return whether a version of the library loads an engine."""
+    built = version_tuple(engine.version)
+    majors = (built[0], here[0])
+    compatible = engine.version_compatible and here >= built and (built[0] == here[0] or majors in _ACROSS_MAJORS)
+    return here == built or compatible
 
 
 def _takes(engine: Engine, gpu: Gpu) -> bool:

@@ -40,17 +40,20 @@ def bundle_with(tmp_path, trt, *engines, **changes):
         compute_capabilities=("9.0",),
         gpu=GPU_NAME,
         platform=platform_key(),
-        profile=(1, 4, 8),
+        profiles=((1, 4, 8),),
     )
     made = {f"e{i}": replace(fitting, file=f"engines/{i}.engine", **item) for i, item in enumerate(engines)}
     onnx_bytes = bundle.read(file)
-    plans = {engine.file: trt.plan(onnx_bytes, [shapes(*engine.profile)], engine.stripped) for engine in made.values()}
+    plans = {
+        engine.file: trt.plan(onnx_bytes, [shapes(*sizes) for sizes in engine.profiles], engine.stripped)
+        for engine in made.values()
+    }
     return add_engines(bundle, plans, made)
 
 
 def test_open_engine_runs_the_one_that_fits(tmp_path, trt):
     bundle = bundle_with(
-        tmp_path, trt, {"compute_capabilities": ("8.7",)}, {}, {"profile": (1, 1, 1)}, {"gpu": "Other"}
+        tmp_path, trt, {"compute_capabilities": ("8.7",)}, {}, {"profiles": ((1, 1, 1),)}, {"gpu": "Other"}
     )
     backend = open_engine(bundle, "int8")
     golden = bundle.golden()
@@ -101,7 +104,7 @@ def test_a_changed_engine_is_not_given_to_tensorrt(tmp_path, newest):
     assert newest.calls["Runtime.deserialize_cuda_engine"] == 0
 
 
-ENGINE = Engine("e", "int8", "h", "10.16.1.11", ("8.6",), "RTX", platform_key(), (1, 1, 1))
+ENGINE = Engine("e", "int8", "h", "10.16.1.11", ("8.6",), "RTX", platform_key(), ((1, 1, 1),))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,9 @@ ENGINE = Engine("e", "int8", "h", "10.16.1.11", ("8.6",), "RTX", platform_key(),
         ({}, "10.16.1.11", "8.9", False),
         ({"version_compatible": True}, "10.17.0", "8.6", True),
         ({"version_compatible": True}, "10.15.9", "8.6", False),
-        ({"version_compatible": True}, "11.4.0.106", "8.6", False),
+        ({"version_compatible": True}, "11.4.0.106", "8.6", True),
+        ({}, "11.4.0.106", "8.6", False),
+        ({"version_compatible": True}, "12.0.0", "8.6", False),
         ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "12.0", True),
         ({"hardware_compatibility": "ampere-plus"}, "10.16.1.11", "7.5", False),
         ({"hardware_compatibility": "same-compute-capability"}, "10.16.1.11", "8.9", False),

@@ -37,7 +37,7 @@ def rtx(pytestconfig, monkeypatch, tmp_path):
 def engine_of(rtx, bundle, **changes):
     file = bundle.manifest.variants["fp32"].file
     engine = Engine(
-        "engines/a.engine", "fp32", bundle.manifest.files[file].sha256, rtx.version, (), "", "", (1, 4, 8),
+        "engines/a.engine", "fp32", bundle.manifest.files[file].sha256, rtx.version, (), "", "", ((1, 4, 8),),
         library="tensorrt-rtx",
     )  # fmt: skip
     return replace(engine, **changes)
@@ -159,7 +159,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch):
     ],
 )
 def test_which_engines_run_where(capabilities, version, gpu, fits):
-    engine = Engine("e", "fp16", "h", "1.7.1", capabilities, "", "", (1, 1, 1), library="tensorrt-rtx")
+    engine = Engine("e", "fp16", "h", "1.7.1", capabilities, "", "", ((1, 1, 1),), library="tensorrt-rtx")
     cause = mismatch(engine, Library("tensorrt-rtx", None, version), Gpu("RTX", gpu, 1, 1), "h")
     shown = ", ".join(f"sm_{name.replace('.', '')}" for name in capabilities) or "sm_86 and later"
     sm = gpu.replace(".", "")

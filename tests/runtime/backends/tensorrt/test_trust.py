@@ -37,7 +37,7 @@ def with_engine(path, trt, *, registered, **changes):
     file = bundle.manifest.variants["fp32"].file
     engine = Engine(
         "engines/a.engine", "fp32", bundle.manifest.files[file].sha256, trt.version, ("9.0",), GPU_NAME,
-        platform_key(), (1, 4, 8),
+        platform_key(), ((1, 4, 8),),
     )  # fmt: skip
     plan = trt.plan(bundle.file(file).read_bytes(), [{"pixels": [[n, 3, 12, 10] for n in (1, 4, 8)]}])
     plans, engines = {engine.file: plan}, {"a": replace(engine, **changes)}
