@@ -14,6 +14,7 @@ from typing import Any
 from krl_deploy.rules.targets import ONNXRUNTIME_CPU, RTX, parse_target
 from krl_runtime.backends.cuda import version_tuple
 from krl_runtime.backends.select import Kind, choose_variant
+from krl_runtime.backends.tensorrt.engines import reads
 from krl_runtime.bundle import MANIFEST, PACKAGED_FOR, Bundle, Engine, Manifest, Variant
 from krl_runtime.bundle.names import SIGNATURE
 from krl_runtime.bundle.signature import is_signed, sign_manifest
@@ -27,7 +28,7 @@ __all__ = ["package_slim"]
 
 _log = logging.getLogger("krl")
 
-_CAPABILITIES = {"Xavier": ("7.2",), "Orin": ("8.7",), "Thor": ("10.1", "11.0")}
+_CAPABILITIES = {"Xavier": ("7.2",), "Orin": ("8.7",), "AGX Orin": ("8.7",), "Thor": ("10.1", "11.0")}
 """Compute capabilities of Jetson boards: NVIDIA's table of CUDA GPUs; Thor's was 10.1 before CUDA 13."""
 
 _ONNX_RUNTIME = {"cpu": "cpu", ONNXRUNTIME_CPU: "cpu", "cuda": "cuda", "openvino": "openvino"}
@@ -52,10 +53,9 @@ class _Target:
         if self.kind == "tensorrt-rtx":
             return True
         version = version_tuple(engine.version)
-        newer = engine.version_compatible and version[:1] == self.tensorrt[:1] and version <= self.tensorrt
         accepted = [capability for board in self.boards for capability in _CAPABILITIES[board]]
         fits = not accepted or any(capability in accepted for capability in engine.compute_capabilities)
-        return fits and (newer or version[: len(self.tensorrt)] == self.tensorrt)
+        return fits and (version[: len(self.tensorrt)] == self.tensorrt or reads(engine, self.tensorrt))
 
 
 def package_slim(config: PackageConfig) -> dict[str, Any]:

@@ -237,8 +237,8 @@ def _check_engine(key: str, engine: Engine) -> None:
         )
     if len(engine.profiles) > 1:
         raise UsageError(
-            f"engine {key} has {len(engine.profiles)} optimization profiles, of which Triton uses the first alone; build "
-            f"one with --profile 1,{engine.profiles[0][1]},{largest}"
+            f"engine {key} has {len(engine.profiles)} optimization profiles, of which Triton uses the first alone; "
+            f"build one with --profile 1,{engine.profiles[0][1]},{largest}"
         )
     _log.info(
         "Triton must have TensorRT %s%s and a GPU like %s (compute capability %s)",

@@ -117,6 +117,8 @@ def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
     odd = why_bias_is_odd(graph, weighted)
     if odd is not None:
         return odd
+    if node.op_type == "ConvTranspose":
+        return "transposed convolution: TensorRT gave wrong outputs for such in INT8 (NVIDIA/TensorRT #4366)"
     if node.op_type != "Conv":
         return why_narrow(graph, weighted) or _why_behind_attention(graph, node)
     out_channels, in_channels, *kernel = (int(size) for size in graph.shape(node.input[1]) or ())

@@ -44,7 +44,7 @@ def to_tf32(model: onnx.ModelProto) -> onnx.ModelProto:
         ModelError: The graph has control flow or local functions.
     """
     graph = GraphEditor(model)
-    split = graph.add_constant("tf32_split", _SPLIT)
+    split = graph.add_constant("tf32_split", np.asarray(_SPLIT))
     rounded: dict[str, str] = {}
     for node in list(graph.nodes):
         if node.op_type not in _PRODUCTS:

@@ -121,7 +121,7 @@ _BUGS = (
             "NVIDIA/TensorRT #4832 (10.16.2.10)",
         ),
         "on Orin a quantized ONNX file did not build (Could not infer output types: dequantize); on Thor it did",
-        lambda target: _within((10, 16))(target) and "Orin" in target.boards,
+        lambda target: _within((10, 16))(target) and any("Orin" in board for board in target.boards),
         _first_pair,
     ),
     _Bug(
@@ -179,6 +179,6 @@ def unknown_without_gpu(target: Target, *, quantized: bool, built: bool = False)
             "the accuracy of INT8 on the device: its kernels round otherwise than ONNX Runtime",
             "whether INT8 is faster than FP16: it was slower for some nets (NVIDIA/TensorRT #3197)",
         ]
-    if not target.boards or "Orin" in target.boards:
+    if not target.boards or any("Orin" in board for board in target.boards):
         unknown.append("which layers a DLA core takes: build-engine --dla-core lists those that it does not")
     return unknown

@@ -98,6 +98,7 @@ def check_placement(view: View) -> Iterator[Finding]:
     for weighted in int8:
         yield from _weight(view, weighted)
         thin = why_float_on_tensorrt(view.graph, weighted) if _has_known_shape(view, weighted) else None
+        thin = None if weighted.node.op_type == "ConvTranspose" else thin  # a known bug, not thinness: see bugs
         if thin is not None:
             yield _THIN.at(weighted.node.name, weighted.node.op_type, thin)
         if half and any(_scale_type(view, name) == TensorProto.FLOAT for name in weighted.node.input[:2]):

@@ -14,7 +14,7 @@ from krl_runtime.errors import UsageError
 __all__ = ["NEWEST_TENSORRT", "ONNXRUNTIME_CPU", "RTX", "Target", "parse_target", "target_here"]
 
 ONNXRUNTIME_CPU = "onnxruntime-cpu"
-NEWEST_TENSORRT = (11, 4)
+NEWEST_TENSORRT = (11, 5)
 """The newest TensorRT that the rules know of."""
 
 
@@ -99,7 +99,8 @@ def _tensorrt(name: str, version: tuple[int, ...]) -> Target:
 
 
 def _jetpack(name: str, version: tuple[int, ...]) -> Target:
-    jetpack = next((item for item in JETPACKS if _belongs(version, item)), None)
+    belongs = [(len(known), item) for item in JETPACKS for known in _known(item) if version[: len(known)] == known]
+    jetpack = max(belongs, key=lambda found: found[0])[1] if belongs else None  # 7.2.2 is not a patch of 7.2
     if jetpack is None:
         known = ", ".join(version for item in JETPACKS for version in item.versions)
         raise UsageError(f"--target is {name}; krl knows JetPack {known}")
@@ -109,9 +110,9 @@ def _jetpack(name: str, version: tuple[int, ...]) -> Target:
     return Target(name, version_tuple(jetpack.tensorrt), jetpack.boards, jetpack.source)
 
 
-def _belongs(version: tuple[int, ...], jetpack: JetPack) -> bool:
-    """Return whether a version is one of a JetPack's, or a patch of one."""
-    return any(version[: len(known)] == known for known in map(version_tuple, jetpack.versions))
+def _known(jetpack: JetPack) -> list[tuple[int, ...]]:
+    """Return the versions of a JetPack; patches of them count as the same, unless they are listed themselves."""
+    return [version_tuple(version) for version in jetpack.versions]
 
 
 def _examples() -> list[str]:
@@ -121,4 +122,4 @@ def _examples() -> list[str]:
         if version_tuple(jetpack.tensorrt) >= MINIMUM_TENSORRT
         for version in jetpack.versions
     ]
-    return [*jetpacks, "tensorrt-10.3", "tensorrt-10.16", "tensorrt-11.4", RTX.name, ONNXRUNTIME_CPU]
+    return [*jetpacks, "tensorrt-10.3", "tensorrt-10.16", "tensorrt-11.5", RTX.name, ONNXRUNTIME_CPU]

@@ -78,7 +78,8 @@ class BuildEngineConfig:
         Raises:
             UsageError: One is out of its range.
         """
-        texts = (self.profile,) if isinstance(self.profile, str) else self.profile  # in Python one is given alone
+        given: object = self.profile
+        texts = (given,) if isinstance(given, str) else self.profile  # in Python one may be given alone
         return BuildOptions(
             profiles=tuple(_range("profile", text) for text in texts),
             height=None if self.height is None else _range("height", self.height),

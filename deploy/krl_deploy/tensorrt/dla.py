@@ -45,9 +45,9 @@ def check_dla(model: onnx.ModelProto, core: int) -> None:
     floating = _floating(view)
     if floating:
         raise UsageError(
-            f"--dla-core is {core}, but this model is quantized in part, and the DLA takes INT8 only if the whole graph "
-            f"is: {_listed(floating)} in floating point. Give --precision fp16; or an ONNX file with pairs at every "
-            "tensor, as Model-Optimizer writes for the DLA"
+            f"--dla-core is {core}, but this model is quantized in part, and the DLA takes INT8 only if the whole "
+            f"graph is: {_listed(floating)} in floating point. Give --precision fp16; or an ONNX file with pairs at "
+            "every tensor, as Model-Optimizer writes for the DLA"
         )
 
 

@@ -67,9 +67,18 @@ JETPACKS = (
         ("39.2",),
         "3.12",
         "13.2",
-        "10.16",
+        "10.16.2",
         ("Orin", "Thor"),
-        "NVIDIA/TensorRT #4832, OE4T/meta-tegra #2224; from 7.2.2 on TensorRT 11.4.1 can be installed (its SBSA build)",
+        "NVIDIA/TensorRT #4832, OE4T/meta-tegra #2224",
+    ),
+    JetPack(
+        ("7.2.2",),
+        (),  # of Jetson Linux 39.2 as well, so that a board does not say which of the two it has
+        "3.12",
+        "",
+        "11.4.1",
+        ("AGX Orin", "Thor"),
+        "TensorRT's release notes and Jetson migration page of 11.4.1: its SBSA build, installed apart",
     ),
 )
 """Oldest first. krl needs TensorRT 10.3, hence JetPack 6.1; Xavier boards end with JetPack 5."""

@@ -98,15 +98,15 @@ def test_clean_half_and_int8(name):
         assert noise(outputs_of(graphs.sessions[form], other), run(model, pixels=other)[0]) < NOISE
 
 
-def test_transposed_convolutions_are_int8_for_tensorrt_alone():
+def test_transposed_convolutions_are_in_int8_nowhere():
     model = clean(net("ConvTranspose"))
     calibration = measure_tensors(model, PIXELS, Identity("", {}, "", len(PIXELS), "minmax", "auto"))
     emitter = Emitter(to_bytes(model), calibration, fp16=False, optimal_scales=False, bias_correction=True)
     tensorrt, cpu = emitter.tensorrt(), emitter.cpu()
-    assert "n_m" not in tensorrt.kept_float
+    assert "wrong outputs" in tensorrt.kept_float["n_m"]
     assert "no quantized transposed convolution" in cpu.kept_float["n_m"]
     reads = [item.op_type for item in tensorrt.model.graph.node if item.output[0] in named(tensorrt.model, "n_m").input]
-    assert reads == ["DequantizeLinear", "DequantizeLinear"]
+    assert "DequantizeLinear" not in reads
     assert open_cpu(to_bytes(tensorrt.model))
 
 

@@ -50,7 +50,7 @@ def test_a_bad_file(bad, capsys):
     assert main(["check", str(bad), "--target", "jetpack-7.2"]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[0] == "bad.onnx for jetpack-7.2 (TensorRT 10.16, Orin, Thor): 2 errors, 1 warning"
+    assert lines[0] == "bad.onnx for jetpack-7.2 (TensorRT 10.16.2, Orin, Thor): 2 errors, 1 warning"
     assert [line.split()[0] for line in lines[3:6]] == ["error", "error", "warning"]  # worst first
     assert re.search(
         r"^error +qdq/symmetric +QuantizeLinear: QuantizeLinear_r0_quantized +its zero point", captured.out, re.M

@@ -16,7 +16,9 @@ from krl_runtime.errors import UsageError
         ("jetpack-6.2", (10, 3), ("Orin",)),
         ("jetpack-6.2.1", (10, 3), ("Orin",)),
         ("jetpack-7.1", (10, 13), ("Thor",)),
-        ("jetpack-7.2", (10, 16), ("Orin", "Thor")),
+        ("jetpack-7.2", (10, 16, 2), ("Orin", "Thor")),
+        ("jetpack-7.2.1", (10, 16, 2), ("Orin", "Thor")),
+        ("jetpack-7.2.2", (11, 4, 1), ("AGX Orin", "Thor")),
         ("tensorrt-10.3", (10, 3), ()),
         ("tensorrt-10.16.2.10", (10, 16, 2, 10), ()),
         ("tensorrt-11.4", (11, 4), ()),
@@ -29,7 +31,7 @@ def test_targets(name, version, boards):
 
 
 def test_titles():
-    assert parse_target("jetpack-7.2").title == "jetpack-7.2 (TensorRT 10.16, Orin, Thor)"
+    assert parse_target("jetpack-7.2").title == "jetpack-7.2 (TensorRT 10.16.2, Orin, Thor)"
     assert parse_target("tensorrt-11.4").title == "tensorrt-11.4"
 
 
@@ -54,7 +56,7 @@ def test_what_is_no_target(name, message):
 
 def test_this_machine(monkeypatch):
     monkeypatch.setattr(platforms, "jetson_release", lambda: None)
-    assert target_here(None) == Target("tensorrt-11.4", (11, 4))
+    assert target_here(None) == Target("tensorrt-11.5", (11, 5))
     assert target_here("10.16.1.11") == Target("tensorrt-10.16.1.11", (10, 16, 1, 11))
     monkeypatch.setattr(platforms, "jetson_release", lambda: "39.2.0")
     assert target_here("10.16.2").boards == ("Orin", "Thor")

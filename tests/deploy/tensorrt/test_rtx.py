@@ -81,7 +81,7 @@ def test_every_precision_and_option_is_in_the_key(bundle, precision, library):
         model=bundle.path,
         target="rtx",
         precision=precision,
-        profile=("1,4,8",),
+        profile="1,4,8",
         compute_capability=("8.6, 8.9", "12.0"),
     )
     (engine,) = Bundle.open(bundle.path).manifest.engines.values()

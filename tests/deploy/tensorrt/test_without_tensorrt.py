@@ -238,7 +238,7 @@ def test_jetpack_by_the_release_of_its_linux(monkeypatch):
 
 def test_jetpacks_by_tensorrt():
     assert [jetpack.versions for jetpack in jetpacks_with(10)] == [("6.1", "6.2"), ("7.0", "7.1"), ("7.2",)]
-    assert jetpacks_with(11) == ()
+    assert [jetpack.versions for jetpack in jetpacks_with(11)] == [("7.2.2",)]
     assert all(jetpack.source for jetpack in JETPACKS)
 
 
@@ -295,8 +295,8 @@ TARGET = target_here(None)
 
 def test_what_tensorrt_would_refuse_is_found_before(tmp_path):
     message = (
-        r"m\.onnx is not ready for tensorrt-11\.4:\n  QuantizeLinear: Q: its zero point is not 0.*\n.*"
-        r"what to do: krl-deploy check .*m\.onnx --target tensorrt-11\.4"
+        r"m\.onnx is not ready for tensorrt-11\.5:\n  QuantizeLinear: Q: its zero point is not 0.*\n.*"
+        r"what to do: krl-deploy check .*m\.onnx --target tensorrt-11\.5"
     )
     with pytest.raises(ModelError, match=rf"(?s){message}"):
         read(tmp_path, quantized(zero=np.int8(3)))

@@ -157,7 +157,7 @@ def test_tensorrt(monkeypatch: pytest.MonkeyPatch):
         ("36.4.3", "JetPack 6.1, 6.2 (L4T 36.4.3): TensorRT 10.3 and CUDA 12.6, from the system"),
         ("35.4.1", "JetPack 5.1 (L4T 35.4.1): its TensorRT 8.5.2 is older than krl needs (10.3); use the CPU"),
         ("38.2", "JetPack 7.0, 7.1 (L4T 38.2): TensorRT 10.13"),
-        ("39.2.0", "JetPack 7.2 (L4T 39.2.0): TensorRT 10.16"),
+        ("39.2.0", "JetPack 7.2 (L4T 39.2.0): TensorRT 10.16.2"),
         ("99.1", "a JetPack that this krl does not know (L4T 99.1): check its TensorRT"),
     ],
 )

@@ -14,7 +14,7 @@ from .library import Library, LibraryName, rtx_library, tensorrt_library
 from .registry import find_engine
 from .rtx import cache_file
 
-__all__ = ["mismatch", "open_engine"]
+__all__ = ["mismatch", "open_engine", "reads"]
 
 _log = logging.getLogger("krl")
 
@@ -111,7 +111,7 @@ def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> st
         return f"engine {engine.file} was built from an older ONNX file of variant {engine.variant}"
     if engine.platform and engine.platform != platform_key():
         return f"engine built for {engine.platform}, this is {platform_key()}"
-    if _reads(engine, version_tuple(library.version)) and _takes(engine, gpu):
+    if reads(engine, version_tuple(library.version)) and _takes(engine, gpu):
         return None
     capabilities = ", ".join(map(_sm, engine.compute_capabilities)) or f"{_sm('8.6')} and later"
     title = "TensorRT-RTX" if library.rtx else "TensorRT"
@@ -121,8 +121,13 @@ def mismatch(engine: Engine, library: Library, gpu: Gpu, onnx_sha256: str) -> st
     )
 
 
-def _reads(engine: Engine, here: tuple[int, ...]) -> bool:
-    """Return whether a version of the library loads an engine."""
+def reads(engine: Engine, here: tuple[int, ...]) -> bool:
+    """Return whether a version of the library loads an engine: its own, or a newer one if it is version-compatible.
+
+    Args:
+        engine: The manifest's entry.
+        here: The version's numbers, as ``(11, 4)``.
+    """
     built = version_tuple(engine.version)
     majors = (built[0], here[0])
     compatible = engine.version_compatible and here >= built and (built[0] == here[0] or majors in _ACROSS_MAJORS)

@@ -24,6 +24,11 @@ MINIMUM_TENSORRT: Final = (10, 3)
 MINIMUM_RTX: Final = (1, 5)
 """The oldest TensorRT-RTX: the first whose networks are all strongly typed (1.4 still has a flag for it)."""
 
+_NO_DLA_COMPILER = (
+    "JetPack 7.2 does not have that file, which the TensorRT of older containers needs; use the TensorRT of this "
+    "JetPack, or a container made for it"
+)
+
 _RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # NVIDIA's meta-package, and the bindings that it re-exports
 
 
@@ -87,8 +92,9 @@ def _import(names: tuple[str, ...], title: str) -> Any:
             if error.name != name:
                 raise BackendError(f"{title}'s Python package cannot be imported: {error}") from error
         except (ImportError, OSError) as error:
+            hint = f"; {_NO_DLA_COMPILER}" if "libnvdla_compiler" in str(error) else ""
             raise BackendError(
-                f"{title}'s Python package is here, but its libraries cannot be loaded: {error}"
+                f"{title}'s Python package is here, but its libraries cannot be loaded: {error}{hint}"
             ) from error
     return None
 
