@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
     from .comparing.config import CompareConfig
     from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
-    from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
-    from .verbs import (
+    from .results import (
         BoardResult,
         BundleResult,
         CheckResult,
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
         PackageResult,
         SignResult,
         VariantResult,
+    )
+    from .tensorrt.config import BuildEngineConfig, InspectEngineConfig, RefitConfig
+    from .verbs import (
         board_add,
         board_list,
         board_remove,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         on,
         package,
         quantize,
+        refit,
         sign,
     )
 
@@ -68,6 +71,7 @@ __all__ = [
     "OnResult",
     "PackageResult",
     "QuantizeConfig",
+    "RefitConfig",
     "SignResult",
     "VariantResult",
     "__version__",
@@ -84,6 +88,7 @@ __all__ = [
     "on",
     "package",
     "quantize",
+    "refit",
     "sign",
 ]
 
@@ -91,8 +96,7 @@ _MODULES = {
     ".boards.facts": ("BoardAddConfig", "BoardListConfig", "BoardRemoveConfig"),
     ".comparing.config": ("CompareConfig",),
     ".config": ("CheckConfig", "ExportConfig", "Fp16Config", "ImportConfig", "QuantizeConfig"),
-    ".tensorrt.config": ("BuildEngineConfig", "InspectEngineConfig"),
-    ".verbs": (
+    ".results": (
         "BoardResult",
         "BundleResult",
         "CheckResult",
@@ -103,6 +107,9 @@ _MODULES = {
         "PackageResult",
         "SignResult",
         "VariantResult",
+    ),
+    ".tensorrt.config": ("BuildEngineConfig", "InspectEngineConfig", "RefitConfig"),
+    ".verbs": (
         "board_add",
         "board_list",
         "board_remove",
@@ -116,6 +123,7 @@ _MODULES = {
         "on",
         "package",
         "quantize",
+        "refit",
         "sign",
     ),
 }

@@ -18,7 +18,8 @@ from .bundles.sign import SignConfig
 from .bundles.triton import PackageConfig
 from .comparing.config import CompareConfig
 from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
-from .tensorrt.config import BuildEngineConfig, InspectEngineConfig
+from .results import VariantResult
+from .tensorrt.config import BuildEngineConfig, InspectEngineConfig, RefitConfig
 
 __all__ = ["main"]
 
@@ -113,6 +114,12 @@ def build_engine(config: BuildEngineConfig) -> None:
     _print(result, result.text, config.json)
     if config.model.is_dir() and result.engine is not None:
         next_command(f"krl-runtime selftest {config.model}")
+
+
+def refit(config: RefitConfig) -> None:
+    """Put a bundle's weights into an engine of the same architecture; check it and keep it, in seconds."""
+    result = verbs.refit(config)
+    _print(result, result.text, config.json)
 
 
 def inspect_engine(config: InspectEngineConfig) -> None:
@@ -217,7 +224,7 @@ def _measured(found: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _measured_on(result: verbs.VariantResult) -> str:
+def _measured_on(result: VariantResult) -> str:
     images = result.details["images"]
     return f"{result.bundle}, measured on {images['count']} images of {images['data']}"
 
@@ -231,6 +238,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "compare": compare,
     "build-engine": build_engine,
     "inspect-engine": inspect_engine,
+    "refit": refit,
     "package": package,
     "sign": sign,
 }

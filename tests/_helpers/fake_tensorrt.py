@@ -305,13 +305,15 @@ class FakeTensorRT:
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building engine")
         profiles = getattr(config.s, "profiles", [])
-        plan = self.plan(network.s.model, profiles, stripped="STRIP_PLAN" in self.set_flags)
+        plan = self.plan(
+            network.s.model, profiles, stripped="STRIP_PLAN" in self.set_flags, refittable="REFIT" in self.set_flags
+        )
         return self.new("IHostMemory", content=plan)
 
-    def plan(self, model, profiles, stripped=False):
+    def plan(self, model, profiles, stripped=False, refittable=False):
         """What the fake takes for an engine: the header of a real one, and the ONNX file."""
         content = {"profiles": profiles, "model": base64.b64encode(b"" if stripped else model).decode()}
-        return self._header() + json.dumps({**content, "stripped": stripped}).encode()
+        return self._header() + json.dumps({**content, "stripped": stripped, "refittable": refittable}).encode()
 
     def _header(self):
         numbers = ([int(part) for part in self.version.split(".")] + [0])[:4]
@@ -327,7 +329,12 @@ class FakeTensorRT:
             return None
         plan = json.loads(data[28:])
         model = base64.b64decode(plan["model"])
-        return self.new("ICudaEngine", profiles=plan["profiles"], plan_model=model, refitted=not plan["stripped"])
+        state = {"profiles": plan["profiles"], "plan_model": model, "refitted": not plan["stripped"]}
+        return self.new("ICudaEngine", **state, refittable=plan["refittable"])
+
+    def _ICudaEngine_serialize(self, this):
+        plan = self.plan(this.s.plan_model, this.s.profiles, refittable=this.s.refittable)
+        return self.new("IHostMemory", content=plan)
 
     def _Refitter___init__(self, this, engine, logger):
         this.s.engine = engine

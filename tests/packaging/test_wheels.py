@@ -29,6 +29,7 @@ COMMANDS = {
         "compare",
         "build-engine",
         "inspect-engine",
+        "refit",
         "package",
     ),
     "krl-runtime": ("classify", "index", "search", "info", "selftest", "tune", "bench", "serve", "doctor"),

@@ -14,7 +14,8 @@ COMMANDS = [
     *(
         ("krl_deploy", [name])
         for name in (
-            *("export", "import", "fp16", "quantize", "check", "compare", "build-engine", "inspect-engine", "package"),
+            *("export", "import", "fp16", "quantize", "check", "compare"),
+            *("build-engine", "inspect-engine", "refit", "package"),
         )
     ),
 ]

@@ -1,4 +1,4 @@
-"""Options of ``krl-deploy build-engine`` and ``inspect-engine``."""
+"""Options of ``krl-deploy build-engine``, ``inspect-engine`` and ``refit``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krl_runtime.errors import UsageError
 
 from .options import BuildOptions, Range
 
-__all__ = ["BuildEngineConfig", "InspectEngineConfig"]
+__all__ = ["BuildEngineConfig", "InspectEngineConfig", "RefitConfig"]
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,21 @@ class InspectEngineConfig:
 
     model: tyro.conf.Positional[Path]
     """An engine file, or a bundle NAME.krl, to show; a bundle's engines are all shown."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """Options of ``krl-deploy refit``."""
+
+    model: tyro.conf.Positional[Path]
+    """The bundle with the new weights, which gets the engine."""
+    engine_of: Path
+    """The bundle whose engine takes them, with the same architecture; built with --refit or --strip-weights."""
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    """The variant; may be left out if one engine alone fits."""
+    engine: str | None = None
+    """Key of the engine; may be left out if one alone fits. krl-deploy inspect-engine shows the keys."""
     json: bool = False
     """Print one JSON object."""

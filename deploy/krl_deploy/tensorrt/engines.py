@@ -27,7 +27,7 @@ from .options import BuildOptions
 from .parity import Parity, check_parity
 from .script import build_lines, build_script
 
-__all__ = ["build_engine", "engine_key"]
+__all__ = ["as_text", "build_engine", "engine_key", "keep_engine"]
 
 _log = logging.getLogger("krl")
 
@@ -78,7 +78,7 @@ def build_engine(config: BuildEngineConfig) -> tuple[dict[str, Any], str]:
         return {"model": str(config.model), **result}, _what_remains(config, absent, lines)
     options.check_library(place.library.name, gpu=place.gpu is not None)
     result = _build_file(source, target, options, place) if inputs.bundle is None else _build_into(inputs, place)
-    return {"model": str(config.model), **result}, _as_text(result)
+    return {"model": str(config.model), **result}, as_text(result)
 
 
 def _place(config: BuildEngineConfig) -> _Place:
@@ -122,7 +122,7 @@ def _build_into(inputs: Inputs, place: _Place) -> dict[str, Any]:
     parity: Parity | None = None
     backend, reason = _load(built, key, source, options, place)
     if backend is not None:
-        parity = check_parity(backend, golden, bundle.manifest, variant, options)
+        parity = check_parity(backend, golden, bundle.manifest, variant, options.profiles, tf32=options.tf32)
     current = Bundle.open(bundle.path)  # another command may have changed it meanwhile
     manifest = current.manifest
     chosen = manifest.variants.get(variant)
@@ -132,14 +132,16 @@ def _build_into(inputs: Inputs, place: _Place) -> dict[str, Any]:
     evidence = _evidence(built, parity, reason, source, options)
     host_code = options.version_compatible and not place.library.rtx
     entry = register_engine(BuiltEngine(sha256_bytes(built.plan), place.library.name, place.library.version, host_code))
-    file = _keep(current, key, engine, built, evidence)
+    file = keep_engine(current, key, engine, built.plan, evidence, timing_cache=built.timing_cache)
     return {"engine": key, "file": file, "bytes": len(built.plan), "registry": str(entry), **evidence}
 
 
-def _keep(bundle: Bundle, key: str, engine: Engine, built: BuiltPlan, evidence: dict[str, Any]) -> str:
+def keep_engine(
+    bundle: Bundle, key: str, engine: Engine, plan: bytes, evidence: dict[str, Any], *, timing_cache: bytes = b""
+) -> str:
     """Put an engine into its bundle; or beside one that is signed or cannot be written. Return its file."""
     if bundle.is_kept:
-        target = add_engine(bundle.path, key, engine, built.plan, evidence)
+        target = add_engine(bundle.path, key, engine, plan, evidence)
         _log.info(
             "the bundle stays as it is (signed, not writable, or a copy), so the engine is kept in %s", target.parent
         )
@@ -147,7 +149,7 @@ def _keep(bundle: Bundle, key: str, engine: Engine, built: BuiltPlan, evidence: 
     manifest = bundle.manifest
     engines = manifest.evidence.get("engines", {})
     bundle.update(
-        {engine.file: built.plan, **({_TIMING_CACHE: built.timing_cache} if built.timing_cache else {})},
+        {engine.file: plan, **({_TIMING_CACHE: timing_cache} if timing_cache else {})},
         engines={**manifest.engines, key: engine},
         evidence={**manifest.evidence, "engines": {**engines, key: evidence}},
     )
@@ -295,7 +297,7 @@ def engine_key(variant: str, source: OnnxFile, place: _Place, options: BuildOpti
     return "-".join([variant, library, *devices, batches, *options.suffixes, source.sha256[:8]])
 
 
-def _as_text(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """Return the facts of an engine for people."""
     shown = dict(result)
     if shown.get("layer_types"):

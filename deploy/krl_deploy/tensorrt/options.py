@@ -116,11 +116,6 @@ class BuildOptions:
             raise UsageError(f"--compute-capability is {shown}; accepted with {refit}: one at most")
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """Smallest, best and largest batch of every profile, each once, in ascending order."""
-        return tuple(sorted({size for sizes in self.profiles for size in sizes}))
-
-    @property
     def suffixes(self) -> tuple[str, ...]:
         """Suffixes of the key that distinguish the engine from one that was built without options."""
         return tuple(

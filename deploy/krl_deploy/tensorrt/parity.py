@@ -6,7 +6,7 @@ check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from krl_runtime.bundle import Manifest
 from krl_runtime.errors import CheckFailedError
 from krl_runtime.evaluation.golden import compare, device_limits, makes_images
 
-from .options import BuildOptions
+from .options import Range
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +46,9 @@ def check_parity(
     golden: Mapping[str, npt.NDArray[Any]],
     manifest: Manifest,
     variant: str,
-    options: BuildOptions,
+    profiles: Sequence[Range],
+    *,
+    tf32: bool,
 ) -> Parity:
     """Run the golden inputs through an engine, in each smallest, best and largest batch, and close it.
 
@@ -57,7 +59,8 @@ def check_parity(
         golden: Golden inputs and outputs under their names, ``[N, ...]`` each.
         manifest: The bundle's manifest, with the variant's limits.
         variant: The engine's variant.
-        options: How the engine was built.
+        profiles: The engine's smallest, best and largest batches.
+        tf32: Whether it may multiply in TF32.
 
     Raises:
         CheckFailedError: The outputs differ by more than the variant allows.
@@ -67,8 +70,8 @@ def check_parity(
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
     max_error, agreement = 0.0, 1.0
     try:
-        limits = device_limits(manifest, variant, tf32=options.tf32)
-        for batch in options.batches:
+        limits = device_limits(manifest, variant, tf32=tf32)
+        for batch in sorted({size for sizes in profiles for size in sizes}):
             outputs = _replay(backend, inputs, count, batch)
             error, agreed, cause = compare(manifest, limits, outputs, golden)
             if cause:

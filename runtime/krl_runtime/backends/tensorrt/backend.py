@@ -23,7 +23,7 @@ from krl_runtime.bundle import TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
 
-from .calls import attempt, check, refit, tensorrt_logger
+from .calls import attempt, check, refit_engine, tensorrt_logger
 from .interface import read_interface, split
 from .lane import Lane
 from .library import Library
@@ -90,7 +90,7 @@ class TensorRTBackend:
                 runtime.DLA_core = dla_core
             engine = check(runtime.deserialize_cuda_engine(plan), "TensorRT does not load it")
             if weights is not None:
-                refit(library, engine, weights)
+                refit_engine(library, engine, weights)
             self._interface = read_interface(library, engine)
             # Any: for type checkers the engine is one of TensorRT, which TensorRT-RTX's is not
             self._settings = RuntimeSettings(library, cast("Any", engine), cache) if library.rtx else None

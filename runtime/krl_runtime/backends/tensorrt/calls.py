@@ -17,7 +17,7 @@ from .library import Library
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["attempt", "check", "refit", "tensorrt_logger"]
+__all__ = ["attempt", "check", "refit_engine", "tensorrt_logger"]
 
 _log = logging.getLogger("krl")
 _T = TypeVar("_T")
@@ -36,6 +36,9 @@ _REASONS = (
     ),
     (r"Target GPU SM (\d+) is not supported", "this TensorRT does not support this GPU (sm_{})"),
 )
+
+
+_SHOWN = 5  # names in a message
 
 
 class _Attempt(threading.local):
@@ -107,13 +110,13 @@ def check(result: _T | None, failure: str) -> _T:
     return result
 
 
-def refit(library: Library, engine: trt.ICudaEngine, weights: bytes) -> None:
-    """Put the weights back into an engine that was built without them.
+def refit_engine(library: Library, engine: trt.ICudaEngine, weights: bytes) -> None:
+    """Put weights into an engine: into one without them its own, or those of another model of the same graph.
 
     Args:
         library: The library that loaded the engine.
         engine: The engine.
-        weights: The ONNX file that it was built from.
+        weights: The ONNX file that has them.
 
     Raises:
         BackendError: They do not fit it.
@@ -124,7 +127,9 @@ def refit(library: Library, engine: trt.ICudaEngine, weights: bytes) -> None:
     refitter = trt.Refitter(engine, tensorrt_logger(library))
     parser = trt.OnnxParserRefitter(refitter, tensorrt_logger(library))
     check(parser.refit_from_bytes(weights), "its weights cannot be taken from the ONNX file")
-    check(refitter.refit_cuda_engine(), "its weights cannot be put back")
+    missing = refitter.get_missing_weights()
+    check(not missing, f"the ONNX file lacks {len(missing)} of its weights: {', '.join(missing[:_SHOWN])}")
+    check(refitter.refit_cuda_engine(), "the weights cannot be put into it")
 
 
 def _refusal(failure: str) -> BackendError:

@@ -14,7 +14,7 @@ from .library import Library, LibraryName, rtx_library, tensorrt_library
 from .registry import find_engine
 from .rtx import cache_file
 
-__all__ = ["mismatch", "open_engine", "reads"]
+__all__ = ["cause_against", "mismatch", "open_engine", "reads"]
 
 _log = logging.getLogger("krl")
 
@@ -51,11 +51,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", de
         raise NotAvailableError(f"the bundle has no {title} engine of variant {variant}; {build}")
     library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu(device)
     onnx = bundle.manifest.variants[variant].file
-    sha256 = bundle.manifest.files[onnx].sha256
-    causes = {
-        key: mismatch(engine, library, gpu, sha256) or _untrusted(bundle, key, engine)
-        for key, engine in engines.items()
-    }
+    causes = {key: cause_against(bundle, key, library, gpu) for key in engines}
     fitting = [key for key, cause in causes.items() if cause is None]
     if not fitting:
         raise NotAvailableError(f"{'; '.join(cause for cause in causes.values() if cause)}; {build}")
@@ -80,6 +76,20 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", de
         opened.close()
         raise
     return opened
+
+
+def cause_against(bundle: Bundle, key: str, library: Library, gpu: Gpu) -> str | None:
+    """Return why an engine of a bundle cannot be loaded here, in one sentence, or ``None`` if it should.
+
+    Args:
+        bundle: The bundle.
+        key: The engine's key.
+        library: The library here that it is for.
+        gpu: The GPU here.
+    """
+    engine = bundle.engines[key]
+    onnx = bundle.manifest.variants[engine.variant].file
+    return mismatch(engine, library, gpu, bundle.manifest.files[onnx].sha256) or _untrusted(bundle, key, engine)
 
 
 def _untrusted(bundle: Bundle, key: str, engine: Engine) -> str | None:

@@ -384,7 +384,7 @@ def test_options_reach_the_runtime(trt):
     assert seen == {"engine_host_code_allowed": True, "DLA_core": 1}
     for key, message in (
         ("OnnxParserRefitter.refit_from_bytes", "weights cannot be taken from the ONNX file"),
-        ("Refitter.refit_cuda_engine", "weights cannot be put back"),
+        ("Refitter.refit_cuda_engine", "weights cannot be put into it"),
     ):
         trt.fail = {key: False}
         with pytest.raises(BackendError, match=message):
