@@ -1,4 +1,4 @@
-"""What a DLA core takes: FP16, or INT8 where the whole graph is quantized; it has no FP32.
+"""Types of a DLA core: FP16, or INT8 where the whole graph is quantized. It has no FP32.
 
 By NVIDIA's developer guide ("Working with DLA") and the release notes of TensorRT 11.4.1. Not measured: no engine was
 built for a DLA core yet.
