@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
+import onnx
+from onnx import helper
 
+from krl_deploy.graph.edit import infer
+from krl_deploy.tensorrt.builder import build_plan
+from krl_deploy.tensorrt.options import BuildOptions
+from krl_runtime.backends.cuda import current_gpu
 from krl_runtime.backends.onnxruntime import open_session
+from krl_runtime.backends.tensorrt.backend import TensorRTBackend
+from krl_runtime.backends.tensorrt.library import rtx_library, tensorrt_library
 from krl_runtime.errors import BackendError, require
 
 from .config import ComparedBackend
 
-__all__ = ["Runner", "open_part"]
+__all__ = ["Runner", "of_shapes", "open_part"]
 
 Runner: TypeAlias = "Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]"
 """A function from a graph's inputs by name to its outputs by name."""
@@ -31,7 +39,9 @@ def open_part(data: bytes, backend: ComparedBackend, threads: int | None = None)
         BackendError: The backend cannot run it.
         MissingExtraError: The backend is not installed.
     """
-    return _open_openvino(data, threads) if backend == "openvino" else _open_onnxruntime(data, threads)
+    if backend == "openvino":
+        return _open_openvino(data, threads)
+    return _open_onnxruntime(data, threads) if backend == "cpu" else _open_tensorrt(data, backend)
 
 
 def _open_onnxruntime(data: bytes, threads: int | None) -> Runner:
@@ -65,3 +75,47 @@ def _open_openvino(data: bytes, threads: int | None) -> Runner:
         return {name: results[name] for name in names}
 
     return run
+
+
+def _open_tensorrt(data: bytes, backend: Literal["tensorrt", "tensorrt-rtx"]) -> Runner:
+    """Open a file as an engine, which is built when the shapes of its inputs are known.
+
+    All tensors that are compared are outputs of the engine, so that it hands them over as they are in the network.
+    TensorRT does not fuse over them: an error that only a fusion makes is not seen here.
+    """
+    library = rtx_library() if backend == "tensorrt-rtx" else tensorrt_library()
+    gpu = current_gpu()
+    plans: dict[tuple[tuple[str, tuple[int, ...]], ...], bytes] = {}
+
+    def run(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        shapes = tuple(sorted((name, array.shape) for name, array in inputs.items()))
+        if shapes not in plans:
+            batch = _batch(shapes)
+            plans[shapes] = build_plan(
+                of_shapes(data, dict(shapes)), BuildOptions(profiles=((batch, batch, batch),)), library, gpu=gpu
+            ).plan
+        engine = TensorRTBackend(library, plans[shapes], label="of a part")
+        try:
+            return engine.run(inputs)
+        finally:
+            engine.close()  # many parts are open at once, and memory of the GPU is for one of them
+
+    return run
+
+
+def _batch(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
+    """Return the first dimension of all inputs of a part."""
+    sizes = {shape[0] for _, shape in shapes}
+    if len(sizes) != 1:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes)
+        raise BackendError(f"a part of the model has inputs of several batches, which no engine takes: {listed}")
+    return sizes.pop()
+
+
+def of_shapes(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """Return an ONNX file whose inputs have fixed shapes, so that its engine needs no optimization profile."""
+    model = onnx.load_model_from_string(data)
+    for value in model.graph.input:
+        dtype = value.type.tensor_type.elem_type
+        value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, shapes[value.name]))
+    return infer(model).SerializeToString()

@@ -17,8 +17,8 @@ __all__ = ["CompareConfig", "ComparedBackend", "ComparedFile"]
 ComparedFile: TypeAlias = Literal["fp32", "fp16", "int8", "int8.fp32", "int8.cpu"]
 """A file of a bundle, as the tables of ``fp16`` and ``quantize`` name it."""
 
-ComparedBackend: TypeAlias = Literal["cpu", "openvino"]
-"""A backend that runs parts of a graph: ONNX Runtime on the CPU, or OpenVINO."""
+ComparedBackend: TypeAlias = Literal["cpu", "openvino", "tensorrt", "tensorrt-rtx"]
+"""A backend that runs parts of a graph: ONNX Runtime on the CPU, OpenVINO, or engines that are built for them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class CompareConfig:
     b: ComparedFile = "int8.cpu"
     """The variant that is compared with it."""
     a_backend: ComparedBackend = "cpu"
-    """Backend that runs --a: ONNX Runtime on the CPU, or OpenVINO."""
+    """Backend that runs --a: ONNX Runtime on the CPU, OpenVINO, or on a GPU engines of TensorRT or TensorRT-RTX."""
     b_backend: ComparedBackend = "cpu"
-    """Backend that runs --b; with the same variant and another backend the backends are compared."""
+    """Backend that runs --b; with the same variant and another backend the backends are compared. On a GPU an engine
+    is built for each layer."""
     layers: bool = False
     """Compare the layers as well, and find the first one that is wrong."""
     data: Path | None = None

@@ -17,6 +17,7 @@ from .sides import Side
 __all__ = ["Comparison"]
 
 _COLORS = {"": "tab:blue", "inherits": "tab:orange", "wrong": "tab:red"}
+_ON = {"cpu": "", "openvino": " on OpenVINO", "tensorrt": " on TensorRT", "tensorrt-rtx": " on TensorRT-RTX"}
 _LONGEST_NAME = 40  # characters; longer layer names would take the plot's width
 _HIGHEST = 100.0  # dB in the plot: above it nothing is to be seen, and equal values have 200
 
@@ -161,7 +162,7 @@ class Comparison:
 
 
 def _shown(side: Side) -> str:
-    return side.name if side.backend == "cpu" else f"{side.name} on OpenVINO"
+    return f"{side.name}{_ON[side.backend]}"
 
 
 def _cells(difference: Difference) -> tuple[str, str, str]:
