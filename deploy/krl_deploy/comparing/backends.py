@@ -10,6 +10,7 @@ import onnx
 from onnx import helper
 
 from krl_deploy.graph.edit import infer
+from krl_deploy.graph.files import to_bytes
 from krl_deploy.tensorrt.builder import build_plan
 from krl_deploy.tensorrt.options import BuildOptions
 from krl_runtime.backends.cuda import current_gpu
@@ -118,4 +119,4 @@ def of_shapes(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     for value in model.graph.input:
         dtype = value.type.tensor_type.elem_type
         value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, shapes[value.name]))
-    return infer(model).SerializeToString()
+    return to_bytes(infer(model))
