@@ -380,6 +380,23 @@ class FakeTensorRT:
     def _ICudaEngine_get_tensor_location(self, this, name):
         return self.module.TensorLocation.DEVICE
 
+    def _ICudaEngine_create_engine_inspector(self, this):
+        return self.new("EngineInspector", engine=this)
+
+    def _EngineInspector_get_engine_information(self, this, format):
+        """One layer for each node, in the words of TensorRT's own JSON: a field of the tensors was split in 11."""
+        ten = self.version.startswith("10")
+        layers = []
+        for node in onnx.load_from_string(this.s.engine.s.plan_model).graph.node:
+            name = node.name or node.output[0]
+            tensor = {"Name": node.output[0], "Dimensions": [1]}
+            words = "Row major linear FP32 format (kLINEAR)"
+            tensor |= {"Format/Datatype": words} if ten else {"Format": words, "Datatype": "Float"}
+            layer = {"Name": name, "LayerType": "Reformat" if node.op_type == "Cast" else node.op_type, "Inputs": []}
+            layer |= {"Outputs": [tensor], "Metadata": f"[ONNX Layer: {name}]"}
+            layers.append(layer | ({"Weights": {"Type": "Int8", "Count": 1}} if node.op_type == "Conv" else {}))
+        return json.dumps({"Layers": layers, "Bindings" if ten else "I/O Tensors": []})
+
     def _ICudaEngine_num_optimization_profiles(self, this):
         return max(1, len(this.s.profiles))
 

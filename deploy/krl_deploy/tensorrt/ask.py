@@ -18,14 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from krl_runtime.backends.cuda import NoTensorRTError, version_tuple
-from krl_runtime.errors import BackendError, UsageError
+from krl_runtime.errors import BackendError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from krl_deploy.rules.findings import Finding, Verdict
     from krl_deploy.rules.run import CheckedFile
     from krl_deploy.rules.targets import Target
 
-__all__ = ["TIME_LIMIT", "ask", "ask_about", "check_target"]
+__all__ = ["TIME_LIMIT", "ask", "ask_about", "check_target", "parsed_layers"]
 
 TIME_LIMIT = 300.0
 """Seconds for one file. TensorRT-RTX parses and builds a resnet50 in 2 s on two cores."""
@@ -104,7 +104,26 @@ def ask(path: Path, target: Target, time_limit: float = TIME_LIMIT) -> tuple[Ver
     return _verdict(facts, target), tuple(faults)
 
 
-def _run(path: Path, libraries: Collection[str], time_limit: float) -> tuple[dict[str, Any], str]:
+def parsed_layers(path: Path, time_limit: float = TIME_LIMIT) -> tuple[str, list[dict[str, Any]]]:
+    """Return the library that parsed an ONNX file, and the layers of its network; see ``network.described``.
+
+    Raises:
+        NoTensorRTError: No library that could be asked is installed.
+        ModelError: The parser refuses the file, or the file ends it.
+        BackendError: The process could not be run.
+    """
+    facts, ended = _run(path, ("tensorrt", "tensorrt-rtx"), time_limit, "layers")
+    if facts.get("missing"):
+        raise NoTensorRTError(f"layers come from NVIDIA's parser: {facts['failure']}")
+    if "failure" in facts:
+        raise BackendError(f"NVIDIA's parser could not be asked about {path}: {facts['failure']}")
+    if ended or "layers" not in facts:
+        said = "; ".join(f"{fault['node']} {fault['why']}".strip() for fault in facts.get("faults", ())) or ended
+        raise ModelError(f"NVIDIA's parser does not take {path}: {said[:_LONGEST]}; see krl-deploy check --parser")
+    return str(facts["title"]), list(facts["layers"])
+
+
+def _run(path: Path, libraries: Collection[str], time_limit: float, *task: str) -> tuple[dict[str, Any], str]:
     """Run the process, and return what it recorded, later lines winning, and how it ended before it was done.
 
     The end is ``""``, ``"timeout"``, the name of the signal of a crash, or the last words of the process.
@@ -120,7 +139,7 @@ def _run(path: Path, libraries: Collection[str], time_limit: float) -> tuple[dic
         if (data := one_file(path)) is not None:  # the process reads no other files
             given = Path(folder, "model.onnx")
             given.write_bytes(data)
-        parts = [str(given), str(result), ",".join(libraries), str(time_limit + _GRACE)]
+        parts = [str(given), str(result), ",".join(libraries), str(time_limit + _GRACE), *task]
         places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place)
         ended = ""
         try:

@@ -1,7 +1,8 @@
 """The process that shows one ONNX file to NVIDIA's parser and builder, and that they may kill.
 
-``python -m krl_deploy.tensorrt.ask_process MODEL RESULT LIBRARIES SECONDS`` writes one JSON object on each line of
-RESULT, as soon as it knows something, so that the last line before a crash says what killed it.
+``python -m krl_deploy.tensorrt.ask_process MODEL RESULT LIBRARIES SECONDS [layers]`` writes one JSON object on each
+line of RESULT, as soon as it knows something, so that the last line before a crash says what killed it. With
+``layers`` it records the layers of the parsed network, and builds nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from krl_runtime.backends.tensorrt.library import Library, rtx_library, tensorrt
 from krl_runtime.errors import BackendError
 
 from . import api
+from .network import described
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -44,14 +46,14 @@ class _Record:
 
 def main(arguments: Sequence[str]) -> int:
     """Ask about one file, and return the exit code."""
-    model, result, names, seconds = arguments
+    model, result, names, seconds, *listing = arguments
     _bound(float(seconds))
     with Path(result).open("w", encoding="utf-8") as file:
         record = _Record(file)
         try:
             with attempt("asking the parser"):
                 library, builder, logger = _builder(names.split(","), record)
-                _ask(Path(model).read_bytes(), library, builder, logger, record)
+                _ask(Path(model).read_bytes(), library, builder, logger, record, layers="layers" in listing)
         except BackendError as error:
             record.write(failure=str(error), missing=isinstance(error, NoTensorRTError))
     return 0
@@ -110,7 +112,9 @@ def _logger(library: Library, record: _Record) -> Any:
     return Log()
 
 
-def _ask(onnx: bytes, library: Library, builder: trt.Builder, logger: Any, record: _Record) -> None:
+def _ask(
+    onnx: bytes, library: Library, builder: trt.Builder, logger: Any, record: _Record, *, layers: bool = False
+) -> None:
     """Record what the parser says of a file, and the builder, if only the batch is open."""
     if TYPE_CHECKING:
         import tensorrt as trt
@@ -125,6 +129,9 @@ def _ask(onnx: bytes, library: Library, builder: trt.Builder, logger: Any, recor
         record.write(done=True, parsed=False, faults=said or others[:1], seconds=time.monotonic() - start)
         return
     record.write(parsed=True)
+    if layers:
+        record.write(done=True, layers=described(network), seconds=time.monotonic() - start)
+        return
     config = check(builder.create_builder_config(), "no configuration can be made")
     if not library.rtx:
         config.builder_optimization_level = 0  # the graph's faults count here, not the speed of the engine

@@ -147,6 +147,7 @@ def _configure(config: trt.IBuilderConfig, options: BuildOptions, library: Libra
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers keep their types, for inspect-engine
     api.set_hardware_compatibility(library, config, options.hardware_compatibility)
     if library.rtx:
         api.set_compute_capabilities(library, config, options.compute_capabilities)

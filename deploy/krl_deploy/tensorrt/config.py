@@ -114,7 +114,11 @@ class InspectEngineConfig:
     """Options of ``krl-deploy inspect-engine``."""
 
     model: tyro.conf.Positional[Path]
-    """An engine file, or a bundle NAME.krl, to show; a bundle's engines are all shown."""
+    """An engine file, or a bundle NAME.krl, whose engines are all shown; with --layers also an ONNX file."""
+    layers: bool = False
+    """Show each layer: on the device those of the engine; elsewhere those of the network that NVIDIA's parser makes."""
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    """With --layers: the variant of the bundle; left out: of every engine, or of every variant if there is none."""
     json: bool = False
     """Print one JSON object."""
 

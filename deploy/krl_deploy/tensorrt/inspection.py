@@ -10,9 +10,11 @@ from typing import Any
 
 from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.cli.tables import table
+from krl_runtime.errors import UsageError
 from krl_runtime.files import sha256_file
 
 from .config import InspectEngineConfig
+from .inspected_layers import inspect_layers
 from .plan import plan_version, version_of
 
 __all__ = ["inspect_engine"]
@@ -24,9 +26,12 @@ def inspect_engine(config: InspectEngineConfig) -> tuple[dict[str, Any], str]:
     """Return how and for what an engine was built, without TensorRT, and a table of it for people.
 
     Raises:
-        BundleError: The bundle cannot be opened.
-        ModelError: The file is not an engine.
+        KrlError: The bundle cannot be opened, the file is not an engine, or its layers cannot be listed.
     """
+    if config.layers:
+        return inspect_layers(config)
+    if config.precision is not None:
+        raise UsageError("--precision chooses the variant whose layers are shown; give --layers as well")
     if config.model.is_dir():
         bundle = Bundle.open(config.model)
         found = {key: _entry(bundle, key, engine) for key, engine in bundle.engines.items()}
