@@ -179,7 +179,7 @@ def test_rtx_builds_an_engine_with_a_range_for_each_input(bundle: Bundle):
     krl_deploy.fp16(bundle=bundle.path, accept_unmeasured=True)
     krl_deploy.build_engine(model=bundle.path, target="rtx", precision="fp16", profile="1,2,4")
     (engine,) = Bundle.open(bundle.path).engines.values()
-    assert engine.profile == (1, 2, 4)
+    assert engine.profiles == ((1, 2, 4),)
 
 
 def test_a_truncated_further_image_is_named(exported: Bundle, listed: Path, tmp_path: Path):

@@ -19,6 +19,7 @@ from .edit import GraphEditor, attribute
 from .operators import MOVES_OR_CASTS, WEIGHTED
 
 __all__ = [
+    "WRONG_IN_INT8",
     "Ranges",
     "Weighted",
     "channel_axis",
@@ -29,6 +30,9 @@ __all__ = [
     "why_float_on_tensorrt",
     "why_narrow",
 ]
+
+WRONG_IN_INT8 = "transposed convolution: TensorRT gave wrong outputs for such in INT8 (NVIDIA/TensorRT #4366)"
+"""Why a transposed convolution stays in floating point."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each tensor on calibration data."""
@@ -118,7 +122,7 @@ def why_float_on_tensorrt(graph: GraphEditor, weighted: Weighted) -> str | None:
     if odd is not None:
         return odd
     if node.op_type == "ConvTranspose":
-        return "transposed convolution: TensorRT gave wrong outputs for such in INT8 (NVIDIA/TensorRT #4366)"
+        return WRONG_IN_INT8
     if node.op_type != "Conv":
         return why_narrow(graph, weighted) or _why_behind_attention(graph, node)
     out_channels, in_channels, *kernel = (int(size) for size in graph.shape(node.input[1]) or ())

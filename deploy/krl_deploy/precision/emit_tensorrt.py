@@ -7,6 +7,7 @@ TensorRT fuses the pairs into the kernels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,14 @@ from krl_deploy.graph.edit import GraphEditor
 from krl_deploy.graph.files import opset_of
 from krl_deploy.graph.infinities import intended_infinities
 from krl_deploy.graph.operators import QUANTIZED
-from krl_deploy.graph.placement import Ranges, Weighted, residual_inputs, weighted_nodes, why_float_on_tensorrt
+from krl_deploy.graph.placement import (
+    WRONG_IN_INT8,
+    Ranges,
+    Weighted,
+    residual_inputs,
+    weighted_nodes,
+    why_float_on_tensorrt,
+)
 from krl_runtime.errors import ModelError
 from krl_runtime.int8 import LARGEST_INT8, LEAST_FP16_SCALE
 
@@ -27,6 +35,8 @@ from .weights import Rounding, bias_of, bias_shift, dequantized_constant, quanti
 
 __all__ = ["Quantized", "open_quantizable", "symmetric_scale", "to_tensorrt"]
 
+
+_log = logging.getLogger("krl")
 
 _BEFORE_FLOAT = "the product behind its GELU stays in floating point, and TensorRT gave NaN for such pairs"
 
@@ -99,10 +109,14 @@ def to_tensorrt(
     """
     graph, candidates = open_quantizable(model)
     rounding, keep = rounding or Rounding(), keep or {}
-    reasons = {
-        weighted.node.name: why_float_on_tensorrt(graph, weighted) or keep.get(weighted.node.name)
-        for weighted in candidates
-    }
+    own = {item.node.name: why_float_on_tensorrt(graph, item) for item in candidates}
+    if all(own.values()) and WRONG_IN_INT8 in own.values():
+        _log.warning(
+            "only transposed convolutions suit INT8 on TensorRT, which gave wrong outputs for such (#4366): they are "
+            "quantized, and the comparison after build-engine decides"
+        )
+        own = {name: None if why == WRONG_IN_INT8 else why for name, why in own.items()}
+    reasons = {name: why or keep.get(name) for name, why in own.items()}
     if rounding.fp16:
         reasons |= _before_float(graph, candidates, {name for name, why in reasons.items() if why is not None})
     chosen = [weighted for weighted in candidates if reasons[weighted.node.name] is None]
