@@ -195,6 +195,9 @@ class FakeTensorRT:
     def _ILogger___init__(self, this):
         pass
 
+    def _IProfiler___init__(self, this):
+        pass
+
     def _IProgressMonitor___init__(self, this):
         pass
 
@@ -469,6 +472,10 @@ class FakeTensorRT:
         if self.no_capture and stream_handle in self.cuda._capturing:
             self.log_error("operation not permitted when stream is capturing")
             return False
+        profiler = this.s.values.get("profiler")
+        if profiler is not None:
+            for index, node in enumerate(onnx.load_from_string(this.s.owner.s.plan_model).graph.node):
+                profiler.report_layer_time(node.name or node.output[0], 0.5 + index)
         shapes = {name: self._IExecutionContext_get_tensor_shape(this, name) for name in self._tensors(this.s.owner)}
         self.cuda.enqueue(stream_handle, lambda: self._compute(this, shapes))
         return True

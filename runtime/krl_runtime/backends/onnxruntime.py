@@ -198,7 +198,13 @@ def computes_fp16_pairs(extra: str = "cpu") -> bool:
 
 
 def open_session(
-    model: Path | bytes, *, cuda: bool, threads: int | None = None, strict: bool = True, device: int = 0
+    model: Path | bytes,
+    *,
+    cuda: bool,
+    threads: int | None = None,
+    strict: bool = True,
+    device: int = 0,
+    profile: Path | None = None,
 ) -> Any:
     """Make an ONNX Runtime session on the requested device.
 
@@ -209,6 +215,7 @@ def open_session(
         threads: Threads for one call on the CPU; ``None`` means one for each physical core.
         strict: Whether every node has to run on CUDA.
         device: Number of the GPU, from 0.
+        profile: Beginning of the path of a file for the times of all nodes, which ``end_profiling`` completes.
 
     Raises:
         BackendError: The provider is missing or cannot start, or the file is damaged or has unknown operators.
@@ -225,6 +232,8 @@ def open_session(
     # Without a number ONNX Runtime takes the machine's physical cores, whatever a container may use of them.
     options.intra_op_num_threads = threads or limited_cpus() or 0
     options.log_severity_level = _FATAL
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if cuda:
         _prepare_cuda(ort)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krl_runtime.errors import UsageError
 from krl_runtime.pipelines.generator import Generator
@@ -16,7 +16,12 @@ from .arguments import PROG, add_command, add_model_options, load_model, natural
 from .commandline import next_command, print_json
 from .tables import table
 
+if TYPE_CHECKING:
+    from krl_runtime.device.layers import LayerTimes
+
 __all__ = ["add_bench"]
+
+_SHOWN = 25  # layers in the table for people; --json has all
 
 
 def add_bench(commands: Any) -> None:
@@ -35,11 +40,16 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images for one run (default: 1)")
     parser.add_argument("--warmup", type=natural, default=10, metavar="N", help="uncounted iterations (default: 10)")
     parser.add_argument("--iterations", type=positive, default=100, metavar="N", help="iterations (default: 100)")
+    parser.add_argument(
+        "--layers", action="store_true", help="the time of each layer, by the profiler of TensorRT or ONNX Runtime"
+    )
     add_model_options(parser)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     if arguments.profile is not None:
+        if arguments.layers:
+            raise UsageError("--layers is for one bundle, and --profile has no layers; give one of them")
         _record(arguments)
         return
     if len(arguments.bundles) > 1:
@@ -110,9 +120,31 @@ def _bench_one(arguments: argparse.Namespace) -> None:
             "load_ms": load_ms,
             **bench(model, image, **counts).to_dict(),
         }
-    print_json(result) if arguments.json else print(_bench_text(result))
+        layers = _layers(model, arguments) if arguments.layers else None
+    if arguments.json:
+        print_json(result if layers is None else {**result, "layers": layers.to_dict()})
+    else:
+        print(_bench_text(result) + ("" if layers is None else f"\n\n{_layers_text(layers)}"))
     if isinstance(model, ImagePipeline):
         next_command(f"{PROG} serve {arguments.bundle}")
+
+
+def _layers(model: Any, arguments: argparse.Namespace) -> LayerTimes:
+    from krl_runtime.device.layers import layer_times
+
+    counts = {"batch": arguments.batch, "iterations": arguments.iterations, "threads": arguments.threads}
+    return layer_times(model.backend, model.bundle, **counts)
+
+
+def _layers_text(found: LayerTimes) -> str:
+    rows = [(item.name, item.operator, f"{item.ms:.3f}", f"{item.share:.1%}") for item in found.layers[:_SHOWN]]
+    rest = found.layers[_SHOWN:]
+    if rest:
+        rows.append((f"{len(rest)} more", "", f"{sum(item.ms for item in rest):.3f}", ""))
+    return (
+        f"{table(('layer', 'operator', 'ms', 'share'), rows)}\n\n{len(found.layers)} layers take {found.sum_ms:.3f} "
+        f"ms, medians of {found.runs} runs; without the profiler the network takes {found.network_ms:.3f} ms"
+    )
 
 
 def _bench_text(result: Mapping[str, Any]) -> str:

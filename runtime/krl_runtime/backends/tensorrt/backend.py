@@ -23,7 +23,7 @@ from krl_runtime.bundle import TensorSpec
 from krl_runtime.bundle.tensors import check_inputs
 from krl_runtime.errors import BackendError
 
-from .calls import attempt, check, refit_engine, tensorrt_logger
+from .calls import attempt, check, layer_profiler, refit_engine, tensorrt_logger
 from .interface import read_interface, split
 from .lane import Lane
 from .library import Library
@@ -77,6 +77,7 @@ class TensorRTBackend:
             import tensorrt as trt
         trt = library.module
         self.name: str = library.name
+        self._library = library
         self._label = label
         self._lock = threading.Lock()
         self._closed = False
@@ -141,6 +142,36 @@ class TensorRTBackend:
                 start += size
         return outputs
 
+    def layer_times(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int) -> dict[str, list[float]]:
+        """Return the milliseconds of each layer in each run, by TensorRT's profiler, without a CUDA graph.
+
+        Args:
+            inputs: Inputs by name ``[N, ...]``, in a batch that a profile takes.
+            runs: Number of runs; one before them is not counted.
+
+        Raises:
+            BackendError: The engine does not take the batch, or cannot be run.
+        """
+        use_gpu(self._device)
+        shapes = {name: array.shape for name, array in inputs.items()}
+        size = len(next(iter(inputs.values())))
+        profile, parts = split(size, [item.batches for item in self._interface.profiles])
+        if len(parts) > 1:
+            raise BackendError(f"a batch of {size} would run in {len(parts)} parts; give one that the engine takes")
+        profiler = layer_profiler(self._library)
+        with attempt(f"profiling engine {self._label}"):
+            lane = self._new_lane(profiler)
+            try:
+                found = lane.prepare(profile, shapes)
+                outputs = {item.name: np.empty(found[item.name], item.dtype) for item in self._interface.outputs}
+                for run in range(runs + 1):
+                    lane.run(inputs, outputs)
+                    if not run:
+                        profiler.times.clear()
+            finally:
+                lane.close()
+        return dict(profiler.times)
+
     def close(self) -> None:
         """Free the contexts and the engine, once the calls that are under way are done."""
         with self._lock:
@@ -154,9 +185,12 @@ class TensorRTBackend:
             self._settings.keep()
         self._settings = self._engine = None
 
-    def _new_lane(self) -> Lane:
+    def _new_lane(self, profiler: trt.IProfiler | None = None) -> Lane:
         engine = check(self._engine, "it is closed; load the bundle again")
         if self._settings is not None:
-            return Lane(cast("Any", self._settings.context()), self._interface, capture=False)
-        context = check(engine.create_execution_context(), "no execution context can be made")
-        return Lane(context, self._interface, capture=True)
+            context = cast("Any", self._settings.context())
+        else:
+            context = check(engine.create_execution_context(), "no execution context can be made")
+        if profiler is not None:
+            context.profiler = profiler
+        return Lane(context, self._interface, capture=self._settings is None and profiler is None)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from krl_runtime.errors import BackendError
 
@@ -17,7 +17,7 @@ from .library import Library
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["attempt", "check", "refit_engine", "tensorrt_logger"]
+__all__ = ["attempt", "check", "layer_profiler", "refit_engine", "tensorrt_logger"]
 
 _log = logging.getLogger("krl")
 _T = TypeVar("_T")
@@ -108,6 +108,23 @@ def check(result: _T | None, failure: str) -> _T:
     if result is None or result is False:
         raise _refusal(failure)
     return result
+
+
+def layer_profiler(library: Library) -> Any:
+    """Return a profiler for an execution context; its ``times`` has the milliseconds of each run by layer."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    trt = library.module
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)  # the binding asks for this very call
+            self.times: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
 
 
 def refit_engine(library: Library, engine: trt.ICudaEngine, weights: bytes) -> None:
