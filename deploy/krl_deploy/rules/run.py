@@ -21,7 +21,7 @@ from .onnxruntime_cpu import check_on_cpu
 from .placement import check_placement
 from .quantizers import check_quantizers
 from .shapes import check_inputs, check_types
-from .support import check_operators, check_opset, check_restrictions
+from .support import check_operators, check_opset, check_restrictions, check_stored
 from .targets import Target
 from .view import View
 
@@ -105,7 +105,8 @@ def check_file(path: Path, target: Target, variant: str = "") -> CheckedFile:
     """
     model = read_model(path, beside=not variant)
     quantized = any(node.op_type in QUANTIZED for node in nodes_of(model.graph))
-    return CheckedFile(path, variant, quantized, findings_of(model, target))
+    stored = check_stored(path.read_bytes()) if target.tensorrt else ()
+    return CheckedFile(path, variant, quantized, in_order([*stored, *findings_of(model, target)]))
 
 
 def check_path(path: Path, target: Target, precision: str | None = None) -> list[CheckedFile]:

@@ -36,10 +36,10 @@ _TAKEN = frozenset(
 _QUANTIZED_ALONE = frozenset(["INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"])
 
 _BATCH = Rule(
-    "error",
+    "warning",
     "shapes/inputs",
-    "export the model with fixed sizes behind the batch; for others build with trtexec and --minShapes, --maxShapes",
-    "krl-deploy build-engine makes one optimization profile, over the batch and the sides of images",
+    "export the model with fixed sizes behind one batch; for others build with trtexec and --minShapes, --maxShapes",
+    "a limit of krl: build-engine's optimization profiles are over one batch and the sides of images",
 )
 _SIDES = Rule(
     "note",
@@ -79,6 +79,9 @@ _INT8 = Rule(
 )
 _FOREIGN = Rule("error", "types/supported", "cast it, or export the model in other types", OPERATORS_MD)
 _LISTED = Rule("warning", "types/supported", "cast its input to a type that is listed", f"{OPERATORS_MD}; {CHANGELOG}")
+_PRODUCT = Rule(
+    "error", "types/supported", "cast its factors to float", f"{OPERATORS_MD}; NVIDIA's parser, TensorRT-RTX 1.7.1"
+)
 _DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATORS_MD)
 
 
@@ -147,6 +150,10 @@ def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iter
         yield _DOUBLE.at(node.name, kind, "it computes in DOUBLE, which TensorRT turns into FLOAT")
     elif listed is None or name in listed:
         return
+    elif kind in ("Gemm", "MatMul") and name in ("INT32", "INT64"):
+        yield _PRODUCT.at(node.name, kind, f"it multiplies {name}, which TensorRT does not")
+    elif name == "UINT8" and kind in ("Dropout", "Identity"):
+        return  # nothing is left of them
     elif name == "UINT8" and kind in ("Shape", "Size"):
         yield _UINT8_SHAPE.at(node.name, kind, "it reads UINT8; NVIDIA's documents disagree on whether it may")
     elif name == "UINT8":

@@ -12,12 +12,12 @@ from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.files import nodes_of, opset_of
 from krl_deploy.graph.operators import PLUGINS, STANDARD_INTEGER
 
-from .findings import Finding, Rule
+from .findings import Finding, Rule, Severity
 from .operators import CHANGELOG, OPERATORS_MD, OPSETS, RTX_LACKS, SINCE, TYPES, UNSUPPORTED, Version, source_of
 from .targets import Target
 from .view import View, type_name
 
-__all__ = ["check_operators", "check_opset", "check_restrictions"]
+__all__ = ["check_operators", "check_opset", "check_restrictions", "check_stored"]
 
 _OLDEST_OPSET = 9  # the oldest that TensorRT's parser documents (docs/operators.md of onnx-tensorrt)
 _BROADCASTS = 7  # the first opset that broadcasts without an attribute
@@ -30,6 +30,9 @@ _BROADCASTING = frozenset(
 _QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: krl-deploy quantize"
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
+
+_OTHERWISE = "write it otherwise before exporting"
+_ATTENTION_AXES = "its Q, K and V have to have 4 axes by NVIDIA's documents; TensorRT-RTX 1.7.1 takes 3"
 
 _PLUGIN = Rule(
     "note",
@@ -122,14 +125,23 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
                 f"it broadcasts as in opsets before {_BROADCASTS}, which is not supported, even for equal shapes"
             )
         for why in found:
-            do = "write it otherwise before exporting"
-            yield Rule("error", "operators/restriction", do, _SOURCES).at(node.name, node.op_type, why)
+            severity: Severity = "warning" if target.rtx and why == _ATTENTION_AXES else "error"
+            yield Rule(severity, "operators/restriction", _OTHERWISE, _SOURCES).at(node.name, node.op_type, why)
+
+
+def check_stored(data: bytes) -> Iterator[Finding]:
+    """Yield a finding for each sparse constant of an ONNX file; ``read_model`` writes them with their zeros."""
+    if b"sparse_value" in data:
+        for node in nodes_of(onnx.load_model_from_string(data).graph):
+            if node.op_type == "Constant" and any(item.HasField("sparse_tensor") for item in node.attribute):
+                rule = Rule("error", "operators/restriction", _OTHERWISE, _SOURCES)
+                yield rule.at(node.name or node.output[0], node.op_type, "its sparse_value is not supported")
 
 
 _CONSTANT_INPUTS: dict[str, tuple[int, Version | None]] = {
     "OneHot": (1, None),
     "Pad": (3, (10, 4)),
-    "CumSum": (1, (10, 8)),
+    "CumSum": (1, None),
     "Squeeze": (1, (10, 7)),
     "Unsqueeze": (1, (10, 7)),
     **{
@@ -242,7 +254,7 @@ def _sequence(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 
 
 def _constant(view: View, node: NodeProto, _: Version) -> Iterator[str]:
-    given = {item.name for item in node.attribute} & {"sparse_value", "value_string", "value_strings"}
+    given = {item.name for item in node.attribute} & {"value_string", "value_strings"}
     if given:
         yield f"its {', '.join(sorted(given))} is not supported"
 
@@ -278,7 +290,7 @@ def _top_k(view: View, node: NodeProto, _: Version) -> Iterator[str]:
 def _attention(view: View, node: NodeProto, _: Version) -> Iterator[str]:
     ranks = [len(view.graph.shape(name) or ()) for name in node.input[:3]]
     if any(rank not in (0, 4) for rank in ranks):
-        yield "its Q, K and V have to have 4 axes"
+        yield _ATTENTION_AXES
     if any(node.input[4:7]):
         yield "its inputs past_key, past_value and nonpad_kv_seqlen are not supported"
     if any(node.output[1:]):

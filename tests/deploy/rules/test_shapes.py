@@ -25,7 +25,7 @@ def relu(*shapes):
 )
 def test_inputs_that_krl_cannot_feed(shapes, why):
     found = of_rule(relu(*shapes), "shapes/inputs")
-    assert {finding.severity for finding in found} == {"error"}
+    assert {finding.severity for finding in found} == {"warning"}
     assert any(why in finding.why for finding in found)
     assert of_rule(relu(["n", 3, 8, 8], ["n", 3, 8, 8]), "shapes/inputs") == []
     assert of_rule(relu([2, 3]), "shapes/inputs") == []

@@ -11,7 +11,7 @@ from _helpers.graphs import graph, node
 from _helpers.planted import findings, of_rule
 from krl_deploy.graph.files import inline_functions
 from krl_deploy.rules.operators import RTX_LACKS, SINCE, TYPES, UNSUPPORTED
-from krl_deploy.rules.support import check_operators
+from krl_deploy.rules.support import check_operators, check_stored
 from krl_deploy.rules.targets import parse_target
 
 
@@ -294,8 +294,9 @@ def test_sparse_constants():
         nodes = [helper.make_node("Constant", [], ["c"], name="c", **attributes), node("Add", ["x", "c"], "y")]
         return graph(nodes, {"x": ["n", 3]}, {"y": ["n", 3]})
 
-    (found,) = of_rule(model(sparse_value=sparse), "operators/restriction")
-    assert (found.node, found.why) == ("c", "its sparse_value is not supported")
+    (found,) = check_stored(model(sparse_value=sparse).SerializeToString())
+    assert (found.rule, found.node, found.why) == ("operators/restriction", "c", "its sparse_value is not supported")
+    assert list(check_stored(model(value_float=1.0).SerializeToString())) == []
     assert of_rule(model(value_floats=[1.0, 2.0, 3.0]), "operators/restriction") == []
 
 
