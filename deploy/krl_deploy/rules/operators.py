@@ -13,6 +13,7 @@ __all__ = [
     "OPERATORS_MD",
     "OPSETS",
     "RTX_LACKS",
+    "RTX_REFUSES",
     "SINCE",
     "TYPES",
     "UNSUPPORTED",
@@ -84,6 +85,25 @@ SINCE: Final[dict[str, tuple[Version, str]]] = {
 RTX_LACKS: Final = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
 """Operators of TensorRT's plugins, which TensorRT-RTX 1.7.1 comes without: its parser or builder refuses them."""
 
+_INTEGERS = frozenset({"INT32", "INT64"})
+
+RTX_REFUSES: Final[dict[str, frozenset[str]]] = {
+    "DepthToSpace": frozenset({"BOOL"}),
+    "Einsum": _INTEGERS,
+    "MeanVarianceNormalization": frozenset({"FLOAT16", "BFLOAT16"}),
+    "Mod": frozenset({"INT8"}),
+    "PRelu": _INTEGERS,
+    "ReduceL2": _INTEGERS,
+    "ReduceLogSum": _INTEGERS,
+    "ReduceLogSumExp": _INTEGERS,
+    "ReduceMax": frozenset({"BOOL"}),
+    "ReduceMin": frozenset({"BOOL"}),
+    "Relu": frozenset({"INT32"}),
+    "Resize": _INTEGERS | {"BOOL"},
+    "SpaceToDepth": frozenset({"BOOL"}),
+}
+"""Types that ONNX allows for an operator and TensorRT-RTX 1.7.1 refuses; each was asked in a graph of that operator."""
+
 UNSUPPORTED: Final = frozenset(
     [
         "AffineGrid",
@@ -93,6 +113,7 @@ UNSUPPORTED: Final = frozenset(
         "BitwiseNot",
         "BitwiseOr",
         "BitwiseXor",
+        "CausalConvWithState",
         "CenterCropPad",
         "Col2Im",
         "Compress",
@@ -101,6 +122,7 @@ UNSUPPORTED: Final = frozenset(
         "Det",
         "DynamicQuantizeLinear",
         "ImageDecoder",
+        "LinearAttention",
         "MatMulInteger",
         "MaxRoiPool",
         "MaxUnpool",

@@ -10,7 +10,7 @@ from krl_deploy.graph.edit import attribute
 from krl_deploy.graph.operators import QDQ
 
 from .findings import Finding, Rule
-from .operators import CHANGELOG, OPERATORS_MD, TYPES
+from .operators import CHANGELOG, OPERATORS_MD, RTX_REFUSES, TYPES
 from .targets import Target
 from .view import View, type_name
 
@@ -82,6 +82,9 @@ _LISTED = Rule("warning", "types/supported", "cast its input to a type that is l
 _PRODUCT = Rule(
     "error", "types/supported", "cast its factors to float", f"{OPERATORS_MD}; NVIDIA's parser, TensorRT-RTX 1.7.1"
 )
+_REFUSED = Rule(
+    "error", "types/supported", "cast its input to a type that is listed", "NVIDIA's parser, TensorRT-RTX 1.7.1"
+)
 _DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATORS_MD)
 
 
@@ -112,7 +115,11 @@ def check_inputs(view: View) -> Iterator[Finding]:
 
 
 def check_types(view: View, target: Target) -> Iterator[Finding]:
-    """Yield a finding for each node that computes in a type that this TensorRT does not take there."""
+    """Yield a finding for each input, and each node that computes, in a type that this TensorRT does not take there."""
+    for tensor in view.graph.inputs:
+        name = type_name(view.dtype(tensor)) if view.dtype(tensor) else ""
+        if name and name not in _TAKEN and not any(tensor in node.input[:2] for node in view.consumers[tensor]):
+            yield _FOREIGN.at(tensor, "", f"the input is {name}, which TensorRT does not have")
     for node in view.nodes:
         index = 1 if node.op_type == "Where" else 0
         dtype = view.dtype(node.input[index]) if len(node.input) > index and node.input[index] else 0
@@ -146,6 +153,8 @@ def _check_type(view: View, node: NodeProto, dtype: int, target: Target) -> Iter
         listed = listed | {"INT32", "INT64"}
     if name not in _TAKEN:
         yield _FOREIGN.at(node.name, kind, f"it computes in {name}, which TensorRT does not have")
+    elif target.rtx and name in RTX_REFUSES.get(kind, ()):
+        yield _REFUSED.at(node.name, kind, f"it computes in {name}, which TensorRT-RTX refuses for it")
     elif name == "DOUBLE":
         yield _DOUBLE.at(node.name, kind, "it computes in DOUBLE, which TensorRT turns into FLOAT")
     elif listed is None or name in listed:

@@ -31,6 +31,7 @@ _QUANTIZE = "quantize the float model with QuantizeLinear and DequantizeLinear: 
 _REPLACE = "write it with other operators before exporting, or give TensorRT a plugin of that name"
 _OPSET = "export the model again in an opset of that range; krl-deploy export writes 20"
 
+_LARGEST_WINDOW = 15  # NvInfer.h, ILRNLayer: the window size must be odd and in the range of 1 to 15
 _OTHERWISE = "write it otherwise before exporting"
 _ATTENTION_AXES = "its Q, K and V have to have 4 axes by NVIDIA's documents; TensorRT-RTX 1.7.1 takes 3"
 
@@ -63,7 +64,9 @@ def check_opset(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
         yield Rule("warning", "operators/opset", _OPSET, source).at("", "", why)
     elif opset > newest and (not later or opset > later[0][1]):
         why = f"opset is {opset}; TensorRT takes {_OLDEST_OPSET} to {newest}"
-        yield Rule("error", "operators/opset", _OPSET, source).at("", "", why)
+        if target.rtx:  # which looks at operators alone
+            why = f"opset is {opset}; {_OLDEST_OPSET} to {newest} are documented; TensorRT-RTX 1.7.1 takes newer ones"
+        yield Rule("warning" if target.rtx else "error", "operators/opset", _OPSET, source).at("", "", why)
     elif opset > newest and later:
         since = ".".join(map(str, later[0][0]))
         why = (
@@ -117,7 +120,7 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
     """Yield a finding for each node that uses its operator in a way that this TensorRT does not take."""
     for node in view.nodes:
         check = _RESTRICTIONS.get(node.op_type)
-        found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target.tensorrt))
+        found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target))
         if node.op_type in _CONSTANT_INPUTS:
             found += _not_constant(view, node, target.tensorrt)
         if view.opset < _BROADCASTS and _needs_broadcast(view, node):
@@ -169,7 +172,7 @@ def _needs_broadcast(view: View, node: NodeProto) -> bool:
     return node.op_type in _BROADCASTING and len(node.input) > 1
 
 
-def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _pool(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     rank = len(view.graph.shape(node.input[0]) or ())
     if rank and rank not in (3, 4, 5):
         yield f"its input has {rank} axes; 1D, 2D and 3D pooling alone is taken"
@@ -179,7 +182,7 @@ def _pool(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         yield "its second output, the indices, is not supported"
 
 
-def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _resize(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     def text(name: str, default: str) -> str:
         value = attribute(node, name, default)
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -203,7 +206,7 @@ def _resize(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         yield "antialiasing is not supported"
 
 
-def _batch_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _batch_norm(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     # TensorRT reads neither of the older attributes, and computes as if they had their other value.
     if attribute(node, "training_mode", 0) or (view.opset < _BROADCASTS and not attribute(node, "is_test", 0)):
         yield "it is in training mode"
@@ -213,27 +216,27 @@ def _batch_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         yield "its first output alone is supported"
 
 
-def _convolution(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _convolution(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     rank = len(view.graph.shape(node.input[0]) or ())
     if rank and rank not in (3, 4, 5):
         yield f"its input has {rank} axes; 1D, 2D and 3D convolution alone is taken"
 
 
-def _einsum(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _einsum(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     equation = attribute(node, "equation", b"").decode(errors="replace")
     wrong = sorted(set(equation) - set("abcdefghijklmnopqrstuvwxyz->., "))
     if wrong:
         yield f"its equation has {' '.join(wrong)}; accepted: small letters"
 
 
-def _norm_order(view: View, node: NodeProto, version: Version) -> Iterator[str]:
+def _norm_order(view: View, node: NodeProto, target: Target) -> Iterator[str]:
     if attribute(node, "p", 2) not in (1, 2):
         yield f"its p is {attribute(node, 'p', 2)}; accepted: 1, 2"
     if node.op_type == "LpPool":
-        yield from _pool(view, node, version)
+        yield from _pool(view, node, target)
 
 
-def _recurrent(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _recurrent(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     if attribute(node, "input_forget", 0):
         yield "its input_forget is not supported"
     activations = attribute(node, "activations", [])
@@ -242,52 +245,96 @@ def _recurrent(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         yield "its activations differ between the directions"
 
 
-def _random(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _random(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     dtype = attribute(node, "dtype", TensorProto.FLOAT)
     if dtype not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         yield f"its dtype is {type_name(dtype)}; accepted: FLOAT, FLOAT16"
 
 
-def _sequence(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _sequence(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     if attribute(node, "batch_axis", 1) == attribute(node, "time_axis", 0):
         yield "its batch_axis is its time_axis"
 
 
-def _constant(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _constant(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     given = {item.name for item in node.attribute} & {"value_string", "value_strings"}
     if given:
         yield f"its {', '.join(sorted(given))} is not supported"
 
 
-def _layer_norm(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _layer_norm(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     if any(node.output[1:]):
         yield "its outputs Mean and InvStdDev are not supported"
 
 
-def _dropout(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _dropout(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     training = view.numbers(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
     if training is None or np.any(training) or not attribute(node, "is_test", 1):  # is_test: before opset 7
         yield "it is in training mode"
 
 
-def _grid_sample(view: View, node: NodeProto, version: Version) -> Iterator[str]:
+def _grid_sample(view: View, node: NodeProto, target: Target) -> Iterator[str]:
     rank = len(view.graph.shape(node.input[0]) or ())
-    if rank and rank != 4 and version < (11, 2):
+    if rank and rank != 4 and target.tensorrt < (11, 2):
         yield f"its input has {rank} axes; before TensorRT 11.2 it has to have 4"
 
 
-def _scatter_nd(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _scatter_nd(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     if attribute(node, "reduction", b"none") != b"none":
         yield "its reduction is not supported"
 
 
-def _top_k(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _mod(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    dtype = view.dtype(node.input[0])
+    if not attribute(node, "fmod", 0) and dtype not in (0, TensorProto.INT32, TensorProto.INT64):
+        yield f"its fmod is 0, which is taken for INT32 and INT64 alone, and its inputs are {type_name(dtype)}"
+
+
+def _range(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    dtype = view.dtype(node.input[0])
+    if dtype not in (0, TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64):
+        yield f"its inputs are {type_name(dtype)}; accepted: FLOAT, INT32, INT64"
+
+
+def _lrn(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    size = int(attribute(node, "size", 1))
+    if size not in range(1, _LARGEST_WINDOW + 1, 2):
+        yield f"its size is {size}; accepted: an odd number up to {_LARGEST_WINDOW}"
+
+
+def _pad_mode(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    mode = attribute(node, "mode", b"constant").decode(errors="replace")
+    if mode not in ("constant", "edge", "reflect"):
+        yield f"its mode is {mode}; accepted: constant, edge, reflect"
+
+
+def _stft(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    for index, name in enumerate(("frame_step", "window", "frame_length"), 1):
+        if len(node.input) > index and node.input[index] and not view.rooted(node.input[index]):
+            yield f"its {name} has to be a constant"
+
+
+def _tensor_scatter(view: View, node: NodeProto, _: Target) -> Iterator[str]:
+    mode = attribute(node, "mode", b"linear").decode(errors="replace")
+    if mode != "linear":
+        yield f"its mode is {mode}; accepted: linear"
+    rank = len(view.graph.shape(node.input[0]) or ())
+    if rank not in (0, 4):
+        yield f"its past_cache has {rank} axes; it has to have 4"
+
+
+def _scatter_elements(view: View, node: NodeProto, target: Target) -> Iterator[str]:
+    if target.rtx and attribute(node, "reduction", b"none") != b"none":
+        yield "its reduction needs a plugin that TensorRT-RTX comes without"
+
+
+def _top_k(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     count = view.numbers(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
     if count is not None and np.any(count >= 3840):
         yield "its K is not below 3840"
 
 
-def _attention(view: View, node: NodeProto, _: Version) -> Iterator[str]:
+def _attention(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     ranks = [len(view.graph.shape(name) or ()) for name in node.input[:3]]
     if any(rank not in (0, 4) for rank in ranks):
         yield _ATTENTION_AXES
@@ -299,7 +346,7 @@ def _attention(view: View, node: NodeProto, _: Version) -> Iterator[str]:
         yield "its softcap and qk_matmul_output_mode are not supported"
 
 
-_RESTRICTIONS: dict[str, Callable[[View, NodeProto, Version], Iterator[str]]] = {
+_RESTRICTIONS: dict[str, Callable[[View, NodeProto, Target], Iterator[str]]] = {
     "Attention": _attention,
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,
@@ -310,18 +357,25 @@ _RESTRICTIONS: dict[str, Callable[[View, NodeProto, Version], Iterator[str]]] = 
     "Einsum": _einsum,
     "GRU": _recurrent,
     "GridSample": _grid_sample,
+    "LRN": _lrn,
     "LSTM": _recurrent,
     "LayerNormalization": _layer_norm,
     "LpNormalization": _norm_order,
     "LpPool": _norm_order,
     "MaxPool": _pool,
+    "Mod": _mod,
+    "Pad": _pad_mode,
     "RNN": _recurrent,
     "RandomNormal": _random,
     "RandomNormalLike": _random,
     "RandomUniform": _random,
     "RandomUniformLike": _random,
+    "Range": _range,
     "Resize": _resize,
     "ReverseSequence": _sequence,
+    "STFT": _stft,
+    "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "TensorScatter": _tensor_scatter,
     "TopK": _top_k,
 }
