@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of the parser at a time (default: 2)")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--page", type=Path, help="put the scores between the marks of this page, docs/check.md")
     arguments = parser.parse_args()
     show_with(progress_bar)
     found = list(progress(graphs(arguments.groups, arguments.folders), "making graphs"))
@@ -108,6 +109,8 @@ def main() -> None:
     print(text)
     if arguments.markdown:
         arguments.markdown.write_text(text + "\n", encoding="utf-8")
+    if arguments.page:
+        put_into(arguments.page, short_tables(judged, next(iter(verdicts.values()))["parser"]))
     if arguments.json:
         shown = {"machine": machine(), "target": RTX.name, "graphs": [described(item) for item in judged]}
         shown |= {"scores": scores(judged), "rules": by_rule(judged), "old": dict(old(judged))}
@@ -255,6 +258,36 @@ def page(judged: Sequence[Judged], parser: str) -> str:
         bullets(item for item in whole if item.rules and not item.refused),
     ]
     return "\n\n".join(parts)
+
+
+MARKS = ("<!-- scorecard: begin -->", "<!-- scorecard: end -->")
+
+
+def short_tables(judged: Sequence[Judged], parser: str) -> str:
+    """Return the scores, and those of each rule, as Markdown."""
+    rules = {
+        rule: {key: row[key] for key in ("errors", "refused", "precision", "held out", "recall")}
+        for rule, row in by_rule(judged).items()
+        if row["errors"]
+    }
+    older = {rule: {"graphs": count} for rule, count in old(judged).most_common()}
+    return "\n\n".join(
+        (
+            f"{len(judged)} graphs, judged by {parser}; held out: {sum(item.graph.held_out for item in judged)}.",
+            markdown(scores(judged), "part"),
+            'By rule, on valid graphs without RTX\'s gaps; "held out" is right of all errors on graphs held out:',
+            markdown(rules, "rule"),
+            f"Further errors for {OLD} alone, which no parser here can confirm:",
+            markdown(older, "rule"),
+        )
+    )
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, _, rest = page.read_text("utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def markdown(rows: dict[str, dict[str, Any]], first: str) -> str:
