@@ -29,8 +29,9 @@ def round_to_tf32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         >>> round_to_tf32(np.float32([1 + 2**-10, 1 + 2**-12]))
         array([1.0009766, 1.       ], dtype=float32)
     """
-    large: npt.NDArray[np.float32] = values * _SPLIT
-    rounded: npt.NDArray[np.float32] = large - (large - values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        large: npt.NDArray[np.float32] = values * _SPLIT
+        rounded: npt.NDArray[np.float32] = large - (large - values)
     return rounded
 
 

@@ -27,6 +27,7 @@ from krl_runtime import Generator, Restorer, load
 from krl_runtime.backends.cuda import platform_key
 from krl_runtime.backends.tensorrt.engines import open_engine
 from krl_runtime.bundle import Bundle, Variant
+from krl_runtime.device.selftest import selftest
 from krl_runtime.errors import BackendError, BundleError, CheckFailedError, KrlError, ModelError, UsageError
 from krl_runtime.files import sha256_bytes, sha256_file
 from krl_runtime.images.preprocessing import Preprocessing
@@ -489,6 +490,12 @@ def test_fp32_may_differ_by_tf32_where_it_multiplies_in_it(newest, tmp_path):
     bundle.update({}, variants={"fp32": fp32})
     newest.wrong_answer = 0.01
     build_engine(config(bundle, "fp32"))
+    built = Bundle.open(bundle.path)
+    (replayed,) = selftest(built, require="tensorrt")
+    assert (replayed.state, replayed.tolerance) == ("passed", 0.05)
+    exact = {key: replace(engine, tf32=False) for key, engine in built.manifest.engines.items()}
+    (replayed,) = selftest(built.update({}, engines=exact), require="tensorrt")
+    assert (replayed.state, replayed.tolerance) == ("failed", 1e-4)
     with pytest.raises(CheckFailedError, match=r"the largest error 0\.01 is above the tolerance 0\.0001"):
         build_engine(config(bundle, "fp32", tf32=False))
     newest.wrong_answer = 0.06

@@ -33,10 +33,15 @@ def test_a_tensorrt_that_cannot_be_used_is_reported(monkeypatch, newest):
     class Broken:
         def find_spec(self, name, path=None, target=None):
             if name == "tensorrt":
-                raise ImportError("libnvinfer.so.11: cannot open shared object file")
+                raise ImportError(f"{missing}: cannot open shared object file")
 
-    monkeypatch.delitem(sys.modules, "tensorrt")
+    missing = "libnvdla_compiler.so"
     monkeypatch.setattr("sys.meta_path", [Broken()])
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    with pytest.raises(BackendError, match=r"libnvdla_compiler\.so.*; JetPack 7\.2 does not have that file"):
+        tensorrt_library()
+    missing = "libnvinfer.so.11"
+
     with pytest.raises(BackendError, match=r"libraries cannot be loaded: libnvinfer\.so\.11") as caught:
         tensorrt_library()
     assert not isinstance(caught.value, NoTensorRTError)
