@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from _scorecard_edited import edited
 from _scorecard_mutants import mutants
 from _scorecard_planted import PLANTED
 
@@ -33,6 +34,7 @@ GROUPS = {
     "onnx operators": "tests of single operators by the ONNX project",
     "onnx networks": "networks and converted graphs of the ONNX project, opset 3 to 9",
     "torch": "layers and functions of torch through its exporters",
+    "edited": "those tests of single operators, each with one random edit",
     "further onnx operators": "held out: up to four further tests of each operator",
     "mutants": "held out: networks with one random change each",
 }
@@ -42,6 +44,7 @@ _OF_ONE_OPERATOR = 4  # so that the 93 tests of Attention do not outweigh everyt
 _SMALL = 2**20  # bytes of a network to change: larger ones take longer to build, and break in the same ways
 _LARGEST = 40 * 2**20  # bytes of a file: the weights say nothing about the rules
 _HELD_OUT = ("further onnx operators", "mutants")
+_EDITS = 800
 _MUTANTS = 240  # thirty of each kind of change
 
 
@@ -175,6 +178,10 @@ def _of_torch() -> _Models:
         yield name, target.getvalue()
 
 
+def _edited() -> _Models:
+    yield from edited([name for name, _ in _onnx_operators()], _EDITS)
+
+
 def _mutants() -> _Models:
     small = [(name, model) for name, model in _networks() if model.ByteSize() < _SMALL and "for a CPU" not in name]
     yield from mutants(small, _MUTANTS)
@@ -187,6 +194,7 @@ _MAKERS: dict[str, Callable[[], _Models]] = {
     "onnx operators": _onnx_operators,
     "onnx networks": _onnx_networks,
     "torch": _of_torch,
+    "edited": _edited,
     "further onnx operators": lambda: _onnx_operators(_OF_ONE_OPERATOR),
     "mutants": _mutants,
 }

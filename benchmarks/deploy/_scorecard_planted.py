@@ -51,8 +51,8 @@ def _make(
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv")]
     source = "c"
     if cast:
-        nodes.append(helper.make_node("Cast", ["c"], ["k"], name="cast", to=cast))
-        source = "k"
+        nodes.append(helper.make_node("Cast", ["c"], ["casted"], name="cast", to=cast))
+        source = "casted"
     given = [source, *([source] if twice else []), *arrays]
     nodes.append(helper.make_node(op, given, list(outputs), name="planted", domain=domain, **attributes))
     types = (*kinds, *kinds[-1:] * (len(outputs) - len(kinds)))

@@ -5,12 +5,13 @@ Verdicts are kept in a file, so that a changed rule is judged again in seconds.
 
 A graph is *refused* if the parser or builder refuses it or crashes. It is *called wrong* if krl finds an error, or
 cannot read it. Precision is the share of the graphs called wrong that are refused. Recall is the share of the refused
-graphs that are called wrong. Four kinds are counted apart, since they say nothing about the rules or cannot be judged:
+graphs that are called wrong. Five kinds are counted apart, since they say nothing about the rules or cannot be judged:
 
 - invalid files: ONNX's strict checker refuses them
 - gaps of TensorRT-RTX: operators of TensorRT's plugins, and attention without a kernel
 - errors that are limits of krl's one optimization profile
 - errors about results: the engine would be built, and compute something other than the file specifies
+- graphs that are parsed, and have more than the batch open, so that the builder is not asked
 """
 
 from __future__ import annotations
@@ -69,10 +70,16 @@ class Judged:
     refused: bool
     words: str
     node: str
+    asked: bool
     valid: bool
     errors: tuple[Finding, ...]
     only_old: frozenset[str]
     unreadable: str
+
+    @property
+    def counted(self) -> bool:
+        """Whether it says something about the rules."""
+        return self.valid and self.asked and not self.gap
 
     @property
     def gap(self) -> bool:
@@ -120,7 +127,7 @@ def main() -> None:
 def asked(found: Sequence[Graph], path: Path, jobs: int) -> dict[str, dict[str, Any]]:
     """Return NVIDIA's verdicts by the hash of the graph, asking about those that the file lacks."""
     known: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    missing = {graph.sha256: graph for graph in found if graph.sha256 not in known}
+    missing = {graph.sha256: graph for graph in found if "built" not in known.get(graph.sha256, {})}
     with TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
         def one(graph: Graph) -> tuple[str, dict[str, Any]]:
@@ -142,10 +149,11 @@ def asked_about(file: Path) -> dict[str, Any]:
     try:
         verdict, faults = ask(file, RTX, _SECONDS)
     except (BackendError, KrlError) as error:
-        return {"parser": "", "refused": None, "words": str(error), "node": ""}
+        return {"parser": "", "refused": False, "built": None, "words": str(error), "node": ""}
     return {
         "parser": verdict.title,
         "refused": not verdict.parsed or verdict.built is False,
+        "built": verdict.built,
         "words": "; ".join(item.why for item in faults),
         "node": next((item.node for item in faults if item.node), ""),
     }
@@ -166,7 +174,9 @@ def judge(graph: Graph, verdict: dict[str, Any]) -> Judged:
         except KrlError as error:
             unreadable = str(error)
     refused = bool(verdict["refused"])
-    return Judged(graph, refused, verdict["words"], verdict["node"], is_valid(graph.data), errors, older, unreadable)
+    asked = refused or verdict["built"] is True
+    valid = is_valid(graph.data)
+    return Judged(graph, refused, verdict["words"], verdict["node"], asked, valid, errors, older, unreadable)
 
 
 def is_valid(data: bytes) -> bool:
@@ -183,10 +193,12 @@ def is_valid(data: bytes) -> bool:
 _Part = Callable[[Judged], bool]
 PARTS: dict[str, _Part] = {
     "all graphs": lambda item: True,
-    "valid, without RTX's gaps": lambda item: item.valid and not item.gap,
-    "the same, held out": lambda item: item.valid and not item.gap and item.graph.held_out,
+    "counted": lambda item: item.counted,
+    "counted, rules were written with them": lambda item: item.counted and not item.graph.held_out,
+    "counted, held out": lambda item: item.counted and item.graph.held_out,
     "invalid files": lambda item: not item.valid,
     "RTX's gaps": lambda item: item.valid and item.gap,
+    "builder not asked": lambda item: item.valid and not item.asked,
 }
 
 
@@ -206,28 +218,26 @@ def score(items: Iterable[Judged]) -> dict[str, Any]:
 
 def scores(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     rows = {name: score(filter(part, judged)) for name, part in PARTS.items()}
-    counted = PARTS["valid, without RTX's gaps"]
     for group in dict.fromkeys(item.graph.group for item in judged):
-        rows[f"group: {group}"] = score(item for item in judged if item.graph.group == group and counted(item))
+        rows[f"group: {group}"] = score(item for item in judged if item.graph.group == group and item.counted)
     return rows
 
 
 def by_rule(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
-    """Return for each rule how often it was right, and what share of the refused graphs it finds."""
-    counted = [item for item in judged if PARTS["valid, without RTX's gaps"](item)]
-    refused = sum(item.refused for item in counted)
+    """Return for each rule how often it was right, and what share of the refused graphs it finds, in both sets."""
     rows = {}
     for rule in sorted({rule for item in judged for rule in item.rules}):
-        named = [item for item in counted if rule in item.rules]
-        right = [item for item in named if item.refused]
-        held = [item for item in named if item.graph.held_out]
-        rows[rule] = {
-            "errors": len(named),
-            "refused": len(right),
-            "precision": round(len(right) / len(named), 2) if named else None,
-            "held out": f"{sum(item.refused for item in held)} of {len(held)}",
-            "recall": round(len(right) / refused, 3) if refused else None,
-            "found by it alone": sum(len(item.rules) == 1 for item in right),
+        row: dict[str, Any] = {}
+        for title, held_out in (("", False), ("held out: ", True)):
+            members = [item for item in judged if item.counted and item.graph.held_out == held_out]
+            named = [item for item in members if rule in item.rules]
+            right, refused = sum(item.refused for item in named), sum(item.refused for item in members)
+            row |= {
+                f"{title}right": f"{right} of {len(named)}",
+                f"{title}precision": round(right / len(named), 2) if named else None,
+                f"{title}recall": round(right / refused, 3) if refused and named else None,
+            }
+        rows[rule] = row | {
             "in invalid files": sum(rule in item.rules for item in judged if not item.valid),
             "in gaps": sum(rule in item.rules for item in judged if item.valid and item.gap),
         }
@@ -241,12 +251,12 @@ def old(judged: Iterable[Judged]) -> Counter[str]:
 
 def page(judged: Sequence[Judged], parser: str) -> str:
     """Return the tables as Markdown."""
-    whole = [item for item in judged if PARTS["valid, without RTX's gaps"](item)]
+    whole = [item for item in judged if item.counted]
     beyond = Counter(rule for item in judged for rule in item.beyond)
     parts = [
         f"{len(judged)} graphs, judged by {parser}; held out: {sum(item.graph.held_out for item in judged)}.",
         markdown(scores(judged), "part"),
-        "By rule, on valid graphs without RTX's gaps:",
+        "By rule, on the counted graphs:",
         markdown(by_rule(judged), "rule"),
         "Errors that no parser can confirm (krl's profile, results), by graphs:",
         markdown({rule: {"graphs": count} for rule, count in beyond.most_common()}, "rule"),
@@ -265,18 +275,13 @@ MARKS = ("<!-- scorecard: begin -->", "<!-- scorecard: end -->")
 
 def short_tables(judged: Sequence[Judged], parser: str) -> str:
     """Return the scores, and those of each rule, as Markdown."""
-    rules = {
-        rule: {key: row[key] for key in ("errors", "refused", "precision", "held out", "recall")}
-        for rule, row in by_rule(judged).items()
-        if row["errors"]
-    }
     older = {rule: {"graphs": count} for rule, count in old(judged).most_common()}
     return "\n\n".join(
         (
             f"{len(judged)} graphs, judged by {parser}; held out: {sum(item.graph.held_out for item in judged)}.",
             markdown(scores(judged), "part"),
-            'By rule, on valid graphs without RTX\'s gaps; "held out" is right of all errors on graphs held out:',
-            markdown(rules, "rule"),
+            "By rule, on the counted graphs: errors that are right, precision, and share of the refused graphs found:",
+            markdown(by_rule(judged), "rule"),
             f"Further errors for {OLD} alone, which no parser here can confirm:",
             markdown(older, "rule"),
         )
@@ -302,15 +307,15 @@ def markdown(rows: dict[str, dict[str, Any]], first: str) -> str:
 
 
 def bullets(items: Iterable[Judged]) -> str:
-    """Return one line for each reason, with the graphs; those held out are counted and not named."""
+    """Return one line for each reason, with the graphs; none of those held out, lest a rule is written for one."""
     by_reason: dict[str, list[Judged]] = defaultdict(list)
     for item in items:
-        by_reason[reason(item)].append(item)
+        if not item.graph.held_out:
+            by_reason[reason(item)].append(item)
     lines = []
     for why, members in sorted(by_reason.items(), key=lambda entry: -len(entry[1])):
-        named = [item.graph.name for item in members if not item.graph.held_out]
-        held = len(members) - len(named)
-        shown = ", ".join([*named[:6], *(["…"] if len(named) > 6 else []), *([f"{held} held out"] if held else [])])
+        named = [item.graph.name for item in members]
+        shown = ", ".join([*named[:6], *(["…"] if len(named) > 6 else [])])
         lines.append(f"- {why} ({shown})")
     return "\n".join(lines) or "none"
 
@@ -332,6 +337,7 @@ def described(item: Judged) -> dict[str, Any]:
         "words": item.words,
         "node": item.node,
         "gap": item.gap,
+        "asked": item.asked,
         "rules": sorted(item.rules),
         "beyond": sorted(item.beyond),
         "only_old": sorted(item.only_old),

@@ -12,6 +12,7 @@ __all__ = [
     "CHANGELOG",
     "OPERATORS_MD",
     "OPSETS",
+    "REDUCTIONS",
     "RTX_LACKS",
     "RTX_REFUSES",
     "SINCE",
@@ -85,22 +86,34 @@ SINCE: Final[dict[str, tuple[Version, str]]] = {
 RTX_LACKS: Final = frozenset({"DFT", "DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
 """Operators of TensorRT's plugins, which TensorRT-RTX 1.7.1 comes without: its parser or builder refuses them."""
 
-_INTEGERS = frozenset({"INT32", "INT64"})
+REDUCTIONS: Final = frozenset(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
+"""Operators that reduce some axes."""
+
+_REFUSED_BY_TYPES = {
+    "INT32 INT64": """
+        Einsum Gelu Gemm MatMul Mean PRelu ReduceL2 ReduceLogSum ReduceLogSumExp Resize Round Softplus TensorScatter
+        Upsample""",
+    "INT32": "Relu",
+    "INT8": """
+        Clip Einsum Gelu LpPool Mean Mod Pow ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean Round Softplus
+        TensorScatter""",
+    "BOOL": "DepthToSpace GridSample ReduceMax ReduceMin Resize SpaceToDepth TensorScatter TopK Upsample",
+    "FLOAT16": "Celu MeanVarianceNormalization",
+    "BFLOAT16": """
+        Celu ConvTranspose GRU HardSwish LpNormalization LpPool MeanVarianceNormalization Mish""",
+}
 
 RTX_REFUSES: Final[dict[str, frozenset[str]]] = {
-    "DepthToSpace": frozenset({"BOOL"}),
-    "Einsum": _INTEGERS,
-    "MeanVarianceNormalization": frozenset({"FLOAT16", "BFLOAT16"}),
-    "Mod": frozenset({"INT8"}),
-    "PRelu": _INTEGERS,
-    "ReduceL2": _INTEGERS,
-    "ReduceLogSum": _INTEGERS,
-    "ReduceLogSumExp": _INTEGERS,
-    "ReduceMax": frozenset({"BOOL"}),
-    "ReduceMin": frozenset({"BOOL"}),
-    "Relu": frozenset({"INT32"}),
-    "Resize": _INTEGERS | {"BOOL"},
-    "SpaceToDepth": frozenset({"BOOL"}),
+    operator: frozenset(
+        dtype
+        for types, operators in _REFUSED_BY_TYPES.items()
+        if operator in operators.split()
+        for dtype in types.split()
+    )
+    for named in _REFUSED_BY_TYPES.values()
+    for operator in named.split()
 }
 """Types that ONNX allows for an operator and TensorRT-RTX 1.7.1 refuses; each was asked in a graph of that operator."""
 

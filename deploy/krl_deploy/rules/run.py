@@ -20,7 +20,7 @@ from .findings import SEVERITIES, Finding, Rule, Verdict
 from .onnxruntime_cpu import check_on_cpu
 from .placement import check_placement
 from .quantizers import check_quantizers
-from .shapes import check_inputs, check_types
+from .shapes import check_inputs, check_types, check_values
 from .support import check_operators, check_opset, check_restrictions, check_stored
 from .targets import Target
 from .view import View
@@ -81,6 +81,7 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def _on_tensorrt(model: onnx.ModelProto, view: View | None, target: Target) -> Iterator[Finding]:
     yield from check_opset(model, target)
     yield from check_operators(model, target)
+    yield from check_values(model)
     if view is None:
         kinds = {node.op_type for node in model.graph.node if any(a.HasField("g") or a.graphs for a in node.attribute)}
         yield _NESTED.at(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
 from onnx import NodeProto, TensorProto
 
 from krl_deploy.graph.edit import attribute
-from krl_deploy.graph.operators import QDQ
+from krl_deploy.graph.operators import QDQ, QUANTIZED
 
 from .findings import Finding, Rule
 from .operators import CHANGELOG, OPERATORS_MD, RTX_REFUSES, TYPES
 from .targets import Target
 from .view import View, type_name
 
-__all__ = ["check_inputs", "check_types"]
+__all__ = ["check_inputs", "check_types", "check_values"]
 
 _DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero"})
 _TAKEN = frozenset(
@@ -85,6 +86,12 @@ _PRODUCT = Rule(
 _REFUSED = Rule(
     "error", "types/supported", "cast its input to a type that is listed", "NVIDIA's parser, TensorRT-RTX 1.7.1"
 )
+_CONSTANT = Rule(
+    "error",
+    "types/int8",
+    "let DequantizeLinear read it at once",
+    f"{OPERATORS_MD}: INT8 is available through quantization alone; NVIDIA's builder, TensorRT-RTX 1.7.1",
+)
 _DOUBLE = Rule("warning", "types/double", "export the model in float32", OPERATORS_MD)
 
 
@@ -114,6 +121,15 @@ def check_inputs(view: View) -> Iterator[Finding]:
             yield _SIZES.at(node.name, node.op_type, "the shape of its output depends on values")
 
 
+def check_values(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Yield a finding for each input or output of the graph that is no tensor."""
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            shown = str(kind).removesuffix("_type")
+            yield _FOREIGN.at(value.name, "", f"it is of the type {shown}; TensorRT has tensors alone")
+
+
 def check_types(view: View, target: Target) -> Iterator[Finding]:
     """Yield a finding for each input, and each node that computes, in a type that this TensorRT does not take there."""
     for tensor in view.graph.inputs:
@@ -125,13 +141,25 @@ def check_types(view: View, target: Target) -> Iterator[Finding]:
         dtype = view.dtype(node.input[index]) if len(node.input) > index and node.input[index] else 0
         if dtype and node.op_type not in QDQ:  # those have rules of their own
             yield from _check_type(view, node, dtype, target)
-        if node.op_type == "Cast":
+            yield from _check_constants(view, node)
+        if node.op_type in ("Cast", "CastLike"):
             yield from _check_cast(view, node, dtype)
+
+
+def _check_constants(view: View, node: NodeProto) -> Iterator[Finding]:
+    """Yield a finding for quantized constants that nothing dequantizes. Integer operators have a rule of their own."""
+    if node.op_type in QUANTIZED:
+        return
+    for name in node.input[:1] if node.op_type in ("Clip", "Pad") else node.input:  # their limits are no tensors
+        if name in view.graph.constants and view.dtype(name) == TensorProto.INT8:
+            yield _CONSTANT.at(node.name, node.op_type, "it reads an INT8 constant, which DequantizeLinear alone may")
 
 
 def _check_cast(view: View, node: NodeProto, dtype: int) -> Iterator[Finding]:
     """Yield a finding for a cast to a type that TensorRT does not have there."""
-    wanted = int(attribute(node, "to", 0))
+    wanted = view.dtype(node.output[0]) if node.op_type == "CastLike" else int(attribute(node, "to", 0))
+    if not wanted:
+        return
     name = type_name(wanted)
     if wanted == TensorProto.UINT8 and node.output[0] not in view.graph.outputs:
         yield _UINT8.at(node.name, node.op_type, "it makes UINT8, which TensorRT has at inputs and outputs alone")

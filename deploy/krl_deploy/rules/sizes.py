@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from onnx import NodeProto
 
 from krl_deploy.graph.edit import attribute
@@ -16,18 +18,18 @@ __all__ = ["contradicting_sizes", "known_shape"]
 
 _MOST_AXES: Final = 8  # TensorRT's Dims::MAX_DIMS
 _BROADCASTS: Final = 7  # the opset from which the slope of PRelu is broadcast by its last axes
+_SCALES_OF_CHANNELS: Final = 21  # the opset from which GroupNormalization has a scale for each channel
+_OF_ONE_INPUT: Final = frozenset(
+    (*("AveragePool", "DepthToSpace", "LpNormalization", "LpPool", "MaxPool", "SpaceToDepth", "Squeeze", "Unsqueeze"),)
+)
 _GATES: Final = {"LSTM": 4, "GRU": 3, "RNN": 1}  # ONNX: rows of W and R for each unit
 
 
 def contradicting_sizes(view: View, node: NodeProto) -> Iterator[str]:
     """Yield what is wrong with the sizes of a node."""
     rule = _RULES.get(node.op_type)
-    if rule is not None and len(node.input) > 1:
+    if rule is not None and len(node.input) >= (1 if node.op_type in _OF_ONE_INPUT else 2):
         yield from rule(view, node)
-    elif node.op_type in ("DepthToSpace", "SpaceToDepth"):
-        yield from _blocks(view, node)
-    elif node.op_type in ("AveragePool", "LpPool", "MaxPool"):
-        yield from _pool(view, node)
     for name in node.output:
         shape = view.graph.shape(name) if name else None
         if shape is not None and len(shape) > _MOST_AXES:
@@ -70,8 +72,11 @@ def _convolution(view: View, node: NodeProto) -> Iterator[str]:
 def _pool(view: View, node: NodeProto) -> Iterator[str]:
     shape = known_shape(view, node.input[0])
     kernel = tuple(attribute(node, "kernel_shape", ()))
-    if shape is not None and len(shape) == len(kernel) + 2:
-        yield from _kernel(node, shape[2:], kernel)
+    steps = attribute(node, "strides", [1] * len(kernel))
+    if shape is not None and len(shape) == len(kernel) + 2 and len(steps) == len(kernel) and min(steps) > 0:
+        # A pool may give nothing: one step less is refused.
+        smaller = [taps - step for taps, step in zip(kernel, steps, strict=True)]
+        yield from _kernel(node, shape[2:], tuple(smaller))
 
 
 def _kernel(node: NodeProto, sides: tuple[int | None, ...], kernel: tuple[int | None, ...]) -> Iterator[str]:
@@ -160,14 +165,99 @@ def _last_axes_scales(view: View, node: NodeProto) -> Iterator[str]:
 
 def _elements(view: View, node: NodeProto) -> Iterator[str]:
     data, indices = known_shape(view, node.input[0]), known_shape(view, node.input[1])
-    if data is not None and indices is not None and len(data) != len(indices):
+    updates = known_shape(view, node.input[2]) if len(node.input) > 2 else None
+    if data is None or indices is None:
+        return
+    if len(data) != len(indices):
         yield f"its indices have {len(indices)} axes, its data {len(data)}"
+        return
+    chosen = int(attribute(node, "axis", 0)) % max(len(data), 1)
+    for axis, (size, count) in enumerate(zip(data, indices, strict=True)):
+        if axis != chosen and size is not None and count is not None and count > size:
+            yield f"its indices have {count} values along axis {axis}, its data {size}"
+    if updates is not None and not _alike(updates, indices):
+        yield f"its updates have shape {_shown(updates)}, its indices {_shown(indices)}"
+
+
+def _scattered(view: View, node: NodeProto) -> Iterator[str]:
+    data, indices = known_shape(view, node.input[0]), known_shape(view, node.input[1])
+    updates = known_shape(view, node.input[2]) if len(node.input) > 2 else None
+    depth = indices[-1] if indices else None
+    if data is None or indices is None or updates is None or depth is None or depth > len(data):
+        return
+    expected = (*indices[:-1], *data[depth:])
+    if not _alike(updates, expected):
+        yield f"its updates have shape {_shown(updates)}, expected is {_shown(expected)}"
+
+
+def _grouped_scales(view: View, node: NodeProto) -> Iterator[str]:
+    """Check a normalization of groups; its scale is for each group before opset 21."""
+    shape, groups = known_shape(view, node.input[0]), int(attribute(node, "num_groups", 1))
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if channels is not None and groups and channels % groups:
+        yield f"its {channels} channels are not a multiple of its {groups} groups"
+    expected = groups if view.opset < _SCALES_OF_CHANNELS else channels
+    for name, tensor in zip(("scale", "shift"), node.input[1:3], strict=False):
+        sizes = known_shape(view, tensor)
+        if sizes is not None and expected is not None and sizes not in ((expected,), (None,)):
+            yield f"its {name} has shape {_shown(sizes)}, expected is [{expected}]"
+
+
+def _axis(view: View, node: NodeProto) -> Iterator[str]:
+    """Check the one axis of a node, which ``OneHot`` counts in its output."""
+    given = _values(view, node, 1) if node.op_type == "CumSum" else np.asarray(attribute(node, "axis", -1))
+    rank = len(known_shape(view, node.input[0]) or ()) + (node.op_type == "OneHot")
+    if rank and given is not None and given.size == 1 and not -rank <= given.item() < rank:
+        yield f"its axis is {int(given.item())}; accepted: {-rank} to {rank - 1}"
+
+
+def _axes(view: View, node: NodeProto) -> Iterator[str]:
+    """Check the axes of a node, which ``Unsqueeze`` counts in its output."""
+    given = _values(view, node, 3 if node.op_type == "Slice" else 1)
+    axes = attribute(node, "axes", []) if given is None else [int(axis) for axis in given.ravel()]
+    rank = len(known_shape(view, node.input[0]) or ())
+    rank += len(axes) if node.op_type == "Unsqueeze" and rank else 0
+    outside = [axis for axis in axes if not -rank <= axis < rank]
+    if rank and outside:
+        yield f"its axis is {outside[0]}; accepted: {-rank} to {rank - 1}"
+    elif rank and len({axis % rank for axis in axes}) < len(axes):
+        yield f"its axes {axes} name one twice"
+
+
+def _counts(view: View, node: NodeProto) -> Iterator[str]:
+    """Check sizes or numbers of repeats."""
+    given = _values(view, node, 1)
+    if given is not None and (given < 0).any():
+        yield f"it asks for {[int(size) for size in given.ravel()]}; accepted: none below 0"
+
+
+def _top(view: View, node: NodeProto) -> Iterator[str]:
+    shape, axis, count = known_shape(view, node.input[0]), int(attribute(node, "axis", -1)), _values(view, node, 1)
+    if shape and count is not None and count.size == 1 and -len(shape) <= axis < len(shape):
+        size = shape[axis]
+        if size is not None and count.item() > size:
+            yield f"its K is {int(count.item())}, axis {axis} has {size} values"
+
+
+def _scalars(view: View, node: NodeProto) -> Iterator[str]:
+    for name in node.input:
+        shape = known_shape(view, name)
+        if shape is not None and shape not in ((), (1,), (None,)):
+            yield f"its input {name} has shape {_shown(shape)}; accepted: single values"
+
+
+def _attention(view: View, node: NodeProto) -> Iterator[str]:
+    keys, values = (known_shape(view, name) if name else None for name in (*node.input[1:3], "", "")[:2])
+    if keys is not None and values is not None and not _alike(keys, values):
+        yield f"its K has shape {_shown(keys)}, its V {_shown(values)}; TensorRT takes the same for both"
 
 
 def _resize(view: View, node: NodeProto) -> Iterator[str]:
-    scales = view.numbers(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if scales is not None and scales.size and not (scales > 0).all():
-        yield f"its scales are {[float(scale) for scale in scales.ravel()]}; accepted: more than 0"
+    scales = _values(view, node, 1 if node.op_type == "Upsample" or len(node.input) == 2 else 2)
+    if scales is not None and scales.ndim != 1:
+        yield f"its scales have {scales.ndim} axes; they have to have 1"
+    elif scales is not None and (scales < 0).any():
+        yield f"its scales are {scales.tolist()}; accepted: none below 0"
 
 
 def _pad(view: View, node: NodeProto) -> Iterator[str]:
@@ -181,8 +271,8 @@ def _pad(view: View, node: NodeProto) -> Iterator[str]:
         return  # ONNX's shape inference reports it
     for index, axis in enumerate(chosen):
         length = shape[axis]
-        if length is not None and length + sizes[index] + sizes[index + len(chosen)] <= 0:
-            yield f"it takes all {length} values of axis {axis} away"
+        if length is not None and length + sizes[index] + sizes[index + len(chosen)] < 0:
+            yield f"it takes more than the {length} values of axis {axis} away"
 
 
 def _einsum(view: View, node: NodeProto) -> Iterator[str]:
@@ -209,27 +299,6 @@ def _product(view: View, node: NodeProto) -> Iterator[str]:
         yield f"its factors have the shapes {_shown(one)} and {_shown(two)}"
 
 
-_RULES: Final[dict[str, Callable[[View, NodeProto], Iterator[str]]]] = {
-    "BatchNormalization": _channel_scales,
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "Einsum": _einsum,
-    "GRU": _recurrent,
-    "GatherElements": _elements,
-    "InstanceNormalization": _channel_scales,
-    "LSTM": _recurrent,
-    "LayerNormalization": _last_axes_scales,
-    "MatMul": _product,
-    "PRelu": _slope,
-    "Pad": _pad,
-    "RMSNormalization": _last_axes_scales,
-    "RNN": _recurrent,
-    "Reshape": _reshape,
-    "Resize": _resize,
-    "ScatterElements": _elements,
-}
-
-
 def _times(size: int | None, factor: int) -> int | None:
     return None if size is None else size * factor
 
@@ -244,3 +313,55 @@ def _broadcasts(one: tuple[int | None, ...], to: tuple[int | None, ...]) -> bool
 
 def _shown(shape: tuple[int | None, ...]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def _alike(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    """Return whether two shapes can be the same."""
+    return len(one) == len(other) and all(
+        first is None or second is None or first == second for first, second in zip(one, other, strict=True)
+    )
+
+
+def _values(view: View, node: NodeProto, index: int) -> npt.NDArray[np.float64] | None:
+    """Return the constant value of an input that a node need not have."""
+    return view.numbers(node.input[index]) if len(node.input) > index and node.input[index] else None
+
+
+_RULES: Final[dict[str, Callable[[View, NodeProto], Iterator[str]]]] = {
+    "Attention": _attention,
+    "AveragePool": _pool,
+    "BatchNormalization": _channel_scales,
+    "Conv": _convolution,
+    "ConvTranspose": _convolution,
+    "CumSum": _axis,
+    "DepthToSpace": _blocks,
+    "Einsum": _einsum,
+    "Expand": _counts,
+    "GRU": _recurrent,
+    "GatherElements": _elements,
+    "GroupNormalization": _grouped_scales,
+    "InstanceNormalization": _channel_scales,
+    "LSTM": _recurrent,
+    "LayerNormalization": _last_axes_scales,
+    "LpNormalization": _axis,
+    "LpPool": _pool,
+    "MatMul": _product,
+    "MaxPool": _pool,
+    "OneHot": _axis,
+    "PRelu": _slope,
+    "Pad": _pad,
+    "RMSNormalization": _last_axes_scales,
+    "RNN": _recurrent,
+    "Range": _scalars,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "ScatterElements": _elements,
+    "ScatterND": _scattered,
+    "Slice": _axes,
+    "SpaceToDepth": _blocks,
+    "Squeeze": _axes,
+    "Tile": _counts,
+    "TopK": _top,
+    "Unsqueeze": _axes,
+    "Upsample": _resize,
+}

@@ -13,7 +13,18 @@ from krl_deploy.graph.files import nodes_of, opset_of
 from krl_deploy.graph.operators import PLUGINS, STANDARD_INTEGER
 
 from .findings import Finding, Rule, Severity
-from .operators import CHANGELOG, OPERATORS_MD, OPSETS, RTX_LACKS, SINCE, TYPES, UNSUPPORTED, Version, source_of
+from .operators import (
+    CHANGELOG,
+    OPERATORS_MD,
+    OPSETS,
+    REDUCTIONS,
+    RTX_LACKS,
+    SINCE,
+    TYPES,
+    UNSUPPORTED,
+    Version,
+    source_of,
+)
 from .targets import Target
 from .view import View, type_name
 
@@ -123,6 +134,8 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
         found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target))
         if node.op_type in _CONSTANT_INPUTS:
             found += _not_constant(view, node, target.tensorrt)
+        if node.op_type in _SHAPES_FROM:
+            found += _not_known(view, node)
         if view.opset < _BROADCASTS and _needs_broadcast(view, node):
             found.append(
                 f"it broadcasts as in opsets before {_BROADCASTS}, which is not supported, even for equal shapes"
@@ -147,10 +160,7 @@ _CONSTANT_INPUTS: dict[str, tuple[int, Version | None]] = {
     "CumSum": (1, None),
     "Squeeze": (1, (10, 7)),
     "Unsqueeze": (1, (10, 7)),
-    **{
-        f"Reduce{kind}": (1, None)
-        for kind in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
-    },
+    **dict.fromkeys(REDUCTIONS, (1, None)),
 }
 """Inputs that have to be constants, and from which version on they have not."""
 
@@ -162,6 +172,26 @@ def _not_constant(view: View, node: NodeProto, version: Version) -> Iterator[str
         yield f"its input number {index + 1} has to be a constant" + (
             f" before TensorRT {'.'.join(map(str, until))}" if until else ""
         )
+
+
+_SHAPES_FROM: dict[str, range] = {
+    "Range": range(3),
+    "Resize": range(1, 3),
+    "Squeeze": range(1, 2),
+    "Unsqueeze": range(1, 2),
+    "Upsample": range(1, 2),
+}
+"""Inputs that shapes are computed from. Those of other operators may be whole numbers that an input gives."""
+_AXES_FROM = ("Squeeze", "Unsqueeze")
+
+
+def _not_known(view: View, node: NodeProto) -> Iterator[str]:
+    """Yield inputs that decide shapes, and depend on values that are not known before the engine runs."""
+    for index in _SHAPES_FROM[node.op_type]:
+        name = node.input[index] if len(node.input) > index else ""
+        real = view.dtype(name) in (TensorProto.FLOAT, TensorProto.DOUBLE) if name else False
+        if name and (real or node.op_type in _AXES_FROM) and view.given(name):
+            yield f"its input number {index + 1} decides a shape, and depends on the values of an input"
 
 
 def _needs_broadcast(view: View, node: NodeProto) -> bool:
@@ -304,8 +334,8 @@ def _lrn(view: View, node: NodeProto, _: Target) -> Iterator[str]:
 
 def _pad_mode(view: View, node: NodeProto, _: Target) -> Iterator[str]:
     mode = attribute(node, "mode", b"constant").decode(errors="replace")
-    if mode not in ("constant", "edge", "reflect"):
-        yield f"its mode is {mode}; accepted: constant, edge, reflect"
+    if mode not in ("constant", "edge", "reflect", "wrap"):
+        yield f"its mode is {mode}; accepted: constant, edge, reflect, wrap"
 
 
 def _stft(view: View, node: NodeProto, _: Target) -> Iterator[str]:

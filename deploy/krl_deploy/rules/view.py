@@ -99,6 +99,19 @@ class View:
             pending.pop()
         return self._rooted[tensor]
 
+    def given(self, tensor: str) -> bool:
+        """Return whether a tensor depends on the values of an input, and not on its sizes alone."""
+        pending, seen = [tensor], {tensor}
+        while pending:
+            name = pending.pop()
+            if name in self.graph.inputs:
+                return True
+            node = self.producers.get(name)
+            if node is not None and node.op_type not in ("Shape", "Size"):
+                pending += set(node.input) - seen
+                seen.update(node.input)
+        return False
+
     def pair(self, tensor: str, *, through: bool = True) -> Pair | None:
         """Return the quantizer of a tensor; ``None`` for one that has none.
 
