@@ -54,7 +54,8 @@ def _explain(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, overwrite=arguments.overwrite)
     with load_model(arguments, Classifier) as model, atomic_folder(arguments.out, replace=True) as folder:
         samples = samples_of(model.inputs, paths, arguments.input, arguments.on_bad_image)
-        images, bad = [], []
+        images: list[dict[str, Any]] = []
+        bad: list[dict[str, str]] = []
         for file, sample in progress(list(samples.items()), "hiding parts of images"):
             try:
                 found = explain(model, sample, patch=arguments.patch, stride=arguments.stride)

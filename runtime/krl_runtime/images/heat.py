@@ -49,4 +49,4 @@ def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[Any]) -> npt.NDArra
     shown = np.clip(np.asarray(scaled, np.float64), 0, 1)
     gray = pixels.mean(axis=2, keepdims=True)
     share = _SHARE * shown[..., None]
-    return ((1 - share) * gray + share * heat_colors(shown)).round().astype(np.uint8)
+    return np.asarray(((1 - share) * gray + share * heat_colors(shown)).round(), np.uint8)

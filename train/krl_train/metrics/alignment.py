@@ -90,7 +90,7 @@ def attention_agreement(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         ``[N]`` of float32, 0 to 1; 0 where a map is zero everywhere.
     """
-    size = [min(mine, theirs) for mine, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     maps = (each.float().square().mean(1, keepdim=True) for each in (student, teacher))
     first, second = (F.adaptive_avg_pool2d(each, size).flatten(1) for each in maps)
     return F.cosine_similarity(first, second, dim=1)
