@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .device.bench import bench
     from .device.doctor import doctor
     from .device.evaluate import evaluate
+    from .device.occlusion import Occlusion, explain
     from .device.recording import record
     from .device.selftest import selftest
     from .device.tune import tune
@@ -74,6 +75,7 @@ __all__ = [
     "ModelError",
     "Neighbor",
     "NotAvailableError",
+    "Occlusion",
     "Preprocessing",
     "Raster",
     "Restorer",
@@ -85,6 +87,7 @@ __all__ = [
     "bench",
     "doctor",
     "evaluate",
+    "explain",
     "grid",
     "index",
     "load",
@@ -112,6 +115,7 @@ _MODULES = {
     ".device.bench": ("bench",),
     ".device.doctor": ("doctor",),
     ".device.evaluate": ("evaluate",),
+    ".device.occlusion": ("Occlusion", "explain"),
     ".device.recording": ("record",),
 }
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 VERBS = {
-    "krl_train": {"fit", "evaluate", "import_weights", "unpack"},
+    "krl_train": {"fit", "evaluate", "explain", "import_weights", "unpack"},
     "krl_compress": {"distill", "mutual", "joint", "prune", "search", "study", "recipes"},
     "krl_deploy": {
         *{"export", "import_onnx", "fp16", "quantize", "build_engine", "inspect_engine"},
@@ -22,6 +22,7 @@ VERBS = {
         "grid",
         "selftest",
         "evaluate",
+        "explain",
         "bench",
         "tune",
         "doctor",

@@ -17,13 +17,25 @@ from krl_runtime._version import __version__
 from krl_runtime.lazy import attribute
 
 if TYPE_CHECKING:
-    from .config import EvaluateConfig, FitConfig, ImportConfig, UnpackConfig
+    from .config import EvaluateConfig, ExplainConfig, FitConfig, ImportConfig, UnpackConfig
     from .run import Run, RunRecord
-    from .verbs import EvaluateResult, RunResult, UnpackResult, evaluate, fit, import_weights, unpack
+    from .verbs import (
+        EvaluateResult,
+        ExplainResult,
+        RunResult,
+        UnpackResult,
+        evaluate,
+        explain,
+        fit,
+        import_weights,
+        unpack,
+    )
 
 __all__ = [
     "EvaluateConfig",
     "EvaluateResult",
+    "ExplainConfig",
+    "ExplainResult",
     "FitConfig",
     "ImportConfig",
     "Run",
@@ -33,15 +45,26 @@ __all__ = [
     "UnpackResult",
     "__version__",
     "evaluate",
+    "explain",
     "fit",
     "import_weights",
     "unpack",
 ]
 
 _MODULES = {
-    ".config": ("EvaluateConfig", "FitConfig", "ImportConfig", "UnpackConfig"),
+    ".config": ("EvaluateConfig", "ExplainConfig", "FitConfig", "ImportConfig", "UnpackConfig"),
     ".run": ("Run", "RunRecord"),
-    ".verbs": ("EvaluateResult", "RunResult", "UnpackResult", "evaluate", "fit", "import_weights", "unpack"),
+    ".verbs": (
+        "EvaluateResult",
+        "ExplainResult",
+        "RunResult",
+        "UnpackResult",
+        "evaluate",
+        "explain",
+        "fit",
+        "import_weights",
+        "unpack",
+    ),
 }
 
 

@@ -10,12 +10,14 @@ from krl_runtime.cli.commandline import next_command, print_json
 from krl_runtime.cli.dispatch import Program, dispatch, value_of
 from krl_runtime.cli.recipes import show_recipes
 from krl_runtime.cli.tables import table
+from krl_runtime.device.explanation import EXPLANATION
 
 from . import verbs
 from .config import (
     RECORD,
     TRAINING_RECIPES,
     EvaluateConfig,
+    ExplainConfig,
     FitConfig,
     ImportConfig,
     ModelsConfig,
@@ -88,6 +90,53 @@ def _show_labels(result: Mapping[str, Any]) -> None:
     missing = result["labels_without_images"]
     if missing:
         print(f"no image has {', '.join(missing[:_CLASSES])}: not part of the mean (map, f1_macro)")
+
+
+def explain(config: ExplainConfig) -> None:
+    """Show where a run looks, what is near, and where its teacher's knowledge arrived."""
+    result = verbs.explain(config).to_dict()
+    if config.json:
+        print_json(result)
+        return
+    _show_explained_images(result.get("images", []))
+    if "teacher" in result:
+        _show_agreement(result["teacher"])
+    for factor in result.get("conditions", {}).get("factors", []):
+        shown = [(item["value"], item["mean_absolute_change"]) for item in factor["values"]]
+        print(f"\n{factor['name']}: {factor['figure']}\n" + table(("value", "mean absolute change"), shown))
+    if "conditions" in result:
+        print(f"another latent changes {result['conditions']['latent_change']} of 255 levels")
+    for item in result["skipped"]:
+        print(f"no {item['what']}: {item['cause']}")
+    print(f"\n{result['out']} has the images and {EXPLANATION}")
+    next_command(_export(result["run"]))
+
+
+def _show_explained_images(images: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
+    for item in images:
+        probability = item.get("probability")
+        nearest = ", ".join(f"{each['label']} {each['similarity']:.3f}" for each in item["neighbors"])
+        shown = None if probability is None else f"{probability:.1%}"
+        rows.append((item["file"], item.get("prediction"), shown, nearest, item["sheet"]))
+    if rows:
+        print(table(("file", "prediction", "probability", "neighbors", "sheet"), rows))
+
+
+def _show_agreement(found: Mapping[str, Any]) -> None:
+    """Show for each layer of the student the most similar one of the teacher, and the agreement at matched stages."""
+    teachers = found["cka"]["teacher_layers"]
+    rows = []
+    for name, values in zip(found["cka"]["student_layers"], found["cka"]["matrix"], strict=True):
+        known = [(value, layer) for value, layer in zip(values, teachers, strict=True) if value is not None]
+        rows.append((name, *reversed(max(known, default=(None, None)))))
+    print("\n" + table(("layer", "nearest of the teacher", "CKA"), rows))
+    stages = [
+        (item["student"], item["teacher"], item["cka"], f"{item['attention']} ± {item['attention_standard_error']}")
+        for item in found["stages"]
+    ]
+    if stages:
+        print("\n" + table(("stage", "teacher's stage", "CKA", "attention"), stages))
 
 
 def import_(config: ImportConfig) -> None:
@@ -166,6 +215,7 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
 COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "fit": fit,
     "evaluate": evaluate,
+    "explain": explain,
     "import": import_,
     "unpack": unpack,
     "models": models,

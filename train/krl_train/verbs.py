@@ -13,6 +13,7 @@ from krl_runtime.verbs import Result, configure
 from .config import (
     TRAINING_RECIPES,
     EvaluateConfig,
+    ExplainConfig,
     FitConfig,
     ImportConfig,
     UnpackConfig,
@@ -23,7 +24,17 @@ from .config import (
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["EvaluateResult", "RunResult", "UnpackResult", "evaluate", "fit", "import_weights", "unpack"]
+__all__ = [
+    "EvaluateResult",
+    "ExplainResult",
+    "RunResult",
+    "UnpackResult",
+    "evaluate",
+    "explain",
+    "fit",
+    "import_weights",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,17 @@ class EvaluateResult(Result):
     def metrics(self) -> Mapping[str, Any]:
         """Return the metrics by name."""
         return self.details
+
+
+@dataclass(frozen=True)
+class ExplainResult(Result):
+    """What a run looked at and learned: the content of ``explain.json``, as ``docs/explain.md`` lists it.
+
+    Attributes:
+        out: The folder.
+    """
+
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,24 @@ def evaluate(config: EvaluateConfig | None = None, /, **options: Any) -> Evaluat
 
     found = run_evaluate(config)
     return EvaluateResult(config.run, details={name: value for name, value in found.items() if name != "run"})
+
+
+def explain(config: ExplainConfig | None = None, /, **options: Any) -> ExplainResult:
+    """Show where a run looks and what it learned: class activation maps, neighbors, layers beside those of a teacher.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-train explain``: ``run``, ``images``, ``out``, ``teacher`` …
+
+    Raises:
+        KrlError: A run, an image or the data cannot be used, or the run is not of a task that can be explained.
+    """
+    config = configure(ExplainConfig, config, options)
+    check_data(config.data.data)
+    refuse_shots(config.data.shots)
+    from .explaining.explain import explain as run_explain
+
+    return ExplainResult(config.out, details=run_explain(config))
 
 
 def import_weights(config: ImportConfig | None = None, /, **options: Any) -> RunResult:

@@ -8,7 +8,7 @@ from typing import Any
 
 from krl_compress.teachers.features import Features, FeatureSource
 from krl_runtime.errors import UsageError
-from krl_train.models.features import FeatureMap
+from krl_train.models.features import FeatureMap, by_resolution
 
 __all__ = ["Taps", "match_taps"]
 
@@ -32,7 +32,7 @@ def match_taps(
     if at:
         mine, theirs = student.list_maps(), teacher.list_maps()
         return [_named(pair, mine, theirs) for pair in at]
-    last = [_by_share(network) for network in (student, teacher)]
+    last = [by_resolution(network.stages(), network.height) for network in (student, teacher)]
     shared = [(tap, last[1][resolution]) for resolution, tap in last[0].items() if resolution in last[1]]
     if not shared:
         raise UsageError(
@@ -40,12 +40,6 @@ def match_taps(
             f"{_show(last[0].values())}. Teacher: {_show(last[1].values())}"
         )
     return shared
-
-
-def _by_share(network: FeatureSource) -> dict[float, FeatureMap]:
-    """Return the output of each stage, by its resolution's share of the input's."""
-    height = network.height
-    return {round(tap.shape[1] / height, 3): tap for tap in network.stages()}
 
 
 def _named(pair: str, mine: Sequence[FeatureMap], theirs: Sequence[FeatureMap]) -> tuple[FeatureMap, FeatureMap]:

@@ -43,6 +43,7 @@ from .arguments import (
 from .bench import add_bench
 from .commandline import guard, next_command, print_json, take_quiet, take_verbose
 from .evaluate import add_evaluate
+from .explain import add_explain
 from .generate_restore import add_generate, add_restore
 from .retrieve import add_index, add_search
 from .running import run_samples
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(info)
 
     add_evaluate(commands)
+    add_explain(commands)
 
     test = add_command(commands, "selftest", _selftest, "replay the golden inputs on every variant and backend")
     add_bundle(test)

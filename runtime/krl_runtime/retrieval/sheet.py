@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 from krl_runtime.errors import ImageError, UsageError
 from krl_runtime.files import inside
+from krl_runtime.images.cells import SIDE, Cell, cell_sheet
 from krl_runtime.images.preprocessing import open_image
 from krl_runtime.pipelines.raster import Raster
 from krl_runtime.progress import progress
@@ -22,12 +22,8 @@ __all__ = ["sheet"]
 
 _log = logging.getLogger("krl")
 
-_SIDE: Final = 128  # pixels of a small image: a row of a query and five neighbors fits a screen
-_LINE: Final = 12  # pixels of a line of text below it
-_LETTERS: Final = 22  # of a line, about as wide as the image
-_GAP: Final = 6  # pixels between images
 _MOST_ROWS: Final = 100  # of a sheet: 15,000 pixels high, which viewers still open
-_WHITE, _GRAY, _BLACK, _RED = (255, 255, 255), (200, 200, 200), (0, 0, 0), (180, 0, 0)  # red: none of these
+_GRAY: Final = (200, 200, 200)
 
 
 def sheet(results: Mapping[Path, SearchResult], gallery: Path) -> Raster:
@@ -48,42 +44,32 @@ def sheet(results: Mapping[Path, SearchResult], gallery: Path) -> Raster:
         _log.warning("the sheet shows the first %d of %d queries", _MOST_ROWS, len(results))
     shown = list(results.items())[:_MOST_ROWS]
     columns = 1 + max(len(result.neighbors) for _, result in shown)
-    cell = (_SIDE + _GAP, _SIDE + 2 * _LINE + _GAP)
-    whole = Image.new("RGB", (columns * cell[0] + _GAP, len(shown) * cell[1] + _GAP), _WHITE)
-    draw = ImageDraw.Draw(whole)
-    for row, (query, result) in enumerate(progress(shown, "drawing the sheet")):
-        cells = [(_small(query), query.name, result.prediction, _BLACK if result.known else _RED)]
-        cells += [
-            (_item(gallery, item.name), item.name, f"{item.similarity:.3f} {item.label}", _BLACK)
+    rows = (_row(query, result, gallery) for query, result in progress(shown, "drawing the sheet"))
+    return Raster(cell_sheet(rows, len(shown), columns))
+
+
+def _row(query: Path, result: SearchResult, gallery: Path) -> list[Cell]:
+    return [
+        Cell(_image(query), query.name, result.prediction, warns=not result.known),
+        *(
+            Cell(_item(gallery, item.name), item.name, f"{item.similarity:.3f} {item.label}")
             for item in result.neighbors
-        ]
-        for column, (image, name, text, color) in enumerate(cells):
-            left, top = _GAP + column * cell[0], _GAP + row * cell[1]
-            whole.paste(image, (left, top))
-            for line, (words, ink) in enumerate(((name[-_LETTERS:], _BLACK), (text[:_LETTERS], color))):
-                place = (left, top + _SIDE + line * _LINE)
-                draw.text(place, _printable(words), fill=ink, font=ImageFont.load_default(10))
-    return Raster(np.asarray(whole))
+        ),
+    ]
 
 
 def _item(gallery: Path, name: str) -> Image.Image:
     try:
-        return _small(inside(gallery, name))
+        return _image(inside(gallery, name))
     except ValueError as error:
         _log.warning("the sheet lacks %s: %s", name, error)
-        return Image.new("RGB", (_SIDE, _SIDE), _GRAY)
+        return Image.new("RGB", (SIDE, SIDE), _GRAY)
 
 
-def _small(path: Path) -> Image.Image:
-    """Return an image on a white square; a gray square if it cannot be read."""
+def _image(path: Path) -> Image.Image:
+    """Return an image; a gray square if it cannot be read."""
     try:
-        image = open_image(path, mode="RGB")
+        return open_image(path, mode="RGB")
     except ImageError as error:
         _log.warning("the sheet lacks %s", error)
-        return Image.new("RGB", (_SIDE, _SIDE), _GRAY)
-    return ImageOps.pad(image, (_SIDE, _SIDE), Image.Resampling.BILINEAR, color=_WHITE)
-
-
-def _printable(text: str) -> str:
-    """Return text with a question mark for letters that the font of Pillow lacks."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+        return Image.new("RGB", (SIDE, SIDE), _GRAY)

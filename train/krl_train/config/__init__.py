@@ -19,6 +19,7 @@ from .base import (
 )
 from .checks import DATA_SETS, check_data, check_run, refuse_shots
 from .embedding import LARGEST_MARGIN, PROXY_LOSSES, EmbeddingConfig, EmbeddingLoss
+from .explaining import ExplainConfig
 from .further import CATEGORY, FurtherInputsConfig
 from .joint import JointConfig
 from .model_names import check_model, model_names, torchvision_classifiers
@@ -54,6 +55,7 @@ __all__ = [
     "EmbeddingConfig",
     "EmbeddingLoss",
     "EvaluateConfig",
+    "ExplainConfig",
     "FitConfig",
     "FurtherInputsConfig",
     "GenerationConfig",

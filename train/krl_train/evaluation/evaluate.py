@@ -29,7 +29,7 @@ from krl_train.worker import Worker
 
 from .training_data import count_trained, is_imported, trained_on, warn_of_trained
 
-__all__ = ["choose_split", "evaluate", "evaluate_embedding_run", "evaluate_run", "pick_split"]
+__all__ = ["choose_split", "evaluate", "evaluate_embedding_run", "evaluate_run", "open_data", "pick_split"]
 
 _log = logging.getLogger("krl")
 
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return evaluate_restoration(run, config)
     network = run.module()
     assert isinstance(network, Network)  # noqa: S101  for the type checker: classifiers and embedders are
-    source = _open_data(run, config.data)
+    source = open_data(run, config.data)
     _check_alike(run, source)
     head, network, record = _head_for(run, network, source.labels)
     source, split = choose_split(
@@ -116,8 +116,12 @@ def _check_generator(path: Path) -> None:
         )
 
 
-def _open_data(run: Run, data: DataConfig) -> Source:
-    """Open the data that is named, else that of the run; of its own data the same classes are held out."""
+def open_data(run: Run, data: DataConfig) -> Source:
+    """Open the data that is named, else that of the run; of its own data the same classes are held out.
+
+    Raises:
+        DataError: It is not there, or cannot be used.
+    """
     there, columns = run.record.data, column_names(run.record.model.further(run.record.preprocessing))
     if data.data is not None:
         source = open_source(data, columns=columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from .network import Network
 
 __all__ = [
     "FeatureMap",
+    "by_resolution",
     "channels_first",
     "has_negative_values",
     "last_linear",
@@ -129,6 +130,16 @@ def stage_outputs(network: Network) -> list[FeatureMap]:
     maps = [calls[name].made for name in names if name in calls]
     last = {item.shape[1]: item for item in maps if item is not None and _is_spatial(item)}
     return [last[height] for height in sorted(last, reverse=True)]
+
+
+def by_resolution(maps: Iterable[FeatureMap], height: int) -> dict[float, FeatureMap]:
+    """Return feature maps by their resolution's share of the input's, by which two networks' maps are paired.
+
+    Args:
+        maps: One for each resolution, as ``stage_outputs`` gives them.
+        height: Of the network's input, in pixels.
+    """
+    return {round(item.shape[1] / height, 3): item for item in maps}
 
 
 def _layers(backbone: nn.Module) -> Iterator[str]:
