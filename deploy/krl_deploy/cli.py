@@ -139,7 +139,7 @@ def report(config: ReportConfig) -> None:
         "size": f"{found['bytes'] / 1e6:.2f} MB",
         "bundles": len(found["bundles"]),
         "runs": len(found["runs"]),
-        "sections": "; ".join(found["sections"]),
+        "sections": len(found["sections"]),
         "not measured": len(found["absent"]),
         "files not used": len(found["skipped"]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ __all__ = [
     "Tree",
     "kept",
 ]
+
+_NUMBER = re.compile(r"-?[\d.,]+(e-?\d+)?( ?%)?( ± [\d.]+)?")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,8 @@ class Table:
     @property
     def numeric(self) -> list[bool]:
         """Return for each column whether its cells are numbers, which are aligned to the right."""
-        return [
-            bool(self.rows) and all(row[index][:1] in "0123456789-−–" for row in self.rows if row[index])
-            for index in range(len(self.columns))
-        ]
+        cells = [[row[index] for row in self.rows if row[index]] for index in range(len(self.columns))]
+        return [bool(column) and all(map(_NUMBER.fullmatch, column)) for column in cells]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Plot:
         data: Its traces.
         layout: Its layout, without colors of text and background, which follow the color scheme.
         height: Pixels.
+        half: Whether two of them stand side by side where there is room.
     """
 
     label: str
     data: Sequence[Mapping[str, Any]]
     layout: Mapping[str, Any]
     height: int
+    half: bool = False
     kind = "plot"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from krl_runtime.backends.tuning import TuningError, read_tuning, tuning_file
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 from krl_runtime.bundle.sidecar import read_engines
 
 from .blocks import Block, Section, Table
@@ -49,7 +50,7 @@ def _engines(bundle: Bundle, found: Material) -> Iterator[Block]:
         rows.append((key, engine.variant, version, engine.gpu or "any RTX GPU", sizes, size, outcome))
         what = f"engine {key} of {bundle.path.name}"
         found.notes.measured(
-            what, f"krl-deploy build-engine {bundle.path.name}", engine.gpu or version, "manifest.json"
+            what, f"krl-deploy build-engine {bundle.path.name}", engine.gpu or version, bundle.path / MANIFEST
         )
     if rows:
         columns = ("engine", "variant", "library", "GPU", "batches", "MiB", "checked")

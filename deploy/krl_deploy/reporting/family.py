@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from krl_runtime.bundle import Bundle
@@ -50,7 +51,7 @@ def _run(run: RunFile, runs: dict[str, RunFile], parent: dict[str, str | None], 
     facts = [
         str(model.get("name", values.get("task", ""))),
         *figures(values.get("metrics") or {}),
-        *([f"data {data['source']}"] if isinstance(data.get("source"), str) else []),
+        *([f"data {Path(data['source']).name}"] if isinstance(data.get("source"), str) else []),
         f"made by {command}",
     ]
     return Node(_role(command, derived), run.path.name, facts, tuple(children))
@@ -71,9 +72,10 @@ _ROLES = {"distill": "student", "mutual": "student", "prune": "pruned network", 
 def _bundle(bundle: Bundle) -> Node:
     manifest = bundle.manifest
     facts = [manifest.task, f"made by {_origin(manifest.source)}"]
+    names = sorted(manifest.variants, key=lambda name: (name != "fp32", name))  # the reference first
     if bundle.is_kept:
         facts.append("kept as shipped: signed, or not writable")
-    return Node("bundle", bundle.path.name, facts, tuple(_variant(bundle, name) for name in manifest.variants))
+    return Node("bundle", bundle.path.name, facts, tuple(_variant(bundle, name) for name in names))
 
 
 def _origin(source: Any) -> str:

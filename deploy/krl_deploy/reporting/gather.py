@@ -100,6 +100,7 @@ class Material:
 
     Attributes:
         name: Name of the bundle or folder.
+        root: The folder that was read; the page names files relative to it.
         bundles: Those of the folder, or the one that was given.
         relatives: Bundles of teachers, that predictions are compared with.
         runs: Finished and unfinished runs.
@@ -109,6 +110,7 @@ class Material:
     """
 
     name: str
+    root: Path
     bundles: list[Bundle] = field(default_factory=list)
     relatives: list[Bundle] = field(default_factory=list)
     runs: list[RunFile] = field(default_factory=list)
@@ -119,6 +121,14 @@ class Material:
     def about(self, bundle: Bundle, kind: str) -> list[Document]:
         """Return the results of a command about a bundle."""
         return [item for item in self.documents if item.kind == kind and item.subject == bundle.path.name]
+
+    def shown(self, path: object) -> str:
+        """Return a path as the page names it: relative to the folder, and without the folders of this machine."""
+        given = Path(str(path))
+        try:
+            return str(given.resolve().relative_to(self.root)) if given.exists() else given.name
+        except (OSError, ValueError):
+            return given.name
 
     def attempt(self, item: Document, show: Show, bundle: Bundle) -> list[Block]:
         """Return the blocks of a result; a result that another program changed is noted with its fault."""
@@ -153,7 +163,7 @@ def gather(path: Path) -> Material:
         raise UsageError(f"{path} is no folder; accepted: a bundle NAME.krl, or a folder with runs and bundles")
     given = Bundle.open(path) if (path / MANIFEST).is_file() else None
     folder = path if given is None else path.resolve().parent
-    found = Material(path.resolve().name)
+    found = Material(path.resolve().name, folder.resolve())
     for item in progress(list(_walk(folder, found.notes)), "reading results"):
         _add(found, item)
     if given is not None:

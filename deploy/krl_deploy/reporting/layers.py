@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 from krl_runtime.errors import KrlError
 
 from .blocks import Block, Plot, Section, Table, Text
@@ -56,7 +57,7 @@ def layers_section(bundle: Bundle, found: Material) -> Section:
 
 def _documents(bundle: Bundle, found: Material, kind: str) -> Iterator[Document]:
     """Yield results with layers; those that are older than the bundle's manifest are noted."""
-    changed = (bundle.path / "manifest.json").stat().st_mtime
+    changed = (bundle.path / MANIFEST).stat().st_mtime
     for item in found.about(bundle, kind):
         if item.path.stat().st_mtime < changed:
             command = item.kind
@@ -170,7 +171,9 @@ def _sensitivities(bundle: Bundle, found: Material) -> Iterator[Block]:
             found.notes.skipped.append((f"{bundle.path.name}/{name}", f"it is not a plan of krl: {error}"))
             continue
         command = _plan_command(name, bundle)
-        found.notes.measured(f"sensitivity of the layers of {bundle.path.name}", command, "see calibration", name)
+        found.notes.measured(
+            f"sensitivity of the layers of {bundle.path.name}", command, "see calibration", bundle.path / name
+        )
         yield from blocks
 
 

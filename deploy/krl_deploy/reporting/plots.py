@@ -14,6 +14,7 @@ COLORS = ("#1f77b4", "#d1641b", "#2b8a3e", "#b5367a", "#7a5cc4", "#8a6d00", "#00
 """Colors of models: each has a contrast of at least 3 to white and to the dark page, as WCAG asks of graphics."""
 
 _SYMBOLS = {"fp32": "circle", "fp16": "square", "bf16": "cross", "int8": "diamond"}
+_PLACES = ("bottom center", "top center")  # of neighboring labels, which would cover each other
 _BAR = 18  # pixels of one bar with its name
 _LONGEST = 34  # characters of a layer's name on an axis: a third of a phone's width at the axis's size
 _CELLS_WITH_NUMBERS = 12  # classes up to which the numbers of a confusion matrix fit on a phone
@@ -37,7 +38,8 @@ def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: st
         y: Title of the vertical axis; more is better.
     """
     traces: list[dict[str, Any]] = [_front([point for points in groups.values() for point in points])]
-    for index, (name, points) in enumerate(groups.items()):
+    for index, (name, unsorted) in enumerate(groups.items()):
+        points = sorted(unsorted, key=lambda point: point["x"])
         errors = [100 * point["error"] if point["error"] else 0 for point in points]
         traces.append(
             {
@@ -47,7 +49,7 @@ def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: st
                 "x": [point["x"] for point in points],
                 "y": [point["y"] for point in points],
                 "text": [label_of(point["name"]) for point in points],
-                "textposition": "bottom center",
+                "textposition": [_PLACES[number % len(_PLACES)] for number in range(len(points))],
                 "customdata": [label_of(point["text"]) for point in points],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1, "width": 3},
@@ -60,12 +62,12 @@ def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: st
             }
         )
     layout = {
-        "xaxis": {"title": {"text": x}, "rangemode": "tozero", "automargin": True},
+        "xaxis": {"title": {"text": x}, "type": "log", "automargin": True, "minor": {"ticks": "outside"}},
         "yaxis": {"title": {"text": y}, "automargin": True},
         "legend": {"orientation": "h", "y": -0.25},
         "margin": {"l": 10, "r": 20, "t": 10, "b": 10},
     }
-    return Plot(label, traces, layout, 420)
+    return Plot(label, traces, layout, 400, half=True)
 
 
 def _front(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -157,4 +159,4 @@ def heat_map(label: str, labels: Sequence[str], counts: Sequence[Sequence[int]])
         },
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
     }
-    return Plot(label, [trace], layout, 460)
+    return Plot(label, [trace], layout, 460, half=True)

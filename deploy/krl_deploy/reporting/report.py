@@ -69,7 +69,7 @@ def _sections(found: Material, config: ReportConfig) -> list[Section]:
 
 def _sources(found: Material) -> Section:
     """Return where each number was measured, and with which command."""
-    rows = [(item.what, item.command, item.where, item.file) for item in found.notes.sources]
+    rows = [(item.what, item.command, item.where, found.shown(item.file)) for item in found.notes.sources]
     columns = ("numbers", "command", "measured on", "file")
     return Section("Where each number comes from", [Table("Sources", columns, rows)] if rows else [])
 
@@ -81,5 +81,6 @@ def _absent(found: Material) -> Section:
     if absent:
         blocks.append(Table("Not measured, with the command that does it", ("what", "command"), absent))
     if found.notes.skipped:
-        blocks.append(Table("Files that were not used", ("file", "reason"), found.notes.skipped))
+        skipped = [(found.shown(file), reason) for file, reason in found.notes.skipped]
+        blocks.append(Table("Files that were not used", ("file", "reason"), skipped))
     return Section("Not measured", blocks)

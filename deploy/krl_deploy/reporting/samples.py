@@ -72,7 +72,7 @@ def _columns(bundle: Bundle, found: Material) -> Iterator[_Column]:
     """Yield the models: the teacher as its bundle has it, FP32, and the lowest precision."""
     teacher = found.teacher_of(bundle)
     if teacher is not None and teacher.manifest.task == bundle.manifest.task:
-        yield _Column(f"teacher {teacher.stem}", teacher, None)
+        yield _Column(f"teacher {teacher.manifest.name}", teacher, None)
     elif bundle.manifest.source.get("parent_sha256"):
         found.notes.missing(
             f"predictions of the teacher of {bundle.path.name}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 
 from .blocks import Block, Plot, Section, Table, Text
 from .gather import Document, Material, RunFile
@@ -137,7 +138,7 @@ def _of_manifest(bundle: Bundle, found: Material) -> Iterator[_Measured]:
             f"accuracy of the {key.upper()} variant of {bundle.path.name} beside FP32",
             f"krl-deploy {command} {bundle.path.name}",
             where,
-            f"{bundle.path.name}/manifest.json",
+            bundle.path / MANIFEST,
         )
         for name, scores in part["scores"].items():
             if name in seen or f"model.{name}.onnx" not in manifest.files:
@@ -203,8 +204,11 @@ def _plot(measured: list[_Measured], against: str) -> Plot | None:
         )
     if not chosen or sum(map(len, groups.values())) < 2:
         return None
-    axis = "latency, ms for one input" if against == "latency" else "size of the file, MiB"
-    label = f"{title} against {against} of {sum(map(len, groups.values()))} variants; the table below has the numbers"
+    axis = "latency, ms for one input (log)" if against == "latency" else "size of the file, MiB (log)"
+    label = (
+        f"{title} against {against} of {sum(map(len, groups.values()))} networks; circles are FP32, squares FP16, "
+        "diamonds INT8; the table below has the numbers"
+    )
     return scatter(label, groups, axis, f"{title}, {unit}")
 
 

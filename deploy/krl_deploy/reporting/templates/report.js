@@ -15,7 +15,7 @@
     const { text, axis } = colors(paper);
     const of = (own) => ({ ...axis, ...own });
     return {
-      ...plot.layout, height: plot.height, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      ...plot.layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: text, family: "system-ui, sans-serif", size: 12 }, dragmode: false,
       xaxis: of(plot.layout.xaxis), yaxis: of(plot.layout.yaxis),
     };
@@ -26,6 +26,7 @@
   });
 
   if (places.length) {
+    places.forEach((place) => { place.style.height = `${place.dataset.height}px`; });
     draw(false);
     dark.addEventListener("change", () => draw(false));
   }
