@@ -33,6 +33,7 @@ Values: TypeAlias = Mapping[str, Any]
 _KINDS: Mapping[str, frozenset[str]] = {
     "compare": frozenset({"bundle", "a", "b", "outputs"}),
     "bench": frozenset({"bundle", "backend", "variant", "latency_ms", "iterations"}),
+    "krl-train evaluate": frozenset({"run", "data", "trained_on"}),
     "evaluate": frozenset({"bundle", "manifest", "rows", "reference"}),
     "check": frozenset({"model", "counts", "target", "files"}),
     "inspect-engine": frozenset({"model", "engines"}),
@@ -58,7 +59,9 @@ class Document:
 
     @property
     def subject(self) -> str:
-        """Return the name of the bundle or file that it is about."""
+        """Return the name of the bundle or file that it is about; of a run its path, since many have one name."""
+        if "run" in self.values:
+            return str(self.values["run"])
         return Path(str(self.values.get("bundle", self.values.get("model", "")))).name
 
 
@@ -78,6 +81,11 @@ class RunFile:
     def sha256(self) -> str:
         """Return the hash of its weights; empty while it is not finished."""
         return str(self.values.get("weights_sha256", ""))
+
+    def is_named(self, path: str) -> bool:
+        """Return whether a path is that of the run, or on another machine was that of a run of its name."""
+        given = Path(path)
+        return given.resolve() == self.path.resolve() or (not given.exists() and given.name == self.path.name)
 
     @property
     def parents(self) -> list[str]:
@@ -275,7 +283,8 @@ def _restrict(found: Material, given: Bundle) -> None:
         if each.manifest.source.get("weights_sha256") in ancestors and each.manifest.source.get("weights_sha256") != own
     ]
     found.bundles = [given]
-    found.documents = [item for item in found.documents if item.subject in (given.path.name, *given.manifest.files)]
+    names = (given.path.name, *given.manifest.files)
+    found.documents = [item for item in found.documents if "run" in item.values or item.subject in names]
 
 
 def _evaluations(bundle: Bundle) -> Iterator[Document]:

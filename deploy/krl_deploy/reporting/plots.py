@@ -27,7 +27,9 @@ def label_of(text: str, longest: int | None = None) -> str:
     return html.escape(shown)
 
 
-def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str) -> Plot:
+def scatter(
+    label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str, *, more_is_better: bool
+) -> Plot:
     """Return points of several models, and the line through those that no other one beats.
 
     Args:
@@ -35,9 +37,11 @@ def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: st
         groups: By the name of the model its points, each with ``"x"``, ``"y"``, ``"error"``, ``"precision"``,
             ``"text"`` and ``"name"``.
         x: Title of the horizontal axis; less is better.
-        y: Title of the vertical axis; more is better.
+        y: Title of the vertical axis; the best is at the top.
+        more_is_better: Whether its largest value is the best.
     """
-    traces: list[dict[str, Any]] = [_front([point for points in groups.values() for point in points])]
+    sign = 1 if more_is_better else -1
+    traces: list[dict[str, Any]] = [_front([point for points in groups.values() for point in points], sign)]
     for index, (name, unsorted) in enumerate(groups.items()):
         points = sorted(unsorted, key=lambda point: point["x"])
         errors = [100 * point["error"] if point["error"] else 0 for point in points]
@@ -63,19 +67,19 @@ def scatter(label: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], x: st
         )
     layout = {
         "xaxis": {"title": {"text": x}, "type": "log", "automargin": True, "minor": {"ticks": "outside"}},
-        "yaxis": {"title": {"text": y}, "automargin": True},
+        "yaxis": {"title": {"text": y}, "automargin": True, **({} if more_is_better else {"autorange": "reversed"})},
         "legend": {"orientation": "h", "y": -0.25},
         "margin": {"l": 10, "r": 20, "t": 10, "b": 10},
     }
     return Plot(label, traces, layout, 400, half=True)
 
 
-def _front(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _front(points: Sequence[Mapping[str, Any]], sign: int) -> dict[str, Any]:
     """Return the line through the points that no other one beats in both directions, from left to right."""
     best, kept = float("-inf"), []
-    for point in sorted(points, key=lambda item: (item["x"], -item["y"])):
-        if point["y"] > best:
-            best = point["y"]
+    for point in sorted(points, key=lambda item: (item["x"], -sign * item["y"])):
+        if sign * point["y"] > best:
+            best = sign * point["y"]
             kept.append(point)
     return {
         "type": "scatter",

@@ -130,7 +130,7 @@ def _predictions(bundle: Bundle, columns: Sequence[_Column], config: ReportConfi
         [Shown(sample.truth, sample.image, f"sample {index + 1}, {sample.truth or 'class not known'}"), *row]
         for index, (sample, *row) in enumerate(zip(samples, *shown, strict=True))
     ]
-    data = str(config.data or "the golden inputs of the bundle")
+    data = config.data.name if config.data else "the golden inputs of the bundle"
     marked = "wrong predictions" if any(sample.truth for sample in samples) else "predictions that differ from FP32's"
     caption = f"{len(samples)} images with the prediction of each model; {marked} are marked"
     return Gallery(caption, ("image", *(column.title for column in columns)), cells, _source(columns, data))

@@ -20,11 +20,13 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "top1": ("top-1", "%"),
     "map": ("mAP", "%"),
     "recall_at_1": ("recall@1", "%"),
+    "fid": ("FID", ""),
     "psnr": ("PSNR", "dB"),
     "psnr_to_fp32": ("PSNR to FP32", "dB"),
     "snr_db": ("SNR to FP32", "dB"),
 }
-"""Metrics of accuracy, by the keys of results, with title and unit; the first one that a result has counts."""
+"""Metrics of accuracy, by the keys of results, with title and unit; the first one that a result has counts. More is
+better of those that have a unit, and less of others."""
 
 _EQUAL_DB = 99.0  # dB: from here on two outputs are equal, and the 200 dB of equal ones would hide all others
 
@@ -63,8 +65,10 @@ class _Measured:
 def tradeoffs_section(found: Material) -> Section:
     """Return plots of accuracy against latency and size, and one table of all points."""
     measured = [item for bundle in [*found.relatives, *found.bundles] for item in _of_bundle(bundle, found)]
-    bundled = {bundle.manifest.source.get("weights_sha256") for bundle in [*found.bundles, *found.relatives]}
-    measured += [item for run in found.runs if run.sha256 not in bundled for item in _of_run(run)]
+    bundles = [*found.bundles, *found.relatives]
+    bundled, tasks = ({each(bundle) for bundle in bundles} for each in (_weights, _task))
+    runs = [run for run in found.runs if (run.sha256 not in bundled and run.values.get("task") in tasks) or not tasks]
+    measured += [item for run in runs for item in _of_run(run, found)]
     if not measured:
         return Section("Accuracy, latency and size", [])
     blocks: list[Block] = [plot for plot in (_plot(measured, "latency"), _plot(measured, "size")) if plot is not None]
@@ -104,7 +108,10 @@ def _of_evaluation(bundle: Bundle, item: Document, found: Material) -> Iterator[
         if row["state"] != "measured":
             continue
         metrics = row["metrics"]
-        metric = _metric(metrics)
+        metric, data = _metric(metrics), f"{metrics.get('count', '')} images of {values['data']}"
+        if not metric and row["variant"] == "fp32":
+            metrics, data = _of_weights(bundle, found)
+            metric = _metric(metrics)
         is_reference = f"{row['variant']} on {row['kind']}" == values["reference"]
         yield _Measured(
             model=bundle.stem,
@@ -117,7 +124,7 @@ def _of_evaluation(bundle: Bundle, item: Document, found: Material) -> Iterator[
             unit=values["unit"],
             latency_ms=row["latency_ms"],
             size=row["size_bytes"],
-            where=f"{metrics.get('count', '')} images of {values['data']}; {where}".removeprefix(" images of "),
+            where=f"{data}; {where}".removeprefix(" images of "),
         )
 
 
@@ -160,24 +167,49 @@ def _of_manifest(bundle: Bundle, found: Material) -> Iterator[_Measured]:
                 where=where,
             )
     if not seen:
-        metrics = manifest.source.get("metrics") or {}
+        metrics, where = _of_weights(bundle, found)
         metric = _metric(metrics)
         size = manifest.files[bundle.reference.file].size
         error = metrics.get(f"{metric}_standard_error")
         name = bundle.reference.precision
         value = metrics.get(metric)
-        where = "the run's own evaluation"
         yield _Measured(bundle.stem, name, name, metric, value, error, None, "", None, size, where)
 
 
-def _of_run(run: RunFile) -> Iterator[_Measured]:
+def _weights(bundle: Bundle) -> str:
+    return str(bundle.manifest.source.get("weights_sha256"))
+
+
+def _task(bundle: Bundle) -> str:
+    return bundle.manifest.task
+
+
+def _of_weights(bundle: Bundle, found: Material) -> tuple[Mapping[str, Any], str]:
+    """Return the figures of a bundle's weights in torch, and where they are from."""
+    run = next((run for run in found.runs if run.sha256 and run.sha256 == _weights(bundle)), None)
+    if run is None:
+        return bundle.manifest.source.get("metrics") or {}, "the training's own evaluation, in torch"
+    return _figures(run, found)
+
+
+def _figures(run: RunFile, found: Material) -> tuple[Mapping[str, Any], str]:
+    """Return the figures of a run: of ``krl-train evaluate --json``, else of its training; and where they are from."""
+    evaluated = [item for item in found.documents if item.kind == "krl-train evaluate" and run.is_named(item.subject)]
+    for item in evaluated[-1:]:
+        command = f"krl-train evaluate {run.path.name}"
+        found.notes.measured(f"quality of {run.path.name}", command, f"{item.values['data']}, in torch", item.path)
+        return item.values, f"{item.values['data']}, in torch"
+    return run.values.get("metrics") or {}, "the training's own evaluation, in torch"
+
+
+def _of_run(run: RunFile, found: Material) -> Iterator[_Measured]:
     """Yield the figures of a run that no bundle here has; its latency is not known."""
-    metrics = run.values.get("metrics") or {}
+    metrics, where = _figures(run, found)
     metric = _metric(metrics)
     if metric:
         weights = run.path / "model.safetensors"
         size = weights.stat().st_size if weights.is_file() else None
-        error, where = metrics.get(f"{metric}_standard_error"), "validation images of the training, in torch"
+        error = metrics.get(f"{metric}_standard_error")
         yield _Measured(run.path.name, "run", "fp32", metric, metrics[metric], error, None, "", None, size, where)
 
 
@@ -209,7 +241,7 @@ def _plot(measured: list[_Measured], against: str) -> Plot | None:
         f"{title} against {against} of {sum(map(len, groups.values()))} networks; circles are FP32, squares FP16, "
         "diamonds INT8; the table below has the numbers"
     )
-    return scatter(label, groups, axis, f"{title}, {unit}")
+    return scatter(label, groups, axis, f"{title}, {unit}" if unit else title, more_is_better=bool(unit))
 
 
 def _common(measured: list[_Measured]) -> str:
@@ -223,6 +255,8 @@ def _value(item: _Measured) -> str:
     title, unit = _METRICS[item.metric]
     if unit == "%":
         return f"{title} {share(item.value, item.error)}"
+    if not unit:
+        return f"{title} {item.value:.3g}"
     return f"{title} {item.value:.2f} dB" if item.value <= _EQUAL_DB else f"{title}: equal"
 
 
