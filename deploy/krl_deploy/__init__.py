@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .boards.facts import BoardAddConfig, BoardListConfig, BoardRemoveConfig
     from .comparing.config import CompareConfig
     from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
+    from .reporting.config import ReportConfig
     from .results import (
         BoardResult,
         BundleResult,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         InspectResult,
         OnResult,
         PackageResult,
+        ReportResult,
         SignResult,
         VariantResult,
     )
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
         package,
         quantize,
         refit,
+        report,
         sign,
     )
 
@@ -72,6 +75,8 @@ __all__ = [
     "PackageResult",
     "QuantizeConfig",
     "RefitConfig",
+    "ReportConfig",
+    "ReportResult",
     "SignResult",
     "VariantResult",
     "__version__",
@@ -89,12 +94,14 @@ __all__ = [
     "package",
     "quantize",
     "refit",
+    "report",
     "sign",
 ]
 
 _MODULES = {
     ".boards.facts": ("BoardAddConfig", "BoardListConfig", "BoardRemoveConfig"),
     ".comparing.config": ("CompareConfig",),
+    ".reporting.config": ("ReportConfig",),
     ".config": ("CheckConfig", "ExportConfig", "Fp16Config", "ImportConfig", "QuantizeConfig"),
     ".results": (
         "BoardResult",
@@ -105,6 +112,7 @@ _MODULES = {
         "InspectResult",
         "OnResult",
         "PackageResult",
+        "ReportResult",
         "SignResult",
         "VariantResult",
     ),
@@ -124,6 +132,7 @@ _MODULES = {
         "package",
         "quantize",
         "refit",
+        "report",
         "sign",
     ),
 }

@@ -18,6 +18,7 @@ from .bundles.sign import SignConfig
 from .bundles.triton import PackageConfig
 from .comparing.config import CompareConfig
 from .config import CheckConfig, ExportConfig, Fp16Config, ImportConfig, QuantizeConfig
+from .reporting.config import ReportConfig
 from .results import VariantResult
 from .tensorrt.config import BuildEngineConfig, InspectEngineConfig, RefitConfig
 
@@ -130,6 +131,21 @@ def inspect_engine(config: InspectEngineConfig) -> None:
         next_command(f"krl-runtime selftest {config.model}")
 
 
+def report(config: ReportConfig) -> None:
+    """Write one self-contained HTML page of what is known of a bundle, or of a folder of runs and bundles."""
+    result = verbs.report(config)
+    found = result.details
+    facts = {
+        "size": f"{found['bytes'] / 1e6:.2f} MB",
+        "bundles": len(found["bundles"]),
+        "runs": len(found["runs"]),
+        "sections": len(found["sections"]),
+        "not measured": len(found["absent"]),
+        "files not used": len(found["skipped"]),
+    }
+    _print(result, table(("report", str(result.report)), facts.items()), config.json)
+
+
 def package(config: PackageConfig) -> None:
     """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads."""
     result = verbs.package(config)
@@ -239,6 +255,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "build-engine": build_engine,
     "inspect-engine": inspect_engine,
     "refit": refit,
+    "report": report,
     "package": package,
     "sign": sign,
 }

@@ -18,6 +18,7 @@ __all__ = [
     "InspectResult",
     "OnResult",
     "PackageResult",
+    "ReportResult",
     "SignResult",
     "VariantResult",
 ]
@@ -122,6 +123,17 @@ class CompareResult(Result):
 @dataclass(frozen=True)
 class PackageResult(Result):
     """A model repository for another server; see ``to_dict``."""
+
+
+@dataclass(frozen=True)
+class ReportResult(Result):
+    """A page that was written; ``details`` has its sections, and what is absent.
+
+    Attributes:
+        report: Its file.
+    """
+
+    report: Path
 
 
 @dataclass(frozen=True)

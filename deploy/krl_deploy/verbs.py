@@ -18,6 +18,7 @@ from .results import (
     InspectResult,
     OnResult,
     PackageResult,
+    ReportResult,
     SignResult,
     VariantResult,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
     from .comparing.config import CompareConfig
+    from .reporting.config import ReportConfig
 
 __all__ = [
     "board_add",
@@ -44,6 +46,7 @@ __all__ = [
     "package",
     "quantize",
     "refit",
+    "report",
     "sign",
 ]
 
@@ -234,6 +237,23 @@ def compare(config: CompareConfig | None = None, /, **options: Any) -> CompareRe
     return CompareResult(Path(found["bundle"]), wrong[0] if wrong else None, below, details=details, text=text)
 
 
+def report(config: ReportConfig | None = None, /, **options: Any) -> ReportResult:
+    """Write one self-contained page of what is known of a bundle, or of a folder with runs, bundles and results.
+
+    Args:
+        config: A whole configuration; or give options.
+        **options: As on the command line of ``krl-deploy report``: ``path``, ``out``, ``data``, ``samples`` …
+
+    Raises:
+        KrlError: There is nothing to report, a library is missing, or an option cannot be used.
+    """
+    from .reporting.config import ReportConfig
+    from .reporting.report import report as run_report
+
+    found = run_report(configure(ReportConfig, config, options))
+    return ReportResult(Path(found["report"]), details=_without(found, "report"))
+
+
 def package(config: PackageConfig | None = None, /, **options: Any) -> PackageResult:
     """Write a bundle for another server, as a Triton repository; or as one file with only what a target loads.
 
@@ -345,6 +365,7 @@ def board_configurations() -> dict[str, type]:
     from .bundles.sign import SignConfig
     from .bundles.triton import PackageConfig
     from .comparing.config import CompareConfig
+    from .reporting.config import ReportConfig
 
     return {
         "export": ExportConfig,
@@ -356,6 +377,7 @@ def board_configurations() -> dict[str, type]:
         "build-engine": BuildEngineConfig,
         "inspect-engine": InspectEngineConfig,
         "refit": RefitConfig,
+        "report": ReportConfig,
         "package": PackageConfig,
         "sign": SignConfig,
     }

@@ -47,10 +47,16 @@ def source_of(run: Run) -> dict[str, Any]:
         "weights_sha256": record.weights_sha256,
         "command": record.command,
         "metrics": {name: value for name, value in record.metrics.items() if isinstance(value, int | float)},
-        "parent_sha256": (record.parent or {}).get("weights_sha256"),
+        "parent_sha256": _parent(record.parent or {}),
         "trained_with": dict(record.versions),
         "exported_with": _versions(),
     }
+
+
+def _parent(parent: Mapping[str, Any]) -> str | None:
+    """Return the hash of the run that a run comes from: its first teacher, else the one that it started from."""
+    named = [*parent.get("teachers", ()), *([parent["start"]] if "start" in parent else []), parent]
+    return next((str(each["weights_sha256"]) for each in named if each.get("weights_sha256")), None)
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,86 @@
+"""``krl-deploy report``: from a bundle or folder to the page."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from krl_runtime.errors import require
+from krl_runtime.files import write_atomic
+
+from .blocks import Section, Table, Text
+from .config import ReportConfig
+from .confusions import confusions_section
+from .devices import devices_section
+from .family import family_section
+from .findings import findings_section
+from .gather import Material, gather
+from .layers import layers_section
+from .page import render
+from .samples import samples_section
+from .tradeoffs import tradeoffs_section
+
+__all__ = ["report"]
+
+_log = logging.getLogger("krl")
+
+_LARGEST_PAGE = 6 << 20  # bytes: what mail programs still attach; plotly alone has 4.8 MB
+
+
+def report(config: ReportConfig) -> dict[str, Any]:
+    """Write the page, and return what is on it as plain JSON types.
+
+    Raises:
+        UsageError: There is nothing to report.
+        MissingExtraError: A library of the extra ``report`` is not installed.
+        KrlError: A bundle, the images or the file cannot be used.
+    """
+    for library in ("jinja2", "plotly"):
+        require(library, extra="report", purpose="writing a report")
+    found = gather(config.path)
+    sections = [section for section in _sections(found, config) if section.blocks]
+    page = render(config.title or found.name, sections, found)
+    if len(page) > _LARGEST_PAGE:
+        _log.warning("the page has %.1f MB; show fewer images with --samples", len(page) / 1e6)
+    write_atomic(config.out, page)
+    return {
+        "report": str(config.out),
+        "bytes": len(page),
+        "bundles": [str(bundle.path) for bundle in found.bundles],
+        "runs": [str(run.path) for run in found.runs],
+        "sections": [section.title for section in sections],
+        "absent": [{"what": item.what, "command": item.command} for item in found.notes.absent],
+        "skipped": [{"file": file, "reason": reason} for file, reason in found.notes.skipped],
+    }
+
+
+def _sections(found: Material, config: ReportConfig) -> list[Section]:
+    made = [family_section(found), tradeoffs_section(found)]
+    for bundle in found.bundles:
+        made += [
+            samples_section(bundle, found, config),
+            confusions_section(bundle, found),
+            layers_section(bundle, found),
+            findings_section(bundle, found),
+            devices_section(bundle, found),
+        ]
+    return [*made, _sources(found), _absent(found)]
+
+
+def _sources(found: Material) -> Section:
+    """Return where each number was measured, and with which command."""
+    rows = [(item.what, item.command, item.where, found.shown(item.file)) for item in found.notes.sources]
+    columns = ("numbers", "command", "measured on", "file")
+    return Section("Where each number comes from", [Table("Sources", columns, rows)] if rows else [])
+
+
+def _absent(found: Material) -> Section:
+    """Return what was not measured, and which files could not be used."""
+    absent = [(item.what, item.command) for item in found.notes.absent]
+    blocks: list[Text | Table] = []
+    if absent:
+        blocks.append(Table("Not measured, with the command that does it", ("what", "command"), absent))
+    if found.notes.skipped:
+        skipped = [(found.shown(file), reason) for file, reason in found.notes.skipped]
+        blocks.append(Table("Files that were not used", ("file", "reason"), skipped))
+    return Section("Not measured", blocks)
