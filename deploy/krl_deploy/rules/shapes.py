@@ -161,7 +161,7 @@ def _check_cast(view: View, node: NodeProto, dtype: int) -> Iterator[Finding]:
     if not wanted:
         return
     name = type_name(wanted)
-    if wanted == TensorProto.UINT8 and node.output[0] not in view.graph.outputs:
+    if wanted == TensorProto.UINT8 and (node.op_type == "CastLike" or node.output[0] not in view.graph.outputs):
         yield _UINT8.at(node.name, node.op_type, "it makes UINT8, which TensorRT has at inputs and outputs alone")
     elif name in _QUANTIZED_ALONE:
         yield _FOREIGN.at(
