@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from _helpers.graphs import graph, node
 from krl_deploy.precision.emit_fp16 import to_fp16
@@ -34,6 +34,19 @@ def of_rule(model: onnx.ModelProto, rule: str, target: str = "tensorrt-11.4") ->
 
 def family(model: onnx.ModelProto, name: str, target: str = "tensorrt-11.4") -> list[Finding]:
     return [finding for finding in findings(model, target) if finding.rule.startswith(f"{name}/")]
+
+
+def one(op, shape, constants=None, *, outputs=("y",), opset=20, dtypes=None, free=None, **attributes):
+    """A model of one node named "node", as a converter writes it: not checked."""
+    kinds = {"x": TensorProto.FLOAT, **(dtypes or {})}
+    arrays = {name: np.asarray(array) for name, array in (constants or {}).items()}
+    inputs = {"x": shape, **(free or {})}
+    made = helper.make_node(op, [*inputs, *arrays], list(outputs), name="node", **attributes)
+    values = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), s) for name, s in inputs.items()]
+    results = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in outputs]
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    shell = helper.make_graph([made], "g", values, results, weights)
+    return helper.make_model(shell, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def quantize(model: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:

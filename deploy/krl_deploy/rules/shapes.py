@@ -150,9 +150,9 @@ def _check_constants(view: View, node: NodeProto) -> Iterator[Finding]:
     """Yield a finding for quantized constants that nothing dequantizes. Integer operators have a rule of their own."""
     if node.op_type in QUANTIZED:
         return
-    for name in node.input[:1] if node.op_type in ("Clip", "Pad") else node.input:  # their limits are no tensors
-        if name in view.graph.constants and view.dtype(name) == TensorProto.INT8:
-            yield _CONSTANT.at(node.name, node.op_type, "it reads an INT8 constant, which DequantizeLinear alone may")
+    names = node.input[:1] if node.op_type in ("Clip", "Pad") else node.input  # the limits of these are no tensors
+    if any(name in view.graph.constants and view.dtype(name) == TensorProto.INT8 for name in names):
+        yield _CONSTANT.at(node.name, node.op_type, "it reads an INT8 constant, which DequantizeLinear alone may")
 
 
 def _check_cast(view: View, node: NodeProto, dtype: int) -> Iterator[Finding]:
@@ -161,7 +161,7 @@ def _check_cast(view: View, node: NodeProto, dtype: int) -> Iterator[Finding]:
     if not wanted:
         return
     name = type_name(wanted)
-    if wanted == TensorProto.UINT8 and node.output[0] not in view.graph.outputs:
+    if wanted == TensorProto.UINT8 and (node.op_type == "CastLike" or node.output[0] not in view.graph.outputs):
         yield _UINT8.at(node.name, node.op_type, "it makes UINT8, which TensorRT has at inputs and outputs alone")
     elif name in _QUANTIZED_ALONE:
         yield _FOREIGN.at(

@@ -134,7 +134,7 @@ def check_restrictions(view: View, target: Target) -> Iterator[Finding]:
         found = [] if check is None or node.domain not in ("", "ai.onnx") else list(check(view, node, target))
         if node.op_type in _CONSTANT_INPUTS:
             found += _not_constant(view, node, target.tensorrt)
-        if node.op_type in _SHAPES_FROM:
+        if node.op_type in _SHAPES_FROM and target.rtx:
             found += _not_known(view, node)
         if view.opset < _BROADCASTS and _needs_broadcast(view, node):
             found.append(
@@ -181,7 +181,7 @@ _SHAPES_FROM: dict[str, range] = {
     "Unsqueeze": range(1, 2),
     "Upsample": range(1, 2),
 }
-"""Inputs that shapes are computed from. Those of other operators may be whole numbers that an input gives."""
+"""Inputs that shapes are computed from. TensorRT-RTX 1.7.1 takes whole numbers of an input for all but axes."""
 _AXES_FROM = ("Squeeze", "Unsqueeze")
 
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from _helpers.planted import findings
+from _helpers.planted import findings, one
 from _helpers.required import real_rtx
 from krl_deploy.rules.targets import RTX
 from krl_deploy.tensorrt.ask import ask
@@ -40,19 +40,6 @@ def refused(tmp_path):
             return list(pool.map(one_of, enumerate(models)))
 
     return judge
-
-
-def one(op, shape, constants=None, *, outputs=("y",), opset=20, dtypes=None, free=None, **attributes):
-    """A model of one node named "node", as a converter writes it: not checked."""
-    kinds = {"x": TensorProto.FLOAT, **(dtypes or {})}
-    arrays = {name: np.asarray(array) for name, array in (constants or {}).items()}
-    inputs = {"x": shape, **(free or {})}
-    made = helper.make_node(op, [*inputs, *arrays], list(outputs), name="node", **attributes)
-    values = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), s) for name, s in inputs.items()]
-    results = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in outputs]
-    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    shell = helper.make_graph([made], "g", values, results, weights)
-    return helper.make_model(shell, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def cast(to, after=TensorProto.FLOAT, **first):
