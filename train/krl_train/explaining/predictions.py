@@ -15,7 +15,7 @@ from torch import Tensor
 
 from krl_runtime.bundle.output_kind import scores_of
 from krl_runtime.errors import UsageError
-from krl_runtime.images.cells import Cell, cell_sheet
+from krl_runtime.images.cells import SIDE, Cell, cell_sheet
 from krl_runtime.images.folders import ImageFile, OnBadImage, find_images
 from krl_runtime.images.heat import overlay
 from krl_runtime.images.modes import image_of
@@ -76,7 +76,7 @@ class Explainer:
         if self._gallery is not None:
             near = self._gallery.search(embed(self._network, image)[0], self._config.neighbors)
         described, score = self._prediction(image, near)
-        shown = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        shown = _enlarged(pixels.transpose(1, 2, 0))
         cells = [Cell(image_of(shown, "rgb"), file.name, _text(described))]
         if score is not None:
             found = self.attributor.explain(image, score)
@@ -123,3 +123,9 @@ def _text(described: dict[str, Any]) -> str:
     """Return the prediction with its probability, for the sheet."""
     label, probability = described["prediction"], described.get("probability")
     return f"{label or ''}" + ("" if probability is None else f" {probability:.1%}")
+
+
+def _enlarged(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an image ``[H, W, C]`` with each pixel repeated, so that a map over a small one is smooth."""
+    times = max(1, SIDE // max(pixels.shape[:2]))
+    return np.ascontiguousarray(pixels.repeat(times, 0).repeat(times, 1))
