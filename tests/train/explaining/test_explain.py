@@ -160,6 +160,22 @@ def test_refusals(runs, tmp_path, run, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_other_kinds_of_networks_are_refused_with_what_to_do(runs, tmp_path):
+    state = Run.open(runs["student"]).state()
+    several = record(ModelSpec("resnet8", 10, 1, {"inputs": [{"kind": "attributes"}]}))
+    fused = Run.write(tmp_path / "fused", several, state).path
+    with pytest.raises(UsageError, match=r"krl-runtime explain NAME\.krl LIST\.csv"):
+        krl_train.explain(run=fused, images="a.png", out=tmp_path / "out")
+    restorer = replace(record(ModelSpec("espcn-8", 0, 1, {"scale": 2})), task="restoration", labels=())
+    restores = Run.write(tmp_path / "restorer", restorer, fresh_network(restorer).backbone.state_dict()).path
+    with pytest.raises(UsageError, match="accepted: classification, embedding and generation"):
+        krl_train.explain(run=restores, images="a.png", out=tmp_path / "out")
+    (tmp_path / "a.krl").mkdir()
+    (tmp_path / "a.krl" / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="use: krl-runtime explain"):
+        krl_train.explain(run=tmp_path / "a.krl", images="a.png", out=tmp_path / "out")
+
+
 def test_what_is_there_is_not_overwritten(runs, digits, tmp_path, capsys):
     arguments = ["explain", str(runs["student"]), str(digits / "val" / "5"), "-o", str(tmp_path), "--neighbors", "0"]
     for more, message in (([], "--overwrite"), (["--overwrite"], "holds no explain.json")):

@@ -30,7 +30,7 @@ from .neighbors import Gallery, Neighbor, embed
 
 __all__ = ["Explainer", "images_of"]
 
-_MOST_IMAGES = 500  # sheets in a folder: seconds each on a processor
+_MOST_IMAGES = 200  # sheets in a folder: seconds each on a processor; all are decoded at once
 _TOP = 3  # classes that are named beside the predicted one
 
 
@@ -39,7 +39,7 @@ def images_of(paths: Sequence[Path], on_bad: OnBadImage) -> list[ImageFile]:
 
     Raises:
         DataError: A folder holds no image, or other files that are not to be skipped.
-        UsageError: There are more than 500.
+        UsageError: There are more than 200.
     """
     files = [file for path in paths for file in (find_images(path, on_bad=on_bad) if path.is_dir() else [path])]
     found = list(dict.fromkeys(files))
