@@ -9,7 +9,7 @@ import pytest
 TASKS = ("classification", "gan", "vae", "restoration", "translation", "style")
 COMMANDS = [
     *(("krl_train", ["fit", "--task", task]) for task in TASKS),
-    *(("krl_train", [name]) for name in ("evaluate", "import", "unpack", "models", "recipes")),
+    *(("krl_train", [name]) for name in ("evaluate", "explain", "import", "unpack", "models", "recipes")),
     *(("krl_compress", [name]) for name in ("distill", "mutual", "joint", "prune", "study", "recipes")),
     *(
         ("krl_deploy", [name])

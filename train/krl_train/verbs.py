@@ -81,7 +81,7 @@ class EvaluateResult(Result):
 
 @dataclass(frozen=True)
 class ExplainResult(Result):
-    """What a run looked at and learned: the content of ``explain.json``, as ``docs/explain.md`` lists it.
+    """The explanation of a run: the content of ``explain.json``, as ``docs/explain.md`` lists it.
 
     Attributes:
         out: The folder.

@@ -28,7 +28,7 @@ _MOST: Final = 10_000  # places of the patch: minutes for one image on a small d
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What hiding parts of an image does to the prediction.
+    """The effect of hiding parts of an image on the prediction.
 
     Attributes:
         prediction: Of the whole image.

@@ -23,7 +23,7 @@ __all__ = ["sheet"]
 _log = logging.getLogger("krl")
 
 _MOST_ROWS: Final = 100  # of a sheet: 15,000 pixels high, which viewers still open
-_GRAY: Final = (200, 200, 200)
+_GRAY: Final = (200, 200, 200)  # neither white, which is around images, nor like one
 
 
 def sheet(results: Mapping[Path, SearchResult], gallery: Path) -> Raster:

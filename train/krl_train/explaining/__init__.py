@@ -1,1 +1,1 @@
-"""What a network looks at and learned: maps, neighbors, and its layers beside those of its teacher."""
+"""Explanations of a network: where it looks, what is near, and its layers beside those of its teacher."""

@@ -28,7 +28,7 @@ _DIGITS = 4  # of CKA and agreement: their standard errors over some hundred ima
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two networks have in common.
+    """The likeness of two networks.
 
     Attributes:
         student_layers: Names of the student's layers, from the input on.

@@ -1,4 +1,4 @@
-"""What a generator makes of one condition after the other, all else being the same."""
+"""Images of a generator for one condition after the other, all else being the same."""
 
 from __future__ import annotations
 

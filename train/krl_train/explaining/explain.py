@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from krl_runtime.bundle import MANIFEST
 from krl_runtime.conditions import encode
 from krl_runtime.device.explanation import check_out, write_explanation
 from krl_runtime.errors import DataError, KrlError, UsageError
@@ -50,6 +51,8 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         KrlError: A run, an image or the data cannot be used, or there is nothing to explain.
     """
     check_out(config.out, overwrite=config.overwrite)
+    if (config.run / MANIFEST).is_file():
+        raise UsageError(f"{config.run} is a bundle; use: krl-runtime explain {config.run} IMAGES -o FOLDER")
     run = Run.open(config.run)
     network = _network(run, config)
     result: dict[str, Any] = {
@@ -73,12 +76,13 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
 
 def _network(run: Run, config: ExplainConfig) -> Network | GeneratorNetwork:
     """Return the run's network where it computes, after checking that it can be explained as asked."""
-    record, made = run.record, run.module()
+    record = run.record
     if record.inputs:
         raise UsageError(
             f"run {run.path} takes several inputs, and explain has images alone; export it, and use: krl-runtime "
             "explain NAME.krl LIST.csv"
         )
+    made = run.module()
     if not isinstance(made, Network | GeneratorNetwork):
         raise UsageError(
             f"run {run.path} is of the task {record.task!r}; accepted: classification, embedding and generation"

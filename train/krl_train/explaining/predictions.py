@@ -15,7 +15,7 @@ from torch import Tensor
 
 from krl_runtime.bundle.output_kind import scores_of
 from krl_runtime.errors import UsageError
-from krl_runtime.images.cells import Cell, cell_sheet
+from krl_runtime.images.cells import SIDE, Cell, cell_sheet
 from krl_runtime.images.folders import ImageFile, OnBadImage, find_images
 from krl_runtime.images.heat import overlay
 from krl_runtime.images.modes import image_of
@@ -30,7 +30,7 @@ from .neighbors import Gallery, Neighbor, embed
 
 __all__ = ["Explainer", "images_of"]
 
-_MOST_IMAGES = 500  # sheets in a folder: seconds each on a processor
+_MOST_IMAGES = 200  # sheets in a folder: seconds each on a processor; all are decoded at once
 _TOP = 3  # classes that are named beside the predicted one
 
 
@@ -39,7 +39,7 @@ def images_of(paths: Sequence[Path], on_bad: OnBadImage) -> list[ImageFile]:
 
     Raises:
         DataError: A folder holds no image, or other files that are not to be skipped.
-        UsageError: There are more than 500.
+        UsageError: There are more than 200.
     """
     files = [file for path in paths for file in (find_images(path, on_bad=on_bad) if path.is_dir() else [path])]
     found = list(dict.fromkeys(files))
@@ -76,7 +76,7 @@ class Explainer:
         if self._gallery is not None:
             near = self._gallery.search(embed(self._network, image)[0], self._config.neighbors)
         described, score = self._prediction(image, near)
-        shown = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        shown = _enlarged(pixels.transpose(1, 2, 0))
         cells = [Cell(image_of(shown, "rgb"), file.name, _text(described))]
         if score is not None:
             found = self.attributor.explain(image, score)
@@ -123,3 +123,9 @@ def _text(described: dict[str, Any]) -> str:
     """Return the prediction with its probability, for the sheet."""
     label, probability = described["prediction"], described.get("probability")
     return f"{label or ''}" + ("" if probability is None else f" {probability:.1%}")
+
+
+def _enlarged(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an image ``[H, W, C]`` with each pixel repeated, so that a map over a small one is smooth."""
+    times = max(1, SIDE // max(pixels.shape[:2]))
+    return np.ascontiguousarray(pixels.repeat(times, 0).repeat(times, 1))

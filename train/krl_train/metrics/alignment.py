@@ -93,4 +93,10 @@ def attention_agreement(student: Tensor, teacher: Tensor) -> Tensor:
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     maps = (each.float().square().mean(1, keepdim=True) for each in (student, teacher))
     first, second = (F.adaptive_avg_pool2d(each, size).flatten(1) for each in maps)
-    return F.cosine_similarity(first, second, dim=1)
+    return (_unit(first) * _unit(second)).sum(1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return rows at length 1, however small their numbers are; a row of zeros stays zero."""
+    largest = rows.amax(1, keepdim=True)
+    return F.normalize(rows / largest.clamp(min=torch.finfo(rows.dtype).tiny), dim=1)
