@@ -149,12 +149,11 @@ class Material:
 
     def teacher_of(self, bundle: Bundle) -> Bundle | None:
         """Return the bundle of the teacher of a bundle's network, if there is one."""
-        parents = {str(bundle.manifest.source.get("parent_sha256"))}
-        for run in self.runs:
-            if run.sha256 and run.sha256 == bundle.manifest.source.get("weights_sha256"):
-                parents |= set(run.parents)
-        known = [*self.bundles, *self.relatives]
-        return next((each for each in known if str(each.manifest.source.get("weights_sha256")) in parents), None)
+        source = bundle.manifest.source
+        own = [run for run in self.runs if run.sha256 and run.sha256 == source.get("weights_sha256")]
+        parents = [source.get("parent_sha256"), *(sha256 for run in own for sha256 in run.parents)]
+        by_hash = {each.manifest.source.get("weights_sha256"): each for each in [*self.bundles, *self.relatives]}
+        return next((by_hash[sha256] for sha256 in parents if sha256 and sha256 in by_hash), None)
 
 
 def gather(path: Path) -> Material:

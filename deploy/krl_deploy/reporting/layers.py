@@ -48,9 +48,9 @@ def layers_section(bundle: Bundle, found: Material) -> Section:
             found.notes.missing(f"{what} of {name}", command.format(name))
     sensitivities = list(_sensitivities(bundle, found))
     if not sensitivities:
-        found.notes.missing(
-            f"sensitivity of each layer of {name} to INT8", f"krl-deploy quantize {name} --mixed-precision --data DATA"
-        )
+        data = "" if bundle.manifest.task == "generation" else " --data DATA"
+        command = f"krl-deploy quantize {name} --mixed-precision{data}"
+        found.notes.missing(f"sensitivity of each layer of {name} to INT8", command)
     blocks = [*sensitivities, *blocks]
     return Section(f"Layers of {name}", blocks)
 

@@ -195,7 +195,7 @@ def _restored(bundle: Bundle, columns: Sequence[_Column], config: ReportConfig) 
     rows = [[Shown("input", _of_pixels(pixels), f"input {index + 1}")] for index, pixels in enumerate(arrays)]
     reference: list[npt.NDArray[np.uint8]] = []
     for column, model in _each(own):
-        images = [_whole(model.restore_planes(pixels[None])[0]) for pixels in arrays]
+        images = [_whole(model.restore_planes(pixels)) for pixels in arrays]
         if column.bundle is bundle and not reference:
             reference = images
         for index, image in enumerate(images):
