@@ -280,3 +280,11 @@ def test_the_command(tmp_path: Path, capsys):
     assert json.loads(capsys.readouterr().out)["bundles"] == [str(tmp_path / "tiny.krl")]
     with pytest.raises(UsageError):
         krl_deploy.report(path=tmp_path / "tiny.krl", out=tmp_path / "r.html", samples=-1)
+
+
+def test_the_teacher_is_found_by_the_bundle_alone(results: Path, tmp_path: Path):
+    for name in ("student.krl", "teacher.krl"):
+        shutil.copytree(results / name, tmp_path / name)
+    krl_deploy.report(path=tmp_path / "student.krl", out=tmp_path / "r.html", samples=2)
+    rows = ReadPage(tmp_path / "r.html").table("2 images")
+    assert list(rows[0]) == ["image", "teacher dscnn-0.5", "student fp32", "student int8"]
