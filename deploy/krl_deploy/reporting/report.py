@@ -68,14 +68,14 @@ def _sections(found: Material, config: ReportConfig) -> list[Section]:
 
 
 def _sources(found: Material) -> Section:
-    """Return where each number was measured, and with which command."""
+    """Return the sources of all numbers: command, machine and file."""
     rows = [(item.what, item.command, item.where, found.shown(item.file)) for item in found.notes.sources]
     columns = ("numbers", "command", "measured on", "file")
     return Section("Where each number comes from", [Table("Sources", columns, rows)] if rows else [])
 
 
 def _absent(found: Material) -> Section:
-    """Return what was not measured, and which files could not be used."""
+    """Return the missing measurements with their commands, and the files that could not be used."""
     absent = [(item.what, item.command) for item in found.notes.absent]
     blocks: list[Text | Table] = []
     if absent:

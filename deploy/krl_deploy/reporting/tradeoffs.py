@@ -132,7 +132,7 @@ def _metric(metrics: Mapping[str, Any]) -> str:
 
 
 def _of_manifest(bundle: Bundle, found: Material) -> Iterator[_Measured]:
-    """Yield what export, fp16 and quantize measured on the machine that made the bundle."""
+    """Yield the measurements of export, fp16 and quantize, on the machine that made the bundle."""
     manifest, evidence = bundle.manifest, bundle.manifest.evidence
     seen: set[str] = set()
     for key in ("int8", "fp16"):
