@@ -1,4 +1,4 @@
-"""What conversion and calibration found: parity, the gate's verdict, what stayed in float, and findings of check."""
+"""Findings of conversion and calibration: parity, the gate's verdict, layers in float, and those of check."""
 
 from __future__ import annotations
 

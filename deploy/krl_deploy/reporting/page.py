@@ -70,7 +70,7 @@ def _bundle(bundle: Any) -> dict[str, Any]:
 
 
 def _file(name: str) -> str:
-    return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
+    return resources.files(__package__).joinpath("templates").joinpath(name).read_text("utf-8")
 
 
 def _inlined(script: str) -> str:

@@ -24,7 +24,7 @@ __all__ = ["report"]
 
 _log = logging.getLogger("krl")
 
-_LARGEST_PAGE = 6 << 20  # bytes: what mail programs still attach; plotly alone has 4.8 MB
+_LARGEST_PAGE = 6_000_000  # bytes, of which plotly has 4.8 million: a page that any mail program attaches
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
