@@ -1,6 +1,7 @@
 #!/bin/sh
 # Train a GAN on MNIST and distill it into a student with one thirtieth of its parameters.
-# Measure both on the features of a classifier that this script trains. Nothing is downloaded.
+# Measure both on the features of a classifier that this script trains. Show all that was measured on one page.
+# Nothing is downloaded.
 #
 #   sh examples/05_mnist_generator.sh ROOT OUT [EPOCHS] [LIMIT] [SAMPLES]
 #
@@ -26,7 +27,12 @@ $student --student "$out/first" --loss pixels:weight=3 --loss adversarial --epoc
 $student --student "$out/second" --loss pixels --loss adversarial --epochs 1 \
     --lr 0.0003 --discriminator-lr 0.0004 --discriminator-width 20 --out "$out/student"
 for generator in teacher student; do
-    krl-train evaluate "$out/$generator" --against "$out/teacher" $limit $measure
+    krl-train evaluate "$out/$generator" --against "$out/teacher" $limit $measure --json | tee "$out/$generator.json"
+    krl-deploy export "$out/$generator" -o "$out/$generator.krl"
 done
-krl-deploy export "$out/student" -o "$out/student.krl"
 krl-runtime generate "$out/student.krl" -n 64 --seed 1 --out "$out/digits"
+krl-deploy quantize "$out/student.krl"
+krl-runtime evaluate "$out/teacher.krl"
+krl-runtime evaluate "$out/student.krl"
+krl-deploy compare "$out/student.krl" --layers --json > "$out/compare.json"
+krl-deploy report "$out/student.krl" -o "$out/report.html"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from _helpers.images import SHARED_DATA
+from _helpers.pages import ReadPage
 from _helpers.words import write_sentence_model
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,9 @@ def test_published_teacher(tmp_path: Path) -> None:
     done = _run("sh", str(script), str(data), str(weights), str(tmp_path / "out"), "3", cwd=tmp_path)
     assert "student without teacher" in done.stdout
     assert (tmp_path / "out" / "resnet8.krl" / "model.int8.onnx").is_file()
+    page = ReadPage(tmp_path / "out" / "report.html")
+    assert list(page.table("12 images")[0])[1:] == ["teacher resnet56", "student fp32", "student int8"]
+    assert {"compare.json", "layers.json", "check.json"} <= {row["file"] for row in page.table("Sources")}
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "flowers128").is_dir(), reason="the shared data is not here")
@@ -116,6 +120,8 @@ def test_generator(tmp_path: Path) -> None:
     done = _run("sh", str(script), str(SHARED_DATA), str(tmp_path / "out"), "1", "640", "200", cwd=tmp_path)
     assert done.stdout.count("fid_floor") == 2
     assert len(list((tmp_path / "out" / "digits").glob("*.png"))) == 65  # and the grid of all
+    page = ReadPage(tmp_path / "out" / "report.html")
+    assert len(page.images) == 3  # grids of the teacher, of the student, and in INT8
 
 
 def test_digits_from_descriptions(tmp_path: Path) -> None:

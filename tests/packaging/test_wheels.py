@@ -30,6 +30,7 @@ COMMANDS = {
         "build-engine",
         "inspect-engine",
         "refit",
+        "report",
         "package",
     ),
     "krl-runtime": ("classify", "index", "search", "info", "selftest", "tune", "bench", "serve", "doctor"),

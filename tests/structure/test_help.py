@@ -15,7 +15,7 @@ COMMANDS = [
         ("krl_deploy", [name])
         for name in (
             *("export", "import", "fp16", "quantize", "check", "compare"),
-            *("build-engine", "inspect-engine", "refit", "package"),
+            *("build-engine", "inspect-engine", "refit", "report", "package"),
         )
     ),
 ]

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = [
-    "Absent",
-    "Block",
-    "Gallery",
-    "Node",
-    "Notes",
-    "Plot",
-    "Section",
-    "Shown",
-    "Source",
-    "Table",
-    "Text",
-    "Tree",
-    "kept",
-]
+__all__ = ["Absent", "Block", "Gallery", "Node", "Notes", "Plot", "Section", "Shown", "Source", "Table", "Text", "Tree"]
 
 _NUMBER = re.compile(r"-?[\d.,]+(e-?\d+)?( ?%)?( ± [\d.]+)?")
 
@@ -185,12 +171,17 @@ class Absent:
 
 @dataclass
 class Notes:
-    """What the sections found and missed, for the two last sections."""
+    """Sources of numbers, and missing measurements, that the sections collect for the last ones.
+
+    Attributes:
+        sources: Where numbers come from.
+        absent: Missing measurements.
+        skipped: Files that could not be used, and why.
+    """
 
     sources: list[Source] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Files that could not be used, and why."""
 
     def measured(self, what: str, command: str, where: str, file: object) -> None:
         """Note where numbers come from."""
@@ -202,8 +193,3 @@ class Notes:
         """Note what is absent, and the command that makes it."""
         if Absent(what, command) not in self.absent:
             self.absent.append(Absent(what, command))
-
-
-def kept(blocks: Iterable[Block | None]) -> list[Block]:
-    """Return the blocks that there are."""
-    return [block for block in blocks if block is not None]

@@ -18,7 +18,7 @@ __all__ = ["devices_section"]
 
 
 def devices_section(bundle: Bundle, found: Material) -> Section:
-    """Return what devices measured of a bundle."""
+    """Return the measurements of devices: engines, tuning, profiles and benchmarks of a bundle."""
     name = bundle.path.name
     engines, tuned, profiled = (list(part(bundle, found)) for part in (_engines, _tuning, _profiles))
     benches = [block for item in found.about(bundle, "bench") for block in found.attempt(item, _bench, bundle)]

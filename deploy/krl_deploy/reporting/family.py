@@ -52,6 +52,7 @@ def _run(run: RunFile, runs: dict[str, RunFile], parent: dict[str, str | None], 
         str(model.get("name", values.get("task", ""))),
         *figures(values.get("metrics") or {}),
         *([f"data {Path(data['source']).name}"] if isinstance(data.get("source"), str) else []),
+        *(f"starts from {runs[each].path.name}" for each in run.parents[1:] if each in runs),
         f"made by {command}",
     ]
     return Node(_role(command, derived), run.path.name, facts, tuple(children))

@@ -1,4 +1,4 @@
-"""What conversion and calibration found: parity, the gate's verdict, what stayed in float, and findings of check."""
+"""Findings of conversion and calibration: parity, the gate's verdict, layers in float, and those of check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 
-from .blocks import Block, Section, Table
+from .blocks import Block, Section, Table, Text
 from .gather import Document, Material
 from .words import machine_of, number
 
@@ -24,13 +25,18 @@ def findings_section(bundle: Bundle, found: Material) -> Section:
     for key, verb in (("fp32", "export"), ("fp16", "fp16"), ("int8", "quantize")):
         part = evidence.get(key)
         if isinstance(part, Mapping):
-            command = f"krl-deploy {verb} {name}"
+            command, images = f"krl-deploy {verb} {name}", part.get("images") or {}
+            where = ", ".join(
+                filter(None, (_counted(images), machine_of(part["machine"]) if part.get("machine") else "in torch"))
+            )
+            found.notes.measured(f"{_TITLES[key]} of {name}", command, where, bundle.path / MANIFEST)
             rows = [(title, text) for title, text in _facts(part) if text]
             blocks.append(Table(_TITLES[key], ("finding", "value"), rows, command))
             if key == "int8":
                 blocks += _kept_float(part, command)
-        elif key in _MAKERS:
-            found.notes.missing(f"{key.upper()} variant of {name}", _MAKERS[key].format(name))
+        elif key != "fp32":
+            data = "" if bundle.manifest.task == "generation" else " --data DATA"
+            found.notes.missing(f"{key.upper()} variant of {name}", f"krl-deploy {verb} {name}{data}")
     checks = [block for item in _checks(bundle, found) for block in found.attempt(item, _check, bundle)]
     if not checks:
         found.notes.missing(
@@ -41,7 +47,6 @@ def findings_section(bundle: Bundle, found: Material) -> Section:
 
 
 _TITLES = {"fp32": "Export", "fp16": "FP16", "int8": "Calibration and INT8"}
-_MAKERS = {"fp16": "krl-deploy fp16 {}", "int8": "krl-deploy quantize {} --data DATA"}
 
 
 def _facts(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -56,7 +61,7 @@ def _facts(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "equalized activations", number(part.get("equalized_activations"))
         yield "biases corrected", "yes" if part.get("bias_correction") else "no"
     if images:
-        yield "judged on", f"{images['count']} images of {images['data']}"
+        yield "judged on", _counted(images)
     if "judged" in part:
         yield "verdict of the gate", "accepted" if part["judged"] else "accepted without being judged"
     yield "doubts", "; ".join(part.get("doubts") or ())
@@ -71,6 +76,10 @@ def _facts(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "how it was measured", str(part.get("measured") or "")
     if part.get("machine"):
         yield "machine", machine_of(part["machine"])
+
+
+def _counted(images: Mapping[str, Any]) -> str:
+    return f"{images['count']} images of {images['data']}" if images else ""
 
 
 def _kept_float(part: Mapping[str, Any], command: str) -> Iterator[Block]:
@@ -103,4 +112,4 @@ def _check(item: Document, bundle: Bundle, found: Material) -> Iterator[Block]:
     counts = ", ".join(f"{count} {severity}" for severity, count in values["counts"].items() if count)
     caption = f"Findings for {target}: {counts or 'none'}"
     columns = ("severity", "rule", "variant", "nodes", "why", "what to do")
-    yield Table(caption, columns, rows or [("none", "", "", "", "", "")], command)
+    yield Table(caption, columns, rows, command) if rows else Text(f"No findings for {target}, by {command}.")

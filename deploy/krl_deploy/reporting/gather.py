@@ -23,7 +23,7 @@ __all__ = ["Document", "Material", "RunFile", "gather"]
 _DEPTH = 4  # folders below the given one: OUT/STUDY/METHOD/SEED is the deepest that krl writes
 _MOST_FILES = 20_000  # entries that are looked at: a folder of images was given where a folder of results was meant
 _MOST_BYTES = 64 << 20  # of one JSON file: the confusion matrices of 1,000 classes on ten backends have 30 MB
-_MOST_BUNDLES = 32  # each has sections of its own
+_MOST_BUNDLES = 32  # each has sections of its own, and no more than that is read by a person
 _RUN = "run.json"
 _RUN_KIND = "krl-run"
 _PROFILE_KIND = "krl latency profile"
@@ -149,12 +149,11 @@ class Material:
 
     def teacher_of(self, bundle: Bundle) -> Bundle | None:
         """Return the bundle of the teacher of a bundle's network, if there is one."""
-        parents = {str(bundle.manifest.source.get("parent_sha256"))}
-        for run in self.runs:
-            if run.sha256 and run.sha256 == bundle.manifest.source.get("weights_sha256"):
-                parents |= set(run.parents)
-        known = [*self.bundles, *self.relatives]
-        return next((each for each in known if str(each.manifest.source.get("weights_sha256")) in parents), None)
+        source = bundle.manifest.source
+        own = [run for run in self.runs if run.sha256 and run.sha256 == source.get("weights_sha256")]
+        parents = [source.get("parent_sha256"), *(sha256 for run in own for sha256 in run.parents)]
+        by_hash = {each.manifest.source.get("weights_sha256"): each for each in [*self.bundles, *self.relatives]}
+        return next((by_hash[sha256] for sha256 in parents if sha256 and sha256 in by_hash), None)
 
 
 def gather(path: Path) -> Material:
@@ -212,6 +211,8 @@ def _add(found: Material, path: Path) -> None:
     """Read one bundle, run or file; a faulty one is noted with its fault."""
     try:
         if path.is_dir():
+            if len(found.bundles) == _MOST_BUNDLES:
+                raise DataError(f"{_MOST_BUNDLES} bundles are on the page already; give this one alone")
             found.bundles.append(Bundle.open(path))
             return
         values = _read(path)
@@ -288,7 +289,7 @@ def _restrict(found: Material, given: Bundle) -> None:
 
 
 def _evaluations(bundle: Bundle) -> Iterator[Document]:
-    """Yield what was measured of a bundle on this device and on boards."""
+    """Yield the evaluations of a bundle on this device and on boards."""
     boards = bundle.path.with_name(f"{bundle.path.name}.boards")
     places = {"": bundle.path}
     if boards.is_dir():

@@ -18,13 +18,13 @@ from .words import number
 __all__ = ["layers_section"]
 
 _PLANS = ("plan.json", "plan.fp16.json")
-_MOST_BARS = 60  # layers of a plot: more are no longer told apart, and the table below has all
+_MOST_BARS = 60  # layers of a plot: more have no readable names, and the table below has all
 _MOST_ROWS = 600  # layers of a table: enough for the deepest networks that krl trains, and bounded for third-party ones
 _HIGHEST_DB = 100.0  # in a plot: above it nothing is to be seen, and equal values have 200
 
 
 def layers_section(bundle: Bundle, found: Material) -> Section:
-    """Return what is known of the layers of a bundle."""
+    """Return the precision, sensitivity, numeric gap and time of each layer of a bundle, as far as they are known."""
     name = bundle.path.name
     blocks: list[Block] = []
     for kind, show, what, command in (
@@ -48,9 +48,9 @@ def layers_section(bundle: Bundle, found: Material) -> Section:
             found.notes.missing(f"{what} of {name}", command.format(name))
     sensitivities = list(_sensitivities(bundle, found))
     if not sensitivities:
-        found.notes.missing(
-            f"sensitivity of each layer of {name} to INT8", f"krl-deploy quantize {name} --mixed-precision --data DATA"
-        )
+        data = "" if bundle.manifest.task == "generation" else " --data DATA"
+        command = f"krl-deploy quantize {name} --mixed-precision{data}"
+        found.notes.missing(f"sensitivity of each layer of {name} to INT8", command)
     blocks = [*sensitivities, *blocks]
     return Section(f"Layers of {name}", blocks)
 

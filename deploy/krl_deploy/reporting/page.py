@@ -45,8 +45,7 @@ def render(title: str, sections: Sequence[Section], found: Material) -> bytes:
         lstrip_blocks=True,
     )
     plots = [block for section in sections for block in section.blocks if isinstance(block, Plot)]
-    # Before </script> of the library, which has none, and of the page's own script.
-    scripts = [get_plotlyjs(), _file("report.js")] if plots else [_file("report.js")]
+    scripts = [_inlined(script) for script in ([get_plotlyjs()] if plots else []) + [_file("report.js")]]
     page = environment.get_template("report.html").render(
         title=title,
         sections=sections,
@@ -71,7 +70,12 @@ def _bundle(bundle: Any) -> dict[str, Any]:
 
 
 def _file(name: str) -> str:
-    return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
+    return resources.files(__package__).joinpath("templates").joinpath(name).read_text("utf-8")
+
+
+def _inlined(script: str) -> str:
+    """Return a script as it may stand in a page: without its end tag, and with the line ends that browsers hash."""
+    return script.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -144,7 +144,7 @@ def heat_map(label: str, labels: Sequence[str], counts: Sequence[Sequence[int]])
         "text": [list(row) for row in counts],
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, "#f4f6f8"], [0.5, "#5b9bd5"], [1, "#0b3d78"]],
+        "colorscale": [[0, "#f4f6f8"], [0.5, "#8fbce6"], [1, "#0b3d78"]],
         "hovertemplate": "true %{y}<br>predicted %{x}<br>%{text} images, %{z:.1%} of the class<extra></extra>",
         "showscale": False,
         "xgap": 1,

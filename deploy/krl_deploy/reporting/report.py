@@ -24,7 +24,7 @@ __all__ = ["report"]
 
 _log = logging.getLogger("krl")
 
-_LARGEST_PAGE = 6 << 20  # bytes: what mail programs still attach; plotly alone has 4.8 MB
+_LARGEST_PAGE = 6_000_000  # bytes, of which plotly has 4.8 million: a page that any mail program attaches
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
@@ -68,14 +68,14 @@ def _sections(found: Material, config: ReportConfig) -> list[Section]:
 
 
 def _sources(found: Material) -> Section:
-    """Return where each number was measured, and with which command."""
+    """Return the sources of all numbers: command, machine and file."""
     rows = [(item.what, item.command, item.where, found.shown(item.file)) for item in found.notes.sources]
     columns = ("numbers", "command", "measured on", "file")
     return Section("Where each number comes from", [Table("Sources", columns, rows)] if rows else [])
 
 
 def _absent(found: Material) -> Section:
-    """Return what was not measured, and which files could not be used."""
+    """Return the missing measurements with their commands, and the files that could not be used."""
     absent = [(item.what, item.command) for item in found.notes.absent]
     blocks: list[Text | Table] = []
     if absent:

@@ -158,7 +158,7 @@ def _images(bundle: Bundle, config: ReportConfig) -> Iterator[_Sample]:
 
 
 def _result(model: Any, bundle: Bundle, sample: _Sample) -> Any:
-    """Return what a model says of a sample; ``None`` where its inputs are others, and an error where it has none."""
+    """Return the result of a model for a sample: ``None`` if it takes other inputs, or the error that it raised."""
     try:
         if sample.source is not None:
             return model(sample.source)
@@ -189,13 +189,13 @@ def _shown(result: Any, expected: str, reference: Any) -> Shown:
 
 
 def _restored(bundle: Bundle, columns: Sequence[_Column], config: ReportConfig) -> Gallery:
-    """Return golden inputs of a restorer beside what each model makes of them."""
+    """Return golden inputs of a restorer beside the outputs of each model."""
     own = [column for column in columns if column.bundle.manifest.inputs == bundle.manifest.inputs]
     arrays = golden_arrays(bundle)[bundle.manifest.inputs[0].name][: max(1, config.samples // len(own))]
     rows = [[Shown("input", _of_pixels(pixels), f"input {index + 1}")] for index, pixels in enumerate(arrays)]
     reference: list[npt.NDArray[np.uint8]] = []
     for column, model in _each(own):
-        images = [_whole(model.restore_planes(pixels[None])[0]) for pixels in arrays]
+        images = [_whole(model.restore_planes(pixels)) for pixels in arrays]
         if column.bundle is bundle and not reference:
             reference = images
         for index, image in enumerate(images):

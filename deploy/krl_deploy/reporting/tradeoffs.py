@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from krl_runtime.bundle import Bundle
-from krl_runtime.bundle.names import MANIFEST
 
 from .blocks import Block, Plot, Section, Table, Text
 from .gather import Document, Material, RunFile
@@ -133,20 +132,14 @@ def _metric(metrics: Mapping[str, Any]) -> str:
 
 
 def _of_manifest(bundle: Bundle, found: Material) -> Iterator[_Measured]:
-    """Yield what export, fp16 and quantize measured on the machine that made the bundle."""
+    """Yield the measurements of export, fp16 and quantize, on the machine that made the bundle."""
     manifest, evidence = bundle.manifest, bundle.manifest.evidence
     seen: set[str] = set()
-    for command, key in (("quantize", "int8"), ("fp16", "fp16")):
+    for key in ("int8", "fp16"):
         part = evidence.get(key)
         if not isinstance(part, Mapping):
             continue
         where = f"{part['images']['count']} images of {part['images']['data']}; {machine_of(part.get('machine') or {})}"
-        found.notes.measured(
-            f"accuracy of the {key.upper()} variant of {bundle.path.name} beside FP32",
-            f"krl-deploy {command} {bundle.path.name}",
-            where,
-            bundle.path / MANIFEST,
-        )
         for name, scores in part["scores"].items():
             if name in seen or f"model.{name}.onnx" not in manifest.files:
                 continue
