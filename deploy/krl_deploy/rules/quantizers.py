@@ -84,6 +84,14 @@ def _counts(view: View, node: NodeProto) -> Iterator[Finding]:
     axis = int(attribute(node, "axis", 1))
     if not -len(shape) <= axis < len(shape):
         yield _COUNT.at(node.name, node.op_type, f"its axis is {axis}; its input has {len(shape)} axes")
+    elif scale.ndim > 1:  # blocks, along the axis alone
+        fits = scale.ndim == len(shape) and all(
+            isinstance(size, str) or other == axis % len(shape) or size == scale.shape[other]
+            for other, size in enumerate(shape)
+        )
+        if not fits:
+            why = f"its scales have the shape {list(scale.shape)}, its input {list(shape)}"
+            yield _COUNT.at(node.name, node.op_type, why)
     elif isinstance(shape[axis], int) and shape[axis] != scale.size:
         yield _COUNT.at(node.name, node.op_type, f"it has {scale.size} scales for {shape[axis]} values of axis {axis}")
 

@@ -214,6 +214,9 @@ def _axis(view: View, node: NodeProto) -> Iterator[str]:
 def _axes(view: View, node: NodeProto) -> Iterator[str]:
     """Check the axes of a node, which ``Unsqueeze`` counts in its output."""
     given = _values(view, node, 3 if node.op_type == "Slice" else 1)
+    if given is not None and given.ndim != 1:
+        yield f"its axes are a tensor of {given.ndim} axes; accepted: 1"
+        return
     axes = attribute(node, "axes", []) if given is None else [int(axis) for axis in given.ravel()]
     rank = len(known_shape(view, node.input[0]) or ())
     rank += len(axes) if node.op_type == "Unsqueeze" and rank else 0
@@ -222,6 +225,15 @@ def _axes(view: View, node: NodeProto) -> Iterator[str]:
         yield f"its axis is {outside[0]}; accepted: {-rank} to {rank - 1}"
     elif rank and len({axis % rank for axis in axes}) < len(axes):
         yield f"its axes {axes} name one twice"
+
+
+def _slice(view: View, node: NodeProto) -> Iterator[str]:
+    shapes = [known_shape(view, name) for name in node.input[1:] if name]
+    counts = {shape[0] for shape in shapes if shape is not None and len(shape) == 1 and shape[0] is not None}
+    if len(counts) > 1:
+        yield f"its starts, ends, axes and steps have {' and '.join(map(str, sorted(counts)))} values"
+    else:
+        yield from _axes(view, node)
 
 
 def _counts(view: View, node: NodeProto) -> Iterator[str]:
@@ -295,8 +307,11 @@ def _einsum(view: View, node: NodeProto) -> Iterator[str]:
 
 def _product(view: View, node: NodeProto) -> Iterator[str]:
     one, two = (known_shape(view, name) for name in node.input[:2])
-    if one and two and len(one) > 1 and len(two) > 1 and None not in (one[-1], two[-2]) and one[-1] != two[-2]:
-        yield f"its factors have the shapes {_shown(one)} and {_shown(two)}"
+    if not one or not two or len(one) < 2 or len(two) < 2:
+        return
+    inner = one[-2] if attribute(node, "transA", 0) else one[-1], two[-1] if attribute(node, "transB", 0) else two[-2]
+    if None not in inner and inner[0] != inner[1]:
+        yield f"its factors of the shapes {_shown(one)} and {_shown(two)} have {inner[0]} and {inner[1]} values to sum"
 
 
 def _times(size: int | None, factor: int) -> int | None:
@@ -339,6 +354,7 @@ _RULES: Final[dict[str, Callable[[View, NodeProto], Iterator[str]]]] = {
     "Expand": _counts,
     "GRU": _recurrent,
     "GatherElements": _elements,
+    "Gemm": _product,
     "GroupNormalization": _grouped_scales,
     "InstanceNormalization": _channel_scales,
     "LSTM": _recurrent,
@@ -357,7 +373,7 @@ _RULES: Final[dict[str, Callable[[View, NodeProto], Iterator[str]]]] = {
     "Resize": _resize,
     "ScatterElements": _elements,
     "ScatterND": _scattered,
-    "Slice": _axes,
+    "Slice": _slice,
     "SpaceToDepth": _blocks,
     "Squeeze": _axes,
     "Tile": _counts,

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, compose, helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from _helpers.planted import findings, one
 from _helpers.required import real_rtx
@@ -46,6 +46,15 @@ def scales_given():
     ]
     graph = helper.make_graph(nodes, "g", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def scaled(scales):
+    model = of("Mul", ROWS, {"d": floats(8)})
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s"], ["d"], name="scaled", axis=1))
+    del model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 8), np.int8), "q"))
+    model.graph.initializer.append(numpy_helper.from_array(scales, "s"))
+    return model
 
 
 def sequence():
@@ -129,6 +138,16 @@ WRONG_AND_RIGHT = {
     "an axis of LpNormalization": (of("LpNormalization", ROWS, axis=2), of("LpNormalization", ROWS, axis=-2)),
     "an axis of CumSum": (of("CumSum", ROWS, {"a": np.int64(2)}), of("CumSum", ROWS, {"a": np.int64(-2)})),
     "an even window": (of("LRN", IMAGE, size=4), of("LRN", IMAGE, size=15)),
+    "axes of two axes": (of("Unsqueeze", ROWS, {"a": whole([0])}), of("Unsqueeze", ROWS, {"a": whole(0, 3)})),
+    "starts and axes": (
+        of("Slice", ROWS, {"s": whole(0, 0), "e": whole(1, 1), "a": whole(1)}),
+        of("Slice", ROWS, {"s": whole(0), "e": whole(1), "a": whole(1)}),
+    ),
+    "factors of a Gemm": (
+        of("Gemm", ROWS, {"w": floats(8, 3)}, transB=1),
+        of("Gemm", ROWS, {"w": floats(3, 8)}, transB=1),
+    ),
+    "scales of two axes": (scaled(floats(1, 8)), scaled(floats(8))),
     "a negative size": (of("Expand", ROWS, {"s": whole(-1, 8)}), of("Expand", ROWS, {"s": whole(3, 1, 8)})),
     "a negative repeat": (of("Tile", ROWS, {"r": whole(-1, 1)}), of("Tile", ROWS, {"r": whole(1, 2)})),
     "more than there are": (
