@@ -29,7 +29,7 @@ def heat_colors(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     colors = np.array(_COLORS, np.float64)
     places = np.linspace(0, 1, len(colors))
     channels = [np.interp(values, places, colors[:, channel]) for channel in range(3)]
-    return np.stack(channels, -1).round().astype(np.uint8)
+    return np.asarray(np.stack(channels, -1).round(), np.uint8)
 
 
 def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

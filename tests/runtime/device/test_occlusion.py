@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -131,3 +132,30 @@ def test_overlay_leaves_pixels_without_heat_gray():
     assert np.ptp(shown[2, 3]) > 0
     lightness = heat_colors(np.linspace(0, 1, 50)) @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(lightness) > 0).all()
+
+
+def test_inputs_beside_the_image_stay_as_they_are():
+    """A stand-in for a model with attributes: the second class has the brightness of one pixel plus the attribute."""
+    sizes = []
+
+    def run(batch):
+        assert (batch["attributes"] == 0.25).all()
+        sizes.append(len(batch["pixels"]))
+        second = batch["pixels"][:, 0, 9, 9] / 255 + batch["attributes"][:, 0]
+        return {"logits": np.stack([np.zeros(len(second)), second], 1).astype(np.float32)}
+
+    model = SimpleNamespace(
+        prepare=lambda _: {"pixels": np.full((1, 14, 14), 250, np.uint8), "attributes": np.float32([0.25])},
+        run=run,
+        logits=lambda batch: run(batch)["logits"],
+        interpret_outputs=lambda outputs, top_k: [SimpleNamespace(index=1, score=1 / (1 + np.exp(-250 / 255 - 0.25)))],
+        output_kind="logits",
+        preprocessing=SPEC,
+        bundle=SimpleNamespace(batch_limit=5),
+    )
+    found = krl_runtime.explain(model, {"image": "a.png", "size": 0.25}, patch=2, stride=2)
+    hit = np.argwhere(found.drops > 1e-6)
+    assert hit.tolist() == [[4, 4]]
+    assert sizes[0] == 1
+    assert max(sizes) == 5
+    assert sum(sizes) == 1 + 49

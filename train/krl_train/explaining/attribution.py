@@ -40,7 +40,7 @@ class Attribution:
     def shown_gradients(self) -> npt.NDArray[np.float32]:
         """Return the size of the integrated gradients, without what single pixels have beyond all others."""
         size = np.abs(self.gradients)
-        return np.minimum(size, np.float32(np.percentile(size, _OUTLIERS)))
+        return np.asarray(np.minimum(size, np.percentile(size, _OUTLIERS)), np.float32)
 
 
 class Attributor:
