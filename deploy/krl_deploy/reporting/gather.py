@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.names import MANIFEST
@@ -16,7 +16,7 @@ from krl_runtime.device.profiles import Profile
 from krl_runtime.errors import DataError, KrlError, UsageError
 from krl_runtime.progress import progress
 
-from .blocks import Block, Notes
+from .blocks import Notes
 
 __all__ = ["Document", "Material", "RunFile", "gather"]
 
@@ -98,8 +98,9 @@ class RunFile:
         return [str(each["weights_sha256"]) for each in named if each.get("weights_sha256")]
 
 
-Show: TypeAlias = "Callable[[Document, Bundle, Material], Iterable[Block]]"
-"""From a result about a bundle to the blocks that show it."""
+_Part = TypeVar("_Part")
+Show: TypeAlias = "Callable[[Document, Bundle, Material], Iterable[_Part]]"
+"""From a result about a bundle to the parts of the page that show it."""
 
 
 @dataclass
@@ -138,13 +139,23 @@ class Material:
         except (OSError, ValueError):
             return given.name
 
-    def attempt(self, item: Document, show: Show, bundle: Bundle) -> list[Block]:
-        """Return the blocks of a result; a result that another program changed is noted with its fault."""
+    def attempt(self, item: Document, show: Show[_Part], bundle: Bundle) -> list[_Part]:
+        """Return the parts of a result; a result that another program changed is noted with its fault."""
+        return self.guarded(lambda: show(item, bundle, self), item.path, f"a result of {item.kind}")
+
+    def guarded(self, make: Callable[[], Iterable[_Part]], file: Path, form: str) -> list[_Part]:
+        """Return parts of the page; if the values of a file have not the form that krl writes, that is noted instead.
+
+        Args:
+            make: Yields the parts.
+            file: The file that they are from.
+            form: Form of the file, in words.
+        """
         try:
-            return list(show(item, bundle, self))
+            return list(make())
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            fault = f"it has not the form of a result of {item.kind} ({type(error).__name__}: {error}); write it again"
-            self.notes.skipped.append((str(item.path), fault))
+            fault = f"it has not the form of {form} ({type(error).__name__}: {error}); write it again"
+            self.notes.skipped.append((str(file), fault))
             return []
 
     def teacher_of(self, bundle: Bundle) -> Bundle | None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 from krl_runtime.errors import require
 from krl_runtime.files import write_atomic
 
@@ -57,14 +61,14 @@ def report(config: ReportConfig) -> dict[str, Any]:
 def _sections(found: Material, config: ReportConfig) -> list[Section]:
     made = [family_section(found), tradeoffs_section(found)]
     for bundle in found.bundles:
-        made += [
-            samples_section(bundle, found, config),
-            confusions_section(bundle, found),
-            layers_section(bundle, found),
-            findings_section(bundle, found),
-            devices_section(bundle, found),
-        ]
+        made.append(samples_section(bundle, found, config))
+        for section in (confusions_section, layers_section, findings_section, devices_section):
+            made += found.guarded(partial(_alone, section, bundle, found), bundle.path / MANIFEST, "evidence")
     return [*made, _sources(found), _absent(found)]
+
+
+def _alone(section: Callable[[Bundle, Material], Section], bundle: Bundle, found: Material) -> list[Section]:
+    return [section(bundle, found)]
 
 
 def _sources(found: Material) -> Section:

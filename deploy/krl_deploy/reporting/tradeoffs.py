@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from krl_runtime.bundle import Bundle
+from krl_runtime.bundle.names import MANIFEST
 
 from .blocks import Block, Plot, Section, Table, Text
 from .gather import Document, Material, RunFile
@@ -63,11 +65,15 @@ class _Measured:
 
 def tradeoffs_section(found: Material) -> Section:
     """Return plots of accuracy against latency and size, and one table of all points."""
-    measured = [item for bundle in [*found.relatives, *found.bundles] for item in _of_bundle(bundle, found)]
-    bundles = [*found.bundles, *found.relatives]
+    bundles = [*found.relatives, *found.bundles]
+    measured = [
+        item
+        for bundle in bundles
+        for item in found.guarded(partial(_of_bundle, bundle, found), bundle.path / MANIFEST, "evidence")
+    ]
     bundled, tasks = ({each(bundle) for bundle in bundles} for each in (_weights, _task))
     runs = [run for run in found.runs if (run.sha256 not in bundled and run.values.get("task") in tasks) or not tasks]
-    measured += [item for run in runs for item in _of_run(run, found)]
+    measured += [item for run in runs for item in found.guarded(partial(_of_run, run, found), run.path, "a run")]
     if not measured:
         return Section("Accuracy, latency and size", [])
     blocks: list[Block] = [plot for plot in (_plot(measured, "latency"), _plot(measured, "size")) if plot is not None]
@@ -84,7 +90,7 @@ def _of_bundle(bundle: Bundle, found: Material) -> Iterator[_Measured]:
             reason = f"it was measured of another state of {bundle.path.name}; run krl-runtime evaluate again"
             found.notes.skipped.append((str(item.path), reason))
     for item in current:
-        yield from _of_evaluation(bundle, item, found)
+        yield from found.attempt(item, _of_evaluation, bundle)
     if not current:
         argument = "" if bundle.manifest.task == "generation" else " DATA"
         found.notes.missing(
@@ -94,7 +100,7 @@ def _of_bundle(bundle: Bundle, found: Material) -> Iterator[_Measured]:
         yield from _of_manifest(bundle, found)
 
 
-def _of_evaluation(bundle: Bundle, item: Document, found: Material) -> Iterator[_Measured]:
+def _of_evaluation(item: Document, bundle: Bundle, found: Material) -> Iterator[_Measured]:
     values = item.values
     where = ", ".join(filter(None, (item.board, machine_of(values["device"]))))
     found.notes.measured(
@@ -128,7 +134,7 @@ def _of_evaluation(bundle: Bundle, item: Document, found: Material) -> Iterator[
 
 
 def _metric(metrics: Mapping[str, Any]) -> str:
-    return next((name for name in _METRICS if metrics.get(name) is not None), "")
+    return next((name for name in _METRICS if isinstance(metrics.get(name), int | float)), "")
 
 
 def _of_manifest(bundle: Bundle, found: Material) -> Iterator[_Measured]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -288,3 +289,46 @@ def test_the_teacher_is_found_by_the_bundle_alone(results: Path, tmp_path: Path)
     krl_deploy.report(path=tmp_path / "student.krl", out=tmp_path / "r.html", samples=2)
     rows = ReadPage(tmp_path / "r.html").table("2 images")
     assert list(rows[0]) == ["image", "teacher dscnn-0.5", "student fp32", "student int8"]
+
+
+def damaged(value, rng, depth=0):
+    """Return JSON with one value, somewhere in it, in place of another."""
+    if isinstance(value, dict | list) and value and (depth == 0 or rng.random() < 0.8):
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key = keys[rng.integers(len(keys))]
+        copy = value.copy()
+        copy[key] = damaged(value[key], rng, depth + 1)
+        return copy
+    others = (None, "x", -1, [], {}, [1], {"a": 1}, True, 1e999, float("nan"), "<b>")
+    return others[rng.integers(len(others))]
+
+
+@pytest.mark.parametrize(
+    "name", ["compare.json", "layers.json", "check.json", "device.json", "evaluation.json", "run.json"]
+)
+def test_a_damaged_result_never_stops_the_page(results: Path, tmp_path: Path, name: str):
+    shutil.copytree(results / "student.krl", tmp_path / "student.krl")
+    sidecar = json.loads((results / "student.krl.device" / "evaluations.json").read_text())
+    files = {
+        "run.json": json.loads((results / "student" / "run.json").read_text()),
+        "evaluation.json": next(iter(sidecar["evaluations"].values())),
+    }
+    whole = files.get(name) or json.loads((results / name).read_text())
+    rng = np.random.default_rng(7)
+    for number in range(60):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / name).write_text(json.dumps(damaged(whole, rng)))
+    assert len(_report(tmp_path)["skipped"]) >= 2
+
+
+def test_damaged_evidence_never_stops_the_page(results: Path, tmp_path: Path):
+    rng = np.random.default_rng(8)
+    for number in range(30):
+        shutil.copytree(results / "student.krl", tmp_path / f"{number}.krl")
+        bundle = Bundle.open(tmp_path / f"{number}.krl")
+        evidence = bundle.manifest.evidence
+        for _ in range(3):
+            evidence = damaged(evidence, rng)
+        with contextlib.suppress(ValueError):  # numbers that no manifest can have
+            bundle.update({}, evidence=evidence)
+    assert len(_report(tmp_path)["skipped"]) >= 2
