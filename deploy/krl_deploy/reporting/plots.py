@@ -34,8 +34,8 @@ def scatter(
 
     Args:
         label: The plot in words.
-        groups: By the name of the model, in the order of colors, its points, or none: each with ``"x"``, ``"y"``, ``"error"``, ``"precision"``,
-            ``"text"`` and ``"name"``.
+        groups: By the name of the model, in the order of colors, its points, or none. Each has ``"x"``, ``"y"``,
+            ``"error"``, ``"precision"``, ``"text"`` and ``"name"``.
         x: Title of the horizontal axis; less is better.
         y: Title of the vertical axis; the best is at the top.
         more_is_better: Whether its largest value is the best.
