@@ -34,8 +34,8 @@ def scatter(
 
     Args:
         label: The plot in words.
-        groups: By the name of the model its points, each with ``"x"``, ``"y"``, ``"error"``, ``"precision"``,
-            ``"text"`` and ``"name"``.
+        groups: By the name of the model, in the order of colors, its points, or none. Each has ``"x"``, ``"y"``,
+            ``"error"``, ``"precision"``, ``"text"`` and ``"name"``.
         x: Title of the horizontal axis; less is better.
         y: Title of the vertical axis; the best is at the top.
         more_is_better: Whether its largest value is the best.
@@ -43,6 +43,8 @@ def scatter(
     sign = 1 if more_is_better else -1
     traces: list[dict[str, Any]] = [_front([point for points in groups.values() for point in points], sign)]
     for index, (name, unsorted) in enumerate(groups.items()):
+        if not unsorted:  # it keeps its color for the plots that it is in
+            continue
         points = sorted(unsorted, key=lambda point: point["x"])
         errors = [100 * point["error"] if point["error"] else 0 for point in points]
         traces.append(

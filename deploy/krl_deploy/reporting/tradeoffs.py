@@ -216,14 +216,14 @@ def _plot(measured: list[_Measured], against: str) -> Plot | None:
     """Return one of the two plots, of the metric that most points have; nothing with fewer than two points."""
     chosen = _common(measured)
     title, unit = _METRICS.get(chosen, ("", ""))
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {item.model: [] for item in measured}
     for item in measured:
         across = item.latency_ms if against == "latency" else None if item.size is None else item.size / 2**20
         value = item.value
         if item.metric != chosen or value is None or across is None or (unit == "dB" and value > _EQUAL_DB):
             continue
         text = f"{item.model} {item.name}: {_value(item)}, {milliseconds(item.latency_ms)} ms, "
-        groups.setdefault(item.model, []).append(
+        groups[item.model].append(
             {
                 "x": across,
                 "y": 100 * value if unit == "%" else value,

@@ -68,6 +68,12 @@ def test_it_is_readable(opened: Page, width: int, scheme: str):
         "[...document.querySelectorAll('.plot')].every(plot => { const svg = plot.querySelector('svg.main-svg');"
         f"return svg && svg.getBoundingClientRect().width <= {width} && svg.getBoundingClientRect().height > 100; }})"
     )
+    # the legend and the title of an axis do not cover each other, also after the scheme has changed
+    opened.until(
+        "[...document.querySelectorAll('.plot')].every(plot => { const [legend, title] = ['.legend', '.xtitle']"
+        ".map(each => plot.querySelector(each)?.getBoundingClientRect()); return !legend || !title || "
+        "legend.top >= title.bottom - 1 || legend.bottom <= title.top + 1; })"
+    )
     # the texts of plots follow the color scheme
     fill = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
     expected = "rgb(230, 237, 243)" if scheme == "dark" else "rgb(27, 31, 36)"

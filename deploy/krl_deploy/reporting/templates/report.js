@@ -21,8 +21,9 @@
     };
   };
   const draw = (paper) => places.forEach((place) => {
-    const plot = plots[Number(place.dataset.plot)];
-    Plotly.react(place, plot.data, layout(plot, paper), options);
+    // A copy, and drawn anew: the library writes to what it is given, and keeps margins of the plot before.
+    const plot = structuredClone(plots[Number(place.dataset.plot)]);
+    Plotly.newPlot(place, plot.data, layout(plot, paper), options);
   });
 
   if (places.length) {
