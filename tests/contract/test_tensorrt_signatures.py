@@ -104,7 +104,7 @@ MUTATIONS = {
         "runtime/krl_runtime/backends/tensorrt/backend.py",
         'check(engine.create_execution_context(), "no execution context can be made")',
         "engine.create_execution_context()",
-        'Argument 1 to "Lane" has incompatible type "IExecutionContext | None"',
+        '(expression has type "IExecutionContext | None", variable has type "IExecutionContext")',
         (1, 10, 11),
     ),
     "absent method of RTX": (

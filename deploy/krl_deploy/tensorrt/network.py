@@ -29,7 +29,9 @@ def layer_types(network: trt.INetworkDefinition) -> dict[str, int]:
 def described(network: trt.INetworkDefinition) -> list[dict[str, Any]]:
     """Return kind, name, type of the first output and origin of each layer, and whether its inputs are dequantized."""
     quantized = {
-        layer.get_output(0).name: layer.type.name == "DEQUANTIZE" for layer in layers(network) if layer.num_outputs
+        output.name: layer.type.name == "DEQUANTIZE"
+        for layer in layers(network)
+        if (output := layer.get_output(0)) is not None
     }
     found = []
     for layer in layers(network):

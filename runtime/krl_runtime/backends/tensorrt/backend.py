@@ -188,7 +188,7 @@ class TensorRTBackend:
     def _new_lane(self, profiler: trt.IProfiler | None = None) -> Lane:
         engine = check(self._engine, "it is closed; load the bundle again")
         if self._settings is not None:
-            context = cast("Any", self._settings.context())
+            context: trt.IExecutionContext = cast("Any", self._settings.context())
         else:
             context = check(engine.create_execution_context(), "no execution context can be made")
         if profiler is not None:
