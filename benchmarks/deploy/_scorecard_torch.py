@@ -196,7 +196,7 @@ _NEWER = (
     *("topk", "argmax", "norm", "std", "where", "scatter", "gather", "einsum", "double", "half", "one hot", "split"),
     *("index put", "cumsum", "expand", "bitwise", "random"),
 )
-"""What the newer exporter writes as well. It takes seconds for each."""
+"""Exports that the newer exporter writes as well. It takes seconds for each."""
 
 
 def _module(name: str) -> tuple[nn.Module, torch.Tensor]:

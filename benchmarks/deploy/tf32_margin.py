@@ -10,12 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-import onnx
-
-from krl_deploy.data.arrays import batches, feed
-from krl_deploy.graph.session import open_cpu
-from krl_deploy.graph.tf32 import to_tf32
+from krl_deploy.bundles.reference import outputs_in_tf32
 from krl_runtime.bundle import Bundle
 from krl_runtime.bundle.golden import golden_arrays
 from krl_runtime.cli.tables import table
@@ -37,12 +32,8 @@ def main() -> None:
 def measure(bundle: Bundle) -> dict[str, str | float]:
     """Return the error in TF32, and the tolerances with and without it, with their margins."""
     golden, manifest = golden_arrays(bundle), bundle.manifest
-    model = onnx.load_model_from_string(bundle.read(manifest.variants["fp32"].file))
-    session = open_cpu(to_tf32(model).SerializeToString())
     inputs = {spec.name: golden[spec.name] for spec in manifest.inputs}
-    parts = [session.run(None, feed(session, part)) for part in batches(inputs, session.get_inputs()[0].shape[0], 8)]
-    names = [value.name for value in session.get_outputs()]
-    made = {name: np.concatenate(rows) for name, rows in zip(names, zip(*parts, strict=True), strict=True)}
+    made = outputs_in_tf32(bundle.read(manifest.variants["fp32"].file), inputs)
     found = likeness(manifest, made, golden)
     exact, wide = (device_limits(manifest, "fp32", tf32=tf32).tolerance for tf32 in (False, True))
     return {

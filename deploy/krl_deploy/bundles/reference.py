@@ -24,7 +24,7 @@ from krl_runtime.evaluation.golden import content_of, golden_limits, likeness
 from krl_runtime.files import sha256_bytes
 from krl_runtime.images.preprocessing import Preprocessing
 
-__all__ = ["Reference", "check_target", "golden_file", "make_reference", "tensor_spec"]
+__all__ = ["Reference", "check_target", "golden_file", "make_reference", "outputs_in_tf32", "tensor_spec"]
 
 _ROUNDING = 1e-3  # of the largest golden output: sums in another order differ by 1e-5 of it in deep networks
 _BATCH = 8  # golden inputs in a run, whose activations have to fit the memory
@@ -122,6 +122,21 @@ def make_reference(
     return Reference(manifest, files)
 
 
+def outputs_in_tf32(model: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the outputs of an FP32 model by name ``[N, ...]``, with products in simulated TF32; see ``to_tf32``.
+
+    Args:
+        model: The ONNX file.
+        inputs: By name, ``[N, ...]``.
+    """
+    session = open_cpu(to_tf32(onnx.load_model_from_string(model)).SerializeToString())
+    found = [value.name for value in session.get_outputs()]
+    parts = [
+        session.run(None, feed(session, part)) for part in batches(inputs, session.get_inputs()[0].shape[0], _BATCH)
+    ]
+    return {name: np.concatenate(rows) for name, rows in zip(found, zip(*parts, strict=True), strict=True)}
+
+
 def _tf32_limits(
     manifest: Manifest,
     model: bytes,
@@ -129,13 +144,7 @@ def _tf32_limits(
     outputs: Mapping[str, npt.NDArray[np.float32]],
 ) -> dict[str, float]:
     """Return the limits of FP32 in TF32, whose rounding is FP16's; none if the simulation has no finite numbers."""
-    session = open_cpu(to_tf32(onnx.load_model_from_string(model)).SerializeToString())
-    names_of = [value.name for value in session.get_outputs()]
-    parts = [
-        session.run(None, feed(session, part)) for part in batches(inputs, session.get_inputs()[0].shape[0], _BATCH)
-    ]
-    made = {name: np.concatenate(rows) for name, rows in zip(names_of, zip(*parts, strict=True), strict=True)}
-    measured = likeness(manifest, made, outputs)
+    measured = likeness(manifest, outputs_in_tf32(model, inputs), outputs)
     if not np.isfinite(measured.error):
         return {}
     return golden_limits("fp16", measured, {}, content=content_of(manifest))[0]

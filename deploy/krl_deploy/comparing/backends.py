@@ -16,7 +16,7 @@ from krl_deploy.tensorrt.options import BuildOptions
 from krl_runtime.backends.cuda import current_gpu
 from krl_runtime.backends.onnxruntime import open_session
 from krl_runtime.backends.tensorrt.backend import TensorRTBackend
-from krl_runtime.backends.tensorrt.library import rtx_library, tensorrt_library
+from krl_runtime.backends.tensorrt.library import library_of
 from krl_runtime.errors import BackendError, require
 
 from .config import ComparedBackend
@@ -84,7 +84,7 @@ def _open_tensorrt(data: bytes, backend: Literal["tensorrt", "tensorrt-rtx"]) ->
     All tensors that are compared are outputs of the engine, so that it hands them over as they are in the network.
     TensorRT does not fuse over them: an error that only a fusion makes is not seen here.
     """
-    library = rtx_library() if backend == "tensorrt-rtx" else tensorrt_library()
+    library = library_of(backend)
     gpu = current_gpu()
     plans: dict[tuple[tuple[str, tuple[int, ...]], ...], bytes] = {}
 

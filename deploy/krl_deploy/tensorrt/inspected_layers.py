@@ -10,7 +10,7 @@ from typing import Any
 
 from krl_runtime.backends.cuda import current_gpu
 from krl_runtime.backends.tensorrt.engines import cause_against
-from krl_runtime.backends.tensorrt.library import rtx_library, tensorrt_library
+from krl_runtime.backends.tensorrt.library import library_of
 from krl_runtime.bundle import Bundle
 from krl_runtime.errors import NotAvailableError, UsageError
 
@@ -77,7 +77,7 @@ def _of_engine(bundle: Bundle, key: str) -> _Listed:
     engine = bundle.engines[key]
     file = bundle.manifest.variants[engine.variant].file
     try:
-        library = rtx_library() if engine.library == "tensorrt-rtx" else tensorrt_library()
+        library = library_of(engine.library)
         cause = cause_against(bundle, key, library, current_gpu())
     except NotAvailableError as error:
         cause = str(error)

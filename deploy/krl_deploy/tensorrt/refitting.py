@@ -14,7 +14,7 @@ from krl_runtime.backends.cuda import Gpu, current_gpu
 from krl_runtime.backends.tensorrt.backend import TensorRTBackend
 from krl_runtime.backends.tensorrt.calls import attempt, check, refit_engine, tensorrt_logger
 from krl_runtime.backends.tensorrt.engines import cause_against
-from krl_runtime.backends.tensorrt.library import Library, rtx_library, tensorrt_library
+from krl_runtime.backends.tensorrt.library import Library, library_of
 from krl_runtime.backends.tensorrt.registry import BuiltEngine, register_engine
 from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.bundle.golden import golden_arrays
@@ -55,11 +55,12 @@ def refit(config: RefitConfig) -> tuple[dict[str, Any], str]:
     # One without weights takes them whenever it is loaded, and is the same for both.
     plan = donor.engine_bytes(key) if engine.stripped else _with_weights(library, donor.engine_bytes(key), new, key)
     seconds = time.monotonic() - start
+    host_code = engine.version_compatible and not library.rtx
     backend = TensorRTBackend(
         library,
         plan,
         label=key,
-        host_code=engine.version_compatible and not library.rtx,
+        host_code=host_code,
         dla_core=engine.dla_core,
         weights=new if engine.stripped else None,
     )
@@ -72,7 +73,6 @@ def refit(config: RefitConfig) -> tuple[dict[str, Any], str]:
         "refitted_from": {"bundle": donor.manifest.name, "engine": key, "sha256": donor.engine_entry(key).sha256},
         "parity": asdict(parity),
     }
-    host_code = engine.version_compatible and not library.rtx
     registry = register_engine(BuiltEngine(sha256_bytes(plan), library.name, library.version, host_code))
     file = keep_engine(Bundle.open(bundle.path), own, entry, plan, evidence)
     found = {"engine": own, "file": file, "bytes": len(plan), "registry": str(registry), **evidence}
@@ -89,7 +89,7 @@ def _choose(config: RefitConfig, bundle: Bundle, donor: Bundle, gpu: Gpu) -> tup
     if not asked:
         known = ", ".join(donor.engines) or "none"
         raise UsageError(f"bundle {donor.path} has no such engine; it has: {known}")
-    libraries = {name: _library(name) for name in {engine.library for engine in asked.values()}}
+    libraries = {name: library_of(name) for name in {engine.library for engine in asked.values()}}
     causes = {key: _cause(bundle, donor, key, engine, libraries[engine.library], gpu) for key, engine in asked.items()}
     fitting = [key for key, cause in causes.items() if cause is None]
     if len(fitting) == 1:
@@ -98,10 +98,6 @@ def _choose(config: RefitConfig, bundle: Bundle, donor: Bundle, gpu: Gpu) -> tup
         raise UsageError(f"{len(fitting)} engines of {donor.path} fit; choose one with --engine: {', '.join(fitting)}")
     listed = "; ".join(f"{key}: {cause}" for key, cause in causes.items())
     raise UsageError(f"no engine of {donor.path} can be refitted here: {listed}")
-
-
-def _library(name: str) -> Library:
-    return rtx_library() if name == "tensorrt-rtx" else tensorrt_library()
 
 
 def _cause(bundle: Bundle, donor: Bundle, key: str, engine: Engine, library: Library, gpu: Gpu) -> str | None:

@@ -218,9 +218,9 @@ def test_what_would_change(tmp_path, capsys):
     path = tmp_path / "given.onnx"
     path.write_bytes(unread_output().SerializeToString())
     assert main(["check", str(path), "--target", "rtx", "--diff"]) == 1
-    told = capsys.readouterr().out
-    assert "can be fixed" in told
-    assert "-y, mean, deviation = LayerNormalization(x, g)\n+y = LayerNormalization(x, g)" in told
+    shown = capsys.readouterr().out
+    assert "can be fixed" in shown
+    assert "-y, mean, deviation = LayerNormalization(x, g)\n+y = LayerNormalization(x, g)" in shown
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -32,9 +32,9 @@ def test_one_result_for_each_finding(log):
     (run,) = log["runs"]
     assert log["version"] == "2.1.0"
     expected = findings(edited(block(), faulty), TARGET)
-    told = [(item["level"], item["ruleId"], item["message"]["text"]) for item in run["results"]]
-    assert len(told) == len(expected) > 2
-    for (level, rule, text), finding in zip(told, expected, strict=True):
+    found = [(item["level"], item["ruleId"], item["message"]["text"]) for item in run["results"]]
+    assert len(found) == len(expected) > 2
+    for (level, rule, text), finding in zip(found, expected, strict=True):
         assert (level, rule) == (finding.severity, finding.rule)
         assert all(part in text for part in (finding.op, finding.node, finding.why, finding.do))
 

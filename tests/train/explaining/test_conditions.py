@@ -1,4 +1,4 @@
-"""What one condition changes, with a planted generator whose images are known."""
+"""Changes of one condition, with a planted generator whose images are known."""
 
 from __future__ import annotations
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -66,29 +64,13 @@ class _Side:
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the Gram matrices of all layers, those of the stages, and the maps of the stages."""
-        with self._grams() as grams, reading(self._modules(self._taps)) as maps:
+        with reading(self._modules(self.layers), reduce=gram) as grams, reading(self._modules(self._taps)) as maps:
             self.network(*inputs)
         shown = [channels_first(maps[name], tap) for name, tap in self._taps.items()]
         return [grams[name] for name in self.layers], [gram(each) for each in shown], shown
 
     def _modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
         return {name: self.backbone.get_submodule(name) for name in names}
-
-    @contextmanager
-    def _grams(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the Gram matrix of each layer's output, made at once: the outputs themselves need not be kept."""
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-            found[name] = gram(output)
-
-        modules = self._modules(self.layers)
-        handles = [module.register_forward_hook(partial(keep, name)) for name, module in modules.items()]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,19 +59,23 @@ class _Call:
 
 @contextmanager
 def reading(
-    outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module] | None = None
+    outputs: Mapping[str, nn.Module],
+    inputs: Mapping[str, nn.Module] | None = None,
+    *,
+    reduce: Callable[[Any], Any] = lambda output: output,
 ) -> Iterator[dict[str, Any]]:
     """Yield what modules computed in the last forward pass inside the block, by the names given here.
 
     Args:
         outputs: Modules whose output is wanted.
         inputs: Modules whose first input is wanted.
+        reduce: Makes of an output, at once, the smaller thing that is kept of it.
     """
     found: dict[str, Any] = {}
 
     def keep_output(name: str, _: nn.Module, __: Any, output: Any) -> None:
         found.pop(name, None)  # a module that is used twice counts, and stands, where it is used last
-        found[name] = output
+        found[name] = reduce(output)
 
     def keep_input(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
         found[name] = given[0]

@@ -10,7 +10,7 @@ from krl_runtime.bundle import Bundle, Engine
 from krl_runtime.errors import BackendError, NotAvailableError
 
 from .backend import TensorRTBackend
-from .library import Library, LibraryName, rtx_library, tensorrt_library
+from .library import Library, LibraryName, library_of
 from .registry import find_engine
 from .rtx import cache_file
 
@@ -49,7 +49,7 @@ def open_engine(bundle: Bundle, variant: str, name: LibraryName = "tensorrt", de
     if not engines:
         title = "TensorRT-RTX" if rtx else "TensorRT"
         raise NotAvailableError(f"the bundle has no {title} engine of variant {variant}; {build}")
-    library, gpu = rtx_library() if rtx else tensorrt_library(), current_gpu(device)
+    library, gpu = library_of(name), current_gpu(device)
     onnx = bundle.manifest.variants[variant].file
     causes = {key: cause_against(bundle, key, library, gpu) for key in engines}
     fitting = [key for key, cause in causes.items() if cause is None]

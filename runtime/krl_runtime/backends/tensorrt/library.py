@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from krl_runtime.backends.cuda import NoTensorRTError, jetson_release, version_tuple
 from krl_runtime.errors import BackendError, install_command
 
-__all__ = ["MINIMUM_RTX", "MINIMUM_TENSORRT", "Library", "LibraryName", "rtx_library", "tensorrt_library"]
+__all__ = ["MINIMUM_RTX", "MINIMUM_TENSORRT", "Library", "LibraryName", "library_of", "rtx_library", "tensorrt_library"]
 
 LibraryName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 """Name of a library in a manifest."""
@@ -81,6 +81,11 @@ def rtx_library() -> Library:
     if module is None:
         raise NoTensorRTError(f"TensorRT-RTX is not installed here; install it with: {install_command('rtx')}")
     return _checked(Library("tensorrt-rtx", module, module.__version__), MINIMUM_RTX, "")
+
+
+def library_of(name: str) -> Library:
+    """Return the installed library that a manifest names; raises what ``tensorrt_library`` and ``rtx_library`` do."""
+    return rtx_library() if name == "tensorrt-rtx" else tensorrt_library()
 
 
 def _import(names: tuple[str, ...], title: str) -> Any:
