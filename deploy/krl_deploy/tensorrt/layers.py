@@ -209,7 +209,11 @@ def layer_table(layers: Sequence[EngineLayer]) -> str:
         for layer in layers
     ]
     sums = totals(layers)
-    macs = ", ".join(f"{count:,} in {name}" for name, count in sorted(sums["macs"].items())) or "none"
+    counted = [f"{count:,} in {name}" for name, count in sorted(sums["macs"].items())]
+    unknown = sums["unknown_macs"]
+    macs = (
+        ", ".join([*counted, *([f"not known of {unknown} layers, whose sizes are open"] if unknown else [])]) or "none"
+    )
     shown = table(("layer", "kind", "precision", "output", "", "weights", "MACs"), rows)
     return (
         f"{shown}\n\n{sums['layers']} layers, {sums['reformats']} reformats, {sums['weights']:,} weights; MACs: {macs}"

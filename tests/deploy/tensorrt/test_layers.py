@@ -19,7 +19,7 @@ from krl_deploy.cli import main
 from krl_deploy.precision.emit_tensorrt import to_tensorrt
 from krl_deploy.tensorrt.config import BuildEngineConfig
 from krl_deploy.tensorrt.engines import build_engine
-from krl_deploy.tensorrt.layers import EngineLayer, totals
+from krl_deploy.tensorrt.layers import EngineLayer, layer_table, totals
 from krl_runtime.bundle import Bundle
 
 fake = faked(*ALL)
@@ -118,3 +118,4 @@ def test_sums(macs, unknown):
     found = totals(layers)
     assert found["macs"] == {"int8": sum(count or 0 for count in macs)}
     assert (found["weights"], found["unknown_macs"]) == (6, unknown)
+    assert ("not known of 1 layers" in layer_table(layers)) == bool(unknown)
